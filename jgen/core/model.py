@@ -1,0 +1,105 @@
+"""The contract: what every generative model in jgen is.
+
+A model is a record of pure functions over arrays, made by `make(config, images, axis_name)` in its own module. Every
+model is a distribution over uint8 images with values 0 .. levels - 1: `sample` draws from it and `log_prob` scores
+images under it, in nats of discrete probability, so that unlike families stand in one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Tree = Any  # a pytree of arrays
+Roles = dict[str, Tree]  # {role: tree}, such as {"gen": ..., "disc": ...}
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What is inferred from the data, once, before a model is made.
+
+    `levels` is the number of values a pixel takes (2 is binary, 256 is 8 bit); `num_classes` is 0 without labels.
+    """
+
+    height: int
+    width: int
+    channels: int
+    num_classes: int
+    levels: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.height, self.width, self.channels)
+
+    @property
+    def size(self) -> int:
+        """Dimensions of an image: H * W * C."""
+        return self.height * self.width * self.channels
+
+
+class Context(NamedTuple):
+    """What a loss or a sampler may read beside the parameters. It is read-only and has these four fields only.
+
+    step:   int32 scalar, the number of steps taken before this one.
+    ema:    {role: tree}, the moving average of the parameters.
+    extra:  {role: tree}, state that is updated without gradients (batch statistics, codebooks, ...).
+    frozen: {role: tree}, parameters of an earlier run; never copied into the state or the average.
+    """
+
+    step: Any
+    ema: Roles
+    extra: Roles
+    frozen: Roles
+
+
+Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "label": int32 (B,), "index": int32 (B,)}
+LossFn = Callable[[Roles, Context, Any, Batch], tuple[Any, tuple[dict[str, Any], Roles]]]
+
+
+class Phase(NamedTuple):
+    """One alternation of a training step: which roles move, by which loss.
+
+    loss(params, ctx, keys, batch) -> (scalar, (metrics, new_extra)). The loss and the metrics are means over the
+    examples given; `new_extra` holds the roles of `extra` that changed, whole, and is averaged over devices and
+    accumulation steps, so that statistics which are means over examples come out as over the whole batch.
+
+    repeats: how often the phase runs in a step, each time on a batch of its own (WGAN's critic: 5).
+    every:   the phase runs in the steps that are multiples of this number (lazy regularisation: 16).
+    """
+
+    trains: tuple[str, ...]
+    loss: LossFn
+    repeats: int = 1
+    every: int = 1
+
+
+class GenerativeModel(NamedTuple):
+    """A generative model as a record of pure functions. `keys` is always one PRNG key an example, shape (B,).
+
+    name:     the system's name, for messages.
+    images:   the images it is a distribution over.
+    init:     (key, batch) -> (params, extra).
+    phases:   what one training step does, in order.
+    sample:   (params, ctx, keys, label, **options) -> uint8 (B, H, W, C); label int32 (B,), or None without classes.
+    sampling: a frozen dataclass with the default of every option of `sample`.
+    validate: (params, ctx, keys, batch) -> {name: float32 (B,)}, scores an example at the time of validation.
+    log_prob: (params, ctx, keys, images, label) -> float32 (B,), nats an image.
+    likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
+    encode:   (params, ctx, keys, images, label) -> latents.
+    decode:   (params, ctx, keys, latents, label) -> uint8 images.
+    conditional: whether `label` is used.
+    """
+
+    name: str
+    images: ImageSpec
+    init: Callable[..., tuple[Roles, Roles]]
+    phases: tuple[Phase, ...]
+    sample: Callable[..., Any]
+    sampling: Any = None
+    validate: Callable[..., dict[str, Any]] | None = None
+    log_prob: Callable[..., Any] | None = None
+    likelihood: str = "none"
+    encode: Callable[..., Any] | None = None
+    decode: Callable[..., Any] | None = None
+    conditional: bool = False

@@ -1,0 +1,60 @@
+"""The one place that knows of several devices.
+
+Arrays that are the same everywhere (the state, frozen parameters) are passed whole and come back whole; arrays with a
+batch axis are split over the local devices. Nothing else in jgen sees a device axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+AXIS = "devices"
+
+
+def device_count() -> int:
+    """The number of local devices that `pmap` runs on."""
+    return jax.local_device_count()
+
+
+def pmean(tree: Any, axis_name: str | None) -> Any:
+    """Mean over the devices of an axis; integer and key leaves, equal on all of them, stay. No axis: no change."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
+
+
+def pmap(
+    fn: Callable[..., Any],
+    split: tuple[int | None, ...],
+    split_out: int | None,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """`fn` on every local device. Under it, `AXIS` is the name to reduce over.
+
+    Args:
+      split: for each argument the axis that is divided over the devices, or None for an argument that all share.
+        A divided axis has one entry per device: see `shard`.
+      split_out: the axis along which results are stacked, or None for a result that is equal on all devices.
+      donate: the arguments whose memory the result may take over.
+    """
+    return jax.pmap(fn, axis_name=AXIS, in_axes=split, out_axes=split_out, donate_argnums=donate)
+
+
+def replicate(tree: Any) -> Any:
+    """The same arrays placed on every device, as the results of `pmap(..., split_out=None)` are."""
+    return jax.pmap(lambda x: x, axis_name=AXIS, in_axes=None, out_axes=None)(tree)
+
+
+def shard(tree: Any, axis: int = 0) -> Any:
+    """Splits a batch axis of size n into (devices, n / devices). The size must be a multiple of `device_count()`."""
+    devices = device_count()
+    return jax.tree.map(lambda x: x.reshape(*x.shape[:axis], devices, x.shape[axis] // devices, *x.shape[axis + 1 :]), tree)
+
+
+def axis_index() -> Any:
+    """Inside `pmap`: the number of this device."""
+    return jax.lax.axis_index(AXIS)

@@ -1,0 +1,1 @@
+"""The generative models, one file a system, in a folder a family."""

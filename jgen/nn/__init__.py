@@ -1,0 +1,1 @@
+"""Network blocks (flax.linen), NHWC, shared by the systems."""

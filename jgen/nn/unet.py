@@ -1,0 +1,157 @@
+"""The U-Net of denoising diffusion (Ho, Jain & Abbeel 2020, arXiv 2006.11239, appendix B).
+
+Residual blocks with group normalisation and SiLU, self-attention at chosen resolutions, skip connections from every
+block of the way down to its mirror on the way up, and an embedding of the time and the class added in each block.
+Parameter for parameter it is the network that diffusers calls `UNet2DModel`; like that one it pads stride-2
+convolutions evenly, where the paper's code pads at the end only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.errors import require, require_positive
+from jgen.nn.attention import SelfAttention2D
+from jgen.nn.dropout import dropout
+from jgen.nn.embeddings import sinusoidal_embedding
+from jgen.nn.normalization import GroupNorm
+
+
+def conv3x3(features: int, stride: int = 1, zero: bool = False, dtype: Any = jnp.float32, name: str | None = None) -> nn.Conv:
+    """A 3x3 convolution padded by 1, started at zero where `zero` is set."""
+    init = nn.initializers.zeros if zero else nn.linear.default_kernel_init
+    return nn.Conv(features, (3, 3), (stride, stride), padding=1, dtype=dtype, kernel_init=init, name=name)
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm-SiLU-conv, add the embedding, GroupNorm-SiLU-dropout-conv, add the input."""
+
+    features: int
+    groups: int
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """x (B, H, W, C), embedding (B, E) after its SiLU, dropout keys (B,) or None, to (B, H, W, features)."""
+        h = GroupNorm(self.groups, silu=True, name="norm1")(x)
+        h = conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
+        shift = nn.Dense(self.features, dtype=self.dtype, name="embedding")(embedding)
+        h = h + shift[:, None, None, :]
+        h = dropout(GroupNorm(self.groups, silu=True, name="norm2")(h), keys, self.dropout_rate)
+        h = conv3x3(self.features, zero=True, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class UNet(nn.Module):
+    """(x (B, H, W, C), t (B,), label (B,) or None, dropout keys (B,) or None) to float32 (B, H, W, out_channels).
+
+    channels:    width of each level, from the full resolution down, each half as high and wide as the one before.
+    attention:   the heights of feature maps at which every block is followed by self-attention; the middle always is.
+    head_dim:    width of an attention head.
+    num_classes: 0 for no class embedding; else the number of embeddings, a null class included.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    head_dim: int
+    groups: int
+    dropout_rate: float
+    num_classes: int
+    out_channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None, keys: jax.Array | None) -> jax.Array:
+        embedding = self.embed(t, label)
+        count = 0
+
+        def resnet(h: jax.Array, features: int, name: str) -> jax.Array:
+            nonlocal count
+            count += 1
+            block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
+            return ResnetBlock(features, self.groups, self.dropout_rate, self.dtype, name=name)(h, embedding, block_keys)
+
+        def attend(h: jax.Array, name: str) -> jax.Array:
+            return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
+
+        h = conv3x3(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        skips = [h]
+        for level, features in enumerate(self.channels):
+            for block in range(self.blocks):
+                h = resnet(h, features, f"down{level}_block{block}")
+                if h.shape[1] in self.attention:
+                    h = attend(h, f"down{level}_attention{block}")
+                skips.append(h)
+            if level < len(self.channels) - 1:
+                h = conv3x3(features, stride=2, dtype=self.dtype, name=f"down{level}_downsample")(h)
+                skips.append(h)
+
+        h = resnet(h, self.channels[-1], "middle_block0")
+        h = attend(h, "middle_attention")
+        h = resnet(h, self.channels[-1], "middle_block1")
+
+        for level, features in reversed(list(enumerate(self.channels))):
+            for block in range(self.blocks + 1):
+                h = resnet(jnp.concatenate([h, skips.pop()], axis=-1), features, f"up{level}_block{block}")
+                if h.shape[1] in self.attention:
+                    h = attend(h, f"up{level}_attention{block}")
+            if level > 0:
+                h = conv3x3(features, dtype=self.dtype, name=f"up{level}_upsample")(upsample(h))
+
+        h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
+        return conv3x3(self.out_channels, zero=True, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+
+    def embed(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
+        """The SiLU of the time and class embedding, (B, 4 * channels[0]); every block projects it to its width."""
+        width = 4 * self.channels[0]
+        h = sinusoidal_embedding(t, self.channels[0]).astype(self.dtype)
+        h = nn.silu(nn.Dense(width, dtype=self.dtype, name="time1")(h))
+        h = nn.Dense(width, dtype=self.dtype, name="time2")(h)
+        if self.num_classes:
+            h = h + nn.Embed(self.num_classes, width, dtype=self.dtype, name="classes")(label)
+        return nn.silu(h)
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour upsampling of (B, H, W, C) by 2."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def check_unet(
+    height: int,
+    width: int,
+    channels: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...],
+    head_dim: int,
+    groups: int,
+) -> None:
+    """Raises `UserError` for sizes that the U-Net cannot be built with."""
+    require_positive(channels=channels, blocks=blocks, head_dim=head_dim, groups=groups)
+    levels = len(channels)
+    factor = 2 ** (levels - 1)
+    require(
+        height % factor == 0 and width % factor == 0,
+        f"images are {height}x{width}: {levels} U-Net levels need sizes divisible by {factor}",
+    )
+    heights = [height // 2**level for level in range(levels)]
+    for size in attention:
+        require(size in heights, f"attention is at height {size}: the U-Net's levels have the heights {heights}")
+    for features, size in zip(channels, heights):
+        require(features % groups == 0, f"channels are {channels}: each must be divisible by groups = {groups}")
+        attends = size in attention or size == heights[-1]
+        require(
+            features % head_dim == 0 or not attends,
+            f"channels are {channels}: those with attention must be divisible by head_dim = {head_dim}",
+        )

@@ -1,0 +1,1 @@
+"""Probability: noise schedules, Gaussian diffusion, likelihoods and divergences, pixels."""

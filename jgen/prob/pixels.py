@@ -1,0 +1,25 @@
+"""Between uint8 images with values 0 .. levels - 1 and the floats inside a model; bits per dimension."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def to_float(images: jax.Array, levels: int) -> jax.Array:
+    """uint8 0 .. levels - 1 to float32 in [-1, 1], level k at 2 k / (levels - 1) - 1."""
+    return images.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
+
+
+def to_uint8(x: jax.Array, levels: int) -> jax.Array:
+    """Floats in [-1, 1] to the nearest of the levels, as uint8; values outside are clipped."""
+    scaled = jnp.round((x.astype(jnp.float32) + 1.0) * (0.5 * (levels - 1)))
+    return jnp.clip(scaled, 0, levels - 1).astype(jnp.uint8)
+
+
+def bits_per_dim(nats: Any, size: int) -> Any:
+    """Bits per dimension of an image of `size` = H * W * C dimensions whose log-probability is `nats`."""
+    return -nats / (size * math.log(2.0))

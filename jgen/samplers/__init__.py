@@ -1,0 +1,1 @@
+"""Samplers: functions over one convention (a denoiser), with explicit times and injected keys."""
