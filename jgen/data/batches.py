@@ -1,0 +1,86 @@
+"""The order of training data as a pure function of (seed, step), and a thread that reads ahead."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from jgen.data.dataset import Split
+from jgen.errors import require
+
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The SplitMix64 finaliser (Steele, Lea & Flood 2014), elementwise on uint64: a fixed pseudo-random bijection."""
+    x = (x ^ (x >> np.uint64(30))) * _MULTIPLIERS[0]
+    x = (x ^ (x >> np.uint64(27))) * _MULTIPLIERS[1]
+    return x ^ (x >> np.uint64(31))
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, num: int) -> np.ndarray:
+    """A permutation of 0 .. num - 1 that depends on nothing else, whatever the version of NumPy."""
+    stream = mix(np.array([(seed * _GOLDEN + epoch) % 2**64], np.uint64))
+    return np.argsort(mix(np.arange(num, dtype=np.uint64) * np.uint64(_GOLDEN) + stream), kind="stable")
+
+
+def batch_positions(seed: int, step: int, batch_size: int, num: int) -> np.ndarray:
+    """Positions (batch_size,) of the examples of a step: every epoch visits each of `num` examples once.
+
+    Costs the same for every step. Batches run on across the end of an epoch.
+    """
+    where = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    epochs, offsets = where // num, where % num
+    positions = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        positions[chosen] = permutation(seed, int(epoch), num)[offsets[chosen]]
+    return positions
+
+
+def train_batches(split: Split, seed: int, batch_size: int, start: int, stop: int, ahead: int = 2) -> Iterator[Any]:
+    """The batches of steps start .. stop - 1, fetched by a thread up to `ahead` steps before they are asked for.
+
+    Yields:
+      {"image": uint8 (batch_size, H, W, C), "label": int32, "index": int32}.
+    Raises:
+      UserError: from the split, when a record cannot be read.
+    """
+    require(split.num > 0, "the training split is empty")
+    ready: queue.Queue = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
+
+    def put(item: Any) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start, stop):
+                if closed.is_set():
+                    return
+                put(split.fetch(batch_positions(seed, step, batch_size, split.num)))
+        except Exception as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="jgen-batches", daemon=True)
+    thread.start()
+    try:
+        for _ in range(start, stop):
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        closed.set()
+        thread.join()

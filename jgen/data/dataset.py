@@ -1,0 +1,156 @@
+"""A data set ready for training: disjoint splits, decoded once into memory-mapped uint8 arrays with their hash.
+
+Sets whose decoded images would not fit in half of the memory are read from their records instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from jgen.core.model import ImageSpec
+from jgen.data.config import Config, check_config
+from jgen.data.sources import Records, Source, cache_dir, open_source
+from jgen.errors import UserError, require
+
+TEST_OFFSET = 1 << 28  # the indices of examples outside train start here, those of test at twice this
+CHUNK = 1024
+
+
+class Split(NamedTuple):
+    """Part of a set. fetch(positions 0 .. num - 1) -> {"image", "label", "index"}; `index` is unique within the set."""
+
+    num: int
+    fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class Dataset(NamedTuple):
+    """Splits train, validation (where there is one) and test, the images' specification, and a hash of the content."""
+
+    name: str
+    images: ImageSpec
+    splits: dict[str, Split]
+    fingerprint: str
+
+
+def memory_limit() -> int:
+    """Bytes of decoded images beyond which a set is read from its records: half of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def load(config: Config) -> Dataset:
+    """Opens, decodes on first use, and splits a data set.
+
+    Raises:
+      UserError: whatever is wrong with the options, the set, or the folder for the cache, in one line.
+    """
+    check_config(config)
+    source = open_source(config)
+    size = int(np.prod(source.shape)) * sum(records.num for records in source.splits.values())
+    stream = size > memory_limit()
+    hashes, parts = [source.name, source.version], {}
+    for name, records in source.splits.items():
+        if not stream:
+            records, digest = decoded(source, name, records)
+            hashes.append(digest)
+        parts[name] = records
+    levels = 2 if config.binarise != "none" else config.levels
+    images = ImageSpec(*source.shape, num_classes=source.num_classes, levels=levels)
+    fingerprint = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return Dataset(source.name, images, make_splits(parts, config.validation), fingerprint)
+
+
+def make_splits(parts: dict[str, Records], validation: float) -> dict[str, Split]:
+    """Train, validation and test. What a set lacks is cut from the end of train: a tenth for test, then validation."""
+    whole = parts["train"]
+    stop = whole.num
+    splits = {}
+    if "test" in parts:
+        splits["test"] = slice_split(parts["test"], 0, parts["test"].num, 2 * TEST_OFFSET)
+    else:
+        stop = whole.num - max(1, whole.num // 10)
+        splits["test"] = slice_split(whole, stop, whole.num, 0)
+    if "validation" in parts:
+        splits["validation"] = slice_split(parts["validation"], 0, parts["validation"].num, TEST_OFFSET)
+    elif validation > 0:
+        start = stop - max(1, int(stop * validation))
+        splits["validation"] = slice_split(whole, start, stop, 0)
+        stop = start
+    require(stop > 0, f"no training images are left: train has {whole.num}, and data.validation takes {validation}")
+    splits["train"] = slice_split(whole, 0, stop, 0)
+    return splits
+
+
+def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
+    """The records start .. stop - 1 as a split; their indices are start + offset .. stop - 1 + offset."""
+
+    def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        where = np.asarray(positions) + start
+        image, label = records.fetch(where)
+        return {"image": image, "label": label, "index": (where + offset).astype(np.int32)}
+
+    return Split(stop - start, fetch)
+
+
+def decoded(source: Source, split: str, records: Records) -> tuple[Records, str]:
+    """The records as memory-mapped arrays, decoded now unless that was done before, and the hash of their bytes."""
+    key = hashlib.sha256(repr((source.name, source.version, source.shape)).encode()).hexdigest()[:12]
+    folder = cache_dir() / "decoded" / f"{source.name}-{source.version}-{key}" / split
+    if not intact(folder):
+        try:
+            decode_into(folder, records, f"decoding {source.name} {split}")
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write the cache folder {folder}: {reason}; set JGEN_CACHE to another") from error
+    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    digest = json.loads((folder / "hash.json").read_text())["sha256"]
+    return Records(records.num, lambda positions: (images[positions], labels[positions])), digest
+
+
+def intact(folder: Path) -> bool:
+    """Whether a decoded split is there and has the bytes that were written."""
+    try:
+        return json.loads((folder / "hash.json").read_text())["sha256"] == hash_files(folder)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def hash_files(folder: Path) -> str:
+    """SHA-256 over the two arrays' files."""
+    digest = hashlib.sha256()
+    for name in ("images.npy", "labels.npy"):
+        with open(folder / name, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def decode_into(folder: Path, records: Records, title: str) -> None:
+    """Decodes all records beside `folder` and moves the result into place whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        first, _ = records.fetch(np.arange(1))
+        shape = (records.num, *first.shape[1:])
+        images = np.lib.format.open_memmap(aside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        labels = np.zeros(records.num, np.int32)
+        for start in tqdm(range(0, records.num, CHUNK), desc=title, unit_scale=CHUNK, unit="image", leave=False):
+            positions = np.arange(start, min(start + CHUNK, records.num))
+            images[positions], labels[positions] = records.fetch(positions)
+        images.flush()
+        np.save(aside / "labels.npy", labels)
+        (aside / "hash.json").write_text(json.dumps({"sha256": hash_files(aside)}))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

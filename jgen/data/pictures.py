@@ -1,0 +1,64 @@
+"""Images as pictures: scaling to 0 .. 255, grids, PNG files, .npz files and folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jgen.errors import UserError
+
+
+def to_display(images: np.ndarray, levels: int) -> np.ndarray:
+    """uint8 0 .. levels - 1 to uint8 0 .. 255."""
+    return np.round(images.astype(np.float32) * (255.0 / (levels - 1))).astype(np.uint8)
+
+
+def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2) -> np.ndarray:
+    """A contact sheet of (n, H, W, C), row by row, uint8 (height, width, C).
+
+    Pixels are enlarged by a whole number, 0 meaning as many times as makes an image at least 48 pixels high.
+    """
+    n, height, width, channels = images.shape
+    scale = scale or max(1, -(-48 // height))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    rows = -(-n // columns)
+    cell_h, cell_w = height * scale + gap, width * scale + gap
+    sheet = np.full((rows * cell_h + gap, columns * cell_w + gap, channels), 64, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + (i // columns) * cell_h, gap + (i % columns) * cell_w
+        sheet[top : top + height * scale, left : left + width * scale] = image
+    return sheet
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 (H, W, 1 or 3) beside `path` and moves it into place."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(aside, "PNG")
+    aside.replace(path)
+
+
+def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, levels: int, columns: int) -> None:
+    """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of numbered PNGs.
+
+    Raises:
+      UserError: another ending, or a path that cannot be written.
+    """
+    try:
+        if out.suffix == ".png":
+            write_png(out, make_grid(to_display(images, levels), columns))
+        elif out.suffix == ".npz":
+            out.parent.mkdir(parents=True, exist_ok=True)
+            arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+            with open(out, "wb") as file:
+                np.savez_compressed(file, **arrays)
+        elif out.suffix == "":
+            for i, image in enumerate(to_display(images, levels)):
+                write_png(out / f"{i:06d}.png", image)
+        else:
+            raise UserError(f"--out is {out}: it must end in .png or .npz, or name a folder")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -1,0 +1,176 @@
+"""The training step: one function for every model, from the phases that the model declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core import parallel
+from jgen.core.model import Batch, Context, GenerativeModel, Phase, Roles
+from jgen.train.optimisers import RoleOptimiser
+
+
+class TrainState(NamedTuple):
+    """All that a run is, as arrays.
+
+    step: int32; key: the run's PRNG key, which never changes; params, ema, opt, extra: {role: tree}, `ema` empty where
+    no average is kept; skipped: int32 (2,), the steps skipped as not finite in all, and in a row until now.
+    """
+
+    step: Any
+    key: Any
+    params: Roles
+    ema: Roles
+    opt: Roles
+    extra: Roles
+    skipped: Any
+
+
+def init_state(
+    model: GenerativeModel, optimisers: dict[str, RoleOptimiser], key: jax.Array, batch: Batch, ema: bool
+) -> TrainState:
+    """The state before the first step. `batch` is a global batch, for initialisation that depends on data."""
+    key_init, key_run = jax.random.split(key)
+    params, extra = model.init(key_init, batch)
+    opt = {role: optimisers[role].transform.init(params[role]) for role in params}
+    average = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.int32(0), key_run, params, average, opt, extra, jnp.zeros(2, jnp.int32))
+
+
+def repeats_of(model: GenerativeModel) -> int:
+    """Batches that a step of this model takes: the largest number of repeats of its phases."""
+    return max(phase.repeats for phase in model.phases)
+
+
+def make_train_step(
+    model: GenerativeModel,
+    optimisers: dict[str, RoleOptimiser],
+    *,
+    ema_decay: float = 0.0,
+    ema_warmup: bool = True,
+    accumulation: int = 1,
+    transform: Callable[[jax.Array, Batch], Batch] | None = None,
+) -> Callable[[TrainState, Roles, Batch], tuple[TrainState, dict[str, Any]]]:
+    """One step of `model` on all local devices, compiled once.
+
+    Args:
+      optimisers: {role: optimiser}.
+      ema_decay, ema_warmup: of the moving average ema <- d ema + (1 - d) params; 0 for none.
+      accumulation: parts that a device's share of the batch is computed in.
+      transform: (keys, batch) -> batch, on the device: binarisation, flips.
+    Returns:
+      step(state, frozen, batch) -> (state, metrics). `state` is donated; place it with `parallel.replicate` first.
+      `batch` holds `repeats_of(model)` global batches, one after another along its first axis; the examples of repeat
+      r of every phase are those of the r-th. `metrics` are float32 scalars, means over the global batch.
+      Where a loss or a gradient is not finite, nothing but `step` and `skipped` changes.
+    """
+
+    def local_step(state: TrainState, frozen: Roles, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        local = jax.tree.leaves(batch)[0].shape[1]
+        index = parallel.axis_index() * local + jnp.arange(local)
+        batches = [jax.tree.map(lambda x: x[r], batch) for r in range(repeats_of(model))]
+        if transform is not None:
+            data_keys = [rng.example_keys(state.key, state.step, rng.DATA, r, index) for r in range(len(batches))]
+            batches = [transform(k, b) for k, b in zip(data_keys, batches)]
+
+        # Repeats and parts are unrolled: on CPU the gradient of a convolution inside a loop is 30 times slower.
+        carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
+        for number, phase in enumerate(model.phases):
+            run = lambda carry, number=number, phase=phase: run_phase(number, phase, carry, state, frozen, batches, index)
+            if phase.every == 1:
+                carry = run(carry)
+            else:
+                # A phase that rests reports its metrics as they were at their last sight: none, as zeros.
+                params, opt, extra, metrics, finite = carry
+                shapes = jax.eval_shape(run, carry)[3]
+                padded = {name: metrics.get(name, jnp.zeros((), s.dtype)) for name, s in shapes.items()}
+                whole = (params, opt, extra, padded, finite)
+                carry = jax.lax.cond(state.step % phase.every == 0, run, lambda c: c, whole)
+        params, opt, extra, metrics, finite = carry
+
+        ema = state.ema
+        if ema_decay > 0:
+            decay = average_decay(state.step, ema_decay, ema_warmup)
+            ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), ema, params)
+        new = (params, ema, opt, extra)
+        old = (state.params, state.ema, state.opt, state.extra)
+        params, ema, opt, extra = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        total, in_a_row = state.skipped[0], state.skipped[1]
+        skipped = jnp.where(finite, jnp.stack([total, 0 * in_a_row]), jnp.stack([total + 1, in_a_row + 1]))
+        metrics = {**metrics, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
+        return TrainState(state.step + 1, state.key, params, ema, opt, extra, skipped), metrics
+
+    def run_phase(
+        number: int, phase: Phase, carry: tuple, state: TrainState, frozen: Roles, batches: list[Batch], index: Any
+    ) -> tuple:
+        params, opt, extra, metrics, finite = carry
+        for repeat in range(phase.repeats):
+            keys = rng.example_keys(state.key, state.step, number, repeat, index)
+            ctx = Context(state.step, state.ema or params, extra, frozen)
+            loss, found, new_extra, gradients = mean_gradients(phase, params, ctx, keys, batches[repeat], accumulation)
+            loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
+            finite = finite & all_finite((loss, gradients))
+            params, opt = dict(params), dict(opt)
+            for role in phase.trains:
+                transform_, rate = optimisers[role]
+                updates, opt[role] = transform_.update(gradients[role], opt[role], params[role])
+                step_size = rate(state.step)
+                params[role] = jax.tree.map(lambda p, u: p - step_size * u, params[role], updates)
+            extra = {**extra, **new_extra}
+            tag = "" if len(model.phases) == 1 else "_" + "_".join(phase.trains)
+            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(gradients)}
+        return params, opt, extra, metrics, finite
+
+    stepped = parallel.pmap(local_step, split=(None, None, 1), split_out=None, donate=(0,))
+
+    def step(state: TrainState, frozen: Roles, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        repeats = repeats_of(model)
+        batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
+        return stepped(state, frozen, parallel.shard(batch, axis=1))
+
+    return step
+
+
+def mean_gradients(
+    phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, parts: int
+) -> tuple[jax.Array, dict[str, Any], Roles, Roles]:
+    """Loss, metrics, new extra and gradients of a phase, means over `parts` equal parts of the batch."""
+    trained = {role: params[role] for role in phase.trains}
+
+    def loss(trained: Roles, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+        return phase.loss({**params, **trained}, ctx, keys, batch)
+
+    size = keys.shape[0] // parts
+    totals = None
+    for part in range(parts):
+        rows = slice(part * size, (part + 1) * size)
+        (value, (metrics, extra)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            trained, keys[rows], jax.tree.map(lambda x: x[rows], batch)
+        )
+        found = (value, metrics, extra, gradients)
+        totals = found if totals is None else jax.tree.map(add_inexact, totals, found)
+    return jax.tree.map(lambda x: x / parts if jnp.issubdtype(x.dtype, jnp.inexact) else x, totals)
+
+
+def add_inexact(total: jax.Array, x: jax.Array) -> jax.Array:
+    """The sum of floats; of integers and keys the later value."""
+    return total + x if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def average_decay(step: Any, decay: float, warmup: bool) -> Any:
+    """Decay of the average at the step after `step` steps: min(decay, (1 + step) / (10 + step)) with warm-up."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else jnp.float32(decay)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of the tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Euclidean norm over all leaves."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
