@@ -1,0 +1,109 @@
+"""An experiment as data: nested frozen dataclasses, to and from JSON, and the model that they describe."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from jgen.core.model import GenerativeModel, ImageSpec
+from jgen.data.config import Config as DataConfig
+from jgen.errors import UserError, require
+from jgen.train.config import Config as TrainConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is made from. `model` is the Config of a system's module, which also has its `make`."""
+
+    model: Any
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    """Seed of the initialisation, the noise and the order of data."""
+
+
+def make_model(config: Any, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+    """The model of a system's Config: `make(config, images, axis_name)` of the module that defines the Config."""
+    return sys.modules[type(config).__module__].make(config, images, axis_name)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"model.width": 64, ...}: every value of nested dataclasses under its dotted name."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        flat |= flatten(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else {f"{prefix}{f.name}": value}
+    return flat
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Nested dataclasses as JSON objects, each with its class as "class": "module:name"."""
+    cls = type(config)
+    document: dict[str, Any] = {"class": f"{cls.__module__}:{cls.__qualname__}"}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        document[f.name] = to_json(value) if dataclasses.is_dataclass(value) else value
+    return document
+
+
+def from_json(document: Any, where: str = "config.json") -> Any:
+    """The dataclasses of `to_json`. Only modules under `jgen.` are imported.
+
+    Raises:
+      UserError: a class outside jgen or unknown, missing or unknown fields, values of a wrong type.
+    """
+    require(isinstance(document, dict) and isinstance(document.get("class"), str), f"{where}: no class is named")
+    module_name, _, class_name = document["class"].partition(":")
+    require(module_name.startswith("jgen."), f"{where}: class {document['class']!r} is outside jgen and is not imported")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: class {document['class']!r} does not exist in this jgen") from error
+    require(isinstance(cls, type) and dataclasses.is_dataclass(cls), f"{where}: {document['class']!r} is no dataclass")
+    values = {name: value for name, value in document.items() if name != "class"}
+    names = {f.name for f in dataclasses.fields(cls)}
+    missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
+    require(not missing, f"{where}: {class_name} lacks {', '.join(missing)}")
+    require(not unknown, f"{where}: {class_name} has the unknown {', '.join(unknown)}")
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = from_json(value, where)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    made = cls(**values)
+    check_types(made, where)
+    return made
+
+
+def check_types(config: Any, where: str) -> None:
+    """Raises `UserError` for a field whose value is not of its annotated type, in nested dataclasses."""
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_types(value, where)
+        require(fits(value, hint), f"{where}: {f.name} is {value!r}: it must be {describe(hint)}")
+
+
+def describe(hint: Any) -> str:
+    """A type as a user reads it."""
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type: plain types, Literal, tuple[X, ...], Any; whole numbers serve as floats."""
+    if hint is Any:
+        return True
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(v, typing.get_args(hint)[0]) for v in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)

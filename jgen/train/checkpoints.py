@@ -1,0 +1,196 @@
+"""Checkpoints: Orbax, asynchronous, and a list of hashes by which a damaged one is told from a good one.
+
+A checkpoint is `checkpoints/<step>/`, written aside and renamed by Orbax, with the arrays of the state and a small JSON
+document. Beside it `checkpoints/<step>.sha256.json` lists the hash of each of its files; it is written once the
+checkpoint is whole. A checkpoint without its list is unfinished, one that does not agree with it is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jgen.errors import UserError
+from jgen.train.step import TrainState
+
+
+def to_storable(state: TrainState) -> dict[str, Any]:
+    """The state as a dict of plain arrays: keys become their uint32 data."""
+    return {**state._asdict(), "key": jax.random.key_data(state.key)}
+
+
+def from_storable(arrays: dict[str, Any]) -> TrainState:
+    """The inverse of `to_storable`."""
+    return TrainState(**{**arrays, "key": jax.random.wrap_key_data(arrays["key"])})
+
+
+def import_orbax() -> Any:
+    """Orbax, imported on first use (it takes half a second), without its log lines."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import orbax.checkpoint as ocp
+
+    return ocp
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the finished checkpoints of a folder, newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), reverse=True)
+
+
+def manifest_path(folder: Path, step: int) -> Path:
+    return folder / f"{step}.sha256.json"
+
+
+def hash_tree(folder: Path) -> dict[str, str]:
+    """{relative path: SHA-256} of every file below a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def fault(folder: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, or None if it is whole."""
+    try:
+        wanted = json.loads(manifest_path(folder, step).read_text())
+    except (OSError, ValueError):
+        return "was not finished"
+    found = hash_tree(folder / str(step))
+    for name, digest in wanted.items():
+        if name not in found:
+            return f"has lost {name}"
+        if found[name] != digest:
+            return f"is damaged in {name}"
+    return None
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def newest_good(folder: Path) -> int | None:
+    """The newest whole checkpoint's step, or None; newer ones that are not whole are passed over with a warning."""
+    for step in steps_in(folder):
+        reason = fault(folder, step)
+        if reason is None:
+            return step
+        warn(f"checkpoint {folder / str(step)} {reason}: using the one before")
+    return None
+
+
+def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the document of a checkpoint; `template` gives the arrays' structure and shapes.
+
+    Raises:
+      UserError: it cannot be read, or holds other arrays than the template.
+    """
+    ocp = import_orbax()
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+        jax.eval_shape(to_storable, template),
+    )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            restored = checkpointer.restore((folder / str(step)).absolute(), args)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for arrays that do not fit
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint {folder / str(step)} does not hold this model: {reason}") from error
+    return from_storable(restored.state), restored.meta
+
+
+class Writer:
+    """Writes checkpoints of one run, each in the background, and removes those that are not to be kept.
+
+    Raises:
+      UserError: from `save` and `close`, when a checkpoint could not be written (a full disk); those before are whole.
+    """
+
+    def __init__(self, folder: Path, keep: int, keep_every: int):
+        ocp = import_orbax()
+        self.folder = folder.absolute()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._set_aside_bad()
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    keep_period=keep_every or None,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                ),
+            )
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
+
+    def _set_aside_bad(self) -> None:
+        """Moves checkpoints that are not whole out of the way of new ones, and forgets hashes without a checkpoint."""
+        for step in steps_in(self.folder):
+            if fault(self.folder, step) is not None:
+                aside = self.folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+        self._drop_orphans()
+
+    def _drop_orphans(self) -> None:
+        kept = {str(step) for step in steps_in(self.folder)}
+        for path in self.folder.glob("*.sha256.json"):
+            if path.name.split(".")[0] not in kept:
+                path.unlink(missing_ok=True)
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Copies the state off the devices and returns; a thread does the rest. Waits for the save before, if any."""
+        ocp = import_orbax()
+        self.wait()
+        step = int(state.step)
+        if step in steps_in(self.folder):
+            return
+        host = jax.tree.map(lambda x: jax.device_get(x), to_storable(state))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
+
+        def finish() -> None:
+            try:
+                self._manager.save(step, args=args)
+                self._manager.wait_until_finished()
+                if not (self.folder / str(step)).is_dir():
+                    raise OSError("it was not written")
+                aside = self.folder / f".{step}.sha256.json"
+                aside.write_text(json.dumps(hash_tree(self.folder / str(step))))
+                aside.replace(manifest_path(self.folder, step))
+                self._drop_orphans()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=finish, name="jgen-checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when the last save is whole on disk. Raises `UserError` if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"cannot write a checkpoint to {self.folder}: {reason}") from error
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+

@@ -1,0 +1,102 @@
+"""Metrics: means over windows of steps, to metrics.jsonl, the console and TensorBoard.
+
+metrics.jsonl is a pure function of the run's configuration: it holds no times, and a resumed run cuts what lies past
+its checkpoint, so that an interrupted run and an unbroken one write the same bytes. Speeds go to the console only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jgen.errors import UserError
+
+
+class Window:
+    """Running means of the metrics since the last line; `state` goes into a checkpoint, so that it survives a kill."""
+
+    def __init__(self, state: dict[str, Any] | None = None):
+        self.sums: dict[str, float] = dict((state or {}).get("sums", {}))
+        self.counts: dict[str, int] = dict((state or {}).get("counts", {}))
+        self.skipped: int = (state or {}).get("skipped", 0)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "counts": self.counts, "skipped": self.skipped}
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds a step's metrics; values that are not finite belong to a skipped step and are left out."""
+        self.skipped = int(metrics["skipped"])
+        for name, value in metrics.items():
+            if name in ("skipped", "skipped_in_a_row") or not math.isfinite(float(value)):
+                continue
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def line(self) -> dict[str, float]:
+        """The means, and the number of skipped steps in all; starts the next window."""
+        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+        self.sums, self.counts = {}, {}
+        return {**means, "skipped": self.skipped}
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl (one object a line), and to TensorBoard where tensorboardX is installed."""
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "metrics.jsonl"
+        cut(self.path, step)
+        try:
+            self._file = open(self.path, "a")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._board = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One line: {"step": ..., "split": "train" or "validation", name: value, ...}."""
+        try:
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def cut(path: Path, step: int) -> None:
+    """Drops lines past `step`, and a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    text = path.read_text()
+    kept = "".join(line for line in text.splitlines(keepends=True) if whole_until(line, step))
+    if kept != text:
+        aside = path.with_name(f".{path.name}.tmp")
+        aside.write_text(kept)
+        aside.replace(path)
+
+
+def whole_until(line: str, step: int) -> bool:
+    """Whether a line is whole and of a step up to `step`."""
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def describe(values: dict[str, float], names: Iterable[str] | None = None) -> str:
+    """ "loss 0.0312  grad_norm 0.12" """
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if names is None or name in names)

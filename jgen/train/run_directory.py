@@ -1,0 +1,104 @@
+"""A run directory: config.json, environment.json, metrics.jsonl, samples/, checkpoints/. One process writes it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jgen.errors import UserError, require
+
+PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+
+
+class RunDirectory:
+    """Opens a directory for one training process and holds its lock until `close`.
+
+    Raises:
+      UserError: a path that cannot be written, or another process that is training here.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "a")
+        except OSError as error:
+            raise UserError(f"cannot write the run directory {path}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(f"another process is training in {path}: wait for it, or choose another --workdir") from error
+
+    def close(self) -> None:
+        self._lock.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def samples(self, step: int) -> Path:
+        return self.path / "samples" / f"step_{step:08d}.png"
+
+    def write(self, name: str, document: Any) -> None:
+        """Writes a JSON document aside and moves it into place. Raises `UserError` when it cannot."""
+        aside = self.path / f".{name}.tmp"
+        try:
+            aside.write_text(json.dumps(document, indent=1) + "\n")
+            aside.replace(self.path / name)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The document in a run's config.json. Raises `UserError` where there is no run, or the file is damaged."""
+    file = path / "config.json"
+    require(path.is_dir(), f"there is no run at {path}")
+    require(file.is_file(), f"{path} is not a run: it has no config.json")
+    try:
+        document = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    wanted = ("experiment", "images", "data_fingerprint")
+    require(isinstance(document, dict) and all(k in document for k in wanted), f"{file} is damaged: it lacks its parts")
+    return document
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, commit and command, for whoever reads the run later."""
+    import jax
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree that jgen is imported from, with "+" for local changes; None outside a tree."""
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
