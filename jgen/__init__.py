@@ -1,0 +1,12 @@
+"""Image generation in JAX: every family of generator on one contract.
+
+    gen = jgen.load("runs/ddpm-digits")
+    images = gen.sample(jax.random.key(0), 16, label=7)      # uint8 (16, H, W, C)
+"""
+
+from jgen import errors
+from jgen.api import Generator, load, make, train
+from jgen.experiment import Experiment
+
+__version__ = "0.1.0"
+__all__ = ["Experiment", "Generator", "errors", "load", "make", "train"]
