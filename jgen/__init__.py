@@ -5,8 +5,8 @@
 """
 
 from jgen import errors
-from jgen.api import Generator, load, make, train
+from jgen.api import Generator, fit, load, make
 from jgen.experiment import Experiment
 
 __version__ = "0.1.0"
-__all__ = ["Experiment", "Generator", "errors", "load", "make", "train"]
+__all__ = ["Experiment", "Generator", "errors", "fit", "load", "make"]

@@ -9,7 +9,15 @@ import jax
 import numpy as np
 
 from jgen.core import parallel
-from jgen.core.generate import check_images, require_capability, resolve_labels, sample_images, score_images
+from jgen.core.generate import (
+    CAPABILITIES,
+    Progress,
+    check_images,
+    require_capability,
+    resolve_labels,
+    sample_images,
+    score_images,
+)
 from jgen.core.model import Context, GenerativeModel, ImageSpec, Roles
 from jgen.errors import require
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
@@ -23,7 +31,7 @@ def make(experiment: Experiment, images: ImageSpec, axis_name: str | None = None
     return make_model(experiment.model, images, axis_name)
 
 
-def train(experiment: Experiment, workdir: str | Path) -> str:
+def fit(experiment: Experiment, workdir: str | Path) -> str:
     """Trains an experiment in a run directory, resuming what is there; returns "trained" or "finished" (before).
 
     Raises:
@@ -72,6 +80,20 @@ def open_run(directory: RunDirectory, experiment: Experiment, images: ImageSpec,
     directory.write("config.json", document)
 
 
+def load_experiment(run: str | Path) -> tuple[Experiment, ImageSpec]:
+    """What a run was made from, and the images it is about.
+
+    Raises:
+      UserError: no run, or a config.json that is damaged or names a class outside jgen.
+    """
+    document = read_config(Path(run))
+    where = str(Path(run) / "config.json")
+    experiment, images = from_json(document["experiment"], where), from_json(document["images"], where)
+    require(isinstance(experiment, Experiment), f"{where} is damaged: it does not hold an experiment")
+    require(isinstance(images, ImageSpec), f"{where} is damaged: it does not say what images are")
+    return experiment, images
+
+
 def load(run: str | Path, step: int | None = None, ema: bool = True) -> Generator:
     """A trained model from its run directory.
 
@@ -86,11 +108,7 @@ def load(run: str | Path, step: int | None = None, ema: bool = True) -> Generato
     from jgen.train.step import init_state
 
     path = Path(run)
-    document = read_config(path)
-    where = str(path / "config.json")
-    experiment, images = from_json(document["experiment"], where), from_json(document["images"], where)
-    require(isinstance(experiment, Experiment), f"{where} is damaged: it does not hold an experiment")
-    require(isinstance(images, ImageSpec), f"{where} is damaged: it does not say what images are")
+    experiment, images = load_experiment(path)
     model = make_model(experiment.model, images)
     folder = path / "checkpoints"
     found = checkpoints.steps_in(folder)
@@ -130,23 +148,34 @@ class Generator:
         size = sum(x.size for x in jax.tree.leaves(self.params))
         return f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
 
+    def labels(self, n: int, label: Any = None, start: int = 0) -> np.ndarray | None:
+        """The classes, int32 (n,), that `sample` with these arguments asks for; None for a model without classes."""
+        return resolve_labels(self.model, label, n, start)
+
     def sample(
-        self, key: jax.Array, n: int, *, label: Any = None, start: int = 0, batch_size: int = 64, **options: Any
+        self,
+        key: jax.Array,
+        n: int,
+        *,
+        label: Any = None,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **options: Any,
     ) -> np.ndarray:
         """`n` images, uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, start + i)`.
 
         Args:
           label: a class, n classes, or None: a conditional model then takes its classes in turn.
           batch_size: images at a time; it does not change them.
+          progress: wraps the iterator over batches, as tqdm does.
           options: fields of `model.sampling`, such as steps or guidance_scale.
         Raises:
           UserError: n below 1, labels out of range, options unknown or impossible.
         """
         params, ctx = self._placed
-        progress = options.pop("progress", iter)
-        return sample_images(
-            self.model, params, ctx, key, n, label=label, start=start, batch_size=batch_size, progress=progress, **options
-        )
+        where = {"label": label, "start": start, "batch_size": batch_size, "progress": progress}
+        return sample_images(self.model, params, ctx, key, n, **where, **options)
 
     def log_prob(self, key: jax.Array, images: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
         """Log-probability of uint8 images in nats, float32 (n,); `likelihood` says of what kind.
@@ -173,4 +202,10 @@ class Generator:
         """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
         nats = self.log_prob(key, images, label=label, batch_size=batch_size)
         return bits_per_dim(nats, self.model.images.size)
+
+    def __getattr__(self, name: str) -> Any:
+        """Capabilities that this model lacks raise `NotSupported`, which says what it can do."""
+        if name in CAPABILITIES:
+            require_capability(self.model, name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 

@@ -163,12 +163,15 @@ def check_images(model: GenerativeModel, images: Any) -> np.ndarray:
     return array
 
 
-def require_capability(model: GenerativeModel, name: str) -> Callable[..., Any]:
-    """The model's function of that name. Raises `NotSupported`, saying what the model can do."""
-    function = getattr(model, name)
-    if function is None:
-        can = [c for c in ("sample", "log_prob", "encode", "decode") if getattr(model, c) is not None]
-        raise NotSupported(f"{model.name} has no {name}: it can {', '.join(can)}")
-    return function
+CAPABILITIES = ("sample", "log_prob", "encode", "decode", "reconstruct", "interpolate", "inpaint", "classify")
 
 
+def capabilities(model: GenerativeModel) -> list[str]:
+    """What a model can do, by the names of the API."""
+    return [name for name in CAPABILITIES if getattr(model, name, None) is not None]
+
+
+def require_capability(model: GenerativeModel, name: str) -> None:
+    """Raises `NotSupported`, naming the model and what it can do, unless it has that capability."""
+    if name not in capabilities(model):
+        raise NotSupported(f"{model.name} cannot {name}: it can {', '.join(capabilities(model))}")

@@ -46,7 +46,9 @@ def pmap(
 
 def replicate(tree: Any) -> Any:
     """The same arrays placed on every device, as the results of `pmap(..., split_out=None)` are."""
-    return jax.pmap(lambda x: x, axis_name=AXIS, in_axes=None, out_axes=None)(tree)
+    each = jnp.zeros(device_count())
+    placement = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None)(each).sharding
+    return jax.device_put(tree, placement)
 
 
 def shard(tree: Any, axis: int = 0) -> Any:

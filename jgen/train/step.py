@@ -118,7 +118,7 @@ def make_train_step(
             for role in phase.trains:
                 transform_, rate = optimisers[role]
                 updates, opt[role] = transform_.update(gradients[role], opt[role], params[role])
-                step_size = rate(state.step)
+                step_size = jax.lax.optimization_barrier(rate(state.step))
                 params[role] = jax.tree.map(lambda p, u: p - step_size * u, params[role], updates)
             extra = {**extra, **new_extra}
             tag = "" if len(model.phases) == 1 else "_" + "_".join(phase.trains)
@@ -168,7 +168,10 @@ def average_decay(step: Any, decay: float, warmup: bool) -> Any:
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number of the tree is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+    flags = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
+    # The smallest flag by a sort: XLA would copy any other reduction into each fusion that asks for its outcome, and
+    # compile for a minute.
+    return jax.lax.sort(flags.astype(jnp.int32))[0] == 1
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -1,0 +1,110 @@
+"""What train.py and sample.py share: configurations by path, one-line errors, the compilation cache."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jgen.errors import UserError, require
+from jgen.experiment import Experiment
+
+DEFAULT = "configs/diffusion/ddpm.py:digits"
+
+
+def load_config(name: str, root: Path) -> tuple[Experiment, str]:
+    """The experiment that `configs/<family>/<system>.py[:variant]` names, and "<system>-<variant>".
+
+    A path is looked up as it is, then under `root`. Without a variant it is the file's first.
+
+    Raises:
+      UserError: no such file or variant, or a file that is no configuration.
+    """
+    path_name, _, variant = name.partition(":")
+    path = next((p for p in (Path(path_name), root / path_name) if p.is_file()), None)
+    require(path is not None, f"there is no configuration {path_name}: `python train.py --list` shows them")
+    assert path is not None
+    module = import_config(path)
+    variant = variant or next(iter(module.VARIANTS))
+    known = ", ".join(module.VARIANTS)
+    require(variant in module.VARIANTS, f"{path_name} has no variant {variant!r}: it has {known}")
+    return module.get_config(variant), f"{path.stem}-{variant}"
+
+
+def import_config(path: Path) -> Any:
+    """The module of a configuration file. Raises `UserError` where it lacks VARIANTS and get_config."""
+    spec = importlib.util.spec_from_file_location(f"jgen_config_{path.stem}", path)
+    require(spec is not None and spec.loader is not None, f"{path} is not a Python file")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    is_config = hasattr(module, "VARIANTS") and hasattr(module, "get_config")
+    require(is_config, f"{path} is no configuration: it must have VARIANTS and get_config(variant)")
+    return module
+
+
+def list_configs(root: Path) -> str:
+    """One line for every configuration and variant."""
+    rows = []
+    for path in sorted((root / "configs").glob("*/*.py")):
+        for variant, line in import_config(path).VARIANTS.items():
+            rows.append((f"{path.relative_to(root)}:{variant}", line))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {line}" for name, line in rows)
+
+
+def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
+    """Command line to a dataclass with tyro; what it finds wrong becomes one line, a `UserError`."""
+    import tyro
+
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(cls, args=list(args), prog=prog, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(one_line(captured.getvalue())) from None
+
+
+def one_line(boxed: str) -> str:
+    """The sentences of a tyro message, without its frame, its title and its pointers to help."""
+    rows = [re.sub(r"[│╭╮╰╯]|\x1b\[[0-9;]*m", "", row).strip() for row in boxed.splitlines()]
+    said = []
+    for row in rows[1:]:
+        if set(row) <= set("─ "):
+            break  # below the first rule are help texts
+        said.append(row)
+    sentence = " ".join(said)
+    near = next((rows[i + 1] for i, row in enumerate(rows[:-1]) if row.startswith("Perhaps you meant")), "")
+    return f"{sentence} (did you mean {near.split()[0]}?)" if near else sentence
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start is quick. An unwritable cache is no error."""
+    import jax
+
+    from jgen.data.sources import cache_dir
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    jax.config.update("jax_raise_persistent_cache_errors", False)
+
+
+def main(command: Callable[[list[str]], int]) -> None:
+    """Runs a command with the process's arguments; a `UserError` is one line on stderr and exit code 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        sys.exit(command(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,60 @@
+"""Train an image generator: python train.py CONFIG[:VARIANT] --workdir RUN [--option value ...]
+
+Without arguments: a class-conditional DDPM on 8x8 digits. Running the same command again resumes it. --list shows
+every configuration.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from jgen import cli
+from jgen.experiment import Experiment
+
+ROOT = Path(__file__).resolve().parent
+
+
+def command(args: list[str]) -> int:
+    if "--list" in args:
+        print(cli.list_configs(ROOT))
+        return 0
+    name = args.pop(0) if args and not args[0].startswith("-") else cli.DEFAULT
+    experiment, short = cli.load_config(name, ROOT)
+    parsed = cli.parse(arguments(experiment, f"runs/{short}"), args, "train.py CONFIG[:VARIANT]", __doc__)
+    return train(parsed.experiment, Path(parsed.workdir))
+
+
+def arguments(experiment: Experiment, workdir: str) -> type:
+    """The command line's options: those of the experiment, and --workdir."""
+    import tyro
+
+    text = "Run directory; running again with the same one resumes."
+    fields = [
+        ("workdir", Annotated[str, tyro.conf.arg(help=text)], dataclasses.field(default=workdir)),
+        ("experiment", Annotated[Experiment, tyro.conf.arg(name="")], dataclasses.field(default=experiment)),
+    ]
+    return dataclasses.make_dataclass("Arguments", fields, frozen=True)
+
+
+def train(experiment: Experiment, workdir: Path) -> int:
+    cli.use_compilation_cache()
+    import jgen
+    from jgen.train.loop import Interrupted
+
+    steps = experiment.train.steps
+    again = f"python sample.py {workdir} --num 64 --out samples.png"
+    try:
+        outcome = jgen.fit(experiment, workdir)
+    except Interrupted as stop:
+        print(f"stopped at step {stop.step} of {steps}; saved. To go on, run the same command again.", file=sys.stderr)
+        return stop.code
+    if outcome == "finished":
+        print(f"{workdir} is finished at step {steps}: train on with --train.steps N, or sample from it:\n  {again}")
+    else:
+        print(f"samples: {workdir / 'samples' / f'step_{steps:08d}.png'}\nnext:    {again}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(command)
