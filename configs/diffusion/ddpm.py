@@ -22,7 +22,7 @@ def get_config(variant: str) -> Experiment:
         return mnist(variant)
     digits = Experiment(
         model=Config(
-            channels=(32, 64),
+            channels=(32, 32),
             blocks=1,
             attention=(4,),
             head_dim=32,
@@ -34,15 +34,15 @@ def get_config(variant: str) -> Experiment:
         ),
         data=Data(name="digits"),
         train=Train(
-            steps=8000,
+            steps=2500,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=100),
-            log_every=100,
-            validate_every=2000,
+            log_every=50,
+            validate_every=500,
             validation_images=150,
-            sample_every=4000,
-            checkpoint_every=2000,
+            sample_every=1250,
+            checkpoint_every=500,
         ),
     )
     return digits if variant == "digits" else tiny(digits)

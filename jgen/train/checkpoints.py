@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jgen.errors import UserError
 from jgen.train.step import TrainState
@@ -157,7 +158,8 @@ class Writer:
         step = int(state.step)
         if step in steps_in(self.folder):
             return
-        host = jax.tree.map(lambda x: jax.device_get(x), to_storable(state))
+        # A copy: what the CPU backend hands out is its own memory, which the next step takes over.
+        host = jax.tree.map(lambda x: np.array(x), to_storable(state))
         args = ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
 
         def finish() -> None:

@@ -22,7 +22,7 @@ class RoleOptimiser(NamedTuple):
 def make_optimiser(config: Config) -> RoleOptimiser:
     """The optimiser that `config.optimiser` describes, for a run of `config.steps` steps."""
     o = config.optimiser
-    chain = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm > 0 else []
+    chain = [optax.clip_by_global_norm(o.clip_norm) if o.clip_norm > 0 else optax.identity()]
     if o.name in ("adam", "adamw"):
         chain.append(optax.scale_by_adam(b1=o.beta1, b2=o.beta2, eps=o.eps))
     elif o.name == "rmsprop":

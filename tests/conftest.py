@@ -1,0 +1,54 @@
+"""Test settings: strict rank promotion, an own cache folder, and two or more simulated devices where asked for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of the test run's own, compiled programs included: tests neither use nor touch the user's."""
+    folder = os.environ.get("JGEN_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
+    os.environ["JGEN_CACHE"] = folder
+    os.environ.pop("TFDS_DATA_DIR", None)
+    from jgen.cli import use_compilation_cache
+
+    use_compilation_cache()
+    return Path(folder)
+
+
+@pytest.fixture
+def python(cache):
+    """Runs a Python program from the repository's root with simulated devices; returns the finished process."""
+
+    def run(*args: str, devices: int = 1, check: bool = True, cwd: Path = ROOT, timeout: int = 300, **env: str):
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),
+            **env,
+        }
+        done = subprocess.run(
+            [sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def assert_user_mistake(done, *words: str) -> None:
+    """One line on stderr that has the words, exit code 2, no traceback."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0], (word, lines[0])

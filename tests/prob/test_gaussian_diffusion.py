@@ -1,0 +1,182 @@
+"""Diffusion of Gaussian data, where everything is known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jgen.core import keys as rng
+from jgen.prob import gaussian_diffusion as gd
+from jgen.prob.likelihoods import discretised_normal_log_prob, normal_kl
+from jgen.prob.schedules import make_schedule
+from jgen.samplers.diffusion import ancestral, ddim
+
+MEAN, STD = 0.2, 0.3
+
+
+def exact_denoiser(schedule, mean=MEAN, std=STD):
+    """E[x_0 | x_t] for data N(mean, std^2) in every pixel."""
+
+    def denoiser(x_t, t):
+        signal, noise = gd.signal_and_noise(schedule, t, x_t)
+        gain = signal * std**2 / (signal**2 * std**2 + noise**2)
+        x0 = mean + gain * (x_t - signal * mean)
+        return gd.Prediction(x0, (x_t - signal * x0) / noise)
+
+    return denoiser
+
+
+@pytest.mark.parametrize("t", [1, 100, 500, 1000])
+def test_forward_marginals_are_those_of_the_chain(t):
+    """x_t by t single steps of the chain, against the closed form, by a Kolmogorov-Smirnov test."""
+    schedule = make_schedule("linear", 1000)
+    n = 4000
+    noise = np.random.default_rng(t).standard_normal
+    x = np.full(n, 0.7)
+    for s in range(1, t + 1):
+        x = np.sqrt(1 - schedule.beta[s]) * x + np.sqrt(schedule.beta[s]) * noise(n)
+    keys = rng.image_keys(jax.random.key(3), jnp.arange(n))
+    x_0 = jnp.full((n, 1, 1, 1), 0.7)
+    x_t = gd.q_sample(schedule, x_0, jnp.full(n, t), rng.normal(keys, (1, 1, 1)))
+    assert scipy.stats.ks_2samp(x, np.asarray(x_t).ravel()).pvalue > 1e-3
+    ab = schedule.alpha_bar[t]
+    assert scipy.stats.kstest(np.asarray(x_t).ravel(), "norm", (np.sqrt(ab) * 0.7, np.sqrt(1 - ab))).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("prediction", gd.PREDICTIONS)
+def test_targets_and_interpretations_are_inverse(prediction):
+    schedule = make_schedule("cosine", 100)
+    keys = rng.split(rng.image_keys(jax.random.key(0), jnp.arange(8)), 2)
+    x_0, eps = jnp.clip(rng.normal(keys[0], (4, 4, 1)), -1, 1), rng.normal(keys[1], (4, 4, 1))
+    t = jnp.array([1, 5, 20, 50, 60, 70, 80, 90])
+    x_t = gd.q_sample(schedule, x_0, t, eps)
+    output = gd.target(prediction, schedule, x_0, t, eps)
+    for clip in (False, True):
+        found = gd.interpret(prediction, schedule, x_t, t, output, clip)
+        np.testing.assert_allclose(found.x0, x_0, atol=2e-5)
+        np.testing.assert_allclose(found.eps, eps, atol=2e-3)
+
+
+def test_posterior_is_bayes_rule():
+    """q(x_s | x_t, x_0) from the product of two Gaussians, for unit steps and for jumps."""
+    schedule = make_schedule("linear", 1000)
+    t, s = np.array([2, 500, 1000]), np.array([1, 499, 700])
+    found = gd.posterior(schedule, t, s)
+    alpha = schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    precision = 1 / (1 - schedule.alpha_bar[s]) + alpha / (1 - alpha)
+    np.testing.assert_allclose(found.beta_tilde, 1 / precision, rtol=1e-9)
+    np.testing.assert_allclose(found.x0, np.sqrt(schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[s]) / precision)
+    np.testing.assert_allclose(found.xt, np.sqrt(alpha) / (1 - alpha) / precision)
+
+
+def start(schedule, n, shape=(1, 1, 1)):
+    keys = rng.split(rng.image_keys(jax.random.key(1), jnp.arange(n)), 2)
+    return rng.normal(keys[0], shape), keys[1]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda d, s, x, k, times: ancestral(d, s, x, k, times, "beta"),
+        lambda d, s, x, k, times: ancestral(d, s, x, k, times, "beta_tilde"),
+        lambda d, s, x, k, times: ddim(d, s, x, k, times, 0.0),
+        lambda d, s, x, k, times: ddim(d, s, x, k, times, 0.5),
+        lambda d, s, x, k, times: ddim(d, s, x, k, times, 1.0),
+    ],
+    ids=["beta", "beta_tilde", "ddim0", "ddim0.5", "ddim1"],
+)
+def test_samplers_recover_mean_and_covariance(sampler):
+    schedule = make_schedule("linear", 1000)
+    n = 20_000
+    x_T, keys = start(schedule, n)
+    x = np.asarray(sampler(exact_denoiser(schedule), schedule, x_T, keys, range(1000, 0, -1)), np.float64).ravel()
+    # Discretising the reverse process into 1000 steps is off by about a percent; sampling noise by 5 sigma.
+    assert abs(x.mean() - MEAN) < 5 * STD / np.sqrt(n) + 0.003
+    assert abs(x.std() / STD - 1) < 5 / np.sqrt(2 * n) + 0.015
+
+
+def test_no_variance_collapses_the_samples():
+    schedule = make_schedule("linear", 1000)
+    x_T, keys = start(schedule, 2000)
+    x = ancestral(exact_denoiser(schedule), schedule, x_T, keys, range(1000, 0, -1), "none")
+    assert np.std(np.asarray(x)) < 0.2 * STD
+
+
+def test_ddim_converges_with_first_order():
+    """Against the exact probability flow: halving the steps' size halves the error."""
+    schedule = make_schedule("cosine", 4096)
+    x_T, keys = start(schedule, 64)
+    first = 1 + 27 * 128  # 1 + a multiple of every stride: all runs visit time 1 last
+    ab = schedule.alpha_bar[first]
+    spread = np.sqrt(ab * STD**2 + 1 - ab)
+    # The flow maps quantiles: (x_t - signal_t mean) / spread_t is constant along it.
+    z = np.asarray(x_T, np.float64)
+    x_first = jnp.asarray(np.sqrt(ab) * MEAN + spread * z, jnp.float32)
+    error = []
+    for stride in (64, 32, 16):
+        x = ddim(exact_denoiser(schedule), schedule, x_first, keys, range(first, 0, -stride), 0.0)
+        error.append(np.max(np.abs(np.asarray(x) - (MEAN + STD * z))))
+    order = np.log2(np.array(error[:-1]) / np.array(error[1:]))
+    assert np.all(np.abs(order - 1) < 0.1), (error, order)
+
+
+def test_ddim_with_eta_one_is_ancestral_with_beta_tilde():
+    schedule = make_schedule("linear", 50)
+    x_T, keys = start(schedule, 16, (2, 2, 1))
+    times = (50, 31, 12, 4, 1)
+    denoiser = exact_denoiser(schedule)
+    a = ancestral(denoiser, schedule, x_T, keys, times, "beta_tilde")
+    b = ddim(denoiser, schedule, x_T, keys, times, 1.0)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def quantised(n, levels=256):
+    """Images of quantised Gaussian pixels, and the entropy of a pixel."""
+    k = np.arange(levels)
+    logp = np.asarray(discretised_normal_log_prob(jnp.asarray(k), jnp.full(levels, MEAN), STD, levels), np.float64)
+    p = np.exp(logp)
+    images = np.random.default_rng(0).choice(levels, size=(n, 4, 4, 1), p=p / p.sum()).astype(np.uint8)
+    return images, logp
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_bound_approaches_the_true_likelihood(variance):
+    images, logp = quantised(8192)
+    truth = logp[images].sum(axis=(1, 2, 3))
+    keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
+    gaps, errors = [], []
+    for T in (10, 100, 1000):
+        # The same noise scale at every T: alpha_bar_T is about e^-10 and beta_1 shrinks with T.
+        schedule = make_schedule("linear", T, beta_1=0.1 / T, beta_T=min(20 / T, 0.999))
+        bound = gd.variational_bound(exact_denoiser(schedule), schedule, jnp.asarray(images), keys, 256, variance)
+        gap = truth - np.asarray(bound, np.float64)
+        gaps.append(gap.mean())
+        errors.append(gap.std() / np.sqrt(len(images)))
+    assert gaps[0] > gaps[1] > gaps[2] > -4 * errors[2], (gaps, errors)
+    assert gaps[1] > 4 * errors[1] and gaps[2] < 0.05 + 4 * errors[2], (gaps, errors)
+    assert errors[2] < 0.1, errors  # nats, of about 80
+
+
+def test_bound_terms_in_closed_form_against_monte_carlo():
+    """KL(q(x_{t-1} | x_t, x_0) || p) as the bound has it, against draws of log q - log p."""
+    schedule = make_schedule("linear", 100)
+    t, x_0, x_t = 40, 0.3, -0.4
+    c = gd.posterior(schedule, np.array([t]), np.array([t - 1]))
+    predicted = exact_denoiser(schedule)(jnp.full((1, 1, 1, 1), x_t), jnp.array([t])).x0.item()
+    mean_q, mean_p = (c.x0 * x + c.xt * x_t for x in (x_0, predicted))
+    var_q, var_p = c.beta_tilde, c.beta
+    n = 400_000
+    z = mean_q + np.sqrt(var_q) * np.random.default_rng(0).standard_normal(n)
+    norm = scipy.stats.norm.logpdf
+    ratio = norm(z, mean_q, np.sqrt(var_q)) - norm(z, mean_p, np.sqrt(var_p))
+    kl = normal_kl(mean_q, np.log(var_q), mean_p, np.log(var_p)).item()
+    assert abs(ratio.mean() - kl) < 5 * ratio.std() / np.sqrt(n)
+
+
+def test_prior_term():
+    schedule = make_schedule("linear", 200)
+    x_0 = jnp.linspace(-1, 1, 12).reshape(1, 3, 4, 1)
+    ab = schedule.alpha_bar[-1]
+    expected = 0.5 * np.sum((1 - ab) + ab * np.asarray(x_0) ** 2 - 1 - np.log(1 - ab))
+    assert gd.prior_kl(schedule, x_0).item() == pytest.approx(expected, rel=1e-4)

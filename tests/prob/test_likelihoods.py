@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jgen.prob import likelihoods
+from jgen.prob.pixels import bits_per_dim, to_float, to_uint8
+
+
+@pytest.mark.parametrize("levels", [2, 3, 17, 256])
+@pytest.mark.parametrize("std", [1e-3, 0.02, 0.5, 3.0, 40.0])
+@pytest.mark.parametrize("mean", [-5.0, -1.0, -0.3, 0.0, 0.77, 1.0, 5.0])
+def test_discretised_normal_is_a_distribution(levels, std, mean):
+    level = jnp.arange(levels)
+    logp = likelihoods.discretised_normal_log_prob(level, jnp.full(levels, mean), std, levels)
+    assert np.all(np.isfinite(logp)) or std == 1e-3
+    np.testing.assert_allclose(np.exp(np.asarray(logp, np.float64)).sum(), 1.0, atol=2e-5)
+
+
+def test_discretised_normal_matches_scipy():
+    levels, std = 256, 0.05
+    mean = np.linspace(-1.2, 1.2, levels)
+    k = np.arange(levels)
+    x, half = 2 * k / 255 - 1, 1 / 255
+    upper = np.where(k == 255, np.inf, x + half)
+    lower = np.where(k == 0, -np.inf, x - half)
+    # In the upper tail SciPy's difference of cdfs cancels; survival functions do not.
+    flip = x > mean
+    mass = np.where(
+        flip,
+        scipy.stats.norm.sf(lower, mean, std) - scipy.stats.norm.sf(upper, mean, std),
+        scipy.stats.norm.cdf(upper, mean, std) - scipy.stats.norm.cdf(lower, mean, std),
+    )
+    found = likelihoods.discretised_normal_log_prob(jnp.asarray(k), jnp.asarray(mean, jnp.float32), std, levels)
+    np.testing.assert_allclose(found, np.log(mass), rtol=2e-4, atol=2e-4)
+
+
+def test_discretised_normal_gradient_is_finite_far_away():
+    mean = jnp.array([-3.0, -1.0, 0.0, 1.0, 3.0])
+    gradient = jax.grad(lambda m: likelihoods.discretised_normal_log_prob(jnp.full(5, 128), m, 0.01, 256).sum())(mean)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_normal_kl_against_monte_carlo():
+    mean_q, logvar_q, mean_p, logvar_p = 0.3, -0.5, -0.2, 0.4
+    n = 200_000
+    x = mean_q + np.exp(0.5 * logvar_q) * np.random.default_rng(0).standard_normal(n)
+    log_ratio = likelihoods.normal_log_prob(x, mean_q, logvar_q) - likelihoods.normal_log_prob(x, mean_p, logvar_p)
+    kl = likelihoods.normal_kl(mean_q, logvar_q, mean_p, logvar_p)
+    assert abs(np.mean(log_ratio) - kl) < 5 * np.std(log_ratio) / np.sqrt(n)
+
+
+def test_normal_log_prob_matches_scipy():
+    x = np.linspace(-3, 3, 50)
+    np.testing.assert_allclose(
+        likelihoods.normal_log_prob(x, 0.5, np.log(4.0)), scipy.stats.norm.logpdf(x, 0.5, 2.0), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_pixels_round_trip(levels):
+    images = jnp.arange(levels, dtype=jnp.uint8).reshape(1, levels, 1, 1)
+    x = to_float(images, levels)
+    assert x.min() == -1 and x.max() == 1
+    np.testing.assert_array_equal(to_uint8(x, levels), images)
+    np.testing.assert_array_equal(to_uint8(x * 3, levels) <= levels - 1, True)
+
+
+def test_bits_per_dim_of_the_uniform_distribution_is_eight():
+    assert bits_per_dim(-28 * 28 * np.log(256), 28 * 28) == pytest.approx(8.0)

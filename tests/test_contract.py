@@ -1,0 +1,215 @@
+"""The contract, over every configuration's `tiny` variant and four toy models unlike one another."""
+
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract_cases import BATCH, CASES, make_batch, make_case, make_run, step_batch
+
+from jgen.core import keys as rng
+from jgen.core import parallel
+from jgen.core.generate import sample_images
+from jgen.core.model import Context
+from jgen.train.config import Optimiser
+
+# A game has no loss that must fall, and BatchNorm normalises what is computed at once: it is synchronised over devices,
+# not over accumulation steps.
+WITH_ONE_LOSS = WITHOUT_BATCH_NORM = [name for name in CASES if name != "toy:gan"]
+
+
+def flat(tree):
+    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return np.concatenate(leaves or [np.zeros(0)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_are_finite_and_reach_every_trained_leaf_and_no_other(name):
+    case = make_case(name, axis_name=None)
+    model = case.model
+    state, _ = make_run(case)
+    params = jax.device_get(state.params)
+    ctx = Context(jnp.int32(0), params, jax.device_get(state.extra), case.frozen)
+    batch = make_batch(model, 32)
+    keys = rng.image_keys(jax.random.key(1), jnp.arange(32))
+    seen = set()
+    for phase in model.phases:
+        grad = jax.jit(jax.value_and_grad(lambda p, k: phase.loss(p, ctx, k, batch), has_aux=True))
+        total = None
+        for round_ in range(8):  # several draws: a class or a mode may be missing in one
+            (loss, _), gradients = grad(params, rng.fold_in(keys, round_))
+            chex.assert_tree_all_finite((loss, gradients))
+            size = jax.tree.map(jnp.abs, gradients)
+            total = size if total is None else jax.tree.map(jnp.add, total, size)
+        for role in phase.trains:
+            seen.add(role)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(total[role]):
+                assert np.any(np.asarray(leaf) > 0), f"{role}{jax.tree_util.keystr(path)} gets no gradient"
+    assert seen == set(params)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_moves_what_its_phases_train_compiles_once_and_repeats(name):
+    case = make_case(name)
+    start, step = make_run(case)
+    before = jax.device_get(start.params)
+    state, metrics = step(start, case.frozen, step_batch(case.model))
+    after = jax.device_get(state.params)
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for role in before:
+        assert np.any(flat(before[role]) != flat(after[role])), role
+    assert int(state.step) == 1 and all(np.isfinite(float(v)) for v in metrics.values())
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        import logging
+
+        said = []
+        patch.setattr(logging.Logger, "handle", lambda self, record: said.append(record.getMessage()))
+        for seed in (1, 2):
+            state, _ = step(state, case.frozen, step_batch(case.model, seed))
+        jax.block_until_ready(state)
+    assert not [line for line in said if "Compiling" in line], said
+
+    again, step_again = make_run(case)
+    for seed in (0, 1, 2):
+        again, _ = step_again(again, case.frozen, step_batch(case.model, seed))
+    np.testing.assert_array_equal(flat(again.params), flat(state.params))
+
+
+@pytest.mark.parametrize("name", WITH_ONE_LOSS)
+def test_overfits_one_batch(name):
+    case = make_case(name)
+    adam = Optimiser(learning_rate=3e-3)
+    state, step = make_run(case, optimiser=adam, ema_decay=0.9)
+    batch = step_batch(case.model)
+    losses = []
+    for _ in range(150):
+        state, metrics = step(state, case.frozen, batch)
+        losses.append(metrics["loss"])
+    losses = np.asarray(jax.device_get(losses))
+    first, last = losses[:10].mean(), losses[-30:].mean()
+    assert last < first - 0.15 * abs(first), (first, last)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_image_i_does_not_depend_on_the_batch_size(name):
+    case = make_case(name)
+    model = make_case(name, axis_name=None).model
+    state, _ = make_run(case)
+    ctx = parallel.replicate(Context(jnp.int32(0), state.params, state.extra, case.frozen))
+    n = 64
+    draw = lambda count, **o: sample_images(model, state.params, ctx, jax.random.key(7), count, **o).astype(np.int32)
+    reference = draw(n, batch_size=64)
+    chex.assert_shape(reference, (n, *model.images.shape))
+    assert reference.max() < model.images.levels and len(np.unique(reference.reshape(n, -1), axis=0)) > 1
+    for size, count in ((7, 14), (1, 2)):
+        assert np.abs(draw(count, batch_size=size) - reference[:count]).max() <= 1  # one level: rounding
+    assert np.abs(draw(5, start=40, batch_size=7) - reference[40:45]).max() <= 1
+
+
+PARALLEL = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+from contract_cases import make_case, make_run, step_batch
+from test_contract import CASES, WITHOUT_BATCH_NORM, flat
+from jgen.cli import use_compilation_cache
+
+use_compilation_cache()
+out = {}
+for parts in map(int, sys.argv[2].split(",")):
+    for name in CASES if parts == 1 else WITHOUT_BATCH_NORM:
+        case = make_case(name)
+        state, step = make_run(case, accumulation=parts)
+        for seed in range(2):
+            state, metrics = step(state, case.frozen, step_batch(case.model, seed))
+        for kind in ("params", "ema", "extra"):
+            out[f"{name}/{kind}/{parts}"] = flat(getattr(state, kind))
+np.savez(sys.argv[1], **out)
+"""
+
+
+def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path):
+    found = {}
+    for devices, parts in ((1, "1,2,4"), (2, "1,2"), (4, "1")):
+        out = tmp_path / f"{devices}.npz"
+        python("-c", PARALLEL, out, parts, devices=devices, timeout=600)
+        found[devices] = dict(np.load(out))
+    for devices, arrays in found.items():
+        for key, array in arrays.items():
+            reference = found[1][key[:-1] + "1"]
+            message = f"{key} on {devices} devices"
+            np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-6, err_msg=message)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
+    case = make_case("toy:vae")
+    phase = case.model.phases[0]
+
+    def poisoned(params, ctx, keys, batch):
+        loss, rest = phase.loss(params, ctx, keys, batch)
+        if bad == "loss":
+            return loss + jnp.where(ctx.step == 1, jnp.nan, 0.0), rest
+        # At step 1 the root of zero: a finite value with an infinite slope.
+        leaf = jax.tree.leaves(params["enc"])[0]
+        zero = jnp.sum(leaf - jax.lax.stop_gradient(leaf))
+        return loss + jnp.sqrt(zero + jnp.where(ctx.step == 1, 0.0, 1.0)), rest
+
+    case = case._replace(model=case.model._replace(phases=(phase._replace(loss=poisoned),)))
+    state, step = make_run(case, optimiser=Optimiser())
+    batch = step_batch(case.model)
+    state, _ = step(state, {}, batch)
+    good = jax.device_get((state.params, state.ema, state.opt, state.extra))
+    state, metrics = step(state, {}, batch)
+    chex.assert_trees_all_equal(good, jax.device_get((state.params, state.ema, state.opt, state.extra)))
+    assert int(state.step) == 2 and int(metrics["skipped"]) == 1 and int(metrics["skipped_in_a_row"]) == 1
+    state, metrics = step(state, {}, batch)
+    assert int(metrics["skipped"]) == 1 and int(metrics["skipped_in_a_row"]) == 0
+    assert np.any(flat(state.params) != flat(good[0]))
+
+
+def test_repeats_take_batches_of_their_own_and_lazy_phases_rest():
+    """A phase with repeats=2, every=2 by hand: plain gradient descent on the recorded batches."""
+    import toys
+
+    case = make_case("toy:gan")._replace(model=toys.gan(parallel.AXIS, repeats=2, every=2))
+    state, step = make_run(case)
+    disc = [flat(state.params["disc"])]
+    gen = [flat(state.params["gen"])]
+    for seed in range(3):
+        state, _ = step(state, {}, step_batch(case.model, seed))
+        disc.append(flat(state.params["disc"]))
+        gen.append(flat(state.params["gen"]))
+    moved = [bool(np.any(a != b)) for a, b in zip(disc, disc[1:])]
+    assert moved == [True, False, True]
+    assert all(np.any(a != b) for a, b in zip(gen, gen[1:]))
+    # Swapping the second batch alone changes the discriminator: it is read.
+    state, step = make_run(case)
+    batch = step_batch(case.model, 0)
+    batch["image"][BATCH:] = 255 - batch["image"][BATCH:]
+    state, _ = step(state, {}, batch)
+    assert np.any(flat(state.params["disc"]) != disc[1])
+
+
+def test_the_average_follows_its_formula():
+    case = make_case("toy:vae")
+    state, step = make_run(case, ema_decay=0.8, ema_warmup=True)
+    expected = flat(state.ema)
+    for seed in range(6):
+        state, _ = step(state, {}, step_batch(case.model, seed))
+        decay = min(0.8, (1 + seed) / (10 + seed))
+        expected = decay * expected + (1 - decay) * flat(state.params)
+    np.testing.assert_allclose(flat(state.ema), expected, rtol=1e-5, atol=1e-7)
+    assert np.any(flat(state.ema) != flat(state.params))
+
+
+def test_frozen_parameters_stay_out_of_the_state():
+    case = make_case("toy:second_stage")
+    state, step = make_run(case)
+    before = flat(case.frozen)
+    state, _ = step(state, parallel.replicate(case.frozen), step_batch(case.model))
+    np.testing.assert_array_equal(flat(case.frozen), before)
+    assert set(state.params) == set(state.ema) == set(state.opt) == {"prior"}
+
+

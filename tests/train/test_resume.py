@@ -1,0 +1,225 @@
+"""A run that is killed again and again ends in the same bits as one that is not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_mistake
+
+from jgen import api
+from jgen.train import checkpoints
+
+TINY = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.checkpoint-every", "10", "--train.log-every", "3"]
+TINY += ["--train.validate-every", "50", "--train.sample-every", "0"]
+
+
+def final_arrays(run):
+    """Every array of the newest checkpoint, bit for bit, and the metrics' bytes."""
+    import orbax.checkpoint as ocp
+
+    step = checkpoints.newest_good(run / "checkpoints")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore())
+        restored = checkpointer.restore((run / "checkpoints" / str(step)).absolute(), args)
+    arrays = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(restored.state)}
+    return arrays, (run / "metrics.jsonl").read_bytes()
+
+
+def start(args, devices):
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def kill_in_the_middle(args, run, devices, rng, while_saving):
+    """Starts a training, lets it get on a little, and kills it; False if it finished before."""
+    metrics = run / "metrics.jsonl"
+    before = metrics.stat().st_size if metrics.exists() else 0
+    process = start(args, devices)
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline:
+        if metrics.exists() and metrics.stat().st_size > before:  # it is training
+            break
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.6))
+    while while_saving and process.poll() is None and time.time() < deadline:
+        if list((run / "checkpoints").glob("*orbax-checkpoint-tmp*")):
+            break
+    killed = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return killed
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_training_ends_in_the_same_bits(python, tmp_path, devices):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    args = [*TINY, "--train.steps", "300", "--workdir"]
+    python(*args, unbroken, devices=devices)
+    rng = random.Random(devices)
+    kills = 0
+    for attempt in range(12):
+        kills += kill_in_the_middle([*args, broken], broken, devices, rng, while_saving=attempt % 2 == 1)
+        if kills == 5:
+            break
+    assert kills == 5
+    assert not (broken / "samples" / "step_00000300.png").exists()  # it was not done before the last kill
+    python(*args, broken, devices=devices)
+    arrays, lines = final_arrays(unbroken)
+    arrays_again, lines_again = final_arrays(broken)
+    assert lines == lines_again
+    assert arrays.keys() == arrays_again.keys() and any("ema" in name for name in arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, arrays_again[name], err_msg=name)
+    assert "finished at step 300" in python(*args, broken).stdout
+
+
+@pytest.fixture(scope="module")
+def short_run(cache, tmp_path_factory):
+    """A finished run of 30 steps with checkpoints at 20 and 30."""
+    run = tmp_path_factory.mktemp("runs") / "short"
+    command = [sys.executable, *TINY, "--train.steps", "30", "--workdir", str(run)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    return run
+
+
+def copy(run, tmp_path):
+    import shutil
+
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_say_how_to_go_on(short_run, tmp_path, number, code):
+    run = copy(short_run, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *TINY, "--train.steps", "100000", "--workdir", str(run)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    size = (run / "metrics.jsonl").stat().st_size
+    while (run / "metrics.jsonl").stat().st_size <= size:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "run the same command again" in said and "Traceback" not in said
+    step = checkpoints.newest_good(run / "checkpoints")
+    assert f"stopped at step {step} of" in said and step > 30
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] <= step < last["step"] + 3
+
+
+def test_a_second_process_on_the_same_run_is_refused(short_run, python):
+    from jgen.train.run_directory import RunDirectory
+
+    held = RunDirectory(short_run)
+    try:
+        done = python(*TINY, "--train.steps", "40", "--workdir", short_run, check=False)
+    finally:
+        held.close()
+    assert_user_mistake(done, "another process", str(short_run))
+
+
+def test_a_changed_configuration_is_refused_field_by_field(short_run, tmp_path, python):
+    run = copy(short_run, tmp_path)
+    before = (run / "config.json").read_bytes()
+    changed = ["--model.dropout", "0.2", "--seed", "3", "--train.steps", "40"]
+    done = python(*TINY, *changed, "--workdir", run, check=False)
+    assert_user_mistake(done, "model.dropout was 0.1, is 0.2", "seed was 0, is 3")
+    assert "train.steps was" not in done.stderr
+    assert (run / "config.json").read_bytes() == before
+    python(*TINY, "--train.steps", "40", "--workdir", run)
+    assert checkpoints.newest_good(run / "checkpoints") == 40
+
+
+def files_of(run, step):
+    folder = run / "checkpoints" / str(step)
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("how", ["truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(short_run, tmp_path, capsys, how):
+    names = files_of(short_run, 30)
+    assert len(names) > 5
+    good = final_arrays(short_run)[0]
+    for i, name in enumerate([*names, "../30.sha256.json"]):
+        run = copy(short_run, tmp_path / str(i))
+        victim = run / "checkpoints" / "30" / name
+        if how == "truncate":
+            victim.write_bytes(victim.read_bytes()[:-1] if victim.stat().st_size else b"x")
+        else:
+            victim.unlink()
+        gen = api.load(run)
+        assert gen.step == 20, name
+        assert "warning: checkpoint" in capsys.readouterr().err
+    # Training goes on from the one before, keeps the damaged one aside, and ends in the same bits.
+    experiment, _ = api.load_experiment(run)
+    assert api.fit(experiment, run) == "trained"
+    again = final_arrays(run)[0]
+    for name, array in good.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
+    assert (run / "checkpoints" / "damaged-30").is_dir()
+
+
+def test_checkpoints_are_kept_as_asked(tmp_path, python):
+    run = tmp_path / "run"
+    python(*TINY, "--train.steps", "60", "--train.keep", "2", "--train.keep-every", "20", "--workdir", run)
+    assert checkpoints.steps_in(run / "checkpoints") == [60, 50, 40, 20]
+    assert api.load(run, step=20).step == 20
+
+
+def test_twenty_bad_steps_in_a_row_stop_the_run(tmp_path, python):
+    run = tmp_path / "run"
+    python(*TINY, "--train.steps", "10", "--workdir", run)
+    program = """
+import sys, jax.numpy as jnp
+sys.path.insert(0, "tests")
+from jgen import api, cli
+from jgen.models.diffusion import ddpm
+make = ddpm.make
+def poisoned(*args):
+    model = make(*args)
+    phase = model.phases[0]
+    def loss(params, ctx, keys, batch):
+        value, rest = phase.loss(params, ctx, keys, batch)
+        return jnp.where(ctx.step >= 15, jnp.nan, value), rest
+    return model._replace(phases=(phase._replace(loss=loss),))
+ddpm.make = poisoned
+import dataclasses
+experiment, _ = api.load_experiment(sys.argv[1])
+train = dataclasses.replace(experiment.train, steps=100)
+cli.main(lambda args: api.fit(dataclasses.replace(experiment, train=train), sys.argv[1]))
+"""
+    done = python("-c", program, run, check=False)
+    assert done.returncode == 2
+    error = done.stderr.strip().splitlines()[-1]
+    assert "20 steps up to step 35" in error and "last good checkpoint is step" in error, error
+    state, _ = final_arrays(run)
+    assert all(np.all(np.isfinite(a)) for a in state.values() if a.dtype.kind == "f")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(short_run, tmp_path, monkeypatch):
+    run = copy(short_run, tmp_path)
+    import dataclasses
+
+    from jgen.errors import UserError
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    experiment, _ = api.load_experiment(run)
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=50))
+    real = checkpoints.manifest_path
+    monkeypatch.setattr(checkpoints, "manifest_path", lambda f, s: full(f) if s > 30 else real(f, s))
+    with pytest.raises(UserError, match="No space left"):
+        api.fit(experiment, run)
+    monkeypatch.undo()
+    assert api.load(run).step == 30
