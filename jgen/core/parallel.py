@@ -45,10 +45,14 @@ def pmap(
 
 
 def replicate(tree: Any) -> Any:
-    """The same arrays placed on every device, as the results of `pmap(..., split_out=None)` are."""
+    """The same arrays on every device, placed as the results of `pmap(..., split_out=None)` are, in memory of their own.
+
+    The copy matters: on CPU an array may share the memory of the NumPy array or the file buffer that it was made from,
+    and a step that is given such an array to donate would compute in memory that others read or free.
+    """
     each = jnp.zeros(device_count())
     placement = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None)(each).sharding
-    return jax.device_put(tree, placement)
+    return jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=placement)(jax.device_put(tree, placement))
 
 
 def shard(tree: Any, axis: int = 0) -> Any:
