@@ -1,4 +1,6 @@
-"""Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--steps 50] --out grid.png | samples.npz | folder/
+"""Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--steps 50] --out grid.png
+
+--out takes a grid (.png), raw arrays (.npz) or a folder.
 
 Options of the run's sampler (steps, guidance_scale, ...) are listed by: python sample.py RUN --help
 """

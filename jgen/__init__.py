@@ -1,7 +1,7 @@
 """Image generation in JAX: every family of generator on one contract.
 
-    gen = jgen.load("runs/ddpm-digits")
-    images = gen.sample(jax.random.key(0), 16, label=7)      # uint8 (16, H, W, C)
+gen = jgen.load("runs/ddpm-digits")
+images = gen.sample(jax.random.key(0), 16, label=7)      # uint8 (16, H, W, C)
 """
 
 from jgen import errors

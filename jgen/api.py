@@ -146,7 +146,9 @@ class Generator:
     def __repr__(self) -> str:
         spec = self.model.images
         size = sum(x.size for x in jax.tree.leaves(self.params))
-        return f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
+        return (
+            f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
+        )
 
     def labels(self, n: int, label: Any = None, start: int = 0) -> np.ndarray | None:
         """The classes, int32 (n,), that `sample` with these arguments asks for; None for a model without classes."""
@@ -208,4 +210,3 @@ class Generator:
         if name in CAPABILITIES:
             require_capability(self.model, name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-

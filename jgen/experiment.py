@@ -36,7 +36,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        flat |= flatten(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else {f"{prefix}{f.name}": value}
+        flat |= (
+            flatten(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else {f"{prefix}{f.name}": value}
+        )
     return flat
 
 
@@ -58,7 +60,9 @@ def from_json(document: Any, where: str = "config.json") -> Any:
     """
     require(isinstance(document, dict) and isinstance(document.get("class"), str), f"{where}: no class is named")
     module_name, _, class_name = document["class"].partition(":")
-    require(module_name.startswith("jgen."), f"{where}: class {document['class']!r} is outside jgen and is not imported")
+    require(
+        module_name.startswith("jgen."), f"{where}: class {document['class']!r} is outside jgen and is not imported"
+    )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:

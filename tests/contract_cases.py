@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
 CASES = [*SYSTEMS, *(f"toy:{name}" for name in toys.TOYS)]
 BATCH = 8
+SGD = Optimiser(name="sgd", learning_rate=0.01, beta1=0.0)
 
 
 class Case(NamedTuple):
@@ -48,7 +49,7 @@ def make_batch(model, size: int = BATCH, seed: int = 0) -> dict:
     return {"image": image, "label": label, "index": np.arange(size, dtype=np.int32)}
 
 
-def make_run(case: Case, *, optimiser: Optimiser = Optimiser(name="sgd", learning_rate=0.01, beta1=0.0), **options):
+def make_run(case: Case, *, optimiser: Optimiser = SGD, **options):
     """(state before step 0, step function) with the batch size of `make_batch`."""
     model = case.model
     roles = {role for phase in model.phases for role in phase.trains}
@@ -57,7 +58,9 @@ def make_run(case: Case, *, optimiser: Optimiser = Optimiser(name="sgd", learnin
     init = lambda batch: init_state(model, optimisers, jax.random.key(0), batch, options["ema_decay"] > 0)
     state = jax.jit(init)(make_batch(model))
     # Layers that start at zero hide the gradients of those behind them.
-    shaken = jax.tree.map(lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params)
+    shaken = jax.tree.map(
+        lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params
+    )
     state = state._replace(params=shaken, ema=jax.tree.map(jnp.copy, shaken) if state.ema else {})
     return parallel.replicate(state), make_train_step(model, optimisers, **options)
 

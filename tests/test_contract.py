@@ -1,6 +1,5 @@
 """The contract, over every configuration's `tiny` variant and four toy models unlike one another."""
 
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ def test_losses_are_finite_and_reach_every_trained_leaf_and_no_other(name):
     keys = rng.image_keys(jax.random.key(1), jnp.arange(32))
     seen = set()
     for phase in model.phases:
-        grad = jax.jit(jax.value_and_grad(lambda p, k: phase.loss(p, ctx, k, batch), has_aux=True))
+        grad = jax.jit(jax.value_and_grad(lambda p, k, loss=phase.loss: loss(p, ctx, k, batch), has_aux=True))
         total = None
         for round_ in range(8):  # several draws: a class or a mode may be missing in one
             (loss, _), gradients = grad(params, rng.fold_in(keys, round_))
@@ -211,5 +210,3 @@ def test_frozen_parameters_stay_out_of_the_state():
     state, _ = step(state, parallel.replicate(case.frozen), step_batch(case.model))
     np.testing.assert_array_equal(flat(case.frozen), before)
     assert set(state.params) == set(state.ema) == set(state.opt) == {"prior"}
-
-

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import GenerativeModel, ImageSpec, Phase
-from jgen.core.parallel import pmean
 from jgen.prob.likelihoods import normal_kl, sum_image
 from jgen.prob.pixels import to_float, to_uint8
 

@@ -45,7 +45,7 @@ def pmap(
 
 
 def replicate(tree: Any) -> Any:
-    """The same arrays on every device, placed as the results of `pmap(..., split_out=None)` are, in memory of their own.
+    """The same arrays on every device, placed as results of `pmap(..., split_out=None)` are, in memory of their own.
 
     The copy matters: on CPU an array may share the memory of the NumPy array or the file buffer that it was made from,
     and a step that is given such an array to donate would compute in memory that others read or free.
@@ -58,7 +58,9 @@ def replicate(tree: Any) -> Any:
 def shard(tree: Any, axis: int = 0) -> Any:
     """Splits a batch axis of size n into (devices, n / devices). The size must be a multiple of `device_count()`."""
     devices = device_count()
-    return jax.tree.map(lambda x: x.reshape(*x.shape[:axis], devices, x.shape[axis] // devices, *x.shape[axis + 1 :]), tree)
+    return jax.tree.map(
+        lambda x: x.reshape(*x.shape[:axis], devices, x.shape[axis] // devices, *x.shape[axis + 1 :]), tree
+    )
 
 
 def axis_index() -> Any:

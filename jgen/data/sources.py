@@ -55,7 +55,7 @@ def open_source(config: Config) -> Source:
     """The source that `config.name` stands for.
 
     Raises:
-      UserError: an unknown or unprepared set, a folder without images, with mixed sizes or a picture that does not open.
+      UserError: an unknown or unprepared set; a folder without images, with mixed sizes or a damaged picture.
     """
     if config.name.startswith("folder:"):
         return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config.size)
@@ -85,7 +85,9 @@ def digits_builder() -> Any:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which this is not
             builder.download_and_prepare()
     except OSError as error:
-        raise UserError(f"cannot write the cache folder {folder}: {error.strerror}; set JGEN_CACHE to another") from error
+        raise UserError(
+            f"cannot write the cache folder {folder}: {error.strerror}; set JGEN_CACHE to another"
+        ) from error
     return builder
 
 

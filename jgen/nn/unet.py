@@ -22,7 +22,9 @@ from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
 
 
-def conv3x3(features: int, stride: int = 1, zero: bool = False, dtype: Any = jnp.float32, name: str | None = None) -> nn.Conv:
+def conv3x3(
+    features: int, stride: int = 1, zero: bool = False, dtype: Any = jnp.float32, name: str | None = None
+) -> nn.Conv:
     """A 3x3 convolution padded by 1, started at zero where `zero` is set."""
     init = nn.initializers.zeros if zero else nn.linear.default_kernel_init
     return nn.Conv(features, (3, 3), (stride, stride), padding=1, dtype=dtype, kernel_init=init, name=name)
@@ -78,7 +80,9 @@ class UNet(nn.Module):
             nonlocal count
             count += 1
             block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
-            return ResnetBlock(features, self.groups, self.dropout_rate, self.dtype, name=name)(h, embedding, block_keys)
+            return ResnetBlock(features, self.groups, self.dropout_rate, self.dtype, name=name)(
+                h, embedding, block_keys
+            )
 
         def attend(h: jax.Array, name: str) -> jax.Array:
             return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)

@@ -81,7 +81,7 @@ def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing") ->
     require_choice("spacing", spacing, SPACINGS)
     require(1 <= steps <= num_timesteps, f"steps is {steps}: it must be from 1 to {num_timesteps}, the model's T")
     if spacing == "leading":
-        times = np.arange(steps) * (num_timesteps // steps) + 1
+        times = np.arange(steps, dtype=np.float64) * (num_timesteps // steps) + 1
     elif spacing == "linspace":
         times = np.round(np.linspace(0, num_timesteps - 1, steps)) + 1
     else:

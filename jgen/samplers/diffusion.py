@@ -97,7 +97,9 @@ def ddim(
     return jax.lax.scan(step, x_T, (jnp.asarray(t, jnp.int32), *rows))[0]
 
 
-def classifier_free_guidance(network: Network, label: jax.Array, null_label: int, scale: float) -> Callable[..., jax.Array]:
+def classifier_free_guidance(
+    network: Network, label: jax.Array, null_label: int, scale: float
+) -> Callable[..., jax.Array]:
     """(x_t, t) -> guided output: out(null) + scale (out(label) - out(null)) (Ho & Salimans 2022, arXiv 2207.12598).
 
     scale = 1 is the plain conditional network and scale = 0 the unconditional one, at one evaluation a step; any other

@@ -194,5 +194,3 @@ class Writer:
             self.wait()
         finally:
             self._manager.close()
-
-

@@ -43,9 +43,7 @@ class Interrupted(Exception):
         self.step, self.code = step, code
 
 
-def starting_state(
-    model: GenerativeModel, config: Config, data: DataConfig, dataset: Dataset, seed: int
-) -> TrainState:
+def starting_state(model: GenerativeModel, config: Config, data: DataConfig, dataset: Dataset, seed: int) -> TrainState:
     """The state before step 0, from the first batch of training data."""
     split = dataset.splits["train"]
     first = split.fetch(batch_positions(seed, 0, config.batch_size, split.num))
@@ -242,13 +240,10 @@ class Training:
         label = np.repeat(np.arange(rows), columns) if self.model.conditional else None
         params, ctx = self.context()
         key = jax.random.key(self.seed)
-        images = sample_images(
-            self.model, params, ctx, key, rows * columns, label=label, batch_size=rows * columns
-        )
+        images = sample_images(self.model, params, ctx, key, rows * columns, label=label, batch_size=rows * columns)
         path = self.directory.samples(step)
         try:
             write_png(path, make_grid(to_display(images, spec.levels), columns))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         return path
-

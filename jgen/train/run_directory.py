@@ -35,7 +35,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise UserError(f"another process is training in {path}: wait for it, or choose another --workdir") from error
+            raise UserError(
+                f"another process is training in {path}: wait for it, or choose another --workdir"
+            ) from error
 
     def close(self) -> None:
         self._lock.close()

@@ -80,7 +80,9 @@ def make_train_step(
         # Repeats and parts are unrolled: on CPU the gradient of a convolution inside a loop is 30 times slower.
         carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
         for number, phase in enumerate(model.phases):
-            run = lambda carry, number=number, phase=phase: run_phase(number, phase, carry, state, frozen, batches, index)
+            run = lambda carry, number=number, phase=phase: run_phase(
+                number, phase, carry, state, frozen, batches, index
+            )
             if phase.every == 1:
                 carry = run(carry)
             else:

@@ -191,7 +191,9 @@ def check_config(config: Config, images: ImageSpec) -> None:
         images.height, images.width, config.channels, config.blocks, config.attention, config.head_dim, config.groups
     )
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
-    require(0 <= config.label_dropout < 1, f"label_dropout is {config.label_dropout}: it must be at least 0 and below 1")
+    require(
+        0 <= config.label_dropout < 1, f"label_dropout is {config.label_dropout}: it must be at least 0 and below 1"
+    )
     require_choice("prediction", config.prediction, gd.PREDICTIONS)
     require_choice("bound_variance", config.bound_variance, gd.VARIANCES[:2])
     require_choice("dtype", config.dtype, ("float32", "bfloat16"))
