@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgen.core import keys as rng
+from jgen.nn.dropout import dropout
+from jgen.nn.normalization import group_norm
+
+
+def plain(x, scale, bias, groups, silu):
+    """Group normalisation as its definition reads; autodiff does the rest."""
+    batch, height, width, channels = x.shape
+    grouped = x.reshape(batch, height, width, groups, channels // groups)
+    mean = grouped.mean((1, 2, 4), keepdims=True)
+    var = grouped.var((1, 2, 4), keepdims=True)
+    y = ((grouped - mean) / jnp.sqrt(var + 1e-5)).reshape(x.shape) * scale[None, None, None] + bias[None, None, None]
+    return y * jax.nn.sigmoid(y) if silu else y
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_group_norm_and_its_gradient(groups, silu):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 0.5 + 2 * jax.random.normal(keys[0], (3, 6, 5, 8))
+    scale, bias = 1 + jax.random.normal(keys[1], (8,)), jax.random.normal(keys[2], (8,))
+    g = jax.random.normal(keys[3], x.shape)
+    np.testing.assert_allclose(
+        group_norm(x, scale, bias, groups, 1e-5, silu), plain(x, scale, bias, groups, silu), atol=2e-5
+    )
+    found = jax.grad(lambda *a: jnp.sum(group_norm(*a, groups, 1e-5, silu) * g), (0, 1, 2))(x, scale, bias)
+    wanted = jax.grad(lambda *a: jnp.sum(plain(*a, groups, silu) * g), (0, 1, 2))(x, scale, bias)
+    for a, b in zip(found, wanted):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+def test_dropout_keeps_the_mean_and_belongs_to_an_example():
+    keys = rng.image_keys(jax.random.key(0), jnp.arange(64))
+    x = jnp.ones((64, 8, 8, 4))
+    y = dropout(x, keys, 0.25)
+    kept = np.asarray(y) > 0
+    n = kept.size
+    assert abs(kept.mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / n)
+    np.testing.assert_allclose(np.asarray(y)[kept], 1 / 0.75, rtol=1e-6)
+    np.testing.assert_array_equal(dropout(x[10:20], keys[10:20], 0.25), y[10:20])
+    np.testing.assert_array_equal(dropout(x, None, 0.25), x)
