@@ -27,7 +27,14 @@ class Experiment:
 
 
 def make_model(config: Any, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
-    """The model of a system's Config: `make(config, images, axis_name)` of the module that defines the Config."""
+    """The model of a system's Config: `make(config, images, axis_name)` of the module that defines the Config.
+
+    Raises:
+      UserError: whatever is wrong with the Config or the images, in one line.
+    """
+    require(min(images.shape) >= 1, f"images have the shape {images.shape}: every size must be above zero")
+    require(2 <= images.levels <= 256, f"images have {images.levels} levels: they must have from 2 to 256")
+    require(images.num_classes >= 0, f"images have {images.num_classes} classes: they must have zero or more")
     return sys.modules[type(config).__module__].make(config, images, axis_name)
 
 
@@ -72,7 +79,7 @@ def from_json(document: Any, where: str = "config.json") -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
     require(not missing, f"{where}: {class_name} lacks {', '.join(missing)}")
-    require(not unknown, f"{where}: {class_name} has the unknown {', '.join(unknown)}")
+    require(not unknown, f"{where}: {class_name} has the unknown {', '.join(map(repr, unknown))}")
     for name, value in values.items():
         if isinstance(value, dict):
             values[name] = from_json(value, where)
@@ -80,6 +87,9 @@ def from_json(document: Any, where: str = "config.json") -> Any:
             values[name] = tuple(value)
     made = cls(**values)
     check_types(made, where)
+    if isinstance(made, Experiment):
+        is_system = hasattr(sys.modules[type(made.model).__module__], "make") and hasattr(made.model, "sampling")
+        require(is_system, f"{where}: model is {made.model!r}: it must be the Config of a system")
     return made
 
 

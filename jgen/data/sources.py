@@ -86,7 +86,7 @@ def digits_builder() -> Any:
             builder.download_and_prepare()
     except OSError as error:
         raise UserError(
-            f"cannot write the cache folder {folder}: {error.strerror}; set JGEN_CACHE to another"
+            f"cannot write the cache folder {folder}: {error.strerror or error}; set JGEN_CACHE to another"
         ) from error
     return builder
 
@@ -198,7 +198,7 @@ def picture_header(path: Path) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(path) as picture:
             return picture.size, picture.mode
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} does not open as an image: {error}") from error
 
 
@@ -209,6 +209,6 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             image = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} does not open as an image: {error}") from error
     return image.reshape(*image.shape[:2], channels)

@@ -1,0 +1,460 @@
+"""Where images come from, how they are cached and split, the order they come in, and what is done to them."""
+
+import io
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jgen.core import keys as rng
+from jgen.data import dataset as datasets
+from jgen.data.batches import batch_positions, permutation, train_batches
+from jgen.data.config import Config
+from jgen.data.dataset import Split
+from jgen.data.sources import Records
+from jgen.data.transforms import make_transform
+from jgen.errors import UserError
+
+
+def everything(split):
+    return split.fetch(np.arange(split.num))
+
+
+def all_indices(dataset):
+    return np.concatenate([everything(split)["index"] for split in dataset.splits.values()])
+
+
+@pytest.fixture(scope="module")
+def digits(cache):
+    return datasets.load(Config())
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "own_cache"))
+    return tmp_path / "own_cache"
+
+
+# The embedded digits.
+
+
+def test_digits_are_those_of_scikit_learn(digits):
+    from sklearn.datasets import load_digits
+
+    wanted = load_digits()
+    assert digits.images.shape == (8, 8, 1) and digits.images.num_classes == 10 and digits.images.levels == 256
+    parts = [everything(split) for split in digits.splits.values()]
+    images = np.concatenate([part["image"] for part in parts])
+    labels = np.concatenate([part["label"] for part in parts])
+    assert images.dtype == np.uint8 and labels.dtype == np.int32 and len(images) == 1797
+    levels = np.round(images.reshape(-1, 64) / 255 * 16).astype(int)
+    found = sorted(map(tuple, np.column_stack([levels, labels])))
+    assert found == sorted(map(tuple, np.column_stack([wanted.data.astype(int), wanted.target])))
+
+
+def test_splits_are_disjoint_and_cover_the_set(digits):
+    assert {name: split.num for name, split in digits.splits.items()} == {"train": 1350, "validation": 150, "test": 297}
+    index = all_indices(digits)
+    assert len(index) == 1797 == len(set(index.tolist())) and index.dtype == np.int32
+    whole = datasets.load(Config(validation=0.0))
+    assert set(whole.splits) == {"train", "test"} and whole.splits["train"].num == 1500
+    assert set(all_indices(whole).tolist()) == set(index.tolist())
+
+
+def test_seventeen_levels_recover_the_digits_exactly(digits):
+    batch = everything(digits.splits["train"])
+    keys = jax.random.split(jax.random.key(0), len(batch["image"]))
+    found = make_transform(Config(levels=17), train=True)(keys, batch)["image"]
+    np.testing.assert_array_equal(found, np.round(batch["image"] / 255 * 16))
+    assert found.dtype == jnp.uint8 and found.max() == 16
+    assert datasets.load(Config(levels=17)).images.levels == 17
+
+
+# Prepared TFDS sets.
+
+SHAPES = {"mnist": ("3.0.1", (28, 28, 1)), "petite": ("1.0.0", (6, 8, 3))}
+COUNTS = {"mnist": {"train": 40, "test": 10}, "petite": {"train": 20, "validation": 5, "test": 7}}
+
+
+def picture(shape, split, i):
+    seed = [i, *split.encode()]
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Two small sets as TFDS writes them: one of a name that TFDS has code for, one with a validation split."""
+    import tensorflow_datasets as tfds
+
+    def png(array):
+        file = io.BytesIO()
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
+        file.seek(0)
+        return file
+
+    def info(self):
+        features = {"image": tfds.features.Image(shape=SHAPES[self.name][1])}
+        features["label"] = tfds.features.ClassLabel(num_classes=10)
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def examples(self, split, count):
+        for i in range(count):
+            yield i, {"image": png(picture(SHAPES[self.name][1], split, i)), "label": i % 10}
+
+    def generators(self, manager):
+        return {split: self._generate_examples(split, count) for split, count in COUNTS[self.name].items()}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
+    with tfds.core.registered.skip_registration():
+        for name, (version, _) in SHAPES.items():
+            body = {"VERSION": tfds.core.Version(version), "_info": info}
+            body |= {"_generate_examples": examples, "_split_generators": generators, "__doc__": "Small."}
+            cls = type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), {**body, "__module__": __name__})
+            cls(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return folder
+
+
+def as_multiset(images, labels):
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels))
+
+
+def wanted_multiset(name, split):
+    shape, count = SHAPES[name][1], COUNTS[name][split]
+    return as_multiset([picture(shape, split, i) for i in range(count)], [i % 10 for i in range(count)])
+
+
+def found_multiset(*splits):
+    parts = [everything(split) for split in splits]
+    return sorted(itertools.chain(*(as_multiset(part["image"], part["label"]) for part in parts)))
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_prepared_set_is_read_by_its_name(prepared, own_cache, monkeypatch, by):
+    if by == "environment":
+        monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    dataset = datasets.load(Config(name="mnist", dir=str(prepared) if by == "option" else ""))
+    assert dataset.images.shape == (28, 28, 1) and dataset.images.num_classes == 10 and dataset.name == "mnist"
+    splits = dataset.splits
+    assert {name: split.num for name, split in splits.items()} == {"train": 36, "validation": 4, "test": 10}
+    assert len(set(all_indices(dataset).tolist())) == 50
+    assert found_multiset(splits["train"], splits["validation"]) == wanted_multiset("mnist", "train")
+    assert found_multiset(splits["test"]) == wanted_multiset("mnist", "test")
+
+
+def test_a_validation_split_of_the_set_is_used(prepared, own_cache):
+    dataset = datasets.load(Config(name="petite", dir=str(prepared), validation=0.5))
+    assert dataset.images.shape == (6, 8, 3)
+    for split in ("train", "validation", "test"):
+        assert found_multiset(dataset.splits[split]) == wanted_multiset("petite", split)
+    assert len(set(all_indices(dataset).tolist())) == 32
+
+
+def test_records_that_are_streamed_are_those_of_the_cache(prepared, own_cache, monkeypatch):
+    config = Config(name="petite", dir=str(prepared), size=5)
+    cached = datasets.load(config)
+    before = sorted(own_cache.rglob("*"))
+    monkeypatch.setattr(datasets, "memory_limit", lambda: 0)
+    monkeypatch.setattr(datasets, "decoded", lambda *args: pytest.fail("decoded although it does not fit"))
+    streamed = datasets.load(config)
+    assert sorted(own_cache.rglob("*")) == before
+    for name, split in cached.splits.items():
+        positions = np.random.default_rng(0).permutation(split.num)
+        a, b = split.fetch(positions), streamed.splits[name].fetch(positions)
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+            assert a[key].dtype == b[key].dtype
+
+
+def test_tensorflow_is_never_imported(prepared, python, tmp_path):
+    program = """
+import sys
+import numpy as np
+from jgen.data import dataset
+from jgen.data.config import Config
+for config in (Config(), Config(name="mnist", dir=sys.argv[1])):
+    loaded = dataset.load(config)
+    dataset.memory_limit = lambda: 0
+    streamed = dataset.load(config)
+    for each in (loaded, streamed):
+        each.splits["train"].fetch(np.arange(3))
+assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow" and sys.modules[name] is not None]
+"""
+    python("-c", program, prepared, JGEN_CACHE=str(tmp_path / "cache"))
+
+
+# The cache.
+
+
+def test_a_set_is_decoded_once_and_again_when_damaged(prepared, own_cache, monkeypatch):
+    calls = []
+    real = datasets.open_source
+
+    def counting(config):
+        source = real(config)
+
+        def wrap(name, records):
+            def fetch(positions):
+                calls.append(name)
+                return records.fetch(positions)
+
+            return Records(records.num, fetch)
+
+        return source._replace(splits={name: wrap(name, records) for name, records in source.splits.items()})
+
+    monkeypatch.setattr(datasets, "open_source", counting)
+    config = Config(name="petite", dir=str(prepared))
+    first = datasets.load(config)
+    wanted = everything(first.splits["train"])
+    assert set(calls) == {"train", "validation", "test"}
+    calls.clear()
+    assert datasets.load(config).fingerprint == first.fingerprint and not calls
+    names = sorted(p.relative_to(own_cache) for p in own_cache.glob("decoded/*/train/*"))
+    assert [name.name for name in names] == ["hash.json", "images.npy", "labels.npy"]
+    for name in names:
+        for damage in ("flip", "truncate", "remove"):
+            path = own_cache / name
+            content = path.read_bytes()
+            if damage == "remove":
+                path.unlink()
+            else:
+                path.write_bytes(content[:-1] + (bytes([content[-1] ^ 255]) if damage == "flip" else b""))
+            calls.clear()
+            again = datasets.load(config)
+            assert set(calls) == {"train"}, (name, damage)
+            assert again.fingerprint == first.fingerprint
+            for key, array in everything(again.splits["train"]).items():
+                np.testing.assert_array_equal(array, wanted[key])
+    assert not list(own_cache.rglob(".train-*"))  # nothing is left of what was written aside
+
+
+# Folders of pictures.
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def test_a_folder_with_classes(tmp_path, own_cache):
+    wanted = {}
+    for i in range(30):
+        array = np.random.default_rng(i).integers(0, 256, (6, 8), np.uint8)
+        save(tmp_path / "set" / "cab"[i % 3] / f"{i}.png", array)
+        wanted[array.tobytes()] = "abc".index("cab"[i % 3])
+    dataset = datasets.load(Config(name=f"folder:{tmp_path / 'set'}"))
+    assert dataset.images.shape == (6, 8, 1) and dataset.images.num_classes == 3
+    assert {name: split.num for name, split in dataset.splits.items()} == {"train": 25, "validation": 2, "test": 3}
+    found = {}
+    for split in dataset.splits.values():
+        part = everything(split)
+        found |= {image.tobytes(): label for image, label in zip(part["image"], part["label"])}
+    assert found == wanted
+    assert len(set(all_indices(dataset).tolist())) == 30
+    again = datasets.load(Config(name=f"folder:{tmp_path / 'set'}"))
+    for name, split in dataset.splits.items():
+        for key, array in everything(split).items():
+            np.testing.assert_array_equal(array, everything(again.splits[name])[key])
+
+
+def test_a_split_of_a_folder_depends_on_file_names_only(tmp_path, own_cache):
+    tests = []
+    for place in ("here", "there"):
+        for i in range(20) if place == "here" else reversed(range(20)):
+            save(tmp_path / place / f"{i}.png", np.full((4, 4), i, np.uint8))
+        dataset = datasets.load(Config(name=f"folder:{tmp_path / place}"))
+        tests.append(everything(dataset.splits["test"])["image"])
+    np.testing.assert_array_equal(tests[0], tests[1])
+
+
+def test_a_folder_without_classes_in_colour(tmp_path, own_cache):
+    for i in range(12):  # one colour picture makes the set a colour set
+        array = np.random.default_rng(i).integers(0, 256, (4, 4, 3) if i == 0 else (4, 4), np.uint8)
+        save(tmp_path / "set" / f"{i}.png", array)
+    dataset = datasets.load(Config(name=f"folder:{tmp_path / 'set'}"))
+    assert dataset.images.shape == (4, 4, 3) and dataset.images.num_classes == 0
+    images = np.concatenate([everything(split)["image"] for split in dataset.splits.values()])
+    grey = np.all(images == images[..., :1], axis=(1, 2, 3))
+    assert grey.sum() == 11
+
+
+def test_pictures_are_resized_and_their_centre_is_cut_out(tmp_path, own_cache):
+    for i in range(10):
+        width, height = (24, 8) if i % 2 else (4, 12)
+        array = np.zeros((height, width, 3), np.uint8)
+        if i % 2:  # red, green, blue side by side: the centre is green
+            array[:, :8, 0] = array[:, 8:16, 1] = array[:, 16:, 2] = 255
+        else:
+            array[:4, :, 0] = array[4:8, :, 1] = array[8:, :, 2] = 255
+        save(tmp_path / "set" / f"{i}.png", array)
+    dataset = datasets.load(Config(name=f"folder:{tmp_path / 'set'}", size=8))
+    assert dataset.images.shape == (8, 8, 3)
+    images = np.concatenate([everything(split)["image"] for split in dataset.splits.values()]).astype(int)
+    assert images.shape == (10, 8, 8, 3)
+    inner = images[:, 2:-2, 2:-2]  # away from the colours' edges, which a resized picture blurs
+    assert inner[..., 1].min() > 240 and inner[..., 0].max() < 15 and inner[..., 2].max() < 15
+    exact = np.all(images == np.array([0, 255, 0]), axis=(1, 2, 3))
+    assert exact.sum() == 5  # the 24x8 pictures are only cropped
+
+
+# The order of batches.
+
+
+def test_the_order_is_pinned():
+    assert permutation(0, 0, 10).tolist() == [0, 3, 5, 7, 9, 6, 2, 8, 1, 4]
+    assert permutation(0, 1, 10).tolist() == [8, 5, 9, 2, 3, 7, 0, 6, 1, 4]
+    assert permutation(7, 3, 10).tolist() == [5, 1, 8, 3, 9, 4, 0, 2, 7, 6]
+    assert batch_positions(3, 2, 4, 10).tolist() == [6, 1, 4, 9]
+
+
+def test_the_order_is_that_of_splitmix64():
+    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def mix(x):
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
+        return x ^ (x >> 31)
+
+    for seed, epoch, num in ((0, 2, 7), (5, 0, 50), (2**62, 10**6, 33)):
+        stream = mix((seed * golden + epoch) & mask)
+        wanted = sorted(range(num), key=lambda i: mix((i * golden + stream) & mask))
+        assert permutation(seed, epoch, num).tolist() == wanted
+
+
+@pytest.mark.parametrize("num,batch", [(10, 4), (12, 4), (5, 8), (7, 1)])
+def test_every_epoch_visits_each_example_once(num, batch):
+    steps = 6 * num
+    stream = np.concatenate([batch_positions(3, step, batch, num) for step in range(steps)])
+    epochs = stream[: len(stream) // num * num].reshape(-1, num)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(num), epochs.shape))
+    assert len({tuple(row) for row in epochs.tolist()}) > 1  # epochs differ
+    other = np.concatenate([batch_positions(4, step, batch, num) for step in range(steps)])
+    assert np.any(stream != other)
+    # The order of one long stream, whatever the size of the batches it is cut into.
+    np.testing.assert_array_equal(stream[:num], batch_positions(3, 0, num, num))
+    shuffled = np.random.default_rng(0).permutation(steps)  # a pure function: not of what was asked before
+    for step in shuffled[:20]:
+        np.testing.assert_array_equal(batch_positions(3, int(step), batch, num), stream[step * batch :][:batch])
+
+
+def test_batches_from_a_later_start_are_the_tail(digits):
+    split = digits.splits["train"]
+    whole = list(train_batches(split, seed=1, batch_size=100, start=0, stop=20))
+    tail = list(train_batches(split, seed=1, batch_size=100, start=13, stop=20, ahead=1))
+    assert len(whole) == 20 and len(tail) == 7
+    for a, b in zip(whole[13:], tail):
+        for key in ("image", "label", "index"):
+            np.testing.assert_array_equal(a[key], b[key])
+    wanted = split.fetch(batch_positions(1, 13, 100, split.num))  # this batch runs across the end of the epoch
+    np.testing.assert_array_equal(tail[0]["image"], wanted["image"])
+
+
+def test_an_error_while_fetching_reaches_the_consumer():
+    def fetch(positions):
+        if len(done) >= 3:
+            raise UserError("record 7 cannot be read")
+        done.append(1)
+        return {"image": positions}
+
+    done = []
+    batches = train_batches(Split(10, fetch), seed=0, batch_size=2, start=0, stop=10)
+    seen = []
+    with pytest.raises(UserError, match="record 7"):
+        for batch in batches:
+            seen.append(batch)
+    assert len(seen) == 3
+
+
+def test_reading_ahead_stops_when_closed():
+    import threading
+
+    batches = train_batches(Split(4, lambda p: {"image": p}), seed=0, batch_size=2, start=0, stop=10**9)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "jgen-batches"]
+    with pytest.raises(UserError, match="empty"):
+        next(train_batches(Split(0, lambda p: {}), seed=0, batch_size=2, start=0, stop=1))
+
+
+# Transforms.
+
+
+def constant_batch(value, size=500):
+    image = np.full((size, 8, 8, 1), value, np.uint8)
+    return {"image": image, "label": np.zeros(size, np.int32), "index": np.arange(size, dtype=np.int32)}
+
+
+def keys_for(size, seed=0):
+    return rng.image_keys(jax.random.key(seed), jnp.arange(size))
+
+
+def test_threshold():
+    image = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    batch = {"image": image, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
+    found = make_transform(Config(binarise="threshold"), train=True)(keys_for(4), batch)["image"]
+    assert found.dtype == jnp.uint8
+    np.testing.assert_array_equal(found, image >= 128)
+
+
+@pytest.mark.parametrize("binarise", ["dynamic", "static"])
+def test_random_binarisation_has_the_pixels_as_its_mean(binarise):
+    transform = jax.jit(make_transform(Config(binarise=binarise), train=True))
+    for value in (0, 1, 64, 127, 200, 254, 255):
+        batch = constant_batch(value)
+        found = np.asarray(transform(keys_for(500), batch)["image"])
+        assert found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1}
+        p = value / 255
+        assert abs(found.mean() - p) <= 5 * np.sqrt(p * (1 - p) / found.size), value
+
+
+def test_dynamic_binarisation_belongs_to_the_key_and_static_to_the_image(digits):
+    batch = digits.splits["train"].fetch(np.arange(40))
+    dynamic = make_transform(Config(binarise="dynamic"), train=True)
+    static = make_transform(Config(binarise="static"), train=True)
+    a, b = (np.asarray(dynamic(keys_for(40, seed), batch)["image"]) for seed in (0, 1))
+    assert np.any(a != b)
+    np.testing.assert_array_equal(a, dynamic(keys_for(40, 0), batch)["image"])
+    fixed = np.asarray(static(keys_for(40, 0), batch)["image"])
+    np.testing.assert_array_equal(fixed, static(keys_for(40, 1), batch)["image"])
+    some = np.array([30, 2, 17])
+    part = static(keys_for(3, 5), digits.splits["train"].fetch(some))["image"]
+    np.testing.assert_array_equal(part, fixed[some])
+    np.testing.assert_array_equal(make_transform(Config(binarise="static"), False)(keys_for(40), batch)["image"], fixed)
+
+
+def test_flips_mirror_whole_images_in_training_only(digits):
+    batch = digits.splits["train"].fetch(np.arange(400))
+    image = batch["image"]
+    found = np.asarray(make_transform(Config(flip=True), train=True)(keys_for(400), batch)["image"])
+    mirrored = image[:, :, ::-1]
+    same, flipped = (np.all(found == other, axis=(1, 2, 3)) for other in (image, mirrored))
+    assert np.all(same | flipped)
+    count = np.sum(flipped & ~same)
+    assert abs(count - 200) <= 5 * np.sqrt(100)
+    for config, train in ((Config(flip=True), False), (Config(), True)):
+        after = make_transform(config, train)(keys_for(400), batch)
+        np.testing.assert_array_equal(after["image"], image)
+        np.testing.assert_array_equal(after["label"], batch["label"])
+
+
+def test_two_to_the_eight_levels_leave_images_alone_and_two_cut_at_the_middle():
+    image = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    batch = {"image": image, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
+    np.testing.assert_array_equal(make_transform(Config(), True)(keys_for(4), batch)["image"], image)
+    found = np.asarray(make_transform(Config(levels=2), True)(keys_for(4), batch)["image"])
+    np.testing.assert_array_equal(found, image // 128)
+    counts = np.bincount(np.asarray(make_transform(Config(levels=4), True)(keys_for(4), batch)["image"]).ravel())
+    assert counts.tolist() == [64] * 4
+
+
+def test_the_hash_tells_the_content(digits, prepared, own_cache):
+    a = datasets.load(Config(name="petite", dir=str(prepared)))
+    b = datasets.load(Config(name="petite", dir=str(prepared), size=5))
+    assert len({digits.fingerprint, a.fingerprint, b.fingerprint}) == 3
+    hashes = [json.loads(p.read_text())["sha256"] for p in own_cache.glob("decoded/*/*/hash.json")]
+    assert len(hashes) == 6 == len(set(hashes))
