@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import io
 import os
@@ -82,8 +83,10 @@ def one_line(boxed: str) -> str:
             break  # below the first rule are help texts
         said.append(row)
     sentence = " ".join(said)
-    near = next((rows[i + 1] for i, row in enumerate(rows[:-1]) if row.startswith("Perhaps you meant")), "")
-    return f"{sentence} (did you mean {near.split()[0]}?)" if near else sentence
+    wrong = next((word for word in sentence.replace(",", " ").split() if word.startswith("--")), "")
+    offered = {word for row in rows for word in row.split() if word.startswith("--") and word != wrong}
+    near = difflib.get_close_matches(wrong, sorted(offered), n=1, cutoff=0.0) if "Unrecognized" in sentence else []
+    return f"{sentence} (did you mean {near[0]}?)" if near else sentence
 
 
 def use_compilation_cache() -> None:

@@ -1,0 +1,444 @@
+"""Every mistake of a user gives one line that names it, exit code 2, and leaves what was saved as it was."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, assert_user_mistake
+from PIL import Image
+
+import jgen
+import sample
+import train
+from jgen.cli import import_config
+from jgen.core.generate import resolve_labels
+from jgen.core.model import ImageSpec
+from jgen.data import dataset as datasets
+from jgen.data.config import Config as Data
+from jgen.errors import NotSupported, UserError
+
+TINY = "configs/diffusion/ddpm.py:tiny"
+TINY_RUN = [TINY, "--train.steps", "4", "--train.sample-every", "0", "--train.validate-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    """A finished run of four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train.command([*TINY_RUN, "--workdir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gen(run):
+    return jgen.load(run)
+
+
+@pytest.fixture
+def own(run, tmp_path):
+    """A copy of the run that a test may damage."""
+    return shutil.copytree(run, tmp_path / "own")
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def mistake(call, *words, kind=UserError):
+    """The one line of the error that a call ends in."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert type(caught.value) is kind
+    said = str(caught.value)
+    assert said and "\n" not in said
+    for word in words:
+        assert word in said, (word, said)
+
+
+# In processes of their own: one line on stderr, exit code 2.
+
+
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        (["train.py", "configs/diffusion/nothing.py"], ["configs/diffusion/nothing.py", "--list"]),
+        (["train.py", f"{TINY}s"], ["'tinys'", "digits, mnist"]),
+        (["train.py", TINY, "--train.stps", "3"], ["--train.stps", "did you mean --train.steps?"]),
+        (["train.py", TINY, "--train.steps", "many"], ["--train.steps", "'many'"]),
+        (["train.py", TINY, "--model.schedule", "cosin"], ["--model.schedule", "'cosin'", "cosine"]),
+        (["train.py", TINY, "--train.batch-size", "0"], ["train.batch_size is 0"]),
+        (["sample.py"], ["which run?"]),
+        (["sample.py", "RUN", "--num", "0"], ["--num is 0"]),
+        (["sample.py", "RUN", "--stps", "3"], ["--stps", "did you mean --steps?"]),
+    ],
+)
+def test_commands_say_one_line(python, own, args, words):
+    before = snapshot(own)
+    args = [str(own) if arg == "RUN" else arg for arg in args]
+    if args[0] == "train.py":
+        args += ["--workdir", own]
+    assert_user_mistake(python(*args, check=False), *words)
+    assert snapshot(own) == before
+
+
+def test_a_batch_that_does_not_divide_over_devices(python, own):
+    before = snapshot(own)
+    args = ["train.py", TINY, "--train.batch-size", "15", "--workdir", own]
+    assert_user_mistake(python(*args, devices=2, check=False), "train.batch_size is 15", "divisible by 2", "2 devices")
+    assert snapshot(own) == before
+
+
+# Options of training.
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--train.steps", "0"], ["train.steps is 0"]),
+        (["--train.steps", "-3"], ["train.steps is -3"]),
+        (["--train.batch-size", "-16"], ["train.batch_size is -16"]),
+        (["--train.accumulation", "0"], ["train.accumulation is 0"]),
+        (["--train.accumulation", "-1"], ["train.accumulation is -1"]),
+        (["--train.accumulation", "3"], ["train.batch_size is 16", "divisible by 3", "accumulation"]),
+        (["--train.log-every", "0"], ["train.log_every is 0"]),
+        (["--train.keep", "0"], ["train.keep is 0"]),
+        (["--train.ema-decay", "1"], ["train.ema_decay is 1.0"]),
+        (["--train.optimiser.learning-rate", "0"], ["learning_rate is 0"]),
+        (["--train.optimiser.weight-decay", "0.1"], ["weight_decay is 0.1", "adamw"]),
+        (["--model.channels", "0", "8"], ["channels is (0, 8)"]),
+        (["--model.channels", "-8", "8"], ["channels is (-8, 8)"]),
+        (["--model.blocks", "0"], ["blocks is 0"]),
+        (["--model.blocks", "-1"], ["blocks is -1"]),
+        (["--model.num-timesteps", "0"], ["num_timesteps is 0"]),
+        (["--model.num-timesteps", "-10"], ["num_timesteps is -10"]),
+        (["--model.channels", "8", "8", "8", "8", "8", "--model.attention"], ["8x8", "5 U-Net levels", "16"]),
+        (["--model.groups", "3"], ["channels are (8, 8)", "groups = 3"]),
+        (["--model.head-dim", "3"], ["head_dim = 3"]),
+        (["--model.attention", "5"], ["height 5", "[8, 4]"]),
+        (["--model.dropout", "1"], ["dropout is 1.0"]),
+        (["--model.beta-1", "0", "--model.schedule", "linear"], ["beta_1 = 0.0"]),
+        (["--data.levels", "1"], ["data.levels is 1"]),
+        (["--data.levels", "300"], ["data.levels is 300"]),
+        (["--data.binarise", "static", "--data.levels", "4"], ["data.levels is 4"]),
+        (["--data.validation", "1"], ["data.validation is 1.0"]),
+        (["--data.size", "-4"], ["data.size is -4"]),
+        (["--seed", "1.5"], ["--seed", "1.5"]),
+        (["--train.nothing", "1"], ["--train.nothing"]),
+    ],
+)
+def test_options_of_training(own, options, words):
+    before = snapshot(own)
+    mistake(lambda: train.command([TINY, *options, "--workdir", str(own)]), *words)
+    assert snapshot(own) == before
+    fresh = own.parent / "fresh"
+    mistake(lambda: train.command([TINY, *options, "--workdir", str(fresh)]), *words)
+    assert not fresh.exists()
+
+
+def test_a_file_that_is_no_configuration(tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    mistake(lambda: train.command([str(tmp_path / "empty.py")]), "empty.py is no configuration", "VARIANTS")
+    mistake(lambda: train.command(["README.md"]), "README.md is not a Python file")
+
+
+def test_a_run_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("a file")
+    mistake(lambda: train.command([*TINY_RUN, "--workdir", str(tmp_path / "file" / "run")]), "cannot write", "file/run")
+    assert (tmp_path / "file").read_text() == "a file"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, python, run):
+    (tmp_path / "file").write_text("a file")
+    args = ["train.py", *TINY_RUN, "--workdir", tmp_path / "run"]
+    done = python(*args, check=False, JGEN_CACHE=str(tmp_path / "file" / "cache"))
+    assert_user_mistake(done, "cannot write the cache folder", "JGEN_CACHE")
+    assert not (tmp_path / "run").exists()
+
+
+# Data.
+
+
+def load_data(name, **options):
+    return lambda: datasets.load(Data(name=name, **options))
+
+
+def test_sets_that_are_not_there(tmp_path):
+    folder = str(tmp_path)
+    mistake(load_data("nothing", dir=folder), "'nothing' is unknown", "folder:PATH")
+    mistake(load_data("", dir=folder), "'' is unknown")
+    mistake(load_data("cifar10", dir=folder), "'cifar10' is not prepared", folder, "jgen.data.prepare cifar10")
+    mistake(load_data(f"folder:{tmp_path / 'none'}"), str(tmp_path / "none"), "does not exist")
+    mistake(load_data(f"folder:{tmp_path}"), "has no images")
+
+
+def make_folder(path, shapes, classes=1):
+    for i, (height, width) in enumerate(shapes):
+        file = path / f"class{i % classes}" / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (height, width, 3), np.uint8)).save(file)
+    return path
+
+
+def test_folders_that_are_no_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "cache"))
+    mixed = make_folder(tmp_path / "mixed", [(8, 8)] * 10 + [(8, 9)])
+    mistake(load_data(f"folder:{mixed}"), "10.png is 9x8", "00.png is 8x8", "--data.size")
+    few = make_folder(tmp_path / "few", [(8, 8)] * 3)
+    mistake(load_data(f"folder:{few}"), "has 3 images", "at least 10")
+    beside = make_folder(tmp_path / "beside", [(8, 8)] * 10)
+    shutil.copy(beside / "class0" / "00.png", beside / "extra.png")
+    mistake(load_data(f"folder:{beside}"), "beside its class folders")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("how", ["garbage", "empty", "truncated", "body", "bomb"])
+def test_a_damaged_picture_is_named(tmp_path, monkeypatch, how):
+    monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "cache"))
+    folder = make_folder(tmp_path / "set", [(32, 32)] * 12, classes=2)
+    victim = folder / "class1" / "07.png"
+    content = victim.read_bytes()
+    if how == "bomb":  # a header that claims 4 gigapixels
+        victim = victim.rename(victim.with_suffix(".ppm"))
+        content = b"P6 65536 65536 255\n"
+    damaged = {
+        "garbage": b"this is no picture",
+        "empty": b"",
+        "truncated": content[: len(content) // 2],
+        "body": content[:200] + bytes(100) + content[300:],
+        "bomb": content,
+    }[how]
+    victim.write_bytes(damaged)
+    mistake(load_data(f"folder:{folder}", size=32), str(victim), "does not open as an image")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_classes_without_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "cache"))
+    folder = make_folder(tmp_path / "set", [(8, 8)] * 20)
+    for file in (folder / "class0").iterdir():
+        file.rename(folder / file.name)
+    (folder / "class0").rmdir()
+    args = [TINY, "--data.name", f"folder:{folder}", "--workdir", str(tmp_path / "run")]
+    mistake(lambda: train.command(args), "class_conditional is True", "no labels")
+    assert not (tmp_path / "run").exists()
+
+
+# Sampling and scoring.
+
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"label": 10}, ["label is 10", "0 to 9"]),
+        ({"label": -1}, ["label is -1"]),
+        ({"label": [0, 11]}, ["label is 11"]),
+        ({"label": [1, 2, 3]}, ["label has shape (3,)", "2"]),
+        ({"label": 1.5}, ["label is 1.5", "whole"]),
+        ({"nothing": 1}, ["'nothing'", "ddpm", "guidance_scale"]),
+        ({"steps": 11}, ["steps is 11", "1 to 10"]),
+        ({"steps": 0}, ["steps is 0"]),
+        ({"eta": 1.5}, ["eta is 1.5"]),
+        ({"eta": -0.1}, ["eta is -0.1"]),
+        ({"eta": float("nan")}, ["eta is nan"]),
+        ({"times": (1, 3)}, ["times are (1, 3)", "decrease"]),
+        ({"times": (11, 3)}, ["times are (11, 3)", "10"]),
+        ({"sampler": "euler"}, ["sampler is 'euler'", "ddim, ancestral"]),
+        ({"sampler": "ancestral", "variance": "big"}, ["variance is 'big'", "beta_tilde"]),
+        ({"spacing": "odd"}, ["spacing is 'odd'", "trailing"]),
+        ({"guidance_scale": -1.0}, ["guidance_scale is -1.0"]),
+        ({"batch_size": 0}, ["batch_size is 0"]),
+        ({"start": -1}, ["start is -1"]),
+    ],
+)
+def test_options_of_sampling(gen, options, words):
+    mistake(lambda: gen.sample(KEY, 2, **options), *words)
+
+
+def test_the_number_of_images(gen):
+    mistake(lambda: gen.sample(KEY, 0), "number of images is 0")
+    mistake(lambda: gen.sample(KEY, -4), "number of images is -4")
+
+
+def test_a_label_for_a_model_without_classes():
+    experiment = import_config(ROOT / "configs/diffusion/ddpm.py").get_config("tiny")
+    config = dataclasses.replace(experiment.model, class_conditional=False)
+    model = jgen.make(dataclasses.replace(experiment, model=config), ImageSpec(8, 8, 1, 10, 256))
+    assert resolve_labels(model, None, 3, 0) is None
+    mistake(lambda: resolve_labels(model, 3, 2, 0), "label is 3", "without classes")
+
+
+ZEROS = np.zeros((2, 8, 8, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "images,words",
+    [
+        (ZEROS[0], ["shape (8, 8, 1)", "(n, 8, 8, 1)"]),
+        (ZEROS[:, :7], ["shape (2, 7, 8, 1)"]),
+        (ZEROS.repeat(3, -1), ["shape (2, 8, 8, 3)"]),
+        (ZEROS[:0], ["shape (0, 8, 8, 1)"]),
+        (ZEROS.astype(np.float32), ["float32", "uint8"]),
+        (ZEROS.astype(np.int64), ["int64", "uint8"]),
+    ],
+)
+def test_images_of_another_kind(gen, images, words):
+    mistake(lambda: gen.log_prob(KEY, images, label=0), *words)
+    mistake(lambda: gen.bits_per_dim(KEY, images, label=0), *words)
+
+
+def test_images_out_of_range(gen):
+    images = dataclasses.replace(gen.model.images, levels=17)
+    model = jgen.make(gen.config, images)
+    other = jgen.Generator(model, gen.params, gen.ctx, gen.config, gen.step)
+    mistake(lambda: other.log_prob(KEY, ZEROS + np.uint8(17), label=0), "value 17", "0 to 16")
+    mistake(lambda: gen.log_prob(KEY, ZEROS), "conditional", "label=")
+    mistake(lambda: gen.log_prob(KEY, ZEROS, label=10), "label is 10")
+
+
+def test_what_a_model_cannot_do_says_what_it_can(gen):
+    mistake(lambda: gen.encode, "ddpm cannot encode", "sample, log_prob", kind=NotSupported)
+    mistake(lambda: gen.decode(KEY, ZEROS), "ddpm cannot decode", kind=NotSupported)
+    with pytest.raises(AttributeError):
+        gen.nothing  # noqa: B018
+    without = jgen.Generator(gen.model._replace(log_prob=None), gen.params, gen.ctx, gen.config, gen.step)
+    mistake(lambda: without.log_prob(KEY, ZEROS, label=0), "cannot log_prob", "can sample", kind=NotSupported)
+
+
+def test_sample_py_on_options_that_are_wrong(own, tmp_path):
+    before = snapshot(own)
+    out = tmp_path / "out.png"
+    for options, words in (
+        (["--num", "0"], ["--num is 0"]),
+        (["--num", "-1"], ["--num is -1"]),
+        (["--num", "2", "--label", "10"], ["label is 10"]),
+        (["--num", "2", "--steps", "11"], ["steps is 11"]),
+        (["--num", "2", "--eta", "2"], ["eta is 2.0"]),
+        (["--num", "2", "--step", "3"], ["no checkpoint of step 3", "4"]),
+        (["--num", "2", "--columns", "-1"], ["--columns is -1"]),
+        (["--num", "2", "--label", "x"], ["--label"]),
+    ):
+        mistake(lambda: sample.command([str(own), *options, "--out", str(out)]), *words)
+        assert not out.exists()
+    assert snapshot(own) == before
+
+
+def test_out_with_an_unknown_ending(own, tmp_path):
+    args = [str(own), "--num", "2", "--steps", "1", "--out"]
+    mistake(lambda: sample.command([*args, str(tmp_path / "grid.gif")]), "grid.gif", ".png or .npz")
+    (tmp_path / "file").write_text("a file")
+    mistake(lambda: sample.command([*args, str(tmp_path / "file" / "grid.png")]), "cannot write", "grid.png")
+    assert not (tmp_path / "grid.gif").exists() and (tmp_path / "file").read_text() == "a file"
+
+
+# Runs that are none, or damaged.
+
+
+def test_directories_that_are_no_run(own, tmp_path):
+    for call in (jgen.load, lambda path: sample.command([str(path), "--num", "2"])):
+        mistake(lambda: call(tmp_path / "none"), "there is no run at", "none")
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        mistake(lambda: call(tmp_path / "empty"), "is not a run", "config.json")
+    shutil.rmtree(own / "checkpoints")
+    before = snapshot(own)
+    mistake(lambda: jgen.load(own), "no checkpoint")
+    mistake(lambda: sample.command([str(own), "--num", "2"]), "no checkpoint", "train.py")
+    assert snapshot(own) == before
+
+
+REMOVE = object()
+
+
+def changed(document, path, value):
+    document = copy.deepcopy(document)
+    *parents, last = path.split(".")
+    place = document
+    for name in parents:
+        place = place[name]
+    if value is REMOVE:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    "path,value,words",
+    [
+        ("experiment", REMOVE, ["lacks"]),
+        ("images", REMOVE, ["lacks"]),
+        ("experiment", 5, ["no class"]),
+        ("experiment.model.blocks", REMOVE, ["lacks blocks"]),
+        ("experiment.model.nothing", 1, ["unknown", "nothing"]),
+        ("experiment.model.nothing\n", 1, ["unknown", "nothing"]),
+        ("experiment.model.blocks", "1", ["blocks is '1'", "int"]),
+        ("experiment.model.blocks", 1.5, ["blocks is 1.5", "int"]),
+        ("experiment.model.blocks", True, ["blocks is True", "int"]),
+        ("experiment.model.blocks", None, ["blocks is None"]),
+        ("experiment.model.channels", 8, ["channels is 8"]),
+        ("experiment.model.channels", ["8", "8"], ["channels is"]),
+        ("experiment.model.schedule", "round", ["schedule is 'round'", "cosine"]),
+        ("experiment.model.sampling", {"steps": 3}, ["no class"]),
+        ("experiment.model", 5, ["model is 5", "Config of a system"]),
+        ("experiment.model", None, ["model is None"]),
+        ("experiment.model", {"class": "jgen.train.config:Optimiser"}, ["lacks"]),
+        ("experiment.train.ema_decay", "0.9", ["ema_decay", "float"]),
+        ("experiment.seed", 0.5, ["seed is 0.5"]),
+        ("images.height", "8", ["height is '8'"]),
+        ("images.height", 9, ["9x8"]),
+        ("images.channels", 0, ["above zero"]),
+        ("images.levels", 1, ["1 levels"]),
+        ("images.class", "jgen.experiment:Experiment", ["lacks"]),
+        ("experiment.class", "jgen.experiment:Nothing", ["does not exist"]),
+        ("experiment.class", "jgen.nothing:Config", ["does not exist"]),
+        ("experiment.class", "jgen.experiment:to_json", ["no dataclass"]),
+        ("experiment.class", 3, ["no class"]),
+        ("experiment.class", "os:path", ["'os:path'", "outside jgen", "not imported"]),
+        ("experiment.model.class", "jgenx.models:Config", ["outside jgen"]),
+    ],
+)
+def test_a_damaged_config(own, path, value, words):
+    document = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(changed(document, path, value)))
+    before = snapshot(own)
+    mistake(lambda: jgen.load(own), *words)
+    assert snapshot(own) == before
+
+
+def test_a_model_of_another_kind_of_config(own):
+    document = json.loads((own / "config.json").read_text())
+    document["experiment"]["model"] = document["experiment"]["data"]
+    (own / "config.json").write_text(json.dumps(document))
+    mistake(lambda: jgen.load(own), "config.json", "Config of a system")
+
+
+def test_a_config_that_is_not_json(own):
+    whole = (own / "config.json").read_bytes()
+    for content in (whole[:200], b"", b"not json", b"[]", b"\xff\xfe\x00", b"null"):
+        (own / "config.json").write_bytes(content)
+        before = snapshot(own)
+        mistake(lambda: jgen.load(own), "config.json is damaged")
+        mistake(lambda: sample.command([str(own), "--num", "2"]), "config.json is damaged")
+        mistake(lambda: train.command([*TINY_RUN, "--workdir", str(own)]), "config.json is damaged")
+        assert snapshot(own) == before
+
+
+def test_a_class_outside_jgen_is_not_imported(own, tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    (tmp_path / "hostile_module.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Config: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    document = json.loads((own / "config.json").read_text())
+    for path in ("experiment.class", "experiment.model.class", "experiment.model.sampling.class", "images.class"):
+        (own / "config.json").write_text(json.dumps(changed(document, path, "hostile_module:Config")))
+        mistake(lambda: jgen.load(own), "hostile_module:Config", "outside jgen")
+        if path.startswith("experiment"):
+            mistake(lambda: train.command([*TINY_RUN, "--workdir", str(own)]), "outside jgen")
+    assert not marker.exists()
+    __import__("hostile_module")  # it would have been seen
+    assert marker.exists()
