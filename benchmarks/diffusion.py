@@ -247,7 +247,7 @@ def main() -> None:
         from jgen.train.run_directory import commit
 
         machine = {"processor": processor(), "platform": platform.platform(), "commit": commit()}
-        case = f"{SIZE}x{SIZE}x3, batch {BATCH}, channels {CHANNELS}, {BLOCKS} blocks, attention at {ATTENTION}, float32"
+        case = f"{SIZE}x{SIZE}x3, batch {BATCH}, channels {CHANNELS}, {BLOCKS} blocks, attention {ATTENTION}, float32"
         document = {"command": " ".join(["python", *sys.argv]), "case": case, **machine, "rounds": args.rounds}
         Path(args.out).write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
 

@@ -19,7 +19,7 @@ def make_peer(
     num_classes: int,
     image_channels: int,
 ) -> UNet2DModel:
-    """A UNet2DModel that is parameter for parameter `jgen.nn.unet.UNet`; `num_classes` counts embeddings, 0 for none."""
+    """A UNet2DModel, parameter for parameter `jgen.nn.unet.UNet`; `num_classes` counts embeddings, 0 for none."""
     attends = [size // 2**level in attention for level in range(len(channels))]
     return UNet2DModel(
         sample_size=size,
