@@ -4,7 +4,8 @@
 
 Glossary: x_0 data in [-1, 1]; x_t noisy data; eps the compound noise; ab_t = alpha_bar_t;
 v = sqrt(ab_t) eps - sqrt(1 - ab_t) x_0 (Salimans & Ho 2022, arXiv 2202.00512). Between any two times s < t,
-alpha_{t|s} = ab_t / ab_s and beta_{t|s} = 1 - alpha_{t|s}; for s = t - 1 they are alpha_t and beta_t. Ho, Jain & Abbeel 2020 (arXiv 2006.11239) and
+alpha_{t|s} = ab_t / ab_s and beta_{t|s} = 1 - alpha_{t|s}; for s = t - 1 they are alpha_t and beta_t.
+Ho, Jain & Abbeel 2020 (arXiv 2006.11239) and
 the course's lecture on diffusion models; equation numbers are of the paper.
 """
 
