@@ -84,8 +84,9 @@ def one_line(boxed: str) -> str:
         said.append(row)
     sentence = " ".join(said)
     wrong = next((word for word in sentence.replace(",", " ").split() if word.startswith("--")), "")
-    offered = {word for row in rows for word in row.split() if word.startswith("--") and word != wrong}
-    near = difflib.get_close_matches(wrong, sorted(offered), n=1, cutoff=0.0) if "Unrecognized" in sentence else []
+    start = next((i for i, row in enumerate(rows) if row.startswith("Perhaps you meant")), len(rows))
+    offered = [row.split()[0].rstrip(",") for row in rows[start:] if row.startswith("--")]
+    near = difflib.get_close_matches(wrong, offered, n=1, cutoff=0.0)
     return f"{sentence} (did you mean {near[0]}?)" if near else sentence
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from jgen.core import parallel
 from jgen.core.model import Context, GenerativeModel, Roles
 from jgen.errors import NotSupported, require
 
-Progress = Callable[[Iterator[int]], Iterator[int]]
+Progress = Callable[[range], Iterable[int]]
 
 
 def resolve_options(model: GenerativeModel, options: dict[str, Any]) -> Any:
@@ -118,7 +118,7 @@ def sample_images(
     sampler = compiled_sampler(model, resolve_options(model, options))
     batch, starts = chunks(n, batch_size)
     found = []
-    for first in progress(iter(starts)):
+    for first in progress(starts):
         where = np.minimum(first + np.arange(batch), n - 1)
         index = parallel.shard((start + where).astype(np.int32))
         chosen = parallel.shard(labels[where] if labels is not None else np.zeros(batch, np.int32))
@@ -142,7 +142,7 @@ def score_images(
     scores = compiled_scores(model, name)
     size, starts = chunks(n, batch_size)
     found = []
-    for first in progress(iter(starts)):
+    for first in progress(starts):
         where = np.minimum(first + np.arange(size), n - 1)
         part = parallel.shard({name: array[where] for name, array in batch.items()})
         found.append(jax.tree.map(merge, scores(params, ctx, key, part)))
