@@ -112,7 +112,7 @@ def sample_images(
       UserError: n or batch_size below 1, start below 0, labels out of range, unknown or impossible options.
     """
     require(n >= 1, f"the number of images is {n}: it must be above zero")
-    require(start >= 0, f"start is {start}: it must be zero or above")
+    require(0 <= start <= 2**31 - n, f"start is {start}: image numbers must be from 0 to 2^31 - 1")
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     labels = resolve_labels(model, label, n, start)
     sampler = compiled_sampler(model, resolve_options(model, options))

@@ -73,7 +73,8 @@ def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing") ->
     linspace  evenly from 1 to T, both included
     trailing  T, T - T / steps, ..., rounded (starts at T)
 
-    The three are those of diffusers, whose times count from 0 where these count from 1.
+    The first two are those of diffusers, whose times count from 0 where these count from 1; so is the third wherever
+    T / steps is whole. Elsewhere diffusers' may differ by one, or have one time more, which would be t = 0 here.
 
     Raises:
       UserError: `steps` outside 1 .. T, or an unknown spacing.

@@ -92,7 +92,7 @@ def to_torch_layout(array: Any, shape: tuple[int, ...]) -> torch.Tensor:
     elif array.ndim == 2:
         array = array.T
     assert array.shape == shape, (array.shape, shape)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(array.copy())
 
 
 def as_torch(params: dict[str, Any], like: dict[str, torch.Tensor], levels: int) -> dict[str, torch.Tensor]:

@@ -28,8 +28,8 @@ T, SHAPE = 1000, (4, 6, 6, 3)
 def test_schedules(kind, num):
     theirs = diffusers.DDPMScheduler(num, beta_schedule=BETA_SCHEDULES[kind])
     ours = make_schedule(kind, num)
-    np.testing.assert_allclose(ours.beta[1:], theirs.betas, rtol=2e-4, atol=1e-7)
-    np.testing.assert_allclose(ours.alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(ours.beta[1:], theirs.betas, rtol=1e-6)
+    np.testing.assert_allclose(ours.alpha_bar[1:], theirs.alphas_cumprod, rtol=2e-5)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

@@ -14,7 +14,7 @@ quadratic and sigmoid schedules are added; attention has several heads; every dr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -148,7 +148,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         return lambda x_t, t: gd.interpret(config.prediction, schedule, x_t, t, guided(x_t, t), clip)
 
     def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
-        o = Sampling(**options)
+        o = replace(config.sampling, **options)
         require_choice("sampler", o.sampler, ("ddim", "ancestral"))
         times = o.times or sampling_times(T, o.steps, o.spacing)
         check_times(schedule, times)
