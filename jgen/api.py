@@ -50,7 +50,7 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
         newest = checkpoints.newest_good(directory.checkpoints)
         if newest is not None and newest >= experiment.train.steps:
             return "finished"
-        loop.run(model, dataset, experiment.train, experiment.data, experiment.seed, directory)
+        loop.Training(model, dataset, experiment.train, experiment.data, experiment.seed, directory).run()
     finally:
         directory.close()
     return "trained"

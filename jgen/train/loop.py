@@ -82,28 +82,11 @@ def deferred_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run(
-    model: GenerativeModel,
-    dataset: Dataset,
-    config: Config,
-    data: DataConfig,
-    seed: int,
-    directory: RunDirectory,
-    frozen: Roles | None = None,
-) -> TrainState:
-    """Trains `model` to `config.steps`, from the newest good checkpoint of the directory or from the start.
-
-    Returns:
-      The final state.
-    Raises:
-      Interrupted: after SIGTERM or SIGINT; the state is saved.
-      UserError: 20 steps in a row whose loss or gradient is not finite, or files that cannot be written.
-    """
-    return Training(model, dataset, config, data, seed, directory, frozen or {}).run()
-
-
 class Training:
-    """One run in progress: what `run` holds between its steps."""
+    """A run to `config.steps`, from the newest good checkpoint of its directory or from the start.
+
+    `frozen` holds the parameters of an earlier run, where the model stands on one.
+    """
 
     def __init__(
         self,
@@ -113,7 +96,7 @@ class Training:
         data: DataConfig,
         seed: int,
         directory: RunDirectory,
-        frozen: Roles,
+        frozen: Roles | None = None,
     ):
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
         start = starting_state(model, config, data, dataset, seed)
@@ -124,7 +107,7 @@ class Training:
             self.window = Window(meta["window"])
         self.first = int(start.step)
         self.state = parallel.replicate(start)
-        self.frozen = parallel.replicate(frozen)
+        self.frozen = parallel.replicate(frozen or {})
         self.validation_transform = jax.jit(make_transform(data, train=False))
         self.step = make_train_step(
             model,
@@ -138,6 +121,12 @@ class Training:
         self.bar: Any = None
 
     def run(self) -> TrainState:
+        """Trains to the end and returns the final state.
+
+        Raises:
+          Interrupted: after SIGTERM or SIGINT; the state is saved.
+          UserError: 20 steps in a row whose loss or gradient is not finite, or files that cannot be written.
+        """
         config = self.config
         self.log = MetricsLog(self.directory.path, self.first)
         self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every)
