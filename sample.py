@@ -46,7 +46,7 @@ def command(args: list[str]) -> int:
             cli.parse(Arguments, ["--help"], "sample.py RUN", __doc__)
         require(False, "which run? python sample.py RUN --out samples.png")
     run, rest = args[0], args[1:]
-    cli.use_compilation_cache()
+    cli.set_up_process()
     import jax
     import tyro
     from tqdm import tqdm

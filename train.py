@@ -38,7 +38,7 @@ def arguments(experiment: Experiment, workdir: str) -> type:
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
-    cli.use_compilation_cache()
+    cli.set_up_process()
     import jgen
     from jgen.train.loop import Interrupted
 

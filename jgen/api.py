@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,12 +12,15 @@ import numpy as np
 from jgen.core import parallel
 from jgen.core.generate import (
     CAPABILITIES,
+    Arrays,
     Progress,
+    capabilities,
     check_images,
     require_capability,
     resolve_labels,
+    resolve_options,
+    run_over,
     sample_images,
-    score_images,
 )
 from jgen.core.model import Context, GenerativeModel, ImageSpec, Roles
 from jgen.errors import require
@@ -26,9 +30,14 @@ from jgen.train.config import MAY_CHANGE, check_config
 from jgen.train.run_directory import RunDirectory, environment, read_config
 
 
-def make(experiment: Experiment, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+def make(
+    experiment: Experiment,
+    images: ImageSpec,
+    axis_name: str | None = None,
+    first_stage: GenerativeModel | None = None,
+) -> GenerativeModel:
     """The model of an experiment, as pure functions, over images of that specification."""
-    return make_model(experiment.model, images, axis_name)
+    return make_model(experiment.model, images, axis_name, first_stage)
 
 
 def fit(experiment: Experiment, workdir: str | Path) -> str:
@@ -43,31 +52,63 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
 
     check_config(experiment.train, parallel.device_count())
     dataset = datasets.load(experiment.data)
-    model = make_model(experiment.model, dataset.images, parallel.AXIS)
+    first = load_first_stage(experiment.first_stage, dataset.images)
+    model = make_model(experiment.model, dataset.images, parallel.AXIS, first.model if first else None)
     directory = RunDirectory(Path(workdir))
     try:
-        open_run(directory, experiment, dataset.images, dataset.fingerprint)
+        open_run(directory, experiment, dataset.images, dataset.fingerprint, first.fingerprint if first else "")
         newest = checkpoints.newest_good(directory.checkpoints)
         if newest is not None and newest >= experiment.train.steps:
             return "finished"
-        loop.Training(model, dataset, experiment.train, experiment.data, experiment.seed, directory).run()
+        frozen = first.frozen if first else {}
+        loop.Training(model, dataset, experiment.train, experiment.data, experiment.seed, directory, frozen).run()
     finally:
         directory.close()
     return "trained"
 
 
-def open_run(directory: RunDirectory, experiment: Experiment, images: ImageSpec, fingerprint: str) -> None:
+class FirstStage(NamedTuple):
+    """A trained model that another stands on: its functions, what goes into `ctx.frozen`, and a hash of it."""
+
+    model: GenerativeModel
+    frozen: Roles
+    fingerprint: str
+
+
+def load_first_stage(run: str | Path, images: ImageSpec) -> FirstStage | None:
+    """The newest good checkpoint of a run, averaged weights, as a frozen first stage; None for an empty path.
+
+    Raises:
+      UserError: no such run or checkpoint, or one that was trained on other images.
+    """
+    if not str(run):
+        return None
+    require(Path(run).is_dir(), f"there is no run at {run}: train the first stage before, or give its --first-stage")
+    gen = load(run)
+    require(gen.model.images == images, f"first stage {run} was trained on {gen.model.images}: the data is {images}")
+    frozen = {"first_stage": (gen.params, gen.ctx.extra)}
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return FirstStage(gen.model, frozen, digest.hexdigest())
+
+
+def open_run(
+    directory: RunDirectory, experiment: Experiment, images: ImageSpec, fingerprint: str, first_stage: str
+) -> None:
     """Writes what a run is into its directory, or compares it with what is there.
 
     Raises:
       UserError: fields that differ and may not change, each with its two values.
     """
-    document = {"experiment": to_json(experiment), "images": to_json(images), "data_fingerprint": fingerprint}
+    document = {"experiment": to_json(experiment), "images": to_json(images)}
+    document |= {"data_fingerprint": fingerprint, "first_stage_fingerprint": first_stage}
     if (directory.path / "config.json").exists():
         saved = read_config(directory.path)
         before = flatten(from_json(saved["experiment"], str(directory.path / "config.json")))
-        before["the data's hash"] = saved["data_fingerprint"]
-        after = {**flatten(experiment), "the data's hash": fingerprint}
+        after = flatten(experiment)
+        for part, name in (("data_fingerprint", "the data's hash"), ("first_stage_fingerprint", "the first stage")):
+            before[name], after[name] = saved[part], document[part]
         names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name not in MAY_CHANGE]
         changes = "; ".join(f"{name} was {before.get(name)}, is {after.get(name)}" for name in names)
         require(
@@ -94,14 +135,16 @@ def load_experiment(run: str | Path) -> tuple[Experiment, ImageSpec]:
     return experiment, images
 
 
-def load(run: str | Path, step: int | None = None, ema: bool = True) -> Generator:
+def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage: str | Path = "") -> Generator:
     """A trained model from its run directory.
 
     Args:
       step: the checkpoint to take; default the newest that is whole.
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
+      first_stage: where the run's first stage is now, if it was moved.
     Raises:
-      UserError: no run, no checkpoint, a damaged config.json, or one that names a class outside jgen.
+      UserError: no run, no checkpoint, a damaged config.json, or one that names a class outside jgen; a first stage
+        that is missing or is not the one that the run was trained on.
     """
     from jgen.train import checkpoints
     from jgen.train.loop import role_optimisers
@@ -109,7 +152,10 @@ def load(run: str | Path, step: int | None = None, ema: bool = True) -> Generato
 
     path = Path(run)
     experiment, images = load_experiment(path)
-    model = make_model(experiment.model, images)
+    first = load_first_stage(first_stage or experiment.first_stage, images)
+    same = first is None or first.fingerprint == read_config(path)["first_stage_fingerprint"]
+    require(same, f"first stage {first_stage or experiment.first_stage} has changed since {path} was trained on it")
+    model = make_model(experiment.model, images, None, first.model if first else None)
     folder = path / "checkpoints"
     found = checkpoints.steps_in(folder)
     if step is None:
@@ -128,7 +174,8 @@ def load(run: str | Path, step: int | None = None, ema: bool = True) -> Generato
 
     state, _ = checkpoints.read(folder, step, jax.eval_shape(template))
     params = state.ema if ema and state.ema else state.params
-    return Generator(model, params, Context(state.step, params, state.extra, {}), experiment, step)
+    ctx = Context(state.step, params, state.extra, first.frozen if first else {})
+    return Generator(model, params, ctx, experiment, step)
 
 
 class Generator:
@@ -179,34 +226,132 @@ class Generator:
         where = {"label": label, "start": start, "batch_size": batch_size, "progress": progress}
         return sample_images(self.model, params, ctx, key, n, **where, **options)
 
-    def log_prob(self, key: jax.Array, images: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
+    def log_prob(
+        self,
+        key: jax.Array,
+        images: Any,
+        *,
+        label: Any = None,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **options: Any,
+    ) -> np.ndarray:
         """Log-probability of uint8 images in nats, float32 (n,); `likelihood` says of what kind.
 
         Args:
-          label: classes of the images, for a conditional model; a conditional model needs them.
+          label: classes of the images; a conditional model needs them.
+          options: fields of `model.scoring`, where it has any, such as the number of importance samples.
         Raises:
           NotSupported: the model has no likelihood. UserError: images of another shape, type or range.
         """
         require_capability(self.model, "log_prob")
         array = check_images(self.model, images)
+        where = {"label": label, "batch_size": batch_size, "progress": progress}
+        return self._run("log_prob", key, len(array), {"image": array}, options, **where)
+
+    def bits_per_dim(self, key: jax.Array, images: Any, **options: Any) -> np.ndarray:
+        """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
+        return bits_per_dim(self.log_prob(key, images, **options), self.model.images.size)
+
+    def log_density(self, key: jax.Array, x: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
+        """Exact log-density in nats, float32 (n,), of dequantised images: floats (n, H, W, C) in [0, levels)."""
+        require_capability(self.model, "log_density")
+        array, spec = np.asarray(x, np.float32), self.model.images
+        require(array.shape[1:] == spec.shape, f"x has shape {array.shape}: it must be (n, {spec.shape})")
+        inside = bool(np.all((array >= 0) & (array < spec.levels)))
+        require(inside, f"x has values outside [0, {spec.levels}): log_density is of dequantised images")
+        return self._run("log_density", key, len(array), {"image": array}, {}, label=label, batch_size=batch_size)
+
+    def encode(self, key: jax.Array, images: Any, *, label: Any = None, batch_size: int = 64) -> Any:
+        """Latents of uint8 images: a tree of arrays (n, ...)."""
+        require_capability(self.model, "encode")
+        array = check_images(self.model, images)
+        return self._run("encode", key, len(array), {"image": array}, {}, label=label, batch_size=batch_size)
+
+    def decode(self, key: jax.Array, latents: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
+        """uint8 images (n, H, W, C) of latents such as `encode` returns."""
+        require_capability(self.model, "decode")
+        n = len(jax.tree.leaves(latents)[0])
+        return self._run("decode", key, n, {"latents": latents}, {}, label=label, batch_size=batch_size)
+
+    def reconstruct(self, key: jax.Array, images: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
+        """`decode` of `encode`: uint8 (n, H, W, C)."""
+        require_capability(self.model, "reconstruct")
+        where = {"label": label, "batch_size": batch_size}
+        return self.decode(key, self.encode(key, images, **where), **where)
+
+    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, *, label: Any = None) -> np.ndarray:
+        """Images between pairs of images, along the line between their latents: uint8 (n, num, H, W, C).
+
+        Args:
+          first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
+        """
+        require_capability(self.model, "interpolate")
+        require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
+        a, b = (self.encode(key, images, label=label) for images in (first, second))
+        n = len(jax.tree.leaves(a)[0])
+        require(len(jax.tree.leaves(b)[0]) == n, f"first has {n} images: second must have as many")
+        weights = np.linspace(0.0, 1.0, num, dtype=np.float32)
+
+        def between(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            w = weights.reshape(1, num, *[1] * (x.ndim - 1))
+            return ((1 - w) * x[:, None] + w * y[:, None]).reshape(n * num, *x.shape[1:]).astype(x.dtype)
+
+        labels = np.repeat(label, num) if np.ndim(label) == 1 else label
+        images = self.decode(key, jax.tree.map(between, a, b), label=labels)
+        return images.reshape(n, num, *self.model.images.shape)
+
+    def inpaint(
+        self, key: jax.Array, images: Any, mask: Any, *, label: Any = None, batch_size: int = 64, **options: Any
+    ) -> np.ndarray:
+        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false.
+
+        Raises:
+          NotSupported: the model cannot. UserError: a mask that its order of generation cannot serve.
+        """
+        require_capability(self.model, "inpaint")
+        array, kept = check_images(self.model, images), np.asarray(mask)
+        spec = self.model.images
+        require(kept.dtype == bool, f"mask is {kept.dtype}: it must be bool, true where a pixel is kept")
+        kept = np.broadcast_to(kept, (len(array), *kept.shape)) if kept.ndim == 2 else kept
+        wanted = (len(array), spec.height, spec.width)
+        require(kept.shape == wanted, f"mask has shape {kept.shape}: it must be {wanted[1:]} or {wanted}")
+        for one in np.unique(kept, axis=0):
+            if self.model.check_mask is not None:
+                self.model.check_mask(one)
+        inputs = {"image": array, "mask": kept}
+        return self._run("inpaint", key, len(array), inputs, options, label=label, batch_size=batch_size)
+
+    def _run(
+        self,
+        name: str,
+        key: jax.Array,
+        n: int,
+        inputs: Arrays,
+        options: dict[str, Any],
+        *,
+        label: Any,
+        batch_size: int,
+        progress: Progress = iter,
+    ) -> Any:
+        """One of the model's functions over n inputs; a conditional model needs their classes."""
         require(
             not self.model.conditional or label is not None,
-            f"{self.model.name} is conditional: log_prob needs label=, one class an image",
+            f"{self.model.name} is conditional: {name} needs label=, one class an image",
         )
-        labels = resolve_labels(self.model, label, len(array), 0)
-        zeros = np.zeros(len(array), np.int32)
-        index = np.arange(len(array), dtype=np.int32)
-        batch = {"image": array, "label": zeros if labels is None else labels, "index": index}
+        labels = resolve_labels(self.model, label, n, 0)
+        arrays = {**inputs, "index": np.arange(n, dtype=np.int32)}
+        arrays["label"] = np.zeros(n, np.int32) if labels is None else labels
+        chosen = resolve_options(self.model, name, options)
         params, ctx = self._placed
-        return score_images(self.model, "log_prob", params, ctx, key, batch, batch_size=batch_size)
-
-    def bits_per_dim(self, key: jax.Array, images: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
-        """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
-        nats = self.log_prob(key, images, label=label, batch_size=batch_size)
-        return bits_per_dim(nats, self.model.images.size)
+        where = {"options": chosen, "batch_size": batch_size, "progress": progress}
+        return run_over(self.model, name, params, ctx, key, arrays, **where)
 
     def __getattr__(self, name: str) -> Any:
-        """Capabilities that this model lacks raise `NotSupported`, which says what it can do."""
+        """Capabilities that no model has yet raise `NotSupported`, which says what this one can do."""
         if name in CAPABILITIES:
             require_capability(self.model, name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *capabilities(self.model)})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import sys
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 from jgen.core.model import GenerativeModel, ImageSpec
+from jgen.core.options import as_tuples, check_types
 from jgen.data.config import Config as DataConfig
 from jgen.errors import UserError, require
 from jgen.train.config import Config as TrainConfig
@@ -22,12 +23,18 @@ class Experiment:
     model: Any
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    first_stage: str = ""
+    """Run directory of the trained model that this one stands on, for systems of two stages."""
     seed: int = 0
     """Seed of the initialisation, the noise and the order of data."""
 
 
-def make_model(config: Any, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
-    """The model of a system's Config: `make(config, images, axis_name)` of the module that defines the Config.
+def make_model(
+    config: Any, images: ImageSpec, axis_name: str | None = None, first_stage: GenerativeModel | None = None
+) -> GenerativeModel:
+    """The model of a system's Config, by `make(config, images, axis_name)` of the module that defines the Config.
+
+    A system of two stages has `make(config, images, axis_name, first_stage)`, and receives the model of the first.
 
     Raises:
       UserError: whatever is wrong with the Config or the images, in one line.
@@ -35,7 +42,12 @@ def make_model(config: Any, images: ImageSpec, axis_name: str | None = None) -> 
     require(min(images.shape) >= 1, f"images have the shape {images.shape}: every size must be above zero")
     require(2 <= images.levels <= 256, f"images have {images.levels} levels: they must have from 2 to 256")
     require(images.num_classes >= 0, f"images have {images.num_classes} classes: they must have zero or more")
-    return sys.modules[type(config).__module__].make(config, images, axis_name)
+    make = sys.modules[type(config).__module__].make
+    if "first_stage" not in inspect.signature(make).parameters:
+        require(first_stage is None, "first_stage is given, but this system stands on no other: leave it empty")
+        return make(config, images, axis_name)
+    require(first_stage is not None, "first_stage is empty: this system needs the run of a trained first stage")
+    return make(config, images, axis_name, first_stage)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -84,40 +96,10 @@ def from_json(document: Any, where: str = "config.json") -> Any:
         if isinstance(value, dict):
             values[name] = from_json(value, where)
         elif isinstance(value, list):
-            values[name] = tuple(value)
+            values[name] = as_tuples(value)
     made = cls(**values)
     check_types(made, where)
     if isinstance(made, Experiment):
         is_system = hasattr(sys.modules[type(made.model).__module__], "make") and hasattr(made.model, "sampling")
         require(is_system, f"{where}: model is {made.model!r}: it must be the Config of a system")
     return made
-
-
-def check_types(config: Any, where: str) -> None:
-    """Raises `UserError` for a field whose value is not of its annotated type, in nested dataclasses."""
-    hints = typing.get_type_hints(type(config))
-    for f in dataclasses.fields(config):
-        value, hint = getattr(config, f.name), hints[f.name]
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            check_types(value, where)
-        require(fits(value, hint), f"{where}: {f.name} is {value!r}: it must be {describe(hint)}")
-
-
-def describe(hint: Any) -> str:
-    """A type as a user reads it."""
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: plain types, Literal, tuple[X, ...], Any; whole numbers serve as floats."""
-    if hint is Any:
-        return True
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(fits(v, typing.get_args(hint)[0]) for v in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)

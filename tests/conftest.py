@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+# Tests compile much and run little: less optimisation of the compiled code halves their time (read when JAX starts)
+QUICK = "--xla_backend_optimization_level=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -18,9 +21,9 @@ def cache(tmp_path_factory):
     folder = os.environ.get("JGEN_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
     os.environ["JGEN_CACHE"] = folder
     os.environ.pop("TFDS_DATA_DIR", None)
-    from jgen.cli import use_compilation_cache
+    from jgen.cli import set_up_process
 
-    use_compilation_cache()
+    set_up_process()
     return Path(folder)
 
 
@@ -31,7 +34,7 @@ def python(cache):
     def run(*args: str, devices: int = 1, check: bool = True, cwd: Path = ROOT, timeout: int = 300, **env: str):
         environment = {
             **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
             "PYTHONPATH": str(ROOT),
             **env,
         }

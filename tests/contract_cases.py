@@ -34,7 +34,12 @@ def make_case(name: str, axis_name: str | None = parallel.AXIS) -> Case:
         return Case(toys.TOYS[toy](axis_name), toys.frozen_for(toy))
     experiment = import_config(SYSTEMS[name]).get_config("tiny")
     levels = 2 if experiment.data.binarise != "none" else experiment.data.levels
-    return Case(make_model(experiment.model, ImageSpec(8, 8, 1, 10, levels), axis_name), {})
+    images = ImageSpec(8, 8, 1, 10, levels)
+    if not experiment.first_stage:
+        return Case(make_model(experiment.model, images, axis_name), {})
+    first = make_case(Path(experiment.first_stage).name.removesuffix("-tiny"), axis_name=None).model
+    frozen = {"first_stage": jax.jit(first.init)(jax.random.key(5), make_batch(first))}
+    return Case(make_model(experiment.model, images, axis_name, first), frozen)
 
 
 def make_batch(model, size: int = BATCH, seed: int = 0) -> dict:

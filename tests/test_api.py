@@ -94,9 +94,9 @@ def test_the_average_and_the_weights_themselves(run, gen):
 
 
 def test_options_are_resolved_over_those_of_the_run(gen):
-    assert resolve_options(gen.model, {}) == gen.config.model.sampling == gen.model.sampling
+    assert resolve_options(gen.model, "sample", {}) == gen.config.model.sampling == gen.model.sampling
     assert gen.model.sampling.steps == 5
-    found = resolve_options(gen.model, {"steps": 3, "times": [5, 2]})
+    found = resolve_options(gen.model, "sample", {"steps": 3, "times": [5, 2]})
     assert found == dataclasses.replace(gen.model.sampling, steps=3, times=(5, 2))
     default = gen.sample(KEY, 3)
     np.testing.assert_array_equal(default, gen.sample(KEY, 3, steps=5))
@@ -120,8 +120,8 @@ def test_log_prob_and_bits_per_dim(gen, images):
 def test_a_run_loads_from_anywhere(run, python, tmp_path):
     program = """
 import sys, jax, numpy as np, jgen
-from jgen.cli import use_compilation_cache
-use_compilation_cache()
+from jgen.cli import set_up_process
+set_up_process()
 gen = jgen.load(sys.argv[1])
 np.save(sys.argv[2], gen.sample(jax.random.key(3), 3))
 """

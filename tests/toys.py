@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import GenerativeModel, ImageSpec, Phase
+from jgen.core.model import GenerativeModel, ImageSpec, Phase, first_stage_context
 from jgen.prob.likelihoods import normal_kl, sum_image
 from jgen.prob.pixels import to_float, to_uint8
 
@@ -95,15 +95,21 @@ def vae(axis_name=None):
     def loss(params, ctx, keys, batch):
         return -jnp.mean(elbo(params, keys, batch["image"])), ({}, {})
 
-    def sample(params, ctx, keys, label):
-        x = decoder.apply({"params": params["dec"]}, rng.normal(keys, (LATENT,)))
+    def encode(params, ctx, keys, images, label):
+        return jnp.split(encoder.apply({"params": params["enc"]}, flat(images)), 2, axis=-1)[0]
+
+    def decode(params, ctx, keys, z, label):
+        x = decoder.apply({"params": params["dec"]}, z)
         return to_uint8(x.reshape(-1, *IMAGES.shape), IMAGES.levels)
+
+    def sample(params, ctx, keys, label):
+        return decode(params, ctx, keys, rng.normal(keys, (LATENT,)), label)
 
     def log_prob(params, ctx, keys, images, label):
         return elbo(params, keys, images)
 
-    phases = (Phase(("enc", "dec"), loss),)
-    return GenerativeModel("toy vae", IMAGES, init, phases, sample, log_prob=log_prob, likelihood="lower_bound")
+    can = {"log_prob": log_prob, "likelihood": "lower_bound", "encode": encode, "decode": decode}
+    return GenerativeModel("toy vae", IMAGES, init, (Phase(("enc", "dec"), loss),), sample, **can)
 
 
 def vq(axis_name=None):
@@ -146,15 +152,15 @@ def vq(axis_name=None):
     return GenerativeModel("toy vq", IMAGES, init, (Phase(("enc", "dec"), loss),), sample)
 
 
-def second_stage(axis_name=None):
+def second_stage(axis_name=None, first_stage=None):
     """A Gaussian prior, with a learned mean and scale, over the latents of a frozen toy VAE."""
-    encoder, decoder = Mlp((32, 2 * LATENT)), Mlp((32, IMAGES.size))
+    first = first_stage or vae()
 
     def init(key, batch):
         return {"prior": {"mean": jnp.zeros(LATENT), "log_std": jnp.zeros(LATENT)}}, {}
 
     def loss(params, ctx, keys, batch):
-        z = jnp.split(encoder.apply({"params": ctx.frozen["enc"]}, flat(batch["image"])), 2, axis=-1)[0]
+        z = first.encode(*first_stage_context(ctx), keys, batch["image"], None)
         p = params["prior"]
         scaled = (z - p["mean"][None, :]) * jnp.exp(-p["log_std"])[None, :]
         return jnp.mean(jnp.sum(0.5 * scaled**2 + p["log_std"][None, :], axis=1)), ({}, {})
@@ -162,8 +168,7 @@ def second_stage(axis_name=None):
     def sample(params, ctx, keys, label):
         p = params["prior"]
         z = p["mean"][None, :] + jnp.exp(p["log_std"])[None, :] * rng.normal(keys, (LATENT,))
-        x = decoder.apply({"params": ctx.frozen["dec"]}, z)
-        return to_uint8(x.reshape(-1, *IMAGES.shape), IMAGES.levels)
+        return first.decode(*first_stage_context(ctx), keys, z, None)
 
     return GenerativeModel("toy second stage", IMAGES, init, (Phase(("prior",), loss),), sample)
 
@@ -172,8 +177,8 @@ TOYS = {"gan": gan, "vae": vae, "vq": vq, "second_stage": second_stage}
 
 
 def frozen_for(name: str):
-    """The frozen parameters that a toy needs."""
+    """What a toy stands on, as `ctx.frozen`."""
     if name != "second_stage":
         return {}
     batch = {"image": jnp.zeros((2, *IMAGES.shape), jnp.uint8)}
-    return vae().init(jax.random.key(5), batch)[0]
+    return {"first_stage": vae().init(jax.random.key(5), batch)}

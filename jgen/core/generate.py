@@ -1,4 +1,4 @@
-"""Running a model's sampler and scores over many images: batched, on all devices, one key an image."""
+"""Running a model's functions over many images: batched, on all devices, one key an image."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.model import Context, GenerativeModel, Roles
+from jgen.core.options import replace_options
 from jgen.errors import NotSupported, require
 
 Progress = Callable[[range], Iterable[int]]
+Arrays = dict[str, Any]  # {name: tree of arrays (n, ...)}, with "index" int32 (n,) and "label" int32 (n,) in all
+
+# What each of a model's functions takes beside (params, ctx, keys) and the label, and where its options come from.
+INPUTS: dict[str, tuple[str, ...]] = {
+    "sample": (),
+    "log_prob": ("image",),
+    "log_density": ("image",),
+    "encode": ("image",),
+    "decode": ("latents",),
+    "inpaint": ("image", "mask"),
+}
+OPTIONS = {"sample": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
 
 
-def resolve_options(model: GenerativeModel, options: dict[str, Any]) -> Any:
-    """The model's sampling options with some replaced. Raises `UserError` for a name the model does not know."""
-    if model.sampling is None:
-        require(not options, f"{model.name} has no sampling options; found {', '.join(options)}")
-        return None
-    known = [field.name for field in dataclasses.fields(model.sampling)]
-    for name in options:
-        require(name in known, f"unknown sampling option {name!r}: {model.name} takes {', '.join(known)}")
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return dataclasses.replace(model.sampling, **frozen)
+def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
+    """The model's options of a function with some replaced. Raises `UserError` for unknown names and wrong types."""
+    defaults = getattr(model, OPTIONS[name]) if name in OPTIONS else None
+    return replace_options(defaults, options, f"{name} of {model.name}")
 
 
 def resolve_labels(model: GenerativeModel, label: Any, n: int, start: int) -> np.ndarray | None:
@@ -40,7 +47,7 @@ def resolve_labels(model: GenerativeModel, label: Any, n: int, start: int) -> np
     """
     classes = model.images.num_classes
     if not model.conditional:
-        require(label is None, f"label is {label}: {model.name} was trained without classes and takes none")
+        require(label is None, f"label is {brief(label)}: {model.name} was trained without classes and takes none")
         return None
     if label is None:
         return ((start + np.arange(n)) % classes).astype(np.int32)
@@ -48,49 +55,71 @@ def resolve_labels(model: GenerativeModel, label: Any, n: int, start: int) -> np
     if labels.ndim == 0:
         labels = np.full(n, labels)
     require(labels.shape == (n,), f"label has shape {labels.shape}: it must be one number or {n}, one an image")
-    require(labels.dtype.kind in "iu", f"label is {label}: it must be whole numbers")
+    require(labels.dtype.kind in "iu", f"label is {brief(label)}: it must be whole numbers")
     bad = labels[(labels < 0) | (labels >= classes)]
     require(bad.size == 0, f"label is {bad[0] if bad.size else ''}: it must be from 0 to {classes - 1}")
     return labels.astype(np.int32)
 
 
-@lru_cache(maxsize=16)
-def compiled_sampler(model: GenerativeModel, options: Any) -> Callable[..., Any]:
-    """The pmapped sampler of a model with these options; it is compiled once a batch size."""
+def brief(value: Any) -> str:
+    """A value in a message: its first characters, on one line."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@lru_cache(maxsize=32)
+def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., Any]:
+    """One of a model's functions with these options, pmapped: (params, ctx, key, arrays) -> its result, (D, b, ...)."""
     chosen = {} if options is None else {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    function = getattr(model, name)
 
-    def sample(params: Roles, ctx: Context, key: jax.Array, index: jax.Array, label: Any) -> jax.Array:
-        return model.sample(params, ctx, rng.image_keys(key, index), label, **chosen)
-
-    return parallel.pmap(sample, split=(None, None, None, 0, 0), split_out=0)
-
-
-@lru_cache(maxsize=16)
-def compiled_scores(model: GenerativeModel, name: str) -> Callable[..., Any]:
-    """The pmapped `log_prob` or `validate` of a model, as (params, ctx, key, batch) -> (B,) arrays."""
-
-    def scores(params: Roles, ctx: Context, key: jax.Array, batch: dict[str, Any]) -> Any:
-        keys = rng.image_keys(key, batch["index"])
+    def call(params: Roles, ctx: Context, key: jax.Array, arrays: Arrays) -> Any:
+        keys = rng.image_keys(key, arrays["index"])
         if name == "validate":
-            assert model.validate is not None
-            return model.validate(params, ctx, keys, batch)
-        assert model.log_prob is not None
-        return model.log_prob(params, ctx, keys, batch["image"], batch["label"] if model.conditional else None)
+            return function(params, ctx, keys, arrays)
+        label = arrays["label"] if model.conditional else None
+        return function(params, ctx, keys, *(arrays[part] for part in INPUTS[name]), label, **chosen)
 
-    return parallel.pmap(scores, split=(None, None, None, 0), split_out=0)
-
-
-def chunks(n: int, batch_size: int) -> tuple[int, range]:
-    """The batch that is compiled for, a multiple of the devices, and where each chunk of n items starts."""
-    devices = parallel.device_count()
-    batch = -(-min(n, batch_size) // devices) * devices
-    return batch, range(0, n, batch)
+    return parallel.pmap(call, split=(None, None, None, 0), split_out=0)
 
 
 def merge(sharded: Any) -> np.ndarray:
     """(devices, b, ...) on the devices to (devices * b, ...) on the host."""
     array = np.asarray(sharded)
     return array.reshape(-1, *array.shape[2:])
+
+
+def run_over(
+    model: GenerativeModel,
+    name: str,
+    params: Roles,
+    ctx: Context,
+    key: jax.Array,
+    arrays: Arrays,
+    *,
+    options: Any = None,
+    batch_size: int = 64,
+    progress: Progress = iter,
+) -> Any:
+    """A model's function over n images, on the host: a tree of arrays (n, ...).
+
+    Args:
+      name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "label".
+      options: of `resolve_options`. The program is compiled once a batch size, a multiple of the devices.
+    Raises:
+      UserError: batch_size below 1.
+    """
+    require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
+    n = len(arrays["index"])
+    devices = parallel.device_count()
+    batch = -(-min(n, batch_size) // devices) * devices
+    function = compiled(model, name, options)
+    found = []
+    for first in progress(range(0, n, batch)):
+        where = np.minimum(first + np.arange(batch), n - 1)
+        part = parallel.shard(jax.tree.map(lambda array: array[where], arrays))
+        found.append(jax.tree.map(merge, function(params, ctx, key, part)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *found)
 
 
 def sample_images(
@@ -113,62 +142,42 @@ def sample_images(
     """
     require(n >= 1, f"the number of images is {n}: it must be above zero")
     require(0 <= start <= 2**31 - n, f"start is {start}: image numbers must be from 0 to 2^31 - 1")
-    require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     labels = resolve_labels(model, label, n, start)
-    sampler = compiled_sampler(model, resolve_options(model, options))
-    batch, starts = chunks(n, batch_size)
-    found = []
-    for first in progress(starts):
-        where = np.minimum(first + np.arange(batch), n - 1)
-        index = parallel.shard((start + where).astype(np.int32))
-        chosen = parallel.shard(labels[where] if labels is not None else np.zeros(batch, np.int32))
-        found.append(merge(sampler(params, ctx, key, index, chosen)))
-    return np.concatenate(found)[:n]
-
-
-def score_images(
-    model: GenerativeModel,
-    name: str,
-    params: Roles,
-    ctx: Context,
-    key: jax.Array,
-    batch: dict[str, np.ndarray],
-    *,
-    batch_size: int = 64,
-    progress: Progress = iter,
-) -> Any:
-    """The model's `log_prob` or `validate` of a batch of any size, on the host: float32 (n,) or a dict of them."""
-    n = len(batch["image"])
-    scores = compiled_scores(model, name)
-    size, starts = chunks(n, batch_size)
-    found = []
-    for first in progress(starts):
-        where = np.minimum(first + np.arange(size), n - 1)
-        part = parallel.shard({name: array[where] for name, array in batch.items()})
-        found.append(jax.tree.map(merge, scores(params, ctx, key, part)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *found)
+    arrays = {"index": (start + np.arange(n)).astype(np.int32)}
+    arrays["label"] = np.zeros(n, np.int32) if labels is None else labels
+    chosen = resolve_options(model, "sample", options)
+    where = {"options": chosen, "batch_size": batch_size, "progress": progress}
+    return run_over(model, "sample", params, ctx, key, arrays, **where)
 
 
 def check_images(model: GenerativeModel, images: Any) -> np.ndarray:
     """The images as uint8 (n, H, W, C). Raises `UserError` for another type, another shape or values out of range."""
-    array = np.asarray(images)
     spec = model.images
+    shape = f"(n, {', '.join(map(str, spec.shape))})"
+    try:
+        array = np.asarray(images)
+    except ValueError:
+        array = np.empty(0, object)
+    require(array.dtype != object, f"images are of unlike shapes: they must be one array {shape}")
     require(array.dtype == np.uint8, f"images are {array.dtype}: they must be uint8, 0 to {spec.levels - 1}")
     require(
         array.ndim == 4 and array.shape[1:] == spec.shape and len(array) > 0,
-        f"images have shape {array.shape}: they must be (n, {', '.join(map(str, spec.shape))})",
+        f"images have shape {array.shape}: they must be {shape}",
     )
     top = int(array.max())
     require(top < spec.levels, f"images have the value {top}: they must be from 0 to {spec.levels - 1}")
     return array
 
 
-CAPABILITIES = ("sample", "log_prob", "encode", "decode", "reconstruct", "interpolate", "inpaint", "classify")
-
-
 def capabilities(model: GenerativeModel) -> list[str]:
     """What a model can do, by the names of the API."""
-    return [name for name in CAPABILITIES if getattr(model, name, None) is not None]
+    found = [name for name in INPUTS if getattr(model, name) is not None]
+    if model.encode is not None and model.decode is not None:
+        found += ["reconstruct"] + ["interpolate"] * (model.codes is None)
+    return found
+
+
+CAPABILITIES = (*INPUTS, "reconstruct", "interpolate", "classify")
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:

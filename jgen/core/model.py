@@ -44,13 +44,20 @@ class Context(NamedTuple):
     step:   int32 scalar, the number of steps taken before this one.
     ema:    {role: tree}, the moving average of the parameters.
     extra:  {role: tree}, state that is updated without gradients (batch statistics, codebooks, ...).
-    frozen: {role: tree}, parameters of an earlier run; never copied into the state or the average.
+    frozen: what an earlier run left, never copied into the state or the average; `{"first_stage": (params, extra)}`
+            for a system of two stages: see `first_stage_context`.
     """
 
     step: Any
     ema: Roles
     extra: Roles
     frozen: Roles
+
+
+def first_stage_context(ctx: Context) -> tuple[Roles, Context]:
+    """The parameters of the frozen first stage and the context to call its functions with."""
+    params, extra = ctx.frozen["first_stage"]
+    return params, Context(ctx.step, params, extra, {})
 
 
 Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "label": int32 (B,), "index": int32 (B,)}
@@ -66,28 +73,38 @@ class Phase(NamedTuple):
 
     repeats: how often the phase runs in a step, each time on a batch of its own (WGAN's critic: 5).
     every:   the phase runs in the steps that are multiples of this number (lazy regularisation: 16).
+    project: {role: tree} -> {role: tree}, applied to the parameters of the trained roles after each update (the weight
+             clipping of WGAN).
     """
 
     trains: tuple[str, ...]
     loss: LossFn
     repeats: int = 1
     every: int = 1
+    project: Callable[[Roles], Roles] | None = None
 
 
 class GenerativeModel(NamedTuple):
     """A generative model as a record of pure functions. `keys` is always one PRNG key an example, shape (B,).
 
-    name:     the system's name, for messages.
-    images:   the images it is a distribution over.
-    init:     (key, batch) -> (params, extra).
-    phases:   what one training step does, in order.
-    sample:   (params, ctx, keys, label, **options) -> uint8 (B, H, W, C); label int32 (B,), or None without classes.
-    sampling: a frozen dataclass with the default of every option of `sample`.
-    validate: (params, ctx, keys, batch) -> {name: float32 (B,)}, scores an example at the time of validation.
-    log_prob: (params, ctx, keys, images, label) -> float32 (B,), nats an image.
-    likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
-    encode:   (params, ctx, keys, images, label) -> latents.
-    decode:   (params, ctx, keys, latents, label) -> uint8 images.
+    name:        the system's name, for messages.
+    images:      the images it is a distribution over.
+    init:        (key, batch) -> (params, extra); `batch` is the first global batch.
+    phases:      what one training step does, in order.
+    sample:      (params, ctx, keys, label, **sampling) -> uint8 (B, H, W, C); label int32 (B,); None without classes.
+    sampling:    a frozen dataclass with the default of every option of `sample` and `inpaint`.
+    validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores an example at the time of validation.
+    log_prob:    (params, ctx, keys, images, label, **scoring) -> float32 (B,), nats of discrete probability an image.
+    scoring:     a frozen dataclass with the default of every option of `log_prob`.
+    likelihood:  what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
+    log_density: (params, ctx, keys, x, label) -> float32 (B,), exact nats, of dequantised images: floats in [0, levels).
+    encode:      (params, ctx, keys, images, label) -> latents, a tree of arrays (B, ...).
+    decode:      (params, ctx, keys, latents, label) -> uint8 images.
+    codes:       where `encode` gives discrete codes, uint8 or int32 (B, h, w, c): their specification; `levels` is the
+                 size of the codebook, and may be above 256.
+    inpaint:     (params, ctx, keys, images, mask, label, **sampling) -> uint8 images; bool (B, H, W), true where a
+                 pixel is kept.
+    check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     conditional: whether `label` is used.
     """
 
@@ -99,7 +116,12 @@ class GenerativeModel(NamedTuple):
     sampling: Any = None
     validate: Callable[..., dict[str, Any]] | None = None
     log_prob: Callable[..., Any] | None = None
+    scoring: Any = None
     likelihood: str = "none"
+    log_density: Callable[..., Any] | None = None
     encode: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
+    codes: ImageSpec | None = None
+    inpaint: Callable[..., Any] | None = None
+    check_mask: Callable[[Any], None] | None = None
     conditional: bool = False

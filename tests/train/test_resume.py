@@ -11,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, assert_user_mistake
+from conftest import QUICK, ROOT, assert_user_mistake
 
 from jgen import api
 from jgen.train import checkpoints
@@ -33,7 +33,7 @@ def final_arrays(run):
 
 
 def start(args, devices):
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, *map(str, args)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
