@@ -97,7 +97,7 @@ class GenerativeModel(NamedTuple):
     log_prob:    (params, ctx, keys, images, label, **scoring) -> float32 (B,), nats of discrete probability an image.
     scoring:     a frozen dataclass with the default of every option of `log_prob`.
     likelihood:  what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
-    log_density: (params, ctx, keys, x, label) -> float32 (B,), exact nats, of dequantised images: floats in [0, levels).
+    log_density: (params, ctx, keys, x, label) -> float32 (B,), exact nats; x dequantised, floats in [0, levels).
     encode:      (params, ctx, keys, images, label) -> latents, a tree of arrays (B, ...).
     decode:      (params, ctx, keys, latents, label) -> uint8 images.
     codes:       where `encode` gives discrete codes, uint8 or int32 (B, h, w, c): their specification; `levels` is the
