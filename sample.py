@@ -53,7 +53,7 @@ def command(args: list[str]) -> int:
 
     import jgen
     from jgen.api import load_experiment
-    from jgen.data.pictures import write_images
+    from jgen.data.pictures import check_out, write_images
 
     sampling = load_experiment(run)[0].model.sampling
     fields = [
@@ -65,6 +65,7 @@ def command(args: list[str]) -> int:
     a: Arguments = parsed.main
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
+    check_out(Path(a.out))
     gen = jgen.load(run, step=a.step, ema=a.ema)
     images = gen.sample(
         jax.random.key(a.seed),

@@ -57,11 +57,12 @@ def load(config: Config) -> Dataset:
     source = open_source(config)
     size = int(np.prod(source.shape)) * sum(records.num for records in source.splits.values())
     stream = size > memory_limit()
-    hashes, parts = [source.name, source.version], {}
+    # The content where it is decoded, so that a folder may move; the name and the version where it is streamed.
+    hashes, parts = [[source.name, source.version]] if stream else [], {}
     for name, records in source.splits.items():
         if not stream:
             records, digest = decoded(source, name, records)
-            hashes.append(digest)
+            hashes.append([name, digest])
         parts[name] = records
     levels = 2 if config.binarise != "none" else config.levels
     images = ImageSpec(*source.shape, num_classes=source.num_classes, levels=levels)
@@ -150,8 +151,12 @@ def decode_into(folder: Path, records: Records, title: str) -> None:
         images.flush()
         np.save(aside / "labels.npy", labels)
         (aside / "hash.json").write_text(json.dumps({"sha256": hash_files(aside)}))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
+        if folder.exists() and not intact(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(aside, folder)
+        except OSError:  # another process was faster
+            if not intact(folder):
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jgen.errors import UserError
+from jgen.errors import UserError, require
 
 
 def to_display(images: np.ndarray, levels: int) -> np.ndarray:
@@ -41,12 +41,18 @@ def write_png(path: Path, image: np.ndarray) -> None:
     aside.replace(path)
 
 
+def check_out(out: Path) -> None:
+    """Raises `UserError` for a name that `write_images` does not know what to do with."""
+    require(out.suffix in (".png", ".npz", ""), f"--out is {out}: it must end in .png or .npz, or name a folder")
+
+
 def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, levels: int, columns: int) -> None:
     """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of numbered PNGs.
 
     Raises:
       UserError: another ending, or a path that cannot be written.
     """
+    check_out(out)
     try:
         if out.suffix == ".png":
             write_png(out, make_grid(to_display(images, levels), columns))
@@ -55,10 +61,8 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, level
             arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
             with open(out, "wb") as file:
                 np.savez_compressed(file, **arrays)
-        elif out.suffix == "":
+        else:
             for i, image in enumerate(to_display(images, levels)):
                 write_png(out / f"{i:06d}.png", image)
-        else:
-            raise UserError(f"--out is {out}: it must end in .png or .npz, or name a folder")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -122,7 +122,10 @@ def tfds_source(builder: Any, size: int) -> Source:
         source = builder.as_data_source(split=split, decoders=unread or None)
 
         def fetch(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            examples = source.__getitems__([int(i) for i in positions])
+            try:
+                examples = source.__getitems__([int(i) for i in positions])
+            except (OSError, ValueError, RuntimeError) as error:
+                raise UserError(f"data set {builder.name!r} in {builder.data_dir} cannot be read: {error}") from error
             images = np.stack([fit(example["image"], size) for example in examples])
             if builder.name == PUBLISHED_BINARY:
                 images = images * np.uint8(255)

@@ -35,7 +35,7 @@ def from_storable(arrays: dict[str, Any]) -> TrainState:
 
 def import_orbax() -> Any:
     """Orbax, imported on first use (it takes half a second), without its log lines."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     import orbax.checkpoint as ocp
 
     return ocp
@@ -104,9 +104,14 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore((folder / str(step)).absolute(), args)
     except Exception as error:  # Orbax and TensorStore raise many kinds for arrays that do not fit
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {folder / str(step)} does not hold this model: {reason}") from error
+        raise UserError(f"checkpoint {folder / str(step)} does not hold this model: {reason_of(error)}") from error
     return from_storable(restored.state), restored.meta
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, cut to a line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 200 else said[:197] + "..."
 
 
 class Writer:
@@ -185,8 +190,7 @@ class Writer:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"cannot write a checkpoint to {self.folder}: {reason}") from error
+            raise UserError(f"cannot write a checkpoint to {self.folder}: {reason_of(error)}") from error
 
     def close(self) -> None:
         """Waits for the last save and lets go of Orbax's threads."""

@@ -50,13 +50,19 @@ class RunDirectory:
         return self.path / "samples" / f"step_{step:08d}.png"
 
     def write(self, name: str, document: Any) -> None:
-        """Writes a JSON document aside and moves it into place. Raises `UserError` when it cannot."""
-        aside = self.path / f".{name}.tmp"
-        try:
-            aside.write_text(json.dumps(document, indent=1) + "\n")
-            aside.replace(self.path / name)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+        """Writes a JSON document. Raises `UserError` when it cannot."""
+        write_json(self.path / name, document)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON document aside and moves it into place. Raises `UserError` when it cannot."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(document, indent=1) + "\n")
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -66,7 +72,7 @@ def read_config(path: Path) -> dict[str, Any]:
     require(file.is_file(), f"{path} is not a run: it has no config.json")
     try:
         document = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     wanted = ("experiment", "images", "data_fingerprint")
     require(isinstance(document, dict) and all(k in document for k in wanted), f"{file} is damaged: it lacks its parts")

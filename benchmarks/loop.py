@@ -1,0 +1,96 @@
+"""The training loop beside the bare compiled step: what logging, data, checkpoints and the progress bar cost.
+
+    python benchmarks/loop.py [--config configs/diffusion/ddpm.py:mnist] [--steps 200] [--out results/FILE.json]
+
+The bare step runs on one batch that is already on the device; the loop runs as train.py does, from records on disk, with
+metrics, checkpoints and their hashes, in chunks that take turns with chunks of the bare step. Compile time stands apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="configs/diffusion/ddpm.py:mnist")
+    parser.add_argument("--steps", type=int, default=50, help="steps of a chunk")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", help="JSON file for the outcome")
+    args = parser.parse_args()
+
+    from jgen import cli
+
+    cli.set_up_process()
+    import jax
+    import numpy as np
+
+    from jgen.api import make_model
+    from jgen.core import parallel
+    from jgen.data import dataset as datasets
+    from jgen.train.loop import Training
+    from jgen.train.run_directory import RunDirectory, commit, write_json
+
+    experiment, name = cli.load_config(args.config, ROOT)
+    total = args.steps * args.rounds + 1
+    often = {"log_every": 10, "checkpoint_every": args.steps, "validate_every": 0, "sample_every": 0}
+    train = dataclasses.replace(experiment.train, steps=total, **often)
+    dataset = datasets.load(experiment.data)
+    model = make_model(experiment.model, dataset.images, parallel.AXIS)
+    bare_times, loop_times = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        training = Training(
+            model, dataset, train, experiment.data, experiment.seed, RunDirectory(Path(folder)), frozen={}
+        )
+        training.sample = lambda step: None  # the grid at the end is not part of the rate
+        held = [parallel.replicate(jax.device_get(training.state))]
+        batch = dataset.splits["train"].fetch(np.arange(train.batch_size))
+        after, clock = training.after, [0.0]
+
+        def bare_chunk() -> None:
+            start = time.perf_counter()
+            for _ in range(args.steps):
+                held[0], _ = training.step(held[0], training.frozen, batch)
+            jax.block_until_ready(held[0])
+            bare_times.append((time.perf_counter() - start) / args.steps)
+
+        def timed_after(step: int) -> None:
+            after(step)
+            if step % args.steps == 1:  # the first step compiles; chunks end one step after a checkpoint began
+                jax.block_until_ready(training.state)
+                if step > 1:
+                    loop_times.append((time.perf_counter() - clock[0]) / args.steps)
+                bare_chunk()
+                clock[0] = time.perf_counter()
+
+        training.after = timed_after
+        training.run()
+    bare, loop = statistics.median(bare_times), statistics.median(loop_times)
+    print(f"{name}: bare step {bare * 1e3:.1f} ms, loop {loop * 1e3:.1f} ms a step: {bare / loop:.1%} of the bare rate")
+    if args.out:
+        from diffusion import processor
+
+        versions = {"jax": jax.__version__, "python": platform.python_version()}
+        rows = {"bare_seconds": bare_times, "loop_seconds": loop_times, "ratio": bare / loop}
+        document = {
+            "command": " ".join(["python", *sys.argv]),
+            "commit": commit(),
+            "processor": processor(),
+            **versions,
+        }
+        write_json(Path(args.out), json.loads(json.dumps({**document, **rows})))
+
+
+if __name__ == "__main__":
+    main()

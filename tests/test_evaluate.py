@@ -1,0 +1,59 @@
+"""`python -m jgen.evaluate`: the score is that of the API, and its protocol stands beside it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jgen
+from jgen import evaluate
+from jgen.data import dataset
+from jgen.errors import UserError
+
+TRAIN = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.steps", "3", "--train.sample-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    subprocess.run([sys.executable, *TRAIN, "--workdir", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+def test_the_score_and_its_protocol(run, python):
+    done = python("-m", "jgen.evaluate", run, "--num", "20")
+    document = json.loads((run / "evaluation.json").read_text())
+    gen = jgen.load(run)
+    batch = dataset.load(gen.config.data).splits["test"].fetch(np.arange(20))
+    key = jax.random.split(jax.random.key(0))[1]
+    nats = gen.log_prob(key, batch["image"], label=batch["label"])
+    assert document["nats"]["mean"] == pytest.approx(nats.mean(), rel=1e-5)
+    assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
+    assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
+    assert document["protocol"] == {"split": "test", "num": 20, "binarise": "none", "levels": 256, "seed": 0}
+    assert document["likelihood"] == "lower_bound" and document["step"] == 3 and document["ema"] is True
+    assert "bits/dim" in done.stdout and "lower bound" in done.stdout and "num 20" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        ([], ["which run"]),
+        (["nowhere"], ["no run at nowhere"]),
+        (["RUN", "--num", "100000"], ["--num is 100000", "test has"]),
+        (["RUN", "--split", "dev"], ["--split"]),
+        (["RUN", "RUN", "--out", "x.json"], ["one run"]),
+        (["RUN", "--nothing"], ["--nothing"]),
+    ],
+)
+def test_mistakes_are_one_line(run, args, words):
+    with pytest.raises(UserError) as caught:
+        evaluate.command([str(run) if a == "RUN" else a for a in args])
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message

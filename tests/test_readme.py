@@ -1,0 +1,69 @@
+"""Every command of the README runs: trainings with few steps and, where their data has to be prepared, on pictures."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
+
+
+def readme_commands():
+    """The lines of the README's bash blocks, split at && and without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [part.strip() for line in lines if line for part in line.split("&&")]
+
+
+def python_block():
+    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 28x28 grey pictures in ten classes, in place of a set that has to be prepared."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (folder / str(label)).mkdir()
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(folder / str(label) / f"{i}.png")
+    return folder
+
+
+def test_every_command_runs(python, pictures, tmp_path):
+    import shutil
+
+    from jgen.cli import load_config
+
+    for name in ("configs", "train.py", "sample.py", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    ran = []
+    for command in readme_commands():
+        words = shlex.split(command)
+        if words[0] in ("pip", "pytest"):
+            continue  # what the tests themselves are run with, and what continuous integration runs
+        assert words[0] == "python", command
+        words = words[1:]
+        if words[0] == "train.py" and "--list" not in words and "--help" not in words:
+            config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
+            if "--train.steps" in words:
+                del words[words.index("--train.steps") : words.index("--train.steps") + 2]
+            words += FEW
+            experiment, _ = load_config(config, ROOT)
+            if experiment.data.name != "digits":
+                words += ["--data.name", f"folder:{pictures}"]
+        if words[0].startswith("benchmarks/") or words[:2] == ["-m", "jgen.data.prepare"]:
+            words.append("--help")
+        done = python(*words, cwd=tmp_path, check=False, timeout=300)
+        assert done.returncode == 0, (command, done.stderr)
+        ran.append(command)
+    assert any(c.startswith("python train.py") for c in ran) and any(c.startswith("python sample.py") for c in ran)
+    assert (tmp_path / "threes.png").stat().st_size > 0
+    done = python("-c", python_block(), cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "runs")
