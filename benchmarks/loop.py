@@ -2,15 +2,14 @@
 
     python benchmarks/loop.py [--config configs/diffusion/ddpm.py:mnist] [--steps 200] [--out results/FILE.json]
 
-The bare step runs on one batch that is already on the device; the loop runs as train.py does, from records on disk, with
-metrics, checkpoints and their hashes, in chunks that take turns with chunks of the bare step. Compile time stands apart.
+The bare step runs on one batch of images; the loop runs as train.py does, from the data on disk, with metrics,
+checkpoints and their hashes, in chunks that take turns with chunks of the bare step. Compile time stands apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import statistics
 import sys

@@ -1,0 +1,73 @@
+"""Writes the README's tables from results/*.json: python benchmarks/tables.py [--check]
+
+Every number of a table stands in a JSON file with the command, commit and machine that gave it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
+    """(path from the root, document) of the result files that match."""
+    files = sorted((ROOT / "results").glob(pattern))
+    return [(str(path.relative_to(ROOT)), json.loads(path.read_text())) for path in files]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def speed() -> str:
+    """One row a task of every side-by-side benchmark."""
+    rows = []
+    for path, document in read("speed_*.json"):
+        for row in document["rows"]:
+            mine, peer = row["seconds"]["jgen"], row["seconds"][row["best_peer"]]
+            versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if k in ("jax", "torch"))
+            name = f"{row['task']}" + (f", head dimension {row['head_dim']}" if "head_dim" in row else "")
+            where = f"{document['processor']}; {versions}; [{Path(path).name}]({path})"
+            rows.append(
+                [f"{document['title']}: {name}", f"{mine:.3g} s", f"{peer:.3g} s ({row['best_peer']})"]
+                + [f"**{row['ratio']:.2f}**", where]
+            )
+    return table(["case", "jgen", "best peer", "jgen / peer", "machine, versions, record"], rows)
+
+
+def scores() -> str:
+    """One row a scored run."""
+    rows = []
+    for path, document in read("score_*.json"):
+        p, environment = document["protocol"], document["environment"]
+        kind = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}[document["likelihood"]]
+        protocol = ", ".join(f"{k} {v}" for k, v in p.items() if k != "seed")
+        number = f"{document['bits_per_dim']['mean']:.3f} bits/dim ({-document['nats']['mean']:.2f} nats), {kind}"
+        trained = f"step {document['step']}, {environment['devices'][0]}"
+        rows.append([document["system"], document["data"], number, protocol, f"{trained}; [{Path(path).name}]({path})"])
+    return table(["system", "data", "-log p(x)", "protocol", "record"], rows)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    text = before = path.read_text()
+    for name, made in (("speed", speed()), ("scores", scores())):
+        text = re.sub(
+            f"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda m, made=made: m[1] + made + "\n" + m[2],
+            text,
+            flags=re.S,
+        )
+    if "--check" in sys.argv:
+        sys.exit("README.md is not what results/ says: run python benchmarks/tables.py" if text != before else 0)
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
