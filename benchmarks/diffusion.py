@@ -255,7 +255,8 @@ def main() -> None:
 
         machine = {"processor": processor(), "platform": platform.platform(), "commit": commit()}
         case = f"{SIZE}x{SIZE}x3, batch {BATCH}, channels {CHANNELS}, {BLOCKS} blocks, attention {ATTENTION}, float32"
-        document = {"command": " ".join(["python", *sys.argv]), "case": case, **machine, "rounds": args.rounds}
+        command = " ".join(["python", *sys.argv])
+        document = {"title": "DDPM U-Net", "command": command, "case": case, **machine, "rounds": args.rounds}
         Path(args.out).write_text(json.dumps({**document, "rows": rows}, indent=1) + "\n")
 
 

@@ -80,15 +80,9 @@ def main() -> None:
     if args.out:
         from diffusion import processor
 
-        versions = {"jax": jax.__version__, "python": platform.python_version()}
-        rows = {"bare_seconds": bare_times, "loop_seconds": loop_times, "ratio": bare / loop}
-        document = {
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit(),
-            "processor": processor(),
-            **versions,
-        }
-        write_json(Path(args.out), json.loads(json.dumps({**document, **rows})))
+        document = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "processor": processor()}
+        document |= {"jax": jax.__version__, "python": platform.python_version(), "config": args.config}
+        write_json(Path(args.out), {**document, "bare": bare_times, "loop": loop_times, "ratio": bare / loop})
 
 
 if __name__ == "__main__":

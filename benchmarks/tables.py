@@ -58,12 +58,8 @@ def main() -> None:
     path = ROOT / "README.md"
     text = before = path.read_text()
     for name, made in (("speed", speed()), ("scores", scores())):
-        text = re.sub(
-            f"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
-            lambda m, made=made: m[1] + made + "\n" + m[2],
-            text,
-            flags=re.S,
-        )
+        block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
     if "--check" in sys.argv:
         sys.exit("README.md is not what results/ says: run python benchmarks/tables.py" if text != before else 0)
     path.write_text(text)
