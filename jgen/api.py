@@ -54,6 +54,7 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
     dataset = datasets.load(experiment.data)
     first = load_first_stage(experiment.first_stage, dataset.images)
     model = make_model(experiment.model, dataset.images, parallel.AXIS, first.model if first else None)
+    loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
     directory = RunDirectory(Path(workdir))
     try:
         open_run(directory, experiment, dataset.images, dataset.fingerprint, first.fingerprint if first else "")

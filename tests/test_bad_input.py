@@ -20,6 +20,8 @@ from jgen.core.model import ImageSpec
 from jgen.data import dataset as datasets
 from jgen.data.config import Config as Data
 from jgen.errors import NotSupported, UserError
+from jgen.experiment import make_model
+from jgen.train.config import Optimiser
 
 TINY = "configs/diffusion/ddpm.py:tiny"
 TINY_RUN = [TINY, "--train.steps", "4", "--train.sample-every", "0", "--train.validate-every", "0"]
@@ -300,6 +302,30 @@ def test_images_out_of_range(gen):
     mistake(lambda: other.log_prob(KEY, ZEROS + np.uint8(17), label=0), "value 17", "0 to 16")
     mistake(lambda: gen.log_prob(KEY, ZEROS), "conditional", "label=")
     mistake(lambda: gen.log_prob(KEY, ZEROS, label=10), "label is 10")
+
+
+def test_options_of_a_wrong_type(gen):
+    mistake(lambda: gen.sample(KEY, 1, steps="a"), "steps is 'a'", "int")
+    mistake(lambda: gen.sample(KEY, 1, steps=2.5), "steps is 2.5", "int")
+    mistake(lambda: gen.sample(KEY, 1, sampler="euler"), "sampler is 'euler'", "ddim, ancestral")
+    mistake(lambda: gen.sample(KEY, 1, nothing=1), "unknown option 'nothing'", "steps")
+    mistake(lambda: gen.log_prob(KEY, ZEROS, label=0, samples=5), "unknown option 'samples'", "no options")
+    mistake(lambda: gen.log_prob(KEY, ZEROS, label=0, batch_size=0), "batch_size is 0")
+    mistake(lambda: gen.log_prob(KEY, [ZEROS[0], ZEROS[0, :4]], label=0), "unlike shapes")
+    mistake(lambda: gen.sample(KEY, 50, label=np.full(50, 0.5)), "label is [0.5", "whole numbers")
+    assert gen.sample(KEY, 1, times=np.array([3, 1])).shape == (1, 8, 8, 1)
+
+
+def test_first_stages_that_are_none(gen, tmp_path):
+    def start(**changes):
+        jgen.fit(dataclasses.replace(gen.config, **changes), tmp_path / "run")
+
+    mistake(lambda: start(first_stage=str(tmp_path / "none")), "there is no run at", "train the first stage")
+    with pytest.raises(UserError, match="this system stands on no other"):
+        make_model(gen.config.model, gen.model.images, None, gen.model)
+    train = dataclasses.replace(gen.config.train, optimiser=Optimiser(scales=(("disc", 2.0),)))
+    mistake(lambda: start(train=train), "scales names 'disc'", "trains unet")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_a_model_cannot_do_says_what_it_can(gen):
