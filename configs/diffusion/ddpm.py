@@ -34,14 +34,14 @@ def get_config(variant: str) -> Experiment:
         ),
         data=Data(name="digits"),
         train=Train(
-            steps=2500,
+            steps=2000,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=100),
             log_every=50,
             validate_every=500,
             validation_images=150,
-            sample_every=1250,
+            sample_every=1000,
             checkpoint_every=500,
         ),
     )

@@ -165,6 +165,11 @@ class Writer:
             return
         # A copy: what the CPU backend hands out is its own memory, which the next step takes over.
         host = jax.tree.map(lambda x: np.array(x), to_storable(state))
+        # Asked before, as Orbax's threads end untidily when a disk fills up under them.
+        needed, free = sum(x.nbytes for x in jax.tree.leaves(host)), shutil.disk_usage(self.folder).free
+        if free < 1.1 * needed + (1 << 16):
+            sizes = f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk"
+            raise UserError(f"cannot write a checkpoint to {self.folder}: {sizes}")
         args = ocp.args.Composite(state=ocp.args.StandardSave(host), meta=ocp.args.JsonSave(meta))
 
         def finish() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,21 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        for name, value in values.items() if self._board is not None else ():
+            self._on_board("add_scalar", f"{split}/{name}", value, step)
+
+    def _on_board(self, method: str, *args: Any) -> None:
+        """Calls TensorBoard's writer; when it fails, the run goes on without it."""
+        try:
+            if self._board is not None:
+                getattr(self._board, method)(*args)
+        except OSError as error:
+            self._board = None
+            print(f"warning: no more TensorBoard logs: {error.strerror or error}", file=sys.stderr)
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._on_board("close")
 
 
 def cut(path: Path, step: int) -> None:

@@ -191,10 +191,12 @@ class Training:
         self.read_metrics(0)
         if validate:
             self.validate(step)
-        if sample:
-            self.sample(step)
-        if save:
-            self.writer.save(self.state, {"window": self.window.state})
+        try:
+            if sample:
+                self.sample(step)
+        finally:  # a picture that cannot be written costs no checkpoint
+            if save:
+                self.writer.save(self.state, {"window": self.window.state})
 
     def stop(self, step: int, number: int) -> None:
         """Saves after an interruption and raises `Interrupted`."""

@@ -228,5 +228,6 @@ exit $code
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 2, done.stderr
     error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith("error: cannot write") and "Traceback" not in done.stderr, done.stderr
+    assert error.startswith("error: cannot write") and "free on the disk" in error, done.stderr
+    assert "Traceback" not in done.stderr
     assert "step 30" in done.stdout, done
