@@ -20,7 +20,9 @@ def _coefficients(x, scale, bias, groups, eps):
     mean = sums / size
     rstd = jax.lax.rsqrt(jnp.maximum(squares / size - mean * mean, 0.0) + eps)
     a = _to_channels(rstd, channels) * scale[None, :]
-    return a, bias[None, :] - _to_channels(mean, channels) * a, mean, rstd
+    c = bias[None, :] - _to_channels(mean, channels) * a
+    # Computed once: without the barrier XLA moves this into the loop over all positions, which then takes twice as long.
+    return *jax.lax.optimization_barrier((a, c)), mean, rstd
 
 
 def _to_channels(per_group, channels):
@@ -69,8 +71,8 @@ def _backward(groups, eps, silu, saved, g):
     group = lambda z: (z * scale[None, :]).reshape(batch, groups, -1).sum(-1)
     p = -group(sum_gn) * rstd * rstd / size
     q = -group(sum_g) * rstd / size - p * mean
-    dx = a[:, None, None, :] * g + _to_channels(p, channels)[:, None, None, :] * wide
-    dx = dx + _to_channels(q, channels)[:, None, None, :]
+    p, q = jax.lax.optimization_barrier((_to_channels(p, channels), _to_channels(q, channels)))
+    dx = a[:, None, None, :] * g + p[:, None, None, :] * wide + q[:, None, None, :]
     return dx.astype(x.dtype), sum_gn.sum(0), sum_g.sum(0)
 
 
