@@ -5,8 +5,8 @@
 Each side runs in a process of its own and waits while the other works, so that JAX and PyTorch may come from different
 Python environments and neither keeps threads on the other's cores. Rounds are interleaved, a round being three runs of
 each side, of which the first is not counted (it finds the caches full of the other's data), or a single run where one
-takes longer than 20 s. Ratios are jgen's median
-over that of the peer's fastest variant (eager, channels-last, torch.compile). Compile time stands apart.
+takes longer than 20 s. Ratios are jgen's median over that of the peer's fastest variant (eager, channels-last,
+torch.compile). Compile time stands apart.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def _coefficients(x, scale, bias, groups, eps):
     rstd = jax.lax.rsqrt(jnp.maximum(squares / size - mean * mean, 0.0) + eps)
     a = _to_channels(rstd, channels) * scale[None, :]
     c = bias[None, :] - _to_channels(mean, channels) * a
-    # Computed once: without the barrier XLA moves this into the loop over all positions, which then takes twice as long.
+    # Computed once: without the barrier XLA moves this into the loop over all positions, which takes twice as long.
     return *jax.lax.optimization_barrier((a, c)), mean, rstd
 
 
