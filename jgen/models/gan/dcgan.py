@@ -309,7 +309,7 @@ def check_config(config: Config, images: ImageSpec) -> None:
     )
     require(
         penalised or config.penalty_every == 1,
-        f"penalty_every is {config.penalty_every}: the regulariser {config.regulariser!r} is no penalty, it takes only 1",
+        f"penalty_every is {config.penalty_every}: the regulariser {config.regulariser!r} is no penalty and takes 1",
     )
     require(
         config.loss != "wasserstein" or config.regulariser != "none" or config.disc_norm == "spectral",
