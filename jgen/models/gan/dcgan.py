@@ -265,7 +265,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
     project = clipped if config.regulariser == "clip" else None
     phases = [Phase(("disc",), disc_loss, repeats=config.disc_steps, project=project)]
     if lazy:
-        phases.append(Phase(("disc",), penalty_loss, every=config.penalty_every))
+        phases.append(Phase(("disc",), penalty_loss, every=config.penalty_every, name="penalty"))
     phases.append(Phase(("gen",), gen_loss))
     return GenerativeModel(
         name="dcgan",
