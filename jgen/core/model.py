@@ -75,6 +75,8 @@ class Phase(NamedTuple):
     every:   the phase runs in the steps that are multiples of this number (lazy regularisation: 16).
     project: {role: tree} -> {role: tree}, applied to the parameters of the trained roles after each update (the weight
              clipping of WGAN).
+    name:    what its loss and its gradient norm are called in the logs, in a model of several phases; "" takes the
+             roles that it trains.
     """
 
     trains: tuple[str, ...]
@@ -82,6 +84,7 @@ class Phase(NamedTuple):
     repeats: int = 1
     every: int = 1
     project: Callable[[Roles], Roles] | None = None
+    name: str = ""
 
 
 class GenerativeModel(NamedTuple):

@@ -149,7 +149,7 @@ class Training:
         try:
             with deferred_signals() as received:
                 for step, examples in zip(range(self.first + 1, config.steps + 1), batches):
-                    self.state, metrics = self.step(self.state, self.frozen, examples)
+                    self.state, metrics = self.step(self.state, self.frozen, examples, step - 1)
                     self.pending.append((step, metrics))
                     self.read_metrics(RUN_AHEAD)
                     self.bar.update()

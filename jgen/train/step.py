@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ def make_train_step(
     accumulation: int = 1,
     transform: Callable[[jax.Array, Batch], Batch] | None = None,
 ) -> Callable[[TrainState, Roles, Batch], tuple[TrainState, dict[str, Any]]]:
-    """One step of `model` on all local devices, compiled once.
+    """One step of `model` on all local devices, compiled once (once for every set of phases that a step may run).
 
     Args:
       optimisers: {role: optimiser}.
@@ -64,13 +65,18 @@ def make_train_step(
       accumulation: parts that a device's share of the batch is computed in.
       transform: (keys, batch) -> batch, on the device: binarisation, flips.
     Returns:
-      step(state, frozen, batch) -> (state, metrics). `state` is donated; place it with `parallel.replicate` first.
+      step(state, frozen, batch, number=None) -> (state, metrics). `state` is donated; place it with
+      `parallel.replicate` first. `number` is the value of `state.step`, for a caller who knows it: where phases rest it
+      is otherwise read from the device, which waits for the step before.
       `batch` holds `repeats_of(model)` global batches, one after another along its first axis; the examples of repeat
-      r of every phase are those of the r-th. `metrics` are float32 scalars, means over the global batch.
+      r of every phase are those of the r-th. `metrics` are float32 scalars, means over the global batch; a phase that
+      rests has none.
       Where a loss or a gradient is not finite, nothing but `step` and `skipped` changes.
     """
 
-    def local_step(state: TrainState, frozen: Roles, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def local_step(
+        active: tuple[int, ...], state: TrainState, frozen: Roles, batch: Batch
+    ) -> tuple[TrainState, dict[str, Any]]:
         local = jax.tree.leaves(batch)[0].shape[1]
         index = parallel.axis_index() * local + jnp.arange(local)
         batches = [jax.tree.map(lambda x: x[r], batch) for r in range(repeats_of(model))]
@@ -80,19 +86,8 @@ def make_train_step(
 
         # Repeats and parts are unrolled: on CPU the gradient of a convolution inside a loop is 30 times slower.
         carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
-        for number, phase in enumerate(model.phases):
-            run = lambda carry, number=number, phase=phase: run_phase(
-                number, phase, carry, state, frozen, batches, index
-            )
-            if phase.every == 1:
-                carry = run(carry)
-            else:
-                # A phase that rests reports its metrics as they were at their last sight: none, as zeros.
-                params, opt, extra, metrics, finite = carry
-                shapes = jax.eval_shape(run, carry)[3]
-                padded = {name: metrics.get(name, jnp.zeros((), s.dtype)) for name, s in shapes.items()}
-                whole = (params, opt, extra, padded, finite)
-                carry = jax.lax.cond(state.step % phase.every == 0, run, lambda c: c, whole)
+        for number in active:
+            carry = run_phase(number, model.phases[number], carry, state, frozen, batches, index)
         params, opt, extra, metrics, finite = carry
 
         params, average = ravel_roles(params), ravel_roles(state.ema)
@@ -128,16 +123,25 @@ def make_train_step(
             if phase.project is not None:
                 params |= phase.project({role: params[role] for role in phase.trains})
             extra = {**extra, **new_extra}
-            tag = "" if len(model.phases) == 1 else "_" + "_".join(phase.trains)
+            tag = "" if len(model.phases) == 1 else "_" + (phase.name or "_".join(phase.trains))
             metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(gradients)}
         return params, opt, extra, metrics, finite
 
-    stepped = parallel.pmap(local_step, split=(None, None, 1), split_out=None, donate=(0,))
+    @cache
+    def program(active: tuple[int, ...]) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+        # A program for every set of phases that run together, chosen outside: within one, the gradient of a convolution
+        # under `lax.cond` is 80 times slower on CPU.
+        return parallel.pmap(partial(local_step, active), split=(None, None, 1), split_out=None, donate=(0,))
 
-    def step(state: TrainState, frozen: Roles, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def step(
+        state: TrainState, frozen: Roles, batch: Batch, number: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        if number is None:
+            number = int(state.step) if any(phase.every > 1 for phase in model.phases) else 0
+        active = tuple(i for i, phase in enumerate(model.phases) if number % phase.every == 0)
         repeats = repeats_of(model)
         batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
-        return stepped(state, frozen, parallel.shard(batch, axis=1))
+        return program(active)(state, frozen, parallel.shard(batch, axis=1))
 
     return step
 

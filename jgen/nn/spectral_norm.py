@@ -1,0 +1,49 @@
+"""Spectral normalisation (Miyato, Kataoka, Koyama & Yoshida 2018, arXiv 1802.05957).
+
+    v = W^T u / |W^T u|,  u <- W v / |W v|,  sigma = u^T W v,  W_SN = W / sigma                    (algorithm 1)
+
+W is the kernel with its last axis, the outputs, as rows and all others as columns. u and v are constants to the
+gradient. The state is u alone; it depends on the weights only, so it is the same on all devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-12
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.sum(x * x) + EPSILON)
+
+
+def start_vector(key: jax.Array, kernel: jax.Array, iterations: int = 20) -> jax.Array:
+    """A u (O,) to begin with, for a kernel (..., O): a random direction after some power iterations."""
+    u = _unit(jax.random.normal(key, kernel.shape[-1:]))
+    for _ in range(iterations):
+        _, u = spectral_norm(kernel, u)
+    return u
+
+
+def spectral_norm(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sigma, the next u): the largest singular value of a kernel (..., O) by one power iteration from u (O,).
+
+    sigma is at most the true value, and tends to it as the weights come to rest. Its gradient is u v^T.
+    """
+    matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T
+    fixed = jax.lax.stop_gradient(matrix)
+    v = _unit(fixed @ u)
+    new_u = _unit(v @ fixed)
+    return v @ matrix @ new_u, new_u
+
+
+def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:
+    """{name: kernel} divided by their spectral norms, and the next {name: u}; `vectors` has the present ones."""
+    found = {name: spectral_norm(kernel, vectors[name]) for name, kernel in kernels.items()}
+    return (
+        {name: kernel / found[name][0] for name, kernel in kernels.items()},
+        {name: new_u for name, (_, new_u) in found.items()},
+    )

@@ -1,0 +1,97 @@
+"""Objectives of generative adversarial networks: losses, penalties on the discriminator's gradient, and diversity.
+
+`real` and `fake` are the discriminator's outputs before any sigmoid, (B,); D is the sigmoid of them where a probability
+is meant. Each loss is to be minimised.
+
+    minimax          L_D = -E log D(x) - E log(1 - D(G(z)))     L_G =  E log(1 - D(G(z)))    Goodfellow 2014, 1406.2661
+    non_saturating   L_D as above                               L_G = -E log D(G(z))         the same, section 3
+    least_squares    L_D = E (D(x) - 1)^2 / 2 + E D(G(z))^2 / 2  L_G = E (D(G(z)) - 1)^2 / 2   Mao 2016, 1611.04076
+    hinge            L_D = E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))     L_G = -E D(G(z))   Lim & Ye 2017, 1705.02894
+    wasserstein      L_D = E D(G(z)) - E D(x)                             L_G = -E D(G(z))   Arjovsky 2017, 1701.07875
+    gradient penalty E (|grad D(x_hat)| - 1)^2, x_hat = u x + (1 - u) G(z), u ~ U[0, 1]      Gulrajani 2017, 1704.00028
+    R1               E |grad D(x)|^2 / 2                                                   Mescheder 2018, 1801.04406
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core import parallel
+from jgen.prob.likelihoods import sum_image
+
+LOSSES = ("minimax", "non_saturating", "least_squares", "hinge", "wasserstein")
+
+Critic = Callable[[jax.Array], jax.Array]  # images (B, H, W, C) to outputs (B,)
+
+
+def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """The discriminator's loss of an example, (B,): of the real image and of the generated one, together."""
+    if kind in ("minimax", "non_saturating"):
+        return jax.nn.softplus(-real) + jax.nn.softplus(fake)
+    if kind == "least_squares":
+        return 0.5 * (real - 1.0) ** 2 + 0.5 * fake**2
+    if kind == "hinge":
+        return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)
+    assert kind == "wasserstein", kind
+    return fake - real
+
+
+def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
+    """The generator's loss of an example, (B,)."""
+    if kind == "minimax":
+        return -jax.nn.softplus(fake)
+    if kind == "non_saturating":
+        return jax.nn.softplus(-fake)
+    if kind == "least_squares":
+        return 0.5 * (fake - 1.0) ** 2
+    assert kind in ("hinge", "wasserstein"), kind
+    return -fake
+
+
+def decision_boundary(kind: str) -> float:
+    """The discriminator's output above which it takes an image for real: halfway between its two targets."""
+    return 0.5 if kind == "least_squares" else 0.0
+
+
+def squared_gradient(critic: Critic, x: jax.Array) -> jax.Array:
+    """|grad D(x)|^2 of each image, (B,). The critic must treat examples apart, which batch normalisation does not."""
+    return sum_image(jax.grad(lambda images: jnp.sum(critic(images)))(x) ** 2)
+
+
+def gradient_penalty(critic: Critic, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
+    """(|grad D(x_hat)| - 1)^2 of each pair of images, (B,), at a point drawn uniformly between the two."""
+    u = rng.uniform(keys, (1, 1, 1))
+    norm = jnp.sqrt(squared_gradient(critic, u * real + (1.0 - u) * fake) + 1e-12)  # the root has a slope at zero
+    return (norm - 1.0) ** 2
+
+
+def r1_penalty(critic: Critic, real: jax.Array) -> jax.Array:
+    """|grad D(x)|^2 / 2 of each real image, (B,)."""
+    return 0.5 * squared_gradient(critic, real)
+
+
+def relative_diversity(
+    fake: jax.Array, real: jax.Array, label: jax.Array, num_classes: int, axis_name: str | None = None
+) -> jax.Array:
+    """How much generated images of a class differ, over how much real ones do: about 1, and 0 after a collapse.
+
+    The ratio of root mean square distances of images (B, H, W, C) from the mean of their class; the batch is that of
+    all devices. Both sets have the labels (B,). Not a number where no class has two different real images.
+
+    Args:
+      num_classes: 0 takes all images for one class.
+    """
+    one_hot = jax.nn.one_hot(label, num_classes) if num_classes else jnp.ones((len(label), 1))
+    count = parallel.pmean(jnp.mean(one_hot, axis=0), axis_name)
+
+    def spread(x: jax.Array) -> jax.Array:
+        flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        mean = parallel.pmean(one_hot.T @ flat / len(flat), axis_name) / jnp.maximum(count, 1e-12)[:, None]
+        return parallel.pmean(jnp.mean(jnp.sum((flat - one_hot @ mean) ** 2, axis=1)), axis_name)
+
+    differ = spread(real)
+    return jnp.where(differ > 1e-6, jnp.sqrt(spread(fake) / jnp.maximum(differ, 1e-6)), jnp.nan)
