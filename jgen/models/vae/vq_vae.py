@@ -7,9 +7,9 @@
                   n_j the part of all encoded vectors that took code j, s_j their sum over the number of all
     perplexity    exp(- sum_j p_j log p_j), p_j = N_j / sum N: the number of codes in use, were all used alike
 
-`encode` gives the codes, int32 (B, h, w, 1), `decode` the images of codes. Alone, a VQ-VAE has no good distribution over
-codes: `sample` draws every code by itself, alike or by how often it is used, and the images show what the codebook
-knows, not what images are like. A prior over the codes is a second run (`jgen.models.vae.vq_prior`).
+`encode` gives the codes, int32 (B, h, w, 1), `decode` the images of codes. Alone, a VQ-VAE has no good distribution
+over codes: `sample` draws every code by itself, alike or by how often it is used, and its images show what the codebook
+knows, not what images are like. A prior over the codes is a second run.
 
 Dead codes: a code whose average use falls below `revival` / num_codes is put where an encoded vector is. Everything
 that `extra` holds is a mean over examples, so that devices and accumulation steps need not talk: each vector is offered
@@ -106,7 +106,7 @@ def start_book(vectors: jax.Array) -> Book:
     even = 1.0 / vectors.shape[0]
     zeros = jnp.zeros(vectors.shape[0])
     return {
-        "count": jnp.full(vectors.shape[0], even),
+        "count": jnp.full(vectors.shape[0], even, jnp.float32),
         "sum": vectors * even,
         "offer_weight": zeros,
         "offer_sum": jnp.zeros_like(vectors),
@@ -119,7 +119,7 @@ def centres(book: Book) -> jax.Array:
 
 
 def revive(book: Book, threshold: float) -> tuple[Book, jax.Array]:
-    """The codebook with its dead codes moved to their offers, and which were, bool (K,): a function of the book alone."""
+    """The codebook with its dead codes moved to their offers, and which were, bool (K,). It reads the book alone."""
     even = 1.0 / book["count"].shape[0]
     dead = (book["count"] < threshold * even) & (book["offer_weight"] > 0)
     offer = book["offer_sum"] / jnp.maximum(book["offer_weight"], 1e-30)[:, None]
@@ -257,4 +257,4 @@ def check_config(config: Config, images: ImageSpec) -> None:
     require_choice("dtype", config.dtype, ("float32", "bfloat16"))
     require(0 <= config.decay < 1, f"decay is {config.decay}: it must be at least 0 and below 1")
     require(0 <= config.revival < 1, f"revival is {config.revival}: it must be at least 0 and below 1")
-    require(config.commitment > 0, f"commitment is {config.commitment}: it must be above zero")
+    require(config.commitment >= 0, f"commitment is {config.commitment}: it must be zero or above")
