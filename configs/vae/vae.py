@@ -29,13 +29,13 @@ def get_config(variant: str) -> Experiment:
         model=Config(network="conv", widths=(32, 64), blocks=1, latent=16),
         data=Data(name="digits"),
         train=Train(
-            steps=10_000,
+            steps=4000,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=100),
             validate_every=1000,
             validation_images=150,
-            sample_every=2500,
+            sample_every=2000,
         ),
     )
     return digits if variant == "digits" else tiny(digits)
@@ -51,7 +51,7 @@ def tiny(digits: Experiment) -> Experiment:
 
 def mnist(name: str) -> Experiment:
     return Experiment(
-        model=Config(network="conv", widths=(32, 64), blocks=2, latent=40),
+        model=Config(network="conv", widths=(32, 64), blocks=1, latent=40),
         data=Data(name=name),
         train=Train(
             steps=30_000,
@@ -65,11 +65,14 @@ def mnist(name: str) -> Experiment:
 
 
 def mnist_binary() -> Experiment:
+    # About an hour on two CPU cores, 95 epochs: residual convolutions see fewer images a second than dense layers of
+    # the same cost, but fit test images as well as training images, where dense ones soon differ by nats.
     experiment = mnist("mnist")
     return replace(
         experiment,
         model=replace(experiment.model, decoder="bernoulli", kl_warmup_steps=2000),
         data=Data(name="mnist", binarise="dynamic"),
+        train=replace(experiment.train, steps=40_000),
     )
 
 
