@@ -1,4 +1,4 @@
-"""Log-probabilities and divergences of Gaussians, continuous and discretised."""
+"""Log-probabilities and divergences: Bernoulli; Gaussians, continuous and discretised; discretised logistics."""
 
 from __future__ import annotations
 
@@ -60,3 +60,25 @@ def discretised_normal_log_prob(level: jax.Array, mean: jax.Array, std: Any, lev
     inside = jnp.where((h < 0.02) & (jnp.abs(middle) < 5.0), narrow, log_mass)
     tails = jnp.where(level == 0, log_ndtr(upper), log_ndtr(-lower))
     return jnp.where((level == 0) | (level == levels - 1), tails, inside)
+
+
+def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
+    """Elementwise log-probability of x in {0, 1}, where 1 has the probability sigmoid(logits)."""
+    return x * logits - jax.nn.softplus(logits)
+
+
+def discretised_logistic_log_prob(level: jax.Array, mean: jax.Array, scale: Any, levels: int) -> jax.Array:
+    """Elementwise log-probability of a level 0 .. levels - 1 under a logistic on [-1, 1] cut into bins.
+
+    The bins are those of `discretised_normal_log_prob`: the levels' probabilities sum to 1. With u and l the bin's ends
+    in units of the scale, sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)), which cancels nowhere.
+
+    Args:
+      level: integers; mean: float, same shape; scale: a scalar or an array of the same shape, above 0.
+    """
+    width = 2.0 / (levels - 1)
+    x = level.astype(jnp.float32) * width - 1.0
+    below = jax.nn.log_sigmoid((x - mean + 0.5 * width) / scale)
+    above = jax.nn.log_sigmoid(-(x - mean - 0.5 * width) / scale)
+    inside = below + above + jnp.log(-jnp.expm1(-width / scale))
+    return jnp.where(level == 0, below, jnp.where(level == levels - 1, above, inside))

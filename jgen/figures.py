@@ -1,0 +1,188 @@
+"""Pictures of what a trained model has learned: python -m jgen.figures RUN --kind KIND --out figure.png
+
+KIND is one of
+  reconstructions  images of the data, each above what the model makes of its latents
+  interpolation    between pairs of images along the line between their latents, the images themselves at the ends
+  traversal        a row a latent dimension, those that vary most over the data, moved from -3 to 3 about one image
+  manifold         the plane of the two latent dimensions that vary most, at even quantiles of a standard normal, the
+                   others at zero: the whole of a model of two latents, a cut through any other
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jgen.errors import UserError, require, require_positive
+
+SEEN = 1000  # images from which is told how much a latent dimension varies
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to draw, of which images, and where to put it."""
+
+    kind: Literal["reconstructions", "interpolation", "traversal", "manifold"] = "reconstructions"
+    """The figure."""
+    out: str = "figure.png"
+    """Where to write the picture."""
+    split: Literal["validation", "test", "train"] = "test"
+    """The data that images are taken from."""
+    rows: int = 8
+    """Pairs of rows (reconstructions), pairs of images, latent dimensions; a manifold is square."""
+    columns: int = 11
+    """Images in a row."""
+    start: int = 0
+    """Number of the first image taken from the split."""
+    label: int | None = None
+    """Class for a conditional model's traversal and manifold; default: the first image's."""
+    seed: int = 0
+    """Seed of what is random in the model."""
+    step: int | None = None
+    """Checkpoint; default: the newest."""
+    ema: bool = True
+    """Use the moving average of the weights."""
+
+
+def command(args: list[str]) -> int:
+    from jgen import cli
+
+    if not args or args[0].startswith("-"):
+        if "--help" in args or "-h" in args:
+            cli.parse(Arguments, ["--help"], "python -m jgen.figures RUN", __doc__ or "")
+        raise UserError("which run? python -m jgen.figures RUN --kind reconstructions --out figure.png")
+    a = cli.parse(Arguments, args[1:], "python -m jgen.figures RUN", __doc__ or "")
+    require_positive(**{"--rows": a.rows, "--columns": a.columns})
+    require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
+    require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
+    cli.set_up_process()
+    import jgen
+    from jgen.core.generate import require_capability
+    from jgen.data.pictures import write_images
+
+    gen = jgen.load(args[0], step=a.step, ema=a.ema)
+    draw, needed = FIGURES[a.kind]
+    require_capability(gen.model, needed)
+    require(a.label is None or gen.model.conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
+    images, columns = draw(gen, a)
+    write_images(Path(a.out), images, None, gen.model.images.levels, columns)
+    print(f"{a.kind} of {gen}: {a.out}")
+    return 0
+
+
+def open_split(gen: Any, a: Arguments) -> Any:
+    """The split that images are taken from."""
+    from jgen.data import dataset
+
+    splits = dataset.load(gen.config.data).splits
+    require(a.split in splits, f"--split is {a.split}: the run's data has {', '.join(splits)}")
+    require(a.start < splits[a.split].num, f"--start is {a.start}: {a.split} has {splits[a.split].num} images")
+    return splits[a.split]
+
+
+def data(gen: Any, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """`n` images of the split, as the model was trained on them, and their classes where it is conditional."""
+    import jax
+
+    from jgen.core import keys as rng
+    from jgen.data.transforms import make_transform
+
+    split = open_split(gen, a)
+    require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
+    batch = split.fetch(a.start + np.arange(n))
+    keys = rng.image_keys(jax.random.key(a.seed), batch["index"])
+    batch = jax.jit(make_transform(gen.config.data, train=False))(keys, batch)
+    return np.asarray(batch["image"]), np.asarray(batch["label"]) if gen.model.conditional else None
+
+
+def reconstructions(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+    """Rows of images, each above its reconstructions."""
+    import jax
+
+    images, label = data(gen, a, a.rows * a.columns)
+    made = gen.reconstruct(jax.random.key(a.seed), images, label=label)
+    pairs = np.stack([x.reshape(a.rows, a.columns, *x.shape[1:]) for x in (images, made)], axis=1)
+    return pairs.reshape(-1, *images.shape[1:]), a.columns
+
+
+def interpolation(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row a pair of images: the first, the way between their reconstructions, the second."""
+    import jax
+
+    require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
+    images, label = data(gen, a, 2 * a.rows)
+    if label is not None:
+        # What the class says, a conditional model's latents do not: both ends are of one class.
+        pool, classes = data(gen, a, 40 * a.rows)
+        order = np.argsort(classes, kind="stable")
+        pairs = np.stack([order[:-1], order[1:]], axis=1)
+        pairs = pairs[classes[pairs[:, 0]] == classes[pairs[:, 1]]]
+        chosen = pairs[np.linspace(0, len(pairs) - 1, a.rows).astype(int)]
+        images, label = pool[chosen.ravel()], classes[chosen[:, 0]]
+    first, second = images[0::2], images[1::2]
+    way = gen.interpolate(jax.random.key(a.seed), first, second, a.columns - 2, label=label)
+    rows = np.concatenate([first[:, None], way, second[:, None]], axis=1)
+    return rows.reshape(-1, *first.shape[1:]), a.columns
+
+
+def spread(gen: Any, a: Arguments) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
+    """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
+    import jax
+
+    num = min(SEEN, open_split(gen, a).num - a.start)
+    images, label = data(gen, a, num)
+    leaves, tree = jax.tree.flatten(gen.encode(jax.random.key(a.seed), images, label=label))
+    flat = np.concatenate([x.reshape(num, -1) for x in leaves], axis=1)
+    cuts = np.cumsum([x[0].size for x in leaves])[:-1]
+
+    def unflatten(rows: np.ndarray) -> Any:
+        parts = np.split(rows.astype(np.float32), cuts, axis=1)
+        return jax.tree.unflatten(tree, [p.reshape(-1, *x.shape[1:]) for p, x in zip(parts, leaves)])
+
+    class_ = None if label is None else int(label[0]) if a.label is None else a.label
+    return flat[0], unflatten, np.argsort(-flat.std(axis=0), kind="stable"), class_
+
+
+def traversal(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row a latent dimension, moved from -3 to 3 while the others stay those of one image."""
+    import jax
+
+    base, unflatten, order, label = spread(gen, a)
+    rows = min(a.rows, base.size)
+    points = np.tile(base, (rows, a.columns, 1))
+    points[np.arange(rows), :, order[:rows]] = np.linspace(-3.0, 3.0, a.columns)
+    return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(-1, base.size)), label=label), a.columns
+
+
+def manifold(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+    """The plane of the two most varied latent dimensions at even quantiles of N(0, 1), the others at zero."""
+    import jax
+
+    base, unflatten, order, label = spread(gen, a)
+    require(base.size >= 2, f"{gen.model.name} has {base.size} latent dimension: a manifold needs 2")
+    side = a.columns
+    quantiles = [statistics.NormalDist().inv_cdf((i + 0.5) / side) for i in range(side)]
+    points = np.zeros((side, side, base.size))
+    points[..., order[0]] = np.array(quantiles)[None, :]
+    points[..., order[1]] = np.array(quantiles)[::-1, None]
+    return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(side * side, -1)), label=label), side
+
+
+# What draws a figure, and the capability that it needs: all but reconstructions move continuous latents.
+FIGURES: dict[str, tuple[Callable[[Any, Arguments], tuple[np.ndarray, int]], str]] = {
+    "reconstructions": (reconstructions, "reconstruct"),
+    "interpolation": (interpolation, "interpolate"),
+    "traversal": (traversal, "interpolate"),
+    "manifold": (manifold, "interpolate"),
+}
+
+
+if __name__ == "__main__":
+    from jgen import cli
+
+    cli.main(command)

@@ -1,0 +1,109 @@
+"""Encoders and decoders of autoencoders: dense, and convolutional with residual blocks.
+
+A convolutional level is half as high and wide as the one before, the first already half of the image. Halving and
+doubling go through channels (2x2 pixels to four times the channels and back), so that only the residual blocks and the
+outermost layers are 3x3 convolutions: those, at full resolution above all, are what a CPU is slow at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.errors import require, require_positive
+
+
+def space_to_depth(x: jax.Array) -> jax.Array:
+    """(B, H, W, C) to (B, H / 2, W / 2, 4 C): every 2x2 pixels become one."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def depth_to_space(x: jax.Array) -> jax.Array:
+    """(B, H, W, 4 C) to (B, 2 H, 2 W, C): the inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(silu(conv3x3(silu(x)))), the last layer started at zero."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = x.shape[-1]
+        h = nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="conv")(nn.silu(x))
+        return x + nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(nn.silu(h))
+
+
+class ConvEncoder(nn.Module):
+    """(B, H, W, C) to (B, H / 2^n, W / 2^n, widths[-1]), n = len(widths): `blocks` residual blocks a level."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = space_to_depth(x.astype(self.dtype))
+        h = nn.Conv(self.widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(h)
+        for level, features in enumerate(self.widths):
+            if level > 0:
+                h = nn.Dense(features, dtype=self.dtype, name=f"down{level}")(space_to_depth(h))
+            for block in range(self.blocks):
+                h = ResidualBlock(self.dtype, name=f"level{level}_block{block}")(h)
+        return nn.silu(h)
+
+
+class ConvDecoder(nn.Module):
+    """(B, H / 2^n, W / 2^n, widths[-1]) to float32 (B, H, W, out_channels): the mirror of `ConvEncoder`."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    out_channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = x.astype(self.dtype)
+        for level in reversed(range(len(self.widths))):
+            for block in range(self.blocks):
+                h = ResidualBlock(self.dtype, name=f"level{level}_block{block}")(h)
+            if level > 0:
+                h = depth_to_space(nn.Dense(4 * self.widths[level - 1], dtype=self.dtype, name=f"up{level}")(h))
+        h = nn.Conv(4 * self.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(h))
+        return depth_to_space(h).astype(jnp.float32)
+
+
+class DenseLayers(nn.Module):
+    """(B, n) to (B, widths[-1]): ReLU layers, each followed by `blocks` residual ones; no widths leave x as it is."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = x.astype(self.dtype)
+        for level, features in enumerate(self.widths):
+            h = nn.relu(nn.Dense(features, dtype=self.dtype, name=f"dense{level}")(h))
+            for block in range(self.blocks):
+                h = h + nn.relu(nn.Dense(features, dtype=self.dtype, name=f"level{level}_block{block}")(h))
+        return h
+
+
+def check_conv(height: int, width: int, widths: tuple[int, ...], blocks: int) -> None:
+    """Raises `UserError` for sizes that a convolutional encoder and decoder cannot be built with."""
+    require_positive(widths=widths)
+    require(blocks >= 0, f"blocks is {blocks}: it must be zero or above")
+    factor = 2 ** len(widths)
+    require(
+        height % factor == 0 and width % factor == 0,
+        f"images are {height}x{width}: {len(widths)} convolutional widths need sizes divisible by {factor}",
+    )

@@ -1,0 +1,38 @@
+"""The importance-weighted bound on a log-likelihood (Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def importance_weighted_bound(log_weights: Callable[[jax.Array], jax.Array], samples: int, chunk: int) -> Any:
+    """log (1 / K) sum_k w_k, w_k = p(x, z_k) / q(z_k | x): float32 (B,), in chunks of samples, so that any K fits.
+
+    Its mean rises with K from the ELBO (K = 1) to log p(x) (equation 8).
+
+    Args:
+      log_weights: k, int32 (chunk,), the samples' numbers, to log w_k, float32 (chunk, B). Sample k must be drawn
+        with keys that depend on k, and nothing else of the chunk, so that the bound does not depend on `chunk`.
+      samples: K, 1 or more.
+      chunk: samples computed at once.
+    """
+    rounds = -(-samples // chunk)
+    numbers = jnp.arange(rounds * chunk, dtype=jnp.int32).reshape(rounds, chunk)
+
+    def add(carry: tuple[jax.Array, jax.Array], k: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        # The sum is kept as top + log(rest), where no weight overflows.
+        top, rest = carry
+        log_w = jnp.where((k < samples)[:, None], log_weights(k), -jnp.inf)
+        new_top = jnp.maximum(top, jnp.max(log_w, axis=0))
+        rest = rest * jnp.exp(top - new_top) + jnp.sum(jnp.exp(log_w - new_top[None, :]), axis=0)
+        return (new_top, rest), None
+
+    size = jax.eval_shape(log_weights, numbers[0]).shape[1]
+    start = (jnp.full(size, -1e30, jnp.float32), jnp.zeros(size, jnp.float32))
+    (top, rest), _ = jax.lax.scan(add, start, numbers)
+    return top + jnp.log(rest) - math.log(samples)

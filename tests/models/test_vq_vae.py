@@ -1,0 +1,171 @@
+"""The VQ-VAE's parts against NumPy and by hand: quantisation, straight-through, the codebook's averages, revival."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgen.core import keys as rng
+from jgen.core.model import Context, ImageSpec
+from jgen.errors import UserError
+from jgen.models.vae import vq_vae
+
+IMAGES = ImageSpec(8, 8, 1, 0, 256)
+CONFIG = vq_vae.Config(widths=(8,), blocks=1, num_codes=6, code_dim=3, decay=0.9, revival=0.0)
+
+
+def keys_of(n, seed=0):
+    return rng.image_keys(jax.random.key(seed), jnp.arange(n))
+
+
+def make_model(**options):
+    model = vq_vae.make(replace(CONFIG, **options), IMAGES)
+    image = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
+    batch = {"image": image, "label": np.zeros(5, np.int32)}
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    return model, params, Context(jnp.int32(0), params, extra, {}), batch
+
+
+def test_nearest_is_the_argmin_of_distances():
+    gen = np.random.default_rng(0)
+    z, e = gen.standard_normal((4, 3, 2, 5)).astype(np.float32), gen.standard_normal((11, 5)).astype(np.float32)
+    wanted = ((z[..., None, :] - e) ** 2).sum(-1).argmin(-1)
+    found = vq_vae.nearest(jnp.asarray(e), jnp.asarray(z))
+    np.testing.assert_array_equal(found, wanted)
+    assert found.dtype == jnp.int32
+
+
+def test_quantising_is_idempotent():
+    e = jax.random.normal(jax.random.key(0), (11, 5))
+    z_q = e[vq_vae.nearest(e, jax.random.normal(jax.random.key(1), (2, 4, 4, 5)))]
+    np.testing.assert_array_equal(e[vq_vae.nearest(e, z_q)], z_q)
+
+
+def test_the_straight_through_gradient_by_hand():
+    """Of f(z_q) = sum a z_q^2: forwards at z_q, backwards 2 a z_q, all of it to z_e."""
+    z_e, z_q, a = (jax.random.normal(jax.random.key(i), (2, 3)) for i in range(3))
+    f = lambda z_e, z_q: jnp.sum(a * vq_vae.straight_through(z_e, z_q) ** 2)
+    value, (to_encoder, to_codes) = jax.value_and_grad(f, argnums=(0, 1))(z_e, z_q)
+    np.testing.assert_allclose(value, np.sum(a * z_q**2), rtol=1e-5)
+    np.testing.assert_allclose(to_encoder, 2 * a * z_q, rtol=1e-5)
+    np.testing.assert_array_equal(to_codes, 0)
+
+
+def test_the_encoders_gradient_is_the_decoders_at_the_codes_and_the_commitments():
+    model, params, ctx, batch = make_model(commitment=0.7)
+    loss, gradients = jax.jit(jax.value_and_grad(lambda p: model.phases[0].loss(p, ctx, keys_of(5), batch)[0]))(params)
+    encoder, decoder = vq_vae.Encoder(replace(CONFIG, commitment=0.7)), vq_vae.Decoder(CONFIG, 1)
+    x = batch["image"] / 127.5 - 1
+    z_e, back = jax.vjp(lambda p: encoder.apply({"params": p}, jnp.asarray(x, jnp.float32)), params["encoder"])
+    e = np.asarray(ctx.extra["codebook"]["sum"]) / np.asarray(ctx.extra["codebook"]["count"])[:, None]
+    z_q = jnp.asarray(e[((np.asarray(z_e)[..., None, :] - e) ** 2).sum(-1).argmin(-1)])
+    error = lambda z: jnp.mean((decoder.apply({"params": params["decoder"]}, z) - x) ** 2)
+    by_hand = jax.grad(error)(z_q) + 0.7 * 2 * (z_e - z_q) / z_e.size
+    wanted = back(by_hand)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients["encoder"], wanted)
+    assert float(loss) == pytest.approx(float(error(z_q) + 0.7 * np.mean((z_e - z_q) ** 2)), rel=1e-5)
+
+
+def test_the_codebook_follows_its_averages_over_steps():
+    """Three steps against NumPy, from the vectors that the encoder gives."""
+    model, params, ctx, batch = make_model()
+    book = {name: np.asarray(value, np.float64) for name, value in ctx.extra["codebook"].items()}
+    z = np.asarray(vq_vae.Encoder(CONFIG).apply({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0))
+    z = z.reshape(-1, 3).astype(np.float64)
+    extra = ctx.extra
+    step = jax.jit(lambda extra, keys: model.phases[0].loss(params, ctx._replace(extra=extra), keys, batch)[1])
+    for seed in range(3):
+        metrics, extra = step(extra, keys_of(5, seed))
+        e = book["sum"] / book["count"][:, None]
+        p = book["count"] / book["count"].sum()
+        assert float(metrics["perplexity"]) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+        code = ((z[:, None] - e) ** 2).sum(-1).argmin(1)
+        for j in range(6):
+            book["count"][j] = 0.9 * book["count"][j] + 0.1 * np.mean(code == j)
+            book["sum"][j] = 0.9 * book["sum"][j] + 0.1 * z[code == j].sum(0) / len(z)
+        for name in ("count", "sum"):
+            np.testing.assert_allclose(extra["codebook"][name], book[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_start_is_at_encoded_vectors():
+    model, params, ctx, batch = make_model()
+    z = vq_vae.Encoder(CONFIG).apply({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0).reshape(-1, 3)
+    gap = np.abs(np.asarray(vq_vae.centres(ctx.extra["codebook"]))[:, None] - np.asarray(z)[None]).max(-1).min(1)
+    assert gap.max() < 1e-5
+
+
+def test_dead_codes_alone_are_revived_where_vectors_are():
+    z_e = jax.random.normal(jax.random.key(0), (64, 4, 4, 2))
+    weight, total = vq_vae.offers(keys_of(64), z_e, 5)
+    book = vq_vae.start_book(jnp.full((5, 2), 100.0) + jnp.arange(10.0).reshape(5, 2))
+    book |= {"offer_weight": weight.at[3].set(0.0), "offer_sum": total}
+    book["count"] = jnp.array([0.2, 0.001, 0.2, 0.001, 0.01])
+    book["sum"] = book["count"][:, None] * (100.0 + jnp.arange(10.0).reshape(5, 2))
+    new, revived = vq_vae.revive(book, threshold=0.1)
+    # Dead: below 0.1 / 5. Code 3 is offered nothing and stays.
+    np.testing.assert_array_equal(revived, [False, True, False, False, True])
+    before, after = np.asarray(vq_vae.centres(book)), np.asarray(vq_vae.centres(new))
+    np.testing.assert_allclose(after[[0, 2, 3]], before[[0, 2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(after[[1, 4]], (total / weight[:, None])[jnp.array([1, 4])], rtol=1e-5)
+    np.testing.assert_allclose(new["count"], [0.2, 0.2, 0.2, 0.001, 0.2])
+    assert not np.any(vq_vae.revive(book, threshold=0.0)[1])
+
+
+def test_offers_lie_next_to_single_vectors():
+    """Not at the mean of all: the offers scatter nearly as the vectors do, however many there are."""
+    for n in (16, 256):
+        z_e = jax.random.normal(jax.random.key(1), (n, 4, 4, 2))
+        weight, total = jax.jit(vq_vae.offers, static_argnums=2)(keys_of(n), z_e, 32)
+        where = np.asarray(weight) > 0
+        offered = (np.asarray(total) / np.maximum(weight, 1e-30)[:, None])[where]
+        assert 0.6 < offered.std() < 1.2, n
+
+
+def test_offers_of_halves_average_to_those_of_the_whole():
+    z_e, keys = jax.random.normal(jax.random.key(1), (8, 4, 4, 2)), keys_of(8)
+    whole = vq_vae.offers(keys, z_e, 5)
+    halves = [vq_vae.offers(keys[part], z_e[part], 5) for part in (slice(0, 4), slice(4, 8))]
+    for a, b, c in zip(whole, *halves):
+        np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-5)
+
+
+def test_codes_are_what_their_specification_says_and_decode_to_the_reconstruction():
+    model, params, ctx, batch = make_model()
+    codes = jax.jit(lambda: model.encode(params, ctx, keys_of(5), batch["image"], None))()
+    assert codes.shape == (5, *model.codes.shape) == (5, 4, 4, 1) and codes.dtype == jnp.int32
+    assert codes.min() >= 0 and codes.max() < model.codes.levels == 6
+    images = np.asarray(model.decode(params, ctx, keys_of(5), codes, None))
+    assert images.dtype == np.uint8 and images.shape == (5, 8, 8, 1)
+    mse = np.mean(np.square((images - batch["image"].astype(np.float64)) / 127.5), axis=(1, 2, 3))
+    scores = model.validate(params, ctx, keys_of(5), batch)
+    np.testing.assert_allclose(scores["mse"], mse, rtol=0.03)
+
+
+def test_sampled_codes_are_as_frequent_as_asked_for():
+    model, params, ctx, _ = make_model()
+    used = jnp.array([0.5, 0.3, 0.2, 0.0, 0.0, 0.0])
+    book = {**ctx.extra["codebook"], "count": used, "sum": jnp.arange(6.0)[:, None] * used[:, None] * jnp.ones((1, 3))}
+    ctx = ctx._replace(extra={"codebook": book})
+    draw = lambda codes: jax.jit(lambda k: model.sample(params, ctx, k, None, codes=codes))(keys_of(300))
+    few, many = (len(np.unique(np.asarray(draw(codes)).reshape(300, -1), axis=0)) for codes in ("used", "uniform"))
+    assert few > 100 and many > 100
+    assert np.any(np.asarray(draw("used")) != np.asarray(draw("uniform")))
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"num_codes": 0}, "num_codes is 0"),
+        ({"code_dim": 0}, "code_dim is 0"),
+        ({"decay": 1.0}, "decay is 1.0"),
+        ({"revival": -0.1}, "revival is -0.1"),
+        ({"commitment": -1.0}, "commitment is -1.0"),
+        ({"widths": (8, 8, 8, 8)}, "images are 8x8: 4 convolutional widths need sizes divisible by 16"),
+    ],
+)
+def test_bad_options_are_one_line(options, words):
+    with pytest.raises(UserError, match="^[^\n]*$") as caught:
+        vq_vae.make(replace(CONFIG, **options), IMAGES)
+    assert words in str(caught.value)

@@ -1,0 +1,116 @@
+"""Figures of trained models: what stands where in the picture, and which model can have which."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jgen
+import train
+from jgen import figures
+from jgen.data import dataset
+from jgen.errors import NotSupported, UserError
+
+QUICK = ["--train.steps", "2", "--train.validate-every", "0", "--train.sample-every", "0"]
+
+
+def make_run(cache, folder, system):
+    train.command([f"configs/vae/{system}.py:tiny", *QUICK, "--workdir", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    """A class-conditional VAE of 8x8 digits after two steps."""
+    return make_run(cache, tmp_path_factory.mktemp("runs") / "vae", "vae")
+
+
+def draw(run, tmp_path, *options):
+    """The figure's cells, (rows, columns, 8, 8), each pixel once."""
+    out = tmp_path / "figure.png"
+    assert figures.command([str(run), *options, "--out", str(out)]) == 0
+    sheet = np.asarray(Image.open(out))
+    cell, gap = 48, 2
+    rows, columns = (sheet.shape[0] - gap) // (cell + gap), (sheet.shape[1] - gap) // (cell + gap)
+    at = lambda i, n: slice(gap + i * (cell + gap), gap + i * (cell + gap) + cell, cell // n)
+    return np.stack([[sheet[at(r, 8), at(c, 8)] for c in range(columns)] for r in range(rows)])
+
+
+def images_of(run, n):
+    gen = jgen.load(run)
+    batch = dataset.load(gen.config.data).splits["test"].fetch(np.arange(n))
+    return gen, batch["image"], batch["label"]
+
+
+def test_reconstructions_stand_below_their_images(run, tmp_path):
+    cells = draw(run, tmp_path, "--kind", "reconstructions", "--rows", "2", "--columns", "3")
+    gen, images, label = images_of(run, 6)
+    assert cells.shape == (4, 3, 8, 8)
+    np.testing.assert_array_equal(cells[0::2].reshape(6, 8, 8), images[..., 0])
+    made = gen.reconstruct(jax.random.key(0), images, label=label)
+    assert np.abs(cells[1::2].reshape(6, 8, 8).astype(int) - made[..., 0]).max() <= 1
+
+
+def test_an_interpolation_of_a_conditional_model_lies_between_images_of_one_class(run, tmp_path):
+    cells = draw(run, tmp_path, "--kind", "interpolation", "--rows", "3", "--columns", "5")
+    gen, images, label = images_of(run, 120)
+    assert cells.shape == (3, 5, 8, 8)
+    for row in cells:
+        where = [np.flatnonzero((images[..., 0] == end).all((1, 2))) for end in (row[0], row[-1])]
+        assert label[where[0][0]] == label[where[1][0]] and where[0][0] != where[1][0]
+        first = images[where[0][:1]]
+        made = gen.reconstruct(jax.random.key(0), first, label=label[where[0][:1]])
+        assert np.abs(row[1].astype(int) - made[0, ..., 0]).max() <= 1
+
+
+def test_a_traversal_moves_one_dimension_a_row(run, tmp_path):
+    cells = draw(run, tmp_path, "--kind", "traversal", "--rows", "8", "--columns", "3", "--start", "5", "--label", "2")
+    gen, images, label = images_of(run, 297)
+    assert cells.shape == (4, 3, 8, 8)  # tiny has four latent dimensions
+    z = gen.encode(jax.random.key(0), images[5:], label=label[5:])
+    widest = np.argsort(-z.std(axis=0))[0]
+    points = np.tile(z[:1], (3, 1))
+    points[:, widest] = [-3.0, 0.0, 3.0]
+    wanted = gen.decode(jax.random.key(0), points, label=2)
+    assert np.abs(cells[0].astype(int) - wanted[..., 0]).max() <= 1
+
+
+def test_a_manifold_is_a_square_around_the_origin(run, tmp_path):
+    cells = draw(run, tmp_path, "--kind", "manifold", "--columns", "3", "--label", "7")
+    gen, *_ = images_of(run, 1)
+    assert cells.shape == (3, 3, 8, 8)
+    middle = gen.decode(jax.random.key(0), np.zeros((1, 4), np.float32), label=7)
+    assert np.abs(cells[1, 1].astype(int) - middle[0, ..., 0]).max() <= 1
+    assert len(np.unique(cells.reshape(9, -1), axis=0)) > 1
+
+
+def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
+    run = make_run(cache, tmp_path / "vq", "vq_vae")
+    cells = draw(run, tmp_path, "--kind", "reconstructions", "--rows", "1", "--columns", "2")
+    assert cells.shape == (2, 2, 8, 8)
+    for kind in ("interpolation", "traversal", "manifold"):
+        with pytest.raises(NotSupported, match="vq_vae cannot interpolate: it can sample, encode"):
+            figures.command([str(run), "--kind", kind, "--out", str(tmp_path / "x.png")])
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ([], "which run?"),
+        (["RUN", "--kind", "portrait"], "invalid choice 'portrait'"),
+        (["RUN", "--rows", "0"], "--rows is 0"),
+        (["RUN", "--start", "-1"], "--start is -1"),
+        (["RUN", "--start", "100000"], "test has"),
+        (["RUN", "--rows", "1000"], "11000 images from --start 0 are wanted"),
+        (["RUN", "--out", "x.jpg"], "must end in .png"),
+        (["RUN", "--kind", "interpolation", "--columns", "3"], "--columns is 3"),
+        (["RUN", "--kind", "manifold", "--label", "12"], "label is 12"),
+        (["missing"], "there is no run at missing"),
+    ],
+)
+def test_mistakes_are_one_line(run, tmp_path, options, words):
+    options = [str(run) if option == "RUN" else option for option in options]
+    with pytest.raises(UserError, match="^[^\n]*$") as caught:
+        figures.command(options)
+    assert words in str(caught.value)
