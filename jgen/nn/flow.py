@@ -35,13 +35,22 @@ def embed(num_classes: int, features: int, label: Any) -> Any:
     return nn.Embed(num_classes, features, embedding_init=nn.initializers.zeros, name="classes")(label)
 
 
+def standardising(module: nn.Module, y: Callable[[], Any], features: int) -> tuple[Any, Any]:
+    """Parameters log_scale and bias (features,) with which the first batch's y becomes standard: scale y + bias."""
+    zeros = jnp.zeros(features)  # flax asks for the shapes also when the parameters are there
+    first = y() if module.is_initializing() else None
+    log_scale = module.param("log_scale", lambda key: zeros if first is None else -log_std(first))
+    mean = lambda: jnp.mean(first, axis=(0, 1, 2))
+    bias = module.param("bias", lambda key: zeros if first is None else -mean() * jnp.exp(log_scale))
+    return log_scale, bias
+
+
 class ActNorm(nn.Module):
     """y = s x + b by channel, started so that the first batch comes out with mean 0 and deviation 1 (table 1)."""
 
     @nn.compact
     def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
-        log_scale = self.param("log_scale", lambda key: -log_std(x))
-        bias = self.param("bias", lambda key: -jnp.mean(x, axis=(0, 1, 2)) * jnp.exp(log_scale))
+        log_scale, bias = standardising(self, lambda: x, x.shape[-1])
         log_det = spread(x.shape[1] * x.shape[2] * jnp.sum(log_scale), x)
         if inverse:
             return (x - bias[None, None, None, :]) * jnp.exp(-log_scale)[None, None, None, :], -log_det
@@ -58,7 +67,7 @@ class InvertibleConv(nn.Module):
     def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
         size = x.shape[-1]
 
-        lu, start = jnp.zeros((size, size)), None  # flax asks for the shapes also when the parameters are there
+        lu, start = jnp.zeros((size, size)), None
         if self.is_initializing():
             rotation = nn.initializers.orthogonal()(self.make_rng("params"), (size, size))
             lu, _, rows = jax.lax.linalg.lu(rotation)
@@ -106,8 +115,7 @@ class ScaledConv(nn.Module):
         init = nn.initializers.normal(0.05)
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
         apply = lambda kernel: x @ kernel[0, 0] if self.size == 1 else convolution(x, kernel)
-        log_scale = self.param("log_scale", lambda key: -log_std(apply(kernel)))
-        bias = self.param("bias", lambda key: -jnp.mean(apply(kernel), axis=(0, 1, 2)) * jnp.exp(log_scale))
+        log_scale, bias = standardising(self, lambda: apply(kernel), self.features)
         offset = bias[None, :]
         if self.num_classes:
             offset = offset + embed(self.num_classes, self.features, label)
@@ -157,27 +165,20 @@ class GaussianPrior(nn.Module):
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (variables of one layer, x) -> (y, log_det)
 
 
-def init_chain(
-    init: Callable[[jax.Array, Any, Any], Any],
-    step: Callable[[Any, Any, Any], tuple[Any, Any]],
-    key: jax.Array,
-    x: Any,
-    settings: Any,
-) -> tuple[Any, Any]:
+def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: Any, settings: Any) -> tuple[Any, Any]:
     """Variables of a chain, each layer started on what the one before made of x; and x after the chain.
 
     Args:
-      init: (key, x, setting) -> variables of one layer; step: (variables, x, setting) -> (y, log_det).
-      settings: a tree of arrays (depth, ...), what tells one layer from another.
+      init: (key, x, setting) -> ((y, log_det), variables) of one layer, as `init_with_output` answers.
+      settings: an array (depth,), what tells one layer from another.
     """
-    depth = jax.tree.leaves(settings)[0].shape[0]
 
-    def one(x: Any, inputs: Any) -> tuple[Any, Any]:
+    def one(x: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
         key, setting = inputs
-        variables = init(key, x, setting)
-        return step(variables, x, setting)[0], variables
+        (y, _), variables = init(key, x, setting)
+        return y, variables
 
-    x, stacked = jax.lax.scan(one, x, (jax.random.split(key, depth), settings))
+    x, stacked = jax.lax.scan(one, x, (jax.random.split(key, settings.shape[0]), settings))
     return stacked, x
 
 

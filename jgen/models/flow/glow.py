@@ -147,11 +147,10 @@ def make_bijection(config: Config, images: ImageSpec) -> Bijection:
 
     def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
         params, fixed = {}, {}
-        init_step = lambda key, x, setting: step.init(key, x, label)
-        apply_step = lambda variables, x, setting: step.apply(variables, x, label)
+        init_step = lambda key, x, number: step.init_with_output(key, x, label)
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
             key_steps, key_prior = jax.random.split(key_scale)
-            steps, x = init_chain(init_step, apply_step, key_steps, squeeze(x), jnp.arange(config.depth))
+            steps, x = init_chain(init_step, key_steps, squeeze(x), jnp.arange(config.depth))
             x, z = jnp.split(x, 2, axis=-1) if scale < last else (None, x)
             prior = priors[scale].init(key_prior, z, x, label)["params"]
             params[f"scale{scale}"] = {"steps": steps["params"], "prior": prior}

@@ -139,17 +139,15 @@ def make_bijection(config: Config, images: ImageSpec) -> Bijection:
 
     def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
         params = {}
-        by_mask = lambda key, x, parity: coupling.init(key, x, parity, label)["params"]
-        apply_mask = lambda p, x, parity: coupling.apply({"params": p}, x, parity, label)
+        by_mask = lambda key, x, parity: coupling.init_with_output(key, x, parity, label)
         by_half = lambda key, x, number: by_mask(key, x, None)
-        apply_half = lambda p, x, number: apply_mask(p, x, None)
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
             key_board, key_half = jax.random.split(key_scale)
-            board, x = init_chain(by_mask, apply_mask, key_board, x, parities(scale))
-            params[f"scale{scale}"] = {"checkerboard": board}
+            board, x = init_chain(by_mask, key_board, x, parities(scale))
+            params[f"scale{scale}"] = {"checkerboard": board["params"]}
             if scale < last:
-                half, x = init_chain(by_half, apply_half, key_half, squeeze(x), jnp.arange(config.couplings))
-                params[f"scale{scale}"]["channels"] = half
+                half, x = init_chain(by_half, key_half, squeeze(x), jnp.arange(config.couplings))
+                params[f"scale{scale}"]["channels"] = half["params"]
                 x, _ = jnp.split(x, 2, axis=-1)
         return params, {}
 
