@@ -1,0 +1,203 @@
+"""Glow (Kingma & Dhariwal 2018, arXiv 1807.03039).
+
+    log p(x) = log N(eps; 0, I) + log |det d eps / dx|,   x = image / levels - 1/2 + noise           (equations 1 to 8)
+
+a step     y = s x + b                                    actnorm                                    (table 1)
+           y = W x,  W = P L (U + diag(s))                invertible 1x1 convolution                 (equations 9 to 11)
+           y_b = (x_b + t(x_a)) s(x_a),  y_a = x_a        coupling, s = sigmoid(raw + 2) or 1        (table 1)
+a scale    squeeze, `depth` steps, then half of the channels leaves as latents                       (figure 2b)
+a prior    eps = (z - mean) / std, mean and std learned: of a half that leaves from the half that stays
+
+Glossary: x_a, x_b halves of the channels; z latents, eps the same standardised; log_det nats (B,).
+
+Differs from the paper: what starts a prior or a coupling at zero has no extra learned scale exp(3 logs), and
+convolutions pad with zeros and no border channel, both of which are in the authors' code only. With classes, the last
+scale's mean and std are by class, as there, and the class also shifts the first hidden layer of every coupling. The
+logit of section 4.1 of Dinh et al. (2017) is an option. No gradient checkpoints: activations are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.core.model import GenerativeModel, ImageSpec, Tree
+from jgen.errors import require_choice, require_positive
+from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
+from jgen.nn.flow import (
+    ActNorm,
+    GaussianPrior,
+    InvertibleConv,
+    Permutation,
+    ScaledConv,
+    ZeroConv,
+    apply_chain,
+    init_chain,
+)
+from jgen.prob.bijectors import affine, squeeze, unsqueeze
+
+COUPLINGS = ("affine", "additive")
+PERMUTATIONS = ("invertible_1x1", "shuffle", "reverse")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Glow: scales of steps of actnorm, permutation and coupling."""
+
+    scales: int = 3
+    """Scales, each half as high and wide as the one before; the sides of an image must be multiples of 2^scales."""
+    depth: int = 32
+    """Steps a scale."""
+    width: int = 512
+    """Channels of the two hidden layers in a coupling's network."""
+    coupling: Literal["affine", "additive"] = "affine"
+    """Whether a coupling scales and shifts, or only shifts."""
+    permutation: Literal["invertible_1x1", "shuffle", "reverse"] = "invertible_1x1"
+    """How a step mixes channels: a learned matrix, a permutation drawn at the start, or reversal."""
+    actnorm: bool = True
+    """Scale and shift channels before every permutation, started from the first batch."""
+    logit_alpha: float = 0.0
+    """Model logit(alpha + (1 - 2 alpha) x) in place of x; 0 does not."""
+    class_conditional: bool = True
+    """Condition on the label."""
+    sampling: Sampling = field(default_factory=Sampling)
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+class Network(nn.Module):
+    """What a coupling is parametrised by: 3x3, 1x1 and 3x3 convolutions with ReLU between, the last started at zero."""
+
+    width: int
+    features: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Any, label: Any) -> Any:
+        h = nn.relu(ScaledConv(self.width, 3, self.num_classes, name="conv1")(x, label))
+        h = nn.relu(ScaledConv(self.width, 1, name="conv2")(h))
+        return ZeroConv(self.features, name="conv3")(h)
+
+
+class Coupling(nn.Module):
+    """y_b = (x_b + t) s of y_a = x_a."""
+
+    width: int
+    coupling: str
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+        x_a, x_b = jnp.split(x, 2, axis=-1)
+        size = x_b.shape[-1]
+        if self.coupling == "additive":
+            shift = Network(self.width, size, self.num_classes, name="network")(x_a, label)
+            log_scale = jnp.zeros_like(shift)
+        else:
+            raw = Network(self.width, 2 * size, self.num_classes, name="network")(x_a, label)
+            shift, log_scale = raw[..., :size], nn.log_sigmoid(raw[..., size:] + 2.0)
+        y_b, log_det = affine(x_b, shift, log_scale, inverse)
+        return jnp.concatenate([x_a, y_b], axis=-1), log_det
+
+
+class Step(nn.Module):
+    """Actnorm, permutation, coupling; or backwards, inverted."""
+
+    config: Config
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+        c = self.config
+        mix = InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
+        coupling = Coupling(c.width, c.coupling, self.num_classes, name="coupling")
+        layers = [ActNorm(name="actnorm")] if c.actnorm else []
+        layers += [mix, lambda x, inverse: coupling(x, label, inverse)]
+        total = jnp.zeros(x.shape[:1], x.dtype)
+        for layer in reversed(layers) if inverse else layers:
+            x, log_det = layer(x, inverse)
+            total = total + log_det
+        return x, total
+
+
+def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+    """A Glow over images of that shape, number of levels and classes.
+
+    Args:
+      axis_name: the device axis to synchronise batch statistics over; a flow has none and ignores it.
+    Raises:
+      UserError: images that the scales cannot split, or options out of their range.
+    """
+    check_config(config, images)
+    flow = make_bijection(config, images)
+    return make_flow(
+        "glow", images, flow, config.class_conditional, config.logit_alpha, config.sampling, config.scoring
+    )
+
+
+def make_bijection(config: Config, images: ImageSpec) -> Bijection:
+    """Between images (B, H, W, C) and latents, one array a scale."""
+    classes = images.num_classes if config.class_conditional else 0
+    step = Step(config, classes)
+    last = config.scales - 1
+    priors = [GaussianPrior(0 if scale < last else classes) for scale in range(config.scales)]
+
+    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+        params, fixed = {}, {}
+        init_step = lambda key, x, number: step.init_with_output(key, x, label)
+        for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
+            key_steps, key_prior = jax.random.split(key_scale)
+            steps, x = init_chain(init_step, key_steps, squeeze(x), jnp.arange(config.depth))
+            x, z = jnp.split(x, 2, axis=-1) if scale < last else (None, x)
+            prior = priors[scale].init(key_prior, z, x, label)["params"]
+            params[f"scale{scale}"] = {"steps": steps["params"], "prior": prior}
+            if "fixed" in steps:
+                fixed[f"scale{scale}"] = steps["fixed"]
+        return params, fixed
+
+    def run(params: Tree, fixed: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+        stacked = {"params": params[f"scale{scale}"]["steps"], "fixed": fixed.get(f"scale{scale}", {})}
+        return apply_chain(lambda v, x: step.apply(v, x, label, inverse), stacked, x, inverse)
+
+    def standardise(params: Tree, scale: int, z: Any, given: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+        return priors[scale].apply({"params": params[f"scale{scale}"]["prior"]}, z, given, label, inverse)
+
+    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+        latents, total = [], jnp.zeros(x.shape[:1], x.dtype)
+        for scale in range(config.scales):
+            x, of_steps = run(params, fixed, scale, squeeze(x), label, False)
+            x, z = jnp.split(x, 2, axis=-1) if scale < last else (None, x)
+            eps, of_prior = standardise(params, scale, z, x, label, False)
+            latents.append(eps)
+            total = total + of_steps + of_prior
+        return tuple(latents), total
+
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+        x = None
+        for scale in reversed(range(config.scales)):
+            z, _ = standardise(params, scale, latents[scale], x, label, True)
+            x = z if x is None else jnp.concatenate([x, z], axis=-1)
+            x = unsqueeze(run(params, fixed, scale, x, label, True)[0])
+        return x
+
+    return Bijection(init, forward, inverse, latent_shapes(config, images))
+
+
+def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, int], ...]:
+    """(h, w, c) of the latents that leave at each scale."""
+    shapes, channels = [], images.channels
+    for scale in range(1, config.scales + 1):
+        channels = 4 * channels if scale == config.scales else 2 * channels
+        shapes.append((images.height // 2**scale, images.width // 2**scale, channels))
+    return tuple(shapes)
+
+
+def check_config(config: Config, images: ImageSpec) -> None:
+    """Raises `UserError` for a configuration that no Glow can be made of."""
+    check_flow(images, config.scales, config.scales, config.logit_alpha, config.class_conditional)
+    require_positive(depth=config.depth, width=config.width)
+    require_choice("coupling", config.coupling, COUPLINGS)
+    require_choice("permutation", config.permutation, PERMUTATIONS)

@@ -1,0 +1,195 @@
+"""RealNVP (Dinh, Sohl-Dickstein & Bengio 2017, arXiv 1605.08803).
+
+    log p(x) = log N(z; 0, I) + log |det dz/dx|,   x = logit(alpha + (1 - 2 alpha) image)            (equations 1 to 3)
+
+coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
+a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the channels
+               leaves as latents; the last scale has `couplings` + 1 with checkerboard masks only    (section 3.6)
+
+Glossary: b a mask of zeros and ones, z latents, log_det nats (B,).
+
+Differs from the paper: actnorm (arXiv 1807.03039) stands before every coupling in place of batch normalisation, so that
+the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
+started from the first batch, in place of weight and batch normalisation; each network is as wide at every scale; the
+logit is symmetric, as in the authors' code; class conditioning, by a shift of every network's first layer, is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.core.model import GenerativeModel, ImageSpec, Tree
+from jgen.errors import require, require_positive
+from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
+from jgen.nn.flow import ActNorm, ScaledConv, ZeroConv, apply_chain, init_chain
+from jgen.prob.bijectors import checkerboard, squeeze, swap_halves, unsqueeze
+from jgen.prob.likelihoods import sum_image
+
+
+@dataclass(frozen=True)
+class Config:
+    """RealNVP: scales of affine couplings with checkerboard and channel masks."""
+
+    scales: int = 3
+    """Scales, each half as high and wide as the one before: the sides of an image must be multiples of 2^(scales-1)."""
+    couplings: int = 3
+    """Couplings with each kind of mask a scale; the last scale has one more, with checkerboard masks."""
+    width: int = 64
+    """Channels of the residual networks."""
+    blocks: int = 8
+    """Residual blocks of a network."""
+    actnorm: bool = True
+    """Scale and shift channels before every coupling, started from the first batch."""
+    logit_alpha: float = 0.05
+    """Model logit(alpha + (1 - 2 alpha) x) in place of x; 0 does not."""
+    class_conditional: bool = True
+    """Condition on the label."""
+    sampling: Sampling = field(default_factory=Sampling)
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+class Network(nn.Module):
+    """A residual network of 3x3 convolutions (B, H, W, C) to (B, H, W, features), started at zero."""
+
+    width: int
+    blocks: int
+    features: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Any, label: Any) -> Any:
+        h = ScaledConv(self.width, 3, self.num_classes, name="conv_in")(x, label)
+        for block in range(self.blocks):
+            r = ScaledConv(self.width, name=f"block{block}_conv1")(nn.relu(h))
+            h = h + ScaledConv(self.width, name=f"block{block}_conv2")(nn.relu(r))
+        return ZeroConv(self.features, 1, name="conv_out")(nn.relu(h))
+
+
+class Coupling(nn.Module):
+    """Actnorm, then the coupling with a mask: `parity` 0 or 1 of a checkerboard, or None for halves of the channels.
+
+    Halves change places afterwards, so that the next coupling transforms the other.
+    """
+
+    config: Config
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Any, parity: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+        of_norm = jnp.zeros(x.shape[:1], x.dtype)
+        if self.config.actnorm and not inverse:
+            x, of_norm = ActNorm(name="actnorm")(x)
+        transform = self.by_channels if parity is None else self.by_checkerboard
+        x, log_det = transform(x, parity, label, inverse)
+        if self.config.actnorm and inverse:
+            x, of_norm = ActNorm(name="actnorm")(x, True)
+        return x, of_norm + log_det
+
+    def by_checkerboard(self, x: Any, parity: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+        mask = checkerboard(x.shape[1], x.shape[2], parity).astype(x.dtype)
+        log_s, t = self.scale_and_shift(x * mask, x.shape[-1], label)
+        return rescale(x, log_s * (1 - mask), t * (1 - mask), inverse)
+
+    def by_channels(self, x: Any, parity: None, label: Any, inverse: bool) -> tuple[Any, Any]:
+        x_a, x_b = jnp.split(swap_halves(x) if inverse else x, 2, axis=-1)
+        y_b, log_det = rescale(x_b, *self.scale_and_shift(x_a, x_b.shape[-1], label), inverse)
+        y = jnp.concatenate([x_a, y_b], axis=-1)
+        return y if inverse else swap_halves(y), log_det
+
+    def scale_and_shift(self, x: Any, size: int, label: Any) -> tuple[Any, Any]:
+        raw = Network(self.config.width, self.config.blocks, 2 * size, self.num_classes, name="network")(x, label)
+        scale = self.param("scale", nn.initializers.ones, (size,))
+        return scale[None, None, None, :] * jnp.tanh(raw[..., :size]), raw[..., size:]
+
+
+def rescale(x: Any, log_s: Any, t: Any, inverse: bool) -> tuple[Any, Any]:
+    """x exp(log_s) + t, or its inverse, and log_det."""
+    if inverse:
+        return (x - t) * jnp.exp(-log_s), -sum_image(log_s)
+    return x * jnp.exp(log_s) + t, sum_image(log_s)
+
+
+def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+    """A RealNVP over images of that shape, number of levels and classes.
+
+    Args:
+      axis_name: the device axis to synchronise batch statistics over; a flow has none and ignores it.
+    Raises:
+      UserError: images that the scales cannot split, or options out of their range.
+    """
+    check_config(config, images)
+    flow = make_bijection(config, images)
+    return make_flow(
+        "realnvp", images, flow, config.class_conditional, config.logit_alpha, config.sampling, config.scoring
+    )
+
+
+def make_bijection(config: Config, images: ImageSpec) -> Bijection:
+    """Between images (B, H, W, C) and latents, one array a scale."""
+    coupling = Coupling(config, images.num_classes if config.class_conditional else 0)
+    last = config.scales - 1
+
+    def parities(scale: int) -> Any:
+        return jnp.arange(config.couplings + (scale == last)) % 2
+
+    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+        params = {}
+        by_mask = lambda key, x, parity: coupling.init_with_output(key, x, parity, label)
+        by_half = lambda key, x, number: by_mask(key, x, None)
+        for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
+            key_board, key_half = jax.random.split(key_scale)
+            board, x = init_chain(by_mask, key_board, x, parities(scale))
+            params[f"scale{scale}"] = {"checkerboard": board["params"]}
+            if scale < last:
+                half, x = init_chain(by_half, key_half, squeeze(x), jnp.arange(config.couplings))
+                params[f"scale{scale}"]["channels"] = half["params"]
+                x, _ = jnp.split(x, 2, axis=-1)
+        return params, {}
+
+    def by_checkerboard(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+        step = lambda v, x: coupling.apply({"params": v[0]}, x, v[1], label, inverse)
+        return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse)
+
+    def by_channels(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+        step = lambda v, x: coupling.apply({"params": v}, x, None, label, inverse)
+        return apply_chain(step, params[f"scale{scale}"]["channels"], x, inverse)
+
+    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+        latents, total = [], jnp.zeros(x.shape[:1], x.dtype)
+        for scale in range(last):
+            x, of_board = by_checkerboard(params, scale, x, label, False)
+            x, of_half = by_channels(params, scale, squeeze(x), label, False)
+            x, z = jnp.split(x, 2, axis=-1)
+            latents.append(z)
+            total = total + of_board + of_half
+        z, of_board = by_checkerboard(params, last, x, label, False)
+        return (*latents, z), total + of_board
+
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+        x, _ = by_checkerboard(params, last, latents[last], label, True)
+        for scale in reversed(range(last)):
+            x, _ = by_channels(params, scale, jnp.concatenate([x, latents[scale]], axis=-1), label, True)
+            x, _ = by_checkerboard(params, scale, unsqueeze(x), label, True)
+        return x
+
+    return Bijection(init, forward, inverse, latent_shapes(config, images))
+
+
+def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, int], ...]:
+    """(h, w, c) of the latents that leave at each scale."""
+    last = config.scales - 1
+    size = lambda halvings, channels: (images.height // 2**halvings, images.width // 2**halvings, channels)
+    leaving = [size(scale + 1, images.channels * 2 ** (scale + 1)) for scale in range(last)]
+    return (*leaving, size(last, images.channels * 2**last))
+
+
+def check_config(config: Config, images: ImageSpec) -> None:
+    """Raises `UserError` for a configuration that no RealNVP can be made of."""
+    check_flow(images, config.scales - 1, config.scales, config.logit_alpha, config.class_conditional)
+    require_positive(couplings=config.couplings, width=config.width)
+    require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")

@@ -1,0 +1,198 @@
+"""Layers of normalising flows (flax.linen), NHWC, and chains of equal layers compiled as one.
+
+A layer is called as layer(x, ..., inverse) and answers (y, log_det): the map forward, from images towards latents, or
+its inverse, and the log of the absolute determinant of the Jacobian of the map that it applied, nats (B,). What starts
+from data does so in `init`, whose x must be the whole first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.nn.convolution import convolution
+from jgen.prob.bijectors import affine, assemble_lu, invert_lu
+
+SMALLEST_STD = 1e-6
+
+
+def log_std(x: Any) -> Any:
+    """log of the standard deviation of each channel over batch and positions: (B, H, W, C) to (C,)."""
+    return jnp.log(jnp.std(x, axis=(0, 1, 2)) + SMALLEST_STD)
+
+
+def spread(value: Any, x: Any) -> Any:
+    """One value an example, () or (), as (B,)."""
+    return jnp.broadcast_to(value, x.shape[:1])
+
+
+def embed(num_classes: int, features: int, label: Any) -> Any:
+    """A learned vector by class, started at zero: int (B,) to (B, features)."""
+    return nn.Embed(num_classes, features, embedding_init=nn.initializers.zeros, name="classes")(label)
+
+
+def standardising(module: nn.Module, y: Callable[[], Any], features: int) -> tuple[Any, Any]:
+    """Parameters log_scale and bias (features,) with which the first batch's y becomes standard: scale y + bias."""
+    zeros = jnp.zeros(features)  # flax asks for the shapes also when the parameters are there
+    first = y() if module.is_initializing() else None
+    log_scale = module.param("log_scale", lambda key: zeros if first is None else -log_std(first))
+    mean = lambda: jnp.mean(first, axis=(0, 1, 2))
+    bias = module.param("bias", lambda key: zeros if first is None else -mean() * jnp.exp(log_scale))
+    return log_scale, bias
+
+
+class ActNorm(nn.Module):
+    """y = s x + b by channel, started so that the first batch comes out with mean 0 and deviation 1 (table 1)."""
+
+    @nn.compact
+    def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+        log_scale, bias = standardising(self, lambda: x, x.shape[-1])
+        log_det = spread(x.shape[1] * x.shape[2] * jnp.sum(log_scale), x)
+        if inverse:
+            return (x - bias[None, None, None, :]) * jnp.exp(-log_scale)[None, None, None, :], -log_det
+        return x * jnp.exp(log_scale)[None, None, None, :] + bias[None, None, None, :], log_det
+
+
+class InvertibleConv(nn.Module):
+    """y = W x at every position, W = P L (U + diag(s)) (C, C), started at a random rotation (equations 9 to 11).
+
+    P and the signs of s stay as they start, in the collection "fixed".
+    """
+
+    @nn.compact
+    def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+        size = x.shape[-1]
+
+        lu, start = jnp.zeros((size, size)), None
+        if self.is_initializing():
+            rotation = nn.initializers.orthogonal()(self.make_rng("params"), (size, size))
+            lu, _, rows = jax.lax.linalg.lu(rotation)
+            start = jnp.argsort(rows)
+        lower = self.param("lower", lambda key: jnp.tril(lu, -1))
+        upper = self.param("upper", lambda key: jnp.triu(lu, 1))
+        log_s = self.param("log_s", lambda key: jnp.log(jnp.abs(jnp.diag(lu))))
+        order = self.variable("fixed", "order", lambda: start).value
+        sign = self.variable("fixed", "sign", lambda: jnp.sign(jnp.diag(lu))).value
+        build = invert_lu if inverse else assemble_lu
+        W = build(lower, upper, sign * jnp.exp(log_s), order)
+        log_det = spread(x.shape[1] * x.shape[2] * jnp.sum(log_s), x)
+        return jnp.einsum("bhwc,dc->bhwd", x, W), -log_det if inverse else log_det
+
+
+class Permutation(nn.Module):
+    """A fixed permutation of the channels: drawn at the start, or with `reverse` their reversal."""
+
+    reverse: bool = False
+
+    @nn.compact
+    def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+        zero = spread(jnp.zeros((), x.dtype), x)
+        if self.reverse:
+            return x[..., ::-1], zero
+        draw = lambda: jax.random.permutation(self.make_rng("params"), x.shape[-1])
+        order = self.variable("fixed", "order", draw).value
+        return jnp.take(x, jnp.argsort(order) if inverse else order, axis=-1), zero
+
+
+class ScaledConv(nn.Module):
+    """A convolution with a scale and a bias by channel, started so that the first batch comes out standardised.
+
+    It is a convolution followed by actnorm, with the scale multiplied into the kernel. The class, where there are
+    classes, adds a bias of its own.
+    """
+
+    features: int
+    size: int = 3
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, x: Any, label: Any = None) -> Any:
+        """x (B, H, W, C), label int (B,) or None, to (B, H, W, features)."""
+        init = nn.initializers.normal(0.05)
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        apply = lambda kernel: x @ kernel[0, 0] if self.size == 1 else convolution(x, kernel)
+        log_scale, bias = standardising(self, lambda: apply(kernel), self.features)
+        offset = bias[None, :]
+        if self.num_classes:
+            offset = offset + embed(self.num_classes, self.features, label)
+        return apply(kernel * jnp.exp(log_scale)[None, None, None, :]) + offset[:, None, None, :]
+
+
+class ZeroConv(nn.Module):
+    """A convolution that starts at zero, so that what it parametrises starts at the identity."""
+
+    features: int
+    size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        zeros = nn.initializers.zeros
+        kernel = self.param("kernel", zeros, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", zeros, (self.features,))
+        return (x @ kernel[0, 0] if self.size == 1 else convolution(x, kernel)) + bias[None, None, None, :]
+
+
+class GaussianPrior(nn.Module):
+    """Standardises z under a learned Gaussian: eps = (z - mean) / std, by channel, class and what is `given`.
+
+    With `given` (B, H, W, C'), the half that flows on, mean and std come from a 3x3 convolution of it.
+    """
+
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, z: Any, given: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+        """z or eps (B, H, W, C), given or None, label int (B,) or None."""
+        features, zeros = 2 * z.shape[-1], nn.initializers.zeros
+        found = jnp.zeros((1, 1, 1, 1), z.dtype)
+        if given is not None:
+            found = found + ZeroConv(features, name="given")(given)
+        else:
+            found = found + self.param("bias", zeros, (features,))[None, None, None, :]
+        if self.num_classes:
+            found = found + embed(self.num_classes, features, label)[:, None, None, :]
+        mean, log_std = jnp.split(jnp.broadcast_to(found, (*z.shape[:3], features)), 2, axis=-1)
+        return affine(z, -mean, -log_std, inverse)
+
+
+# A chain of `depth` equal layers is one layer with its variables stacked along a first axis, scanned over: it compiles
+# in the time of one.
+
+Step = Callable[[Any, Any], tuple[Any, Any]]  # (variables of one layer, x) -> (y, log_det)
+
+
+def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: Any, settings: Any) -> tuple[Any, Any]:
+    """Variables of a chain, each layer started on what the one before made of x; and x after the chain.
+
+    Args:
+      init: (key, x, setting) -> ((y, log_det), variables) of one layer, as `init_with_output` answers.
+      settings: an array (depth,), what tells one layer from another.
+    """
+
+    def one(x: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+        key, setting = inputs
+        (y, _), variables = init(key, x, setting)
+        return y, variables
+
+    x, stacked = jax.lax.scan(one, x, (jax.random.split(key, settings.shape[0]), settings))
+    return stacked, x
+
+
+def apply_chain(step: Step, stacked: Any, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+    """(y, log_det) of a chain, from its first layer to its last, or back with `inverse`.
+
+    Args:
+      step: of one layer, in the direction asked for; stacked: what it takes, with a first axis of length depth.
+    """
+
+    def one(carry: tuple[Any, Any], variables: Any) -> tuple[tuple[Any, Any], None]:
+        x, total = carry
+        y, log_det = step(variables, x)
+        return (y, total + log_det), None
+
+    start = (x, jnp.zeros(x.shape[:1], x.dtype))
+    return jax.lax.scan(one, start, stacked, reverse=inverse)[0]

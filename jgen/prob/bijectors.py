@@ -1,0 +1,90 @@
+"""Bijections without parameters of their own, for normalising flows; NHWC.
+
+Each maps forward from images towards latents. A function that changes volumes answers (y, log_det) with log_det, nats
+(B,), the log of the absolute determinant of the Jacobian of the map that it applied; the others keep volumes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jgen.prob.likelihoods import sum_image
+
+
+def squeeze(x: Any) -> Any:
+    """(B, H, W, C) to (B, H/2, W/2, 4C): each 2x2 block of pixels becomes the channels of one (Dinh et al. 2017).
+
+    Channel 4c + 2i + j is channel c of the pixel in row i, column j of the block. H and W must be even.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def unsqueeze(x: Any) -> Any:
+    """The inverse of `squeeze`: (B, H, W, 4C) to (B, 2H, 2W, C)."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, channels // 4, 2, 2)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def checkerboard(height: int, width: int, parity: Any) -> Any:
+    """Mask (1, H, W, 1) of zeros and ones, one where row + column + parity is even; parity may be traced."""
+    place = jnp.arange(height)[:, None] + jnp.arange(width)[None, :] + parity
+    return (1 - place % 2)[None, :, :, None]
+
+
+def swap_halves(x: Any) -> Any:
+    """Exchanges the first and the second half of the channels, an even number; its own inverse."""
+    return jnp.concatenate(jnp.split(x, 2, axis=-1)[::-1], axis=-1)
+
+
+def affine(x: Any, shift: Any, log_scale: Any, inverse: bool = False) -> tuple[Any, Any]:
+    """y = (x + shift) exp(log_scale), or with `inverse` x = y exp(-log_scale) - shift, and its log_det.
+
+    Args:
+      x, shift, log_scale: all (B, H, W, C).
+    """
+    if inverse:
+        return x * jnp.exp(-log_scale) - shift, -sum_image(log_scale)
+    return (x + shift) * jnp.exp(log_scale), sum_image(log_scale)
+
+
+def logit(x: Any, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
+    """y = logit(alpha + (1 - 2 alpha) x) of x in [0, 1], elementwise (Dinh et al. 2017, section 4.1), and its log_det.
+
+    Args:
+      alpha: above 0 and below 1/2; the y of x in [0, 1] are within +-logit(alpha).
+    """
+    if inverse:
+        p = jax.nn.sigmoid(x)
+        x = (p - alpha) / (1 - 2 * alpha)
+    else:
+        p = alpha + (1 - 2 * alpha) * x
+    log_det = sum_image(jnp.log1p(-2 * alpha) - jnp.log(p) - jnp.log1p(-p))
+    return (x, -log_det) if inverse else (jnp.log(p) - jnp.log1p(-p), log_det)
+
+
+def assemble_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
+    """W = P L U (C, C) of a matrix with known determinant: the rows of L U in `order` (Kingma & Dhariwal 2018, eq. 10).
+
+    Args:
+      lower: (C, C), read below its diagonal; L has ones on the diagonal.
+      upper: (C, C), read above its diagonal; diagonal: (C,) of U. |det W| is the product of |diagonal|.
+      order: int (C,), a permutation: row i of W is row order[i] of L U.
+    """
+    size = diagonal.shape[0]
+    triangular = (jnp.tril(lower, -1) + jnp.eye(size, dtype=diagonal.dtype)) @ (jnp.triu(upper, 1) + jnp.diag(diagonal))
+    return triangular[order]
+
+
+def invert_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
+    """The inverse (C, C) of `assemble_lu` of the same arguments, by two triangular solves."""
+    size = diagonal.shape[0]
+    solve = jax.scipy.linalg.solve_triangular
+    permuted = jnp.eye(size, dtype=diagonal.dtype)[order].T
+    half = solve(jnp.tril(lower, -1), permuted, lower=True, unit_diagonal=True)
+    return solve(jnp.triu(upper, 1) + jnp.diag(diagonal), half, lower=False)
