@@ -32,7 +32,7 @@ def gate(x: jax.Array) -> jax.Array:
 
 
 def to_bias(embedding: jax.Array | int, axis: int) -> Any:
-    """An embedding of the class (B, C), or 0, broadcast over an image (axis 1: B, 1, 1, C) or a row (axis 0: 1, B, C)."""
+    """A class's embedding (B, C), or 0, to be added to an image (axis 1: B, 1, 1, C) or to a row (axis 0: 1, B, C)."""
     if isinstance(embedding, int):
         return embedding
     return embedding[:, None, None, :] if axis == 1 else embedding[None]

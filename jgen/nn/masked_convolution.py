@@ -122,7 +122,7 @@ class HorizontalConv(nn.Module):
 
 
 class MaskedConv(nn.Module):
-    """The masked n x n convolution, (B, H, W, inputs) to (B, H, W, features): the rows above and the pixels to the left.
+    """A masked n x n convolution, (B, H, W, inputs) to (B, H, W, features): rows above and pixels to the left.
 
     Stacked, it has a blind spot: a pixel above and to the right is seen only along the diagonal that it opens.
     """

@@ -158,9 +158,9 @@ def check_prefix(mask: Any) -> None:
     late = np.flatnonzero(flat[first:])
     if late.size:
         width = np.asarray(mask).shape[1]
-        (i, j), (k, l) = divmod(first + int(late[0]), width), divmod(first, width)
+        kept, missing = divmod(first + int(late[0]), width), divmod(first, width)
         require(
             False,
-            f"mask keeps the pixel at row {i}, column {j} but not the one at row {k}, column {l}: pixels are drawn row"
-            " by row from the top left, so the kept ones must be the first in that order",
+            f"mask keeps the pixel at row {kept[0]}, column {kept[1]} but not the one at row {missing[0]}, column"
+            f" {missing[1]}: pixels are drawn row by row from the top left, so the kept ones must be the first",
         )

@@ -84,7 +84,7 @@ def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
 
 
 def test_the_program_holds_no_image_wide_convolution():
-    """A new pixel never reruns the network over the image: what the sampler computes are products of rows and pixels."""
+    """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
     network, params, keys, label, shape, levels, temperature = make("gated")
     lowered = lambda s: jax.jit(lambda p: s(network, p, keys, label, shape, levels)).lower(params).as_text()
     assert "stablehlo.convolution" in lowered(sample_naively)
