@@ -18,7 +18,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of the test run's own, compiled programs included: tests neither use nor touch the user's."""
-    folder = os.environ.get("JGEN_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = os.environ.get("JGEN_TEST_CACHE") or str(shared / "cache")
     os.environ["JGEN_CACHE"] = folder
     os.environ.pop("TFDS_DATA_DIR", None)
     from jgen.cli import set_up_process
