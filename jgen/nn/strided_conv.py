@@ -6,7 +6,8 @@ With k (4, 4, C, O), x (B, 2h, 2w, C) and y (B, h, w, O), both are halves of one
 
 so the gradient of each is again one of dT/dy (the convolution), dT/dx (its transpose) and dT/dk (the weight gradient).
 They are written as three functions whose gradients call each other, to any order. Left to autodiff, the weight gradient
-of a transposed convolution, and with it every gradient of a gradient penalty, is 30 times slower on CPU.
+of a transposed convolution, and with it every gradient of a gradient penalty, is 30 times slower on CPU. There, wide
+layers use Winograd's algorithm: see winograd.py.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jgen.nn import winograd
+
 _PADDING = ((1, 1), (1, 1))
 
 
 @jax.custom_vjp
 def conv_down(x: Any, kernel: Any) -> Any:
     """dT/dy, the convolution: x (B, 2h, 2w, C), kernel (4, 4, C, O), to (B, h, w, O)."""
+    if winograd.serves(x.shape[1] // 2, x.shape[2] // 2, *kernel.shape[2:]):
+        return winograd.conv_down(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, (2, 2), _PADDING, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @jax.custom_vjp
 def conv_up(y: Any, kernel: Any) -> Any:
     """dT/dx, the transposed convolution: y (B, h, w, O), kernel (4, 4, C, O), to (B, 2h, 2w, C)."""
+    if winograd.serves(*y.shape[1:3], *kernel.shape[2:]):
+        return winograd.conv_up(y, kernel)
     return jax.lax.conv_general_dilated(
         y,
         kernel[::-1, ::-1],
@@ -42,6 +49,8 @@ def conv_up(y: Any, kernel: Any) -> Any:
 @jax.custom_vjp
 def weight_gradient(x: Any, y: Any) -> Any:
     """dT/dk: x (B, 2h, 2w, C), y (B, h, w, O), to (4, 4, C, O)."""
+    if winograd.serves(*y.shape[1:3], x.shape[-1], y.shape[-1]) and x.shape[-1] >= winograd.FEWEST_WEIGHT_GRADIENT:
+        return winograd.weight_gradient(x, y)
     return jax.lax.conv_general_dilated(
         x, y, (1, 1), _PADDING, rhs_dilation=(2, 2), dimension_numbers=("CHWN", "IHWO", "HWNC")
     )

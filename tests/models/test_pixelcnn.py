@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from naive_autoregressive import normal_params
 from scipy.stats import chisquare
 
 from jgen.core import keys as rng
@@ -33,12 +34,11 @@ def make(system, size, **options):
     return SYSTEMS[system].make(replace(config, **options), ImageSpec(height, width, channels, CLASSES, levels))
 
 
-def make_params(model, scale=0.5):
+def make_params(model):
     """Parameters far from their start, so that no probability is as any other."""
     batch = {"image": np.zeros((1, *model.images.shape), np.uint8), "label": np.zeros(1, np.int32)}
-    params, _ = jax.jit(model.init)(jax.random.key(0), batch)
-    noise = np.random.default_rng(0)
-    return jax.tree.map(lambda p: p + scale * noise.standard_normal(p.shape, dtype=np.float32), params)
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    return normal_params(shapes, gain=2.0)
 
 
 def context(params):

@@ -13,7 +13,9 @@ X = np.random.default_rng(0).standard_normal((2, H, W, 6)).astype(np.float32)
 
 def make(module):
     params = module.init(jax.random.key(0), jnp.asarray(X))["params"]
-    return jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    return jax.tree.map(
+        lambda p: np.asarray(p) + 0.1 * np.cos(np.arange(p.size, dtype=p.dtype)).reshape(p.shape), params
+    )
 
 
 def by_hand(x, taps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -35,18 +36,18 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (B, C, H, W) to numbers (B,)."""
 
-    def __init__(self, channels: tuple[int, ...], size: int, image_channels: int):
+    def __init__(self, channels: tuple[int, ...], size: int, image_channels: int, norm: bool):
         super().__init__()
         widths = [image_channels, *channels]
         self.downs = nn.ModuleList(
-            nn.Conv2d(a, b, 4, 2, 1, bias=i == 0) for i, (a, b) in enumerate(zip(widths, channels))
+            nn.Conv2d(a, b, 4, 2, 1, bias=i == 0 or not norm) for i, (a, b) in enumerate(zip(widths, channels))
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels[1:])
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in channels[1:] if norm)
         self.dense = nn.Linear(channels[-1] * (size >> len(channels)) ** 2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = x
-        for down, norm in zip(self.downs, [None, *self.norms]):
+        for down, norm in itertools.zip_longest(self.downs, [None, *self.norms]):
             h = down(h)
             h = nn.functional.leaky_relu(norm(h) if norm is not None else h, 0.2)
         return self.dense(h.flatten(1))[:, 0]
@@ -54,11 +55,11 @@ class Discriminator(nn.Module):
 
 def as_torch(gen: Any, disc: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The torch names and layouts of jgen's trees for the two networks (parameters or gradients)."""
-    return {
-        name: tensor for layer, leaves in gen.items() for name, tensor in _layer(layer, leaves, gen, up=True).items()
-    }, {
-        name: tensor for layer, leaves in disc.items() for name, tensor in _layer(layer, leaves, disc, up=False).items()
-    }
+    found = []
+    for tree, up in ((gen, True), (disc, False)):
+        parts = [_layer(layer, leaves, tree, up) for layer, leaves in tree.items()]
+        found.append({name: tensor for part in parts for name, tensor in part.items()})
+    return found[0], found[1]
 
 
 def _layer(layer: str, leaves: dict[str, Any], tree: Any, up: bool) -> dict[str, torch.Tensor]:
@@ -90,11 +91,11 @@ def _last_width(disc: Any) -> int:
 
 
 def make_peers(
-    channels: tuple[int, ...], latent: int, size: int, image_channels: int, params: Any
+    channels: tuple[int, ...], latent: int, size: int, image_channels: int, params: Any, norm: bool = True
 ) -> tuple[Generator, Discriminator]:
     """The two networks with the weights of jgen's {"gen": ..., "disc": ...}; no parameter is left over."""
     gen = Generator(channels, latent, size, image_channels)
-    disc = Discriminator(channels, size, image_channels)
+    disc = Discriminator(channels, size, image_channels, norm)
     for network, found in zip((gen, disc), as_torch(params["gen"], params["disc"])):
         wanted = dict(network.named_parameters())
         assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()

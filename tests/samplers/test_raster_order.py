@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from naive_autoregressive import sample_naively
+from naive_autoregressive import random_params, sample_naively
 
 from jgen.core import keys as rng
 from jgen.errors import UserError
@@ -13,33 +13,27 @@ from jgen.nn.pixelcnn import PixelCNN
 from jgen.samplers import autoregressive
 from jgen.samplers.autoregressive import check_prefix, sample_raster
 
-# network, (H, W, C), levels, temperature, batch: more than a chunk, one image, one row, one column, a prior's codes.
-GATED = dict(features=12, blocks=2, hidden=12)
+# network, (H, W, C), levels, temperature, batch: more than a chunk, one row, wide kernels, a prior's codes.
+SMALL = dict(features=12, blocks=2, hidden=12)
 CASES = {
-    "gated": (GatedPixelCNN(2, 1, **GATED), (6, 5, 1), 2, 1.0, 4),
-    "gated, colours, classes": (GatedPixelCNN(5, 3, **GATED, num_classes=3), (4, 5, 3), 5, 0.7, 19),
-    "gated, wide kernels": (GatedPixelCNN(4, 1, **GATED, first_size=5, size=5), (5, 6, 1), 4, 1.5, 2),
-    "gated, codes": (GatedPixelCNN(64, 1, **GATED, embedding=8, num_classes=3), (4, 4, 1), 64, 1.0, 3),
-    "gated, codes of two channels": (GatedPixelCNN(6, 2, **GATED, embedding=3), (3, 4, 2), 6, 1.0, 3),
-    "gated, one row": (GatedPixelCNN(4, 3, **GATED), (1, 4, 3), 4, 1.0, 1),
-    "gated, one column": (GatedPixelCNN(4, 1, **GATED), (5, 1, 1), 4, 1.0, 3),
-    "pixelcnn": (PixelCNN(2, 1, **GATED), (6, 5, 1), 2, 0.7, 18),
-    "pixelcnn, colours, classes": (PixelCNN(5, 3, **GATED, num_classes=3), (4, 5, 3), 5, 1.0, 3),
-    "pixelcnn, wide kernels": (PixelCNN(4, 1, **GATED, first_size=5, size=5), (5, 6, 1), 4, 1.5, 2),
+    "gated": (GatedPixelCNN(2, 1, **SMALL), (6, 5, 1), 2, 1.0, 4),
+    "gated, colours, classes": (GatedPixelCNN(5, 3, **SMALL, num_classes=3), (4, 5, 3), 5, 0.7, 19),
+    "gated, wide kernels": (GatedPixelCNN(4, 1, 8, 1, 8, first_size=5, size=5), (5, 6, 1), 4, 1.5, 2),
+    "gated, codes": (GatedPixelCNN(64, 1, 8, 1, 8, embedding=8, num_classes=3), (4, 4, 1), 64, 1.0, 3),
+    "gated, one row": (GatedPixelCNN(4, 3, 6, 1, 6), (1, 4, 3), 4, 1.0, 1),
+    "gated, one column": (GatedPixelCNN(4, 1, 8, 1, 8), (5, 1, 1), 4, 1.0, 3),
+    "pixelcnn": (PixelCNN(2, 1, **SMALL), (6, 5, 1), 2, 0.7, 18),
+    "pixelcnn, colours, classes": (PixelCNN(5, 3, 12, 1, 12, num_classes=3), (4, 5, 3), 5, 1.0, 3),
 }
 
 
 def make(name):
-    """(network, parameters away from their start, keys, labels, shape, levels, temperature)."""
+    """(network, parameters, keys, labels, shape, levels, temperature)."""
     network, shape, levels, temperature, batch = CASES[name]
     keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
     label = jnp.arange(batch) % network.num_classes if network.num_classes else None
-    x = jnp.zeros((1, *shape), jnp.int32)
-    params = jax.jit(network.init)(jax.random.key(0), x, None if label is None else label[:1])["params"]
-    leaves, tree = jax.tree.flatten(params)
-    noise = np.random.default_rng(0)
-    leaves = [leaf + 0.3 * noise.standard_normal(leaf.shape, dtype=np.float32) for leaf in leaves]
-    return network, jax.tree.unflatten(tree, leaves), keys, label, shape, levels, temperature
+    params = random_params(network, shape, None if label is None else label[:1])
+    return network, params, keys, label, shape, levels, temperature
 
 
 def both(name, images=None, mask=None):

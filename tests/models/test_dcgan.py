@@ -1,0 +1,256 @@
+"""DCGAN: what its phases move, its regularisers in training, its classes, its sizes, and what it refuses."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract_cases import SGD, make_batch, step_batch
+
+from jgen import api
+from jgen.cli import import_config
+from jgen.core import keys as rng
+from jgen.core import parallel
+from jgen.core.generate import sample_images
+from jgen.core.model import Context, ImageSpec
+from jgen.errors import UserError
+from jgen.models.gan.dcgan import Config, make
+from jgen.train import checkpoints
+from jgen.train.config import Config as Train
+from jgen.train.config import Optimiser
+from jgen.train.optimisers import make_optimiser
+from jgen.train.step import init_state, make_train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = ImageSpec(8, 8, 1, 10, 256)
+SMALL = Config(channels=(4, 8), latent=6)
+SPECTRAL = dataclasses.replace(SMALL, disc_norm="spectral", loss="hinge")
+LAZY = dataclasses.replace(SPECTRAL, regulariser="r1", penalty_weight=2.0, penalty_every=3, disc_steps=2)
+WGAN = dataclasses.replace(SMALL, loss="wasserstein", disc_norm="none", disc_steps=2)
+
+
+def started(config, images=IMAGES, size=16):
+    """A model without devices, its first parameters and their context, a batch and the batch's keys."""
+    model = make(config, images)
+    batch = make_batch(model, size)
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    keys = rng.image_keys(jax.random.key(1), jnp.arange(size))
+    return model, params, Context(jnp.int32(0), params, extra, {}), batch, keys
+
+
+def training(config, optimiser=SGD, phases=slice(None)):
+    """(model with some of its phases, its state, its step)."""
+    whole = make(config, IMAGES, parallel.AXIS)
+    model = whole._replace(phases=whole.phases[phases])
+    optimisers = {role: make_optimiser(Train(optimiser=optimiser)) for role in ("gen", "disc")}
+    state = jax.jit(lambda b: init_state(model, optimisers, jax.random.key(0), b, True))(make_batch(model))
+    return model, parallel.replicate(state), make_train_step(model, optimisers, ema_decay=0.9)
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("number,role", enumerate(["disc", "disc", "gen"]))
+def test_only_the_network_of_a_phase_moves(number, role):
+    model, state, step = training(LAZY, Optimiser(), slice(number, number + 1))
+    before = jax.device_get(state)
+    state, metrics = step(state, {}, step_batch(model), 0)
+    after = jax.device_get(state)
+    other = {"gen": "disc", "disc": "gen"}[role]
+    for part in ("params", "ema", "opt", "extra"):
+        old, new = getattr(before, part), getattr(after, part)
+        assert same(old[other], new[other]), part
+        statistics_rest = part == "extra" and number == 1  # the penalty leaves the power iteration to the loss
+        assert same(old[role], new[role]) == statistics_rest, part
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_a_lazy_penalty_is_taken_in_its_steps_and_that_much_stronger():
+    """By plain gradient descent: the step of the penalty's phase is -rate * every * weight * its gradient."""
+    model, state, step = training(LAZY, SGD, slice(1, 2))
+    before = jax.device_get(state)
+    batch = step_batch(model)
+    ctx = Context(before.step, before.params, before.extra, {})
+    keys = rng.example_keys(before.key, 0, 0, 0, jnp.arange(len(batch["label"])))
+    once = make(dataclasses.replace(LAZY, penalty_weight=1.0, penalty_every=1), IMAGES)
+    penalty = jax.jit(
+        lambda disc: once.phases[0].loss({**before.params, "disc": disc}, ctx, keys, batch)[1][0]["penalty"]
+    )
+    gradient = jax.grad(penalty)(before.params["disc"])
+    assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(gradient)) > 1e-4
+    state, metrics = step(state, {}, batch, 0)
+    np.testing.assert_allclose(metrics["penalty"], penalty(before.params["disc"]), rtol=1e-5)
+    wanted = jax.tree.map(lambda p, g: p - SGD.learning_rate * 2.0 * 3 * g, before.params["disc"], gradient)
+    jax.tree.map(
+        lambda found, w: np.testing.assert_allclose(found, w, rtol=1e-4, atol=1e-7), state.params["disc"], wanted
+    )
+
+
+def test_every_loss_and_regulariser_trains_and_logs_what_shows_a_collapse():
+    cases = [dataclasses.replace(WGAN, regulariser="gradient_penalty", conditioning="concatenation", channels=(4,))]
+    cases += [dataclasses.replace(SMALL, loss="least_squares", conditioning="none", channels=(4,), dtype="bfloat16")]
+    for config in cases:
+        model, state, step = training(config, Optimiser())
+        before = jax.device_get(state.params)
+        state, metrics = step(state, {}, step_batch(model), 0)
+        assert {"accuracy_real", "accuracy_fake", "diversity", "grad_norm_disc", "grad_norm_gen"} <= metrics.keys()
+        assert ("penalty" in metrics) == (config.regulariser == "gradient_penalty")
+        assert np.isfinite(list(metrics.values())).all()
+        assert not same(before["gen"], state.params["gen"]) and not same(before["disc"], state.params["disc"])
+
+
+def test_clipped_weights_stay_within_their_bound():
+    config = dataclasses.replace(WGAN, regulariser="clip", clip=0.005)
+    model, state, step = training(config, Optimiser(learning_rate=0.1))
+    for number in range(2):
+        state, _ = step(state, {}, step_batch(model, number), number)
+    top = {
+        role: max(float(jnp.max(jnp.abs(w))) for w in jax.tree.leaves(state.params[role])) for role in ("gen", "disc")
+    }
+    np.testing.assert_allclose(top["disc"], 0.005, rtol=1e-6)
+    assert top["gen"] > 0.01
+
+
+def test_spectral_vectors_follow_the_weights_to_their_largest_singular_value():
+    model, params, ctx, batch, keys = started(SPECTRAL)
+    disc_loss = jax.jit(model.phases[0].loss)
+    extra = ctx.extra
+    for _ in range(100):
+        _, (_, new) = disc_loss(params, ctx._replace(extra=extra), keys, batch)
+        extra = {**extra, **new}
+    assert extra["disc"]["u"].keys() == {"down1", "down2", "dense", "classes"}
+    for name, u in extra["disc"]["u"].items():
+        matrix = np.asarray(params["disc"][name]["kernel"], np.float64).reshape(-1, len(u))
+        np.testing.assert_allclose(np.linalg.norm(matrix @ np.asarray(u)), np.linalg.svd(matrix)[1][0], rtol=1e-3)
+
+
+def test_diversity_falls_to_zero_when_the_generator_forgets_its_latent():
+    model, params, ctx, batch, keys = started(SMALL, size=32)
+    loss = jax.jit(model.phases[0].loss)
+    healthy = loss(params, ctx, keys, batch)[1][0]["diversity"]
+    kernel = params["gen"]["dense"]["kernel"].at[: SMALL.latent].set(0.0)  # what is left is the class
+    collapsed = {**params, "gen": {**params["gen"], "dense": {"kernel": kernel}}}
+    found = loss(collapsed, ctx, keys, batch)[1][0]["diversity"]
+    assert found < 1e-3 < 0.01 < healthy
+
+
+def test_samples_and_their_mirror_decode_use_running_statistics():
+    model, params, ctx, _, keys = started(SMALL)
+    label = jnp.arange(16) % 10
+    images = model.sample(params, ctx, keys, label)
+    np.testing.assert_array_equal(model.sample(params, ctx, keys[3:4], label[3:4])[0], images[3])
+    z = rng.normal(keys, (SMALL.latent,))
+    np.testing.assert_array_equal(model.decode(params, ctx, keys, z, label), images)
+    assert np.any(images != model.sample(params, ctx, keys, (label + 1) % 10))
+    moved = {**ctx.extra, "gen": jax.tree.map(lambda s: s + 1.0, ctx.extra["gen"])}
+    assert np.any(images != model.sample(params, ctx._replace(extra=moved), keys, label))
+
+
+@pytest.mark.parametrize("conditioning", ["projection", "concatenation", "none"])
+def test_what_the_discriminator_does_with_the_class(conditioning):
+    """From the accuracy's outputs: projection adds <embedding, summed features>, the others have no such weights."""
+    config = dataclasses.replace(SMALL, conditioning=conditioning, disc_norm="none", loss="wasserstein")
+    model, params, ctx, batch, keys = started(dataclasses.replace(config, regulariser="clip"))
+    loss = lambda params, batch: model.phases[1].loss(params, ctx, keys, batch)[0]
+    other = {**batch, "label": (batch["label"] + 1) % 10}
+    disc = params["disc"]
+    assert ("classes" in disc) == (conditioning == "projection")
+    assert disc["down1"]["kernel"].shape[2] == (11 if conditioning == "concatenation" else 1)
+    if conditioning == "none":
+        assert not model.conditional and loss(params, batch) == loss(params, other)
+        return
+    assert loss(params, batch) != loss(params, other)
+    if conditioning == "projection":
+        # L_G = -E D is linear in the embedding: with no dense layer only <embedding, features> is left.
+        only = {**disc, "dense": jax.tree.map(jnp.zeros_like, disc["dense"])}
+        double = {**only, "classes": {"kernel": 2 * disc["classes"]["kernel"]}}
+        once, twice = (loss({**params, "disc": d}, batch) for d in (only, double))
+        np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
+        rest = {**disc, "classes": jax.tree.map(jnp.zeros_like, disc["classes"])}
+        np.testing.assert_allclose(loss(params, batch), once + loss({**params, "disc": rest}, batch), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape,channels",
+    [((8, 8, 1), (4, 8, 8)), ((28, 28, 1), (4, 8)), ((32, 32, 3), (4, 4, 4, 4, 4)), ((16, 8, 1), (4,))],
+)
+def test_sizes(shape, channels):
+    images = ImageSpec(*shape, 10, 256)
+    model = make(dataclasses.replace(SMALL, channels=channels), images)
+
+    def run(key, batch):
+        params, extra = model.init(key, batch)
+        keys = rng.image_keys(key, jnp.arange(2))
+        ctx = Context(jnp.int32(0), params, extra, {})
+        return model.sample(params, ctx, keys, batch["label"]), [
+            phase.loss(params, ctx, keys, batch) for phase in model.phases
+        ]
+
+    image, _ = jax.eval_shape(run, jax.random.key(0), make_batch(model, 2))
+    assert image.shape == (2, *shape) and image.dtype == jnp.uint8
+
+
+def test_resumes_to_the_bit_in_the_middle_of_a_lazy_cycle(tmp_path, cache):
+    """Two discriminator steps and a penalty in every third step; stopped after 4 of 7 steps, between two penalties."""
+    experiment = import_config(ROOT / "configs/gan/dcgan.py").get_config("tiny")
+    model = dataclasses.replace(LAZY, penalty_every=3)
+    train = dataclasses.replace(experiment.train, log_every=2, validate_every=0, checkpoint_every=100, batch_size=8)
+    found = {}
+    for run, stops in (("unbroken", (7,)), ("broken", (4, 7))):
+        for steps in stops:
+            options = dataclasses.replace(train, steps=steps)
+            api.fit(dataclasses.replace(experiment, model=model, train=options), tmp_path / run)
+        gen = api.load(tmp_path / run, ema=False)
+        average = api.load(tmp_path / run)
+        found[run] = jax.device_get((gen.params, gen.ctx.extra, average.params))
+        assert checkpoints.newest_good(tmp_path / run / "checkpoints") == 7
+    assert same(found["unbroken"], found["broken"])
+    lines = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in found]
+    assert lines[0] == lines[1] and b"loss_penalty" in lines[0]
+
+
+CIFAR = ImageSpec(32, 32, 3, 0, 256)
+MISTAKES = [
+    ({"disc_steps": 0}, IMAGES, "disc_steps is 0: it must be above zero"),
+    ({"disc_steps": -2}, IMAGES, "disc_steps is -2: it must be above zero"),
+    ({"latent": 0}, IMAGES, "latent is 0: it must be above zero"),
+    ({"channels": ()}, IMAGES, "channels is (): it must be above zero"),
+    ({"channels": (8, 0)}, IMAGES, "channels is (8, 0): it must be above zero"),
+    ({"loss": "wassertein"}, IMAGES, "loss is 'wassertein': it must be one of minimax, non_saturating"),
+    ({"disc_norm": "layer"}, IMAGES, "disc_norm is 'layer': it must be one of batch, spectral, none"),
+    ({"regulariser": "r2"}, IMAGES, "regulariser is 'r2': it must be one of none, clip"),
+    ({"conditioning": "film"}, IMAGES, "conditioning is 'film': it must be one of none, projection"),
+    ({"regulariser": "clip", "clip": 0.0}, IMAGES, "clip is 0.0: it must be above zero"),
+    ({"regulariser": "clip", "clip": -0.1}, IMAGES, "clip is -0.1: it must be above zero"),
+    ({"penalty_weight": 0.0}, IMAGES, "penalty_weight is 0.0: it must be above zero"),
+    ({"penalty_every": 0}, IMAGES, "penalty_every is 0: it must be above zero"),
+    ({"penalty_every": 16}, IMAGES, "penalty_every is 16: the regulariser 'none' is no penalty and takes 1"),
+    ({"norm_momentum": 1.0}, IMAGES, "norm_momentum is 1.0: it must be at least 0 and below 1"),
+    ({"dtype": "float16"}, IMAGES, "dtype is 'float16': it must be one of float32, bfloat16"),
+    ({"channels": (8, 8, 8)}, ImageSpec(28, 28, 1, 10, 256), "images are 28x28: 3 channels halve them 3 times"),
+    ({"channels": (8, 8, 8, 8)}, IMAGES, "which needs sizes divisible by 16"),
+    ({"regulariser": "r1"}, IMAGES, "disc_norm is 'batch': r1 is of each image by itself"),
+    ({"regulariser": "gradient_penalty"}, IMAGES, "disc_norm is 'batch': gradient_penalty is of each image"),
+    ({"loss": "wasserstein", "disc_norm": "none"}, IMAGES, "loss is 'wasserstein' without bounded slopes"),
+    ({}, CIFAR, "conditioning is 'projection', but the data has no labels"),
+]
+
+
+@pytest.mark.parametrize("changes,images,said", MISTAKES, ids=[m[2][:40] for m in MISTAKES])
+def test_a_mistake_is_one_line(changes, images, said):
+    with pytest.raises(UserError) as caught:
+        make(dataclasses.replace(SMALL, **changes), images)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unconditional_model_takes_no_label():
+    model, params, ctx, *_ = started(dataclasses.replace(SMALL, conditioning="none"))
+    with pytest.raises(UserError, match="label is 3: dcgan was trained without classes and takes none"):
+        sample_images(model, params, ctx, jax.random.key(0), 2, label=3)
+    with pytest.raises(UserError, match="label is 10: it must be from 0 to 9"):
+        sample_images(make(SMALL, IMAGES), params, ctx, jax.random.key(0), 2, label=10)
+    with pytest.raises(UserError, match="unknown option 'steps': sample of dcgan takes no options"):
+        sample_images(model, params, ctx, jax.random.key(0), 2, steps=3)

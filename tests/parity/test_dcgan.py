@@ -1,0 +1,153 @@
+"""DCGAN against PyTorch with the same weights: outputs, statistics, losses, gradients; spectral norm; penalties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import dcgan_peer  # noqa: E402
+
+from jgen.core import keys as rng  # noqa: E402
+from jgen.core.model import Context, ImageSpec  # noqa: E402
+from jgen.models.gan.dcgan import Config, Generator, make  # noqa: E402
+from jgen.nn.spectral_norm import spectral_norm  # noqa: E402
+from jgen.prob.pixels import to_float  # noqa: E402
+
+F = torch.nn.functional
+CHANNELS, LATENT, SIZE, BATCH = (8, 16), 5, 16, 6
+IMAGES = ImageSpec(SIZE, SIZE, 3, 0, 256)
+to_torch = lambda x: torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy())
+of_torch = lambda x: x.detach().numpy().transpose(0, 2, 3, 1)
+LOSSES = {
+    "minimax": (
+        lambda r, f: (
+            F.binary_cross_entropy_with_logits(r, torch.ones_like(r))
+            + F.binary_cross_entropy_with_logits(f, torch.zeros_like(f))
+        ),
+        lambda f: -F.binary_cross_entropy_with_logits(f, torch.zeros_like(f)),
+    ),
+    "least_squares": (
+        lambda r, f: 0.5 * F.mse_loss(r, torch.ones_like(r)) + 0.5 * F.mse_loss(f, torch.zeros_like(f)),
+        lambda f: 0.5 * F.mse_loss(f, torch.ones_like(f)),
+    ),
+    "hinge": (lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(), lambda f: -f.mean()),
+}
+LOSSES["non_saturating"] = (
+    LOSSES["minimax"][0],
+    lambda f: F.binary_cross_entropy_with_logits(f, torch.ones_like(f)),
+)
+
+
+def setting(loss, **changes):
+    """A model with shaken parameters and its peer, images, keys, and the latents that the losses draw from the keys."""
+    model = make(Config(channels=CHANNELS, latent=LATENT, loss=loss, conditioning="none", **changes), IMAGES)
+    rng_ = np.random.default_rng(0)
+    batch = {
+        "image": rng_.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8),
+        "label": np.zeros(BATCH, np.int32),
+    }
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    params = jax.tree.map(lambda p: p + 0.1 * rng_.standard_normal(p.shape).astype(np.float32), params)
+    peers = dcgan_peer.make_peers(
+        CHANNELS, LATENT, SIZE, 3, jax.device_get(params), norm=changes.get("disc_norm") != "none"
+    )
+    return model, params, Context(jnp.int32(0), params, extra, {}), batch, peers
+
+
+def close(found, wanted, name=""):
+    wanted = wanted.detach().numpy() if hasattr(wanted, "detach") else wanted
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * max(1e-2, np.abs(wanted).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_gradients_and_statistics(loss):
+    model, params, ctx, batch, (gen, disc) = setting(loss)
+    keys = rng.image_keys(jax.random.key(1), jnp.arange(BATCH))
+    torch_disc_loss, torch_gen_loss = LOSSES[loss]
+    real = to_torch(to_float(batch["image"], 256))
+    for number, role in enumerate(("disc", "gen")):
+        grad = jax.jit(jax.value_and_grad(model.phases[number].loss, has_aux=True))
+        (ours, (_, extra)), gradients = grad(params, ctx, keys, batch)
+        key_z = rng.split(keys, 2)[0] if role == "disc" else keys
+        fake = gen(torch.from_numpy(np.array(rng.normal(key_z, (LATENT,)))))
+        network = {"disc": disc, "gen": gen}[role]
+        theirs = torch_disc_loss(disc(real), disc(fake.detach())) if role == "disc" else torch_gen_loss(disc(fake))
+        close(ours, theirs)
+        network.zero_grad()
+        theirs.backward()
+        found = dict(zip(("gen", "disc"), dcgan_peer.as_torch(**{**jax.device_get(params), role: gradients[role]})))[
+            role
+        ]
+        for name, parameter in network.named_parameters():
+            close(found[name], parameter.grad, name)
+
+
+def test_running_statistics_and_samples():
+    """Both take 0.9 of the old and 0.1 of the batch; torch's variances are unbiased, n / (n - 1) of jgen's."""
+    model, params, ctx, batch, (gen, disc) = setting("hinge")
+    keys = rng.image_keys(jax.random.key(1), jnp.arange(BATCH))
+    _, (_, extra) = jax.jit(model.phases[1].loss)(params, ctx, keys, batch)
+    z = torch.from_numpy(np.array(rng.normal(keys, (LATENT,))))
+    gen(z)
+    for number, norm in enumerate(gen.norms):
+        found = extra["gen"][f"norm{number}"]
+        close(found["mean"], norm.running_mean)
+        n = BATCH * (SIZE >> (len(CHANNELS) - number)) ** 2
+        close(0.9 + (found["var"] - 0.9) * n / (n - 1), norm.running_var)
+        norm.running_var.copy_(torch.from_numpy(np.array(found["var"])))
+    ctx = ctx._replace(extra={**ctx.extra, **extra})
+    ours = model.sample(params, ctx, keys, None).astype(np.int32)
+    theirs = np.round((of_torch(gen.eval()(z)) + 1) * 127.5)
+    assert np.abs(ours - theirs).max() <= 1
+    _, (_, extra) = jax.jit(model.phases[0].loss)(params, ctx, keys, batch)
+    disc(to_torch(to_float(batch["image"], 256)))
+    disc(gen.train()(torch.from_numpy(np.array(rng.normal(rng.split(keys, 2)[0], (LATENT,))))))
+    close(extra["disc"]["norm"]["norm2"]["mean"], disc.norms[0].running_mean)
+
+
+def test_spectral_norm_after_the_same_power_iterations():
+    """torch's iteration starts from v where jgen's starts from u: that of jgen on the transposed matrix."""
+    torch.manual_seed(0)
+    conv = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(3, 8, 4, bias=False))
+    plain = conv.parametrizations.weight.original
+    vectors = conv.parametrizations.weight[0]
+    matrix, v = plain.detach().numpy().reshape(8, -1), vectors._v.numpy().copy()
+    direction = torch.randn_like(plain)
+    normalised = conv.weight  # one iteration
+    sigma, new_v = spectral_norm(jnp.asarray(matrix), jnp.asarray(v))
+    close(plain.detach().numpy() / sigma, normalised)
+    close(new_v, vectors._v)
+    (normalised * direction).sum().backward()
+    along = lambda w: jnp.sum(w / spectral_norm(w, v)[0] * direction.numpy().reshape(8, -1))
+    close(jax.grad(along)(jnp.asarray(matrix)), plain.grad.reshape(8, -1))
+
+
+@pytest.mark.parametrize("kind", ["r1", "gradient_penalty"])
+def test_penalties_and_their_gradients(kind):
+    model, params, ctx, batch, (_, disc) = setting("hinge", disc_norm="none", regulariser=kind, penalty_weight=1.0)
+    keys = rng.image_keys(jax.random.key(1), jnp.arange(BATCH))
+    penalty = lambda p: model.phases[0].loss({**params, "disc": p}, ctx, keys, batch)[1][0]["penalty"]
+    ours, gradients = jax.jit(jax.value_and_grad(penalty))(params["disc"])
+    x = to_torch(to_float(batch["image"], 256))
+    if kind == "gradient_penalty":
+        key_z, key_u = rng.split(keys, 2)
+        fake, _ = Generator(CHANNELS, IMAGES, 0.9, None, jnp.float32).apply(
+            {"params": params["gen"], "batch_stats": ctx.extra["gen"]},
+            rng.normal(key_z, (LATENT,)),
+            True,
+            mutable=["batch_stats"],
+        )
+        u = torch.from_numpy(np.array(rng.uniform(key_u, (1, 1, 1))))
+        x = u * x + (1 - u) * to_torch(fake)
+    x.requires_grad_(True)
+    (slope,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    squares = slope.flatten(1).square().sum(1)
+    theirs = (0.5 * squares if kind == "r1" else (squares.sqrt() - 1) ** 2).mean()
+    close(ours, theirs)
+    theirs.backward()
+    found = dcgan_peer.as_torch(params["gen"], jax.device_get(gradients))[1]
+    for name, parameter in disc.named_parameters():
+        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        close(found[name], wanted, name)

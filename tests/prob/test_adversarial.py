@@ -1,0 +1,121 @@
+"""Adversarial losses against the papers' formulas in numpy, penalties against finite differences, diversity by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgen.core import keys as rng
+from jgen.nn.strided_conv import conv_down
+from jgen.prob import adversarial
+
+OUTPUTS = np.array([-3.0, -1.5, -0.4, 0.0, 0.3, 1.0, 2.5])
+log_d = lambda out: np.log(1 / (1 + np.exp(-out)))
+log_not_d = lambda out: np.log(1 - 1 / (1 + np.exp(-out)))
+PAPERS = {
+    "minimax": (lambda r, f: -(log_d(r) + log_not_d(f)), lambda f: log_not_d(f)),
+    "non_saturating": (lambda r, f: -(log_d(r) + log_not_d(f)), lambda f: -log_d(f)),
+    "least_squares": (lambda r, f: ((r - 1) ** 2 + (f - 0) ** 2) / 2, lambda f: (f - 1) ** 2 / 2),
+    "hinge": (lambda r, f: -(np.minimum(0, -1 + r) + np.minimum(0, -1 - f)), lambda f: -f),
+    "wasserstein": (lambda r, f: -(r - f), lambda f: -f),
+}
+
+
+@pytest.mark.parametrize("kind", adversarial.LOSSES)
+def test_losses_are_those_of_the_papers(kind):
+    real, fake = (grid.ravel() for grid in np.meshgrid(OUTPUTS, OUTPUTS))
+    of_disc, of_gen = PAPERS[kind]
+    disc = adversarial.discriminator_loss(kind, jnp.asarray(real), jnp.asarray(fake))
+    np.testing.assert_allclose(disc, of_disc(real, fake), rtol=2e-6, atol=1e-6)
+    gen = adversarial.generator_loss(kind, jnp.asarray(fake))
+    np.testing.assert_allclose(gen, of_gen(fake), rtol=2e-6, atol=1e-6)
+    assert PAPERS.keys() == set(adversarial.LOSSES)
+    far = jnp.array([-1e4, 1e4])
+    slope = jax.grad(lambda f: jnp.sum(adversarial.generator_loss(kind, f)))(far)
+    assert np.all(np.isfinite(adversarial.discriminator_loss(kind, -far, far))) and np.all(np.isfinite(slope))
+    # The boundary is where the discriminator has no reason to move an output that is real as often as not.
+    move = jax.grad(lambda out: adversarial.discriminator_loss(kind, out, out))(adversarial.decision_boundary(kind))
+    np.testing.assert_allclose(move, 0.0, atol=1e-7)
+
+
+def critic_of(weights):
+    """A convolutional critic with curvature everywhere, of images (B, 4, 4, 2)."""
+    kernel, last = weights
+    return lambda x: jnp.sum(jnp.tanh(conv_down(x, kernel)) * last, axis=(1, 2, 3))
+
+
+def finite_differences(function, x, step=1e-5):
+    """The gradient of a function of one array, by central differences in float64."""
+    out = np.zeros_like(x)
+    for place in np.ndindex(*x.shape):
+        moved = x.copy()
+        moved[place] += step
+        above = function(moved)
+        moved[place] -= 2 * step
+        out[place] = (above - function(moved)) / (2 * step)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["r1", "gradient_penalty"])
+def test_penalties_and_their_gradients_against_finite_differences(kind):
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0).standard_normal
+        weights = (0.3 * draw((4, 4, 2, 3)), draw((1, 2, 2, 3)))
+        real, fake = draw((2, 2, 4, 4, 2))
+        keys = rng.image_keys(jax.random.key(3), jnp.arange(2))
+        u = np.array([[jax.random.uniform(key, ())] for key in keys]).reshape(2, 1, 1, 1)
+        assert 0 < u[0, 0, 0, 0] != u[1, 0, 0, 0] < 1
+        points = real if kind == "r1" else u * real + (1 - u) * fake
+        one = lambda i: lambda x: float(critic_of(weights)(x[None])[0])
+        slopes = [finite_differences(one(i), points[i]) for i in range(2)]
+        squares = np.array([np.sum(slope**2) for slope in slopes])
+        wanted = squares / 2 if kind == "r1" else (np.sqrt(squares) - 1) ** 2
+
+        def penalty(weights):
+            if kind == "r1":
+                return adversarial.r1_penalty(critic_of(weights), real)
+            return adversarial.gradient_penalty(critic_of(weights), real, fake, keys.astype(keys.dtype))
+
+        found = penalty(weights)
+        if kind == "gradient_penalty":  # the draw itself is float32: one number an image, between the two images
+            assert found.shape == (2,)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        # What training follows: the gradient of the penalty in the weights, a derivative of second order.
+        total = jax.jit(lambda kernel: jnp.mean(penalty((kernel, weights[1]))))
+        differences = finite_differences(lambda kernel: float(total(kernel)), weights[0])
+        np.testing.assert_allclose(jax.grad(total)(weights[0]), differences, rtol=1e-5, atol=1e-8)
+
+
+def test_a_critic_of_slope_one_has_no_gradient_penalty_and_a_constant_one_a_finite_gradient():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 1)), jnp.float32)
+    keys = rng.image_keys(jax.random.key(0), jnp.arange(3))
+    plane = lambda scale: lambda x: scale * jnp.sum(x, axis=(1, 2, 3)) / 2.0  # |grad| = scale * sqrt(4) / 2
+    np.testing.assert_allclose(adversarial.gradient_penalty(plane(1.0), x, -x, keys), np.zeros(3), atol=1e-6)
+    np.testing.assert_allclose(adversarial.gradient_penalty(plane(3.0), x, -x, keys), np.full(3, 4.0), rtol=1e-5)
+    np.testing.assert_allclose(adversarial.r1_penalty(plane(3.0), x), np.full(3, 4.5), rtol=1e-5)
+    slope = jax.grad(lambda s: jnp.sum(adversarial.gradient_penalty(plane(s), x, -x, keys)))(0.0)
+    assert np.isfinite(slope)
+
+
+def test_diversity_by_hand():
+    image = lambda *values: jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1)
+    label = jnp.array([0, 0, 1, 1])
+    # Class means 2 and 10: squared distances 1, 1, 4, 4. Generated: means 5 and 8; 4, 4, 0, 0.
+    real, fake = image(1, 3, 8, 12), image(3, 7, 8, 8)
+    np.testing.assert_allclose(adversarial.relative_diversity(fake, real, label, 2), np.sqrt(8 / 10), rtol=1e-6)
+    # As one class: means 6 and 6.5; squares 25 + 9 + 4 + 36 and 12.25 + 0.25 + 2.25 + 2.25.
+    np.testing.assert_allclose(adversarial.relative_diversity(fake, real, label, 0), np.sqrt(17 / 74), rtol=1e-6)
+    collapsed = image(4, 4, 9, 9)  # one image a class
+    assert adversarial.relative_diversity(collapsed, real, label, 2) < 1e-3
+    assert adversarial.relative_diversity(collapsed, real, label, 0) > 0.3  # why classes are taken apart
+    assert np.isnan(adversarial.relative_diversity(fake, real, jnp.arange(4), 4))
+
+
+def test_diversity_is_of_the_batch_of_all_devices():
+    draw = np.random.default_rng(0).standard_normal
+    real, fake = jnp.asarray(draw((8, 2, 2, 1))), jnp.asarray(0.5 * draw((8, 2, 2, 1)))
+    label = jnp.arange(8) % 3
+    whole = adversarial.relative_diversity(fake, real, label, 3)
+    halves = lambda x: x.reshape(2, 4, *x.shape[1:])
+    split = jax.vmap(lambda *parts: adversarial.relative_diversity(*parts, 3, "devices"), axis_name="devices")
+    np.testing.assert_allclose(split(halves(fake), halves(real), halves(label)), np.full(2, whole), rtol=1e-5)
