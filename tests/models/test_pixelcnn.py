@@ -1,0 +1,207 @@
+"""PixelCNN and Gated PixelCNN as distributions: every image of a tiny size enumerated."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from naive_autoregressive import normal_params
+from scipy.stats import chisquare
+
+from jgen.core import keys as rng
+from jgen.core.generate import check_images, resolve_labels, resolve_options, sample_images
+from jgen.core.model import Context, ImageSpec
+from jgen.errors import UserError
+from jgen.models.autoregressive import gated_pixelcnn, pixelcnn
+from jgen.prob.autoregressive import categorical_log_prob
+
+SYSTEMS = {"gated_pixelcnn": gated_pixelcnn, "pixelcnn": pixelcnn}
+CLASSES = 2
+SIZES = {
+    "binary 2x2": (2, 2, 1, 2),
+    "binary 3x3": (3, 3, 1, 2),
+    "3 levels 2x2": (2, 2, 1, 3),
+    "RGB 1x2": (1, 2, 3, 2),
+    "RGB 1x2, 3 levels": (1, 2, 3, 3),
+}
+
+
+def make(system, size, **options):
+    height, width, channels, levels = SIZES[size]
+    config = SYSTEMS[system].Config(features=6, blocks=2, hidden=6, class_conditional=True)
+    return SYSTEMS[system].make(replace(config, **options), ImageSpec(height, width, channels, CLASSES, levels))
+
+
+def make_params(model):
+    """Parameters far from their start, so that no probability is as any other."""
+    batch = {"image": np.zeros((1, *model.images.shape), np.uint8), "label": np.zeros(1, np.int32)}
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    return normal_params(shapes, gain=2.0)
+
+
+def context(params):
+    return Context(jnp.int32(0), params, {}, {})
+
+
+def all_images(spec):
+    """Every image: uint8 (levels ** size, H, W, C); image n has the digits of n, first pixel first."""
+    values = list(itertools.product(range(spec.levels), repeat=spec.size))
+    return np.array(values, np.uint8).reshape(-1, *spec.shape)
+
+
+def enumerate_log_prob(model, params, label, **options):
+    images = all_images(model.images)
+    labels = np.full(len(images), label, np.int32)
+    keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
+    found = jax.jit(model.log_prob)(params, context(params), keys, images, labels)
+    return np.asarray(found, np.float64)
+
+
+def numbers(images, levels):
+    """The place of images in `all_images`."""
+    flat = images.reshape(len(images), -1).astype(np.int64)
+    return flat @ (levels ** np.arange(flat.shape[1])[::-1])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_probabilities_of_all_images_sum_to_one(system, size):
+    model = make(system, size)
+    params = make_params(model)
+    found = [enumerate_log_prob(model, params, label) for label in range(CLASSES)]
+    for log_p in found:
+        assert abs(np.exp(log_p).sum() - 1) < 1e-5
+        assert np.ptp(log_p) > 1  # far from uniform
+    assert np.abs(found[0] - found[1]).max() > 0.1  # the class matters
+
+
+def pooled_chisquare(images, levels, log_p):
+    """p-value of the images' frequencies; outcomes expected fewer than 5 times are one."""
+    counts = np.bincount(numbers(images, levels), minlength=len(log_p))
+    expected = np.exp(log_p) / np.exp(log_p).sum() * len(images)
+    rare = expected < 5
+    pool = lambda x: np.append(x[~rare], x[rare].sum()) if rare.any() else x
+    counts, expected = pool(counts), pool(expected)
+    if rare.any() and expected[-1] < 1:  # too rare to test: fold into the last
+        counts, expected = (np.append(x[:-2], x[-2:].sum()) for x in (counts, expected))
+    assert len(counts) > 4
+    return chisquare(counts, expected).pvalue
+
+
+@pytest.mark.parametrize("system,size", [("gated_pixelcnn", "RGB 1x2"), ("pixelcnn", "binary 2x2")])
+def test_frequencies_of_samples_are_the_enumerated_probabilities(system, size):
+    model = make(system, size)
+    params = make_params(model)
+    n, label = 4000, 1
+    images = sample_images(model, params, context(params), jax.random.key(3), n, label=label, batch_size=n)
+    log_p = [enumerate_log_prob(model, params, c) for c in range(CLASSES)]
+    assert pooled_chisquare(images, model.images.levels, log_p[label]) > 1e-3
+    assert pooled_chisquare(images, model.images.levels, log_p[0]) < 1e-6  # the test can fail
+
+
+def test_temperature_divides_the_logits():
+    model = make("gated_pixelcnn", "3 levels 2x2")
+    params = make_params(model)
+    network = gated_pixelcnn.GatedPixelCNN(3, 1, 6, 2, 6, num_classes=CLASSES)
+    images = all_images(model.images)
+    logits = network.apply({"params": params["pixelcnn"]}, images, np.zeros(len(images), np.int32))
+    n = 4000
+    for temperature in (0.5, 2.0):
+        drawn = sample_images(
+            model, params, context(params), jax.random.key(4), n, label=0, batch_size=n, temperature=temperature
+        )
+        log_p = np.asarray(categorical_log_prob(logits / temperature, images), np.float64)
+        assert pooled_chisquare(drawn, 3, log_p) > 1e-3
+
+
+def test_completion_draws_from_the_conditional_distribution():
+    model = make("gated_pixelcnn", "binary 3x3")
+    params = make_params(model)
+    n = 3000
+    given = np.array([[1, 0, 1], [1, 0, 0], [0, 0, 0]], np.uint8).reshape(1, 3, 3, 1).repeat(n, 0)
+    mask = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+    model.check_mask(mask)
+    keys = rng.image_keys(jax.random.key(5), jnp.arange(n))
+    masks = jnp.broadcast_to(mask, (n, 3, 3))
+    labels = jnp.ones(n, jnp.int32)
+    drawn = np.asarray(jax.jit(model.inpaint)(params, context(params), keys, given, masks, labels))
+    assert drawn.dtype == np.uint8
+    np.testing.assert_array_equal(drawn[:, mask], given[:, mask])
+    log_p = enumerate_log_prob(model, params, 1)
+    possible = np.all(all_images(model.images)[:, mask] == given[:1, mask], axis=(1, 2))
+    assert possible.sum() == 2**5
+    assert pooled_chisquare(drawn, 2, np.where(possible, log_p, -np.inf)) > 1e-3
+
+
+def test_log_prob_is_the_sum_of_log_softmax_at_the_image():
+    logits = np.random.default_rng(0).normal(0, 3, (2, 3, 2, 1, 5))
+    x = np.random.default_rng(1).integers(0, 5, (2, 3, 2, 1))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = [sum(np.log(p[b, i, j, 0, x[b, i, j, 0]]) for i in range(3) for j in range(2)) for b in range(2)]
+    np.testing.assert_allclose(categorical_log_prob(jnp.asarray(logits), x), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_loss_is_the_negative_log_probability_a_dimension(system):
+    model = make(system, "3 levels 2x2")
+    params = make_params(model)
+    images = all_images(model.images)[::7]
+    batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
+    keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
+    ctx = context(params)
+    log_p = model.log_prob(params, ctx, keys, images, batch["label"])
+    loss, (metrics, _) = model.phases[0].loss(params, ctx, keys, batch)
+    np.testing.assert_allclose(loss, -np.mean(log_p) / 4, rtol=1e-5)
+    np.testing.assert_allclose(metrics["bits_per_dim"], loss / np.log(2), rtol=1e-5)
+    scores = model.validate(params, ctx, keys, batch)
+    np.testing.assert_allclose(scores["nll"], -log_p, rtol=1e-5)
+    assert model.likelihood == "exact"
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    "system,options,words",
+    [
+        ("gated_pixelcnn", {"features": 0}, "features is 0: it must be above zero"),
+        ("gated_pixelcnn", {"features": 7}, "features is 7: it must be divisible by the images' 3 channels"),
+        ("gated_pixelcnn", {"hidden": 8}, "hidden is 8: it must be divisible by the images' 3 channels"),
+        ("gated_pixelcnn", {"blocks": 0}, "blocks is 0: it must be above zero"),
+        ("gated_pixelcnn", {"kernel": 4}, "kernel is 4: it must be odd and 3 or more"),
+        ("gated_pixelcnn", {"first_kernel": 1}, "first_kernel is 1: it must be odd and 3 or more"),
+        ("gated_pixelcnn", {"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and below 1"),
+        ("gated_pixelcnn", {"embedding": -1}, "embedding is -1"),
+        ("gated_pixelcnn", {"dtype": "float16"}, "dtype is 'float16'"),
+        ("gated_pixelcnn", {"sampling": gated_pixelcnn.Sampling(temperature=0.0)}, "temperature is 0.0"),
+        ("pixelcnn", {"features": -3}, "features is -3: it must be above zero"),
+        ("pixelcnn", {"kernel": 2}, "kernel is 2: it must be odd and 3 or more"),
+        ("pixelcnn", {"sampling": pixelcnn.Sampling(temperature=-1.0)}, "temperature is -1.0"),
+    ],
+)
+def test_configurations_that_no_model_can_be_made_of(system, options, words):
+    with pytest.raises(UserError) as caught:
+        make(system, "RGB 1x2", **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_what_a_model_cannot_be_asked_for(system):
+    spec = ImageSpec(4, 4, 1, 0, 2)
+    with pytest.raises(UserError, match="class_conditional is True, but the data has no labels"):
+        SYSTEMS[system].make(SYSTEMS[system].Config(class_conditional=True), spec)
+    model = SYSTEMS[system].make(SYSTEMS[system].Config(features=6, blocks=1, class_conditional=False), spec)
+    with pytest.raises(UserError, match=f"label is 3: {system} was trained without classes and takes none"):
+        resolve_labels(model, 3, 4, 0)
+    with pytest.raises(UserError, match="unknown option 'steps': sample of .* takes temperature"):
+        resolve_options(model, "sample", {"steps": 3})
+    with pytest.raises(UserError, match="images have the value 2: they must be from 0 to 1"):
+        check_images(model, np.full((1, 4, 4, 1), 2, np.uint8))
+    with pytest.raises(UserError, match="mask keeps the pixel at row 3, column 0"):
+        model.check_mask(np.arange(16).reshape(4, 4) > 11)
+    params = make_params(model)
+    for temperature in (0.0, -0.5):
+        with pytest.raises(UserError, match="temperature is .*: it must be above zero"):
+            sample_images(model, params, context(params), jax.random.key(0), 1, temperature=temperature)

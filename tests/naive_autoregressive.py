@@ -1,0 +1,49 @@
+"""Sampling from an autoregressive network as plainly as it can be written, and parameters for tests of such networks.
+
+The naive sampler is what `jgen.samplers.autoregressive` must equal; benchmarks/autoregressive.py times it beside that.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jgen.samplers.autoregressive import draw, gumbel
+
+
+def sample_naively(
+    network, params, keys, label, shape, levels, temperature=1.0, images=None, mask=None, positions=None
+):
+    """For every draw, the network over the whole image: int32 (B, H, W, C).
+
+    positions: how many of the H W C draws are made, all if None.
+    """
+    height, width, channels = shape
+
+    def one(position, x):
+        i, j, c = position // (width * channels), position // channels % width, position % channels
+        logits = network.apply({"params": params}, x, label)[:, i, j, c]
+        value = draw(logits, gumbel(keys, position, levels), temperature)
+        if mask is not None:
+            value = jnp.where(mask[:, i, j], images[:, i, j, c].astype(jnp.int32), value)
+        return x.at[:, i, j, c].set(value)
+
+    start = jnp.zeros((keys.shape[0], *shape), jnp.int32)
+    count = height * width * channels if positions is None else positions
+    return jax.lax.fori_loop(0, count, one, start)
+
+
+def random_params(network, shape, label=None, seed=0):
+    """Parameters of a network for images of that shape, away from any start."""
+    variables = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape), jnp.int32), label)
+    return normal_params(variables["params"], seed)
+
+
+def normal_params(shapes, seed=0, gain=1.5, bias=0.3):
+    """A tree of those shapes: kernels and embeddings normal, of variance gain^2 / inputs, and normal biases."""
+    rng = np.random.default_rng(seed)
+
+    def draw_leaf(leaf):
+        scale = bias if leaf.ndim == 1 else gain / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw_leaf, shapes)

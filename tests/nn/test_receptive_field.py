@@ -1,0 +1,79 @@
+"""What a pixel's logits depend on, by automatic differentiation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from naive_autoregressive import random_params
+
+from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.pixelcnn import PixelCNN
+
+H, W, LEVELS = 5, 6, 3
+
+
+def dependence(network, channels):
+    """Whether the logits of (i, j, c) depend on the value of (k, l, d): bool (H, W, C, H, W, C)."""
+    shape = (H, W, channels)
+    jacobian = jax.jit(jax.jacobian(lambda x, params: network.apply({"params": params}, x[None])[0]))
+    found = np.zeros((*shape, *shape), bool)
+    for seed in range(4):  # a ReLU may hide a path in one draw
+        x = np.random.default_rng(seed).uniform(0, LEVELS - 1, shape).astype(np.float32)
+        found |= np.any(np.asarray(jacobian(x, random_params(network, shape, seed=seed))) != 0, axis=3)
+    return found
+
+
+def wanted(channels, sees):
+    """The same from `sees(rows up, columns to the left, channels before)`, for what comes before in raster order."""
+    i, j, c, k, m, d = np.indices((H, W, channels, H, W, channels))
+    position = lambda row, column, channel: (row * W + column) * channels + channel
+    before = position(k, m, d) < position(i, j, c)
+    return before & sees(i - k, j - m)
+
+
+@pytest.mark.parametrize("first,size,blocks,channels", [(7, 3, 3, 1), (7, 3, 3, 3), (3, 3, 1, 3), (3, 5, 1, 1)])
+def test_gated_pixelcnn_sees_all_before_within_its_reach_and_nothing_else(first, size, blocks, channels):
+    network = GatedPixelCNN(LEVELS, channels, 12, blocks, 12, first, size)
+    reach = first // 2 + blocks * (size // 2)
+    found = dependence(network, channels)
+    np.testing.assert_array_equal(found, wanted(channels, lambda up, left: (up <= reach) & (abs(left) <= reach)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixelcnn_is_causal_and_has_its_blind_spot(channels):
+    network = PixelCNN(LEVELS, channels, 24, 4, 24, first_size=3)
+    found = dependence(network, channels)
+    # To the right it sees no more columns than rows up: each layer opens one more of both.
+    everything = wanted(channels, lambda up, left: up >= 0)
+    seen = wanted(channels, lambda up, left: -left <= up)
+    np.testing.assert_array_equal(found, seen)
+    blind = everything & ~found
+    assert blind[1, 2, 0, 0, 4, 0] and not blind[1, 2, 0, 0, 3, 0]
+
+
+def test_codes_with_learned_vectors_are_causal_too():
+    """Without derivatives: a change of one code changes logits of later positions only."""
+    network = GatedPixelCNN(50, 1, 8, 2, 8, embedding=4)
+    x = np.random.default_rng(0).integers(0, 50, (1, H, W, 1))
+    params = random_params(network, x.shape[1:])
+    apply = jax.jit(lambda x: network.apply({"params": params}, x))
+    logits = np.asarray(apply(x))
+    for position in range(H * W):
+        other = x.copy().reshape(-1)
+        other[position] = (other[position] + 7) % 50
+        changed = np.any(np.asarray(apply(other.reshape(x.shape))) != logits, axis=(0, 3, 4)).reshape(-1)
+        assert not changed[: position + 1].any()
+        assert position == H * W - 1 or changed[position + 1]
+
+
+def test_dropout_belongs_to_an_example():
+    network = GatedPixelCNN(4, 1, 8, 2, 8, dropout_rate=0.5)
+    x = jnp.zeros((3, 4, 4, 1), jnp.int32)
+    params = random_params(network, x.shape[1:])
+    keys = jax.random.split(jax.random.key(1), 3)
+    run = jax.jit(lambda x, keys: network.apply({"params": params}, x, None, keys))
+    dropped = np.asarray(run(x, keys))
+    np.testing.assert_allclose(run(x[1:], keys[1:]), dropped[1:], atol=1e-5)
+    assert np.any(dropped[0] != dropped[1])
+    plain = np.asarray(network.apply({"params": params}, x))
+    np.testing.assert_allclose(plain[0], plain[1], atol=1e-6)

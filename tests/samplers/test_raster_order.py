@@ -1,0 +1,105 @@
+"""Cached sampling against the naive sampler: the same images, exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from naive_autoregressive import random_params, sample_naively
+
+from jgen.core import keys as rng
+from jgen.errors import UserError
+from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.pixelcnn import PixelCNN
+from jgen.samplers import autoregressive
+from jgen.samplers.autoregressive import check_prefix, sample_raster
+
+# network, (H, W, C), levels, temperature, batch: more than a chunk, one row, wide kernels, a prior's codes.
+SMALL = dict(features=12, blocks=2, hidden=12)
+CASES = {
+    "gated": (GatedPixelCNN(2, 1, **SMALL), (6, 5, 1), 2, 1.0, 4),
+    "gated, colours, classes": (GatedPixelCNN(5, 3, **SMALL, num_classes=3), (4, 5, 3), 5, 0.7, 19),
+    "gated, wide kernels": (GatedPixelCNN(4, 1, 8, 1, 8, first_size=5, size=5), (5, 6, 1), 4, 1.5, 2),
+    "gated, codes": (GatedPixelCNN(64, 1, 8, 1, 8, embedding=8, num_classes=3), (4, 4, 1), 64, 1.0, 3),
+    "gated, one row": (GatedPixelCNN(4, 3, 6, 1, 6), (1, 4, 3), 4, 1.0, 1),
+    "gated, one column": (GatedPixelCNN(4, 1, 8, 1, 8), (5, 1, 1), 4, 1.0, 3),
+    "pixelcnn": (PixelCNN(2, 1, **SMALL), (6, 5, 1), 2, 0.7, 18),
+    "pixelcnn, colours, classes": (PixelCNN(5, 3, 12, 1, 12, num_classes=3), (4, 5, 3), 5, 1.0, 3),
+}
+
+
+def make(name):
+    """(network, parameters, keys, labels, shape, levels, temperature)."""
+    network, shape, levels, temperature, batch = CASES[name]
+    keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
+    label = jnp.arange(batch) % network.num_classes if network.num_classes else None
+    params = random_params(network, shape, None if label is None else label[:1])
+    return network, params, keys, label, shape, levels, temperature
+
+
+def both(name, images=None, mask=None):
+    network, params, keys, label, shape, levels, temperature = make(name)
+    out = []
+    for sampler in (sample_raster, sample_naively):
+        call = jax.jit(lambda p, s=sampler: s(network, p, keys, label, shape, levels, temperature, images, mask))
+        out.append(np.asarray(call(params)))
+    return out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
+    cached, naive = both(name)
+    np.testing.assert_array_equal(cached, naive)
+    levels = CASES[name][2]
+    assert cached.min() >= 0 and cached.max() < levels and len(np.unique(cached)) > 1
+
+
+@pytest.mark.parametrize("name", ["gated, colours, classes", "pixelcnn"])
+def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(name):
+    _, (height, width, channels), levels, _, batch = CASES[name]
+    images = np.random.default_rng(3).integers(0, levels, (batch, height, width, channels)).astype(np.uint8)
+    kept = np.arange(batch) * height * width // batch  # another prefix for each image, the first keeps nothing
+    mask = np.arange(height * width).reshape(1, height, width) < kept.reshape(-1, 1, 1)
+    cached, naive = both(name, jnp.asarray(images), jnp.asarray(mask))
+    np.testing.assert_array_equal(cached, naive)
+    np.testing.assert_array_equal(cached[mask], images[mask])
+    assert np.any(cached[~mask] != images[~mask])
+    np.testing.assert_array_equal(cached[0], both(name)[0][0])
+
+
+def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
+    network, params, keys, label, shape, levels, temperature = make("gated, colours, classes")
+    draw = lambda n: jax.jit(lambda p: sample_raster(network, p, keys[:n], label[:n], shape, levels, temperature))(
+        params
+    )
+    chunks = np.asarray(draw(19))
+    monkeypatch.setattr(autoregressive, "CHUNK", 19)
+    np.testing.assert_array_equal(np.asarray(draw(19)), chunks)
+    np.testing.assert_array_equal(np.asarray(draw(5)), chunks[:5])
+
+
+def test_the_program_holds_no_image_wide_convolution():
+    """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
+    network, params, keys, label, shape, levels, temperature = make("gated")
+    lowered = lambda s: jax.jit(lambda p: s(network, p, keys, label, shape, levels)).lower(params).as_text()
+    assert "stablehlo.convolution" in lowered(sample_naively)
+    assert "stablehlo.convolution" not in lowered(sample_raster)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_must_be_above_zero(temperature):
+    network, params, keys, label, shape, levels, _ = make("gated")
+    with pytest.raises(UserError, match="temperature is .*: it must be above zero"):
+        sample_raster(network, params, keys, label, shape, levels, temperature)
+
+
+def test_only_a_prefix_in_raster_order_can_be_kept():
+    for count in range(13):
+        check_prefix((np.arange(12) < count).reshape(3, 4))
+    hole = np.ones((3, 4), bool)
+    hole[1, 2] = False
+    with pytest.raises(UserError, match="row 1, column 3 but not the one at row 1, column 2"):
+        check_prefix(hole)
+    left = np.zeros((3, 4), bool)
+    left[:, :2] = True
+    with pytest.raises(UserError, match="row 1, column 0 but not the one at row 0, column 2"):
+        check_prefix(left)
