@@ -1,0 +1,112 @@
+"""The prior over codes: its images are decoded codes, its codes have the probabilities it says, and its first stage."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import jgen
+import train
+from jgen.core import keys as rng
+from jgen.core.model import Context, GenerativeModel, ImageSpec
+from jgen.errors import UserError
+from jgen.models.vae import vae, vq_prior
+
+IMAGES = ImageSpec(1, 2, 1, 2, 256)
+LEVELS = 3
+CONFIG = vq_prior.Config(features=6, blocks=1, first_kernel=3, hidden=6, embedding=4)
+
+
+def first_stage():
+    """A stage whose codes are its pixels divided by 100: 0, 1 and 2 for the values 0, 100 and 200."""
+    encode = lambda params, ctx, keys, x, label: (x // 100).astype(jnp.int32) + params["add"]
+    decode = lambda params, ctx, keys, codes, label: ((codes - params["add"]) * 100).astype(jnp.uint8)
+    nothing = lambda *_, **__: None
+    codes = ImageSpec(1, 2, 1, 2, LEVELS)
+    return GenerativeModel("digits", IMAGES, nothing, (), nothing, encode=encode, decode=decode, codes=codes)
+
+
+def make_prior():
+    model = vq_prior.make(CONFIG, IMAGES, None, first_stage())
+    batch = {"image": np.zeros((2, 1, 2, 1), np.uint8), "label": np.array([0, 1], np.int32)}
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    params = jax.tree.map(lambda x: x + 0.5 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    return model, params, Context(jnp.int32(0), params, extra, {"first_stage": ({"add": jnp.int32(0)}, {})})
+
+
+def test_decoded_samples_are_as_frequent_as_their_codes_are_likely():
+    """All 9 images of 1x2 codes, for each class: `validate` sums to 1, and sampling agrees (chi-square)."""
+    model, params, ctx = make_prior()
+    pairs = np.stack(np.meshgrid(*[np.arange(LEVELS)] * 2, indexing="ij"), -1).reshape(-1, 1, 2, 1)
+    draw = jax.jit(lambda keys, label: model.sample(params, ctx, keys, label))
+    seen = []
+    for label in (0, 1):
+        batch = {"image": (pairs * 100).astype(np.uint8), "label": np.full(9, label, np.int32)}
+        scores = model.validate(params, ctx, rng.image_keys(jax.random.key(0), jnp.arange(9)), batch)
+        p = np.exp(-np.asarray(scores["nll_codes"], np.float64))
+        np.testing.assert_allclose(p.sum(), 1.0, atol=1e-5)
+        np.testing.assert_allclose(scores["bits_per_code"], -np.log2(p) / 2, rtol=1e-4)
+        n = 4000
+        images = np.asarray(draw(rng.image_keys(jax.random.key(3), jnp.arange(n)), jnp.full(n, label)))
+        assert images.dtype == np.uint8 and set(np.unique(images)) <= {0, 100, 200}
+        counts = np.bincount((images.reshape(n, 2) // 100) @ np.array([3, 1]), minlength=9)
+        assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-4
+        seen.append(p)
+    assert np.abs(seen[0] - seen[1]).sum() > 0.05
+
+
+def test_the_loss_is_the_mean_over_codes_and_reads_the_frozen_parameters():
+    model, params, ctx = make_prior()
+    batch = {"image": np.array([0, 100, 100, 0], np.uint8).reshape(2, 1, 2, 1), "label": np.array([0, 1], np.int32)}
+    keys = rng.image_keys(jax.random.key(0), jnp.arange(2))
+    loss, _ = model.phases[0].loss(params, ctx, keys, batch)
+    assert float(loss) == pytest.approx(float(model.validate(params, ctx, keys, batch)["nll_codes"].mean()) / 2)
+    other = ctx._replace(frozen={"first_stage": ({"add": jnp.int32(1)}, {})})
+    assert float(model.phases[0].loss(params, other, keys, batch)[0]) != pytest.approx(float(loss), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ({"features": 0}, "features is 0"),
+        ({"embedding": 0}, "embedding is 0"),
+        ({"first_kernel": 4}, "first_kernel is 4"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"sampling": vq_prior.Sampling(temperature=0.0)}, "temperature is 0.0"),
+    ],
+)
+def test_bad_options_are_one_line(options, words):
+    with pytest.raises(UserError, match="^[^\n]*$") as caught:
+        vq_prior.make(replace(CONFIG, **options), IMAGES, None, first_stage())
+    assert words in str(caught.value)
+
+
+def test_a_first_stage_without_codes_is_a_mistake():
+    continuous = vae.make(vae.Config(network="dense", widths=(4,), latent=2), IMAGES)
+    with pytest.raises(UserError, match="first_stage is a vae, which has no discrete codes"):
+        vq_prior.make(CONFIG, IMAGES, None, continuous)
+    with pytest.raises(UserError, match="class_conditional is True, but the data has no labels"):
+        vq_prior.make(CONFIG, replace(IMAGES, num_classes=0), None, first_stage())
+
+
+def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path):
+    quick = ["--train.validate-every", "0", "--train.sample-every", "0"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    prior = ["configs/vae/vq_prior.py:tiny", "--train.steps", "1", *quick, "--first-stage", str(first)]
+    with pytest.raises(UserError, match="there is no run at .*first: train the first stage before"):
+        train.command([*prior, "--workdir", str(second)])
+    assert not second.exists()
+    code = ["configs/vae/vq_vae.py:tiny", "--workdir", str(first), *quick, "--train.steps"]
+    assert train.command([*code, "1"]) == 0
+    assert train.command([*prior, "--workdir", str(second)]) == 0
+    gen = jgen.load(second)
+    images = gen.sample(jax.random.key(0), 4, label=3)
+    assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8
+    assert train.command([*code, "2"]) == 0  # the first stage trains on: the prior no longer speaks of its codes
+    with pytest.raises(UserError, match="has changed since"):
+        jgen.load(second)
+    with pytest.raises(UserError, match="the first stage was .*, is "):
+        train.command([*prior[:2], "2", *prior[3:], "--workdir", str(second)])
