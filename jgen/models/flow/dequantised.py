@@ -118,9 +118,7 @@ def make_flow(
     def sample(
         params: Roles, ctx: Context, keys: jax.Array, label: Any, temperature: float = sampling.temperature
     ) -> jax.Array:
-        require(
-            0 < temperature < math.inf, f"temperature is {temperature}: it must be above zero and not infinite"
-        )
+        require(0 < temperature < math.inf, f"temperature is {temperature}: it must be above zero and not infinite")
         parts = rng.split(keys, len(flow.shapes))
         eps = tuple(temperature * rng.normal(key, shape) for key, shape in zip(parts, flow.shapes))
         return inverse(params, ctx, eps, label)

@@ -112,7 +112,9 @@ class Step(nn.Module):
     @nn.compact
     def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
         c = self.config
-        mix = InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
+        mix = (
+            InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
+        )
         coupling = Coupling(c.width, c.coupling, self.num_classes, name="coupling")
         layers = [ActNorm(name="actnorm")] if c.actnorm else []
         layers += [mix, lambda x, inverse: coupling(x, label, inverse)]

@@ -1,0 +1,335 @@
+"""RealNVP and Glow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; compile time."""
+
+import time
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from conftest import ROOT
+
+from jgen.cli import import_config
+from jgen.core import keys as rng
+from jgen.core import parallel
+from jgen.core.model import Context, ImageSpec
+from jgen.data import dataset
+from jgen.errors import UserError
+from jgen.experiment import make_model
+from jgen.models.flow import glow, realnvp
+from jgen.models.flow.dequantised import preprocess
+from jgen.nn.flow import ActNorm
+from jgen.prob.bijectors import squeeze
+from jgen.train.loop import starting_state
+
+GLOW = glow.Config(scales=2, depth=3, width=8)
+REALNVP = realnvp.Config(scales=2, couplings=2, width=8, blocks=1)
+CASES = {
+    "glow": GLOW,
+    "glow_shuffle_additive_logit": replace(GLOW, permutation="shuffle", coupling="additive", logit_alpha=0.05),
+    "glow_reverse_bare": replace(GLOW, scales=1, permutation="reverse", actnorm=False, class_conditional=False),
+    "realnvp": REALNVP,
+    "realnvp_bare": replace(REALNVP, scales=3, actnorm=False, class_conditional=False, logit_alpha=0.0),
+}
+IMAGES = ImageSpec(4, 8, 1, 3, 16)
+
+
+def module(config):
+    return glow if isinstance(config, glow.Config) else realnvp
+
+
+def make_batch(images, size=32, seed=0):
+    """Correlated images, dark on one side."""
+    draw = np.random.default_rng(seed)
+    ramp = np.linspace(0.2, 0.8, images.width)[None, None, :, None]
+    x = ramp + 0.3 * draw.standard_normal((size, 1, 1, 1)) + 0.1 * draw.standard_normal((size, *images.shape))
+    image = np.clip(x * images.levels, 0, images.levels - 1).astype(np.uint8)
+    return {"image": image, "label": (np.arange(size) % max(images.num_classes, 1)).astype(np.int32)}
+
+
+def make_case(config, images=IMAGES, noise=0.03, seed=0):
+    """(model, params, ctx, batch); noise on every parameter, since what starts at zero hides what lies behind it."""
+    model = module(config).make(config, images)
+    batch = make_batch(images)
+    params, extra = jax.jit(model.init)(jax.random.key(seed), batch)
+    leaves, tree = jax.tree.flatten(params)
+    draw = np.random.default_rng(seed).standard_normal
+    params = jax.tree.unflatten(tree, [np.asarray(p + noise * draw(p.shape), np.float32) for p in leaves])
+    return model, params, Context(jnp.int32(0), params, extra, {}), batch
+
+
+def keys_of(n, seed=1):
+    return rng.image_keys(jax.random.key(seed), jnp.arange(n))
+
+
+def label_of(model, batch, n):
+    return batch["label"][:n] if model.conditional else None
+
+
+def flatten(latents):
+    return jnp.concatenate([eps.reshape(eps.shape[0], -1) for eps in latents], axis=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_log_density_is_that_of_the_jacobian_in_float64(name):
+    config = CASES[name]
+    model, params, ctx, batch = make_case(config)
+    flow = module(config).make_bijection(config, IMAGES)
+    label = label_of(model, batch, 1)
+    with jax.enable_x64(True):
+        double = lambda tree: jax.tree.map(
+            lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        )
+        params, extra = double(params), double(ctx.extra)
+
+        def latents(x):
+            x, _ = preprocess(x.reshape(1, *IMAGES.shape), IMAGES.levels, config.logit_alpha)
+            return flatten(flow.forward(params["flow"], extra.get("flow", {}), x, label)[0])[0]
+
+        x = jnp.asarray(batch["image"][0], jnp.float64) + np.random.default_rng(3).uniform(size=IMAGES.shape)
+        z, jacobian = jax.jit(lambda x: (latents(x), jax.jacrev(latents)(x)))(x.ravel())
+        wanted = scipy.stats.norm.logpdf(z).sum() + np.linalg.slogdet(np.asarray(jacobian))[1]
+        found = jax.jit(model.log_density)(params, ctx._replace(extra=extra), keys_of(1), x[None], label)
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found[0], wanted, rtol=0, atol=1e-8)
+        off = np.abs(np.asarray(jacobian)) > 1e-12
+        assert off.mean() > 0.5  # latents depend on most pixels: nothing is left at the identity
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_to_latents_and_back(name):
+    config = CASES[name]
+    model, params, ctx, batch = make_case(config)
+    flow = module(config).make_bijection(config, IMAGES)
+    n, fixed = 32, ctx.extra.get("flow", {})
+    label, keys = label_of(model, batch, n), keys_of(n)
+    x, _ = preprocess(batch["image"] + np.float32(0.3), IMAGES.levels, config.logit_alpha)
+
+    @jax.jit
+    def there_and_back(images, x):
+        latents = model.encode(params, ctx, keys, images, label)
+        other, _ = flow.forward(params["flow"], fixed, x, label)
+        back = flow.inverse(params["flow"], fixed, other, label)
+        return latents, model.decode(params, ctx, keys, latents, label), back
+
+    latents, images, back = there_and_back(batch["image"], x)
+    assert tuple(eps.shape[1:] for eps in latents) == flow.shapes and sum(map(np.prod, flow.shapes)) == IMAGES.size
+    assert images.dtype == jnp.uint8
+    np.testing.assert_array_equal(images, batch["image"])
+    np.testing.assert_allclose(back, x, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="latents have shapes"):
+        model.decode(params, ctx, keys, (*latents, latents[0]), label)
+
+
+GRID = {
+    "realnvp": (realnvp.Config(scales=1, couplings=3, width=6, blocks=1), ImageSpec(1, 2, 1, 2, 4), 601),
+    "realnvp_linear": (
+        realnvp.Config(scales=1, couplings=3, width=6, blocks=0, logit_alpha=0.0),
+        ImageSpec(2, 1, 1, 2, 4),
+        601,
+    ),
+    "glow": (glow.Config(scales=1, depth=2, width=4), ImageSpec(2, 2, 1, 2, 4), 27),
+}
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_density_integrates_to_one_and_samples_follow_it(name):
+    config, images, points = GRID[name]
+    model, params, ctx, _ = make_case(config, images)
+    flow, n = module(config).make_bijection(config, images), 4000
+    levels, size, alpha = images.levels, images.size, config.logit_alpha
+    eps = tuple(rng.normal(key, shape) for key, shape in zip(rng.split(keys_of(n), len(flow.shapes)), flow.shapes))
+
+    @jax.jit
+    def draw(eps):
+        label = jnp.ones(n, jnp.int32)
+        x = flow.inverse(params["flow"], ctx.extra.get("flow", {}), eps, label)
+        return preprocess(x, levels, alpha, inverse=True)[0], model.sample(params, ctx, keys_of(n), label)
+
+    x, samples = (np.asarray(found, np.float64).reshape(n, size) for found in draw(eps))
+    np.testing.assert_array_equal(samples, np.clip(np.floor(x), 0, levels - 1))
+    if alpha > 0:  # the logit's domain is a little wider than [0, levels]
+        p = (np.arange(points) + 0.5) / points
+        axes = [levels * (p - alpha) / (1 - 2 * alpha)] * size
+        volume = (levels / (1 - 2 * alpha) / points) ** size
+    else:
+        low, high = x.min(0) - 0.3 * np.ptp(x, 0), x.max(0) + 0.3 * np.ptp(x, 0)
+        axes = [np.linspace(a, b, points) for a, b in zip(low, high)]
+        volume = np.prod((high - low) / (points - 1))
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, size)
+    density = jax.jit(lambda x: jnp.exp(model.log_density(params, ctx, None, x, jnp.ones(x.shape[0], jnp.int32))))
+    parts = np.array_split(grid.reshape(-1, *images.shape).astype(np.float32), -(-len(grid) // 100_000))
+    mass = np.concatenate([np.asarray(density(part), np.float64) for part in parts]) * volume
+    np.testing.assert_allclose(mass.sum(), 1.0, atol=2e-3)
+
+    # First and second moments of what is sampled, within five standard errors.
+    products = lambda x: np.concatenate([x, (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)], axis=1)
+    error = np.abs(products(x).mean(0) - mass @ products(grid))
+    assert np.all(error < 5 * products(x).std(0) / np.sqrt(n) + 5e-3 * np.abs(products(x)).mean(0))
+
+
+def actnorm_inputs(config, params, extra, x, label):
+    """What every actnorm of a model receives and its parameters, layer by layer in a Python loop."""
+    at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
+    classes = IMAGES.num_classes
+    for scale in range(config.scales):
+        part = params["flow"][f"scale{scale}"]
+        if isinstance(config, glow.Config):
+            step, x = glow.Step(config, classes), squeeze(x)
+            for i in range(config.depth):
+                variables = {"params": at(part["steps"], i), "fixed": at(extra["flow"][f"scale{scale}"], i)}
+                yield x, variables["params"]
+                x, _ = step.apply(variables, x, label)
+        else:
+            coupling = realnvp.Coupling(config, classes)
+            for kind in ("checkerboard", "channels")[: 1 + (scale < config.scales - 1)]:
+                x = squeeze(x) if kind == "channels" else x
+                for i in range(config.couplings + (scale == config.scales - 1)):
+                    yield x, at(part[kind], i)
+                    parity = i % 2 if kind == "checkerboard" else None
+                    x, _ = coupling.apply({"params": at(part[kind], i)}, x, parity, label)
+        x = x[..., : x.shape[-1] // 2]
+
+
+@pytest.mark.parametrize("config", [GLOW, REALNVP], ids=["glow", "realnvp"])
+def test_actnorm_standardises_the_first_batch_at_every_step(config):
+    model, batch = module(config).make(config, IMAGES), make_batch(IMAGES)
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    _, key_noise = jax.random.split(jax.random.key(0))
+    x = batch["image"] + rng.uniform(rng.image_keys(key_noise, jnp.arange(32)), IMAGES.shape)
+    x, _ = preprocess(x, IMAGES.levels, config.logit_alpha)
+    count = 0
+    for before, variables in actnorm_inputs(config, params, extra, x, batch["label"]):
+        after, _ = ActNorm().apply({"params": variables["actnorm"]}, before)
+        np.testing.assert_allclose(np.mean(after, (0, 1, 2)), 0.0, atol=1e-4)
+        np.testing.assert_allclose(np.std(after, (0, 1, 2)), 1.0, atol=1e-4)
+        count += 1
+    steps = config.scales * config.depth if isinstance(config, glow.Config) else (2 * config.scales - 1) * 2 + 1
+    assert count == steps
+
+
+DEVICES = """
+import sys
+import jax
+import numpy as np
+sys.path[:0] = ["tests", "tests/models"]
+from test_flow import starting_parameters
+
+np.savez(sys.argv[1], devices=jax.local_device_count(), **{n: starting_parameters(n) for n in ("glow", "realnvp")})
+"""
+
+
+def starting_parameters(name):
+    """All parameters of a run of the tiny configuration before its first step, end to end."""
+    experiment = import_config(ROOT / f"configs/flow/{name}.py").get_config("tiny")
+    data = dataset.load(experiment.data)
+    model = make_model(experiment.model, data.images, parallel.AXIS)
+    state = starting_state(model, experiment.train, experiment.data, data, experiment.seed)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+
+
+def test_the_start_from_data_is_the_same_on_four_devices(python, tmp_path):
+    python("-c", DEVICES, tmp_path / "four.npz", devices=4)
+    four = np.load(tmp_path / "four.npz")
+    assert four["devices"] == 4
+    for name in ("glow", "realnvp"):
+        np.testing.assert_allclose(four[name], starting_parameters(name), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("config", [GLOW, REALNVP], ids=["glow", "realnvp"])
+def test_compile_time_hardly_grows_with_depth(config):
+    field = "depth" if config is GLOW else "couplings"
+    images = ImageSpec(8, 8, 1, 3, 16)
+
+    def seconds(steps):
+        model = module(config).make(replace(config, scales=1, **{field: steps}), images)
+        batch = make_batch(images, 4)
+        params, extra = jax.eval_shape(model.init, jax.random.key(0), batch)
+
+        def loss(params, extra, keys, batch):
+            return model.phases[0].loss(params, Context(0, params, extra, {}), keys, batch)[0]
+
+        start = time.perf_counter()
+        jax.jit(jax.grad(loss)).lower(params, extra, keys_of(4), batch).compile()
+        return time.perf_counter() - start
+
+    was = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        seconds(3)  # what the first compilation of a process loads
+        assert seconds(32) < 3 * seconds(4)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was)
+
+
+@pytest.mark.parametrize("config", [GLOW, REALNVP], ids=["glow", "realnvp"])
+def test_log_prob_is_the_bound_of_log_density_and_temperature_scales_latents(config):
+    model, params, ctx, batch = make_case(config)
+    n = 8
+    images, label, keys = batch["image"][:n], batch["label"][:n], keys_of(n)
+    bound = jax.jit(model.log_prob, static_argnames="samples")
+    density = jax.jit(model.log_density)
+    found = np.asarray(bound(params, ctx, keys, images, label, samples=3))
+    by_hand = []
+    for k in range(3):
+        u = rng.uniform(rng.fold_in(keys, k), IMAGES.shape)
+        by_hand.append(density(params, ctx, keys, images + u, label))
+    np.testing.assert_allclose(found, scipy.special.logsumexp(by_hand, axis=0) - np.log(3), rtol=1e-5)
+    np.testing.assert_allclose(bound(params, ctx, keys, images, label, samples=1), by_hand[0], rtol=1e-5)
+    several = lambda samples: [bound(params, ctx, keys_of(n, s), images, label, samples=samples) for s in range(30)]
+    assert np.mean(several(1)) < np.mean(several(3))
+    other = np.asarray(density(params, ctx, keys, images + 0.5, (label + 1) % 3))
+    assert np.all(np.abs(other - density(params, ctx, keys, images + 0.5, label)) > 1e-3)
+
+    shapes = module(config).latent_shapes(config, IMAGES)
+
+    @jax.jit
+    def cold_and_warm(keys):
+        parts = rng.split(keys, len(shapes))
+        decoded = [
+            model.decode(params, ctx, keys, tuple(t * rng.normal(k, s) for k, s in zip(parts, shapes)), label)
+            for t in (0.0, 0.5)
+        ]
+        return decoded, [model.sample(params, ctx, keys, label, temperature=t) for t in (1e-6, 0.5)]
+
+    wanted, found = (np.asarray(images, int) for images in cold_and_warm(keys))
+    assert np.abs(found - wanted).max() <= 1
+    assert len(np.unique(found[1].reshape(n, -1), axis=0)) == n and np.any(found[0] != found[1])
+
+
+@pytest.mark.parametrize(
+    "system,options,images,words",
+    [
+        (glow, {"scales": 3}, (28, 28, 1, 10, 256), ["28x28", "divisible by 8", "at most 2"]),
+        (glow, {"scales": 1}, (7, 8, 1, 10, 256), ["7x8", "divisible by 2", "at most 0"]),
+        (realnvp, {"scales": 4}, (28, 28, 1, 10, 256), ["28x28", "divisible by 8", "at most 3"]),
+        (glow, {"scales": 0}, IMAGES, ["scales is 0"]),
+        (realnvp, {"scales": -1}, IMAGES, ["scales is -1"]),
+        (glow, {"scales": 1, "depth": 0}, IMAGES, ["depth is 0"]),
+        (glow, {"scales": 1, "width": 0}, IMAGES, ["width is 0"]),
+        (realnvp, {"couplings": 0}, IMAGES, ["couplings is 0"]),
+        (realnvp, {"blocks": -1}, IMAGES, ["blocks is -1"]),
+        (glow, {"scales": 1, "coupling": "odd"}, IMAGES, ["coupling is 'odd'", "additive"]),
+        (glow, {"scales": 1, "permutation": "odd"}, IMAGES, ["permutation is 'odd'", "shuffle"]),
+        (realnvp, {"logit_alpha": 0.5}, IMAGES, ["logit_alpha is 0.5"]),
+        (glow, {"scales": 1, "logit_alpha": float("nan")}, IMAGES, ["logit_alpha is nan"]),
+        (glow, {"scales": 1}, (8, 8, 1, 0, 256), ["class_conditional", "no labels"]),
+    ],
+)
+def test_configurations_that_no_flow_can_be_made_of(system, options, images, words):
+    with pytest.raises(UserError) as error:
+        system.make(system.Config(**options), ImageSpec(*images) if isinstance(images, tuple) else images)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_options_of_sampling_and_scoring(temperature):
+    model = glow.make(GLOW, IMAGES)
+    with pytest.raises(UserError, match="temperature is"):
+        model.sample({}, None, None, None, temperature=temperature)
+    with pytest.raises(UserError, match="samples is 0"):
+        model.log_prob({}, None, None, None, None, samples=0)
