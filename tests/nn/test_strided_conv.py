@@ -80,7 +80,7 @@ def test_the_weight_gradient_of_the_transpose_is_not_slow_on_cpu():
     assert seconds(gradient(conv_up), kernel, y) < 6 * seconds(gradient(conv_down), kernel, x)
 
 
-@pytest.mark.parametrize("height,width,channels,features", [(2, 2, 1, 1), (4, 6, 3, 2), (2, 8, 2, 5)])
+@pytest.mark.parametrize("height,width,channels,features", [(4, 6, 3, 2), (2, 8, 2, 5)])
 def test_winograds_form_is_the_convolution_its_transpose_and_its_weight_gradient(height, width, channels, features):
     with jax.enable_x64(True):
         x, kernel, y = arrays(height, width, channels, features)
