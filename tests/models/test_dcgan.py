@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ImageSpec(8, 8, 1, 10, 256)
 SMALL = Config(channels=(4, 8), latent=6)
 SPECTRAL = dataclasses.replace(SMALL, disc_norm="spectral", loss="hinge")
-LAZY = dataclasses.replace(SPECTRAL, regulariser="r1", penalty_weight=2.0, penalty_every=3, disc_steps=2)
-WGAN = dataclasses.replace(SMALL, loss="wasserstein", disc_norm="none", disc_steps=2)
+LAZY = dataclasses.replace(SPECTRAL, channels=(4,), regulariser="r1", penalty_weight=2.0, penalty_every=3)
+WGAN = dataclasses.replace(SMALL, loss="wasserstein", channels=(4,), disc_norm="none")
 
 
 def started(config, images=IMAGES, size=16):
@@ -53,7 +53,7 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.parametrize("number,role", enumerate(["disc", "disc", "gen"]))
+@pytest.mark.parametrize("number,role", [(0, "disc"), (1, "disc"), (2, "gen")])
 def test_only_the_network_of_a_phase_moves(number, role):
     model, state, step = training(LAZY, Optimiser(), slice(number, number + 1))
     before = jax.device_get(state)
@@ -89,39 +89,36 @@ def test_a_lazy_penalty_is_taken_in_its_steps_and_that_much_stronger():
     )
 
 
-def test_every_loss_and_regulariser_trains_and_logs_what_shows_a_collapse():
-    cases = [dataclasses.replace(WGAN, regulariser="gradient_penalty", conditioning="concatenation", channels=(4,))]
-    cases += [dataclasses.replace(SMALL, loss="least_squares", conditioning="none", channels=(4,), dtype="bfloat16")]
-    for config in cases:
-        model, state, step = training(config, Optimiser())
-        before = jax.device_get(state.params)
-        state, metrics = step(state, {}, step_batch(model), 0)
-        assert {"accuracy_real", "accuracy_fake", "diversity", "grad_norm_disc", "grad_norm_gen"} <= metrics.keys()
-        assert ("penalty" in metrics) == (config.regulariser == "gradient_penalty")
-        assert np.isfinite(list(metrics.values())).all()
-        assert not same(before["gen"], state.params["gen"]) and not same(before["disc"], state.params["disc"])
+def test_it_logs_what_shows_a_collapse_and_computes_in_bfloat16():
+    changes = {"loss": "least_squares", "regulariser": "gradient_penalty", "conditioning": "concatenation"}
+    model, state, step = training(dataclasses.replace(WGAN, dtype="bfloat16", **changes), Optimiser())
+    before = jax.device_get(state.params)
+    state, metrics = step(state, {}, step_batch(model), 0)
+    logged = {"loss_disc", "loss_gen", "grad_norm_disc", "grad_norm_gen", "accuracy_real", "accuracy_fake"}
+    assert logged | {"diversity", "penalty"} <= metrics.keys() and np.isfinite(list(metrics.values())).all()
+    assert not same(before["gen"], state.params["gen"]) and not same(before["disc"], state.params["disc"])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((state.params, state.extra)))
 
 
 def test_clipped_weights_stay_within_their_bound():
-    config = dataclasses.replace(WGAN, regulariser="clip", clip=0.005)
-    model, state, step = training(config, Optimiser(learning_rate=0.1))
-    for number in range(2):
-        state, _ = step(state, {}, step_batch(model, number), number)
-    top = {
-        role: max(float(jnp.max(jnp.abs(w))) for w in jax.tree.leaves(state.params[role])) for role in ("gen", "disc")
-    }
-    np.testing.assert_allclose(top["disc"], 0.005, rtol=1e-6)
-    assert top["gen"] > 0.01
+    config = dataclasses.replace(WGAN, regulariser="clip", clip=0.005, disc_steps=2)
+    model, state, step = training(config, Optimiser(learning_rate=0.1), slice(0, 1))
+    before = jax.device_get(state.params)
+    state, _ = step(state, {}, step_batch(model), 0)
+    top = lambda tree: max(float(jnp.max(jnp.abs(w))) for w in jax.tree.leaves(tree))
+    assert top(before["disc"]) > 0.01
+    np.testing.assert_allclose(top(state.params["disc"]), 0.005, rtol=1e-6)
+    assert same(before["gen"], state.params["gen"])
 
 
 def test_spectral_vectors_follow_the_weights_to_their_largest_singular_value():
-    model, params, ctx, batch, keys = started(SPECTRAL)
+    model, params, ctx, batch, keys = started(dataclasses.replace(SPECTRAL, channels=(4,)))
     disc_loss = jax.jit(model.phases[0].loss)
     extra = ctx.extra
     for _ in range(100):
         _, (_, new) = disc_loss(params, ctx._replace(extra=extra), keys, batch)
         extra = {**extra, **new}
-    assert extra["disc"]["u"].keys() == {"down1", "down2", "dense", "classes"}
+    assert extra["disc"]["u"].keys() == {"down1", "dense", "classes"}
     for name, u in extra["disc"]["u"].items():
         matrix = np.asarray(params["disc"][name]["kernel"], np.float64).reshape(-1, len(u))
         np.testing.assert_allclose(np.linalg.norm(matrix @ np.asarray(u)), np.linalg.svd(matrix)[1][0], rtol=1e-3)
@@ -151,7 +148,7 @@ def test_samples_and_their_mirror_decode_use_running_statistics():
 
 @pytest.mark.parametrize("conditioning", ["projection", "concatenation", "none"])
 def test_what_the_discriminator_does_with_the_class(conditioning):
-    """From the accuracy's outputs: projection adds <embedding, summed features>, the others have no such weights."""
+    """From the accuracy's outputs: projection adds <embedding, features>, the others have no such weights."""
     config = dataclasses.replace(SMALL, conditioning=conditioning, disc_norm="none", loss="wasserstein")
     model, params, ctx, batch, keys = started(dataclasses.replace(config, regulariser="clip"))
     loss = lambda params, batch: model.phases[1].loss(params, ctx, keys, batch)[0]
@@ -196,7 +193,7 @@ def test_sizes(shape, channels):
 def test_resumes_to_the_bit_in_the_middle_of_a_lazy_cycle(tmp_path, cache):
     """Two discriminator steps and a penalty in every third step; stopped after 4 of 7 steps, between two penalties."""
     experiment = import_config(ROOT / "configs/gan/dcgan.py").get_config("tiny")
-    model = dataclasses.replace(LAZY, penalty_every=3)
+    model = dataclasses.replace(LAZY, disc_steps=2, disc_norm="none", conditioning="none")
     train = dataclasses.replace(experiment.train, log_every=2, validate_every=0, checkpoint_every=100, batch_size=8)
     found = {}
     for run, stops in (("unbroken", (7,)), ("broken", (4, 7))):

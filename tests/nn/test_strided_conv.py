@@ -1,4 +1,4 @@
-"""The convolution, its transpose and its weight gradient: against loops, and their gradients against differences."""
+"""Strided convolutions, their transposes and weight gradients in both forms: against loops and finite differences."""
 
 import time
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from jgen.nn import strided_conv, winograd
 from jgen.nn.strided_conv import ConvDown, ConvUp, conv_down, conv_up, weight_gradient
 
 
@@ -77,3 +78,44 @@ def test_the_weight_gradient_of_the_transpose_is_not_slow_on_cpu():
         return np.median(found)
 
     assert seconds(gradient(conv_up), kernel, y) < 6 * seconds(gradient(conv_down), kernel, x)
+
+
+@pytest.mark.parametrize("height,width,channels,features", [(4, 6, 3, 2), (2, 8, 2, 5)])
+def test_winograds_form_is_the_convolution_its_transpose_and_its_weight_gradient(height, width, channels, features):
+    with jax.enable_x64(True):
+        x, kernel, y = arrays(height, width, channels, features)
+        np.testing.assert_allclose(winograd.conv_down(x, kernel), looped(x, kernel), rtol=1e-11, atol=1e-12)
+        moves = lambda function, at: jax.vjp(function, at)[1](y)[0]
+        plain = lambda x, kernel: jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(plain(x, kernel), looped(x, kernel), rtol=1e-11, atol=1e-12)
+        up = moves(lambda x: plain(x, kernel), x)
+        np.testing.assert_allclose(winograd.conv_up(y, jnp.asarray(kernel)), up, rtol=1e-11, atol=1e-12)
+        gradient = moves(lambda kernel: plain(x, kernel), kernel)
+        np.testing.assert_allclose(winograd.weight_gradient(jnp.asarray(x), y), gradient, rtol=1e-11, atol=1e-12)
+
+
+def test_winograds_form_loses_nothing_in_float32():
+    x, kernel, _ = (jnp.asarray(a, jnp.float32) for a in arrays(4, 4, 64, 32))
+    wanted = looped(np.asarray(x, np.float64), np.asarray(kernel, np.float64))
+    error = lambda found: float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    assert error(winograd.conv_down(x, kernel)) < 2e-6
+
+
+def test_winograds_form_serves_wide_layers_on_cpu_alone(monkeypatch):
+    assert winograd.serves(4, 6, 16, 32)
+    assert not winograd.serves(7, 6, 16, 32) and not winograd.serves(4, 7, 16, 32)
+    assert not winograd.serves(4, 6, 3, 64) and not winograd.serves(4, 6, 64, 8)
+    used = []
+    for name in ("conv_down", "conv_up", "weight_gradient"):
+        function = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *args, f=function, n=name: (used.append(n), f(*args))[1])
+    x, kernel, y = (jnp.asarray(a, jnp.float32) for a in arrays(2, 2, 128, 16))
+    found = strided_conv.conv_down(x, kernel), strided_conv.conv_up(y, kernel), strided_conv.weight_gradient(x, y)
+    assert used == ["conv_down", "conv_up", "conv_down", "weight_gradient"]  # the transpose is that of the convolution
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    again = strided_conv.conv_down(x, kernel), strided_conv.conv_up(y, kernel), strided_conv.weight_gradient(x, y)
+    assert len(used) == 4
+    for a, b in zip(found, again):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@
                 spectral normalisation W / sigma(W) of D (1802.05957)
     lazy        a penalty taken every n-th step only, n times as strong (Karras 2020, 1912.04958, appendix B)
     classes     G(z, y) has [z, one_hot(y)] at its input; D(x, y) has one_hot(y) as further channels of x
-                (concatenation), or adds <embedding(y), sum over positions of its last features>
+                (concatenation), or adds <embedding(y), its last features>, a dense layer of the class's own
                 (projection: 1802.05637, equation 3)
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator (a critic, in the
@@ -121,11 +121,11 @@ class Discriminator(nn.Module):
             h = batch_norm(self, train, f"norm{number}")(h) if norm else h
             h = nn.leaky_relu(h, 0.2)
         kernel_init = nn.initializers.normal(0.02)
-        h = h.astype(jnp.float32)
-        out = nn.Dense(1, kernel_init=kernel_init, name="dense")(h.reshape(h.shape[0], -1))[:, 0]
+        h = h.astype(jnp.float32).reshape(h.shape[0], -1)
+        out = nn.Dense(1, kernel_init=kernel_init, name="dense")(h)[:, 0]
         if self.conditioning == "projection":
             embedding = nn.Dense(h.shape[-1], use_bias=False, kernel_init=kernel_init, name="classes")(one_hot)
-            out = out + jnp.sum(embedding * jnp.sum(h, axis=(1, 2)), axis=-1)
+            out = out + jnp.sum(embedding * h, axis=-1)
         return out
 
 
