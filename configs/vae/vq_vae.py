@@ -26,13 +26,13 @@ def get_config(variant: str) -> Experiment:
         model=Config(widths=(64,), blocks=2, num_codes=64, code_dim=16),
         data=Data(name="digits"),
         train=Train(
-            steps=5000,
+            steps=3000,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=100),
             validate_every=1000,
             validation_images=150,
-            sample_every=2500,
+            sample_every=1500,
         ),
     )
     return digits if variant == "digits" else tiny(digits)
