@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache of the test run's own, compiled programs included: tests neither use nor touch the user's."""

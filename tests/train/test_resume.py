@@ -59,6 +59,7 @@ def kill_in_the_middle(args, run, devices, rng, while_saving):
     return killed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2])
 def test_killed_training_ends_in_the_same_bits(python, tmp_path, devices):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
