@@ -1,15 +1,18 @@
 """Glow against normflows on copied weights: densities, their gradients, latents and samples."""
 
-import flow_peer
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-from jgen.core.model import Context, ImageSpec
-from jgen.models.flow import glow
-from jgen.models.flow.dequantised import preprocess
+torch = pytest.importorskip("torch")
+pytest.importorskip("normflows")
+
+import flow_peer  # noqa: E402
+
+from jgen.core.model import Context, ImageSpec  # noqa: E402
+from jgen.models.flow import glow  # noqa: E402
+from jgen.models.flow.dequantised import preprocess  # noqa: E402
 
 IMAGES = ImageSpec(8, 16, 3, 0, 32)
 
