@@ -15,5 +15,6 @@ def categorical_log_prob(logits: jax.Array, x: jax.Array) -> jax.Array:
       logits: (..., levels); x: integers of the same leading shape (B, ...), 0 .. levels - 1.
     """
     wide = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(wide, x.astype(jnp.int32)[..., None], axis=-1)[..., 0]
+    is_chosen = jax.nn.one_hot(x, wide.shape[-1], dtype=bool)
+    chosen = jnp.sum(jnp.where(is_chosen, wide, 0.0), axis=-1)  # the gradient of an index would be a slow scatter
     return sum_image(chosen - jax.nn.logsumexp(wide, axis=-1))
