@@ -13,10 +13,11 @@ def plain(x, kernel):
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_value_and_gradients_are_those_of_a_convolution(size):
+@pytest.mark.parametrize("channels,features", [(2, 4), (4, 2), (3, 4)])
+def test_value_and_gradients_are_those_of_a_convolution(channels, features, size):
     draw = np.random.default_rng(size).standard_normal
     with jax.enable_x64(True):
-        x, kernel, g = draw((3, 6, 5, 2)), draw((size, size, 2, 4)), draw((3, 6, 5, 4))
+        x, kernel, g = draw((3, 6, 5, channels)), draw((size, size, channels, features)), draw((3, 6, 5, features))
         for wanted, found in zip(jax.vjp(plain, x, kernel)[1](g), jax.vjp(convolution, x, kernel)[1](g)):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
         np.testing.assert_allclose(convolution(x, kernel), plain(x, kernel), rtol=0, atol=1e-12)

@@ -14,28 +14,34 @@ from jgen.core.model import Context, ImageSpec  # noqa: E402
 from jgen.models.flow import glow  # noqa: E402
 from jgen.models.flow.dequantised import preprocess  # noqa: E402
 
-IMAGES = ImageSpec(8, 16, 3, 0, 32)
+IMAGES = ImageSpec(4, 8, 3, 0, 32)
 
 
 @pytest.mark.parametrize("coupling", ["affine", "additive"])
 def test_densities_gradients_and_latents_are_those_of_normflows(coupling):
-    config = glow.Config(scales=3, depth=3, width=16, coupling=coupling, class_conditional=False)
+    config = glow.Config(scales=2, depth=2, width=16, coupling=coupling, class_conditional=False)
     model, flow = glow.make(config, IMAGES), glow.make_bijection(config, IMAGES)
     draw = np.random.default_rng(0)
     batch = {"image": draw.integers(0, 32, (16, *IMAGES.shape)).astype(np.uint8), "label": np.zeros(16, np.int32)}
     params, extra = jax.jit(model.init)(jax.random.key(0), batch)
     params = jax.tree.map(
-        lambda p: (p + 0.05 * draw.standard_normal(p.shape)).astype(np.float32), jax.device_get(params)
+        lambda p: (p + 0.03 * draw.standard_normal(p.shape)).astype(np.float32), jax.device_get(params)
     )
-    for scale in range(2):
-        params["flow"][f"scale{scale}"]["prior"]["given"]["kernel"] *= 0
-    peer = flow_peer.make_peer(3, 3, 16, IMAGES.shape, coupling == "affine")
+    params["flow"]["scale0"]["prior"]["given"]["kernel"] *= 0
+    peer = flow_peer.make_peer(2, 2, 16, IMAGES.shape, coupling == "affine")
     flow_peer.copy_weights(peer, params["flow"], extra["flow"])
 
     ctx = Context(jnp.int32(0), params, extra, {})
     x = (batch["image"] + draw.uniform(size=batch["image"].shape)).astype(np.float32)
     density = lambda x: model.log_density(params, ctx, None, x, None)
-    found, gradient = jax.jit(lambda x: (density(x), jax.grad(lambda x: jnp.sum(density(x)))(x)))(x)
+
+    @jax.jit
+    def ours(x):
+        latents, _ = flow.forward(params["flow"], extra["flow"], preprocess(x, 32, 0.0)[0], None)
+        back = flow.inverse(params["flow"], extra["flow"], latents, None)
+        return density(x), jax.grad(lambda x: jnp.sum(density(x)))(x), latents, back
+
+    found, gradient, latents, again = ours(x)
     theirs = torch.from_numpy(np.asarray(preprocess(jnp.asarray(x), 32, 0.0)[0]).transpose(0, 3, 1, 2).copy())
     theirs.requires_grad_(True)
     wanted = peer.log_prob(theirs, None)
@@ -45,12 +51,10 @@ def test_densities_gradients_and_latents_are_those_of_normflows(coupling):
     slope = theirs.grad.numpy().transpose(0, 2, 3, 1) / 32
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=2e-5 * np.abs(slope).max())
 
-    latents, _ = flow.forward(params["flow"], extra["flow"], preprocess(jnp.asarray(x), 32, 0.0)[0], None)
     with torch.no_grad():
         z, _ = peer.inverse_and_log_det(theirs.detach())
         back, _ = peer.forward_and_log_det(z)
     for eps, base, level in zip(latents, reversed(peer.q0), reversed(z)):
         standard = ((level - base.loc) * torch.exp(-base.log_scale)).detach().numpy().transpose(0, 2, 3, 1)
         np.testing.assert_allclose(eps, standard, rtol=0, atol=1e-4 * np.abs(standard).max())
-    again = flow.inverse(params["flow"], extra["flow"], latents, None)
-    np.testing.assert_allclose(again, back.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+    np.testing.assert_allclose(again, back.numpy().transpose(0, 2, 3, 1), rtol=0, atol=2e-4)
