@@ -107,17 +107,37 @@ def set_up_process() -> None:
 
 
 def keep_memory() -> None:
-    """Has glibc keep freed memory, rather than hand a step's buffers back to the system and fault them in again.
+    """Has glibc keep freed memory, in huge pages, rather than hand a step's buffers back and fault them in again.
 
-    Worth a tenth of a U-Net's training step on CPU. To be called before threads start; elsewhere it does nothing.
+    Worth a fifth of a U-Net's training step on CPU. To be called before threads start; elsewhere it does nothing.
     """
     import ctypes
 
-    M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)):
-            mallopt(parameter, value)
+    import jax
+
+    # Programs then run on the thread that calls them: a thread of the runtime's own would allocate beside the heap.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+    M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE, HUGE = -1, -4, 14, 1 << 21
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return
+    assert libc is not None
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+        libc.mallopt(parameter, value)
+    # Address space that the heap grows into, marked before any of it is touched: it takes no memory yet.
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    start = libc.malloc(size)
+    if start:
+        aligned = -(-start // HUGE) * HUGE
+        libc.madvise(aligned, start + size - aligned, MADV_HUGEPAGE)
+        libc.free(start)
 
 
 def main(command: Callable[[list[str]], int]) -> None:

@@ -112,19 +112,20 @@ def make_train_step(
             ctx = Context(state.step, state.ema or params, extra, frozen)
             loss, found, new_extra, gradients = mean_gradients(phase, params, ctx, keys, batches[repeat], accumulation)
             loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
-            finite = finite & all_finite((loss, gradients))
+            flat_gradients = ravel_roles(gradients)
+            finite = finite & all_finite((loss, flat_gradients))
             params, opt = dict(params), dict(opt)
             for role in phase.trains:
                 transform_, rate = optimisers[role]
                 flat = ravel(params[role])
-                updates, opt[role] = transform_.update(ravel(gradients[role]), opt[role], flat)
+                updates, opt[role] = transform_.update(flat_gradients[role], opt[role], flat)
                 step_size = jax.lax.optimization_barrier(rate(state.step))
                 params[role] = unravel(flat - step_size * updates, params[role])
             if phase.project is not None:
                 params |= phase.project({role: params[role] for role in phase.trains})
             extra = {**extra, **new_extra}
             tag = "" if len(model.phases) == 1 else "_" + (phase.name or "_".join(phase.trains))
-            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(gradients)}
+            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(flat_gradients)}
         return params, opt, extra, metrics, finite
 
     @cache
