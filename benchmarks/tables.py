@@ -45,13 +45,20 @@ def scores() -> str:
     """One row a scored run."""
     rows = []
     for path, document in read("score_*.json"):
-        p, environment = document["protocol"], document["environment"]
-        kind = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}[document["likelihood"]]
-        protocol = ", ".join(f"{k} {v}" for k, v in p.items() if k != "seed")
-        number = f"{document['bits_per_dim']['mean']:.3f} bits/dim ({-document['nats']['mean']:.2f} nats), {kind}"
-        trained = f"step {document['step']}, {environment['devices'][0]}"
-        rows.append([document["system"], document["data"], number, protocol, f"{trained}; [{Path(path).name}]({path})"])
-    return table(["system", "data", "-log p(x)", "protocol", "record"], rows)
+        cells = []
+        if document["likelihood"]:
+            found = document["likelihood"]
+            kind = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}[found["kind"]]
+            protocol = ", ".join(f"{name} {value}" for name, value in found["protocol"].items() if name != "seed")
+            bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
+            cells.append(f"{bits:.3f} bits/dim, {nats:.2f} nats: {kind} ({protocol})")
+        if document["labels"]:
+            found = document["labels"]
+            cells.append(f"{100 * found['accuracy']:.1f} % of {found['protocol']['num']} samples read as asked for")
+        machine = f"step {document['step']}, {document['trained']}" if "trained" in document else f"step {document['step']}"
+        record = f"[{Path(path).name}]({path})"
+        rows.append([document["system"], document["data"], "; ".join(cells), f"{machine}; {record}"])
+    return table(["system", "data", "score", "training, record"], rows)
 
 
 def main() -> None:

@@ -40,13 +40,19 @@ def load_config(name: str, root: Path) -> tuple[Experiment, str]:
 
 def import_config(path: Path) -> Any:
     """The module of a configuration file. Raises `UserError` where it lacks VARIANTS and get_config."""
+    module = import_file(path)
+    is_config = hasattr(module, "VARIANTS") and hasattr(module, "get_config")
+    require(is_config, f"{path} is no configuration: it must have VARIANTS and get_config(variant)")
+    return module
+
+
+def import_file(path: Path) -> Any:
+    """A Python file as a module."""
     spec = importlib.util.spec_from_file_location(f"jgen_config_{path.stem}", path)
     require(spec is not None and spec.loader is not None, f"{path} is not a Python file")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    is_config = hasattr(module, "VARIANTS") and hasattr(module, "get_config")
-    require(is_config, f"{path} is no configuration: it must have VARIANTS and get_config(variant)")
     return module
 
 

@@ -27,8 +27,9 @@ def run(cache, tmp_path_factory):
 
 
 def test_the_score_and_its_protocol(run, python):
-    done = python("-m", "jgen.evaluate", run, "--num", "20")
-    document = json.loads((run / "evaluation.json").read_text())
+    done = python("-m", "jgen.evaluate", run, "--num", "20", "--samples", "30")
+    whole = json.loads((run / "evaluation.json").read_text())
+    document, labels = whole["likelihood"], whole["labels"]
     gen = jgen.load(run)
     batch = dataset.load(gen.config.data).splits["test"].fetch(np.arange(20))
     key = jax.random.split(jax.random.key(0))[1]
@@ -37,7 +38,10 @@ def test_the_score_and_its_protocol(run, python):
     assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
     assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
     assert document["protocol"] == {"split": "test", "num": 20, "binarise": "none", "levels": 256, "seed": 0}
-    assert document["likelihood"] == "lower_bound" and document["step"] == 3 and document["ema"] is True
+    assert document["kind"] == "lower_bound" and whole["step"] == 3 and whole["ema"] is True
+    assert 0 <= labels["accuracy"] <= 0.6 and labels["protocol"]["num"] == 30  # of a model that has learned nothing
+    assert labels["classifier_test_accuracy"] > 0.95
+    assert f"classifier {labels['protocol']['classifier']}" in done.stdout
     assert "bits/dim" in done.stdout and "lower bound" in done.stdout and "num 20" in done.stdout
 
 

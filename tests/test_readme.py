@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
+FEW += ["--train.samples-per-class", "1"]
+FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2"]
 
 
 def readme_commands():
@@ -53,7 +55,7 @@ def test_every_command_runs(python, pictures, tmp_path):
             config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
             if "--train.steps" in words:
                 del words[words.index("--train.steps") : words.index("--train.steps") + 2]
-            words += FEW
+            words += FEW + (FEW_DIFFUSION if "diffusion" in config else [])
             experiment, _ = load_config(config, ROOT)
             if experiment.data.name != "digits":
                 words += ["--data.name", f"folder:{pictures}"]

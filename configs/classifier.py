@@ -1,0 +1,12 @@
+"""Recipes of the small classifiers that read samples and lend their features, by the name of the data."""
+
+from jgen.metrics.classifier import Recipe
+
+RECIPES = {
+    "digits": Recipe(epochs=60, batch_size=64, shift=1),
+    "cifar10": Recipe(widths=(64, 128, 256), features=256, epochs=20),
+}
+
+
+def get_recipe(data: str) -> Recipe:
+    return RECIPES.get(data, Recipe())

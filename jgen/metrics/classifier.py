@@ -1,0 +1,192 @@
+"""A small classifier of a data set, trained once and cached: it reads conditional samples, and lends its features.
+
+Convolutions, ReLU and maximum pooling, a hidden layer, a softmax; Adam with a falling learning rate, images shifted at
+random. Its weights differ from machine to machine in the last digits, so that its name carries their hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jgen.data.batches import batch_positions
+from jgen.data.dataset import Dataset
+from jgen.data.sources import cache_dir
+from jgen.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is built and trained."""
+
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of each level, two convolutions a level, each level half as high and wide as the one before."""
+    features: int = 128
+    """Width of the hidden layer: the features."""
+    epochs: int = 5
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 2e-3
+    """Adam's first step size; it falls to zero along a cosine."""
+    shift: int = 2
+    """Images are shifted by up to so many pixels along each axis."""
+    seed: int = 0
+    """Seed of weights, shifts and the order of data."""
+
+
+class Network(nn.Module):
+    """uint8 images (B, H, W, C) to (features (B, F), the last convolution's maps (B, h, w, W_last), logits (B, K))."""
+
+    recipe: Recipe
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images: Any) -> tuple[Any, Any, Any]:
+        x = images.astype(jnp.float32) / 127.5 - 1.0
+        for level, width in enumerate(self.recipe.widths):
+            for layer in range(2):
+                x = nn.relu(nn.Conv(width, (3, 3), name=f"conv{level}_{layer}")(x))
+            maps = x
+            x = nn.max_pool(x, (2, 2), (2, 2), "SAME")
+        features = nn.relu(nn.Dense(self.recipe.features, name="hidden")(x.reshape(len(x), -1)))
+        return features, maps, nn.Dense(self.num_classes, name="logits")(features)
+
+
+class Classifier(NamedTuple):
+    """A trained classifier.
+
+    name: "<data>-<hash of the weights>"; accuracy: on the data's test split; shape: of the images, (H, W, C).
+    apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, F), maps (n, h, w, W), logits (n, K)), float32.
+    """
+
+    name: str
+    accuracy: float
+    shape: tuple[int, int, int]
+    apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def load(dataset: Dataset, recipe: Recipe) -> Classifier:
+    """The classifier of a data set, from the cache or trained now.
+
+    Args:
+      dataset: with classes, 8 bit and not binarised: what a classifier reads are images as they are shown.
+    Raises:
+      UserError: a set without classes or of other levels, or a cache that cannot be written.
+    """
+    spec = dataset.images
+    require(spec.num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
+    require(spec.levels == 256, f"{dataset.name} has {spec.levels} levels: a classifier is trained on 256")
+    what = json.dumps([dataclasses.asdict(recipe), dataset.fingerprint, list(spec.shape), spec.num_classes])
+    path = cache_dir() / "classifiers" / f"{dataset.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npz"
+    network = Network(recipe, spec.num_classes)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *spec.shape), jnp.uint8))
+    leaves, structure = jax.tree.flatten(shapes["params"])
+    if not path.exists():
+        params, accuracy = train(network, dataset, recipe)
+        save(path, accuracy, jax.tree.leaves(params))
+    with np.load(path) as saved:
+        arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
+    run = evaluator(network, jax.tree.unflatten(structure, arrays))
+    return Classifier(f"{dataset.name}-{digest}", accuracy, spec.shape, run)
+
+
+def save(path: Path, accuracy: float, arrays: list[Any]) -> None:
+    """Writes a classifier aside and moves it into place."""
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(aside, accuracy=accuracy, **{str(i): array for i, array in enumerate(arrays)})
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; set JGEN_CACHE to another folder") from error
+
+
+def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[[np.ndarray], tuple]:
+    """The network over any number of images, in batches of one size."""
+    apply = jax.jit(lambda images: network.apply({"params": params}, images))
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = []
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            padded = np.concatenate([part, np.zeros((batch_size - len(part), *part.shape[1:]), np.uint8)])
+            found.append([np.asarray(array)[: len(part)] for array in apply(padded)])
+        return tuple(np.concatenate(arrays) for arrays in zip(*found))
+
+    return run
+
+
+def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, float]:
+    """(parameters, accuracy on the test split)."""
+    from tqdm import tqdm
+
+    split = dataset.splits["train"]
+    steps = max(1, recipe.epochs * split.num // recipe.batch_size)
+    key = jax.random.key(recipe.seed)
+    params = jax.jit(network.init)(key, split.fetch(np.arange(1))["image"])["params"]
+    optimiser = optax.adam(optax.cosine_decay_schedule(recipe.learning_rate, steps))
+
+    def step(params: Any, state: Any, number: Any, images: Any, labels: Any) -> tuple[Any, Any]:
+        keys = jax.random.split(jax.random.fold_in(key, number), len(images))
+
+        def shifted(k: Any, image: Any) -> Any:
+            by = jax.random.randint(k, (2,), 0, 2 * recipe.shift + 1)
+            margin = (recipe.shift, recipe.shift)
+            padded = jnp.pad(image, (margin, margin, (0, 0)), mode="edge")
+            return jax.lax.dynamic_slice(padded, (by[0], by[1], 0), image.shape)
+
+        moved = jax.vmap(shifted)(keys, images)
+
+        def loss(params: Any) -> Any:
+            logits = network.apply({"params": params}, moved)[2]
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+        updates, state = optimiser.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    compiled, state = jax.jit(step, donate_argnums=(0, 1)), optimiser.init(params)
+    for number in tqdm(range(steps), desc=f"training a classifier of {dataset.name}", unit="step", file=sys.stderr):
+        batch = split.fetch(batch_positions(recipe.seed, number, recipe.batch_size, split.num))
+        params, state = compiled(params, state, number, batch["image"], batch["label"])
+    test = dataset.splits["test"].fetch(np.arange(dataset.splits["test"].num))
+    found = evaluator(network, params)(test["image"])[2].argmax(-1)
+    return params, float(np.mean(found == test["label"]))
+
+
+def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How conditional samples are read: logits (n, K), the classes asked for (n,).
+
+    Returns:
+      accuracy: the part read as the class asked for; by_class: the same for each class asked for;
+      classes: how many of the K classes are read at least once; balance: the entropy of the classes read over that of
+      the classes asked for, 1 where they are as even.
+    """
+    read, num_classes = logits.argmax(-1), logits.shape[-1]
+    by_class = {int(k): float(np.mean(read[labels == k] == k)) for k in np.unique(labels)}
+
+    def entropy(x: np.ndarray) -> float:
+        p = np.bincount(x, minlength=num_classes) / len(x)
+        return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
+
+    asked = entropy(labels)
+    return {
+        "accuracy": float(np.mean(read == labels)),
+        "by_class": by_class,
+        "classes": int(len(np.unique(read))),
+        "balance": entropy(read) / asked if asked > 0 else 1.0,
+    }

@@ -1,0 +1,45 @@
+"""The classifier learns, is cached with its name, and its readings are counted as by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from jgen.data import dataset
+from jgen.data.config import Config
+from jgen.errors import UserError
+from jgen.metrics import classifier
+
+RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=64, shift=1)
+
+
+def test_it_reads_digits_it_has_not_seen_and_is_trained_once(cache, monkeypatch):
+    digits = dataset.load(Config(name="digits"))
+    first = classifier.load(digits, RECIPE)
+    assert first.accuracy > 0.93 and first.shape == (8, 8, 1) and first.name.startswith("digits-")
+    monkeypatch.setattr(classifier, "train", lambda *args: pytest.fail("trained again"))
+    again = classifier.load(digits, RECIPE)
+    assert again.name == first.name
+    test = digits.splits["test"].fetch(np.arange(digits.splits["test"].num))
+    features, maps, logits = again.apply(test["image"])
+    assert features.shape == (len(logits), 32) and maps.shape == (len(logits), 4, 4, 32)
+    assert classifier.label_accuracy(logits, test["label"])["accuracy"] == pytest.approx(first.accuracy)
+    # Whatever the batches, an image has its own features.
+    np.testing.assert_allclose(again.apply(test["image"][37:40])[0], features[37:40], rtol=1e-5, atol=1e-5)
+
+
+def test_other_levels_and_sets_without_classes_are_refused():
+    with pytest.raises(UserError, match="17 levels"):
+        classifier.load(dataset.load(Config(name="digits", levels=17)), RECIPE)
+    digits = dataset.load(Config(name="digits"))
+    with pytest.raises(UserError, match="no classes"):
+        classifier.load(digits._replace(images=digits.images._replace(num_classes=0)), RECIPE)
+
+
+def test_readings_by_hand():
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    read = np.array([0, 1, 1, 1, 1, 1])
+    found = classifier.label_accuracy(np.asarray(jax.nn.one_hot(read, 4)), labels)
+    assert found["accuracy"] == 0.5 and found["by_class"] == {0: 0.5, 1: 1.0, 2: 0.0} and found["classes"] == 2
+    p = 1 / 6
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert found["balance"] == pytest.approx(entropy / np.log(3))
