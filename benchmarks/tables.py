@@ -55,9 +55,9 @@ def scores() -> str:
         if document["labels"]:
             found = document["labels"]
             cells.append(f"{100 * found['accuracy']:.1f} % of {found['protocol']['num']} samples read as asked for")
-        machine = f"step {document['step']}, {document['trained']}" if "trained" in document else f"step {document['step']}"
+        trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min"
         record = f"[{Path(path).name}]({path})"
-        rows.append([document["system"], document["data"], "; ".join(cells), f"{machine}; {record}"])
+        rows.append([document["system"], document["data"], "; ".join(cells), f"{trained}; {record}"])
     return table(["system", "data", "score", "training, record"], rows)
 
 

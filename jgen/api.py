@@ -173,21 +173,25 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
         optimisers = role_optimisers(model, experiment.train)
         return init_state(model, optimisers, jax.random.key(0), batch, experiment.train.ema_decay > 0)
 
-    state, _ = checkpoints.read(folder, step, jax.eval_shape(template))
+    state, meta = checkpoints.read(folder, step, jax.eval_shape(template))
     params = state.ema if ema and state.ema else state.params
     ctx = Context(state.step, params, state.extra, first.frozen if first else {})
-    return Generator(model, params, ctx, experiment, step)
+    return Generator(model, params, ctx, experiment, step, meta["seconds"])
 
 
 class Generator:
     """A trained generative model: what `load` returns. Its functions are jitted and run on all local devices.
 
     model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
+    step, seconds: how long it was trained, in steps and in time, compiling included.
     likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     """
 
-    def __init__(self, model: GenerativeModel, params: Roles, ctx: Context, config: Experiment, step: int):
-        self.model, self.params, self.ctx, self.config, self.step = model, params, ctx, config, step
+    def __init__(
+        self, model: GenerativeModel, params: Roles, ctx: Context, config: Experiment, step: int, seconds: float = 0.0
+    ):
+        self.model, self.params, self.ctx, self.config = model, params, ctx, config
+        self.step, self.seconds = step, seconds
         self.likelihood = model.likelihood
         self._placed = parallel.replicate((params, ctx))
 

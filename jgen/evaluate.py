@@ -68,6 +68,8 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "system": gen.model.name,
         "data": gen.config.data.name,
         "step": gen.step,
+        "training_minutes": round(gen.seconds / 60, 2),
+        "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
         "parameters": sum(x.size for x in jax.tree.leaves(gen.params)),
         "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),

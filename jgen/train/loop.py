@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,13 +102,14 @@ class Training:
         directory: RunDirectory,
         frozen: Roles | None = None,
     ):
+        self.started = time.monotonic()
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
         start = starting_state(model, config, data, dataset, seed)
         newest = checkpoints.newest_good(directory.checkpoints)
-        self.window = Window()
+        self.window, self.seconds = Window(), 0.0
         if newest is not None:
             start, meta = checkpoints.read(directory.checkpoints, newest, start)
-            self.window = Window(meta["window"])
+            self.window, self.seconds = Window(meta["window"]), meta["seconds"]
         self.first = int(start.step)
         self.state = parallel.replicate(start)
         self.frozen = parallel.replicate(frozen or {})
@@ -196,12 +198,17 @@ class Training:
                 self.sample(step)
         finally:  # a picture that cannot be written costs no checkpoint
             if save:
-                self.writer.save(self.state, {"window": self.window.state})
+                self.save()
+
+    def save(self) -> None:
+        """A checkpoint, with the metrics since the last line and the seconds of training so far, compiling included."""
+        seconds = self.seconds + time.monotonic() - self.started
+        self.writer.save(self.state, {"window": self.window.state, "seconds": seconds})
 
     def stop(self, step: int, number: int) -> None:
         """Saves after an interruption and raises `Interrupted`."""
         self.read_metrics(0)
-        self.writer.save(self.state, {"window": self.window.state})
+        self.save()
         self.writer.wait()
         raise Interrupted(step, 128 + number)
 
