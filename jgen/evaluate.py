@@ -1,8 +1,11 @@
 """Score trained runs: python -m jgen.evaluate RUN [RUN ...] [--split test] [--samples 1000] [--scoring.samples 100]
 
-Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol; samples of a conditional
-model are read by a classifier trained on real images. The outcome is printed and written to RUN/evaluation.json, or to
---out.
+Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared with
+real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose weights
+--inception names (FID); those of a conditional model are read by the classifier. The outcome is printed and written to
+RUN/evaluation.json, or to --out.
+
+Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
 
 from __future__ import annotations
@@ -10,28 +13,35 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from jgen import cli
-from jgen.errors import UserError, require
+from jgen.data.config import Config as Data
+from jgen.errors import require
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is scored."""
+    """What is scored, and how."""
 
     split: Literal["test", "validation", "train"] = "test"
-    """Part of the run's data set."""
+    """Part of the data set that scores are of, and that samples are compared with."""
     num: int = 0
     """The first images of the split; 0: all."""
     samples: int = 1000
-    """Samples that a classifier reads, where the model is conditional; 0: none."""
+    """Samples drawn and compared with real images; 0: none."""
+    inception: str = ""
+    """File of the published Inception network's weights (.safetensors or .pth): distances are then FID."""
+    images: str = ""
+    """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
+    data: Data = field(default_factory=Data)
+    """The data that --images are compared with."""
     seed: int = 0
     """Seed of samples, of the draws that a bound or an estimate makes, and of dynamic binarisation."""
     batch_size: int = 100
@@ -50,19 +60,30 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
     Args:
       options: of the model's `scoring`, such as the number of importance samples.
     Raises:
-      UserError: no run, no such split, images fewer than asked for, or nothing to score.
+      UserError: no run, data that is gone, no such split, images fewer than asked for, or nothing to score.
     """
     import jax
 
     import jgen
+    from jgen.data import dataset
+    from jgen.data.pictures import to_display
     from jgen.train.run_directory import environment
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema)
-    conditional = gen.model.conditional and gen.model.images.num_classes > 1 and arguments.samples > 0
+    require(arguments.samples >= 0, f"--samples is {arguments.samples}: it must be zero or above")
     require(
-        gen.model.log_prob is not None or conditional,
-        f"{gen.model.name} has no likelihood, and no samples by class were asked for: there is nothing to score",
+        gen.model.log_prob is not None or arguments.samples > 0,
+        f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
+    data = dataset.load(gen.config.data)
+    found = {"likelihood": likelihood(gen, data, arguments, options) if gen.model.log_prob is not None else None}
+    if arguments.samples:
+        start = time.time()
+        where = {"batch_size": arguments.batch_size, "progress": progress("sampling")}
+        images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where)
+        found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
+        images = to_display(images, gen.model.images.levels)
+        found |= compare(images, gen.labels(arguments.samples), data, gen.config.data, arguments)
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -74,9 +95,71 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "parameters": sum(x.size for x in jax.tree.leaves(gen.params)),
         "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
         "environment": environment(),
-        "likelihood": likelihood(gen, arguments, options) if gen.model.log_prob is not None else None,
-        "labels": labels(gen, arguments) if conditional else None,
+        **found,
     }
+
+
+def evaluate_images(arguments: Arguments) -> dict[str, Any]:
+    """The scores of samples that another program made. Raises `UserError` for files that cannot be compared."""
+    from jgen.data import dataset
+    from jgen.data.pictures import read_images
+    from jgen.train.run_directory import environment
+
+    data = dataset.load(arguments.data)
+    images, labels = read_images(Path(arguments.images), data.images.channels)
+    return {
+        "run": arguments.images,
+        "system": "images",
+        "data": arguments.data.name,
+        "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
+        "environment": environment(),
+        "likelihood": None,
+        "sampling": {"num": len(images)},
+        **compare(images, labels, data, arguments.data, arguments),
+    }
+
+
+def compare(
+    images: np.ndarray, labels: np.ndarray | None, dataset: Any, config: Data, arguments: Arguments
+) -> dict[str, Any]:
+    """Distances of samples, uint8 0 .. 255, to real images, and how a classifier reads those made by class."""
+    import jax
+
+    from jgen.core import keys as rng
+    from jgen.data import dataset as datasets
+    from jgen.data.pictures import to_display
+    from jgen.data.transforms import make_transform
+    from jgen.metrics import classifier, quality
+
+    images = quality.check_images(images, dataset.images.shape)
+    reader = None
+    if dataset.images.num_classes > 1:
+        plain = datasets.load(dataclasses.replace(config, levels=256, binarise="none"))
+        recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name) if CLASSIFIERS.exists() else classifier.Recipe()
+        reader = classifier.load(plain, recipe)
+    require(
+        reader is not None or bool(arguments.inception),
+        f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception",
+    )
+    network = quality.of_inception(arguments.inception) if arguments.inception else quality.of_classifier(reader)
+
+    transform = jax.jit(make_transform(config, train=False))
+
+    def shown(batch: dict[str, np.ndarray]) -> np.ndarray:
+        keys = rng.image_keys(jax.random.key(arguments.seed), batch["index"])
+        return to_display(np.asarray(transform(keys, batch)["image"]), dataset.images.levels)
+
+    how = f"{config.binarise} {config.levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
+    real = {
+        split: quality.real_features(dataset, split, num, network, shown, how)
+        for split, num in {"train": 0, "test": 0, arguments.split: arguments.num}.items()
+    }
+    found, _ = quality.quality(images, network, real[arguments.split], real["train"], real["test"], arguments.seed)
+    read = None
+    if reader is not None and labels is not None:
+        read = classifier.label_accuracy(reader.apply(images)[2], labels)
+        read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": len(images)}
+    return {"quality": found, "labels": read}
 
 
 def progress(title: str) -> Any:
@@ -85,17 +168,15 @@ def progress(title: str) -> Any:
     return lambda chunks: tqdm(chunks, desc=title, unit="batch", file=sys.stderr)
 
 
-def likelihood(gen: Any, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
+def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
     """The likelihood of held-out images, with its kind and protocol."""
     import jax
 
     from jgen.core import keys as rng
-    from jgen.data import dataset
     from jgen.data.transforms import make_transform
     from jgen.prob.pixels import bits_per_dim
 
-    data = gen.config.data
-    splits = dataset.load(data).splits
+    data, splits = gen.config.data, dataset.splits
     require(arguments.split in splits, f"the data has no split {arguments.split}: it has {', '.join(splits)}")
     split = splits[arguments.split]
     require(0 <= arguments.num <= split.num, f"--num is {arguments.num}: {arguments.split} has {split.num} images")
@@ -120,31 +201,11 @@ def likelihood(gen: Any, arguments: Arguments, options: dict[str, Any]) -> dict[
     }
 
 
-def labels(gen: Any, arguments: Arguments) -> dict[str, Any]:
-    """How a classifier trained on real images reads samples of every class in turn."""
-    import jax
-
-    from jgen.data import dataset
-    from jgen.data.pictures import to_display
-    from jgen.metrics import classifier
-
-    data = dataclasses.replace(gen.config.data, levels=256, binarise="none")
-    recipe = cli.import_file(CLASSIFIERS).get_recipe(data.name) if CLASSIFIERS.exists() else classifier.Recipe()
-    reader = classifier.load(dataset.load(data), recipe)
-    start = time.time()
-    where = {"batch_size": arguments.batch_size, "progress": progress("sampling")}
-    images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where)
-    seconds = round(time.time() - start, 1)
-    logits = reader.apply(to_display(images, gen.model.images.levels))[2]
-    found = classifier.label_accuracy(logits, gen.labels(arguments.samples))
-    protocol = {"num": arguments.samples, "seed": arguments.seed, "classifier": reader.name}
-    return {**found, "classifier_test_accuracy": reader.accuracy, "protocol": protocol, "seconds": seconds}
-
-
 def describe(document: dict[str, Any]) -> list[str]:
     """The outcome, a line a score."""
     kinds = {"exact": "exact", "lower_bound": "lower bound", "estimate": "estimate"}
-    about = f"{document['run']} ({document['system']} on {document['data']}, step {document['step']})"
+    trained = f", step {document['step']}" if "step" in document else ""
+    about = f"{document['run']} ({document['system']} on {document['data']}{trained})"
     lines = []
     if document["likelihood"]:
         found = document["likelihood"]
@@ -154,13 +215,23 @@ def describe(document: dict[str, Any]) -> list[str]:
             f"{about}: {bits['mean']:.4f} bits/dim, log p(x) {nats['mean']:.3f} +- {nats['standard_error']:.3f} nats"
             f" ({kinds[found['kind']]}; {protocol})"
         )
-    if document["labels"]:
+    if document.get("quality"):
+        found = document["quality"]
+        distance, kernel, close = found["frechet_distance"], found["kernel_distance"], found["memorisation"]
+        lines.append(
+            f"{about}: {found['network']} {distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f}),"
+            f" spatial {found['spatial_frechet_distance']:.3f}, kernel distance {kernel['value']:.5f}"
+            f" +- {kernel['standard_error']:.5f}, precision {found['precision']:.3f}, recall {found['recall']:.3f},"
+            f" density {found['density']:.3f}, coverage {found['coverage']:.3f}, nearer to train than to test"
+            f" {close['ratio']:.3f} ({found['num']} samples, {found['real']['num']} {found['real']['split']} images)"
+        )
+    if document.get("labels"):
         found = document["labels"]
         worst = min(found["by_class"], key=found["by_class"].get)
         lines.append(
-            f"{about}: {found['accuracy']:.4f} of {found['protocol']['num']} samples are read as the class asked for,"
+            f"{about}: {found['accuracy']:.4f} of {found['num']} samples are read as the class asked for,"
             f" class {worst} least ({found['by_class'][worst]:.3f}); {found['classes']} classes are read"
-            f" (classifier {found['protocol']['classifier']}, {found['classifier_test_accuracy']:.4f} on real images)"
+            f" (classifier {found['classifier']}, {found['classifier_test_accuracy']:.4f} on real images)"
         )
     return lines
 
@@ -169,15 +240,18 @@ def command(args: list[str]) -> int:
     runs = []
     while args and not args[0].startswith("-"):
         runs.append(args.pop(0))
+    title = "python -m jgen.evaluate [RUN ...]"
     if not runs:
-        if "--help" in args or "-h" in args:
-            cli.parse(Arguments, ["--help"], "python -m jgen.evaluate RUN [RUN ...]", __doc__ or "")
-        raise UserError("which run? python -m jgen.evaluate RUN")
+        arguments = cli.parse(Arguments, args, title, __doc__ or "")
+        require(bool(arguments.images), "which run? python -m jgen.evaluate RUN, or --images FOLDER|FILE.npz")
+        require(bool(arguments.out), "--images needs --out, the JSON file for the outcome")
+        cli.set_up_process()
+        finish(evaluate_images(arguments), Path(arguments.out))
+        return 0
     cli.set_up_process()
     import tyro
 
     from jgen.api import load_experiment
-    from jgen.train.run_directory import write_json
 
     for run in runs:
         scoring = getattr(load_experiment(run)[0].model, "scoring", None)
@@ -185,13 +259,20 @@ def command(args: list[str]) -> int:
         if scoring is not None:
             fields.append(("scoring", type(scoring), dataclasses.field(default=scoring)))
         options = dataclasses.make_dataclass("Options", fields, frozen=True)
-        parsed = cli.parse(options, args, "python -m jgen.evaluate RUN [RUN ...]", __doc__ or "")
+        parsed = cli.parse(options, args, title, __doc__ or "")
+        require(not parsed.main.images, "--images is instead of runs: give one or the other")
         out = Path(parsed.main.out or Path(run) / "evaluation.json")
         require(not parsed.main.out or len(runs) == 1, f"--out is {out}: it takes the outcome of one run")
-        document = evaluate(run, parsed.main, dataclasses.asdict(parsed.scoring) if scoring is not None else {})
-        write_json(out, document)
-        print("\n".join([*describe(document), str(out)]))
+        finish(evaluate(run, parsed.main, dataclasses.asdict(parsed.scoring) if scoring is not None else {}), out)
     return 0
+
+
+def finish(document: dict[str, Any], out: Path) -> None:
+    """Writes and prints an outcome."""
+    from jgen.train.run_directory import write_json
+
+    write_json(out, document)
+    print("\n".join([*describe(document), str(out)]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the contract tests run over: every configuration's `tiny` variant, and the toy models."""
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Case(NamedTuple):
     frozen: dict
 
 
+@cache
 def make_case(name: str, axis_name: str | None = parallel.AXIS) -> Case:
     if name.startswith("toy:"):
         toy = name.removeprefix("toy:")
@@ -54,20 +56,25 @@ def make_batch(model, size: int = BATCH, seed: int = 0) -> dict:
     return {"image": image, "label": label, "index": np.arange(size, dtype=np.int32)}
 
 
-def make_run(case: Case, *, optimiser: Optimiser = SGD, **options):
-    """(state before step 0, step function) with the batch size of `make_batch`."""
-    model = case.model
-    roles = {role for phase in model.phases for role in phase.trains}
-    optimisers = {role: make_optimiser(Config(optimiser=optimiser)) for role in roles}
-    options = {"ema_decay": 0.9, **options}
-    init = lambda batch: init_state(model, optimisers, jax.random.key(0), batch, options["ema_decay"] > 0)
-    state = jax.jit(init)(make_batch(model))
+def make_run(case: Case, *, optimiser: Optimiser = SGD, ema_decay: float = 0.9, **options):
+    """(state before step 0, step function) with the batch size of `make_batch`; compiled once for all tests."""
+    init, step = programs(case.model, optimiser, ema_decay, **options)
+    state = init(make_batch(case.model))
     # Layers that start at zero hide the gradients of those behind them.
     shaken = jax.tree.map(
         lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params
     )
     state = state._replace(params=shaken, ema=jax.tree.map(jnp.copy, shaken) if state.ema else {})
-    return parallel.replicate(state), make_train_step(model, optimisers, **options)
+    return parallel.replicate(state), step
+
+
+@cache
+def programs(model, optimiser: Optimiser, ema_decay: float, **options):
+    """(init, step) of a model."""
+    roles = {role for phase in model.phases for role in phase.trains}
+    optimisers = {role: make_optimiser(Config(optimiser=optimiser)) for role in roles}
+    init = lambda batch: init_state(model, optimisers, jax.random.key(0), batch, ema_decay > 0)
+    return jax.jit(init), make_train_step(model, optimisers, ema_decay=ema_decay, **options)
 
 
 def step_batch(model, seed: int = 0) -> dict:

@@ -27,7 +27,7 @@ def run(cache, tmp_path_factory):
 
 
 def test_the_score_and_its_protocol(run, python):
-    done = python("-m", "jgen.evaluate", run, "--num", "20", "--samples", "30")
+    done = python("-m", "jgen.evaluate", run, "--num", "20", "--samples", "60", "--batch-size", "60")
     whole = json.loads((run / "evaluation.json").read_text())
     document, labels = whole["likelihood"], whole["labels"]
     gen = jgen.load(run)
@@ -39,9 +39,12 @@ def test_the_score_and_its_protocol(run, python):
     assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
     assert document["protocol"] == {"split": "test", "num": 20, "binarise": "none", "levels": 256, "seed": 0}
     assert document["kind"] == "lower_bound" and whole["step"] == 3 and whole["ema"] is True
-    assert 0 <= labels["accuracy"] <= 0.6 and labels["protocol"]["num"] == 30  # of a model that has learned nothing
+    assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
-    assert f"classifier {labels['protocol']['classifier']}" in done.stdout
+    found = whole["quality"]
+    assert found["network"] == f"FD-{labels['classifier']}" and found["num"] == 60
+    assert found["real"] == {"split": "test", "num": 20}
+    assert f"classifier {labels['classifier']}" in done.stdout
     assert "bits/dim" in done.stdout and "lower bound" in done.stdout and "num 20" in done.stdout
 
 

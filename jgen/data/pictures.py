@@ -66,3 +66,39 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, level
                 write_png(out / f"{i:06d}.png", image)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images that any program made, uint8 (n, H, W, C), and their labels where there are any.
+
+    Args:
+      path: an .npz with `images` (or the one array `arr_0`) and perhaps `labels`; or a folder of pictures.
+    Raises:
+      UserError: nothing there, a file of another kind, pictures that cannot be read, or of mixed sizes.
+    """
+    from PIL import Image
+
+    require(path.exists(), f"there is nothing at {path}")
+    if path.is_file():
+        require(path.suffix == ".npz", f"{path} must be an .npz file or a folder of pictures")
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                names = set(saved.files)
+                name = "images" if "images" in names else "arr_0"
+                require(name in names, f"{path} has no array `images`: it has {', '.join(sorted(names))}")
+                return saved[name], saved["labels"] if "labels" in names else None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
+    require(bool(files), f"folder {path} has no pictures")
+    images = []
+    for file in files:
+        try:
+            image = np.asarray(Image.open(file).convert("L" if channels == 1 else "RGB"))
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error}") from error
+        images.append(image.reshape(*image.shape[:2], channels))
+        require(
+            images[-1].shape == images[0].shape, f"{file} is {images[-1].shape[:2]}, {files[0]} {images[0].shape[:2]}"
+        )
+    return np.stack(images), None

@@ -1,0 +1,97 @@
+"""Divergences of known densities: of tables of probabilities exactly, of densities from their samples, with an error.
+
+    KL(p, q) = E_p log p/q;  JS = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2;  TV = 1/2 int |p - q|
+    W1(p, q) = inf E |x - y| over couplings;  MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
+
+All in nats. Estimates are (value, standard error).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jgen.errors import require
+from jgen.metrics.kernel import unbiased_mmd2
+from jgen.metrics.neighbours import squared_distances
+
+
+def check_tables(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Raises `UserError` unless both are probabilities over the same outcomes."""
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    require(p.shape == q.shape, f"p has shape {p.shape}, q {q.shape}: they must be over the same outcomes")
+    for name, table in (("p", p), ("q", q)):
+        require(bool(np.all(table >= 0)), f"{name} has probabilities below zero")
+        require(abs(table.sum() - 1) < 1e-6, f"{name} sums to {table.sum():.6g}: it must sum to 1")
+    return p, q
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    """Of tables; infinite where q is zero and p is not."""
+    p, q = check_tables(p, q)
+    if np.any((q == 0) & (p > 0)):
+        return float("inf")
+    some = p > 0
+    return float(np.sum(p[some] * (np.log(p[some]) - np.log(q[some]))))
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
+    """Of tables: 0 to log 2."""
+    p, q = check_tables(p, q)
+    middle = (p + q) / 2
+    return (kl(p, middle) + kl(q, middle)) / 2
+
+
+def total_variation(p: np.ndarray, q: np.ndarray) -> float:
+    """Of tables: 0 to 1."""
+    p, q = check_tables(p, q)
+    return float(np.abs(p - q).sum() / 2)
+
+
+def wasserstein1(p: np.ndarray, q: np.ndarray, places: np.ndarray) -> float:
+    """Of tables (n,) over numbers `places` (n,): the area between their distribution functions."""
+    p, q = check_tables(p, q)
+    order = np.argsort(places)
+    gaps = np.diff(np.asarray(places, np.float64)[order])
+    return float(np.sum(np.abs(np.cumsum((p - q)[order]))[:-1] * gaps))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    x = np.asarray(values, np.float64)
+    require(len(x) >= 2, f"there are {len(x)} samples: an estimate with an error needs at least 2")
+    require(bool(np.isfinite(x).all()), "log-densities are not finite")
+    return float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def kl_estimate(log_p: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
+    """From log-densities (n,) at samples of p."""
+    return mean_and_error(np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64))
+
+
+def jensen_shannon_estimate(
+    log_p_at_p: np.ndarray, log_q_at_p: np.ndarray, log_p_at_q: np.ndarray, log_q_at_q: np.ndarray
+) -> tuple[float, float]:
+    """From log-densities (n,) at samples of p, and (m,) at samples of q."""
+    first = mean_and_error(log_p_at_p - np.logaddexp(log_p_at_p, log_q_at_p) + np.log(2))
+    second = mean_and_error(log_q_at_q - np.logaddexp(log_p_at_q, log_q_at_q) + np.log(2))
+    return (first[0] + second[0]) / 2, float(np.hypot(first[1], second[1]) / 2)
+
+
+def total_variation_estimate(log_p: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
+    """E_p max(0, 1 - q/p), from log-densities (n,) at samples of p."""
+    return mean_and_error(np.clip(-np.expm1(np.minimum(np.asarray(log_q) - np.asarray(log_p), 0.0)), 0, None))
+
+
+def wasserstein1_estimate(x: np.ndarray, y: np.ndarray) -> float:
+    """From samples (n,) and (m,) of two distributions of numbers."""
+    both = np.concatenate([x, y])
+    places, inverse = np.unique(both, return_inverse=True)
+    count = lambda where: np.bincount(where, minlength=len(places)) / len(where)
+    return wasserstein1(count(inverse[: len(x)]), count(inverse[len(x) :]), places)
+
+
+def mmd2_estimate(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
+    """Unbiased, from samples (n, D) and (m, D), with the kernel exp(-|x - y|^2 / (2 bandwidth^2))."""
+    require(bandwidth > 0, f"bandwidth is {bandwidth}: it must be above zero")
+    require(min(len(x), len(y)) >= 2, "this needs at least two samples of each")
+    kernel = lambda a, b: np.exp(-squared_distances(a, b) / (2 * bandwidth**2))
+    return unbiased_mmd2(kernel(x, x), kernel(y, y), kernel(x, y))

@@ -1,0 +1,152 @@
+"""How samples compare with real images: every distance of one feature network, with what it was measured on.
+
+Real features are cached by the data's hash, the split, the number of images and the network's name, all of which stand
+beside the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jgen.data.dataset import Dataset
+from jgen.data.sources import cache_dir
+from jgen.errors import UserError, require
+from jgen.metrics import inception
+from jgen.metrics.classifier import Classifier
+from jgen.metrics.frechet import bootstrap_interval, frechet_distance, statistics
+from jgen.metrics.kernel import inception_score, kernel_distance
+from jgen.metrics.neighbours import memorisation, neighbour_scores
+
+FEWEST = 50  # images below which no distance is given
+
+
+class FeatureNetwork(NamedTuple):
+    """name: "FID" of the published Inception network only, else "FD-<data>-<hash>"; hash: of the weights.
+
+    apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, D), spatial features (n, S), logits (n, K)), float32.
+    """
+
+    name: str
+    hash: str
+    apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def of_classifier(classifier: Classifier) -> FeatureNetwork:
+    """The classifier's hidden layer; its spatial features are the first channels of its last convolution."""
+
+    def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        features, maps, logits = classifier.apply(images)
+        return features, maps[..., : inception.SPATIAL_CHANNELS].reshape(len(maps), -1), logits
+
+    return FeatureNetwork(f"FD-{classifier.name}", classifier.name.rsplit("-", 1)[1], apply)
+
+
+def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
+    """The published network, from a file of its weights. Raises `UserError` as `inception.load` does."""
+    weights, digest = inception.load(path)
+    run = jax.jit(inception.apply)
+
+    def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = []
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            padded = np.concatenate([part, np.zeros((batch_size - len(part), *part.shape[1:]), np.uint8)])
+            features, spatial, logits = (np.asarray(array)[: len(part)] for array in run(weights, padded))
+            found.append((features, spatial.reshape(len(part), -1), logits))
+        features, spatial, logits = (np.concatenate(arrays) for arrays in zip(*found))
+        return features, spatial, logits
+
+    return FeatureNetwork("FID", digest, apply)
+
+
+class Real(NamedTuple):
+    """Features of the first `num` images of a split."""
+
+    split: str
+    num: int
+    features: np.ndarray
+    spatial: np.ndarray
+
+
+def real_features(
+    dataset: Dataset, split: str, num: int, network: FeatureNetwork, shown: Callable[[dict], np.ndarray], how: str
+) -> Real:
+    """From the cache, or computed now.
+
+    Args:
+      num: the first images of the split; 0: all.
+      shown: a batch of the split to uint8 images 0 .. 255, such as after binarisation; how: says what it does.
+    Raises:
+      UserError: a split that the data lacks, or that has fewer images, or a cache that cannot be written.
+    """
+    require(split in dataset.splits, f"the data has no split {split}: it has {', '.join(dataset.splits)}")
+    there = dataset.splits[split].num
+    require(num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
+    num = num or there
+    key = hashlib.sha256(repr((dataset.fingerprint, how, split, num, network.name, network.hash)).encode()).hexdigest()[
+        :16
+    ]
+    path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
+    if not path.exists():
+        parts = []
+        for start in range(0, num, 1000):
+            batch = dataset.splits[split].fetch(np.arange(start, min(start + 1000, num)))
+            parts.append(network.apply(shown(batch))[:2])
+        features, spatial = (np.concatenate(arrays) for arrays in zip(*parts))
+        aside = path.with_name(f".{os.getpid()}-{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(aside, features=features, spatial=spatial)
+            os.replace(aside, path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}; set JGEN_CACHE to another") from error
+    with np.load(path) as saved:
+        return Real(split, num, saved["features"], saved["spatial"])
+
+
+def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Samples as uint8 (n, H, W, C) of the data's shape.
+
+    Raises:
+      UserError: another shape or type, or fewer than any distance needs.
+    """
+    x = np.asarray(images)
+    require(x.dtype == np.uint8, f"images are {x.dtype}: they must be uint8, 0 to 255")
+    require(x.shape[1:] == tuple(shape), f"images have shape {x.shape[1:]}: the data has {tuple(shape)}")
+    require(len(x) >= FEWEST, f"there are {len(x)} images: distances need at least {FEWEST}")
+    return x
+
+
+def quality(
+    images: np.ndarray, network: FeatureNetwork, real: Real, train: Real, test: Real, seed: int = 0
+) -> tuple[dict[str, Any], np.ndarray]:
+    """All distances of samples (see `check_images`) to real images, and the network's logits of the samples.
+
+    Args:
+      real: what the distances are to. train, test: between which memorisation is judged.
+    """
+    features, spatial, logits = network.apply(images)
+    fitted = statistics(real.features)
+    low, high = bootstrap_interval(features, fitted, seed)
+    kid, kid_error = kernel_distance(features, real.features, seed=seed)
+    score, score_spread = inception_score(logits)
+    spatial_distance = frechet_distance(statistics(spatial), statistics(real.spatial))
+    return {
+        "network": network.name,
+        "network_hash": network.hash,
+        "num": len(images),
+        "real": {"split": real.split, "num": real.num},
+        "frechet_distance": {"value": frechet_distance(statistics(features), fitted), "low": low, "high": high},
+        "spatial_frechet_distance": spatial_distance,
+        "kernel_distance": {"value": kid, "standard_error": kid_error},
+        "inception_score": {"value": score, "spread": score_spread},
+        **neighbour_scores(features, real.features)._asdict(),
+        "memorisation": memorisation(features, train.features, test.features, seed),
+    }, logits

@@ -1,0 +1,86 @@
+"""The Inception-v3 of FID against the port of torch-fidelity, with the same random weights, from a file."""
+
+import importlib.util
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from jgen.errors import UserError
+from jgen.metrics import inception
+
+torch = pytest.importorskip("torch")
+PEER = importlib.util.find_spec("torch_fidelity")
+pytestmark = pytest.mark.skipif(PEER is None, reason="torch-fidelity is not installed")
+
+
+def peer_class():
+    """The network alone: the package around it asks for torchvision, which the network does not use."""
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(PEER.submodule_search_locations)
+    sys.modules.setdefault("torch_fidelity", package)
+    return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+
+
+@pytest.fixture(scope="module")
+def random_weights():
+    rng = np.random.default_rng(0)
+    weights = {}
+    for name, shape in inception.layout().items():
+        if name.endswith("conv.weight"):
+            array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        elif name.endswith(("bn.weight", "running_var")):
+            array = rng.uniform(0.5, 1.5, shape)
+        else:
+            array = 0.1 * rng.standard_normal(shape)
+        weights[name] = array.astype(np.float32)
+    return weights
+
+
+def test_features_are_those_of_the_peer(random_weights, tmp_path):
+    path = tmp_path / "inception.pth"
+    torch.save({name: torch.from_numpy(array) for name, array in random_weights.items()}, path)
+    peer = peer_class()("inception", ["2048", "logits"], feature_extractor_weights_path=str(path))
+    weights, digest = inception.load(path)
+    assert len(digest) == 8
+    images = np.random.default_rng(1).integers(0, 256, (2, 40, 33, 3)).astype(np.uint8)
+    features, spatial, logits = jax.jit(inception.apply)(weights, images)
+    seen = []
+    peer.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    expected = peer(torch.from_numpy(images).permute(0, 3, 1, 2))
+    scale = float(expected[0].std())
+    np.testing.assert_allclose(features, expected[0].numpy(), atol=1e-4 * scale)
+    np.testing.assert_allclose(logits, expected[1].numpy(), atol=1e-4 * float(expected[1].std()))
+    peer_maps = seen[0][:, : inception.SPATIAL_CHANNELS].permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(spatial, peer_maps, atol=1e-4 * peer_maps.std())
+    grey = jax.jit(inception.apply)(weights, images[..., :1])[0]
+    np.testing.assert_allclose(grey, inception.apply(weights, images[..., :1].repeat(3, -1))[0], atol=1e-4 * scale)
+
+
+def test_files_of_another_layout_are_refused(random_weights, tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "inception.safetensors"
+    save_file(random_weights, path)
+    found, _ = inception.load(path)
+    np.testing.assert_array_equal(found["fc.bias"], random_weights["fc.bias"])
+    other = dict(random_weights)
+    other["Mixed_5c.branch1x1.conv.weight"] = other["Mixed_5c.branch1x1.conv.weight"][:3].copy()
+    save_file(other, path)
+    with pytest.raises(UserError, match=r"Mixed_5c.branch1x1.conv.weight has shape \(3, 256, 1, 1\)"):
+        inception.load(path)
+    del other["Mixed_5b.branch1x1.conv.weight"]
+    save_file(other, path)
+    with pytest.raises(UserError, match="no tensor Mixed_5b.branch1x1.conv.weight"):
+        inception.load(path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match="is not a file of weights"):
+        inception.load(path)
+    with pytest.raises(UserError, match="there is no file"):
+        inception.load(tmp_path / "nothing.pth")
+    unsafe = tmp_path / "unsafe.pth"
+    torch.save({"fc.bias": print}, unsafe)  # an object to unpickle: refused, not run
+    with pytest.raises(UserError, match="is not a file of weights"):
+        inception.load(unsafe)
