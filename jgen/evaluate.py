@@ -1,9 +1,9 @@
 """Score trained runs: python -m jgen.evaluate RUN [RUN ...] [--split test] [--samples 1000] [--scoring.samples 100]
 
-Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared with
-real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose weights
---inception names (FID); those of a conditional model are read by the classifier. The outcome is printed and written to
-RUN/evaluation.json, or to --out.
+Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
+with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
+weights --inception names (FID); those of a conditional model are read by the classifier. The outcome is printed and
+written to RUN/evaluation.json, or to --out.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """

@@ -18,8 +18,8 @@ from jgen.train.config import Optimiser
 # A game has no loss that must fall, and BatchNorm normalises what is computed at once: it is synchronised over devices,
 # not over accumulation steps.
 WITH_ONE_LOSS = WITHOUT_BATCH_NORM = [name for name in CASES if len(make_case(name).model.phases) == 1]
-# The toys and one system on every number of devices and parts; the others, slow to compile, on two of each.
-EVERYWHERE = [*(name for name in CASES if name.startswith("toy:")), "ddpm"]
+# The toys on every number of devices and parts; the systems, slow to compile, on two of each.
+EVERYWHERE = [name for name in CASES if name.startswith("toy:")]
 OTHERS = [name for name in CASES if name not in EVERYWHERE]
 ADAM = Optimiser(learning_rate=3e-3)
 

@@ -51,7 +51,8 @@ def get_config(variant: str) -> Experiment:
 def tiny(digits: Experiment) -> Experiment:
     from dataclasses import replace
 
-    model = replace(digits.model, channels=(8, 8), attention=(), head_dim=8, groups=4, num_timesteps=10, dropout=0.1)
+    model = replace(digits.model, channels=(8, 8), blocks=1, attention=(), head_dim=8, groups=4)
+    model = replace(model, num_timesteps=10, dropout=0.1)
     return replace(
         digits,
         model=replace(model, sampling=Sampling(steps=5)),

@@ -5,8 +5,8 @@ the textbook's: average pooling does not count the padding, the last block pools
 1e-3. Images are resized as TensorFlow 1 did it (bilinear, corners at the origin, no antialiasing) to 299 x 299 and
 scaled to (x - 128) / 128.
 
-The weights come from a file that the user gives, under the names of its PyTorch ports (`Mixed_5b.branch1x1.conv.weight`):
-`.safetensors`, or `.pth`, which is read with `weights_only`. Only with these weights is a distance called FID.
+The weights come from a file that the user gives, `.safetensors`, or `.pth`, which is read with `weights_only`, under
+the names of the PyTorch ports, such as `Mixed_5b.branch1x1.conv.weight`. Only with these is a distance called FID.
 """
 
 from __future__ import annotations
