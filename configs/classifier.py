@@ -3,7 +3,7 @@
 from jgen.metrics.classifier import Recipe
 
 RECIPES = {
-    "digits": Recipe(epochs=60, batch_size=64, shift=1),
+    "digits": Recipe(epochs=40, batch_size=64, shift=1),
     "cifar10": Recipe(widths=(64, 128, 256), features=256, epochs=20),
 }
 

@@ -18,9 +18,15 @@ from jgen.train.config import Optimiser
 # A game has no loss that must fall, and BatchNorm normalises what is computed at once: it is synchronised over devices,
 # not over accumulation steps.
 WITH_ONE_LOSS = WITHOUT_BATCH_NORM = [name for name in CASES if len(make_case(name).model.phases) == 1]
-# The toys on every number of devices and parts; the systems, slow to compile, on two of each.
+# The toys on every number of devices and parts; the systems, slow to compile, on two of each, most of them marked slow.
 EVERYWHERE = [name for name in CASES if name.startswith("toy:")]
-OTHERS = [name for name in CASES if name not in EVERYWHERE]
+OTHERS = [name for name in CASES if name not in (*EVERYWHERE, "ddpm")]
+GROUPS = [
+    pytest.param(EVERYWHERE, id="toys"),
+    pytest.param(["ddpm"], id="ddpm"),
+    pytest.param(OTHERS[::2], id="others", marks=pytest.mark.slow),
+    pytest.param(OTHERS[1::2], id="more others", marks=pytest.mark.slow),
+]
 ADAM = Optimiser(learning_rate=3e-3)
 
 
@@ -133,7 +139,7 @@ np.savez(sys.argv[1], **out)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("names", [EVERYWHERE, OTHERS[::2], OTHERS[1::2]], ids=["everywhere", "others", "more others"])
+@pytest.mark.parametrize("names", GROUPS)
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path, names):
     runs = ((1, (1, 2, 4)), (2, (1, 2)), (4, (1,))) if names is EVERYWHERE else ((1, (1,)), (2, (1, 2)))
     found = {}

@@ -48,6 +48,19 @@ def test_the_score_and_its_protocol(run, python):
     assert "bits/dim" in done.stdout and "lower bound" in done.stdout and "num 20" in done.stdout
 
 
+def test_images_of_another_program(run, python, tmp_path):
+    """Those of this program, given as a file, have the same distances."""
+    python("sample.py", run, "--num", "60", "--out", tmp_path / "x.npz", "--batch-size", "60")
+    arguments = ["--images", tmp_path / "x.npz", "--data.name", "digits", "--num", "20"]
+    python("-m", "jgen.evaluate", *arguments, "--out", tmp_path / "x.json")
+    python("-m", "jgen.evaluate", run, "--num", "20", "--samples", "60", "--out", tmp_path / "y.json")
+    of_file, of_run = (json.loads((tmp_path / name).read_text()) for name in ("x.json", "y.json"))
+    assert of_file["labels"] == of_run["labels"]
+    assert of_file["quality"]["frechet_distance"]["value"] == pytest.approx(
+        of_run["quality"]["frechet_distance"]["value"], rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     "args,words",
     [
@@ -57,6 +70,10 @@ def test_the_score_and_its_protocol(run, python):
         (["RUN", "--split", "dev"], ["--split"]),
         (["RUN", "RUN", "--out", "x.json"], ["one run"]),
         (["RUN", "--nothing"], ["--nothing"]),
+        (["RUN", "--samples", "20"], ["20 images", "at least 50"]),
+        (["RUN", "--images", "x.npz"], ["instead of runs"]),
+        (["--images", "x.npz"], ["--out"]),
+        (["RUN", "--inception", "nowhere.pth"], ["no file nowhere.pth"]),
     ],
 )
 def test_mistakes_are_one_line(run, args, words):

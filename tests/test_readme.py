@@ -59,6 +59,8 @@ def test_every_command_runs(python, pictures, tmp_path):
             experiment, _ = load_config(config, ROOT)
             if experiment.data.name != "digits":
                 words += ["--data.name", f"folder:{pictures}"]
+        if words[:2] == ["-m", "jgen.evaluate"] and "--images" not in words:
+            words += ["--samples", "60"]
         if words[0].startswith("benchmarks/") or words[:2] == ["-m", "jgen.data.prepare"]:
             words.append("--help")
         done = python(*words, cwd=tmp_path, check=False, timeout=300)
