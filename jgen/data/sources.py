@@ -80,14 +80,17 @@ def digits_builder() -> Any:
     from jgen.data.digits import Digits
 
     folder = cache_dir() / "tfds"
+    make = lambda: Digits(data_dir=str(folder), file_format="array_record")
     try:
-        builder = Digits(data_dir=str(folder), file_format="array_record")
+        builder = make()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which this is not
             builder.download_and_prepare()
     except OSError as error:
-        raise UserError(
-            f"cannot write the cache folder {folder}: {error.strerror or error}; set JGEN_CACHE to another"
-        ) from error
+        builder = make()
+        require(  # where it is there nevertheless, another process was faster
+            Path(builder.data_dir).is_dir(),
+            f"cannot write the cache folder {folder}: {error.strerror or error}; set JGEN_CACHE to another",
+        )
     return builder
 
 

@@ -3,11 +3,15 @@
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from jgen.core import keys as rng
@@ -458,3 +462,15 @@ def test_the_hash_tells_the_content(digits, prepared, own_cache):
     assert len({digits.fingerprint, a.fingerprint, b.fingerprint}) == 3
     hashes = [json.loads(p.read_text())["sha256"] for p in own_cache.glob("decoded/*/*/hash.json")]
     assert len(hashes) == 6 == len(set(hashes))
+
+
+def test_processes_that_start_at_once_prepare_one_cache(tmp_path):
+    program = "from jgen.data import dataset; from jgen.data.config import Config; dataset.load(Config(name='digits'))"
+    environment = {**os.environ, "JGEN_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in started:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
