@@ -154,7 +154,7 @@ def compare(
         split: quality.real_features(dataset, split, num, network, shown, how)
         for split, num in {"train": 0, "test": 0, arguments.split: arguments.num}.items()
     }
-    found, _ = quality.quality(images, network, real[arguments.split], real["train"], real["test"], arguments.seed)
+    found = quality.quality(images, network, real[arguments.split], real["train"], real["test"], arguments.seed)
     read = None
     if reader is not None and labels is not None:
         read = classifier.label_accuracy(reader.apply(images)[2], labels)

@@ -25,8 +25,9 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """(KID, its standard error) of features (n, D) and (m, D).
 
-    The images are shuffled and dealt out into disjoint blocks of `block_size`, at most `blocks` and at least two, so
-    that the blocks' values are independent.
+    The images are shuffled and dealt out into disjoint blocks of `block_size`, at most `blocks`, so that the blocks'
+    values are independent. Where images are few the blocks are smaller, so that there are ten: an error of two or three
+    values is none.
 
     Raises:
       UserError: fewer than four images of a kind, or features of different widths.
@@ -34,7 +35,7 @@ def kernel_distance(
     x, y = check_features(fake, 4), check_features(real, 4)
     require(x.shape[1] == y.shape[1], f"features are {x.shape[1]} and {y.shape[1]} wide: they must be the same")
     fewest = min(len(x), len(y))
-    size = min(block_size, fewest // 2)
+    size = max(2, min(block_size, fewest // min(blocks, 10)))
     count = min(blocks, fewest // size)
     rng = np.random.default_rng(seed)
     x, y = x[rng.permutation(len(x))], y[rng.permutation(len(y))]

@@ -126,8 +126,8 @@ def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def quality(
     images: np.ndarray, network: FeatureNetwork, real: Real, train: Real, test: Real, seed: int = 0
-) -> tuple[dict[str, Any], np.ndarray]:
-    """All distances of samples (see `check_images`) to real images, and the network's logits of the samples.
+) -> dict[str, Any]:
+    """All distances of samples (see `check_images`) to real images.
 
     Args:
       real: what the distances are to. train, test: between which memorisation is judged.
@@ -149,4 +149,4 @@ def quality(
         "inception_score": {"value": score, "spread": score_spread},
         **neighbour_scores(features, real.features)._asdict(),
         "memorisation": memorisation(features, train.features, test.features, seed),
-    }, logits
+    }
