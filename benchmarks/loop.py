@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT)]
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
     bare, loop = statistics.median(bare_times), statistics.median(loop_times)
     print(f"{name}: bare step {bare * 1e3:.1f} ms, loop {loop * 1e3:.1f} ms a step: {bare / loop:.1%} of the bare rate")
     if args.out:
-        from diffusion import processor
+        from side_by_side import processor
 
         document = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "processor": processor()}
         document |= {"jax": jax.__version__, "python": platform.python_version(), "config": args.config}

@@ -26,19 +26,18 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def speed() -> str:
-    """One row a task of every side-by-side benchmark."""
+    """One row a task, setting and peer of every side-by-side benchmark."""
     rows = []
     for path, document in read("speed_*.json"):
         for row in document["rows"]:
-            mine, peer = row["seconds"]["jgen"], row["seconds"][row["best_peer"]]
+            mine, best = row["seconds"]["jgen"], row["seconds"][row["best_variant"]]
             versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if k in ("jax", "torch"))
-            name = f"{row['task']}" + (f", head dimension {row['head_dim']}" if "head_dim" in row else "")
+            name = f"{document['title']}: {row['task']}" + (f", {row['setting']}" if row["setting"] else "")
+            peer = f"{row['peer']} ({row['best_variant']})" if len(row["seconds"]) > 2 else row["peer"]
             where = f"{document['processor']}; {versions}; [{Path(path).name}]({path})"
-            rows.append(
-                [f"{document['title']}: {name}", f"{mine:.3g} s", f"{peer:.3g} s ({row['best_peer']})"]
-                + [f"**{row['ratio']:.2f}**", where]
-            )
-    return table(["case", "jgen", "best peer", "jgen / peer", "machine, versions, record"], rows)
+            times = [f"{mine:.3g} s", f"{best:.3g} s: {peer}", f"**{row['ratio']:.2g}**"]
+            rows.append([name, *times, where])
+    return table(["case", "jgen", "peer", "jgen / peer", "machine, versions, record"], rows)
 
 
 def scores() -> str:
