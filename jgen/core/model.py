@@ -109,6 +109,8 @@ class GenerativeModel(NamedTuple):
                  pixel is kept.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     conditional: whether `label` is used.
+    free_form_jacobian: whether the map from noise to images (or back) may be any function; false where it has to be
+                 triangular or invertible layer by layer, so that its determinant can be had.
     """
 
     name: str
@@ -128,3 +130,4 @@ class GenerativeModel(NamedTuple):
     inpaint: Callable[..., Any] | None = None
     check_mask: Callable[[Any], None] | None = None
     conditional: bool = False
+    free_form_jacobian: bool = True

@@ -100,6 +100,7 @@ def make_raster(name: str, network: RasterNetwork, config: Any, images: ImageSpe
         inpaint=inpaint,
         check_mask=check_prefix,
         conditional=config.class_conditional,
+        free_form_jacobian=False,  # triangular: a pixel depends on those before it
     )
 
 

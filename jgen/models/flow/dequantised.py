@@ -152,6 +152,7 @@ def make_flow(
         encode=encode,
         decode=decode,
         conditional=conditional,
+        free_form_jacobian=False,
     )
 
 

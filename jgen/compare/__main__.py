@@ -1,0 +1,302 @@
+"""Every family at the same budget: python -m jgen.compare --data digits --minutes 10 --seeds 3 --workdir runs/compare
+
+Each system is measured (speed, operations, memory, at several sizes), trained for as long as the others on this
+machine (or, with --teraflops, for as many operations), sampled and scored. What was done before is kept: the same
+command goes on where it was stopped. A system that fails becomes a row with its error. The outcome, written anew after
+every stage, is WORKDIR/comparison.md, .csv, .json and .html.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jgen import cli
+from jgen.errors import UserError, require, require_positive
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is compared, and at which budget."""
+
+    data: str = "digits"
+    """Data set: the variant of every configuration that is trained."""
+    minutes: float = 10.0
+    """Training time of each system and seed on this machine, compiling apart."""
+    teraflops: float = 0.0
+    """Instead of the time: trillions of operations of training, by XLA's count; 0: the time."""
+    seeds: int = 3
+    """Trainings of each system, with seeds 0, 1, ..."""
+    systems: str = "all"
+    """Names such as ddpm,vae; all: every system that has this data set and makes images."""
+    samples: int = 1000
+    """Samples that are scored."""
+    num: int = 0
+    """Held-out images that are scored and compared with; 0: all."""
+    sizes: tuple[int, ...] = (8, 16, 32)
+    """Heights and widths at which speed is measured."""
+    workdir: str = "runs/compare"
+    """Where runs and the outcome are."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A configuration, and that of its first stage, "" where it stands alone."""
+
+    name: str
+    config: str
+    first_stage: str
+
+
+def find_systems(data: str, wanted: str) -> list[System]:
+    """The systems to compare, by their configurations.
+
+    Raises:
+      UserError: a data set that no configuration has, or a system that is unknown or lacks it.
+    """
+    from jgen.compare.measure import first_stage_config
+
+    found, stages, variants = {}, set(), set()
+    for path in sorted((ROOT / "configs").glob("*/*.py")):
+        module = cli.import_config(path)
+        variants |= set(module.VARIANTS)
+        if data in module.VARIANTS:
+            config = f"{path.relative_to(ROOT)}:{data}"
+            first = first_stage_config(config, module.get_config(data))
+            found[path.stem] = System(path.stem, config, first)
+            stages.add(Path(first.partition(":")[0]).stem)
+    require(bool(found), f"--data is {data}: configurations have {', '.join(sorted(variants))}")
+    systems = {name: system for name, system in found.items() if name not in stages}
+    if wanted == "all":
+        return list(systems.values())
+    for name in wanted.split(","):
+        known = f"the systems with {data} are {', '.join(systems)}"
+        require(name not in stages, f"{name} is the first stage of another system and makes no images itself: {known}")
+        require(name in systems, f"there is no system {name!r}: {known}")
+    return [systems[name] for name in dict.fromkeys(wanted.split(","))]
+
+
+class Failed(Exception):
+    """A stage of one system ended with an error."""
+
+
+def run(words: list[str], log: Path) -> None:
+    """A program of jgen's, its progress shown and its output kept. Raises `Failed` with its last line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    last: deque[bytes] = deque(maxlen=400)
+    try:
+        with log.open("ab") as file:
+            while piece := process.stdout.read1(4096):
+                file.write(piece)
+                last.append(piece)
+                sys.stderr.buffer.write(piece)
+                sys.stderr.flush()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if process.wait() in (130, 143):
+        raise KeyboardInterrupt
+    if process.returncode:
+        lines = [line.strip() for line in b"".join(last).decode(errors="replace").splitlines() if line.strip()]
+        said = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit {process.returncode}"]
+        raise Failed(said[-1].removeprefix("error: "))
+
+
+def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
+    """Training steps that the budget allows. Raises `Failed` when it is too short for one."""
+    if arguments.teraflops:
+        one = cost["flops_per_image"] * cost["batch_size"] / 1e12
+        steps, said = share * arguments.teraflops / one, f"{arguments.teraflops} teraflops"
+        needs = f"{one:.3g} teraflops"
+    else:
+        one = cost["step_seconds"]
+        steps, said, needs = share * arguments.minutes * 60 / one, f"{arguments.minutes} minutes", f"{one:.3g} s"
+    if steps < 1:
+        raise Failed(f"a budget of {said} is too short for one step, which takes {needs}")
+    return int(steps)
+
+
+def train_words(config: str, run_path: Path, steps: int, seed: int, first: Path | None) -> list[str]:
+    """A training as a command of train.py. Grids and scores on the way would take from the budget."""
+    words = ["train.py", config, "--workdir", str(run_path), "--seed", str(seed), "--train.steps", str(steps)]
+    words += ["--train.sample-every", "0", "--train.validate-every", "0"]
+    words += ["--train.checkpoint-every", str(max(1, steps // 4))]
+    return words + (["--first-stage", str(first)] if first else [])
+
+
+class Comparison:
+    """The stages of a comparison, each of which leaves a file by which it is known to be done."""
+
+    def __init__(self, arguments: Arguments, systems: list[System]):
+        self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir)
+        self.costs: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+
+    def measure(self, system: System) -> None:
+        """measure.json of the system, and of its first stage."""
+        folder = self.workdir / system.name
+        sizes = [str(size) for size in self.arguments.sizes]
+        for config, out in ((system.first_stage, "first_measure.json"), (system.config, "measure.json")):
+            if config and not (folder / out).is_file():
+                words = ["-m", "jgen.compare.measure", config, "--out", str(folder / out)]
+                run([*words, "--sizes", *(sizes if out == "measure.json" else sizes[:1])], folder / "measure.log")
+        read = lambda out: json.loads((folder / out).read_text())["own"]
+        self.costs[system.name] = read("measure.json"), read("first_measure.json") if system.first_stage else None
+
+    def train(self, system: System, seed: int) -> None:
+        """A run, and its evaluation. A system of two stages divides the budget evenly."""
+        from jgen.train.run_directory import write_json
+
+        folder = self.workdir / system.name
+        cost, first_cost = self.costs[system.name]
+        path, log = folder / f"seed{seed}", folder / f"seed{seed}.log"
+        if (path / "evaluation.json").is_file():
+            return
+        share = 0.5 if system.first_stage else 1.0
+        commands, first = [], None
+        if first_cost:
+            first = folder / f"seed{seed}-first"
+            steps = steps_for(first_cost, self.arguments, share)
+            commands.append(train_words(system.first_stage, first, steps, seed, None))
+        commands.append(train_words(system.config, path, steps_for(cost, self.arguments, share), seed, first))
+        evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(self.arguments.samples), "--seed", str(seed)]
+        commands.append([*evaluation, *(["--num", str(self.arguments.num)] if self.arguments.num else [])])
+        lines = [shlex.join(["python", *words]) for words in commands]
+        said = folder / f"seed{seed}.commands.json"
+        if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
+            lines = json.loads(said.read_text())
+        write_json(said, lines)
+        for line in lines:
+            words = shlex.split(line)[1:]
+            run([str(ROOT / words[0]), *words[1:]] if words[0].endswith(".py") else words, log)
+
+    def stage(self, system: System, what: str, *args: Any) -> None:
+        """One stage; what goes wrong in it is kept for the table."""
+        from jgen.train.run_directory import write_json
+
+        path = self.workdir / system.name / "errors.json"
+        errors = json.loads(path.read_text()) if path.is_file() else {}
+        name = what if not args else f"seed {args[0]}"
+        errors.pop(name, None)
+        try:
+            getattr(self, what)(system, *args)
+        except Failed as failure:
+            errors[name] = str(failure)
+            print(f"{system.name}, {name}: {failure}", file=sys.stderr, flush=True)
+        write_json(path, errors)
+
+    def run(self) -> None:
+        """All stages: measuring, then every system with seed 0, with seed 1, ..."""
+        stages = [(system, "measure", ()) for system in self.systems]
+        stages += [(system, "train", (seed,)) for seed in range(self.arguments.seeds) for system in self.systems]
+        begun, done = time.monotonic(), 0
+        for number, (system, what, args) in enumerate(stages):
+            left = (
+                ""
+                if not done
+                else f", about {(time.monotonic() - begun) / done * (len(stages) - number) / 60:.0f} min left"
+            )
+            seed = f" seed {args[0]}" if args else ""
+            print(f"[{number + 1} of {len(stages)}{left}] {system.name}{seed}: {what}", file=sys.stderr, flush=True)
+            if what == "train" and system.name not in self.costs:
+                continue  # it could not be measured
+            self.stage(system, what, *args)
+            done += 1
+            self.report()
+
+    def report(self) -> list[dict[str, Any]]:
+        """Writes the outcome as far as it stands; returns its rows."""
+        from jgen.compare import page, rows
+        from jgen.train.run_directory import environment, write_json
+
+        a, found = self.arguments, rows.all_rows(self.workdir, [system.name for system in self.systems])
+        where = environment()
+        scored = next((row for row in found if row["seeds"]), None)
+        network = scored["network"] if scored else "-"
+        budget = f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
+        on = f"{where['cpus']} CPU cores" if where["devices"][0].startswith("cpu") else ", ".join(where["devices"])
+        lines = [
+            f"Each system trained for {budget} (compiling apart) on {on}, {a.seeds} seeds; mean ± standard deviation.",
+            f"FD and KID in the features of {network}, which is trained on the data: not FID, and not comparable"
+            f" between data sets. {scored['samples']} against {scored['real']}."
+            if scored
+            else "Nothing is scored yet.",
+            "bits/dim: exact, or a bound that the true value is not above. Best distance first; losers stay.",
+            f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {where['commit']}.",
+        ]
+        about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
+        command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
+        document = {"command": command, "data": a.data, "budget": budget, "environment": where, "rows": found}
+        write_json(self.workdir / "comparison.json", document)
+        rows.write_csv(self.workdir / "comparison.csv", found)
+        parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
+        parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
+        for row in found:
+            if row["commands"]:
+                said = "\n".join(next(iter(row["commands"].values())))
+                parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
+        (self.workdir / "comparison.md").write_text("\n\n".join(parts) + "\n")
+        page.write_page(self.workdir / "comparison.html", found, about)
+        return found
+
+
+def command(args: list[str]) -> int:
+    a = cli.parse(Arguments, args, "python -m jgen.compare", __doc__ or "")
+    require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds, "--samples": a.samples})
+    require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
+    require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
+    systems = find_systems(a.data, a.systems)
+    from jgen.compare import page
+
+    page.figures([], "")  # without matplotlib it would fail after hours
+    comparison = Comparison(a, systems)
+    check_budget(comparison)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        comparison.run()
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    from jgen.compare.rows import markdown, quality_table
+
+    rows = comparison.report()
+    print(markdown(quality_table(rows)))
+    print(comparison.workdir / "comparison.html")
+    if not any(row["seeds"] for row in rows):
+        raise UserError(f"no system could be trained and scored: {next(iter(rows[0]['errors'].values()), 'no reason')}")
+    return 0
+
+
+def check_budget(comparison: Comparison) -> None:
+    """Refuses a folder that was begun with another budget, data set or number of images: its rows would not compare."""
+    from jgen.train.run_directory import write_json
+
+    path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir")
+    now = {k: v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changes = "; ".join(f"--{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v)
+        require(not changes, f"{comparison.workdir} was begun otherwise: {changes} (use another --workdir)")
+    write_json(path, now)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("COLUMNS", str(shutil.get_terminal_size((120, 40)).columns))
+    cli.main(command)

@@ -1,0 +1,184 @@
+"""Cost and speed of one system on random images: python -m jgen.compare.measure CONFIG:VARIANT --out FILE.json
+
+A process of its own, so that its peak memory is the system's. Compiled programs are not taken from the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jgen import cli
+from jgen.errors import UserError, require, require_positive
+from jgen.experiment import Experiment, make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLED = 64  # images sampled at once
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is measured, and for how long."""
+
+    sizes: tuple[int, ...] = (8, 16, 32)
+    """Heights and widths of images, beside those of the data, at which training and sampling are timed."""
+    seconds: float = 6.0
+    """Time for each figure, compiling apart; at least two runs are made."""
+    out: str = "measure.json"
+    """JSON file for the outcome."""
+
+
+def first_stage_config(config: str, experiment: Experiment) -> str:
+    """The configuration that trains the first stage of an experiment, "" for one that stands alone.
+
+    Raises:
+      UserError: an experiment whose first stage no configuration trains.
+    """
+    if not experiment.first_stage:
+        return ""
+    system, _, variant = Path(experiment.first_stage).name.rpartition("-")
+    found = sorted((ROOT / "configs").glob(f"*/{system}.py"))
+    require(bool(found), f"{config} stands on {experiment.first_stage}: no configuration trains that")
+    return f"{found[0].relative_to(ROOT)}:{variant}"
+
+
+def timed(run: Callable[[], Any], seconds: float) -> float:
+    """Median seconds of a run: runs for about that long, two at least, after one that does not count."""
+    times: list[float] = []
+    run()
+    while len(times) < 2 or sum(times) < seconds:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_gib() -> float:
+    """Most memory taken so far: of the device where it says, else of this process."""
+    import jax
+
+    found = jax.local_devices()[0].memory_stats() or {}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return float(found.get("peak_bytes_in_use", resident)) / 2**30
+
+
+def measure(experiment: Experiment, first: Experiment | None, images: Any, seconds: float) -> dict[str, Any]:
+    """Training and sampling of an experiment at the images' size.
+
+    Args:
+      first: the experiment of its first stage, which is measured with weights drawn at random.
+    Raises:
+      UserError: images that the model cannot be made for.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jgen.compare.flops import program_flops
+    from jgen.core import parallel
+    from jgen.core.generate import sample_images
+    from jgen.core.model import Context
+    from jgen.data.transforms import make_transform
+    from jgen.train.loop import role_optimisers
+    from jgen.train.step import init_state, make_train_step, repeats_of
+
+    config, key = experiment.train, jax.random.key(0)
+    stage = make_model(first.model, images, None, None) if first else None
+    model = make_model(experiment.model, images, parallel.AXIS, stage)
+    optimisers = role_optimisers(model, config)
+    num = config.batch_size * repeats_of(model)
+    draw = np.random.default_rng(0)
+    batch = {"image": draw.integers(0, images.levels, (num, *images.shape)).astype(np.uint8)}
+    batch["label"] = (np.arange(num) % max(1, images.num_classes)).astype(np.int32)
+    batch["index"] = np.arange(num, dtype=np.int32)
+    once = jax.tree.map(lambda x: x[: config.batch_size], batch)
+    init = lambda b: init_state(model, optimisers, key, b, config.ema_decay > 0)
+    state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(once)
+    frozen = parallel.replicate({"first_stage": jax.jit(stage.init)(key, once)} if stage else {})
+    state = parallel.replicate(state)
+    transform = make_transform(experiment.data, train=True)
+    step = make_train_step(model, optimisers, ema_decay=config.ema_decay, transform=transform)
+    params, extra = parallel.replicate((state.params, state.extra))
+    cycle = math.lcm(*(phase.every for phase in model.phases))
+    flops = statistics.mean(
+        program_flops(lambda s, f, b, i=i: step(s, f, b, i), state, frozen, batch) for i in range(cycle)
+    )
+
+    held, number = [state], [0]
+
+    def train() -> None:
+        held[0], _ = step(held[0], frozen, batch, number[0])
+        number[0] += 1
+        jax.block_until_ready(held[0])
+
+    start = time.perf_counter()
+    train()
+    first_step = time.perf_counter() - start
+    one_step = timed(train, seconds)
+    ctx = Context(jnp.int32(0), params, extra, frozen)
+    sample = lambda n: sample_images(model, params, ctx, key, n, batch_size=SAMPLED)
+    start = time.perf_counter()
+    sample(1)
+    first_sample = time.perf_counter() - start
+    sample(SAMPLED)
+    start = time.perf_counter()
+    sample(SAMPLED)
+    took = time.perf_counter() - start
+    sampled = took if took > seconds else timed(lambda: sample(SAMPLED), seconds)
+    return {
+        "batch_size": config.batch_size,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "flops_per_image": flops / config.batch_size,
+        "compile_seconds": first_step - one_step,
+        "step_seconds": one_step,
+        "images_per_second": config.batch_size / one_step,
+        "first_sample_seconds": first_sample,
+        "samples_per_second": SAMPLED / sampled,
+        "peak_gib": peak_gib(),
+        "likelihood": model.likelihood,
+        "exact_density": model.likelihood == "exact" or model.log_density is not None,
+        "free_form_jacobian": model.free_form_jacobian,
+        "conditional": model.conditional,
+    }
+
+
+def command(args: list[str]) -> int:
+    require(bool(args) and not args[0].startswith("-"), "which configuration? python -m jgen.compare.measure CONFIG")
+    name = args.pop(0)
+    arguments = cli.parse(Arguments, args, "python -m jgen.compare.measure CONFIG:VARIANT", __doc__ or "")
+    require_positive(**{"--seconds": arguments.seconds})
+    cli.keep_memory()
+
+    from jgen.data import dataset
+    from jgen.train.run_directory import environment, write_json
+
+    experiment, _ = cli.load_config(name, ROOT)
+    before = first_stage_config(name, experiment)
+    first = cli.load_config(before, ROOT)[0] if before else None
+    images = dataset.load(experiment.data).images
+    found: dict[str, Any] = {"config": name, "first_stage": before, "environment": environment(), "sizes": {}}
+    found["own"] = measure(experiment, first, images, arguments.seconds)
+    for size in arguments.sizes:
+        at = dataclasses.replace(images, height=size, width=size)
+        print(f"{name}: at {size}x{size}", file=sys.stderr, flush=True)
+        try:
+            one = found["own"] if at == images else measure(experiment, first, at, arguments.seconds)
+            names = ("images_per_second", "samples_per_second", "flops_per_image")
+            found["sizes"][str(size)] = {key: one[key] for key in names}
+        except UserError as error:
+            found["sizes"][str(size)] = {"error": str(error)}
+    write_json(Path(arguments.out), found)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(command)

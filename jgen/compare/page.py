@@ -1,0 +1,135 @@
+"""The comparison as one HTML page that needs no server: tables, figures and grids, all inside the file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from jgen.compare.rows import cost_table, quality_table
+from jgen.errors import UserError
+
+STYLE = """
+:root { --ink: #1b1f24; --dim: #5b6570; --line: #d9dee3; --paper: #ffffff; --band: #f4f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ec; --dim: #9aa4ae; --line: #353c44; --paper: #15181c; --band: #1e2329; }
+  figure svg { background: #ffffff; border-radius: 6px; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1500px; padding: 16px; color: var(--ink); background: var(--paper);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; } h2 { font-size: 1.2rem; margin: 1.8em 0 .5em; }
+p, figcaption { color: var(--dim); max-width: 80ch; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
+th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { background: var(--band); vertical-align: bottom; white-space: normal; min-width: 5em; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--band);
+  font-weight: 600; }
+td.words { white-space: normal; min-width: 15em; text-align: left; color: var(--dim); }
+tr:last-child td { border-bottom: 0; }
+.figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
+.grids { grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
+figure { margin: 0; } figure svg, figure img { width: 100%; height: auto; display: block; }
+figure img { image-rendering: pixelated; border: 1px solid var(--line); }
+pre { overflow-x: auto; background: var(--band); padding: 10px; border-radius: 6px; font-size: .8rem; }
+"""
+
+
+def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
+    """(SVG, caption) of quality against speed, and of quality, coverage and speed.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("the page's figures need matplotlib: pip install 'jgen[compare]'") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams["svg.hashsalt"] = "jgen"
+    drawn = [row for row in rows if "distance" in row["scores"] and row["cost"]]
+    if not drawn:
+        return []
+    mean = lambda row, key: row["scores"][key]["mean"]
+    spread = lambda row, key: row["scores"][key]["spread"] or 0.0
+    colours = {row["system"]: f"C{i}" for i, row in enumerate(sorted(drawn, key=lambda row: row["system"]))}
+
+    def svg(fig: Any) -> str:
+        out = io.StringIO()
+        fig.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+        plt.close(fig)
+        return out.getvalue()[out.getvalue().index("<svg") :]
+
+    fig, axes = plt.subplots(figsize=(6.4, 4.4))
+    for row in drawn:
+        x, y, colour = row["cost"]["samples_per_second"], mean(row, "distance"), colours[row["system"]]
+        axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
+        axes.annotate(row["system"], (x, y), textcoords="offset points", xytext=(7, 5), color=colour)
+    axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=f"Fréchet distance, {network}")
+    axes.grid(alpha=0.25)
+    axes.margins(0.12)
+    first = svg(fig), "Quality against sampling speed: lower is closer to the data, further right is faster."
+
+    fig, axes = plt.subplots(figsize=(6.4, 4.4))
+    speeds = [row["cost"]["samples_per_second"] for row in drawn]
+    for row in drawn:
+        x, y, colour = mean(row, "recall"), mean(row, "precision"), colours[row["system"]]
+        area = 40 + 160 * math.log10(row["cost"]["samples_per_second"] / min(speeds))
+        axes.errorbar(x, y, xerr=spread(row, "recall"), yerr=spread(row, "precision"), color=colour, alpha=0.5)
+        axes.scatter(x, y, s=area, color=colour, alpha=0.6)
+        axes.annotate(row["system"], (x, y), textcoords="offset points", xytext=(8, 6), color=colour)
+    axes.set(xlabel="recall (coverage)", ylabel="precision (quality)")
+    axes.grid(alpha=0.25)
+    axes.margins(0.15)
+    caption = (
+        "The learning trilemma: quality upwards, coverage to the right, speed as the area (each tenfold adds as much)."
+    )
+    return [first, (svg(fig), caption)]
+
+
+def table(cells: list[list[str]], words: tuple[str, ...]) -> str:
+    """An HTML table; columns whose names are in `words` hold text."""
+    head, *lines = cells
+    out = ["<div class=scroll><table><thead><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
+    out.append("</tr></thead><tbody>")
+    for line in lines:
+        kinds = [" class=words" if name in words or "failed" in cell else "" for name, cell in zip(head, line)]
+        out += ["<tr>", *(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, line)), "</tr>"]
+    return "".join([*out, "</tbody></table></div>"])
+
+
+def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Writes the page. `about`: title, budget, machine, protocol, command, network, sizes."""
+    grids = []
+    for row in rows:
+        if row.get("grid"):
+            picture = base64.b64encode((path.parent / row["grid"]).read_bytes()).decode()
+            name = html.escape(row["system"])
+            grids.append(
+                f"<figure><img alt='samples of {name}' src='data:image/png;base64,{picture}'>"
+                f"<figcaption>{name}</figcaption></figure>"
+            )
+    drawn = [f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures(rows, about["network"])]
+    commands = [f"# {row['system']}\n" + "\n".join(row["commands"].get("seed0", [])) for row in rows if row["commands"]]
+    title, lines = html.escape(about["title"]), [html.escape(line) for line in about["lines"]]
+    body = [
+        f"<h1>{title}</h1>",
+        *(f"<p>{line}</p>" for line in lines),
+        "<h2>Quality</h2>",
+        table(quality_table(rows), ("published (other data)",)),
+        "<h2>Cost</h2>",
+        table(cost_table(rows, about["sizes"]), ()),
+        "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",
+        "<h2>Samples</h2><div class=grids>" + "".join(grids) + "</div>" if grids else "",
+        "<h2>Repeat a row</h2><pre>" + html.escape("\n\n".join(commands)) + "</pre>" if commands else "",
+    ]
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
+    document = f"<!doctype html><html lang=en><head>{head}<title>{title}</title><style>{STYLE}</style></head>"
+    path.write_text(document + "<body>" + "\n".join(body) + "</body></html>\n")

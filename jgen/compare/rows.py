@@ -1,0 +1,166 @@
+"""The comparison as data: one row a system, from the files that measuring, training and evaluating left."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from jgen.compare.published import PUBLISHED
+
+# (key, column, digits, whether more is better or None) of what is measured once a seed
+SCORES = (
+    ("distance", "FD", 2, False),
+    ("kernel_distance", "KID x 1000", 3, False),
+    ("precision", "precision", 3, True),
+    ("recall", "recall", 3, True),
+    ("accuracy", "class read as asked, %", 1, True),
+    ("bits_per_dim", "bits/dim", 3, False),
+)
+KINDS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate", "none": "-"}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one evaluation that the table holds; what a system does not have is missing."""
+    quality, found = evaluation["quality"], {}
+    found["distance"] = quality["frechet_distance"]["value"]
+    found["kernel_distance"] = 1000 * quality["kernel_distance"]["value"]
+    found["precision"], found["recall"] = quality["precision"], quality["recall"]
+    if evaluation["labels"]:
+        found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
+    if evaluation["likelihood"]:
+        found["bits_per_dim"] = evaluation["likelihood"]["bits_per_dim"]["mean"]
+    found["minutes"] = evaluation["training_minutes"]
+    return found
+
+
+def system_row(folder: Path) -> dict[str, Any]:
+    """A system's row from its folder: costs, scores by seed with mean and spread, commands, and what went wrong."""
+    row: dict[str, Any] = {"system": folder.name, "published": PUBLISHED.get(folder.name, "")}
+    row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "errors": {}}
+    failures = read(folder / "errors.json") or {}
+    row["errors"] = failures
+    measured = read(folder / "measure.json")
+    if measured:
+        row["config"], row["cost"], row["sizes"] = measured["config"], measured["own"], measured["sizes"]
+    for path in sorted(folder.glob("seed*/evaluation.json")):
+        evaluation = read(path)
+        row["seeds"][path.parent.name] = scores_of(evaluation)
+        row["network"] = evaluation["quality"]["network"]
+        row["samples"] = f"{evaluation['quality']['num']} samples"
+        row["real"] = "{num} {split} images".format(**evaluation["quality"]["real"])
+    for path in sorted(folder.glob("seed*.commands.json")):
+        row["commands"][path.name.split(".")[0]] = read(path)
+    for key in {key for found in row["seeds"].values() for key in found}:
+        values = [found[key] for found in row["seeds"].values() if key in found]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
+    grids = sorted(folder.glob("seed*/samples/*.png"))
+    row["grid"] = str(grids[-1].relative_to(folder.parent)) if grids else ""
+    first = [path for path in grids if path.parts[-3] == "seed0"]
+    if first:
+        row["grid"] = str(first[-1].relative_to(folder.parent))
+    return row
+
+
+def all_rows(workdir: Path, systems: list[str]) -> list[dict[str, Any]]:
+    """Best distance first, then those without one."""
+    rows = [system_row(workdir / system) for system in systems]
+    return sorted(rows, key=lambda row: row["scores"].get("distance", {"mean": float("inf")})["mean"])
+
+
+def show(score: dict[str, Any] | None, digits: int) -> str:
+    """A mean with its spread over seeds."""
+    if score is None:
+        return "-"
+    spread = "" if score["spread"] is None else f" ± {score['spread']:.{digits}f}"
+    return f"{score['mean']:.{digits}f}{spread}"
+
+
+def three(value: float) -> str:
+    """Three digits, with thousands separated."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Header and cells."""
+    head = [
+        "system",
+        *(name for _, name, _, _ in SCORES),
+        "likelihood",
+        "exact density",
+        "seeds",
+        "published (other data)",
+    ]
+    cells = []
+    for row in rows:
+        cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
+        line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits, _ in SCORES)]
+        line += [KINDS[cost["likelihood"]], "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
+        cells.append([*line, str(len(row["seeds"])) + (f" (failed: {failed})" if failed else ""), row["published"]])
+    return [head, *cells]
+
+
+def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
+    """Header and cells."""
+    head = [
+        "system",
+        "training images/s",
+        "MFLOPs an image",
+        "compile, s",
+        "first sample, s",
+        "samples/s",
+        "parameters",
+    ]
+    head += ["peak memory, GiB", "minutes trained", *(f"training / sampling images/s at {s}x{s}" for s in sizes)]
+    head += ["free-form Jacobian"]
+    cells = []
+    for row in rows:
+        cost = row["cost"]
+        if cost is None:
+            cells.append([row["system"], *["-"] * (len(head) - 1)])
+            continue
+        line = [row["system"], three(cost["images_per_second"]), three(cost["flops_per_image"] / 1e6)]
+        line += [
+            f"{cost['compile_seconds']:.1f}",
+            f"{cost['first_sample_seconds']:.1f}",
+            three(cost["samples_per_second"]),
+        ]
+        line += [f"{cost['parameters']:,}", f"{cost['peak_gib']:.1f}", show(row["scores"].get("minutes"), 1)]
+        for size in sizes:
+            at = row["sizes"].get(str(size), {"error": ""})
+            fits = "error" not in at
+            line.append(
+                f"{three(at['images_per_second'])} / {three(at['samples_per_second'])}" if fits else "does not fit"
+            )
+        cells.append([*line, "yes" if cost["free_form_jacobian"] else "no"])
+    return [head, *cells]
+
+
+def markdown(table: list[list[str]]) -> str:
+    head, *cells = table
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *cells])
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Every number flat: a line a system, columns by name."""
+    lines = []
+    for row in rows:
+        line = {"system": row["system"], "config": row.get("config", ""), "seeds": len(row["seeds"])}
+        for key, score in sorted(row["scores"].items()):
+            line |= {key: score["mean"], f"{key}_spread": score["spread"]}
+        line |= {key: value for key, value in (row["cost"] or {}).items()}
+        for size, at in row.get("sizes", {}).items():
+            line |= {f"{key}_at_{size}": value for key, value in at.items()}
+        lines.append(line | {"error": "; ".join(row["errors"].values()), "published": row["published"]})
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
