@@ -233,14 +233,16 @@ class Comparison:
         budget = f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
         on = f"{where['cpus']} CPU cores" if where["devices"][0].startswith("cpu") else ", ".join(where["devices"])
         lines = [
-            f"Each system trained for {budget} (compiling apart) on {on}, {a.seeds} seeds; mean ± standard deviation.",
-            f"FD and KID in the features of {network}, which is trained on the data: not FID, and not comparable"
-            f" between data sets. {scored['samples']} against {scored['real']}."
-            if scored
-            else "Nothing is scored yet.",
-            "bits/dim: exact, or a bound that the true value is not above. Best distance first; losers stay.",
-            f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {where['commit']}.",
+            f"Each system trained for {budget} (compiling apart) on {on}; seeds 0 to {a.seeds - 1}, mean ± deviation."
         ]
+        if scored:
+            lines.append(
+                f"Fréchet distance (FD) and kernel distance in the features of {network}, which is trained on the data:"
+                f" not FID, and not comparable between data sets. {scored['samples']} against {scored['real']}."
+            )
+        lines.append("bits/dim: exact, or a bound that the true value is not above. Best distance first; losers stay.")
+        commit = (where["commit"] or "-")[:12]
+        lines.append(f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {commit}.")
         about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
         command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
         document = {"command": command, "data": a.data, "budget": budget, "environment": where, "rows": found}

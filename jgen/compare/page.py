@@ -22,14 +22,15 @@ STYLE = """
 body { margin: 0 auto; max-width: 1500px; padding: 16px; color: var(--ink); background: var(--paper);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; } h2 { font-size: 1.2rem; margin: 1.8em 0 .5em; }
-p, figcaption { color: var(--dim); max-width: 80ch; }
+p, figcaption { color: var(--dim); max-width: 80ch; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { background: var(--band); vertical-align: bottom; white-space: normal; min-width: 5em; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--band);
   font-weight: 600; }
-td.words { white-space: normal; min-width: 15em; text-align: left; color: var(--dim); }
+th.words, td.words { white-space: normal; min-width: 15em; text-align: left; }
+td.words { color: var(--dim); }
 tr:last-child td { border-bottom: 0; }
 .figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
 .grids { grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
@@ -97,11 +98,13 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
 def table(cells: list[list[str]], words: tuple[str, ...]) -> str:
     """An HTML table; columns whose names are in `words` hold text."""
     head, *lines = cells
-    out = ["<div class=scroll><table><thead><tr>", *(f"<th>{html.escape(name)}</th>" for name in head)]
+    kind = lambda name, cell: " class=words" if name in words or "failed" in cell else ""
+    out = ["<div class=scroll><table><thead><tr>"]
+    out += [f"<th{kind(name, '')}>{html.escape(name)}</th>" for name in head]
     out.append("</tr></thead><tbody>")
     for line in lines:
-        kinds = [" class=words" if name in words or "failed" in cell else "" for name, cell in zip(head, line)]
-        out += ["<tr>", *(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, line)), "</tr>"]
+        found = (f"<td{kind(name, cell)}>{html.escape(cell)}</td>" for name, cell in zip(head, line))
+        out += ["<tr>", *found, "</tr>"]
     return "".join([*out, "</tbody></table></div>"])
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from jgen.compare.published import PUBLISHED
 
-# (key, column, digits, whether more is better or None) of what is measured once a seed
+# (key, column, digits) of what is measured once a seed
 SCORES = (
-    ("distance", "FD", 2, False),
-    ("kernel_distance", "KID x 1000", 3, False),
-    ("precision", "precision", 3, True),
-    ("recall", "recall", 3, True),
-    ("accuracy", "class read as asked, %", 1, True),
-    ("bits_per_dim", "bits/dim", 3, False),
+    ("distance", "FD", 2),
+    ("kernel_distance", "kernel distance", 1),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("accuracy", "class read as asked, %", 1),
+    ("bits_per_dim", "bits/dim", 3),
 )
 KINDS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate", "none": "-"}
 
@@ -30,7 +30,7 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
     """The numbers of one evaluation that the table holds; what a system does not have is missing."""
     quality, found = evaluation["quality"], {}
     found["distance"] = quality["frechet_distance"]["value"]
-    found["kernel_distance"] = 1000 * quality["kernel_distance"]["value"]
+    found["kernel_distance"] = quality["kernel_distance"]["value"]
     found["precision"], found["recall"] = quality["precision"], quality["recall"]
     if evaluation["labels"]:
         found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
@@ -92,7 +92,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Header and cells."""
     head = [
         "system",
-        *(name for _, name, _, _ in SCORES),
+        *(name for _, name, _ in SCORES),
         "likelihood",
         "exact density",
         "seeds",
@@ -101,7 +101,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     cells = []
     for row in rows:
         cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
-        line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits, _ in SCORES)]
+        line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in SCORES)]
         line += [KINDS[cost["likelihood"]], "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
         cells.append([*line, str(len(row["seeds"])) + (f" (failed: {failed})" if failed else ""), row["published"]])
     return [head, *cells]

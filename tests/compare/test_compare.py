@@ -1,0 +1,183 @@
+"""`python -m jgen.compare`: what is compared, the budget, the table and the page, and what goes wrong."""
+
+import csv
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+from jgen.compare import __main__ as compare
+from jgen.compare import page, rows
+from jgen.errors import UserError
+
+COST = {
+    "batch_size": 10,
+    "parameters": 1234,
+    "flops_per_image": 2e6,
+    "compile_seconds": 3.0,
+    "step_seconds": 0.5,
+    "images_per_second": 20.0,
+    "first_sample_seconds": 1.5,
+    "samples_per_second": 50.0,
+    "peak_gib": 0.5,
+    "likelihood": "lower_bound",
+    "exact_density": False,
+    "free_form_jacobian": True,
+    "conditional": True,
+}
+
+
+def evaluation(distance, bits=None):
+    return {
+        "training_minutes": 1.0,
+        "likelihood": {"bits_per_dim": {"mean": bits}} if bits else None,
+        "labels": {"accuracy": 0.9},
+        "quality": {
+            "network": "FD-digits-0",
+            "num": 100,
+            "real": {"split": "test", "num": 90},
+            "frechet_distance": {"value": distance},
+            "kernel_distance": {"value": distance / 10},
+            "precision": 0.5,
+            "recall": 0.25,
+        },
+    }
+
+
+def pretend(distances):
+    """In place of the programs: files such as they leave; a string is an error."""
+
+    def run(words, log):
+        where = next(words[i + 1] for i, word in enumerate(words) if word in ("--workdir", "--out", "jgen.evaluate"))
+        path = compare.Path(where)
+        system = path.parent.name
+        if "jgen.compare.measure" in words:
+            at = {"images_per_second": 20.0, "samples_per_second": 50.0, "flops_per_image": 1e6}
+            sizes = {"8": at, "16": {"error": "does not fit"}}
+            rows.Path.mkdir(path.parent, parents=True, exist_ok=True)
+            path.write_text(json.dumps({"config": words[2], "own": COST, "sizes": sizes}))
+        elif "jgen.evaluate" in words:
+            found = distances[system][int(path.name[-1])]
+            if isinstance(found, str):
+                raise compare.Failed(found)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "evaluation.json").write_text(json.dumps(evaluation(found, bits=2.0 if system == "vae" else None)))
+
+    return run
+
+
+ARGUMENTS = [
+    "--data",
+    "digits",
+    "--minutes",
+    "2",
+    "--seeds",
+    "2",
+    "--systems",
+    "vae,dcgan,vq_prior",
+    "--sizes",
+    "8",
+    "16",
+]
+
+
+@pytest.fixture
+def outcome(tmp_path, monkeypatch, capsys):
+    distances = {"vae": [4.0, 6.0], "dcgan": [1.0, "the disk is full"], "vq_prior": [9.0, 9.5]}
+    monkeypatch.setattr(compare, "run", pretend(distances))
+    assert compare.command([*ARGUMENTS, "--workdir", str(tmp_path)]) == 0
+    return tmp_path, capsys.readouterr()
+
+
+def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
+    folder, said = outcome
+    document = json.loads((folder / "comparison.json").read_text())
+    by_name = {row["system"]: row for row in document["rows"]}
+    assert [row["system"] for row in document["rows"]] == ["dcgan", "vae", "vq_prior"]
+    assert by_name["vae"]["scores"]["distance"] == {"mean": 5.0, "spread": pytest.approx(2**0.5)}
+    assert by_name["dcgan"]["errors"] == {"seed 1": "the disk is full"}
+    text = (folder / "comparison.md").read_text()
+    assert "5.00 ± 1.41" in text and "failed: seed 1: the disk is full" in text and "does not fit" in text
+    assert "5.00 ± 1.41" in said.out
+    with (folder / "comparison.csv").open() as file:
+        lines = {line["system"]: line for line in csv.DictReader(file)}
+    assert float(lines["vae"]["bits_per_dim"]) == 2.0 and lines["dcgan"]["error"] == "the disk is full"
+
+
+def test_the_page_holds_everything_itself(outcome):
+    text = (outcome[0] / "comparison.html").read_text()
+    assert text.count("<svg") == 2 and "failed: seed 1: the disk is full" in text and "5.00 ± 1.41" in text
+    assert not re.findall(r"(?:src|href)=['\"](?!data:)[^'\"#]", text)
+
+
+def test_the_budget_is_kept_and_divided_between_two_stages(outcome):
+    commands = json.loads((outcome[0] / "vae" / "seed1.commands.json").read_text())
+    assert "--train.steps 240" in commands[0] and "--seed 1" in commands[0]  # two minutes of half a second each
+    stages = json.loads((outcome[0] / "vq_prior" / "seed0.commands.json").read_text())
+    assert len(stages) == 3 and all("--train.steps 120" in line for line in stages[:2])
+    assert "configs/vae/vq_vae.py:digits" in stages[0] and "--first-stage" in stages[1]
+
+
+def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, monkeypatch):
+    folder, _ = outcome
+    ran, mended = [], pretend({"dcgan": [1.0, 2.0]})
+    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), mended(words, log)))
+    assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
+    assert len(ran) == 2 and all("seed1" in " ".join(words) and "dcgan" in " ".join(words) for words in ran)
+    found = json.loads((folder / "comparison.json").read_text())["rows"][0]
+    assert found["system"] == "dcgan" and found["errors"] == {} and len(found["seeds"]) == 2
+    with pytest.raises(UserError, match="--minutes was 2.0, is 3.0"):
+        compare.command([*ARGUMENTS, "--minutes", "3", "--workdir", str(folder)])
+
+
+def test_operations_as_the_budget():
+    arguments = compare.Arguments(teraflops=0.1)
+    assert compare.steps_for(COST, arguments, 1.0) == 5000  # 20 million a step
+    assert compare.steps_for(COST, arguments, 0.5) == 2500
+
+
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        (["--systems", "vae,nothing"], ["'nothing'", "ddpm", "vae"]),
+        (["--systems", "vq_vae"], ["vq_vae", "first stage", "vq_prior"]),
+        (["--data", "nowhere"], ["nowhere", "digits", "mnist"]),
+        (["--minutes", "0"], ["--minutes is 0"]),
+        (["--seeds", "0"], ["--seeds is 0"]),
+        (["--teraflops", "-1"], ["--teraflops is -1"]),
+        (["--sizes", "0"], ["--sizes"]),
+        (["--nothing"], ["--nothing"]),
+    ],
+)
+def test_mistakes_are_one_line(args, words, tmp_path):
+    with pytest.raises(UserError) as caught:
+        compare.command([*args, "--workdir", str(tmp_path / "x")])
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_budget_too_short_for_one_step_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", pretend({"vae": [1.0]}))
+    with pytest.raises(UserError, match="0.001 minutes is too short for one step, which takes 0.5 s"):
+        compare.command(["--minutes", "0.001", "--seeds", "1", "--systems", "vae", "--workdir", str(tmp_path)])
+
+
+def test_an_error_of_a_program_is_its_last_line(tmp_path):
+    with pytest.raises(compare.Failed, match="there is no configuration nowhere.py"):
+        compare.run([str(ROOT / "train.py"), "nowhere.py"], tmp_path / "log")
+    assert "nowhere.py" in (tmp_path / "log").read_text()
+
+
+def test_figures_need_scores(tmp_path):
+    assert page.figures([], "") == []
+
+
+@pytest.mark.slow
+def test_two_systems_end_to_end(python, tmp_path):
+    args = ["-m", "jgen.compare", "--data", "tiny", "--minutes", "0.02", "--seeds", "1", "--systems", "vae,vq_prior"]
+    done = python(*args, "--sizes", "8", "--samples", "100", "--num", "100", "--workdir", tmp_path / "x")
+    document = json.loads((tmp_path / "x" / "comparison.json").read_text())
+    assert all(row["scores"]["distance"]["mean"] > 0 and not row["errors"] for row in document["rows"])
+    assert "vq_prior" in done.stdout and (tmp_path / "x" / "comparison.html").stat().st_size > 10_000
