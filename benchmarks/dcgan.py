@@ -41,7 +41,7 @@ def make_jgen(folder: Path) -> Side:
     optimisers = {role: make_optimiser(Config(optimiser=Optimiser(beta1=0.5))) for role in ("gen", "disc")}
     batch = {"image": images, "label": np.zeros(BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
     init = lambda b: init_state(model, optimisers, jax.random.key(0), b, True)
-    state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(batch)
+    state = jax.jit(init, compiler_options=parallel.compiler_options())(batch)
     save_weights(folder, state.params)
     held = [parallel.replicate(state)]
     params = parallel.replicate(state.params)

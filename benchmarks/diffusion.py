@@ -52,7 +52,7 @@ def make_jgen(head_dim: int, folder: Path) -> Side:
     images = np.random.default_rng(1).integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8)
     batch = {"image": images, "label": np.zeros(BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
     init = lambda b: init_state(model, optimisers, jax.random.key(0), b, True)
-    state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(batch)
+    state = jax.jit(init, compiler_options=parallel.compiler_options())(batch)
     params = shaken(state.params, 0.02)
     save_weights(folder, params["unet"])
     held = [parallel.replicate(state._replace(params=params, ema=params))]

@@ -102,7 +102,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     batch["index"] = np.arange(num, dtype=np.int32)
     once = jax.tree.map(lambda x: x[: config.batch_size], batch)
     init = lambda b: init_state(model, optimisers, key, b, config.ema_decay > 0)
-    state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(once)
+    state = jax.jit(init, compiler_options=parallel.compiler_options())(once)
     frozen = parallel.replicate({"first_stage": jax.jit(stage.init)(key, once)} if stage else {})
     state = parallel.replicate(state)
     transform = make_transform(experiment.data, train=True)

@@ -55,8 +55,7 @@ def starting_state(model: GenerativeModel, config: Config, data: DataConfig, dat
         keys = rng.example_keys(key, 0, rng.DATA, 0, jax.numpy.arange(config.batch_size))
         return init_state(model, optimisers, key, make_transform(data, train=True)(keys, batch), config.ema_decay > 0)
 
-    # It runs once: little optimisation of its code compiles three times as fast, to the same bits.
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})(first)
+    return jax.jit(init, compiler_options=parallel.compiler_options())(first)
 
 
 def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, Any]:
