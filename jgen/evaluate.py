@@ -11,6 +11,7 @@ Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz -
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "data": gen.config.data.name,
         "step": gen.step,
         "training_minutes": round(gen.seconds / 60, 2),
+        "validation": validation_curve(Path(run), gen.step),
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
         "parameters": sum(x.size for x in jax.tree.leaves(gen.params)),
@@ -97,6 +99,15 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "environment": environment(),
         **found,
     }
+
+
+def validation_curve(run: Path, step: int) -> list[dict[str, Any]]:
+    """The validation scores of a run up to a step, from which the best can be told from the last."""
+    try:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):  # a run that was copied without it can be scored all the same
+        return []
+    return [line for line in lines if line.get("split") == "validation" and line["step"] <= step]
 
 
 def evaluate_images(arguments: Arguments) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def test_the_score_and_its_protocol(run, python):
     assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
     assert document["protocol"] == {"split": "test", "num": 20, "binarise": "none", "levels": 256, "seed": 0}
     assert document["kind"] == "lower_bound" and whole["step"] == 3 and whole["ema"] is True
+    assert [line["step"] for line in whole["validation"]] == [3]
     assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
     found = whole["quality"]

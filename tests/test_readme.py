@@ -61,7 +61,7 @@ def test_every_command_runs(python, pictures, tmp_path):
                 words += ["--data.name", f"folder:{pictures}"]
         if words[:2] == ["-m", "jgen.evaluate"] and "--images" not in words:
             words += ["--samples", "60"]
-        if words[0].startswith("benchmarks/") or words[:2] == ["-m", "jgen.data.prepare"]:
+        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare"):
             words.append("--help")
         done = python(*words, cwd=tmp_path, check=False, timeout=300)
         assert done.returncode == 0, (command, done.stderr)

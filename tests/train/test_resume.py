@@ -184,9 +184,9 @@ def test_a_damaged_checkpoint_is_passed_over(short_run, tmp_path, capsys, how):
             victim.write_bytes(victim.read_bytes()[:-1] if victim.stat().st_size else b"x")
         else:
             victim.unlink()
-        gen = api.load(run)
-        assert gen.step == 20, name
+        assert checkpoints.newest_good(run / "checkpoints") == 20, name
         assert "warning: checkpoint" in capsys.readouterr().err
+    assert api.load(run).step == 20
     # Training goes on from the one before, keeps the damaged one aside, and ends in the same bits.
     experiment, _ = api.load_experiment(run)
     assert api.fit(experiment, run) == "trained"
@@ -203,9 +203,8 @@ def test_checkpoints_are_kept_as_asked(tmp_path, python):
     assert api.load(run, step=20).step == 20
 
 
-def test_twenty_bad_steps_in_a_row_stop_the_run(tmp_path, python):
-    run = tmp_path / "run"
-    python(*TINY, "--train.steps", "10", "--workdir", run)
+def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, python):
+    run = copy(short_run, tmp_path)
     program = """
 import sys, jax.numpy as jnp
 sys.path.insert(0, "tests")
@@ -217,7 +216,7 @@ def poisoned(*args):
     phase = model.phases[0]
     def loss(params, ctx, keys, batch):
         value, rest = phase.loss(params, ctx, keys, batch)
-        return jnp.where(ctx.step >= 15, jnp.nan, value), rest
+        return jnp.where(ctx.step >= 35, jnp.nan, value), rest
     return model._replace(phases=(phase._replace(loss=loss),))
 ddpm.make = poisoned
 import dataclasses
@@ -228,7 +227,7 @@ cli.main(lambda args: api.fit(dataclasses.replace(experiment, train=train), sys.
     done = python("-c", program, run, check=False)
     assert done.returncode == 2
     error = done.stderr.strip().splitlines()[-1]
-    assert "20 steps up to step 35" in error and "last good checkpoint is step" in error, error
+    assert "20 steps up to step 55" in error and "last good checkpoint is step" in error, error
     state, _ = final_arrays(run)
     assert all(np.all(np.isfinite(a)) for a in state.values() if a.dtype.kind == "f")
 
