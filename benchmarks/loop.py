@@ -39,7 +39,7 @@ def main() -> None:
     from jgen.core import parallel
     from jgen.data import dataset as datasets
     from jgen.train.loop import Training
-    from jgen.train.run_directory import RunDirectory, commit, write_json
+    from jgen.train.run_directory import RunDirectory, commit, processor, write_json
 
     experiment, name = cli.load_config(args.config, ROOT)
     total = args.steps * args.rounds + 1
@@ -78,8 +78,6 @@ def main() -> None:
     bare, loop = statistics.median(bare_times), statistics.median(loop_times)
     print(f"{name}: bare step {bare * 1e3:.1f} ms, loop {loop * 1e3:.1f} ms a step: {bare / loop:.1%} of the bare rate")
     if args.out:
-        from side_by_side import processor
-
         document = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "processor": processor()}
         document |= {"jax": jax.__version__, "python": platform.python_version(), "config": args.config}
         write_json(Path(args.out), {**document, "bare": bare_times, "loop": loop_times, "ratio": bare / loop})

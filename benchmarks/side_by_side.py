@@ -105,12 +105,6 @@ def about_torch(*packages: str) -> dict[str, Any]:
     return found | {package: version(package) for package in packages}
 
 
-def processor() -> str:
-    """The number of cores and their name."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
-    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
-
-
 def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
     """A worker: reads a task a line, runs it once, answers with its seconds. The first run of each compiles."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
@@ -248,7 +242,7 @@ def main(benchmark: Benchmark, doc: str) -> None:
         return serve(benchmark, args.worker, args.settings[0], Path(args.folder))
     rows = [row for setting in args.settings for row in compare(benchmark, args, setting)]
     if args.out:
-        from jgen.train.run_directory import commit, write_json
+        from jgen.train.run_directory import commit, processor, write_json
 
         document = {"title": benchmark.title, "case": benchmark.case, "command": " ".join(["python", *sys.argv])}
         document |= {"processor": processor(), "platform": platform.platform(), "commit": commit()}

@@ -54,7 +54,9 @@ def scores() -> str:
         if document["labels"]:
             found = document["labels"]
             cells.append(f"{100 * found['accuracy']:.1f} % of {found['protocol']['num']} samples read as asked for")
-        trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min"
+        where = document["training"]
+        machine = f"{where['processor']}, jax {where['versions']['jax']}, commit {where['commit'][:8]}"
+        trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min; {machine}"
         record = f"[{Path(path).name}]({path})"
         rows.append([document["system"], document["data"], "; ".join(cells), f"{trained}; {record}"])
     return table(["system", "data", "score", "training, record"], rows)

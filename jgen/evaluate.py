@@ -35,6 +35,8 @@ class Arguments:
     """Part of the data set that scores are of, and that samples are compared with."""
     num: int = 0
     """The first images of the split; 0: all."""
+    likelihood_images: int = 0
+    """The first of them whose likelihood is found, for bounds that take long; 0: all of them."""
     samples: int = 1000
     """Samples drawn and compared with real images; 0: none."""
     inception: str = ""
@@ -91,6 +93,7 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "data": gen.config.data.name,
         "step": gen.step,
         "training_minutes": round(gen.seconds / 60, 2),
+        "training": training_record(Path(run)),
         "validation": validation_curve(Path(run), gen.step),
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
@@ -99,6 +102,14 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "environment": environment(),
         **found,
     }
+
+
+def training_record(run: Path) -> dict[str, Any]:
+    """Where, with what and by which command a run was trained: its environment.json, {} where that is gone."""
+    try:
+        return json.loads((run / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def validation_curve(run: Path, step: int) -> list[dict[str, Any]]:
@@ -192,6 +203,9 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
     split = splits[arguments.split]
     require(0 <= arguments.num <= split.num, f"--num is {arguments.num}: {arguments.split} has {split.num} images")
     num = arguments.num or split.num
+    few = arguments.likelihood_images
+    require(0 <= few <= num, f"--likelihood-images is {few}: {num} images of {arguments.split} are scored")
+    num = few or num
 
     key_data, key_score = jax.random.split(jax.random.key(arguments.seed))
     transform = jax.jit(make_transform(data, train=False))

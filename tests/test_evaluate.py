@@ -39,7 +39,7 @@ def test_the_score_and_its_protocol(run, python):
     assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
     assert document["protocol"] == {"split": "test", "num": 20, "binarise": "none", "levels": 256, "seed": 0}
     assert document["kind"] == "lower_bound" and whole["step"] == 3 and whole["ema"] is True
-    assert [line["step"] for line in whole["validation"]] == [3]
+    assert [line["step"] for line in whole["validation"]] == [3] and "train.py" in whole["training"]["command"]
     assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
     found = whole["quality"]
@@ -54,9 +54,10 @@ def test_images_of_another_program(run, python, tmp_path):
     python("sample.py", run, "--num", "60", "--out", tmp_path / "x.npz", "--batch-size", "60")
     arguments = ["--images", tmp_path / "x.npz", "--data.name", "digits", "--num", "20"]
     python("-m", "jgen.evaluate", *arguments, "--out", tmp_path / "x.json")
-    python("-m", "jgen.evaluate", run, "--num", "20", "--samples", "60", "--out", tmp_path / "y.json")
+    few = ["--num", "20", "--likelihood-images", "5", "--samples", "60"]
+    python("-m", "jgen.evaluate", run, *few, "--out", tmp_path / "y.json")
     of_file, of_run = (json.loads((tmp_path / name).read_text()) for name in ("x.json", "y.json"))
-    assert of_file["labels"] == of_run["labels"]
+    assert of_file["labels"] == of_run["labels"] and of_run["likelihood"]["protocol"]["num"] == 5
     assert of_file["quality"]["frechet_distance"]["value"] == pytest.approx(
         of_run["quality"]["frechet_distance"]["value"], rel=1e-3
     )
@@ -68,6 +69,7 @@ def test_images_of_another_program(run, python, tmp_path):
         ([], ["which run"]),
         (["nowhere"], ["no run at nowhere"]),
         (["RUN", "--num", "100000"], ["--num is 100000", "test has"]),
+        (["RUN", "--num", "20", "--likelihood-images", "21"], ["--likelihood-images is 21", "20 images"]),
         (["RUN", "--split", "dev"], ["--split"]),
         (["RUN", "RUN", "--out", "x.json"], ["one run"]),
         (["RUN", "--nothing"], ["--nothing"]),

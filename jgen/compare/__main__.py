@@ -45,7 +45,9 @@ class Arguments:
     samples: int = 1000
     """Samples that are scored."""
     num: int = 0
-    """Held-out images that are scored and compared with; 0: all."""
+    """Test images that samples are compared with; 0: all."""
+    likelihood_images: int = 200
+    """The first of them whose likelihood is found; a bound of diffusion takes long."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Heights and widths at which speed is measured."""
     workdir: str = "runs/compare"
@@ -176,8 +178,10 @@ class Comparison:
             steps = steps_for(first_cost, self.arguments, share)
             commands.append(train_words(system.first_stage, first, steps, seed, None))
         commands.append(train_words(system.config, path, steps_for(cost, self.arguments, share), seed, first))
-        evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(self.arguments.samples), "--seed", str(seed)]
-        commands.append([*evaluation, *(["--num", str(self.arguments.num)] if self.arguments.num else [])])
+        a = self.arguments
+        evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
+        evaluation += ["--likelihood-images", str(a.likelihood_images)]
+        commands.append([*evaluation, *(["--num", str(a.num)] if a.num else [])])
         lines = [shlex.join(["python", *words]) for words in commands]
         said = folder / f"seed{seed}.commands.json"
         if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
@@ -262,6 +266,7 @@ class Comparison:
 def command(args: list[str]) -> int:
     a = cli.parse(Arguments, args, "python -m jgen.compare", __doc__ or "")
     require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds, "--samples": a.samples})
+    require(a.likelihood_images >= 1, f"--likelihood-images is {a.likelihood_images}: it must be above zero")
     require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
     require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
     systems = find_systems(a.data, a.systems)

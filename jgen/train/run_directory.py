@@ -93,11 +93,21 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def processor() -> str:
+    """The number of cores and their name."""
+    try:
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
 
 
 def commit() -> str | None:
