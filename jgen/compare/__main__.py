@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -95,13 +96,25 @@ class Failed(Exception):
     """A stage of one system ended with an error."""
 
 
+class Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def stop(number: int, frame: Any) -> None:
+    raise Stopped(number)
+
+
 def run(words: list[str], log: Path) -> None:
     """A program of jgen's, its progress shown and its output kept. Raises `Failed` with its last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    )
+    # A session of its own: Ctrl-C reaches this program alone, which passes it on once, so that a training can save.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, *words], env=environment, **pipes)
     last: deque[bytes] = deque(maxlen=400)
     try:
         with log.open("ab") as file:
@@ -110,12 +123,11 @@ def run(words: list[str], log: Path) -> None:
                 last.append(piece)
                 sys.stderr.buffer.write(piece)
                 sys.stderr.flush()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
         process.wait()
+    except Stopped as stopped:
+        process.send_signal(stopped.number)
+        sys.stderr.buffer.write(process.communicate()[0])
         raise
-    if process.wait() in (130, 143):
-        raise KeyboardInterrupt
     if process.returncode:
         lines = [line.strip() for line in b"".join(last).decode(errors="replace").splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit {process.returncode}"]
@@ -180,7 +192,7 @@ class Comparison:
         commands.append(train_words(system.config, path, steps_for(cost, self.arguments, share), seed, first))
         a = self.arguments
         evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
-        evaluation += ["--likelihood-images", str(a.likelihood_images)]
+        evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or a.likelihood_images))]
         commands.append([*evaluation, *(["--num", str(a.num)] if a.num else [])])
         lines = [shlex.join(["python", *words]) for words in commands]
         said = folder / f"seed{seed}.commands.json"
@@ -210,19 +222,18 @@ class Comparison:
         """All stages: measuring, then every system with seed 0, with seed 1, ..."""
         stages = [(system, "measure", ()) for system in self.systems]
         stages += [(system, "train", (seed,)) for seed in range(self.arguments.seeds) for system in self.systems]
-        begun, done = time.monotonic(), 0
+        took: dict[str, list[float]] = {"measure": [], "train": []}
+        guess = {"measure": 60.0, "train": 60 * self.arguments.minutes}
         for number, (system, what, args) in enumerate(stages):
-            left = (
-                ""
-                if not done
-                else f", about {(time.monotonic() - begun) / done * (len(stages) - number) / 60:.0f} min left"
-            )
+            ahead = (statistics.mean(took[kind] or [guess[kind]]) for _, kind, _ in stages[number:])
+            where = f"{number + 1} of {len(stages)}, about {sum(ahead) / 60:.0f} min left"
             seed = f" seed {args[0]}" if args else ""
-            print(f"[{number + 1} of {len(stages)}{left}] {system.name}{seed}: {what}", file=sys.stderr, flush=True)
+            print(f"[{where}] {system.name}{seed}: {what}", file=sys.stderr, flush=True)
             if what == "train" and system.name not in self.costs:
                 continue  # it could not be measured
+            begun = time.monotonic()
             self.stage(system, what, *args)
-            done += 1
+            took[what].append(time.monotonic() - begun)
             self.report()
 
     def report(self) -> list[dict[str, Any]]:
@@ -275,12 +286,13 @@ def command(args: list[str]) -> int:
     page.figures([], "")  # without matplotlib it would fail after hours
     comparison = Comparison(a, systems)
     check_budget(comparison)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
         comparison.run()
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+        return 128 + stopped.number
     from jgen.compare.rows import markdown, quality_table
 
     rows = comparison.report()

@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -168,6 +171,25 @@ def test_an_error_of_a_program_is_its_last_line(tmp_path):
     with pytest.raises(compare.Failed, match="there is no configuration nowhere.py"):
         compare.run([str(ROOT / "train.py"), "nowhere.py"], tmp_path / "log")
     assert "nowhere.py" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("number,code", [(2, 130), (15, 143)])
+def test_a_signal_lets_the_training_save(cache, tmp_path, number, code):
+    """Stopped in its first training, which saves; the same command goes on from there."""
+    args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    (folder / "measure.json").write_text(json.dumps({"config": "", "own": COST, "sizes": {}}))
+    command = [sys.executable, "-m", "jgen.compare", *args, "--workdir", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    metrics = folder / "seed0" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code and "stopped at step" in said and "go on" in said
+    assert any((folder / "seed0" / "checkpoints").glob("[0-9]*"))
 
 
 def test_figures_need_scores(tmp_path):
