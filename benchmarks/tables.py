@@ -35,9 +35,9 @@ def speed() -> str:
             name = f"{document['title']}: {row['task']}" + (f", {row['setting']}" if row["setting"] else "")
             peer = f"{row['peer']} ({row['best_variant']})" if len(row["seconds"]) > 2 else row["peer"]
             where = f"{document['processor']}; {versions}; [{Path(path).name}]({path})"
-            times = [f"{mine:.3g} s", f"{best:.3g} s: {peer}", f"**{row['ratio']:.2g}**"]
+            times = [f"{mine:.3g} s", f"{best:.3g} s: {peer}", f"**{row['ratio']:.{2 if row['ratio'] > 0.1 else 3}f}**"]
             rows.append([name, *times, where])
-    return table(["case", "jgen", "peer", "jgen / peer", "machine, versions, record"], rows)
+    return table(["case", "jgen", "peer", "jgen / peer", "machine, versions, record"], rows) + "\n"
 
 
 def scores() -> str:
@@ -59,7 +59,9 @@ def scores() -> str:
         trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min; {machine}"
         record = f"[{Path(path).name}]({path})"
         rows.append([document["system"], document["data"], "; ".join(cells), f"{trained}; {record}"])
-    return table(["system", "data", "score", "training, record"], rows)
+    if not rows:
+        return ""
+    return "Measured:\n\n" + table(["system", "data", "score", "training, record"], rows) + "\n"
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def main() -> None:
     text = before = path.read_text()
     for name, made in (("speed", speed()), ("scores", scores())):
         block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = block.sub(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
+        text = block.sub(lambda found, made=made: f"{found[1]}{made}{found[2]}", text)
     if "--check" in sys.argv:
         sys.exit("README.md is not what results/ says: run python benchmarks/tables.py" if text != before else 0)
     path.write_text(text)

@@ -71,3 +71,8 @@ def test_every_command_runs(python, pictures, tmp_path):
     done = python("-c", python_block(), cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_tables_are_those_of_the_results(python):
+    done = python("benchmarks/tables.py", "--check", check=False)
+    assert done.returncode == 0, done.stderr
