@@ -1,0 +1,73 @@
+"""Metrics: lines that a resumed run cuts, means without what is not finite, and what TensorBoard receives."""
+
+import json
+import struct
+
+import pytest
+
+from jgen.train.logs import MetricsLog, Window
+
+
+def test_a_resumed_run_cuts_what_lies_past_its_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in (10, 20, 30):
+        log.write(step, "train", {"loss": 1.0 / step})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "spl')  # killed while it wrote
+    again = MetricsLog(tmp_path, 20)
+    again.write(30, "train", {"loss": 0.5})
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30] and lines[-1]["loss"] == 0.5
+
+
+def test_a_window_leaves_out_what_is_not_finite_and_survives_a_kill():
+    window = Window()
+    window.add({"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0})
+    window.add({"loss": float("nan"), "skipped": 1, "skipped_in_a_row": 1})
+    again = Window(json.loads(json.dumps(window.state)))
+    again.add({"loss": 2.0, "skipped": 1, "skipped_in_a_row": 0})
+    assert again.line() == {"loss": 1.5, "skipped": 1}
+
+
+def events(folder):
+    """(step, tag, value) of every scalar in a folder's event files: records of length, checksum, bytes, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.glob("events*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
+
+
+def test_tensorboard_receives_every_value_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboardX")
+    log = MetricsLog(tmp_path, 0)
+    log.write(10, "train", {"loss": 0.5, "grad_norm": 2.0})
+    log.write(10, "validation", {"elbo": -3.0})
+    log.close()
+    wanted = [(10, "train/loss", 0.5), (10, "train/grad_norm", 2.0), (10, "validation/elbo", -3.0)]
+    assert events(tmp_path / "tensorboard") == wanted
+
+
+def test_the_run_goes_on_when_tensorboard_cannot_write(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    log = MetricsLog(tmp_path, 0)
+
+    class Full:
+        def add_scalar(self, *args):
+            raise OSError(28, "No space left on device")
+
+    log._board.close()
+    log._board = Full()
+    log.write(10, "train", {"loss": 0.5})
+    log.write(20, "train", {"loss": 0.25})
+    log.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert capsys.readouterr().err.count("No space left") == 1
