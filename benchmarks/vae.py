@@ -47,7 +47,7 @@ def make_jgen(folder: Path) -> Side:
     state = init_state(model, optimisers, jax.random.key(0), fetch(np.arange(1)), False)
     save_weights(folder, state.params)
     ctx = Context(0, state.params, state.extra, {})
-    means, _ = model.encode(state.params, ctx, None, data[:BATCH], label[:BATCH])
+    means = model.encode(state.params, ctx, None, data[:BATCH], label[:BATCH])
     step = make_train_step(model, optimisers)
     held, passes = [parallel.replicate(state)], [0]
 
@@ -74,7 +74,7 @@ def make_peer(variant: str, folder: Path) -> Side:
     model.load_state_dict(vae_peer.by_peer_name(load_weights(folder)), strict=True)
     x = torch.from_numpy(images().transpose(0, 3, 1, 2).astype(np.float32))
     with torch.no_grad():
-        means = model.encoder(x[:BATCH]).embedding.numpy()
+        means = model.encoder(2 * x[:BATCH] - 1).embedding.numpy()  # jgen's encoder reads images in [-1, 1]
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
 
     def bare() -> None:
