@@ -227,3 +227,17 @@ def test_frozen_parameters_stay_out_of_the_state():
     state, _ = step(state, parallel.replicate(case.frozen), step_batch(case.model))
     np.testing.assert_array_equal(flat(case.frozen), before)
     assert set(state.params) == set(state.ema) == set(state.opt) == {"prior"}
+
+
+def test_programs_run_under_a_callers_jit(monkeypatch):
+    """With the options of compilation that users get, which the quick compilation of tests otherwise replaces."""
+    options = {"xla_backend_optimization_level": 1}
+    monkeypatch.setattr(parallel, "compiler_options", lambda: options)
+    double = parallel.pmap(lambda x: 2 * x, split=(0,), split_out=0)
+    x = np.ones((parallel.device_count(), 3), np.float32)
+    np.testing.assert_array_equal(double(x), 2 * x)
+    np.testing.assert_array_equal(jax.jit(lambda x: double(x) + 1)(x), 2 * x + 1)
+    state, step = make_run(make_case("toy:vae"))
+    batch = step_batch(make_case("toy:vae").model)
+    shapes = jax.eval_shape(lambda s, b: step(s, {}, b, 0)[0].params, state, batch)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params)

@@ -43,7 +43,14 @@ def pmap(
       donate: the arguments whose memory the result may take over.
     """
     program = jax.pmap(fn, axis_name=AXIS, in_axes=split, out_axes=split_out, donate_argnums=donate)
-    return jax.jit(program, donate_argnums=donate, compiler_options=compiler_options())
+    compiled = jax.jit(program, donate_argnums=donate, compiler_options=compiler_options())
+
+    def run(*args: Any) -> Any:
+        # Inside a caller's own jit or trace, options of compilation are the caller's: newer JAX refuses others.
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (program if traced else compiled)(*args)
+
+    return run
 
 
 def compiler_options() -> dict[str, int]:
