@@ -1,7 +1,6 @@
 """Which part of jgen may import which, what must not be imported at all, how long files may be, how fast help comes."""
 
 import ast
-import resource
 import sys
 import time
 from pathlib import Path
@@ -208,13 +207,12 @@ assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
 
 @pytest.mark.parametrize("args", [("-c", "import jgen"), ("train.py", "--help")])
 def test_the_start_is_quick(python, args):
-    """The best of three, of the clock's seconds or the processor's: other work on the machine makes both longer."""
+    """The best of three: other work on the machine only ever makes it slower."""
     best = float("inf")
     for _ in range(3):
-        before, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = time.perf_counter()
         python(*args)
-        wall, after = time.perf_counter() - before, resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, wall, after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime)
+        best = min(best, time.perf_counter() - before)
         if best < 2:
             break
     assert best < 2, f"{sys.executable} {' '.join(args)} takes {best:.1f} s"

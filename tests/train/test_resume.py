@@ -184,9 +184,9 @@ def test_a_damaged_checkpoint_is_passed_over(short_run, tmp_path, capsys, how):
             victim.write_bytes(victim.read_bytes()[:-1] if victim.stat().st_size else b"x")
         else:
             victim.unlink()
-        assert checkpoints.newest_good(run / "checkpoints") == 20, name
+        gen = api.load(run)
+        assert gen.step == 20, name
         assert "warning: checkpoint" in capsys.readouterr().err
-    assert api.load(run).step == 20
     # Training goes on from the one before, keeps the damaged one aside, and ends in the same bits.
     experiment, _ = api.load_experiment(run)
     assert api.fit(experiment, run) == "trained"
