@@ -73,6 +73,7 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
     from jgen.train.run_directory import environment
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema)
+    first = jgen.load(gen.config.first_stage) if gen.config.first_stage else None
     require(arguments.samples >= 0, f"--samples is {arguments.samples}: it must be zero or above")
     require(
         gen.model.log_prob is not None or arguments.samples > 0,
@@ -92,12 +93,12 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "system": gen.model.name,
         "data": gen.config.data.name,
         "step": gen.step,
-        "training_minutes": round(gen.seconds / 60, 2),
+        "training_minutes": round((gen.seconds + (first.seconds if first else 0.0)) / 60, 2),
         "training": training_record(Path(run)),
         "validation": validation_curve(Path(run), gen.step),
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
-        "parameters": sum(x.size for x in jax.tree.leaves(gen.params)),
+        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, first.params if first else {}))),
         "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
         "environment": environment(),
         **found,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -129,9 +130,14 @@ def run(words: list[str], log: Path) -> None:
         sys.stderr.buffer.write(process.communicate()[0])
         raise
     if process.returncode:
-        lines = [line.strip() for line in b"".join(last).decode(errors="replace").splitlines() if line.strip()]
-        said = [line for line in lines if line.startswith("error: ")] or lines[-1:] or [f"exit {process.returncode}"]
-        raise Failed(said[-1].removeprefix("error: "))
+        raise Failed(reason(b"".join(last).decode(errors="replace")) or f"exit code {process.returncode}")
+
+
+def reason(output: str) -> str:
+    """Why a program failed, by what it printed: its error line, or the exception below a traceback."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if re.match(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return (said or lines or [""])[-1].removeprefix("error: ").strip()
 
 
 def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:

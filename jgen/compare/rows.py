@@ -44,8 +44,7 @@ def system_row(folder: Path) -> dict[str, Any]:
     """A system's row from its folder: costs, scores by seed with mean and spread, commands, and what went wrong."""
     row: dict[str, Any] = {"system": folder.name, "published": PUBLISHED.get(folder.name, "")}
     row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "errors": {}}
-    failures = read(folder / "errors.json") or {}
-    row["errors"] = failures
+    row["errors"] = read(folder / "errors.json") or {}
     measured = read(folder / "measure.json")
     if measured:
         row["config"], row["cost"], row["sizes"] = measured["config"], measured["own"], measured["sizes"]
@@ -55,17 +54,16 @@ def system_row(folder: Path) -> dict[str, Any]:
         row["network"] = evaluation["quality"]["network"]
         row["samples"] = f"{evaluation['quality']['num']} samples"
         row["real"] = "{num} {split} images".format(**evaluation["quality"]["real"])
-    for path in sorted(folder.glob("seed*.commands.json")):
+    seeds = sorted(folder.glob("seed*.commands.json"), key=lambda path: int(path.name[4:].split(".")[0]))
+    for path in seeds:
         row["commands"][path.name.split(".")[0]] = read(path)
     for key in {key for found in row["seeds"].values() for key in found}:
         values = [found[key] for found in row["seeds"].values() if key in found]
         spread = statistics.stdev(values) if len(values) > 1 else None
         row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
-    grids = sorted(folder.glob("seed*/samples/*.png"))
-    row["grid"] = str(grids[-1].relative_to(folder.parent)) if grids else ""
-    first = [path for path in grids if path.parts[-3] == "seed0"]
-    if first:
-        row["grid"] = str(first[-1].relative_to(folder.parent))
+    # Of the first seed that has one; a first stage, in seed0-first, shows nothing of its own.
+    grids = [sorted((folder / seed / "samples").glob("*.png")) for seed in row["commands"]]
+    row["grid"] = next((str(found[-1].relative_to(folder.parent)) for found in grids if found), "")
     return row
 
 
@@ -118,7 +116,11 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
         "samples/s",
         "parameters",
     ]
-    head += ["peak memory, GiB", "minutes trained", *(f"training / sampling images/s at {s}x{s}" for s in sizes)]
+    head += [
+        "peak memory, GiB",
+        "minutes trained, compiling too",
+        *(f"training / sampling images/s at {s}x{s}" for s in sizes),
+    ]
     head += ["free-form Jacobian"]
     cells = []
     for row in rows:

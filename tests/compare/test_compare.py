@@ -27,7 +27,6 @@ COST = {
     "likelihood": "lower_bound",
     "exact_density": False,
     "free_form_jacobian": True,
-    "conditional": True,
 }
 
 
@@ -122,6 +121,14 @@ def test_the_budget_is_kept_and_divided_between_two_stages(outcome):
     assert "configs/vae/vq_vae.py:digits" in stages[0] and "--first-stage" in stages[1]
 
 
+def test_the_grid_is_the_systems_own_and_of_its_first_seed(outcome):
+    folder = outcome[0] / "vq_prior"
+    for run in ("seed0", "seed0-first", "seed1", "seed1-first"):
+        (folder / run / "samples").mkdir(parents=True)
+        (folder / run / "samples" / "step_00000120.png").write_bytes(b"")
+    assert rows.system_row(folder)["grid"] == "vq_prior/seed0/samples/step_00000120.png"
+
+
 def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, monkeypatch):
     folder, _ = outcome
     ran, mended = [], pretend({"dcgan": [1.0, 2.0]})
@@ -190,6 +197,23 @@ def test_a_signal_lets_the_training_save(cache, tmp_path, number, code):
     said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == code and "stopped at step" in said and "go on" in said
     assert any((folder / "seed0" / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize(
+    "output,wanted",
+    [
+        ("10 of 20\nerror: the disk is full\n", "the disk is full"),
+        (
+            "Traceback ...\n  File x\nValueError: no options\n-----\nFor simplicity, JAX has removed",
+            "ValueError: no options",
+        ),
+        ("jax.errors.JaxRuntimeError: out of memory\n", "jax.errors.JaxRuntimeError: out of memory"),
+        ("Killed\n", "Killed"),
+        ("", ""),
+    ],
+)
+def test_a_failure_is_told_by_its_reason(output, wanted):
+    assert compare.reason(output) == wanted
 
 
 def test_figures_need_scores(tmp_path):
