@@ -2,9 +2,9 @@
 
     python benchmarks/vae.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_vae.json]
 
-A pass is what training does with 12,800 binary 28x28 images in batches of 128: their shuffled order, batches, the
-bound's gradient, Adam. "pythae" is its own trainer; "bare" is its model in a loop of nothing else, over tensors laid
-ready in their order.
+A pass is what training does with 12,800 binary 28x28 images: their shuffled order, batches (of 64, pythae's default,
+and of 128), the bound's gradient, Adam. "pythae" is its own trainer; "bare" is its model in a loop of nothing else,
+over tensors laid ready in their order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from side_by_side import Benchmark, Side, about_jax, about_torch, load_weights, main, save_weights
 
-NUM, BATCH, LATENT, HIDDEN, RATE = 12_800, 128, 40, 512, 1e-3
+NUM, LATENT, HIDDEN, RATE = 12_800, 40, 512, 1e-3
+BATCHES = {"batch 64": 64, "batch 128": 128}
 
 
 def images() -> np.ndarray:
@@ -26,7 +27,7 @@ def images() -> np.ndarray:
     return (((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2) < 0.05).astype(np.uint8)[..., None]
 
 
-def make_jgen(folder: Path) -> Side:
+def make_jgen(batch: int, folder: Path) -> Side:
     import jax
 
     from jgen.core import parallel
@@ -47,21 +48,21 @@ def make_jgen(folder: Path) -> Side:
     state = init_state(model, optimisers, jax.random.key(0), fetch(np.arange(1)), False)
     save_weights(folder, state.params)
     ctx = Context(0, state.params, state.extra, {})
-    means = model.encode(state.params, ctx, None, data[:BATCH], label[:BATCH])
+    means = model.encode(state.params, ctx, None, data[:batch], label[:batch])
     step = make_train_step(model, optimisers)
     held, passes = [parallel.replicate(state)], [0]
 
     def train() -> None:
-        start = passes[0] * (NUM // BATCH)
-        for batch in train_batches(Split(NUM, fetch), 0, BATCH, start, start + NUM // BATCH):
-            held[0], metrics = step(held[0], {}, batch)
+        start = passes[0] * (NUM // batch)
+        for taken in train_batches(Split(NUM, fetch), 0, batch, start, start + NUM // batch):
+            held[0], metrics = step(held[0], {}, taken)
         passes[0] += 1
         jax.block_until_ready((held[0], metrics))
 
     return Side({"train": train}, np.asarray(means), about_jax())
 
 
-def make_peer(variant: str, folder: Path) -> Side:
+def make_peer(variant: str, batch: int, folder: Path) -> Side:
     import logging
 
     import torch
@@ -74,12 +75,12 @@ def make_peer(variant: str, folder: Path) -> Side:
     model.load_state_dict(vae_peer.by_peer_name(load_weights(folder)), strict=True)
     x = torch.from_numpy(images().transpose(0, 3, 1, 2).astype(np.float32))
     with torch.no_grad():
-        means = model.encoder(2 * x[:BATCH] - 1).embedding.numpy()  # jgen's encoder reads images in [-1, 1]
+        means = model.encoder(2 * x[:batch] - 1).embedding.numpy()  # jgen's encoder reads images in [-1, 1]
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
 
     def bare() -> None:
-        for first in range(0, NUM, BATCH):
-            loss = model({"data": x[first : first + BATCH]}).loss
+        for first in range(0, NUM, batch):
+            loss = model({"data": x[first : first + batch]}).loss
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -87,7 +88,7 @@ def make_peer(variant: str, folder: Path) -> Side:
 
     train: Any = bare
     if variant == "pythae":
-        options = {"per_device_train_batch_size": BATCH, "learning_rate": RATE, "no_cuda": True}
+        options = {"per_device_train_batch_size": batch, "learning_rate": RATE, "no_cuda": True}
         config = BaseTrainerConfig(output_dir=str(folder / "pythae"), **options)
         trainer = BaseTrainer(model, BaseDataset(x, torch.zeros(NUM)), training_config=config)
         trainer.prepare_training()
@@ -97,10 +98,13 @@ def make_peer(variant: str, folder: Path) -> Side:
 
 BENCHMARK = Benchmark(
     title="VAE",
-    case=f"a pass over {NUM} binary 28x28x1 images, batch {BATCH}, hidden {HIDDEN}, latent {LATENT}, float32, Adam",
+    case=f"a pass over {NUM} binary 28x28x1 images, hidden {HIDDEN}, latent {LATENT}, float32, Adam",
     tasks=("train",),
     peers={"pythae": ("pythae",), "its model in a bare loop": ("bare",)},
-    make_side=lambda side, _, folder: make_jgen(folder) if side == "jgen" else make_peer(side, folder),
+    make_side=lambda side, batch, folder: (
+        make_jgen(batch, folder) if side == "jgen" else make_peer(side, batch, folder)
+    ),
+    settings=BATCHES,
     tolerance=1e-4,
 )
 

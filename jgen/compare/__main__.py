@@ -262,6 +262,11 @@ class Comparison:
                 f" not FID, and not comparable between data sets. {scored['samples']} against {scored['real']}."
             )
         lines.append("bits/dim: exact, or a bound that the true value is not above. Best distance first; losers stay.")
+        if any(row["cost"] and row["cost"]["levels"] < 256 for row in found):
+            lines.append(
+                "A system that is trained on fewer than 256 levels says so: its bits/dim do not compare with the"
+                " others', and its samples are compared with test images of as many levels."
+            )
         commit = (where["commit"] or "-")[:12]
         lines.append(f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {commit}.")
         about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
@@ -277,6 +282,7 @@ class Comparison:
                 parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
         (self.workdir / "comparison.md").write_text("\n\n".join(parts) + "\n")
         page.write_page(self.workdir / "comparison.html", found, about)
+        page.write_grids(self.workdir / "grids.png", found)
         return found
 
 
@@ -289,7 +295,7 @@ def command(args: list[str]) -> int:
     systems = find_systems(a.data, a.systems)
     from jgen.compare import page
 
-    page.figures([], "")  # without matplotlib it would fail after hours
+    page.pyplot()  # without matplotlib it would fail after hours
     comparison = Comparison(a, systems)
     check_budget(comparison)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -141,6 +141,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
         "samples_per_second": SAMPLED / sampled,
         "peak_gib": peak_gib(),
         "likelihood": model.likelihood,
+        "levels": images.levels,
         "exact_density": model.likelihood == "exact" or model.log_density is not None,
         "free_form_jacobian": model.free_form_jacobian,
     }

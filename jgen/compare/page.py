@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,8 @@ pre { overflow-x: auto; background: var(--band); padding: 10px; border-radius: 6
 """
 
 
-def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
-    """(SVG, caption) of quality against speed, and of quality, coverage and speed.
-
-    Raises:
-      UserError: matplotlib is not installed.
-    """
+def pyplot() -> Any:
+    """matplotlib's, set up for files. Raises `UserError` where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -55,6 +52,16 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
 
     plt.rcParams.update({"svg.fonttype": "none", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     plt.rcParams["svg.hashsalt"] = "jgen"
+    return plt
+
+
+def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
+    """(SVG, caption) of quality against speed, and of quality, coverage and speed.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    plt = pyplot()
     drawn = [row for row in rows if "distance" in row["scores"] and row["cost"]]
     if not drawn:
         return []
@@ -93,6 +100,24 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
         "The learning trilemma: quality upwards, coverage to the right, speed as the area (each tenfold adds as much)."
     )
     return [first, (svg(fig), caption)]
+
+
+def write_grids(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One picture of every system's grid under its name, in the table's order; nothing where there are none."""
+    shown, plt = [row for row in rows if row.get("grid")], pyplot()
+    if not shown:
+        return
+    columns = min(4, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    size = (2.6 * columns, 2.9 * lines)
+    fig, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, layout="constrained")
+    for place, row in zip_longest(axes.ravel(), shown):
+        place.set_axis_off()
+        if row:
+            place.imshow(plt.imread(path.parent / row["grid"]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            place.set_title(row["system"])
+    fig.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(fig)
 
 
 def table(cells: list[list[str]], words: tuple[str, ...]) -> str:

@@ -86,6 +86,11 @@ def three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def likelihood(cost: dict[str, Any]) -> str:
+    """Of which kind it is, and of what: bits/dim of fewer levels are fewer, and do not compare with those of 256."""
+    return KINDS[cost["likelihood"]] + (f" ({cost['levels']} levels)" if cost["levels"] < 256 else "")
+
+
 def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Header and cells."""
     head = [
@@ -100,7 +105,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
         line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in SCORES)]
-        line += [KINDS[cost["likelihood"]], "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
+        line += [likelihood(cost), "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
         cells.append([*line, str(len(row["seeds"])) + (f" (failed: {failed})" if failed else ""), row["published"]])
     return [head, *cells]
 

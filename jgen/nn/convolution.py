@@ -26,6 +26,23 @@ def _patches(x: Any, size: int) -> Any:
     return jnp.concatenate(shifted, axis=-1).reshape(-1, size * size * x.shape[-1])
 
 
+def _gather(seen: Any, like: Any, size: int) -> Any:
+    """The transpose of `_patches`: (B H W, size^2 C), what each position gives to those around it, to (B, H, W, C)."""
+    parts = jnp.split(seen.reshape(*like.shape[:3], -1), size * size, axis=-1)
+    total, p = jnp.zeros((), seen.dtype), size // 2
+    for number, part in enumerate(parts):
+        i, j = number // size - p, number % size - p
+        total = total + jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), (i, -i, 0), (j, -j, 0), (0, 0, 0)))
+    return total
+
+
+def _spread(x: Any, kernel: Any) -> Any:
+    """The convolution as one product of every position with the whole kernel."""
+    size, _, channels, _ = kernel.shape
+    turned = jnp.flip(kernel, (0, 1)).transpose(2, 0, 1, 3).reshape(channels, -1)
+    return _gather(x.reshape(-1, channels) @ turned, x, size)
+
+
 def _thin(channels: int, features: int, size: int) -> str:
     """The side whose patches are worth making: "in", "out" or "none"."""
     if size == 1 or jax.default_backend() != "cpu":
@@ -47,9 +64,10 @@ def convolution(x: Any, kernel: Any) -> Any:
     the forward and the backward pass is a plain NHWC one. It has reverse-mode derivatives only.
     """
     size, _, channels, features = kernel.shape
-    if _thin(channels, features, size) == "in":
+    thin = _thin(channels, features, size)
+    if thin == "in":
         return (_patches(x, size) @ kernel.reshape(-1, features)).reshape(*x.shape[:3], features)
-    return _convolve(x, kernel)
+    return _spread(x, kernel) if thin == "out" else _convolve(x, kernel)
 
 
 def _forward(x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
@@ -62,7 +80,7 @@ def _backward(saved: tuple[Any, Any], g: Any) -> tuple[Any, Any]:
     thin = _thin(channels, features, size)
     if thin == "in":
         d_kernel = (_patches(x, size).T @ g.reshape(-1, features)).reshape(kernel.shape)
-        return _convolve(g, _backwards(kernel)), d_kernel
+        return _spread(g, _backwards(kernel)), d_kernel
     if thin == "out":
         # Both as products with the patches of g: row and column of the kernel run backwards.
         seen = _patches(g, size)

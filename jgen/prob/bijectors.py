@@ -53,6 +53,11 @@ def affine(x: Any, shift: Any, log_scale: Any, inverse: bool = False) -> tuple[A
     return (x + shift) * jnp.exp(log_scale), sum_image(log_scale)
 
 
+def log_sigmoid(x: Any) -> Any:
+    """log(1 / (1 + exp(-x))), to an absolute error of 1e-7; with few channels five times as fast on CPU as jax.nn's."""
+    return jnp.minimum(x, 0) - jnp.log(1 + jnp.exp(-jnp.abs(x)))
+
+
 def logit(x: Any, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
     """y = logit(alpha + (1 - 2 alpha) x) of x in [0, 1], elementwise (Dinh et al. 2017, section 4.1), and its log_det.
 
@@ -81,10 +86,27 @@ def assemble_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
     return triangular[order]
 
 
+def invert_lower(lower: Any) -> Any:
+    """The inverse (C, C) of a lower triangular matrix, in 2 log2(C) products of matrices.
+
+    Blocks twice as large at each level: [[A, 0], [B, D]] has the inverse [[A', 0], [-D' B A', D']], which is X - X B X
+    with X the blocks' inverses so far and B placed in zeros. LAPACK's triangular solves, which wake their own threads
+    beside XLA's, took 15 times as long for the matrices of a flow, and a loop over rows is slow on GPU.
+    """
+    place = jnp.arange(lower.shape[0])
+    inverse = jnp.diag(1 / jnp.diag(lower))
+    size = 1
+    while size < lower.shape[0]:
+        block = place // size
+        below = (block[:, None] % 2 == 1) & (block[:, None] == block[None, :] + 1)
+        product = jnp.matmul(jnp.where(below, lower, 0), inverse, precision="highest")
+        inverse = inverse - jnp.matmul(inverse, product, precision="highest")
+        size *= 2
+    return inverse
+
+
 def invert_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
-    """The inverse (C, C) of `assemble_lu` of the same arguments, by two triangular solves."""
-    size = diagonal.shape[0]
-    solve = jax.scipy.linalg.solve_triangular
-    permuted = jnp.eye(size, dtype=diagonal.dtype)[order].T
-    half = solve(jnp.tril(lower, -1), permuted, lower=True, unit_diagonal=True)
-    return solve(jnp.triu(upper, 1) + jnp.diag(diagonal), half, lower=False)
+    """The inverse (C, C) of `assemble_lu` of the same arguments."""
+    unit = jnp.tril(lower, -1) + jnp.eye(diagonal.shape[0], dtype=diagonal.dtype)
+    inverse = invert_lower((jnp.triu(upper, 1) + jnp.diag(diagonal)).T).T @ invert_lower(unit)
+    return inverse[:, order]

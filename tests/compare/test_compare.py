@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from jgen.compare import __main__ as compare
 from jgen.compare import page, rows
+from jgen.data.pictures import write_png
 from jgen.errors import UserError
 
 COST = {
@@ -25,6 +28,7 @@ COST = {
     "samples_per_second": 50.0,
     "peak_gib": 0.5,
     "likelihood": "lower_bound",
+    "levels": 16,
     "exact_density": False,
     "free_form_jacobian": True,
 }
@@ -100,7 +104,8 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert by_name["vae"]["scores"]["distance"] == {"mean": 5.0, "spread": pytest.approx(2**0.5)}
     assert by_name["dcgan"]["errors"] == {"seed 1": "the disk is full"}
     text = (folder / "comparison.md").read_text()
-    assert "5.00 ± 1.41" in text and "failed: seed 1: the disk is full" in text and "does not fit" in text
+    for what in ("5.00 ± 1.41", "bound (16 levels)", "failed: seed 1: the disk is full", "does not fit"):
+        assert what in text
     assert "5.00 ± 1.41" in said.out
     with (folder / "comparison.csv").open() as file:
         lines = {line["system"]: line for line in csv.DictReader(file)}
@@ -111,6 +116,17 @@ def test_the_page_holds_everything_itself(outcome):
     text = (outcome[0] / "comparison.html").read_text()
     assert text.count("<svg") == 2 and "failed: seed 1: the disk is full" in text and "5.00 ± 1.41" in text
     assert not re.findall(r"(?:src|href)=['\"](?!data:)[^'\"#]", text)
+
+
+def test_every_grid_is_in_one_picture(tmp_path):
+    names = ["vae", "glow", "ddpm", "dcgan", "pixelcnn"]
+    for number, name in enumerate(names):
+        write_png(tmp_path / f"{name}.png", np.full((20, 20, 1), 50 * number, np.uint8))
+    page.write_grids(tmp_path / "grids.png", [{"system": name, "grid": f"{name}.png"} for name in names])
+    picture = np.asarray(Image.open(tmp_path / "grids.png").convert("L"))
+    height, width = picture.shape
+    centre = lambda line, column: picture[int((line + 0.5) * height / 2), int((column + 0.5) * width / 4)]
+    assert [centre(0, i) for i in range(4)] == [0, 50, 100, 150] and centre(1, 0) == 200 and centre(1, 2) == 255
 
 
 def test_the_budget_is_kept_and_divided_between_two_stages(outcome):

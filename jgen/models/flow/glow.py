@@ -38,7 +38,7 @@ from jgen.nn.flow import (
     apply_chain,
     init_chain,
 )
-from jgen.prob.bijectors import affine, squeeze, unsqueeze
+from jgen.prob.bijectors import affine, log_sigmoid, squeeze, unsqueeze
 
 COUPLINGS = ("affine", "additive")
 PERMUTATIONS = ("invertible_1x1", "shuffle", "reverse")
@@ -98,7 +98,7 @@ class Coupling(nn.Module):
             log_scale = jnp.zeros_like(shift)
         else:
             raw = Network(self.width, 2 * size, self.num_classes, name="network")(x_a, label)
-            shift, log_scale = raw[..., :size], nn.log_sigmoid(raw[..., size:] + 2.0)
+            shift, log_scale = raw[..., :size], log_sigmoid(raw[..., size:] + 2.0)
         y_b, log_det = affine(x_b, shift, log_scale, inverse)
         return jnp.concatenate([x_a, y_b], axis=-1), log_det
 
