@@ -1,4 +1,4 @@
-"""Writes the README's tables from results/*.json: python benchmarks/tables.py [--check]
+"""Writes the tables of README.md and docs/comparison.md from results/: python benchmarks/tables.py [--check]
 
 Every number of a table stands in a JSON file with the command, commit and machine that gave it.
 """
@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jgen.compare import rows  # noqa: E402
+from jgen.compare.published import PUBLISHED  # noqa: E402
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -20,14 +24,13 @@ def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
     return [(str(path.relative_to(ROOT)), json.loads(path.read_text())) for path in files]
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def table(head: list[str], lines: list[list[str]]) -> str:
+    return rows.markdown([head, *lines])
 
 
 def speed() -> str:
     """One row a task, setting and peer of every side-by-side benchmark."""
-    rows = []
+    lines = []
     for path, document in read("speed_*.json"):
         for row in document["rows"]:
             mine, best = row["seconds"]["jgen"], row["seconds"][row["best_variant"]]
@@ -36,13 +39,13 @@ def speed() -> str:
             peer = f"{row['peer']} ({row['best_variant']})" if len(row["seconds"]) > 2 else row["peer"]
             where = f"{document['processor']}; {versions}; [{Path(path).name}]({path})"
             times = [f"{mine:.3g} s", f"{best:.3g} s: {peer}", f"**{row['ratio']:.{2 if row['ratio'] > 0.1 else 3}f}**"]
-            rows.append([name, *times, where])
-    return table(["case", "jgen", "peer", "jgen / peer", "machine, versions, record"], rows) + "\n"
+            lines.append([name, *times, where])
+    return table(["case", "jgen", "peer", "jgen / peer", "machine, versions, record"], lines) + "\n"
 
 
 def scores() -> str:
     """One row a scored run."""
-    rows = []
+    lines = []
     for path, document in read("score_*.json"):
         cells = []
         if document["likelihood"]:
@@ -53,26 +56,56 @@ def scores() -> str:
             cells.append(f"{bits:.3f} bits/dim, {nats:.2f} nats: {kind} ({protocol})")
         if document["labels"]:
             found = document["labels"]
-            cells.append(f"{100 * found['accuracy']:.1f} % of {found['protocol']['num']} samples read as asked for")
+            cells.append(f"{100 * found['accuracy']:.1f} % of {found['num']} samples read as asked for")
         where = document["training"]
         machine = f"{where['processor']}, jax {where['versions']['jax']}, commit {where['commit'][:8]}"
         trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min; {machine}"
         record = f"[{Path(path).name}]({path})"
-        rows.append([document["system"], document["data"], "; ".join(cells), f"{trained}; {record}"])
-    if not rows:
+        published = PUBLISHED.get(document["system"], "-")
+        lines.append([document["system"], document["data"], "; ".join(cells), published, f"{trained}; {record}"])
+    if not lines:
         return ""
-    return "Measured:\n\n" + table(["system", "data", "score", "training, record"], rows) + "\n"
+    return "Measured:\n\n" + table(["system", "data", "score", "published", "training, record"], lines) + "\n"
+
+
+def comparison(data: str) -> str:
+    """The table of a comparison in results/comparison-DATA, as few columns as a first look needs."""
+    path = ROOT / "results" / f"comparison-{data}" / "comparison.json"
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text())["rows"]
+    quality, cost = rows.quality_table(found), rows.cost_table(found, [])
+    both = [[*of_quality, *of_cost[1:]] for of_quality, of_cost in zip(quality, cost)]
+    wanted = ("system", "FD", "precision", "recall", "class read as asked, %", "bits/dim", "likelihood")
+    wanted += ("training images/s", "samples/s", "parameters")
+    places = [both[0].index(name) for name in wanted]
+    return rows.markdown([[line[place] for place in places] for line in both]) + "\n"
+
+
+def whole_comparison(data: str) -> str:
+    """What a comparison says of itself, its tables and its commands; its titles a level lower than in its own file."""
+    path = ROOT / "results" / f"comparison-{data}" / "comparison.md"
+    if not path.is_file():
+        return ""
+    text = path.read_text().partition("\n")[2].strip()
+    return re.sub("^#", "##", text, flags=re.MULTILINE) + "\n"
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    text = before = path.read_text()
-    for name, made in (("speed", speed()), ("scores", scores())):
-        block = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = block.sub(lambda found, made=made: f"{found[1]}{made}{found[2]}", text)
-    if "--check" in sys.argv:
-        sys.exit("README.md is not what results/ says: run python benchmarks/tables.py" if text != before else 0)
-    path.write_text(text)
+    made = {"speed": speed(), "scores": scores()}
+    for folder in sorted((ROOT / "results").glob("comparison-*")):
+        data = folder.name.partition("-")[2]
+        made |= {f"comparison {data}": comparison(data), f"whole comparison {data}": whole_comparison(data)}
+    for name in ("README.md", "docs/comparison.md"):
+        path = ROOT / name
+        text = before = path.read_text()
+        for block, table in made.items():
+            place = re.compile(f"(<!-- {block} -->\n).*?(<!-- /{block} -->)", re.DOTALL)
+            text = place.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
+        if text != before and "--check" in sys.argv:
+            sys.exit(f"{name} is not what results/ says: run python benchmarks/tables.py")
+        elif text != before:
+            path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Recipes of the small classifiers that read samples and lend their features, by the name of the data."""
+"""Recipes of the small classifiers that read samples and lend their features, by the name of the data.
+
+Those in classifiers/ were trained by them; data and recipes that have none there are trained on first use.
+"""
 
 from jgen.metrics.classifier import Recipe
 

@@ -159,7 +159,7 @@ def compare(
     if dataset.images.num_classes > 1:
         plain = datasets.load(dataclasses.replace(config, levels=256, binarise="none"))
         recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name) if CLASSIFIERS.exists() else classifier.Recipe()
-        reader = classifier.load(plain, recipe)
+        reader = classifier.load(plain, recipe, CLASSIFIERS.parent / "classifiers")
     require(
         reader is not None or bool(arguments.inception),
         f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception",

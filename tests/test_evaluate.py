@@ -43,7 +43,8 @@ def test_the_score_and_its_protocol(run, python):
     assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
     found = whole["quality"]
-    assert found["network"] == f"FD-{labels['classifier']}" and found["num"] == 60
+    assert found["network"] == f"FD-{labels['classifier']}" == "FD-digits-ad971574"  # of configs/classifiers
+    assert found["num"] == 60
     assert found["real"] == {"split": "test", "num": 20}
     assert f"classifier {labels['classifier']}" in done.stdout
     assert "bits/dim" in done.stdout and "lower bound" in done.stdout and "num 20" in done.stdout

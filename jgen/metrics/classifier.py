@@ -1,7 +1,7 @@
 """A small classifier of a data set, trained once and cached: it reads conditional samples, and lends its features.
 
 Convolutions, ReLU and maximum pooling, a hidden layer, a softmax; Adam with a falling learning rate, images shifted at
-random. Its weights differ from machine to machine in the last digits, so that its name carries their hash.
+random. Weights trained on another machine differ, so that the name carries their hash; the project keeps its own.
 """
 
 from __future__ import annotations
@@ -79,11 +79,13 @@ class Classifier(NamedTuple):
     apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def load(dataset: Dataset, recipe: Recipe) -> Classifier:
-    """The classifier of a data set, from the cache or trained now.
+def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifier:
+    """The classifier of a data set, from those that are kept, from the cache, or trained now.
 
     Args:
       dataset: with classes, 8 bit and not binarised: what a classifier reads are images as they are shown.
+      kept: a folder of classifiers, named as in the cache; one of the same data and recipe is taken as it is, so that
+        distances are measured in the same features on every machine.
     Raises:
       UserError: a set without classes or of other levels, or a cache that cannot be written.
     """
@@ -92,6 +94,8 @@ def load(dataset: Dataset, recipe: Recipe) -> Classifier:
     require(spec.levels == 256, f"{dataset.name} has {spec.levels} levels: a classifier is trained on 256")
     what = json.dumps([dataclasses.asdict(recipe), dataset.fingerprint, list(spec.shape), spec.num_classes])
     path = cache_dir() / "classifiers" / f"{dataset.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npz"
+    if kept and (kept / path.name).exists():
+        path = kept / path.name
     network = Network(recipe, spec.num_classes)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *spec.shape), jnp.uint8))
     leaves, structure = jax.tree.flatten(shapes["params"])

@@ -5,8 +5,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from jgen.data import dataset
+from jgen.cli import import_file
+from jgen.data import dataset, sources
 from jgen.data.config import Config
 from jgen.errors import UserError
 from jgen.metrics import classifier
@@ -27,6 +29,27 @@ def test_it_reads_digits_it_has_not_seen_and_is_trained_once(cache, monkeypatch)
     assert classifier.label_accuracy(logits, test["label"])["accuracy"] == pytest.approx(first.accuracy)
     # Whatever the batches, an image has its own features.
     np.testing.assert_allclose(again.apply(test["image"][37:40])[0], features[37:40], rtol=1e-5, atol=1e-5)
+
+
+def test_a_kept_one_is_taken_as_it_is(cache, tmp_path, monkeypatch):
+    digits = dataset.load(Config(name="digits"))
+    name = classifier.load(digits, RECIPE, tmp_path).name  # there is none in the folder: the cache's
+    (path,) = (path for path in (sources.cache_dir() / "classifiers").glob("digits-*.npz"))
+    with np.load(path) as saved:
+        np.savez(tmp_path / path.name, **{key: array * 1.5 for key, array in saved.items()})
+    monkeypatch.setattr(classifier, "train", lambda *args: pytest.fail("trained again"))
+    kept = classifier.load(digits, RECIPE, tmp_path)
+    assert kept.name != name and kept.name == classifier.load(digits, RECIPE, tmp_path).name
+
+
+def test_the_projects_own_reads_digits_as_well_as_it_says(monkeypatch):
+    monkeypatch.setattr(classifier, "train", lambda *args: pytest.fail("not among those in configs/classifiers"))
+    digits = dataset.load(Config(name="digits"))
+    recipe = import_file(ROOT / "configs" / "classifier.py").get_recipe("digits")
+    found = classifier.load(digits, recipe, ROOT / "configs" / "classifiers")
+    test = digits.splits["test"].fetch(np.arange(digits.splits["test"].num))
+    reads = classifier.label_accuracy(found.apply(test["image"])[2], test["label"])
+    assert reads["accuracy"] == pytest.approx(found.accuracy, abs=0.005) and found.accuracy > 0.95
 
 
 def test_other_levels_and_sets_without_classes_are_refused():
