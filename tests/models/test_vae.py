@@ -196,6 +196,8 @@ def test_temperature_and_mean():
         ({"widths": ()}, 256, "widths is ()"),
         ({"widths": (8, 0)}, 256, "widths is (8, 0)"),
         ({"network": "dense", "widths": (8, 0)}, 256, "widths is (8, 0)"),
+        ({"hidden": (8, 0)}, 256, "hidden is (8, 0)"),
+        ({"network": "dense", "hidden": (8,)}, 256, "hidden is (8,): it is for conv"),
         ({"blocks": -1}, 256, "blocks is -1"),
         ({"initial_scale": 0.0}, 256, "initial_scale is 0.0"),
         ({"beta": -1.0}, 256, "beta is -1.0"),

@@ -79,6 +79,8 @@ class Config:
     """Units of each dense layer (none: a linear model), or channels at 1/2, 1/4, ... of the image's size."""
     blocks: int = 1
     """Residual blocks after each width."""
+    hidden: tuple[int, ...] = ()
+    """Units of dense layers between the convolutions and the latents; the decoder has them the other way round."""
     latent: int = 32
     """Dimensions of z."""
     decoder: Literal["bernoulli", "gaussian", "logistic"] = "logistic"
@@ -117,6 +119,7 @@ class Encoder(nn.Module):
         if c.network == "conv":
             h = ConvEncoder(c.widths, c.blocks, dtype, name="layers")(x)
             h = with_class(h.reshape(h.shape[0], -1), label, self.num_classes)
+            h = DenseLayers(c.hidden, 0, dtype, name="hidden")(h)
         else:
             h = with_class(x.reshape(x.shape[0], -1), label, self.num_classes)
             h = DenseLayers(c.widths, c.blocks, dtype, name="layers")(h)
@@ -140,6 +143,7 @@ class Decoder(nn.Module):
         if c.network == "conv":
             factor = 2 ** len(c.widths)
             height, width = spec.height // factor, spec.width // factor
+            h = DenseLayers(c.hidden[::-1], 0, dtype, name="hidden")(h)
             h = nn.Dense(height * width * c.widths[-1], dtype=dtype, name="in")(h)
             h = h.reshape(h.shape[0], height, width, c.widths[-1])
             out = ConvDecoder(c.widths, c.blocks, channels, dtype, name="layers")(h)
@@ -326,7 +330,9 @@ def check_config(config: Config, images: ImageSpec) -> None:
     require_positive(latent=config.latent, num_samples=config.num_samples, initial_scale=config.initial_scale)
     if config.network == "conv":
         check_conv(images.height, images.width, config.widths, config.blocks)
+        require(all(h > 0 for h in config.hidden), f"hidden is {config.hidden}: every width must be above zero")
     else:
+        require(not config.hidden, f"hidden is {config.hidden}: it is for conv; a dense network's layers are widths")
         require(all(w > 0 for w in config.widths), f"widths is {config.widths}: every width must be above zero")
         require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")
     require(
