@@ -66,11 +66,14 @@ def mnist(name: str) -> Experiment:
 
 
 def mnist_binary() -> Experiment:
+    # Two minutes with batches of 16 at 2e-3 end at 92.5 nats, with batches of 32 at 1e-3 at 96.
     base = mnist("mnist")
+    optimiser = replace(base.train.optimiser, learning_rate=2e-3)
     return replace(
         base,
         model=Config(features=32, blocks=8, hidden=64, class_conditional=False),
         data=Data(name="mnist", binarise="dynamic"),
+        train=replace(base.train, steps=24_000, batch_size=16, optimiser=optimiser, validate_every=2000),
     )
 
 
