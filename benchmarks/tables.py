@@ -48,13 +48,13 @@ def scores() -> str:
     lines = []
     for path, document in read("score_*.json"):
         cells = []
-        if document["likelihood"]:
+        if document.get("likelihood"):
             found = document["likelihood"]
             kind = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}[found["kind"]]
             protocol = ", ".join(f"{name} {value}" for name, value in found["protocol"].items() if name != "seed")
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
             cells.append(f"{bits:.3f} bits/dim, {nats:.2f} nats: {kind} ({protocol})")
-        if document["labels"]:
+        if document.get("labels"):
             found = document["labels"]
             cells.append(f"{100 * found['accuracy']:.1f} % of {found['num']} samples read as asked for")
         where = document["training"]

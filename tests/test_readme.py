@@ -76,3 +76,26 @@ def test_every_command_runs(python, pictures, tmp_path):
 def test_tables_are_those_of_the_results(python):
     done = python("benchmarks/tables.py", "--check", check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatch):
+    import json
+
+    from jgen.cli import import_file
+
+    where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}
+    score = {"system": "vae", "data": "mnist", "step": 80000, "training_minutes": 59.4, "training": where}
+    likelihood = {"kind": "lower_bound", "nats": {"mean": -90.03}, "bits_per_dim": {"mean": 0.166}}
+    likelihood["protocol"] = {"split": "test", "num": 500, "binarise": "dynamic", "seed": 0, "samples": 5000}
+    (tmp_path / "results").mkdir()
+    tables = import_file(ROOT / "benchmarks" / "tables.py")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.scores() == ""
+    (tmp_path / "results" / "score_a.json").write_text(json.dumps({**score, "likelihood": likelihood}))
+    read = {**score, "system": "dcgan", "likelihood": None, "labels": {"accuracy": 0.975, "num": 1000}}
+    (tmp_path / "results" / "score_b.json").write_text(json.dumps(read))
+    of_vae, of_dcgan = tables.scores().strip().splitlines()[-2:]
+    for part in ("90.03 nats: bound (split test, num 500, binarise dynamic, samples 5000)", "80,000 steps, 59 min"):
+        assert part in of_vae
+    assert "commit 01234567" in of_vae and "[score_a.json](results/score_a.json)" in of_vae and "86.8" in of_vae
+    assert "97.5 % of 1000 samples read as asked for" in of_dcgan

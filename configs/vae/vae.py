@@ -44,7 +44,9 @@ def get_config(variant: str) -> Experiment:
 def tiny(digits: Experiment) -> Experiment:
     return replace(
         digits,
-        model=replace(digits.model, widths=(8,), hidden=(8,), latent=4, kl_warmup_steps=20, free_bits=0.01, class_conditional=True),
+        model=replace(
+            digits.model, widths=(8,), hidden=(8,), latent=4, kl_warmup_steps=20, free_bits=0.01, class_conditional=True
+        ),
         train=replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20),
     )
 
