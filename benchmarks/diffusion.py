@@ -35,7 +35,7 @@ def make_jgen(head_dim: int, folder: Path) -> Side:
     from jgen.nn.unet import UNet
     from jgen.train.config import Config
     from jgen.train.optimisers import make_optimiser
-    from jgen.train.step import init_state, make_train_step
+    from jgen.train.step import init_state, make_train_step, ravel_roles
 
     x, _, t = inputs()
     config = ddpm.Config(
@@ -55,7 +55,7 @@ def make_jgen(head_dim: int, folder: Path) -> Side:
     state = jax.jit(init, compiler_options=parallel.compiler_options())(batch)
     params = shaken(state.params, 0.02)
     save_weights(folder, params["unet"])
-    held = [parallel.replicate(state._replace(params=params, ema=params))]
+    held = [parallel.replicate(state._replace(params=params, ema=ravel_roles(params)))]
 
     unet = UNet(CHANNELS, BLOCKS, ATTENTION, head_dim, GROUPS, 0.0, 0, 3)
     forward = jax.jit(lambda p, x, t: unet.apply({"params": p}, x, t, None, None))

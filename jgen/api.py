@@ -149,7 +149,7 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
     """
     from jgen.train import checkpoints
     from jgen.train.loop import role_optimisers
-    from jgen.train.step import init_state
+    from jgen.train.step import averaged, init_state
 
     path = Path(run)
     experiment, images = load_experiment(path)
@@ -174,7 +174,7 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
         return init_state(model, optimisers, jax.random.key(0), batch, experiment.train.ema_decay > 0)
 
     state, meta = checkpoints.read(folder, step, jax.eval_shape(template))
-    params = state.ema if ema and state.ema else state.params
+    params = averaged(state) if ema else state.params
     ctx = Context(state.step, params, state.extra, first.frozen if first else {})
     return Generator(model, params, ctx, experiment, step, meta["seconds"])
 

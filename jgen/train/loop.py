@@ -30,7 +30,7 @@ from jgen.train.config import Config
 from jgen.train.logs import MetricsLog, Window, describe
 from jgen.train.optimisers import make_optimiser
 from jgen.train.run_directory import RunDirectory
-from jgen.train.step import TrainState, init_state, make_train_step, repeats_of
+from jgen.train.step import TrainState, averaged, init_state, make_train_step, repeats_of
 
 MAX_SKIPPED = 20  # steps in a row that may be not finite before a run is stopped
 RUN_AHEAD = 8  # steps given to the device before their metrics are read
@@ -213,7 +213,7 @@ class Training:
 
     def context(self) -> tuple[Roles, Context]:
         """The parameters that samples and scores use, and their context."""
-        params = self.state.ema or self.state.params
+        params = parallel.replicate(averaged(self.state)) if self.state.ema else self.state.params
         return params, Context(self.state.step, params, self.state.extra, self.frozen)
 
     def validate(self, step: int) -> None:

@@ -19,8 +19,9 @@ from jgen.train.optimisers import RoleOptimiser
 class TrainState(NamedTuple):
     """All that a run is, as arrays.
 
-    step: int32; key: the run's PRNG key, which never changes; params, ema, opt, extra: {role: tree}, `ema` empty where
-    no average is kept; skipped: int32 (2,), the steps skipped as not finite in all, and in a row until now.
+    step: int32; key: the run's PRNG key, which never changes; params, opt, extra: {role: tree}; ema: {role: float32
+    (n,)}, the averages of a role's leaves end to end (`averaged` gives their tree), empty where none is kept; skipped:
+    int32 (2,), the steps skipped as not finite in all, and in a row until now.
     """
 
     step: Any
@@ -39,8 +40,15 @@ def init_state(
     key_init, key_run = jax.random.split(key)
     params, extra = model.init(key_init, batch)
     opt = {role: optimisers[role].transform.init(ravel(params[role])) for role in params}
-    average = jax.tree.map(jnp.copy, params) if ema else {}
+    average = ravel_roles(params) if ema else {}
     return TrainState(jnp.int32(0), key_run, params, average, opt, extra, jnp.zeros(2, jnp.int32))
+
+
+def averaged(state: TrainState) -> Roles:
+    """The parameters to sample and score with: the average's, on the host, or the trained where none is kept."""
+    if not state.ema:
+        return state.params
+    return {role: pieces(np.asarray(state.ema[role]), tree) for role, tree in state.params.items()}
 
 
 def repeats_of(model: GenerativeModel) -> int:
@@ -85,31 +93,39 @@ def make_train_step(
             batches = [transform(k, b) for k, b in zip(data_keys, batches)]
 
         # Repeats and parts are unrolled: on CPU the gradient of a convolution inside a loop is 30 times slower.
+        ema = unravel_roles(state.ema, state.params) if state.ema else {}
         carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
         for number in active:
-            carry = run_phase(number, model.phases[number], carry, state, frozen, batches, index)
+            carry = run_phase(number, model.phases[number], carry, state, ema, frozen, batches, index)
         params, opt, extra, metrics, finite = carry
 
-        params, average = ravel_roles(params), ravel_roles(state.ema)
+        params, average = ravel_roles(params), state.ema
         if ema_decay > 0:
             decay = average_decay(state.step, ema_decay, ema_warmup)
             average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
         new = (params, average, opt, extra)
-        old = (ravel_roles(state.params), ravel_roles(state.ema), state.opt, state.extra)
+        old = (ravel_roles(state.params), state.ema, state.opt, state.extra)
         params, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        params, ema = unravel_roles(params, state.params), unravel_roles(average, state.ema)
+        params = unravel_roles(params, state.params)
         total, in_a_row = state.skipped[0], state.skipped[1]
         skipped = jnp.where(finite, jnp.stack([total, 0 * in_a_row]), jnp.stack([total + 1, in_a_row + 1]))
         metrics = {**metrics, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
-        return TrainState(state.step + 1, state.key, params, ema, opt, extra, skipped), metrics
+        return TrainState(state.step + 1, state.key, params, average, opt, extra, skipped), metrics
 
     def run_phase(
-        number: int, phase: Phase, carry: tuple, state: TrainState, frozen: Roles, batches: list[Batch], index: Any
+        number: int,
+        phase: Phase,
+        carry: tuple,
+        state: TrainState,
+        ema: Roles,
+        frozen: Roles,
+        batches: list[Batch],
+        index: Any,
     ) -> tuple:
         params, opt, extra, metrics, finite = carry
         for repeat in range(phase.repeats):
             keys = rng.example_keys(state.key, state.step, number, repeat, index)
-            ctx = Context(state.step, state.ema or params, extra, frozen)
+            ctx = Context(state.step, ema or params, extra, frozen)
             loss, found, new_extra, gradients = mean_gradients(phase, params, ctx, keys, batches[repeat], accumulation)
             loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
             flat_gradients = ravel_roles(gradients)
@@ -181,16 +197,23 @@ def average_decay(step: Any, decay: float, warmup: bool) -> Any:
 def ravel(tree: Tree) -> jax.Array:
     """All leaves end to end, float32 (n,).
 
-    Optimisers and averages work on this: one program for all leaves is compiled in a fraction of the time.
+    Optimisers and averages work on this: one program for all leaves is compiled in a fraction of the time. Averages
+    stay so in the state: on CPU, cutting a leaf out is a kernel of its own, and takes 5 ms to compile.
     """
     return jax.lax.optimization_barrier(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]))
 
 
 def unravel(flat: jax.Array, like: Tree) -> Tree:
     """The inverse of `ravel`, for a tree of the shapes of `like`."""
+    return pieces(jax.lax.optimization_barrier(flat), like)
+
+
+def pieces(flat: Any, like: Tree) -> Tree:
+    """A vector (n,) cut into a tree of the shapes of `like`."""
     leaves, structure = jax.tree.flatten(like)
-    parts = jnp.split(jax.lax.optimization_barrier(flat), np.cumsum([x.size for x in leaves])[:-1])
-    return jax.tree.unflatten(structure, [part.reshape(x.shape) for part, x in zip(parts, leaves)])
+    ends = np.cumsum([0, *(x.size for x in leaves)])
+    parts = [flat[start:end].reshape(x.shape) for start, end, x in zip(ends, ends[1:], leaves)]
+    return jax.tree.unflatten(structure, parts)
 
 
 def ravel_roles(roles: Roles) -> dict[str, jax.Array]:
