@@ -60,9 +60,11 @@ def scores() -> str:
         where = document["training"]
         machine = f"{where['processor']}, jax {where['versions']['jax']}, commit {where['commit'][:8]}"
         trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min; {machine}"
-        record = f"[{Path(path).name}]({path})"
+        record, command = f"[{Path(path).name}]({path})", " ".join(["python", *where["command"]])
         published = PUBLISHED.get(document["system"], "-")
-        lines.append([document["system"], document["data"], "; ".join(cells), published, f"{trained}; {record}"])
+        lines.append(
+            [document["system"], document["data"], "; ".join(cells), published, f"`{command}`: {trained}; {record}"]
+        )
     if not lines:
         return ""
     return "Measured:\n\n" + table(["system", "data", "score", "published", "training, record"], lines) + "\n"
