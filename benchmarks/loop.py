@@ -35,7 +35,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from jgen.api import make_model
+    from jgen.api import make_model, open_run
     from jgen.core import parallel
     from jgen.data import dataset as datasets
     from jgen.train.loop import Training
@@ -49,9 +49,9 @@ def main() -> None:
     model = make_model(experiment.model, dataset.images, parallel.AXIS)
     bare_times, loop_times = [], []
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(
-            model, dataset, train, experiment.data, experiment.seed, RunDirectory(Path(folder)), frozen={}
-        )
+        directory = RunDirectory(Path(folder))
+        open_run(directory, experiment, dataset.images, dataset.fingerprint, "")
+        training = Training(model, dataset, train, experiment.data, experiment.seed, directory, frozen={})
         training.sample = lambda step: None  # the grid at the end is not part of the rate
         held = [parallel.replicate(jax.device_get(training.state))]
         batch = dataset.splits["train"].fetch(np.arange(train.batch_size))

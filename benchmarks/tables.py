@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jgen.compare import rows  # noqa: E402
-from jgen.compare.published import PUBLISHED  # noqa: E402
+from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -67,7 +67,8 @@ def scores() -> str:
         )
     if not lines:
         return ""
-    return "Measured:\n\n" + table(["system", "data", "score", "published", "training, record"], lines) + "\n"
+    head = ["system", "data", "score", "published", "training, record"]
+    return f"Measured. {LEGEND}\n\n{table(head, lines)}\n"
 
 
 def comparison(data: str) -> str:

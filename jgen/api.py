@@ -16,6 +16,7 @@ from jgen.core.generate import (
     Progress,
     capabilities,
     check_images,
+    check_latents,
     require_capability,
     resolve_labels,
     resolve_options,
@@ -26,7 +27,7 @@ from jgen.core.model import Context, GenerativeModel, ImageSpec, Roles
 from jgen.errors import require
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
 from jgen.prob.pixels import bits_per_dim
-from jgen.train.config import MAY_CHANGE, check_config
+from jgen.train.config import MAY_CHANGE, check_config, may_change
 from jgen.train.run_directory import RunDirectory, environment, read_config
 
 
@@ -57,9 +58,11 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
     directory = RunDirectory(Path(workdir))
     try:
+        newest, steps = checkpoints.newest_good(directory.checkpoints), experiment.train.steps
+        fewer = newest is not None and steps < newest
+        require(not fewer, f"train.steps is {steps}: {workdir} is trained to step {newest}, it must be that or more")
         open_run(directory, experiment, dataset.images, dataset.fingerprint, first.fingerprint if first else "")
-        newest = checkpoints.newest_good(directory.checkpoints)
-        if newest is not None and newest >= experiment.train.steps:
+        if newest == steps:
             return "finished"
         frozen = first.frozen if first else {}
         loop.Training(model, dataset, experiment.train, experiment.data, experiment.seed, directory, frozen).run()
@@ -94,6 +97,22 @@ def load_first_stage(run: str | Path, images: ImageSpec) -> FirstStage | None:
     return FirstStage(gen.model, frozen, digest.hexdigest())
 
 
+def find_first_stage(run: Path, saved: str) -> Path:
+    """Where the first stage of a run is: where it was when the run was trained, or else beside the run.
+
+    Raises:
+      UserError: it is at neither place.
+    """
+    beside = run.absolute().parent / Path(saved).name
+    found = [place for place in (Path(saved), beside) if place.is_dir()]
+    require(
+        bool(found),
+        f"{run} stands on the run {saved}, which is neither there nor at {beside}: give its place, as in"
+        f" jgen.load({str(run)!r}, first_stage=...)",
+    )
+    return found[0]
+
+
 def open_run(
     directory: RunDirectory, experiment: Experiment, images: ImageSpec, fingerprint: str, first_stage: str
 ) -> None:
@@ -110,7 +129,7 @@ def open_run(
         after = flatten(experiment)
         for part, name in (("data_fingerprint", "the data's hash"), ("first_stage_fingerprint", "the first stage")):
             before[name], after[name] = saved[part], document[part]
-        names = [name for name in {**before, **after} if before.get(name) != after.get(name) and name not in MAY_CHANGE]
+        names = [n for n in {**before, **after} if before.get(n) != after.get(n) and not may_change(n)]
         changes = "; ".join(f"{name} was {before.get(name)}, is {after.get(name)}" for name in names)
         require(
             not names,
@@ -142,7 +161,7 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
     Args:
       step: the checkpoint to take; default the newest that is whole.
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
-      first_stage: where the run's first stage is now, if it was moved.
+      first_stage: where the run's first stage is now, if it is neither where it was nor beside the run.
     Raises:
       UserError: no run, no checkpoint, a damaged config.json, or one that names a class outside jgen; a first stage
         that is missing or is not the one that the run was trained on.
@@ -153,9 +172,10 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
 
     path = Path(run)
     experiment, images = load_experiment(path)
-    first = load_first_stage(first_stage or experiment.first_stage, images)
+    place = first_stage or (find_first_stage(path, experiment.first_stage) if experiment.first_stage else "")
+    first = load_first_stage(place, images)
     same = first is None or first.fingerprint == read_config(path)["first_stage_fingerprint"]
-    require(same, f"first stage {first_stage or experiment.first_stage} has changed since {path} was trained on it")
+    require(same, f"first stage {place} has changed since {path} was trained on it, or is another")
     model = make_model(experiment.model, images, None, first.model if first else None)
     folder = path / "checkpoints"
     found = checkpoints.steps_in(folder)
@@ -262,7 +282,8 @@ class Generator:
         """Exact log-density in nats, float32 (n,), of dequantised images: floats (n, H, W, C) in [0, levels)."""
         require_capability(self.model, "log_density")
         array, spec = np.asarray(x, np.float32), self.model.images
-        require(array.shape[1:] == spec.shape, f"x has shape {array.shape}: it must be (n, {spec.shape})")
+        wanted = f"(n, {', '.join(map(str, spec.shape))})"
+        require(len(array) > 0 and array.shape[1:] == spec.shape, f"x has shape {array.shape}: it must be {wanted}")
         inside = bool(np.all((array >= 0) & (array < spec.levels)))
         require(inside, f"x has values outside [0, {spec.levels}): log_density is of dequantised images")
         return self._run("log_density", key, len(array), {"image": array}, {}, label=label, batch_size=batch_size)
@@ -274,10 +295,15 @@ class Generator:
         return self._run("encode", key, len(array), {"image": array}, {}, label=label, batch_size=batch_size)
 
     def decode(self, key: jax.Array, latents: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
-        """uint8 images (n, H, W, C) of latents such as `encode` returns."""
+        """uint8 images (n, H, W, C) of latents such as `encode` returns.
+
+        Raises:
+          UserError: latents of other shapes, or codes out of range.
+        """
         require_capability(self.model, "decode")
-        n = len(jax.tree.leaves(latents)[0])
-        return self._run("decode", key, n, {"latents": latents}, {}, label=label, batch_size=batch_size)
+        arrays = check_latents(self.model, latents)
+        n = len(jax.tree.leaves(arrays)[0])
+        return self._run("decode", key, n, {"latents": arrays}, {}, label=label, batch_size=batch_size)
 
     def reconstruct(self, key: jax.Array, images: Any, *, label: Any = None, batch_size: int = 64) -> np.ndarray:
         """`decode` of `encode`: uint8 (n, H, W, C)."""

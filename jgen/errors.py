@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -29,3 +32,35 @@ def require_positive(**values: Any) -> None:
 def require_choice(name: str, value: Any, choices: Any) -> None:
     """Raises `UserError` unless `value` is one of `choices`."""
     require(value in choices, f"{name} is {value!r}: it must be one of {', '.join(map(str, choices))}")
+
+
+def require_temperature(temperature: float) -> None:
+    """Raises `UserError` for a temperature of sampling that is not a finite number above zero."""
+    require(0 < temperature < math.inf, f"temperature is {temperature}: it must be above zero and finite")
+
+
+def require_labels(num_classes: int, name: str, value: Any, off: Any) -> None:
+    """Raises `UserError` for an option that asks for classes, any value but `off`, where the data has none."""
+    flag = f"--model.{name.replace('_', '-')} {off}"
+    require(num_classes > 0 or value == off, f"{name} is {value!r}, but the data has no labels: set {flag}")
+
+
+def require_latents(latents: Any, wanted: tuple[int, ...], name: str = "latents") -> None:
+    """Raises `UserError` unless `latents` is one array (n, *wanted)."""
+    said = lambda shape: f"(n, {', '.join(map(str, shape))})"
+    found = getattr(latents, "shape", None)
+    require(found is not None, f"{name} are a {type(latents).__name__}: they must be one array {said(wanted)}")
+    require(found[1:] == wanted, f"{name} have shape {said(found[1:])}: they must be {said(wanted)}")
+
+
+@contextmanager
+def defaults_of(part: str) -> Iterator[None]:
+    """Around checks of the defaults that a Config has for an option: what they raise also says how each is set.
+
+    A default that cannot serve is found when the model is made, not after an hour of training, at the first grid.
+    """
+    try:
+        yield
+    except UserError as error:
+        name = str(error).split()[0].replace("_", "-")  # a message begins with the name of the option
+        raise UserError(f"{error}: set --model.{part}.{name}") from None

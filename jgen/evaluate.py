@@ -2,8 +2,8 @@
 
 Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
-weights --inception names (FID); those of a conditional model are read by the classifier. The outcome is printed and
-written to RUN/evaluation.json, or to --out.
+weights --inception names (FID); those of a conditional model are read by the classifier. The outcome is written to
+RUN/evaluation.json, or to --out, and printed as a table, a row a run.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,23 +64,26 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
     Args:
       options: of the model's `scoring`, such as the number of importance samples.
     Raises:
-      UserError: no run, data that is gone, no such split, images fewer than asked for, or nothing to score.
+      UserError: no run, data that is gone or has changed since the training, no such split, images fewer than asked
+        for, or nothing to score.
     """
     import jax
 
     import jgen
+    from jgen.api import find_first_stage
     from jgen.data import dataset
     from jgen.data.pictures import to_display
-    from jgen.train.run_directory import environment
+    from jgen.train.run_directory import environment, read_config
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema)
-    first = jgen.load(gen.config.first_stage) if gen.config.first_stage else None
-    require(arguments.samples >= 0, f"--samples is {arguments.samples}: it must be zero or above")
+    before = gen.config.first_stage
+    first = jgen.load(find_first_stage(Path(run), before)) if before else None
     require(
         gen.model.log_prob is not None or arguments.samples > 0,
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
     data = dataset.load(gen.config.data)
+    dataset.check_unchanged(data, read_config(Path(run))["data_fingerprint"], run)
     found = {"likelihood": likelihood(gen, data, arguments, options) if gen.model.log_prob is not None else None}
     if arguments.samples:
         start = time.time()
@@ -92,6 +96,7 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "run": str(run),
         "system": gen.model.name,
         "data": gen.config.data.name,
+        "data_fingerprint": data.fingerprint,
         "step": gen.step,
         "training_minutes": round((gen.seconds + (first.seconds if first else 0.0)) / 60, 2),
         "training": training_record(Path(run)),
@@ -130,15 +135,17 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
 
     data = dataset.load(arguments.data)
     images, labels = read_images(Path(arguments.images), data.images.channels)
+    found = compare(images, labels, data, arguments.data, arguments)
     return {
         "run": arguments.images,
         "system": "images",
         "data": arguments.data.name,
+        "data_fingerprint": data.fingerprint,
         "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
         "environment": environment(),
         "likelihood": None,
         "sampling": {"num": len(images)},
-        **compare(images, labels, data, arguments.data, arguments),
+        **found,
     }
 
 
@@ -218,6 +225,8 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
     nats = gen.log_prob(key_score, images, **where, **options).astype(np.float64)
     bits = bits_per_dim(nats, gen.model.images.size)
     protocol = {"split": arguments.split, "num": num, "binarise": data.binarise, "levels": gen.model.images.levels}
+    if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
+        protocol["dequantisation"] = "uniform"
     return {
         "kind": gen.likelihood,
         "nats": {"mean": nats.mean(), "standard_error": nats.std() / np.sqrt(num)},
@@ -227,39 +236,21 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
     }
 
 
-def describe(document: dict[str, Any]) -> list[str]:
-    """The outcome, a line a score."""
-    kinds = {"exact": "exact", "lower_bound": "lower bound", "estimate": "estimate"}
-    trained = f", step {document['step']}" if "step" in document else ""
-    about = f"{document['run']} ({document['system']} on {document['data']}{trained})"
-    lines = []
-    if document["likelihood"]:
-        found = document["likelihood"]
-        nats, bits = found["nats"], found["bits_per_dim"]
-        protocol = ", ".join(f"{name} {value}" for name, value in found["protocol"].items())
-        lines.append(
-            f"{about}: {bits['mean']:.4f} bits/dim, log p(x) {nats['mean']:.3f} +- {nats['standard_error']:.3f} nats"
-            f" ({kinds[found['kind']]}; {protocol})"
-        )
-    if document.get("quality"):
-        found = document["quality"]
-        distance, kernel, close = found["frechet_distance"], found["kernel_distance"], found["memorisation"]
-        lines.append(
-            f"{about}: {found['network']} {distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f}),"
-            f" spatial {found['spatial_frechet_distance']:.3f}, kernel distance {kernel['value']:.5f}"
-            f" +- {kernel['standard_error']:.5f}, precision {found['precision']:.3f}, recall {found['recall']:.3f},"
-            f" density {found['density']:.3f}, coverage {found['coverage']:.3f}, nearer to train than to test"
-            f" {close['ratio']:.3f} ({found['num']} samples, {found['real']['num']} {found['real']['split']} images)"
-        )
-    if document.get("labels"):
-        found = document["labels"]
-        worst = min(found["by_class"], key=found["by_class"].get)
-        lines.append(
-            f"{about}: {found['accuracy']:.4f} of {found['num']} samples are read as the class asked for,"
-            f" class {worst} least ({found['by_class'][worst]:.3f}); {found['classes']} classes are read"
-            f" (classifier {found['classifier']}, {found['classifier_test_accuracy']:.4f} on real images)"
-        )
-    return lines
+def check_arguments(a: Arguments) -> None:
+    """Raises `UserError` for values out of their range, and for options that nothing would read."""
+    for name in ("num", "likelihood_images", "samples", "seed"):
+        require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
+    require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
+    if a.images:
+        for name in ("likelihood_images", "samples", "batch_size", "step", "ema"):
+            option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
+            require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
+        return
+    asked, default = dataclasses.asdict(a.data), dataclasses.asdict(Data())
+    for name in asked:
+        unread = f"--data.{name.replace('_', '-')} is about --images: a run is scored on the data it was trained on"
+        require(asked[name] == default[name], unread)
+    require(a.samples > 0 or not a.inception, "--inception is about samples, of which --samples 0 draws none")
 
 
 def command(args: list[str]) -> int:
@@ -271,14 +262,15 @@ def command(args: list[str]) -> int:
         arguments = cli.parse(Arguments, args, title, __doc__ or "")
         require(bool(arguments.images), "which run? python -m jgen.evaluate RUN, or --images FOLDER|FILE.npz")
         require(bool(arguments.out), "--images needs --out, the JSON file for the outcome")
+        check_arguments(arguments)
         cli.set_up_process()
-        finish(evaluate_images(arguments), Path(arguments.out))
-        return 0
+        return finish([(arguments.out, lambda: evaluate_images(arguments))])
     cli.set_up_process()
     import tyro
 
     from jgen.api import load_experiment
 
+    todo: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     for run in runs:
         scoring = getattr(load_experiment(run)[0].model, "scoring", None)
         fields = [("main", Annotated[Arguments, tyro.conf.arg(name="")], dataclasses.field(default=Arguments()))]
@@ -287,18 +279,29 @@ def command(args: list[str]) -> int:
         options = dataclasses.make_dataclass("Options", fields, frozen=True)
         parsed = cli.parse(options, args, title, __doc__ or "")
         require(not parsed.main.images, "--images is instead of runs: give one or the other")
-        out = Path(parsed.main.out or Path(run) / "evaluation.json")
-        require(not parsed.main.out or len(runs) == 1, f"--out is {out}: it takes the outcome of one run")
-        finish(evaluate(run, parsed.main, dataclasses.asdict(parsed.scoring) if scoring is not None else {}), out)
-    return 0
+        check_arguments(parsed.main)
+        require(not parsed.main.out or len(runs) == 1, f"--out is {parsed.main.out}: it takes the outcome of one run")
+        chosen = dataclasses.asdict(parsed.scoring) if scoring is not None else {}
+        out = parsed.main.out or str(Path(run) / "evaluation.json")
+        todo.append((out, lambda run=run, main=parsed.main, chosen=chosen: evaluate(run, main, chosen)))
+    return finish(todo)
 
 
-def finish(document: dict[str, Any], out: Path) -> None:
-    """Writes and prints an outcome."""
+def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]]) -> int:
+    """Finds and writes outcomes, each to its file; then prints those that were found, also when one goes wrong."""
+    from jgen.metrics.table import table
     from jgen.train.run_directory import write_json
 
-    write_json(out, document)
-    print("\n".join([*describe(document), str(out)]))
+    done: dict[str, dict[str, Any]] = {}
+    try:
+        for out, outcome in todo:
+            document = outcome()
+            write_json(Path(out), document)
+            done[out] = document
+    finally:
+        if done:
+            print("\n".join([table(list(done.values())), *done]))
+    return 0
 
 
 if __name__ == "__main__":

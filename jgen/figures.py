@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive
 
 SEEN = 1000  # images from which is told how much a latent dimension varies
@@ -69,30 +70,32 @@ def command(args: list[str]) -> int:
     draw, needed = FIGURES[a.kind]
     require_capability(gen.model, needed)
     require(a.label is None or gen.model.conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
-    images, columns = draw(gen, a)
+    images, columns = draw(gen, open_split(args[0], gen, a), a)
     write_images(Path(a.out), images, None, gen.model.images.levels, columns)
     print(f"{a.kind} of {gen}: {a.out}")
     return 0
 
 
-def open_split(gen: Any, a: Arguments) -> Any:
-    """The split that images are taken from."""
+def open_split(run: str, gen: Any, a: Arguments) -> Split:
+    """The split that images are taken from. Raises `UserError` where the data has changed since the training."""
     from jgen.data import dataset
+    from jgen.train.run_directory import read_config
 
-    splits = dataset.load(gen.config.data).splits
+    found = dataset.load(gen.config.data)
+    dataset.check_unchanged(found, read_config(Path(run))["data_fingerprint"], run)
+    splits = found.splits
     require(a.split in splits, f"--split is {a.split}: the run's data has {', '.join(splits)}")
     require(a.start < splits[a.split].num, f"--start is {a.start}: {a.split} has {splits[a.split].num} images")
     return splits[a.split]
 
 
-def data(gen: Any, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+def data(gen: Any, split: Split, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]:
     """`n` images of the split, as the model was trained on them, and their classes where it is conditional."""
     import jax
 
     from jgen.core import keys as rng
     from jgen.data.transforms import make_transform
 
-    split = open_split(gen, a)
     require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
     batch = split.fetch(a.start + np.arange(n))
     keys = rng.image_keys(jax.random.key(a.seed), batch["index"])
@@ -100,42 +103,45 @@ def data(gen: Any, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]
     return np.asarray(batch["image"]), np.asarray(batch["label"]) if gen.model.conditional else None
 
 
-def reconstructions(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+def reconstructions(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     """Rows of images, each above its reconstructions."""
     import jax
 
-    images, label = data(gen, a, a.rows * a.columns)
+    images, label = data(gen, split, a, a.rows * a.columns)
     made = gen.reconstruct(jax.random.key(a.seed), images, label=label)
     pairs = np.stack([x.reshape(a.rows, a.columns, *x.shape[1:]) for x in (images, made)], axis=1)
     return pairs.reshape(-1, *images.shape[1:]), a.columns
 
 
-def interpolation(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+def interpolation(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     """A row a pair of images: the first, the way between their reconstructions, the second."""
     import jax
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
-    images, label = data(gen, a, 2 * a.rows)
+    # What the class says, a conditional model's latents do not: there both ends are of one class, found among more.
+    num = min(40 * a.rows, split.num - a.start) if gen.model.conditional else 2 * a.rows
+    images, label = data(gen, split, a, num)
     if label is not None:
-        # What the class says, a conditional model's latents do not: both ends are of one class.
-        pool, classes = data(gen, a, 40 * a.rows)
-        order = np.argsort(classes, kind="stable")
+        order = np.argsort(label, kind="stable")
         pairs = np.stack([order[:-1], order[1:]], axis=1)
-        pairs = pairs[classes[pairs[:, 0]] == classes[pairs[:, 1]]]
+        pairs = pairs[label[pairs[:, 0]] == label[pairs[:, 1]]]
+        require(len(pairs) >= a.rows, f"{a.rows} pairs of one class are wanted: {num} images have {len(pairs)}")
         chosen = pairs[np.linspace(0, len(pairs) - 1, a.rows).astype(int)]
-        images, label = pool[chosen.ravel()], classes[chosen[:, 0]]
+        images, label = images[chosen.ravel()], label[chosen[:, 0]]
     first, second = images[0::2], images[1::2]
     way = gen.interpolate(jax.random.key(a.seed), first, second, a.columns - 2, label=label)
     rows = np.concatenate([first[:, None], way, second[:, None]], axis=1)
     return rows.reshape(-1, *first.shape[1:]), a.columns
 
 
-def spread(gen: Any, a: Arguments) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
+def spread(
+    gen: Any, split: Split, a: Arguments
+) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
     """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
     import jax
 
-    num = min(SEEN, open_split(gen, a).num - a.start)
-    images, label = data(gen, a, num)
+    num = min(SEEN, split.num - a.start)
+    images, label = data(gen, split, a, num)
     leaves, tree = jax.tree.flatten(gen.encode(jax.random.key(a.seed), images, label=label))
     flat = np.concatenate([x.reshape(num, -1) for x in leaves], axis=1)
     cuts = np.cumsum([x[0].size for x in leaves])[:-1]
@@ -148,22 +154,22 @@ def spread(gen: Any, a: Arguments) -> tuple[np.ndarray, Callable[[np.ndarray], A
     return flat[0], unflatten, np.argsort(-flat.std(axis=0), kind="stable"), class_
 
 
-def traversal(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+def traversal(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     """A row a latent dimension, moved from -3 to 3 while the others stay those of one image."""
     import jax
 
-    base, unflatten, order, label = spread(gen, a)
+    base, unflatten, order, label = spread(gen, split, a)
     rows = min(a.rows, base.size)
     points = np.tile(base, (rows, a.columns, 1))
     points[np.arange(rows), :, order[:rows]] = np.linspace(-3.0, 3.0, a.columns)
     return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(-1, base.size)), label=label), a.columns
 
 
-def manifold(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
+def manifold(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     """The plane of the two most varied latent dimensions at even quantiles of N(0, 1), the others at zero."""
     import jax
 
-    base, unflatten, order, label = spread(gen, a)
+    base, unflatten, order, label = spread(gen, split, a)
     require(base.size >= 2, f"{gen.model.name} has {base.size} latent dimension: a manifold needs 2")
     side = a.columns
     quantiles = [statistics.NormalDist().inv_cdf((i + 0.5) / side) for i in range(side)]
@@ -174,7 +180,7 @@ def manifold(gen: Any, a: Arguments) -> tuple[np.ndarray, int]:
 
 
 # What draws a figure, and the capability that it needs: all but reconstructions move continuous latents.
-FIGURES: dict[str, tuple[Callable[[Any, Arguments], tuple[np.ndarray, int]], str]] = {
+FIGURES: dict[str, tuple[Callable[[Any, Split, Arguments], tuple[np.ndarray, int]], str]] = {
     "reconstructions": (reconstructions, "reconstruct"),
     "interpolation": (interpolation, "interpolate"),
     "traversal": (traversal, "interpolate"),

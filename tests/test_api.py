@@ -1,6 +1,7 @@
 """Loading a run, sampling from it, scoring images, and the same through sample.py."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,9 +14,15 @@ import jgen
 import sample
 import train
 from jgen.core import keys as rng
-from jgen.core.generate import resolve_options
+from jgen.core.generate import resolve_options, run_over
+from jgen.core.model import Context, ImageSpec
 from jgen.data import dataset as datasets
 from jgen.data.config import Config as Data
+from jgen.errors import UserError
+from jgen.models.autoregressive import pixelcnn
+from jgen.models.flow import realnvp
+from jgen.models.gan import dcgan
+from jgen.models.vae import vae, vq_vae
 
 TINY = ["configs/diffusion/ddpm.py:tiny", "--train.steps", "4", "--train.sample-every", "0"]
 TINY += ["--train.optimiser.learning-rate", "0.02", "--train.optimiser.warmup-steps", "0"]  # so that labels matter
@@ -153,6 +160,120 @@ def test_the_functions_work_under_jit_vmap_and_grad_of_the_user(gen, images):
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(gradient)]
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves) and any(np.any(leaf != 0) for leaf in leaves)
+
+
+# Functions that a model of diffusion does not have, of small models that have not been trained.
+
+SMALL = ImageSpec(4, 4, 1, 2, 4)
+UNTRAINED = {
+    "pixelcnn": pixelcnn.Config(features=6, blocks=1, hidden=6, class_conditional=True),
+    "realnvp": realnvp.Config(scales=1, couplings=2, width=4, blocks=0),
+    "vae": vae.Config(network="dense", widths=(4,), latent=3),
+    "vq_vae": vq_vae.Config(widths=(4,), blocks=0, num_codes=5, code_dim=2),
+    "dcgan": dcgan.Config(channels=(4,), latent=3, conditioning="none"),
+}
+SOME = np.random.default_rng(0).integers(0, 4, (5, 4, 4, 1)).astype(np.uint8)
+
+
+@functools.cache
+def untrained(name):
+    experiment = jgen.Experiment(model=UNTRAINED[name])
+    model = jgen.make(experiment, SMALL)
+    params, extra = jax.jit(model.init)(jax.random.key(0), {"image": SOME, "label": np.arange(5, dtype=np.int32) % 2})
+    return jgen.Generator(model, params, Context(jnp.int32(0), params, extra, {}), experiment, step=0)
+
+
+def test_inpaint_keeps_the_masked_pixels_and_draws_the_rest():
+    gen = untrained("pixelcnn")
+    mask = np.arange(16).reshape(4, 4) < 6
+    found = gen.inpaint(KEY, SOME, mask, label=1, temperature=0.8)
+    assert found.shape == SOME.shape and found.dtype == np.uint8 and found.max() < 4
+    np.testing.assert_array_equal(found[:, mask], SOME[:, mask])
+    assert np.any(found[:, ~mask] != SOME[:, ~mask])
+    masks = np.broadcast_to(mask, (5, 4, 4))
+    again = gen.inpaint(KEY, SOME, masks, label=[1] * 5, temperature=0.8, batch_size=2)
+    np.testing.assert_array_equal(found, again)
+    nothing = gen.inpaint(KEY, SOME, np.zeros((4, 4), bool), label=1)
+    np.testing.assert_array_equal(nothing, gen.sample(KEY, 5, label=1))
+    np.testing.assert_array_equal(gen.inpaint(KEY, SOME, np.ones((4, 4), bool), label=1), SOME)
+
+
+HOLE = np.arange(16).reshape(4, 4) != 5
+
+
+@pytest.mark.parametrize(
+    "mask,options,words",
+    [
+        (HOLE.astype(np.float32), {}, "mask is float32: it must be bool, true where a pixel is kept"),
+        (HOLE[:3], {}, "mask has shape (5, 3, 4): it must be (4, 4) or (5, 4, 4)"),
+        (np.ones((2, 4, 4), bool), {}, "mask has shape (2, 4, 4): it must be (4, 4) or (5, 4, 4)"),
+        (np.ones((5, 4, 4, 1), bool), {}, "mask has shape (5, 4, 4, 1): it must be"),
+        (HOLE, {}, "mask keeps the pixel at row 1, column 2 but not the one at row 1, column 1"),
+        (np.stack([HOLE | True] * 4 + [HOLE]), {}, "mask keeps the pixel at row 1, column 2"),
+        (HOLE | True, {"temperature": 0.0}, "temperature is 0.0: it must be above zero and finite"),
+        (HOLE | True, {"steps": 3}, "unknown option 'steps': inpaint of pixelcnn takes temperature"),
+    ],
+)
+def test_masks_and_options_that_inpaint_cannot_serve(mask, options, words):
+    assert words in mistake(lambda: untrained("pixelcnn").inpaint(KEY, SOME, mask, label=1, **options))
+
+
+def test_log_density_is_what_log_prob_draws_from():
+    gen, label = untrained("realnvp"), np.arange(5) % 2
+    keys = rng.fold_in(rng.image_keys(KEY, jnp.arange(5)), 0)
+    x = SOME + np.asarray(rng.uniform(keys, SMALL.shape))
+    found = gen.log_density(KEY, x, label=label, batch_size=2)
+    assert found.shape == (5,) and found.dtype == np.float32
+    np.testing.assert_allclose(found, gen.log_prob(KEY, SOME, label=label), rtol=1e-5)
+    for wrong, words in (
+        (x[:0], "x has shape (0, 4, 4, 1): it must be (n, 4, 4, 1)"),
+        (x[0], "x has shape (4, 4, 1): it must be (n, 4, 4, 1)"),
+        (x + 4, "x has values outside [0, 4)"),
+        (x * np.nan, "x has values outside [0, 4)"),
+    ):
+        assert words in mistake(lambda: gen.log_density(KEY, wrong, label=label))
+    assert "vae cannot log_density: it can sample" in mistake(lambda: untrained("vae").log_density(KEY, x))
+
+
+@pytest.mark.parametrize(
+    "name,latents,words",
+    [
+        ("vae", np.zeros((2, 4)), "latents have shape (n, 4): they must be (n, 3)"),
+        ("vae", np.zeros((2, 3, 1)), "latents have shape (n, 3, 1): they must be (n, 3)"),
+        ("vae", (np.zeros((2, 3)), np.zeros((2, 3))), "latents are a tuple: they must be one array (n, 3)"),
+        ("vae", np.zeros((0, 3)), "latents have (0, 3): they must be arrays (n, ...), n above zero"),
+        ("vae", 1.0, "latents have (): they must be arrays (n, ...)"),
+        ("vae", (), "latents have no shape: they must be arrays (n, ...)"),
+        ("vae", np.array(["a", "b"]), "latents are <U1: they must be numbers"),
+        ("dcgan", np.zeros((2, 13)), "latents have shape (n, 13): they must be (n, 3)"),
+        ("realnvp", np.zeros((2, 3)), "latents have shapes ((3,),): they must be ((4, 4, 1),)"),
+        ("vq_vae", np.zeros((2, 4, 4, 1), int), "codes have shape (n, 4, 4, 1): they must be (n, 2, 2, 1)"),
+        ("vq_vae", np.zeros((2, 2, 2), int), "codes have shape (n, 2, 2): they must be (n, 2, 2, 1)"),
+        ("vq_vae", np.full((2, 2, 2, 1), 5), "codes have the value 5: they must be from 0 to 4"),
+        ("vq_vae", np.full((2, 2, 2, 1), -1), "codes have the value -1: they must be from 0 to 4"),
+        ("vq_vae", np.zeros((2, 2, 2, 1)), "codes are float64: they must be whole numbers, 0 to 4"),
+    ],
+)
+def test_latents_that_a_model_cannot_decode(name, latents, words):
+    label = 0 if name == "realnvp" else None
+    assert words in mistake(lambda: untrained(name).decode(KEY, latents, label=label))
+
+
+def test_no_images_are_one_line():
+    gen = untrained("vae")
+    assert "images have shape (0, 4, 4, 1)" in mistake(lambda: gen.encode(KEY, SOME[:0]))
+    assert "images have shape (0, 4, 4, 1)" in mistake(lambda: gen.log_prob(KEY, SOME[:0]))
+    arrays = {"image": SOME[:0], "index": np.arange(0), "label": np.arange(0)}
+    run = lambda: run_over(gen.model, "validate", gen.params, gen.ctx, KEY, arrays)
+    assert "number of images is 0" in mistake(run)
+
+
+def mistake(call):
+    """What the user is told, in one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys):

@@ -1,6 +1,9 @@
 """`python -m jgen.evaluate`: the score is that of the API, and its protocol stands beside it."""
 
 import json
+import re
+import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,10 +11,14 @@ import pytest
 
 import jgen
 from jgen import evaluate
+from jgen.core.model import ImageSpec
 from jgen.data import dataset
+from jgen.data.config import Config as Data
 from jgen.errors import UserError
+from jgen.metrics.table import table
 
 TRAIN = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.steps", "3", "--train.sample-every", "0"]
+FILE = ["--images", "x.npz", "--out", "x.json"]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +53,30 @@ def test_the_score_and_its_protocol(run, python):
     assert found["network"] == f"FD-{labels['classifier']}" == "FD-digits-ad971574"  # of configs/classifiers
     assert found["num"] == 60
     assert found["real"] == {"split": "test", "num": 20}
-    assert f"classifier {labels['classifier']}" in done.stdout
-    assert "bits/dim" in done.stdout and "lower bound" in done.stdout and "num 20" in done.stdout
+    assert whole["data_fingerprint"] == dataset.load(gen.config.data).fingerprint
+    head, line, protocol, path = done.stdout.splitlines()
+    assert path == str(run / "evaluation.json")
+    cells = dict(zip(re.split("  +", head), re.split("  +", line)))
+    distance, kernel = found["frechet_distance"], found["kernel_distance"]
+    assert cells == {
+        "run": str(run),
+        "system": "ddpm",
+        "data": "digits",
+        "step": "3",
+        "bits/dim": f"{document['bits_per_dim']['mean']:.4f}",
+        "log p(x), nats": f"{document['nats']['mean']:.3f} ± {document['nats']['standard_error']:.3f}",
+        "likelihood": "lower bound, N 20",
+        "FD": f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})",
+        "kernel distance": f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}",
+        "precision": f"{found['precision']:.3f}",
+        "recall": f"{found['recall']:.3f}",
+        "read as asked": f"{labels['accuracy']:.4f} of 60",
+    }
+    assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
+    assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
+    assert "split test, num 20, binarise none, levels 256, seed 0" in protocol
+    assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
+    assert f"classifier {labels['classifier']}" in protocol
 
 
 def test_images_of_another_program(run, python, tmp_path):
@@ -64,6 +93,58 @@ def test_images_of_another_program(run, python, tmp_path):
     )
 
 
+def outcome(**changes):
+    document = {"run": "a", "system": "vae", "data": "digits", "data_fingerprint": "0123456789abcdef", "step": 7}
+    protocol = {"split": "test", "num": 9, "binarise": "none", "levels": 256, "dequantisation": "uniform"}
+    likelihood = {"kind": "exact", "nats": {"mean": -1.0, "standard_error": 0.5}, "bits_per_dim": {"mean": 2.0}}
+    return {**document, "likelihood": {**likelihood, "protocol": {**protocol, "samples": 5}}, **changes}
+
+
+def test_a_row_a_run_and_a_line_a_protocol():
+    documents = [outcome(), outcome(run="runs/b", system="dcgan", likelihood=None), outcome(run="c")]
+    head, *rows, first, second = table(documents).splitlines()
+    assert head.split()[:4] == ["run", "system", "data", "step"]
+    assert [row.split()[:2] for row in rows] == [["a", "vae"], ["runs/b", "dcgan"], ["c", "vae"]]
+    assert rows[0].index("exact, N 9") == rows[2].index("exact, N 9") == head.index("likelihood")
+    assert first.startswith("a, c: data digits, hash 0123456789ab; likelihood: split test, num 9, binarise none")
+    assert first.endswith("dequantisation uniform, K 5") and second == "runs/b: data digits, hash 0123456789ab"
+    fid = {"network": "FID", "network_hash": "12", "num": 60, "real": {"split": "test", "num": 9}, "precision": 0.5}
+    fid |= {"recall": 0.5, "kernel_distance": {"value": 0.1, "standard_error": 0.1}}
+    fid |= {"frechet_distance": {"value": 2.0, "low": 1.0, "high": 3.0}}
+    assert "FID  " in table([outcome(quality=fid)]) and "2.000 (1.000 to 3.000)" in table([outcome(quality=fid)])
+
+
+def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
+    def fail():
+        raise UserError("its data is gone")
+
+    with pytest.raises(UserError, match="gone"):
+        evaluate.finish([(str(tmp_path / "a.json"), outcome), (str(tmp_path / "b.json"), fail)])
+    said = capsys.readouterr().out
+    assert "exact, N 9" in said and "a.json" in said and "b.json" not in said
+    assert json.loads((tmp_path / "a.json").read_text())["system"] == "vae"
+
+
+def test_dequantisation_is_part_of_the_protocol():
+    images = ImageSpec(8, 8, 1, 10, 256)
+    model = SimpleNamespace(images=images, conditional=False, log_density=None)
+    config = SimpleNamespace(data=Data())
+    log_prob = lambda key, x, **options: -np.ones(len(x), np.float32)
+    gen = SimpleNamespace(config=config, model=model, log_prob=log_prob, likelihood="lower_bound")
+    score = lambda: evaluate.likelihood(gen, dataset.load(Data()), evaluate.Arguments(num=5), {"samples": 3})
+    assert "dequantisation" not in score()["protocol"]
+    model.log_density = log_prob
+    assert score()["protocol"]["dequantisation"] == "uniform" and score()["protocol"]["samples"] == 3
+
+
+def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "own")
+    document = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**document, "data_fingerprint": "0123"}))
+    with pytest.raises(UserError, match="digits has changed since .*own was trained on it"):
+        evaluate.command([str(own)])
+
+
 @pytest.mark.parametrize(
     "args,words",
     [
@@ -78,6 +159,20 @@ def test_images_of_another_program(run, python, tmp_path):
         (["RUN", "--images", "x.npz"], ["instead of runs"]),
         (["--images", "x.npz"], ["--out"]),
         (["RUN", "--inception", "nowhere.pth"], ["no file nowhere.pth"]),
+        (["RUN", "--num", "-1"], ["--num is -1", "zero or above"]),
+        (["RUN", "--likelihood-images", "-1"], ["--likelihood-images is -1"]),
+        (["RUN", "--samples", "-1"], ["--samples is -1"]),
+        (["RUN", "--seed", "-1"], ["--seed is -1"]),
+        (["RUN", "--batch-size", "0"], ["--batch-size is 0"]),
+        (["RUN", "--data.name", "mnist"], ["--data.name is about --images"]),
+        (["RUN", "--data.levels", "2"], ["--data.levels is about --images"]),
+        (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
+        ([*FILE, "--num", "-1"], ["--num is -1"]),
+        ([*FILE, "--step", "3"], ["--step is about runs"]),
+        ([*FILE, "--no-ema"], ["--no-ema is about runs"]),
+        ([*FILE, "--samples", "60"], ["--samples is about runs"]),
+        ([*FILE, "--likelihood-images", "5"], ["--likelihood-images is about runs"]),
+        ([*FILE, "--batch-size", "5"], ["--batch-size is about runs"]),
     ],
 )
 def test_mistakes_are_one_line(run, args, words):

@@ -1,5 +1,8 @@
 """Figures of trained models: what stands where in the picture, and which model can have which."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -63,6 +66,20 @@ def test_an_interpolation_of_a_conditional_model_lies_between_images_of_one_clas
         assert np.abs(row[1].astype(int) - made[0, ..., 0]).max() <= 1
 
 
+def test_an_interpolation_takes_no_more_images_than_there_are(run, tmp_path):
+    """By default as well: the digits' test split has fewer than 40 for each of 8 rows."""
+    assert draw(run, tmp_path, "--kind", "interpolation").shape == (8, 11, 8, 8)
+    assert draw(run, tmp_path, "--kind", "interpolation", "--rows", "2", "--start", "257").shape == (2, 11, 8, 8)
+
+
+def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "own")
+    document = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**document, "data_fingerprint": "0123"}))
+    with pytest.raises(UserError, match="digits has changed since .*own was trained on it"):
+        figures.command([str(own), "--out", str(tmp_path / "x.png")])
+
+
 def test_a_traversal_moves_one_dimension_a_row(run, tmp_path):
     cells = draw(run, tmp_path, "--kind", "traversal", "--rows", "8", "--columns", "3", "--start", "5", "--label", "2")
     gen, images, label = images_of(run, 297)
@@ -105,6 +122,7 @@ def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
         (["RUN", "--rows", "1000"], "11000 images from --start 0 are wanted"),
         (["RUN", "--out", "x.jpg"], "must end in .png"),
         (["RUN", "--kind", "interpolation", "--columns", "3"], "--columns is 3"),
+        (["RUN", "--kind", "interpolation", "--start", "292"], "8 pairs of one class are wanted: 5 images have"),
         (["RUN", "--kind", "manifold", "--label", "12"], "label is 12"),
         (["missing"], "there is no run at missing"),
     ],

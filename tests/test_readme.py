@@ -50,7 +50,7 @@ def test_every_command_runs(python, pictures, tmp_path):
         if words[0] in ("pip", "pytest"):
             continue  # what the tests themselves are run with, and what continuous integration runs
         assert words[0] == "python", command
-        words = words[1:]
+        words = [f"folder:{pictures}" if word == "folder:PATH" else word for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
             config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
             if "--train.steps" in words:
@@ -73,6 +73,15 @@ def test_every_command_runs(python, pictures, tmp_path):
     shutil.rmtree(tmp_path / "runs")
 
 
+def test_the_list_has_every_configuration_and_variant_with_a_line(python):
+    from jgen.cli import import_config
+
+    said = python("train.py", "--list").stdout
+    for path in sorted((ROOT / "configs").glob("*/*.py")):
+        for variant, line in import_config(path).VARIANTS.items():
+            assert re.search(rf"{path.relative_to(ROOT)}:{variant} .*{re.escape(line)}", said), (path, variant)
+
+
 def test_tables_are_those_of_the_results(python):
     done = python("benchmarks/tables.py", "--check", check=False)
     assert done.returncode == 0, done.stderr
@@ -84,6 +93,7 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     from jgen.cli import import_file
 
     where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}
+    where["command"] = ["train.py", "configs/vae/vae.py:mnist"]
     score = {"system": "vae", "data": "mnist", "step": 80000, "training_minutes": 59.4, "training": where}
     likelihood = {"kind": "lower_bound", "nats": {"mean": -90.03}, "bits_per_dim": {"mean": 0.166}}
     likelihood["protocol"] = {"split": "test", "num": 500, "binarise": "dynamic", "seed": 0, "samples": 5000}
@@ -95,6 +105,7 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     read = {**score, "system": "dcgan", "likelihood": None, "labels": {"accuracy": 0.975, "num": 1000}}
     (tmp_path / "results" / "score_b.json").write_text(json.dumps(read))
     of_vae, of_dcgan = tables.scores().strip().splitlines()[-2:]
+    assert "`python train.py configs/vae/vae.py:mnist`" in of_vae
     for part in ("90.03 nats: bound (split test, num 500, binarise dynamic, samples 5000)", "80,000 steps, 59 min"):
         assert part in of_vae
     assert "commit 01234567" in of_vae and "[score_a.json](results/score_a.json)" in of_vae and "86.8" in of_vae

@@ -54,7 +54,7 @@ def mnist(name: str) -> Experiment:
             steps=10_000,
             batch_size=64,
             ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=2e-4, beta1=0.5, scales=(("disc", 1.0),)),
+            optimiser=Optimiser(learning_rate=2e-4, beta1=0.5),
             log_every=100,
             validate_every=1000,
             sample_every=1000,

@@ -28,6 +28,7 @@ from jgen import cli
 from jgen.errors import UserError, require, require_positive
 
 ROOT = Path(__file__).resolve().parents[2]
+FEWEST = 50  # as jgen.metrics.quality.FEWEST: fewer samples could not be scored after hours of training
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,11 @@ def train_words(config: str, run_path: Path, steps: int, seed: int, first: Path 
     return words + (["--first-stage", str(first)] if first else [])
 
 
+def has_sizes(path: Path, wanted: list[str]) -> bool:
+    """Whether what was measured of a system has all sizes that are wanted."""
+    return set(wanted) <= set(json.loads(path.read_text())["sizes"])
+
+
 class Comparison:
     """The stages of a comparison, each of which leaves a file by which it is known to be done."""
 
@@ -173,10 +179,15 @@ class Comparison:
         """measure.json of the system, and of its first stage."""
         folder = self.workdir / system.name
         sizes = [str(size) for size in self.arguments.sizes]
-        for config, out in ((system.first_stage, "first_measure.json"), (system.config, "measure.json")):
-            if config and not (folder / out).is_file():
-                words = ["-m", "jgen.compare.measure", config, "--out", str(folder / out)]
-                run([*words, "--sizes", *(sizes if out == "measure.json" else sizes[:1])], folder / "measure.log")
+        for config, out, wanted in (
+            (system.first_stage, "first_measure.json", sizes[:1]),
+            (system.config, "measure.json", sizes),
+        ):
+            path = folder / out
+            if not config or (path.is_file() and (config == system.first_stage or has_sizes(path, wanted))):
+                continue
+            words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *wanted]
+            run(words, folder / "measure.log")
         read = lambda out: json.loads((folder / out).read_text())["own"]
         self.costs[system.name] = read("measure.json"), read("first_measure.json") if system.first_stage else None
 
@@ -244,51 +255,18 @@ class Comparison:
 
     def report(self) -> list[dict[str, Any]]:
         """Writes the outcome as far as it stands; returns its rows."""
-        from jgen.compare import page, rows
-        from jgen.train.run_directory import environment, write_json
+        from jgen.compare import report, rows
 
-        a, found = self.arguments, rows.all_rows(self.workdir, [system.name for system in self.systems])
-        where = environment()
-        scored = next((row for row in found if row["seeds"]), None)
-        network = scored["network"] if scored else "-"
-        budget = f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
-        on = f"{where['cpus']} CPU cores" if where["devices"][0].startswith("cpu") else ", ".join(where["devices"])
-        lines = [
-            f"Each system trained for {budget} (compiling apart) on {on}; seeds 0 to {a.seeds - 1}, mean ± deviation."
-        ]
-        if scored:
-            lines.append(
-                f"Fréchet distance (FD) and kernel distance in the features of {network}, which is trained on the data:"
-                f" not FID, and not comparable between data sets. {scored['samples']} against {scored['real']}."
-            )
-        lines.append("bits/dim: exact, or a bound that the true value is not above. Best distance first; losers stay.")
-        if any(row["cost"] and row["cost"]["levels"] < 256 for row in found):
-            lines.append(
-                "A system that is trained on fewer than 256 levels says so: its bits/dim do not compare with the"
-                " others', and its samples are compared with test images of as many levels."
-            )
-        commit = (where["commit"] or "-")[:12]
-        lines.append(f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {commit}.")
-        about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
-        command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
-        document = {"command": command, "data": a.data, "budget": budget, "environment": where, "rows": found}
-        write_json(self.workdir / "comparison.json", document)
-        rows.write_csv(self.workdir / "comparison.csv", found)
-        parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
-        parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
-        for row in found:
-            if row["commands"]:
-                said = "\n".join(next(iter(row["commands"].values())))
-                parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
-        (self.workdir / "comparison.md").write_text("\n\n".join(parts) + "\n")
-        page.write_page(self.workdir / "comparison.html", found, about)
-        page.write_grids(self.workdir / "grids.png", found)
+        found = rows.all_rows(self.workdir, [system.name for system in self.systems], self.arguments.seeds)
+        report.write_report(self.workdir, self.arguments, found)
         return found
 
 
 def command(args: list[str]) -> int:
     a = cli.parse(Arguments, args, "python -m jgen.compare", __doc__ or "")
-    require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds, "--samples": a.samples})
+    require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds})
+    require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST}")
+    require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: it must be at least {FEWEST}, or 0 for all test images")
     require(a.likelihood_images >= 1, f"--likelihood-images is {a.likelihood_images}: it must be above zero")
     require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
     require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")

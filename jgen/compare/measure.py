@@ -6,6 +6,7 @@ A process of its own, so that its peak memory is the system's. Compiled programs
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import resource
 import statistics
@@ -36,6 +37,8 @@ class Arguments:
     """Time for each figure, compiling apart; at least one run is made."""
     out: str = "measure.json"
     """JSON file for the outcome."""
+    add: bool = False
+    """Keep what the file holds, and measure only the sizes that it lacks."""
 
 
 def first_stage_config(config: str, experiment: Experiment) -> str:
@@ -50,6 +53,18 @@ def first_stage_config(config: str, experiment: Experiment) -> str:
     found = sorted((ROOT / "configs").glob(f"*/{system}.py"))
     require(bool(found), f"{config} stands on {experiment.first_stage}: no configuration trains that")
     return f"{found[0].relative_to(ROOT)}:{variant}"
+
+
+def at_height(experiment: Experiment, own: int, height: int) -> Experiment:
+    """The experiment for images of another height than its own: attention stays at the levels where it stands.
+
+    A model's `attention` names heights of feature maps, which scale with the images'.
+    """
+    heights = getattr(experiment.model, "attention", ())
+    if not heights:
+        return experiment
+    scaled = tuple(max(1, round(there * height / own)) for there in heights)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention=scaled))
 
 
 def timed(run: Callable[[], Any], seconds: float) -> float:
@@ -147,6 +162,23 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     }
 
 
+def measure_at(
+    size: int, experiment: Experiment, first: Experiment | None, images: Any, seconds: float, own: dict[str, Any]
+) -> dict[str, Any]:
+    """Speed and operations at `size` x `size`, or the error of a model that cannot be made for that.
+
+    Args:
+      own: what was measured at the size of `images`.
+    """
+    at = dataclasses.replace(images, height=size, width=size)
+    scaled, first = (e and at_height(e, images.height, size) for e in (experiment, first))
+    try:
+        one = own if at == images else measure(scaled, first, at, seconds)
+    except UserError as error:
+        return {"error": str(error)}
+    return {key: one[key] for key in ("images_per_second", "samples_per_second", "flops_per_image")}
+
+
 def command(args: list[str]) -> int:
     require(bool(args) and not args[0].startswith("-"), "which configuration? python -m jgen.compare.measure CONFIG")
     name = args.pop(0)
@@ -161,18 +193,19 @@ def command(args: list[str]) -> int:
     before = first_stage_config(name, experiment)
     first = cli.load_config(before, ROOT)[0] if before else None
     images = dataset.load(experiment.data).images
+    out = Path(arguments.out)
     found: dict[str, Any] = {"config": name, "first_stage": before, "environment": environment(), "sizes": {}}
-    found["own"] = measure(experiment, first, images, arguments.seconds)
+    if arguments.add and out.is_file():
+        found = json.loads(out.read_text())
+        require(found["config"] == name, f"--out {out} is of {found['config']}: --add needs one of {name}")
+    if "own" not in found:
+        found["own"] = measure(experiment, first, images, arguments.seconds)
     for size in arguments.sizes:
-        at = dataclasses.replace(images, height=size, width=size)
+        if str(size) in found["sizes"]:
+            continue
         print(f"{name}: at {size}x{size}", file=sys.stderr, flush=True)
-        try:
-            one = found["own"] if at == images else measure(experiment, first, at, arguments.seconds)
-            names = ("images_per_second", "samples_per_second", "flops_per_image")
-            found["sizes"][str(size)] = {key: one[key] for key in names}
-        except UserError as error:
-            found["sizes"][str(size)] = {"error": str(error)}
-    write_json(Path(arguments.out), found)
+        found["sizes"][str(size)] = measure_at(size, experiment, first, images, arguments.seconds, found["own"])
+    write_json(out, found)
     return 0
 
 

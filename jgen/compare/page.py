@@ -134,7 +134,7 @@ def table(cells: list[list[str]], words: tuple[str, ...]) -> str:
 
 
 def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Writes the page. `about`: title, budget, machine, protocol, command, network, sizes."""
+    """Writes the page. `about`: title; lines, what stands above the tables; network, that of the features; sizes."""
     grids = []
     for row in rows:
         if row.get("grid"):
@@ -151,7 +151,7 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
         f"<h1>{title}</h1>",
         *(f"<p>{line}</p>" for line in lines),
         "<h2>Quality</h2>",
-        table(quality_table(rows), ("published (other data)",)),
+        table(quality_table(rows), ("likelihood", "published (other data)")),
         "<h2>Cost</h2>",
         table(cost_table(rows, about["sizes"]), ()),
         "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",

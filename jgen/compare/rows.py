@@ -40,23 +40,33 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def system_row(folder: Path) -> dict[str, Any]:
-    """A system's row from its folder: costs, scores by seed with mean and spread, commands, and what went wrong."""
+def system_row(folder: Path, seeds: int) -> dict[str, Any]:
+    """A system's row from its folder: costs, scores by seed with mean and spread, commands, and what went wrong.
+
+    Only seeds 0 .. seeds - 1 count, whatever else the folder holds.
+    """
+    asked = [f"seed{seed}" for seed in range(seeds)]
     row: dict[str, Any] = {"system": folder.name, "published": PUBLISHED.get(folder.name, "")}
     row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "errors": {}}
-    row["errors"] = read(folder / "errors.json") or {}
+    wanted = ("measure", *(f"seed {seed}" for seed in range(seeds)))
+    row["errors"] = {k: v for k, v in (read(folder / "errors.json") or {}).items() if k in wanted}
     measured = read(folder / "measure.json")
     if measured:
         row["config"], row["cost"], row["sizes"] = measured["config"], measured["own"], measured["sizes"]
-    for path in sorted(folder.glob("seed*/evaluation.json")):
-        evaluation = read(path)
-        row["seeds"][path.parent.name] = scores_of(evaluation)
+    for seed in asked:
+        if commands := read(folder / f"{seed}.commands.json"):
+            row["commands"][seed] = commands
+        evaluation = read(folder / seed / "evaluation.json")
+        if evaluation is None:
+            continue
+        row["seeds"][seed] = scores_of(evaluation)
         row["network"] = evaluation["quality"]["network"]
         row["samples"] = f"{evaluation['quality']['num']} samples"
         row["real"] = "{num} {split} images".format(**evaluation["quality"]["real"])
-    seeds = sorted(folder.glob("seed*.commands.json"), key=lambda path: int(path.name[4:].split(".")[0]))
-    for path in seeds:
-        row["commands"][path.name.split(".")[0]] = read(path)
+        row["data_fingerprint"] = evaluation.get("data_fingerprint", "")
+        if evaluation["likelihood"]:
+            found = evaluation["likelihood"]["protocol"]
+            row["protocol"] = {name: value for name, value in found.items() if name != "seed"}
     for key in {key for found in row["seeds"].values() for key in found}:
         values = [found[key] for found in row["seeds"].values() if key in found]
         spread = statistics.stdev(values) if len(values) > 1 else None
@@ -67,9 +77,9 @@ def system_row(folder: Path) -> dict[str, Any]:
     return row
 
 
-def all_rows(workdir: Path, systems: list[str]) -> list[dict[str, Any]]:
+def all_rows(workdir: Path, systems: list[str], seeds: int) -> list[dict[str, Any]]:
     """Best distance first, then those without one."""
-    rows = [system_row(workdir / system) for system in systems]
+    rows = [system_row(workdir / system, seeds) for system in systems]
     return sorted(rows, key=lambda row: row["scores"].get("distance", {"mean": float("inf")})["mean"])
 
 
@@ -86,9 +96,19 @@ def three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def likelihood(cost: dict[str, Any]) -> str:
-    """Of which kind it is, and of what: bits/dim of fewer levels are fewer, and do not compare with those of 256."""
-    return KINDS[cost["likelihood"]] + (f" ({cost['levels']} levels)" if cost["levels"] < 256 else "")
+def likelihood(row: dict[str, Any]) -> str:
+    """Of which kind it is, and of what: how many images, and by which protocol.
+
+    Bits/dim of fewer levels are fewer, and do not compare with those of 256.
+    """
+    cost, found = row["cost"], row.get("protocol")
+    said = [f"{cost['levels']} levels"] if cost["levels"] < 256 else []
+    if found:
+        said.append(f"{found['num']} {found['split']} images")
+        said += [f"binarise {found['binarise']}"] if found["binarise"] != "none" else []
+        said += [f"{found['dequantisation']} dequantisation"] if "dequantisation" in found else []
+        said += [f"K = {found['samples']}"] if "samples" in found else []
+    return KINDS[cost["likelihood"]] + (f" ({', '.join(said)})" if said else "")
 
 
 def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -105,7 +125,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
         line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in SCORES)]
-        line += [likelihood(cost), "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
+        line += [likelihood(row), "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
         cells.append([*line, str(len(row["seeds"])) + (f" (failed: {failed})" if failed else ""), row["published"]])
     return [head, *cells]
 
@@ -141,11 +161,13 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
         ]
         line += [f"{cost['parameters']:,}", f"{cost['peak_gib']:.1f}", show(row["scores"].get("minutes"), 1)]
         for size in sizes:
-            at = row["sizes"].get(str(size), {"error": ""})
-            fits = "error" not in at
-            line.append(
-                f"{three(at['images_per_second'])} / {three(at['samples_per_second'])}" if fits else "does not fit"
-            )
+            at = row["sizes"].get(str(size))
+            if at is None:
+                line.append("-")
+            elif "error" in at:
+                line.append("does not fit")
+            else:
+                line.append(f"{three(at['images_per_second'])} / {three(at['samples_per_second'])}")
         cells.append([*line, "yes" if cost["free_form_jacobian"] else "no"])
     return [head, *cells]
 
@@ -163,6 +185,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         for key, score in sorted(row["scores"].items()):
             line |= {key: score["mean"], f"{key}_spread": score["spread"]}
         line |= {key: value for key, value in (row["cost"] or {}).items()}
+        line |= {f"likelihood_{key}": value for key, value in row.get("protocol", {}).items()}
         for size, at in row.get("sizes", {}).items():
             line |= {f"{key}_at_{size}": value for key, value in at.items()}
         lines.append(line | {"error": "; ".join(row["errors"].values()), "published": row["published"]})

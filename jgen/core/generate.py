@@ -107,10 +107,11 @@ def run_over(
       name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "label".
       options: of `resolve_options`. The program is compiled once a batch size, a multiple of the devices.
     Raises:
-      UserError: batch_size below 1.
+      UserError: no images, or batch_size below 1.
     """
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
+    require(n >= 1, f"the number of images is {n}: it must be above zero")
     devices = parallel.device_count()
     batch = -(-min(n, batch_size) // devices) * devices
     function = compiled(model, name, options)
@@ -167,6 +168,26 @@ def check_images(model: GenerativeModel, images: Any) -> np.ndarray:
     top = int(array.max())
     require(top < spec.levels, f"images have the value {top}: they must be from 0 to {spec.levels - 1}")
     return array
+
+
+def check_latents(model: GenerativeModel, latents: Any) -> Any:
+    """The latents, a tree of arrays (n, ...). Raises `UserError` for none, for unlike n, or for codes out of range.
+
+    Their other sizes are the model's: its `decode` checks them.
+    """
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(latents)]
+    sizes = {len(array) if array.ndim else 0 for array in arrays}
+    shapes = ", ".join(str(array.shape) for array in arrays) or "no shape"
+    require(len(sizes) == 1 and sizes != {0}, f"latents have {shapes}: they must be arrays (n, ...), n above zero")
+    numbers = all(jax.numpy.issubdtype(array.dtype, np.number) for array in arrays)  # bfloat16 is one to JAX alone
+    require(numbers, f"latents are {', '.join(str(array.dtype) for array in arrays)}: they must be numbers")
+    if model.codes is not None:
+        top = model.codes.levels - 1
+        for codes in arrays:
+            require(codes.dtype.kind in "iu", f"codes are {codes.dtype}: they must be whole numbers, 0 to {top}")
+            bad = codes[(codes < 0) | (codes > top)]
+            require(bad.size == 0, f"codes have the value {bad[0] if bad.size else ''}: they must be from 0 to {top}")
+    return jax.tree.unflatten(jax.tree.structure(latents), arrays)
 
 
 def capabilities(model: GenerativeModel) -> list[str]:

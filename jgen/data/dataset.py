@@ -70,6 +70,18 @@ def load(config: Config) -> Dataset:
     return Dataset(source.name, images, make_splits(parts, config.validation), fingerprint)
 
 
+def check_unchanged(dataset: Dataset, fingerprint: str, run: str | Path) -> None:
+    """Raises `UserError` where the data is not what a run was trained on, by the hash that the run keeps.
+
+    Splits move when a set changes: what is a test image now may have been a training image then.
+    """
+    require(
+        dataset.fingerprint == fingerprint,
+        f"{dataset.name} has changed since {run} was trained on it: its hash was {fingerprint[:12]}, is"
+        f" {dataset.fingerprint[:12]}, so that images of its splits may have been trained on; restore the data",
+    )
+
+
 def make_splits(parts: dict[str, Records], validation: float) -> dict[str, Split]:
     """Train, validation and test. What a set lacks is cut from the end of train: a tenth for test, then validation."""
     whole = parts["train"]

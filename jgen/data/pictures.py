@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jgen.data.sources import read_picture
 from jgen.errors import UserError, require
 
 
@@ -49,6 +50,8 @@ def check_out(out: Path) -> None:
 def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, levels: int, columns: int) -> None:
     """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of numbered PNGs.
 
+    An .npz holds `images`, 0 .. levels - 1, `levels`, and `labels` where there are any.
+
     Raises:
       UserError: another ending, or a path that cannot be written.
     """
@@ -58,7 +61,7 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, level
             write_png(out, make_grid(to_display(images, levels), columns))
         elif out.suffix == ".npz":
             out.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+            arrays = {"images": images, "levels": np.int32(levels)} | ({} if labels is None else {"labels": labels})
             with open(out, "wb") as file:
                 np.savez_compressed(file, **arrays)
         else:
@@ -69,36 +72,58 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, level
 
 
 def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images that any program made, uint8 (n, H, W, C), and their labels where there are any.
+    """Images that any program made, uint8 (n, H, W, C) in 0 .. 255, and their labels where there are any.
 
     Args:
-      path: an .npz with `images` (or the one array `arr_0`) and perhaps `labels`; or a folder of pictures.
+      path: an .npz with `images` (or the one array `arr_0`) in 0 .. 255, or in 0 .. levels - 1 where it says its
+        `levels`, and perhaps `labels`; or a folder of pictures.
     Raises:
-      UserError: nothing there, a file of another kind, pictures that cannot be read, or of mixed sizes.
+      UserError: nothing there, a file of another kind or damaged, labels that are not one whole number an image,
+        pictures that cannot be read, or of mixed sizes.
     """
-    from PIL import Image
-
     require(path.exists(), f"there is nothing at {path}")
     if path.is_file():
         require(path.suffix == ".npz", f"{path} must be an .npz file or a folder of pictures")
-        try:
-            with np.load(path, allow_pickle=False) as saved:
-                names = set(saved.files)
-                name = "images" if "images" in names else "arr_0"
-                require(name in names, f"{path} has no array `images`: it has {', '.join(sorted(names))}")
-                return saved[name], saved["labels"] if "labels" in names else None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        return of_arrays(path, read_arrays(path))
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
     require(bool(files), f"folder {path} has no pictures")
     images = []
     for file in files:
-        try:
-            image = np.asarray(Image.open(file).convert("L" if channels == 1 else "RGB"))
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
-        images.append(image.reshape(*image.shape[:2], channels))
+        images.append(read_picture(file, channels))
         require(
             images[-1].shape == images[0].shape, f"{file} is {images[-1].shape[:2]}, {files[0]} {images[0].shape[:2]}"
         )
     return np.stack(images), None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name. Raises `UserError` for a file that is none, or is damaged."""
+    import zipfile
+
+    require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return {name: np.asarray(saved[name]) for name in saved.files}
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own of a file that is damaged
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def of_arrays(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and labels of an .npz file, as `read_images` gives them."""
+    name = "images" if "images" in arrays else "arr_0"
+    require(name in arrays, f"{path} has no array `images`: it has {', '.join(sorted(arrays)) or 'none'}")
+    images, labels = arrays[name], arrays.get("labels")
+    if "levels" in arrays:
+        levels = arrays["levels"]
+        whole = levels.ndim == 0 and np.issubdtype(levels.dtype, np.integer) and 2 <= levels <= 256
+        found = levels.item() if levels.ndim == 0 else f"an array of shape {levels.shape}"
+        require(bool(whole), f"levels of {path} are {found}: they must be one whole number from 2 to 256")
+        require(images.dtype == np.uint8, f"images of {path} are {images.dtype}: they must be uint8")
+        most = images.max(initial=0)
+        require(most < levels, f"images of {path} have values up to {most}: its levels are 0 to {levels - 1}")
+        images = to_display(images, int(levels))
+    if labels is not None:
+        fits = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+        found = f"labels of {path} are {labels.dtype} of shape {labels.shape}"
+        require(fits, f"{found}: they must be whole numbers, one for each of {images.shape[0] if images.ndim else 0}")
+    return images, labels

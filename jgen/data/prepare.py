@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jgen.data.sources import digits_builder, import_tfds, tfds_dir
+from jgen.data.sources import check_format, digits_builder, import_tfds, tfds_dir
 from jgen.errors import UserError
 
 
@@ -22,6 +22,7 @@ def prepare(name: str, folder: str) -> str:
     try:
         builder = tfds.builder(name, data_dir=str(where), file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        check_format(name, where, error)
         raise UserError(f"data set {name!r} is unknown to TFDS {tfds.__version__}") from error
     try:
         builder.download_and_prepare(file_format="array_record")

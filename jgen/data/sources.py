@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,6 +95,16 @@ def digits_builder() -> Any:
     return builder
 
 
+def check_format(name: str, folder: Path, error: Exception) -> None:
+    """Raises `UserError` where what TFDS says is that a set is there in another file format, such as its default."""
+    found = re.search(r"(?:already set to (?:FileFormat\.)?|file formats in the DatasetInfo: \[')(\w+)", str(error))
+    if found:
+        raise UserError(
+            f"data set {name!r} is prepared as {found[1].lower()} in {folder}: jgen reads array_record; prepare it anew"
+            f" into another folder, `python -m jgen.data.prepare {name} --dir FOLDER`, and set --data.dir to that"
+        ) from error
+
+
 def prepared_builder(name: str, folder: Path) -> Any:
     """The builder of a TFDS set that is prepared as ArrayRecord in `folder`. Raises `UserError` where it is not."""
     tfds = import_tfds()
@@ -101,6 +112,7 @@ def prepared_builder(name: str, folder: Path) -> Any:
     try:
         builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
+        check_format(name, folder, error)
         raise UserError(
             f"data set {name!r} is unknown: it must be digits, folder:PATH or the name of a TFDS image set"
         ) from error

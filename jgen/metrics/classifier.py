@@ -179,8 +179,12 @@ def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
       accuracy: the part read as the class asked for; by_class: the same for each class asked for;
       classes: how many of the K classes are read at least once; balance: the entropy of the classes read over that of
       the classes asked for, 1 where they are as even.
+    Raises:
+      UserError: classes that the classifier does not have.
     """
     read, num_classes = logits.argmax(-1), logits.shape[-1]
+    low, high = int(labels.min()), int(labels.max())
+    require(low >= 0 and high < num_classes, f"labels are from {low} to {high}: they must be 0 to {num_classes - 1}")
     by_class = {int(k): float(np.mean(read[labels == k] == k)) for k in np.unique(labels)}
 
     def entropy(x: np.ndarray) -> float:

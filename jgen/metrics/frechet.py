@@ -8,11 +8,14 @@ It is called FID only where the features are the published Inception network's; 
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
 
 from jgen.errors import require
+
+PATIENCE = 2.0  # seconds after which progress is shown
 
 
 class Statistics(NamedTuple):
@@ -33,15 +36,6 @@ def statistics(features: np.ndarray) -> Statistics:
     mean = x.mean(axis=0)
     centred = x - mean
     return Statistics(len(x), mean, centred.T @ centred / (len(x) - 1))
-
-
-def merge(a: Statistics, b: Statistics) -> Statistics:
-    """Statistics of two parts together (Chan, Golub & LeVeque 1983)."""
-    num, difference = a.num + b.num, b.mean - a.mean
-    mean = a.mean + difference * (b.num / num)
-    scatter = a.covariance * (a.num - 1) + b.covariance * (b.num - 1)
-    scatter = scatter + np.outer(difference, difference) * (a.num * b.num / num)
-    return Statistics(num, mean, scatter / (num - 1))
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -65,11 +59,14 @@ def bootstrap_interval(
     """Percentiles of the distance of `features`, drawn again with replacement, to `real`, moved to its own value.
 
     Drawing again repeats images, which moves every distance upwards: the interval is shifted so that its middle is the
-    distance of the features as they are.
+    distance of the features as they are. Progress is shown where it takes long, as with wide features.
     """
+    from tqdm import tqdm
+
     rng = np.random.default_rng(seed)
     x = check_features(features, 2)
-    found = [frechet_distance(statistics(x[rng.integers(0, len(x), len(x))]), real) for _ in range(rounds)]
+    again = tqdm(range(rounds), desc="bootstrap", unit="round", file=sys.stderr, delay=PATIENCE, leave=False)
+    found = [frechet_distance(statistics(x[rng.integers(0, len(x), len(x))]), real) for _ in again]
     low, middle, high = np.quantile(found, [(1 - level) / 2, 0.5, (1 + level) / 2])
     centre = frechet_distance(statistics(x), real)
     return max(0.0, float(centre + low - middle)), float(centre + high - middle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from jgen.data.sources import cache_dir
 from jgen.errors import UserError, require
 from jgen.metrics import inception
 from jgen.metrics.classifier import Classifier
-from jgen.metrics.frechet import bootstrap_interval, frechet_distance, statistics
+from jgen.metrics.frechet import PATIENCE, bootstrap_interval, frechet_distance, statistics
 from jgen.metrics.kernel import inception_score, kernel_distance
 from jgen.metrics.neighbours import memorisation, neighbour_scores
 
@@ -31,11 +32,13 @@ class FeatureNetwork(NamedTuple):
     """name: "FID" of the published Inception network only, else "FD-<data>-<hash>"; hash: of the weights.
 
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, D), spatial features (n, S), logits (n, K)), float32.
+    batch_size: images that it takes at once, between two signs of progress.
     """
 
     name: str
     hash: str
     apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    batch_size: int = 250
 
 
 def of_classifier(classifier: Classifier) -> FeatureNetwork:
@@ -63,7 +66,22 @@ def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
         features, spatial, logits = (np.concatenate(arrays) for arrays in zip(*found))
         return features, spatial, logits
 
-    return FeatureNetwork("FID", digest, apply)
+    return FeatureNetwork("FID", digest, apply, batch_size)
+
+
+def features_of(
+    network: FeatureNetwork, num: int, fetch: Callable[[int, int], np.ndarray], title: str
+) -> list[np.ndarray]:
+    """Features, spatial features and logits of `num` images, fetch(start, stop) at a time; shows slow progress."""
+    from tqdm import tqdm
+
+    parts = []
+    with tqdm(total=num, desc=title, unit="image", file=sys.stderr, delay=PATIENCE, leave=False) as shown:
+        for start in range(0, num, network.batch_size):
+            stop = min(start + network.batch_size, num)
+            parts.append(network.apply(fetch(start, stop)))
+            shown.update(stop - start)
+    return [np.concatenate(arrays) for arrays in zip(*parts)]
 
 
 class Real(NamedTuple):
@@ -88,18 +106,15 @@ def real_features(
     """
     require(split in dataset.splits, f"the data has no split {split}: it has {', '.join(dataset.splits)}")
     there = dataset.splits[split].num
-    require(num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
+    require(0 <= num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
     num = num or there
     key = hashlib.sha256(repr((dataset.fingerprint, how, split, num, network.name, network.hash)).encode()).hexdigest()[
         :16
     ]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
     if not path.exists():
-        parts = []
-        for start in range(0, num, 1000):
-            batch = dataset.splits[split].fetch(np.arange(start, min(start + 1000, num)))
-            parts.append(network.apply(shown(batch))[:2])
-        features, spatial = (np.concatenate(arrays) for arrays in zip(*parts))
+        fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))
+        features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
         aside = path.with_name(f".{os.getpid()}-{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +147,8 @@ def quality(
     Args:
       real: what the distances are to. train, test: between which memorisation is judged.
     """
-    features, spatial, logits = network.apply(images)
+    fetch = lambda start, stop: images[start:stop]
+    features, spatial, logits = features_of(network, len(images), fetch, "features of samples")
     fitted = statistics(real.features)
     low, high = bootstrap_interval(features, fitted, seed)
     kid, kid_error = kernel_distance(features, real.features, seed=seed)

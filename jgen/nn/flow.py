@@ -25,6 +25,19 @@ def log_std(x: Any) -> Any:
     return jnp.log(jnp.std(x, axis=(0, 1, 2)) + SMALLEST_STD)
 
 
+def network_dtype(name: str) -> Any:
+    """The `dtype` of a coupling's convolutions for an option's "float32" or "bfloat16".
+
+    float32 is None, the type of what comes in, so that a flow can be checked in float64.
+    """
+    return jnp.bfloat16 if name == "bfloat16" else None
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """x as `dtype`; None leaves it."""
+    return x if dtype is None else x.astype(dtype)
+
+
 def spread(value: Any, x: Any) -> Any:
     """One value an example, () or (), as (B,)."""
     return jnp.broadcast_to(value, x.shape[:1])
@@ -98,28 +111,36 @@ class Permutation(nn.Module):
         return jnp.take(x, jnp.argsort(order) if inverse else order, axis=-1), zero
 
 
+def convolve(x: Any, kernel: Any, dtype: Any) -> Any:
+    """x (B, H, W, C), kernel (k, k, C, F), to (B, H, W, F), computed in `dtype`; None: as they are."""
+    x, kernel = cast(x, dtype), cast(kernel, dtype)
+    return x @ kernel[0, 0] if kernel.shape[0] == 1 else convolution(x, kernel)
+
+
 class ScaledConv(nn.Module):
     """A convolution with a scale and a bias by channel, started so that the first batch comes out standardised.
 
     It is a convolution followed by actnorm, with the scale multiplied into the kernel. The class, where there are
-    classes, adds a bias of its own.
+    classes, adds a bias of its own. Parameters are float32; `dtype` is the type of the arithmetic, None for x's.
     """
 
     features: int
     size: int = 3
     num_classes: int = 0
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Any, label: Any = None) -> Any:
         """x (B, H, W, C), label int (B,) or None, to (B, H, W, features)."""
         init = nn.initializers.normal(0.05)
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
-        apply = lambda kernel: x @ kernel[0, 0] if self.size == 1 else convolution(x, kernel)
-        log_scale, bias = standardising(self, lambda: apply(kernel), self.features)
+        apply = lambda kernel: convolve(x, kernel, self.dtype)
+        log_scale, bias = standardising(self, lambda: apply(kernel).astype(kernel.dtype), self.features)
         offset = bias[None, :]
         if self.num_classes:
             offset = offset + embed(self.num_classes, self.features, label)
-        return apply(kernel * jnp.exp(log_scale)[None, None, None, :]) + offset[:, None, None, :]
+        y = apply(kernel * jnp.exp(log_scale)[None, None, None, :])
+        return y + cast(offset, self.dtype)[:, None, None, :]
 
 
 class ZeroConv(nn.Module):
@@ -127,13 +148,14 @@ class ZeroConv(nn.Module):
 
     features: int
     size: int = 3
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         zeros = nn.initializers.zeros
         kernel = self.param("kernel", zeros, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
-        return (x @ kernel[0, 0] if self.size == 1 else convolution(x, kernel)) + bias[None, None, None, :]
+        return convolve(x, kernel, self.dtype) + cast(bias, self.dtype)[None, None, None, :]
 
 
 class GaussianPrior(nn.Module):

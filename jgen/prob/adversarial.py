@@ -52,8 +52,14 @@ def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
     return -fake
 
 
-def decision_boundary(kind: str) -> float:
-    """The discriminator's output above which it takes an image for real: halfway between its two targets."""
+def decision_boundary(kind: str, real: jax.Array, fake: jax.Array, axis_name: str | None = None) -> jax.Array | float:
+    """The discriminator's output above which it takes an image for real: halfway between its two targets.
+
+    A Wasserstein critic has no targets, and is defined up to a constant: halfway between the means of its outputs for
+    real and for generated images, (B,) each, of all devices.
+    """
+    if kind == "wasserstein":
+        return parallel.pmean(0.5 * (jnp.mean(real) + jnp.mean(fake)), axis_name)
     return 0.5 if kind == "least_squares" else 0.0
 
 

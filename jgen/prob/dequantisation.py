@@ -20,7 +20,9 @@ from jgen.core import keys as rng
 def dequantise(keys: jax.Array, images: jax.Array, margin: float = 0.0) -> jax.Array:
     """image + u, float32 (B, H, W, C) in [0, levels), u uniform on [margin, 1 - margin)."""
     u = rng.uniform(keys, images.shape[1:])
-    return images.astype(jnp.float32) + (margin + (1.0 - 2.0 * margin) * u)
+    level = images.astype(jnp.float32)
+    # 255 + u is rounded to 256 where u is within 2^-17 of 1, which would be the next level.
+    return jnp.minimum(level + (margin + (1.0 - 2.0 * margin) * u), jnp.nextafter(level + 1.0, 0.0))
 
 
 def quantise(x: Any, levels: int) -> Any:

@@ -1,8 +1,9 @@
 """Sampling pixel by pixel in raster order, channels within a pixel in order, with cached activations.
 
 A new pixel never runs the network over the image. What a row takes from the rows above is found once a row, for all
-its columns; a pixel then costs one product of (B, features) with each kernel, of features kept from the pixels left of
-it. The draw of channel c at row i, column j of an image with key k is the Gumbel-max of
+its columns; each channel of a pixel, one after another (three for RGB), then costs one product of (B, features) with
+each kernel, of features kept from the pixels left of it. The draw of channel c at row i, column j of an image with key
+k is the Gumbel-max of
 
     logits / temperature,  noise from fold_in(k, (i W + j) C + c)
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jgen.errors import require
+from jgen.errors import require, require_temperature
 
 CHUNK = 16  # images at a time on CPU: beyond it, features outgrow the cache and an image costs up to twice as much
 
@@ -69,9 +70,9 @@ def sample_raster(
       images, mask: integers (B, H, W, C) and bool (B, H, W): pixels of the images to keep, true where kept. The others
         are drawn given all pixels before them.
     Raises:
-      UserError: a temperature that is not above 0.
+      UserError: a temperature that is not above zero and finite.
     """
-    check_temperature(temperature)
+    require_temperature(temperature)
 
     def chunk(part: tuple) -> jax.Array:
         return _sample_chunk(network, params, *part, shape, levels, temperature)
@@ -143,12 +144,6 @@ def _sample_chunk(
         kept = (images.transpose(1, 2, 0, 3), mask.transpose(1, 2, 0))  # rows, columns, images
     _, pixels = jax.lax.scan(at_row, rows, (jnp.arange(height), kept))
     return pixels.transpose(2, 0, 1, 3)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raises `UserError` for a temperature that is not a number above zero."""
-    good = temperature > 0 and math.isfinite(temperature)
-    require(good, f"temperature is {temperature}: it must be above zero")
 
 
 def check_prefix(mask: Any) -> None:

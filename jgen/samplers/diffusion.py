@@ -30,6 +30,11 @@ def check_times(schedule: Schedule, times: Sequence[int]) -> np.ndarray:
     return array
 
 
+def check_eta(eta: float) -> None:
+    """Raises `UserError` for an amount of DDIM's noise that is not from 0 to 1."""
+    require(0.0 <= eta <= 1.0, f"eta is {eta}: it must be from 0 (deterministic) to 1 (ancestral)")
+
+
 def ancestral(
     denoiser: Denoiser, schedule: Schedule, x_T: jax.Array, keys: jax.Array, times: Sequence[int], variance: str
 ) -> jax.Array:
@@ -78,7 +83,7 @@ def ddim(
     Returns:
       x_0, float (B, H, W, C).
     """
-    require(0.0 <= eta <= 1.0, f"eta is {eta}: it must be from 0 (deterministic) to 1 (ancestral)")
+    check_eta(eta)
     t = check_times(schedule, times)
     s = np.append(t[1:], 0)
     ab_s = schedule.alpha_bar[s]

@@ -123,7 +123,7 @@ class Writer:
 
     def __init__(self, folder: Path, keep: int, keep_every: int):
         ocp = import_orbax()
-        self.folder = folder.absolute()
+        self.folder, self.keep, self.keep_every = folder.absolute(), keep, keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         try:
@@ -131,12 +131,7 @@ class Writer:
             self._set_aside_bad()
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep,
-                    keep_period=keep_every or None,
-                    cleanup_tmp_directories=True,
-                    enable_async_checkpointing=True,
-                ),
+                options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, enable_async_checkpointing=True),
             )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
@@ -155,6 +150,13 @@ class Writer:
         for path in self.folder.glob("*.sha256.json"):
             if path.name.split(".")[0] not in kept:
                 path.unlink(missing_ok=True)
+
+    def _drop_old(self) -> None:
+        """Removes checkpoints that are not to be kept; only now that the newest is known to be whole."""
+        for step in steps_in(self.folder)[self.keep :]:
+            if not self.keep_every or step % self.keep_every:
+                self._manager.delete(step)
+        self._drop_orphans()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Copies the state off the devices and returns; a thread does the rest. Waits for the save before, if any."""
@@ -181,7 +183,7 @@ class Writer:
                 aside = self.folder / f".{step}.sha256.json"
                 aside.write_text(json.dumps(hash_tree(self.folder / str(step))))
                 aside.replace(manifest_path(self.folder, step))
-                self._drop_orphans()
+                self._drop_old()
             except BaseException as error:
                 self._error = error
 

@@ -21,7 +21,7 @@ class Optimiser:
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     beta1: float = 0.9
-    """Decay of the first moment; for sgd the momentum."""
+    """Decay of the first moment (adam, adamw); for sgd the momentum."""
     beta2: float = 0.999
     """Decay of the second moment (adam, adamw, rmsprop)."""
     eps: float = 1e-8
@@ -67,7 +67,8 @@ class Config:
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
 
 
-# Fields that a resumed run may be given anew: none changes the mathematics of the steps already taken.
+# Fields that a resumed run may be given anew: none changes the mathematics of the steps already taken. An entry that
+# ends with a dot stands for all fields below it.
 MAY_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -78,9 +79,16 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep",
     "train.keep_every",
+    "model.sampling.",
+    "model.scoring.",
     "data.dir",
     "first_stage",
 )
+
+
+def may_change(name: str) -> bool:
+    """Whether a resumed run may be given another value of a field."""
+    return any(name.startswith(field) if field.endswith(".") else name == field for field in MAY_CHANGE)
 
 
 def check_config(config: Config, devices: int) -> None:

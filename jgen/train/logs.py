@@ -49,8 +49,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "metrics.jsonl"
-        cut(self.path, step)
         try:
+            cut(self.path, step)
             self._file = open(self.path, "a")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
@@ -59,7 +59,10 @@ class MetricsLog:
             from tensorboardX import SummaryWriter
         except ImportError:
             return
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        try:
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            self._without_board(error)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: {"step": ..., "split": "train" or "validation", name: value, ...}."""
@@ -77,8 +80,11 @@ class MetricsLog:
             if self._board is not None:
                 getattr(self._board, method)(*args)
         except OSError as error:
-            self._board = None
-            print(f"warning: no more TensorBoard logs: {error.strerror or error}", file=sys.stderr)
+            self._without_board(error)
+
+    def _without_board(self, error: OSError) -> None:
+        self._board = None
+        print(f"warning: no TensorBoard logs from here on: {error.strerror or error}", file=sys.stderr)
 
     def close(self) -> None:
         self._file.close()

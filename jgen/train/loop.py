@@ -29,10 +29,11 @@ from jgen.train import checkpoints
 from jgen.train.config import Config
 from jgen.train.logs import MetricsLog, Window, describe
 from jgen.train.optimisers import make_optimiser
-from jgen.train.run_directory import RunDirectory
+from jgen.train.run_directory import RunDirectory, read_config
 from jgen.train.step import TrainState, averaged, init_state, make_train_step, repeats_of
 
 MAX_SKIPPED = 20  # steps in a row that may be not finite before a run is stopped
+SAMPLED_AT_ONCE = 128  # images of a grid
 RUN_AHEAD = 8  # steps given to the device before their metrics are read
 
 
@@ -147,8 +148,8 @@ class Training:
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
         self.bar.set_postfix_str("compiling the first step")
-        try:
-            with deferred_signals() as received:
+        with deferred_signals() as received:  # until the last checkpoint is whole
+            try:
                 for step, examples in zip(range(self.first + 1, config.steps + 1), batches):
                     self.state, metrics = self.step(self.state, self.frozen, examples, step - 1)
                     self.pending.append((step, metrics))
@@ -157,11 +158,11 @@ class Training:
                     self.after(step)
                     if received and step < config.steps:
                         self.stop(step, received[0])
-        finally:
-            batches.close()
-            self.bar.close()
-            self.log.close()
-            self.writer.close()
+            finally:
+                batches.close()
+                self.bar.close()
+                self.log.close()
+                self.writer.close()
         return self.state
 
     def read_metrics(self, leave: int) -> None:
@@ -200,9 +201,11 @@ class Training:
                 self.save()
 
     def save(self) -> None:
-        """A checkpoint, with the metrics since the last line and the seconds of training so far, compiling included."""
+        """A checkpoint, with the run's configuration, the metrics since the last line and the seconds of training so
+        far, compiling included."""
         seconds = self.seconds + time.monotonic() - self.started
-        self.writer.save(self.state, {"window": self.window.state, "seconds": seconds})
+        meta = {"window": self.window.state, "seconds": seconds, "config": read_config(self.directory.path)}
+        self.writer.save(self.state, meta)
 
     def stop(self, step: int, number: int) -> None:
         """Saves after an interruption and raises `Interrupted`."""
@@ -240,7 +243,8 @@ class Training:
         label = np.repeat(np.arange(rows), columns) if self.model.conditional else None
         params, ctx = self.context()
         key = jax.random.key(self.seed)
-        images = sample_images(self.model, params, ctx, key, rows * columns, label=label, batch_size=rows * columns)
+        at_once = min(rows * columns, SAMPLED_AT_ONCE)
+        images = sample_images(self.model, params, ctx, key, rows * columns, label=label, batch_size=at_once)
         path = self.directory.samples(step)
         try:
             write_png(path, make_grid(to_display(images, spec.levels), columns))

@@ -12,10 +12,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from jgen.cli import import_config
 from jgen.compare import __main__ as compare
-from jgen.compare import page, rows
+from jgen.compare import measure, page, rows
+from jgen.compare.published import LEGEND, PUBLISHED
+from jgen.core.model import ImageSpec
 from jgen.data.pictures import write_png
 from jgen.errors import UserError
+from jgen.experiment import make_model
+from jgen.metrics import quality
 
 COST = {
     "batch_size": 10,
@@ -34,10 +39,14 @@ COST = {
 }
 
 
+PROTOCOL = {"split": "test", "num": 200, "binarise": "none", "levels": 16, "dequantisation": "uniform", "samples": 5}
+
+
 def evaluation(distance, bits=None):
     return {
         "training_minutes": 1.0,
-        "likelihood": {"bits_per_dim": {"mean": bits}} if bits else None,
+        "data_fingerprint": "0123456789abcdef",
+        "likelihood": {"bits_per_dim": {"mean": bits}, "protocol": PROTOCOL} if bits else None,
         "labels": {"accuracy": 0.9},
         "quality": {
             "network": "FD-digits-0",
@@ -60,7 +69,9 @@ def pretend(distances):
         system = path.parent.name
         if "jgen.compare.measure" in words:
             at = {"images_per_second": 20.0, "samples_per_second": 50.0, "flops_per_image": 1e6}
-            sizes = {"8": at, "16": {"error": "does not fit"}}
+            sizes = {
+                size: {"error": "does not fit"} if size == "16" else at for size in words[words.index("--sizes") + 1 :]
+            }
             rows.Path.mkdir(path.parent, parents=True, exist_ok=True)
             path.write_text(json.dumps({"config": words[2], "own": COST, "sizes": sizes}))
         elif "jgen.evaluate" in words:
@@ -73,6 +84,7 @@ def pretend(distances):
     return run
 
 
+BOUND = "bound (16 levels, 200 test images, uniform dequantisation, K = 5)"
 ARGUMENTS = [
     "--data",
     "digits",
@@ -104,11 +116,13 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert by_name["vae"]["scores"]["distance"] == {"mean": 5.0, "spread": pytest.approx(2**0.5)}
     assert by_name["dcgan"]["errors"] == {"seed 1": "the disk is full"}
     text = (folder / "comparison.md").read_text()
-    for what in ("5.00 ± 1.41", "bound (16 levels)", "failed: seed 1: the disk is full", "does not fit"):
+    for what in ("5.00 ± 1.41", BOUND, "0123456789ab", "failed: seed 1: the disk is full", "does not fit"):
         assert what in text
     assert "5.00 ± 1.41" in said.out
     with (folder / "comparison.csv").open() as file:
         lines = {line["system"]: line for line in csv.DictReader(file)}
+    assert by_name["vae"]["protocol"] == PROTOCOL and lines["vae"]["likelihood_num"] == "200"
+    assert BOUND in said.out and BOUND in (folder / "comparison.html").read_text()
     assert float(lines["vae"]["bits_per_dim"]) == 2.0 and lines["dcgan"]["error"] == "the disk is full"
 
 
@@ -142,7 +156,7 @@ def test_the_grid_is_the_systems_own_and_of_its_first_seed(outcome):
     for run in ("seed0", "seed0-first", "seed1", "seed1-first"):
         (folder / run / "samples").mkdir(parents=True)
         (folder / run / "samples" / "step_00000120.png").write_bytes(b"")
-    assert rows.system_row(folder)["grid"] == "vq_prior/seed0/samples/step_00000120.png"
+    assert rows.system_row(folder, 2)["grid"] == "vq_prior/seed0/samples/step_00000120.png"
 
 
 def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, monkeypatch):
@@ -155,6 +169,72 @@ def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, mo
     assert found["system"] == "dcgan" and found["errors"] == {} and len(found["seeds"]) == 2
     with pytest.raises(UserError, match="--minutes was 2.0, is 3.0"):
         compare.command([*ARGUMENTS, "--minutes", "3", "--workdir", str(folder)])
+
+
+def test_sizes_that_are_missing_are_measured_and_nothing_else(outcome, monkeypatch):
+    folder, _ = outcome
+    ran, pretended = [], pretend({"dcgan": [1.0, 2.0]})
+    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), pretended(words, log)))
+    assert compare.command([*ARGUMENTS[:-2], "16", "32", "--seeds", "1", "--workdir", str(folder)]) == 0
+    assert [words[1] for words in ran] == ["jgen.compare.measure"] * 3 and all("--add" in words for words in ran)
+    text = (folder / "comparison.md").read_text()
+    assert "20 / 50" in text and "at 32x32" in text
+
+
+def test_measuring_adds_to_what_the_file_holds(cache, tmp_path, monkeypatch):
+    out, at = tmp_path / "measure.json", []
+
+    def pretended(experiment, first, images, seconds):
+        at.append((images.height, experiment.model.attention))
+        return COST
+
+    monkeypatch.setattr(measure, "measure", pretended)
+    for sizes in (["16"], ["16", "32"]):
+        args = ["configs/diffusion/ddpm.py:digits", "--out", str(out), "--add", "--sizes", *sizes]
+        assert measure.command(args) == 0
+    assert at == [(8, (4,)), (16, (8,)), (32, (16,))]
+    assert list(json.loads(out.read_text())["sizes"]) == ["16", "32"]
+    with pytest.raises(UserError, match="is of configs/diffusion/ddpm.py:digits: --add needs one of configs/vae"):
+        measure.command(["configs/vae/vae.py:tiny", "--out", str(out), "--add"])
+
+
+def test_fewer_seeds_average_those_that_are_asked_for(outcome):
+    folder, _ = outcome
+    assert compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)]) == 0
+    by_name = {row["system"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
+    assert by_name["vae"]["scores"]["distance"] == {"mean": 4.0, "spread": None} and len(by_name["vae"]["seeds"]) == 1
+    assert by_name["dcgan"]["errors"] == {} and list(by_name["dcgan"]["commands"]) == ["seed0"]
+
+
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.html", "grids.png"])
+def test_an_outcome_that_cannot_be_written_is_one_line(outcome, name):
+    folder, _ = outcome
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    (folder / "vae" / "seed0" / "samples").mkdir(parents=True)
+    write_png(folder / "vae" / "seed0" / "samples" / "step_00000240.png", np.zeros((20, 20, 1), np.uint8))
+    with pytest.raises(UserError, match=f"^cannot write .*{name}: Is a directory$"):
+        compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)])
+
+
+@pytest.mark.parametrize("variant,size,heights", [("digits", 16, (8,)), ("mnist", 16, (8, 4)), ("mnist", 32, (16, 8))])
+def test_attention_stays_at_its_levels_when_images_are_of_another_size(variant, size, heights):
+    experiment = import_config(ROOT / "configs" / "diffusion" / "ddpm.py").get_config(variant)
+    own = 8 if variant == "digits" else 28
+    scaled = measure.at_height(experiment, own, size)
+    assert scaled.model.attention == heights and measure.at_height(experiment, own, own) == experiment
+    make_model(scaled.model, ImageSpec(size, size, 1, 10, 256))
+    other = import_config(ROOT / "configs" / "vae" / "vae.py").get_config("digits")
+    assert measure.at_height(other, 8, size) is other
+
+
+def test_what_scoring_needs_is_asked_for_before_training():
+    assert compare.FEWEST == quality.FEWEST
+
+
+def test_published_numbers_name_their_sources():
+    marks = {mark for said in PUBLISHED.values() for mark in re.findall(r"\b([A-Z])\)", said)}
+    assert marks == {"C", "F", "P"} and all(f"({mark})" in LEGEND for mark in marks)
 
 
 def test_operations_as_the_budget():
@@ -173,6 +253,9 @@ def test_operations_as_the_budget():
         (["--seeds", "0"], ["--seeds is 0"]),
         (["--teraflops", "-1"], ["--teraflops is -1"]),
         (["--sizes", "0"], ["--sizes"]),
+        (["--samples", "49"], ["--samples is 49", "at least 50"]),
+        (["--num", "20"], ["--num is 20", "at least 50"]),
+        (["--num", "-1"], ["--num is -1"]),
         (["--nothing"], ["--nothing"]),
     ],
 )
@@ -202,7 +285,7 @@ def test_a_signal_lets_the_training_save(cache, tmp_path, number, code):
     args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
     folder = tmp_path / "vae"
     folder.mkdir()
-    (folder / "measure.json").write_text(json.dumps({"config": "", "own": COST, "sizes": {}}))
+    (folder / "measure.json").write_text(json.dumps({"config": "", "own": COST, "sizes": {"8": {"error": ""}}}))
     command = [sys.executable, "-m", "jgen.compare", *args, "--workdir", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     metrics = folder / "seed0" / "metrics.jsonl"

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from jgen.core import keys as rng
 from jgen.data import dataset as datasets
+from jgen.data import prepare
 from jgen.data.batches import batch_positions, permutation, train_batches
 from jgen.data.config import Config
 from jgen.data.dataset import Split
@@ -148,6 +150,23 @@ def test_a_prepared_set_is_read_by_its_name(prepared, own_cache, monkeypatch, by
     assert len(set(all_indices(dataset).tolist())) == 50
     assert found_multiset(splits["train"], splits["validation"]) == wanted_multiset("mnist", "train")
     assert found_multiset(splits["test"]) == wanted_multiset("mnist", "test")
+
+
+@pytest.mark.parametrize("name", ["mnist", "petite"])
+def test_a_set_in_the_default_format_of_tfds_says_so(prepared, tmp_path, name):
+    folder = shutil.copytree(prepared, tmp_path / "tfds")
+    (info,) = (folder / name).glob("*/dataset_info.json")
+    info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
+    words = f"{name}' is prepared as tfrecord in .* `python -m jgen.data.prepare {name} --dir "
+    for use in (lambda: datasets.load(Config(name=name, dir=str(folder))), lambda: prepare.prepare(name, str(folder))):
+        with pytest.raises(UserError, match=words):
+            use()
+
+
+def test_a_set_that_has_changed_since_a_training_is_refused(digits):
+    datasets.check_unchanged(digits, digits.fingerprint, "runs/x")
+    with pytest.raises(UserError, match="^digits has changed since runs/x was trained on it: its hash was 0123, is"):
+        datasets.check_unchanged(digits, "0123", "runs/x")
 
 
 def test_a_validation_split_of_the_set_is_used(prepared, own_cache):

@@ -68,3 +68,6 @@ def test_readings_by_hand():
     p = 1 / 6
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
     assert found["balance"] == pytest.approx(entropy / np.log(3))
+    for wrong in (-1, 4):
+        with pytest.raises(UserError, match=f"{wrong}.*: they must be 0 to 3"):
+            classifier.label_accuracy(np.zeros((2, 4)), np.array([0, wrong]))

@@ -7,7 +7,7 @@ import scipy.stats
 
 from jgen.errors import UserError
 from jgen.metrics import divergences as dv
-from jgen.metrics.frechet import Statistics, bootstrap_interval, frechet_distance, merge, statistics
+from jgen.metrics.frechet import Statistics, bootstrap_interval, frechet_distance, statistics
 from jgen.metrics.kernel import inception_score, kernel_distance
 from jgen.metrics.neighbours import memorisation, neighbour_scores
 
@@ -39,16 +39,6 @@ def test_frechet_distance_of_fewer_images_than_features():
     a, b = statistics(x), statistics(2 * x + 1)
     expected = np.sum((x.mean(0) + 1) ** 2) + np.trace(a.covariance)
     np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-7)
-
-
-def test_statistics_do_not_depend_on_the_batches():
-    x = RNG.standard_normal((101, 7)) + 3
-    whole = statistics(x)
-    for cut in (2, 50, 99):
-        parts = merge(statistics(x[:cut]), statistics(x[cut:]))
-        assert parts.num == 101
-        np.testing.assert_allclose(parts.mean, whole.mean, rtol=1e-12)
-        np.testing.assert_allclose(parts.covariance, whole.covariance, rtol=1e-10, atol=1e-12)
 
 
 def test_bootstrap_interval_covers_repeated_draws():

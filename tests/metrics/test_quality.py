@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jgen.data import dataset
 from jgen.data.config import Config
-from jgen.data.pictures import read_images, write_images
+from jgen.data.pictures import read_images, to_display, write_images
 from jgen.errors import UserError
-from jgen.metrics import classifier, quality
+from jgen.metrics import classifier, frechet, quality
 
 RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=64, shift=1)
 
@@ -55,6 +56,27 @@ def test_real_features_are_kept_with_what_they_were_measured_on(digits, network,
         real(digits, network, "test", 9999)
 
 
+def test_features_do_not_depend_on_the_batches(digits, network):
+    images = digits.splits["test"].fetch(np.arange(60))["image"]
+    fetch = lambda start, stop: images[start:stop]
+    whole = quality.features_of(network, 60, fetch, "")
+    assert [len(array) for array in whole] == [60, 60, 60]
+    for a, b in zip(quality.features_of(network._replace(batch_size=7), 60, fetch, ""), whole):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_progress_is_shown_where_features_and_intervals_take_long(monkeypatch, capsys, slow):
+    for module in (quality, frechet):
+        monkeypatch.setattr(module, "PATIENCE", 0.0 if slow else 60.0)
+    features = np.random.default_rng(0).standard_normal((60, 4))
+    apply = lambda images: (images, images, images)
+    quality.features_of(quality.FeatureNetwork("FID", "", apply), 60, lambda a, b: features[a:b], "features of test")
+    frechet.bootstrap_interval(features, frechet.statistics(features))
+    said = capsys.readouterr().err
+    assert ("features of test" in said and "bootstrap" in said) if slow else said == ""
+
+
 @pytest.mark.parametrize(
     "images,words",
     [
@@ -84,5 +106,62 @@ def test_images_of_any_program_are_read_as_they_were_written(digits, tmp_path):
         with pytest.raises(UserError, match=words):
             read_images(tmp_path / path, 1)
     (tmp_path / "folder" / "000003.png").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="000003.png cannot be read"):
+    with pytest.raises(UserError, match="000003.png does not open as an image"):
         read_images(tmp_path / "folder", 1)
+
+
+@pytest.mark.parametrize("levels", [2, 17])
+def test_images_of_fewer_levels_are_read_as_they_are_shown(tmp_path, levels):
+    images = np.random.default_rng(0).integers(0, levels, (6, 4, 4, 1)).astype(np.uint8)
+    write_images(tmp_path / "x.npz", images, None, levels, 4)
+    write_images(tmp_path / "folder", images, None, levels, 4)
+    found, _ = read_images(tmp_path / "x.npz", 1)
+    np.testing.assert_array_equal(found, to_display(images, levels))
+    np.testing.assert_array_equal(found, read_images(tmp_path / "folder", 1)[0])
+    np.savez(tmp_path / "none.npz", images=images)  # of another program, which says nothing: 0 .. 255
+    np.testing.assert_array_equal(read_images(tmp_path / "none.npz", 1)[0], images)
+
+
+def save_array(path, array):
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+IMAGES = np.full((6, 4, 4, 1), 20, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "make,words",
+    [
+        (lambda path: path.write_bytes(b""), "is no .npz file"),
+        (lambda path: save_array(path, IMAGES), "is no .npz file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-60]), "is no .npz file"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"NUMPY", b"MUMPY")), "cannot be read"),
+        (lambda path: np.savez(path, images=np.array([{}])), "cannot be read"),
+        (lambda path: np.savez(path, images=IMAGES, labels=np.arange(5)), "int64 of shape (5,)"),
+        (lambda path: np.savez(path, images=IMAGES, labels=np.zeros(6)), "float64 of shape (6,)"),
+        (lambda path: np.savez(path, images=IMAGES, levels=300), "are 300: they must"),
+        (lambda path: np.savez(path, images=IMAGES, levels=np.arange(2)), "an array of shape (2,)"),
+        (lambda path: np.savez(path, images=IMAGES, levels=20), "values up to 20"),
+        (lambda path: np.savez(path, images=IMAGES / 20, levels=20), "are float64"),
+    ],
+)
+def test_files_that_hold_no_images_are_one_line(tmp_path, make, words):
+    path = tmp_path / "x.npz"
+    np.savez(path, images=IMAGES)
+    make(path)
+    with pytest.raises(UserError, match="^[^\n]*$") as caught:
+        read_images(path, 1)
+    assert words in str(caught.value) and "x.npz" in str(caught.value)
+
+
+def test_damaged_pictures_are_one_line(tmp_path, monkeypatch):
+    write_images(tmp_path, IMAGES, None, 256, 4)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # a bomb is twice as large
+    with pytest.raises(UserError, match="000000.png does not open as an image: .*bomb"):
+        read_images(tmp_path, 1)
+    monkeypatch.undo()
+    whole = (tmp_path / "000000.png").read_bytes()
+    (tmp_path / "000000.png").write_bytes(whole[:40] + bytes([whole[40] ^ 255]) + whole[41:])
+    with pytest.raises(UserError, match="000000.png does not open as an image"):
+        read_images(tmp_path, 1)

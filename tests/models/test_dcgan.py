@@ -16,7 +16,8 @@ from jgen.core import parallel
 from jgen.core.generate import sample_images
 from jgen.core.model import Context, ImageSpec
 from jgen.errors import UserError
-from jgen.models.gan.dcgan import Config, make
+from jgen.models.gan.dcgan import Config, Discriminator, Generator, make
+from jgen.prob.pixels import to_float
 from jgen.train import checkpoints
 from jgen.train.config import Config as Train
 from jgen.train.config import Optimiser
@@ -144,6 +145,48 @@ def test_samples_and_their_mirror_decode_use_running_statistics():
     assert np.any(images != model.sample(params, ctx, keys, (label + 1) % 10))
     moved = {**ctx.extra, "gen": jax.tree.map(lambda s: s + 1.0, ctx.extra["gen"])}
     assert np.any(images != model.sample(params, ctx._replace(extra=moved), keys, label))
+
+
+def test_validation_is_whether_the_discriminator_is_right_about_an_example():
+    model, params, ctx, batch, keys = started(SMALL)
+    validate = jax.jit(model.validate)
+    network = Discriminator(SMALL.channels, True, "projection", 0.9, None, jnp.float32)
+    variables = {"params": params["disc"], "batch_stats": ctx.extra["disc"]["norm"]}
+    classes = jax.nn.one_hot(batch["label"], 10)
+    judge = jax.jit(lambda x: network.apply(variables, x, classes, False))
+    generator = Generator(SMALL.channels, IMAGES, 0.9, None, jnp.float32)
+    z = jnp.concatenate([rng.normal(keys, (SMALL.latent,)), classes], axis=-1)
+    made = generator.apply({"params": params["gen"], "batch_stats": ctx.extra["gen"]}, z, False)
+    real, fake = judge(to_float(batch["image"], 256)), judge(made)
+    for boundary, outputs, name in ((np.median(real), real, "real"), (np.median(fake), fake, "fake")):
+        found = validate(add_to_the_critic(params, -boundary), ctx, keys, batch)[f"accuracy_{name}"]
+        far = np.abs(outputs - boundary) > 0.1 * np.std(outputs)
+        right = (outputs > boundary) == (name == "real")
+        assert found.dtype == jnp.float32 and far.sum() > 8 and 0 < right[far].sum() < far.sum()
+        np.testing.assert_array_equal(found[far], right[far].astype(np.float32))
+    found = validate(params, ctx, keys, batch)
+    few = validate(params, ctx, keys[:4], {name: value[:4] for name, value in batch.items()})
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:4]), few, found)
+    for bias, wanted in ((1e3, (1.0, 0.0)), (-1e3, (0.0, 1.0))):
+        scores = validate(add_to_the_critic(params, bias), ctx, keys, batch)
+        assert tuple(float(jnp.mean(scores[name])) for name in ("accuracy_real", "accuracy_fake")) == wanted
+
+
+def add_to_the_critic(params, constant):
+    dense = params["disc"]["dense"]
+    return {**params, "disc": {**params["disc"], "dense": {**dense, "bias": dense["bias"] + constant}}}
+
+
+def test_a_wasserstein_critics_accuracy_does_not_hang_on_a_constant():
+    model, params, ctx, batch, keys = started(dataclasses.replace(WGAN, regulariser="clip"))
+    accuracies = jax.jit(
+        lambda params: (model.phases[0].loss(params, ctx, keys, batch)[1][0], model.validate(params, ctx, keys, batch))
+    )
+    names = ("accuracy_real", "accuracy_fake")
+    for plain, moved in zip(accuracies(params), accuracies(add_to_the_critic(params, 8.0))):
+        for name in names:
+            np.testing.assert_array_equal(plain[name], moved[name])
+        assert sum(float(jnp.mean(plain[name])) for name in names) > 0.9  # both halves of what it tells apart
 
 
 @pytest.mark.parametrize("conditioning", ["projection", "concatenation", "none"])

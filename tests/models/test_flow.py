@@ -222,7 +222,8 @@ import numpy as np
 sys.path[:0] = ["tests", "tests/models"]
 from test_flow import starting_parameters
 
-np.savez(sys.argv[1], devices=jax.local_device_count(), glow=starting_parameters("glow"))
+starts = {name: starting_parameters(name) for name in ("glow", "realnvp")}
+np.savez(sys.argv[1], devices=jax.local_device_count(), **starts)
 """
 
 
@@ -239,7 +240,8 @@ def test_the_start_from_data_is_the_same_on_four_devices(python, tmp_path):
     python("-c", DEVICES, tmp_path / "four.npz", devices=4)
     four = np.load(tmp_path / "four.npz")
     assert four["devices"] == 4
-    np.testing.assert_allclose(four["glow"], starting_parameters("glow"), rtol=2e-5, atol=2e-6)
+    for name in ("glow", "realnvp"):
+        np.testing.assert_allclose(four[name], starting_parameters(name), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("config", [GLOW, REALNVP], ids=["glow", "realnvp"])
@@ -285,6 +287,14 @@ def test_log_prob_is_the_bound_of_log_density_and_temperature_scales_latents(con
     np.testing.assert_allclose(one, density[0], rtol=1e-5)
     np.testing.assert_allclose(three, scipy.special.logsumexp(density, axis=0) - np.log(3), rtol=1e-5)
     assert np.all(np.abs(other - density[0]) > 1e-3)
+    # What validation reports: the density at its own draw of u, in bits a dimension.
+    batch = {"image": images, "label": label}
+    x = images + rng.uniform(keys, IMAGES.shape)
+    nats, found = jax.jit(
+        lambda keys: (model.log_density(params, ctx, None, x, label), model.validate(params, ctx, keys, batch))
+    )(keys)
+    assert list(found) == ["bits_per_dim"]
+    np.testing.assert_allclose(found["bits_per_dim"], -np.asarray(nats) / (IMAGES.size * np.log(2)), rtol=1e-5)
     several = [scores(keys_of(n, seed))[1] for seed in range(30)]
     assert np.mean([one for one, _ in several]) < np.mean([three for _, three in several])
 
@@ -304,11 +314,14 @@ def test_log_prob_is_the_bound_of_log_density_and_temperature_scales_latents(con
     assert len(np.unique(found[1].reshape(n, -1), axis=0)) == n and np.any(found[0] != found[1])
 
 
+WANTED = "it must be above zero and finite: set --model.sampling.temperature"
+
+
 @pytest.mark.parametrize(
     "system,options,images,words",
     [
-        (glow, {"scales": 3}, (28, 28, 1, 10, 256), ["28x28", "divisible by 8", "at most 2"]),
-        (glow, {"scales": 1}, (7, 8, 1, 10, 256), ["7x8", "divisible by 2", "at most 0"]),
+        (glow, {"scales": 3}, (28, 28, 1, 10, 256), ["28x28", "divisible by 8", "scales can be at most 2"]),
+        (glow, {"scales": 1}, (7, 8, 1, 10, 256), ["7x8", "divisible by 2", "use images with even sides"]),
         (realnvp, {"scales": 4}, (28, 28, 1, 10, 256), ["28x28", "divisible by 8", "at most 3"]),
         (glow, {"scales": 0}, IMAGES, ["scales is 0"]),
         (realnvp, {"scales": -1}, IMAGES, ["scales is -1"]),
@@ -321,6 +334,11 @@ def test_log_prob_is_the_bound_of_log_density_and_temperature_scales_latents(con
         (realnvp, {"logit_alpha": 0.5}, IMAGES, ["logit_alpha is 0.5"]),
         (glow, {"scales": 1, "logit_alpha": float("nan")}, IMAGES, ["logit_alpha is nan"]),
         (glow, {"scales": 1}, (8, 8, 1, 0, 256), ["class_conditional", "no labels"]),
+        (glow, {"scales": 1, "dtype": "float16"}, IMAGES, ["dtype is 'float16'", "bfloat16"]),
+        (realnvp, {"dtype": "float64", "scales": 1}, IMAGES, ["dtype is 'float64'"]),
+        (glow, {"scales": 1, "sampling": glow.Sampling(0.0)}, IMAGES, ["temperature is 0.0", WANTED]),
+        (realnvp, {"scales": 1, "sampling": glow.Sampling(float("inf"))}, IMAGES, ["temperature is inf", WANTED]),
+        (realnvp, {"scales": 1, "scoring": glow.Scoring(0)}, IMAGES, ["samples is 0", "set --model.scoring.samples"]),
     ],
 )
 def test_configurations_that_no_flow_can_be_made_of(system, options, images, words):

@@ -189,8 +189,9 @@ def test_temperature_and_mean():
     [
         ({"latent": 0}, 256, "latent is 0"),
         ({"num_samples": 0}, 256, "num_samples is 0"),
-        ({"scoring": vae.Scoring(samples=0)}, 256, "scoring.samples is 0"),
-        ({"sampling": vae.Sampling(temperature=0.0)}, 256, "sampling.temperature is 0.0"),
+        ({"scoring": vae.Scoring(samples=0)}, 256, "samples is 0: it must be above zero: set --model.scoring.samples"),
+        ({"sampling": vae.Sampling(temperature=0.0)}, 256, "temperature is 0.0: it must be above zero and finite"),
+        ({"sampling": vae.Sampling(temperature=float("inf"))}, 256, "temperature is inf: it must be above zero and"),
         ({"decoder": "bernoulli"}, 256, "decoder is bernoulli, but images have 256 levels"),
         ({"widths": (8, 8, 8)}, 256, "images are 4x4: 3 convolutional widths need sizes divisible by 8"),
         ({"widths": ()}, 256, "widths is ()"),
@@ -215,6 +216,7 @@ def test_bad_options_of_sampling_and_scoring_are_one_line():
     model, params, images, *_ = linear_gaussian()
     for name, options, words in (
         ("sample", {"temperature": -1.0}, "temperature is -1.0"),
+        ("sample", {"temperature": float("inf")}, "temperature is inf"),
         ("log_prob", {"samples": 0}, "samples is 0"),
     ):
         resolve_options(model, name, options)

@@ -76,6 +76,7 @@ def test_the_loss_is_the_mean_over_codes_and_reads_the_frozen_parameters():
         ({"first_kernel": 4}, "first_kernel is 4"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"sampling": vq_prior.Sampling(temperature=0.0)}, "temperature is 0.0"),
+        ({"sampling": vq_prior.Sampling(temperature=float("inf"))}, "finite: set --model.sampling.temperature"),
     ],
 )
 def test_bad_options_are_one_line(options, words):
@@ -92,7 +93,13 @@ def test_a_first_stage_without_codes_is_a_mistake():
         vq_prior.make(CONFIG, replace(IMAGES, num_classes=0), None, first_stage())
 
 
-def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path):
+def assert_same_parameters(a, b):
+    """Of two generators, the frozen ones of their first stages with them."""
+    both = ((gen.params, gen.ctx.frozen) for gen in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, *both)
+
+
+def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path, monkeypatch):
     quick = ["--train.validate-every", "0", "--train.sample-every", "0"]
     first, second = tmp_path / "first", tmp_path / "second"
     prior = ["configs/vae/vq_prior.py:tiny", "--train.steps", "1", *quick, "--first-stage", str(first)]
@@ -105,6 +112,25 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
     gen = jgen.load(second)
     images = gen.sample(jax.random.key(0), 4, label=3)
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8
+
+    # Moved together, and loaded from another folder: the first stage is found beside the run.
+    moved, apart = tmp_path / "moved", tmp_path / "apart"
+    moved.mkdir()
+    first.rename(moved / "first")
+    second.rename(moved / "second")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(moved)
+        assert_same_parameters(jgen.load("second"), gen)
+    (moved / "first").rename(apart)
+    with pytest.raises(UserError, match=f"{first}, which is .* nor at {moved / 'first'}: .*first_stage=") as caught:
+        jgen.load(moved / "second")
+    assert "jgen.load(" in str(caught.value) and "\n" not in str(caught.value)
+    assert_same_parameters(jgen.load(moved / "second", first_stage=apart), gen)
+    with pytest.raises(UserError, match=f"there is no run at {tmp_path / 'none'}"):
+        jgen.load(moved / "second", first_stage=tmp_path / "none")
+    apart.rename(first)
+    (moved / "second").rename(second)
+
     assert train.command([*code, "2"]) == 0  # the first stage trains on: the prior no longer speaks of its codes
     with pytest.raises(UserError, match="has changed since"):
         jgen.load(second)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jgen.core import keys as rng
 from jgen.core.model import Context, ImageSpec
@@ -144,14 +145,35 @@ def test_codes_are_what_their_specification_says_and_decode_to_the_reconstructio
 
 
 def test_sampled_codes_are_as_frequent_as_asked_for():
-    model, params, ctx, _ = make_model()
-    used = jnp.array([0.5, 0.3, 0.2, 0.0, 0.0, 0.0])
-    book = {**ctx.extra["codebook"], "count": used, "sum": jnp.arange(6.0)[:, None] * used[:, None] * jnp.ones((1, 3))}
-    ctx = ctx._replace(extra={"codebook": book})
-    draw = lambda codes: jax.jit(lambda k: model.sample(params, ctx, k, None, codes=codes))(keys_of(300))
-    few, many = (len(np.unique(np.asarray(draw(codes)).reshape(300, -1), axis=0)) for codes in ("used", "uniform"))
-    assert few > 100 and many > 100
-    assert np.any(np.asarray(draw("used")) != np.asarray(draw("uniform")))
+    """Images of one code each, told apart by what the codes decode to: chi-square against the counts."""
+    images = replace(IMAGES, height=2, width=2)
+    model = vq_vae.make(CONFIG, images)
+    params, extra = model.init(jax.random.key(0), {"image": np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)})
+    used = np.array([0.5, 0.3, 0.15, 0.05, 0.0, 0.0])
+    vectors = 3 * jax.random.normal(jax.random.key(2), (6, 3))
+    count = jnp.maximum(used, 1e-12)
+    ctx = Context(0, params, {"codebook": {**extra["codebook"], "count": count, "sum": vectors * count[:, None]}}, {})
+    shown = np.asarray(model.decode(params, ctx, None, jnp.arange(6).reshape(6, 1, 1, 1), None)).reshape(6, 4)
+    assert len(np.unique(shown, axis=0)) == 6
+    n = 4000
+    for codes, wanted in (("used", used), ("uniform", np.full(6, 1 / 6))):
+        drawn = np.asarray(jax.jit(lambda k: model.sample(params, ctx, k, None, codes=codes))(keys_of(n)))
+        same = np.all(drawn.reshape(n, 1, 4) == shown, axis=2)
+        assert np.all(same.sum(1) == 1)
+        counts, possible = same.sum(0), wanted > 0
+        assert counts[~possible].sum() == 0
+        assert scipy.stats.chisquare(counts[possible], n * wanted[possible]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("revival,usage,revived", [(0.3, 3 / 6, 2), (0.9, 2 / 6, 3), (0.0, 5 / 6, 0)])
+def test_usage_and_revival_by_hand(revival, usage, revived):
+    """A share is 1/6: below `revival` / 6 a code is not in use, and is moved where it is offered a vector."""
+    model, params, ctx, batch = make_model(revival=revival)
+    count = jnp.array([0.5, 0.3, 0.1, 0.04, 0.03, 0.0])
+    offered = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    book = {**ctx.extra["codebook"], "count": count, "offer_weight": offered, "offer_sum": jnp.ones((6, 3))}
+    found = model.phases[0].loss(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
+    assert float(found["usage"]) == pytest.approx(usage) and float(found["revived"]) == revived
 
 
 @pytest.mark.parametrize(
@@ -162,6 +184,7 @@ def test_sampled_codes_are_as_frequent_as_asked_for():
         ({"decay": 1.0}, "decay is 1.0"),
         ({"revival": -0.1}, "revival is -0.1"),
         ({"commitment": -1.0}, "commitment is -1.0"),
+        ({"sampling": vq_vae.Sampling(codes="odd")}, "codes is 'odd': it must be one of used, uniform: set --model."),
         ({"widths": (8, 8, 8, 8)}, "images are 8x8: 4 convolutional widths need sizes divisible by 16"),
     ],
 )

@@ -34,8 +34,21 @@ def test_losses_are_those_of_the_papers(kind):
     slope = jax.grad(lambda f: jnp.sum(adversarial.generator_loss(kind, f)))(far)
     assert np.all(np.isfinite(adversarial.discriminator_loss(kind, -far, far))) and np.all(np.isfinite(slope))
     # The boundary is where the discriminator has no reason to move an output that is real as often as not.
-    move = jax.grad(lambda out: adversarial.discriminator_loss(kind, out, out))(adversarial.decision_boundary(kind))
+    boundary = adversarial.decision_boundary(kind, jnp.asarray(real), jnp.asarray(fake))
+    move = jax.grad(lambda out: adversarial.discriminator_loss(kind, out, out))(jnp.float32(boundary))
     np.testing.assert_allclose(move, 0.0, atol=1e-7)
+
+
+def test_a_wasserstein_critics_boundary_is_halfway_between_its_outputs_on_all_devices():
+    """It moves with a constant added to the critic; the other losses know their boundary."""
+    real, fake = jnp.array([3.0, 5.0, 8.0, 0.0]), jnp.array([1.0, -1.0, 2.0, -2.0])
+    assert float(adversarial.decision_boundary("wasserstein", real, fake)) == 2.0
+    assert float(adversarial.decision_boundary("wasserstein", real + 7.0, fake + 7.0)) == 9.0
+    assert adversarial.decision_boundary("least_squares", real, fake) == 0.5
+    assert adversarial.decision_boundary("hinge", real, fake) == 0.0
+    of_part = lambda real, fake: adversarial.decision_boundary("wasserstein", real, fake, "devices")
+    parts = jax.vmap(of_part, axis_name="devices")(real.reshape(2, 2), fake.reshape(2, 2))
+    np.testing.assert_allclose(parts, [2.0, 2.0])
 
 
 def critic_of(weights):

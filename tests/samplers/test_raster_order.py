@@ -77,9 +77,10 @@ def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     np.testing.assert_array_equal(np.asarray(draw(5)), chunks[:5])
 
 
-def test_the_program_holds_no_image_wide_convolution():
+@pytest.mark.parametrize("name", ["gated", "pixelcnn", "pixelcnn, colours, classes"])
+def test_the_program_holds_no_image_wide_convolution(name):
     """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
-    network, params, keys, label, shape, levels, temperature = make("gated")
+    network, params, keys, label, shape, levels, temperature = make(name)
     lowered = lambda s: jax.jit(lambda p: s(network, p, keys, label, shape, levels)).lower(params).as_text()
     assert "stablehlo.convolution" in lowered(sample_naively)
     assert "stablehlo.convolution" not in lowered(sample_raster)
@@ -88,7 +89,7 @@ def test_the_program_holds_no_image_wide_convolution():
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_must_be_above_zero(temperature):
     network, params, keys, label, shape, levels, _ = make("gated")
-    with pytest.raises(UserError, match="temperature is .*: it must be above zero"):
+    with pytest.raises(UserError, match="temperature is .*: it must be above zero and finite"):
         sample_raster(network, params, keys, label, shape, levels, temperature)
 
 

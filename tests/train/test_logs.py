@@ -22,6 +22,16 @@ def test_a_resumed_run_cuts_what_lies_past_its_checkpoint(tmp_path):
     assert [line["step"] for line in lines] == [10, 20, 30] and lines[-1]["loss"] == 0.5
 
 
+def test_a_board_that_cannot_be_written_is_done_without(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "tensorboard").write_text("a file where its folder would be")
+    log = MetricsLog(tmp_path, 0)
+    log.write(10, "train", {"loss": 1.0})
+    log.close()
+    assert "warning: no TensorBoard logs" in capsys.readouterr().err
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 10, "split": "train", "loss": 1.0}
+
+
 def test_a_window_leaves_out_what_is_not_finite_and_survives_a_kill():
     window = Window()
     window.add({"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from conftest import QUICK, ROOT, assert_user_mistake
 
 from jgen import api
+from jgen.errors import UserError
 from jgen.train import checkpoints
+from jgen.train.step import TrainState
 
 TINY = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.checkpoint-every", "10", "--train.log-every", "3"]
 TINY += ["--train.validate-every", "50", "--train.sample-every", "0"]
@@ -162,9 +165,56 @@ def test_a_changed_configuration_is_refused_field_by_field(short_run, tmp_path, 
     done = python(*TINY, *changed, "--workdir", run, check=False)
     assert_user_mistake(done, "model.dropout was 0.1, is 0.2", "seed was 0, is 3")
     assert "train.steps was" not in done.stderr
+    done = python(*TINY, "--train.steps", "20", "--workdir", run, check=False)
+    assert_user_mistake(done, "train.steps is 20", "is trained to step 30")
     assert (run / "config.json").read_bytes() == before
-    python(*TINY, "--train.steps", "40", "--workdir", run)
+    # What says only how to sample may change; what a checkpoint was trained with stands in it.
+    python(*TINY, "--train.steps", "40", "--model.sampling.steps", "3", "--workdir", run)
     assert checkpoints.newest_good(run / "checkpoints") == 40
+    for step, document in ((30, before), (40, (run / "config.json").read_bytes())):
+        meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+        assert meta["config"] == json.loads(document)
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_loses_nothing(short_run, tmp_path, monkeypatch):
+    run = copy(short_run, tmp_path)
+    experiment, _ = api.load_experiment(run)
+    close = checkpoints.Writer.close
+
+    def interrupted(writer):
+        signal.raise_signal(signal.SIGTERM)
+        close(writer)
+
+    monkeypatch.setattr(checkpoints.Writer, "close", interrupted)
+    assert api.fit(replace(experiment, train=replace(experiment.train, steps=32)), run) == "trained"
+    assert checkpoints.newest_good(run / "checkpoints") == 32
+
+
+def test_the_grid_is_a_row_a_class_of_the_averages_samples(short_run):
+    from PIL import Image
+
+    from jgen.data.pictures import make_grid, to_display
+
+    gen, label = api.load(short_run), np.repeat(np.arange(10), 10)
+    images = gen.sample(jax.random.key(gen.config.seed), 100, label=label, batch_size=100)
+    grid = np.asarray(Image.open(short_run / "samples" / "step_00000030.png"))
+    np.testing.assert_array_equal(grid, make_grid(to_display(images, 256), 10).squeeze())
+
+
+def test_the_only_checkpoint_stays_until_the_next_is_whole(tmp_path, monkeypatch):
+    state = TrainState(np.int32(1), jax.random.key(0), {"a": {"w": np.ones(3)}}, {}, {}, {}, np.zeros(2, np.int32))
+    writer = checkpoints.Writer(tmp_path, 1, 0)
+    writer.save(state, {})
+    writer.wait()
+    with monkeypatch.context() as killed:  # before its hashes are written
+        killed.setattr(checkpoints, "hash_tree", lambda folder: (_ for _ in ()).throw(OSError("killed")))
+        writer.save(state._replace(step=np.int32(2)), {})
+        with pytest.raises(UserError, match="killed"):
+            writer.wait()
+    assert checkpoints.steps_in(tmp_path) == [2, 1] and checkpoints.newest_good(tmp_path) == 1
+    writer.save(state._replace(step=np.int32(3)), {})
+    writer.close()
+    assert checkpoints.steps_in(tmp_path) == [3]
 
 
 def files_of(run, step):

@@ -11,7 +11,7 @@ Glossary: x an image; x_<i the pixels above and to the left; h features; mask A 
 mask B does not. Blind spot: pixels above and far to the right, which no path of masked convolutions reaches.
 
 Differs from the paper: the class may add a bias in every block, and dropout is an option; sampling keeps activations,
-so that a pixel costs one column of the network.
+so that a channel of a pixel costs one column of the network.
 """
 
 from __future__ import annotations

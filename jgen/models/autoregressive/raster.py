@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import require, require_choice
+from jgen.errors import defaults_of, require_choice, require_labels, require_temperature
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
-from jgen.samplers.autoregressive import RasterNetwork, check_prefix, check_temperature, sample_raster
+from jgen.samplers.autoregressive import RasterNetwork, check_prefix, sample_raster
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,6 @@ def check_raster(config: Any, images: ImageSpec) -> None:
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
     check_network(images.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     require_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    check_temperature(config.sampling.temperature)
-    require(
-        images.num_classes > 0 or not config.class_conditional,
-        "class_conditional is True, but the data has no labels: set --model.class-conditional False",
-    )
+    with defaults_of("sampling"):
+        require_temperature(config.sampling.temperature)
+    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)

@@ -14,6 +14,7 @@ quadratic and sigmoid schedules are added; attention has several heads; every dr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,13 +23,13 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import require, require_choice
+from jgen.errors import defaults_of, require, require_choice, require_labels
 from jgen.nn.unet import UNet, check_unet
 from jgen.prob import gaussian_diffusion as gd
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float, to_uint8
-from jgen.prob.schedules import make_schedule, sampling_times
-from jgen.samplers.diffusion import ancestral, check_times, classifier_free_guidance, ddim
+from jgen.prob.schedules import Schedule, make_schedule, sampling_times
+from jgen.samplers.diffusion import ancestral, check_eta, check_times, classifier_free_guidance, ddim
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    check_config(config, images)
-    schedule = make_schedule(config.schedule, config.num_timesteps, config.beta_1, config.beta_T)
+    schedule = check_config(config, images)
     T = config.num_timesteps
     null_label = images.num_classes  # the class of "no class"
     unet = UNet(
@@ -149,15 +149,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
 
     def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
         o = replace(config.sampling, **options)
-        require_choice("sampler", o.sampler, ("ddim", "ancestral"))
-        times = o.times or sampling_times(T, o.steps, o.spacing)
-        check_times(schedule, times)
-        require(o.guidance_scale >= 0, f"guidance_scale is {o.guidance_scale}: it must be zero or above")
-        guidable = config.class_conditional and config.label_dropout > 0
-        require(
-            guidable or o.guidance_scale == 1.0,
-            f"guidance_scale is {o.guidance_scale}: this model was trained without label_dropout and takes only 1",
-        )
+        times = check_sampling(o, config, schedule)
         key_start, key_steps = rng.split(keys, 2)
         x_T = rng.normal(key_start, images.shape)
         denoise = denoiser(params, label, o.guidance_scale, o.clip)
@@ -185,8 +177,25 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
     )
 
 
-def check_config(config: Config, images: ImageSpec) -> None:
-    """Raises `UserError` for a configuration that no DDPM can be made of."""
+def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int, ...]:
+    """The times that a model of `config` samples at. Raises `UserError` for options that it cannot sample with."""
+    require_choice("sampler", o.sampler, ("ddim", "ancestral"))
+    require_choice("variance", o.variance, gd.VARIANCES)
+    times = o.times or sampling_times(schedule.num_steps, o.steps, o.spacing)
+    check_times(schedule, times)
+    check_eta(o.eta)
+    scale = o.guidance_scale
+    require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be zero or above, and finite")
+    guidable = config.class_conditional and config.label_dropout > 0
+    require(
+        guidable or scale == 1.0,
+        f"guidance_scale is {scale}: it must be 1 in a model without class_conditional and label_dropout",
+    )
+    return times
+
+
+def check_config(config: Config, images: ImageSpec) -> Schedule:
+    """The noise schedule. Raises `UserError` for a configuration that no DDPM can be made of."""
     check_unet(
         images.height, images.width, config.channels, config.blocks, config.attention, config.head_dim, config.groups
     )
@@ -197,7 +206,8 @@ def check_config(config: Config, images: ImageSpec) -> None:
     require_choice("prediction", config.prediction, gd.PREDICTIONS)
     require_choice("bound_variance", config.bound_variance, gd.VARIANCES[:2])
     require_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    require(
-        images.num_classes > 0 or not config.class_conditional,
-        "class_conditional is True, but the data has no labels: set --model.class-conditional False",
-    )
+    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
+    schedule = make_schedule(config.schedule, config.num_timesteps, config.beta_1, config.beta_T)
+    with defaults_of("sampling"):
+        check_sampling(config.sampling, config, schedule)
+    return schedule

@@ -19,14 +19,15 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles, Tree
-from jgen.errors import require
+from jgen.errors import defaults_of, require, require_choice, require_labels, require_positive, require_temperature
 from jgen.prob.bijectors import logit
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
 
 # An image is encoded with u this far from the borders between levels, so that the rounding of a deep flow in float32
-# and back cannot carry a pixel over one.
+# and back cannot carry a pixel over one. With networks in bfloat16 it still may: inputs that differ by float32's
+# rounding can fall to either side of one of theirs.
 ENCODE_MARGIN = 1 / 16
 
 
@@ -78,8 +79,8 @@ def make_flow(
     """The generative model of a bijection, with role "flow". `alpha` is that of the logit, 0 for none.
 
     Raises:
-      UserError: from `sample` a temperature that is not above zero, from `log_prob` samples below 1, from `decode`
-        latents of other shapes.
+      UserError: from `sample` a temperature that is not above zero and finite, from `log_prob` samples below 1, from
+        `decode` latents of other shapes.
     """
 
     def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
@@ -118,7 +119,7 @@ def make_flow(
     def sample(
         params: Roles, ctx: Context, keys: jax.Array, label: Any, temperature: float = sampling.temperature
     ) -> jax.Array:
-        require(0 < temperature < math.inf, f"temperature is {temperature}: it must be above zero and not infinite")
+        require_temperature(temperature)
         parts = rng.split(keys, len(flow.shapes))
         eps = tuple(temperature * rng.normal(key, shape) for key, shape in zip(parts, flow.shapes))
         return inverse(params, ctx, eps, label)
@@ -126,16 +127,17 @@ def make_flow(
     def log_prob(
         params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: Any, samples: int = scoring.samples
     ) -> jax.Array:
-        require(samples >= 1, f"samples is {samples}: it must be 1 or more")
+        require_positive(samples=samples)
         return importance_bound(lambda x: density(params, ctx, x, label), keys, x, samples)
 
     def encode(params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: Any) -> tuple[Any, ...]:
         return forward(params, ctx, dequantise(keys, x, ENCODE_MARGIN), label)[0]
 
     def decode(params: Roles, ctx: Context, keys: jax.Array, latents: tuple[Any, ...], label: Any) -> jax.Array:
-        shapes = tuple(eps.shape[1:] for eps in latents)
+        leaves = tuple(jax.tree.leaves(latents))
+        shapes = tuple(eps.shape[1:] for eps in leaves)
         require(shapes == flow.shapes, f"latents have shapes {shapes}: they must be {flow.shapes}")
-        return inverse(params, ctx, tuple(latents), label)
+        return inverse(params, ctx, leaves, label)
 
     return GenerativeModel(
         name=name,
@@ -156,19 +158,27 @@ def make_flow(
     )
 
 
-def check_flow(images: ImageSpec, halvings: int, scales: int, alpha: float, class_conditional: bool) -> None:
-    """Raises `UserError` for images that cannot be halved so often, or what any flow cannot be made with."""
-    require(scales >= 1, f"scales is {scales}: it must be above zero")
+def check_flow(images: ImageSpec, halvings: int, config: Any) -> None:
+    """Raises `UserError` for images that cannot be halved so often, or what any flow cannot be made with.
+
+    Args:
+      config: of a flow, with `scales`, `logit_alpha`, `class_conditional`, `dtype`, `sampling` and `scoring`.
+    """
+    require_positive(scales=config.scales)
     height, width, most = images.height, images.width, 0
     while height % 2 ** (most + 1) == 0 and width % 2 ** (most + 1) == 0:
         most += 1
+    fitting = most + config.scales - halvings
+    advice = f"scales can be at most {fitting}" if fitting >= 1 else "one scale halves too: use images with even sides"
     require(
         halvings <= most,
-        f"images are {height}x{width}: {scales} scales need sides divisible by {2**halvings};"
-        f" scales can be at most {most + scales - halvings}",
+        f"images are {height}x{width}: scales {config.scales} needs sides divisible by {2**halvings}; {advice}",
     )
+    alpha = config.logit_alpha
     require(0 <= alpha < 0.5, f"logit_alpha is {alpha}: it must be at least 0 and below 0.5")
-    require(
-        images.num_classes > 0 or not class_conditional,
-        "class_conditional is True, but the data has no labels: set --model.class-conditional False",
-    )
+    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
+    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
+    with defaults_of("sampling"):
+        require_temperature(config.sampling.temperature)
+    with defaults_of("scoring"):
+        require_positive(samples=config.scoring.samples)

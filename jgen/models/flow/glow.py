@@ -37,6 +37,7 @@ from jgen.nn.flow import (
     ZeroConv,
     apply_chain,
     init_chain,
+    network_dtype,
 )
 from jgen.prob.bijectors import affine, log_sigmoid, squeeze, unsqueeze
 
@@ -64,6 +65,8 @@ class Config:
     """Model logit(alpha + (1 - 2 alpha) x) in place of x; 0 does not."""
     class_conditional: bool = True
     """Condition on the label."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -74,12 +77,13 @@ class Network(nn.Module):
     width: int
     features: int
     num_classes: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Any, label: Any) -> Any:
-        h = nn.relu(ScaledConv(self.width, 3, self.num_classes, name="conv1")(x, label))
-        h = nn.relu(ScaledConv(self.width, 1, name="conv2")(h))
-        return ZeroConv(self.features, name="conv3")(h)
+        h = nn.relu(ScaledConv(self.width, 3, self.num_classes, self.dtype, name="conv1")(x, label))
+        h = nn.relu(ScaledConv(self.width, 1, dtype=self.dtype, name="conv2")(h))
+        return ZeroConv(self.features, dtype=self.dtype, name="conv3")(h).astype(x.dtype)
 
 
 class Coupling(nn.Module):
@@ -88,16 +92,17 @@ class Coupling(nn.Module):
     width: int
     coupling: str
     num_classes: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
         x_a, x_b = jnp.split(x, 2, axis=-1)
         size = x_b.shape[-1]
         if self.coupling == "additive":
-            shift = Network(self.width, size, self.num_classes, name="network")(x_a, label)
+            shift = Network(self.width, size, self.num_classes, self.dtype, name="network")(x_a, label)
             log_scale = jnp.zeros_like(shift)
         else:
-            raw = Network(self.width, 2 * size, self.num_classes, name="network")(x_a, label)
+            raw = Network(self.width, 2 * size, self.num_classes, self.dtype, name="network")(x_a, label)
             shift, log_scale = raw[..., :size], log_sigmoid(raw[..., size:] + 2.0)
         y_b, log_det = affine(x_b, shift, log_scale, inverse)
         return jnp.concatenate([x_a, y_b], axis=-1), log_det
@@ -115,7 +120,7 @@ class Step(nn.Module):
         mix = (
             InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
         )
-        coupling = Coupling(c.width, c.coupling, self.num_classes, name="coupling")
+        coupling = Coupling(c.width, c.coupling, self.num_classes, network_dtype(c.dtype), name="coupling")
         layers = [ActNorm(name="actnorm")] if c.actnorm else []
         layers += [mix, lambda x, inverse: coupling(x, label, inverse)]
         total = jnp.zeros(x.shape[:1], x.dtype)
@@ -199,7 +204,7 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
 
 def check_config(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for a configuration that no Glow can be made of."""
-    check_flow(images, config.scales, config.scales, config.logit_alpha, config.class_conditional)
+    check_flow(images, config.scales, config)
     require_positive(depth=config.depth, width=config.width)
     require_choice("coupling", config.coupling, COUPLINGS)
     require_choice("permutation", config.permutation, PERMUTATIONS)

@@ -17,7 +17,7 @@ logit is symmetric, as in the authors' code; class conditioning, by a shift of e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jgen.core.model import GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
 from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
-from jgen.nn.flow import ActNorm, ScaledConv, ZeroConv, apply_chain, init_chain
+from jgen.nn.flow import ActNorm, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
 from jgen.prob.bijectors import checkerboard, squeeze, swap_halves, unsqueeze
 from jgen.prob.likelihoods import sum_image
 
@@ -49,6 +49,8 @@ class Config:
     """Model logit(alpha + (1 - 2 alpha) x) in place of x; 0 does not."""
     class_conditional: bool = True
     """Condition on the label."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -60,14 +62,15 @@ class Network(nn.Module):
     blocks: int
     features: int
     num_classes: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: Any, label: Any) -> Any:
-        h = ScaledConv(self.width, 3, self.num_classes, name="conv_in")(x, label)
+        h = ScaledConv(self.width, 3, self.num_classes, self.dtype, name="conv_in")(x, label)
         for block in range(self.blocks):
-            r = ScaledConv(self.width, name=f"block{block}_conv1")(nn.relu(h))
-            h = h + ScaledConv(self.width, name=f"block{block}_conv2")(nn.relu(r))
-        return ZeroConv(self.features, 1, name="conv_out")(nn.relu(h))
+            r = ScaledConv(self.width, dtype=self.dtype, name=f"block{block}_conv1")(nn.relu(h))
+            h = h + ScaledConv(self.width, dtype=self.dtype, name=f"block{block}_conv2")(nn.relu(r))
+        return ZeroConv(self.features, 1, self.dtype, name="conv_out")(nn.relu(h)).astype(x.dtype)
 
 
 class Coupling(nn.Module):
@@ -102,7 +105,9 @@ class Coupling(nn.Module):
         return y if inverse else swap_halves(y), log_det
 
     def scale_and_shift(self, x: Any, size: int, label: Any) -> tuple[Any, Any]:
-        raw = Network(self.config.width, self.config.blocks, 2 * size, self.num_classes, name="network")(x, label)
+        c = self.config
+        network = Network(c.width, c.blocks, 2 * size, self.num_classes, network_dtype(c.dtype), name="network")
+        raw = network(x, label)
         scale = self.param("scale", nn.initializers.ones, (size,))
         return scale[None, None, None, :] * jnp.tanh(raw[..., :size]), raw[..., size:]
 
@@ -190,6 +195,6 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
 
 def check_config(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for a configuration that no RealNVP can be made of."""
-    check_flow(images, config.scales - 1, config.scales, config.logit_alpha, config.class_conditional)
+    check_flow(images, config.scales - 1, config)
     require_positive(couplings=config.couplings, width=config.width)
     require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import require, require_choice, require_labels, require_latents, require_positive
 from jgen.nn.spectral_norm import normalise, start_vector
 from jgen.nn.strided_conv import ConvDown, ConvUp
 from jgen.prob import adversarial
@@ -212,7 +212,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         real, stats = discriminate(disc, ctx.extra["disc"]["norm"], x, label)
         fake, stats = discriminate(disc, stats, fake_x, label)
         loss = jnp.mean(adversarial.discriminator_loss(config.loss, real, fake))
-        boundary = adversarial.decision_boundary(config.loss)
+        boundary = adversarial.decision_boundary(config.loss, real, fake, axis_name)
         classes = images.num_classes if conditional else 0
         metrics = {
             "accuracy_real": jnp.mean(real > boundary),
@@ -247,13 +247,14 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         """Whether the discriminator is right about unseen images and about samples: against overfitting."""
         disc, _ = normalised(params, ctx.extra)
         fake_x, _ = generate(params, ctx.extra, latents(keys), batch["label"], False)
-        boundary = adversarial.decision_boundary(config.loss)
         judge = lambda x: discriminate(disc, ctx.extra["disc"]["norm"], x, batch["label"], False)[0]
         real, fake = judge(to_float(batch["image"], images.levels)), judge(fake_x)
+        boundary = adversarial.decision_boundary(config.loss, real, fake, axis_name)
         wide = lambda flags: flags.astype(jnp.float32)
         return {"accuracy_real": wide(real > boundary), "accuracy_fake": wide(fake < boundary)}
 
     def decode(params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, label: jax.Array | None) -> jax.Array:
+        require_latents(z, (config.latent,))
         return to_uint8(generate(params, ctx.extra, z, label, False)[0], images.levels)
 
     def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None) -> jax.Array:
@@ -316,7 +317,4 @@ def check_config(config: Config, images: ImageSpec) -> None:
         "loss is 'wasserstein' without bounded slopes: set the regulariser to clip or gradient_penalty, or disc_norm to"
         " spectral",
     )
-    require(
-        images.num_classes > 0 or config.conditioning == "none",
-        f"conditioning is {config.conditioning!r}, but the data has no labels: set --model.conditioning none",
-    )
+    require_labels(images.num_classes, "conditioning", config.conditioning, "none")

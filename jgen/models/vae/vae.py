@@ -5,7 +5,7 @@
     ELBO       log p(x) >= E_q[log p(x|z)] - KL(q(z|x) || N(0, I))                 KL in closed form             (2)
     IWAE       log p(x) >= E log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x)            Burda et al. 2016, 1509.00519 (3)
     loss       - E_q[log p(x|z)] + weight sum_j max(KL_j, free_bits),
-               weight = beta min(1, step / kl_warmup_steps)                        Higgins et al. 2017; Sonderby
+               weight = beta min(1, (step + 1) / kl_warmup_steps)                  Higgins et al. 2017; Sonderby
                                                                                    et al. 2016; Kingma et al. 2016 (4)
 
 Decoders: Bernoulli for binary images; a Gaussian or a logistic with the decoder's mean, cut into the image's levels
@@ -34,7 +34,15 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import (
+    defaults_of,
+    require,
+    require_choice,
+    require_labels,
+    require_latents,
+    require_positive,
+    require_temperature,
+)
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, DenseLayers, check_conv
 from jgen.prob.importance import importance_weighted_bound
 from jgen.prob.likelihoods import (
@@ -279,7 +287,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: jax.Array | None, **options: Any
     ) -> jax.Array:
         num = replace(config.scoring, **options).samples
-        require(num >= 1, f"samples is {num}: log_prob needs 1 importance sample or more")
+        require_positive(samples=num)
         if num == 1:  # equation 2
             found = parts(params, keys, x, label, 1)
             return found["log_p_x"][0] - jnp.sum(found["kl"], axis=-1)
@@ -292,7 +300,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
 
     def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
         o = replace(config.sampling, **options)
-        require(o.temperature > 0, f"temperature is {o.temperature}: it must be above zero")
+        require_temperature(o.temperature)
         key_z, key_x = rng.split(keys, 2)
         found = pixels(params, o.temperature * rng.normal(key_z, (latent,)), label)
         return found.show() if o.mean else found.draw(key_x)
@@ -301,6 +309,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         return posterior(params, x, label)[0]
 
     def decode(params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, label: jax.Array | None) -> jax.Array:
+        require_latents(z, (latent,))
         return pixels(params, z, label).show()
 
     return GenerativeModel(
@@ -346,10 +355,8 @@ def check_config(config: Config, images: ImageSpec) -> None:
         config.objective == "elbo" or config.free_bits == 0,
         f"free_bits is {config.free_bits}: the iwae objective has no KL divergence by dimension; leave it at 0",
     )
-    require(config.scoring.samples >= 1, f"scoring.samples is {config.scoring.samples}: it must be above zero")
-    temperature = config.sampling.temperature
-    require(temperature > 0, f"sampling.temperature is {temperature}: it must be above zero")
-    require(
-        images.num_classes > 0 or not config.class_conditional,
-        "class_conditional is True, but the data has no labels: set --model.class-conditional False",
-    )
+    with defaults_of("scoring"):
+        require_positive(samples=config.scoring.samples)
+    with defaults_of("sampling"):
+        require_temperature(config.sampling.temperature)
+    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)

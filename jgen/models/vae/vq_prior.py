@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles, first_stage_context
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import defaults_of, require, require_choice, require_labels, require_positive, require_temperature
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
-from jgen.samplers.autoregressive import check_temperature, sample_raster
+from jgen.samplers.autoregressive import sample_raster
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,7 @@ def check_config(config: Config, images: ImageSpec, first_stage: GenerativeModel
     check_network(channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     require_positive(embedding=config.embedding)
     require_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    check_temperature(config.sampling.temperature)
-    require(
-        images.num_classes > 0 or not config.class_conditional,
-        "class_conditional is True, but the data has no labels: set --model.class-conditional False",
-    )
+    with defaults_of("sampling"):
+        require_temperature(config.sampling.temperature)
+    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
     return first_stage.codes

@@ -33,12 +33,13 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import defaults_of, require, require_choice, require_latents, require_positive
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float, to_uint8
 
 Book = dict[str, jax.Array]  # the codebook's averages: see `start_book`
+CODES = ("used", "uniform")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,12 @@ def revive(book: Book, threshold: float) -> tuple[Book, jax.Array]:
     return {**book, "count": count, "sum": jnp.where(dead[:, None], offer * even, book["sum"])}, dead
 
 
+def usage(book: Book, threshold: float) -> jax.Array:
+    """The part of the codes that are used, and not less than `revive` lets them: a scalar, before it moves any."""
+    count = book["count"]
+    return jnp.mean(((count >= threshold / count.shape[0]) & (count > 0)).astype(jnp.float32))
+
+
 def nearest(vectors: jax.Array, z_e: jax.Array) -> jax.Array:
     """Codes int32 (...) of z_e (..., D): the nearest of the vectors (K, D), the first of equals."""
     # ||z||^2 is the same for every code and left out. Full float32: near ties must fall alike everywhere.
@@ -190,7 +197,8 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         return decoder.apply({"params": params["decoder"]}, z)
 
     def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        book, revived = revive(ctx.extra["codebook"], config.revival)
+        before = ctx.extra["codebook"]
+        book, revived = revive(before, config.revival)
         z_e = encoded(params, batch["image"])
         codes = nearest(centres(book), z_e)
         z_q = centres(book)[codes]
@@ -203,7 +211,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
             "mse": error,
             "commitment": commitment,
             "perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(p))),
-            "usage": jnp.mean((p >= 0.1 / K).astype(jnp.float32)),
+            "usage": usage(before, config.revival),
             "revived": jnp.sum(revived.astype(jnp.float32)),
         }
         return error + config.commitment * commitment, (metrics, {"codebook": new})
@@ -218,12 +226,13 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         return nearest(centres(ctx.extra["codebook"]), encoded(params, x))[..., None]
 
     def decode(params: Roles, ctx: Context, keys: jax.Array, codes: jax.Array, label: jax.Array | None) -> jax.Array:
+        require_latents(codes, (*grid, 1), "codes")
         z_q = centres(ctx.extra["codebook"])[codes[..., 0].astype(jnp.int32)]
         return to_uint8(decoded(params, z_q), images.levels)
 
     def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
         o = replace(config.sampling, **options)
-        require_choice("codes", o.codes, ("used", "uniform"))
+        require_choice("codes", o.codes, CODES)
         if o.codes == "uniform":
             codes = rng.randint(keys, 0, K, grid)
         else:
@@ -258,3 +267,5 @@ def check_config(config: Config, images: ImageSpec) -> None:
     require(0 <= config.decay < 1, f"decay is {config.decay}: it must be at least 0 and below 1")
     require(0 <= config.revival < 1, f"revival is {config.revival}: it must be at least 0 and below 1")
     require(config.commitment >= 0, f"commitment is {config.commitment}: it must be zero or above")
+    with defaults_of("sampling"):
+        require_choice("codes", config.sampling.codes, CODES)

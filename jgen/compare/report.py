@@ -1,0 +1,80 @@
+"""The outcome of a comparison as files: comparison.md, .csv, .json and .html, and the grids as one picture."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jgen.compare import page, rows
+from jgen.compare.published import LEGEND
+from jgen.errors import UserError
+
+
+def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> None:
+    """Writes the rows of a comparison, with all that they are of, into `workdir`.
+
+    Args:
+      arguments: of the command.
+    Raises:
+      UserError: a file that cannot be written.
+    """
+    from jgen.train.run_directory import environment, write_json
+
+    a, where = arguments, environment()
+    scored = next((row for row in found if row["seeds"]), None)
+    network, lines = scored["network"] if scored else "-", about_lines(a, found, where)
+    about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
+    command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
+    document = {"command": command, "data": a.data, "budget": budget(a), "environment": where, "rows": found}
+    parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
+    parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
+    for row in found:
+        if row["commands"]:
+            said = "\n".join(next(iter(row["commands"].values())))
+            parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
+    write_json(workdir / "comparison.json", document)
+    writers: dict[str, Callable[[Path], Any]] = {
+        "comparison.csv": lambda path: rows.write_csv(path, found),
+        "comparison.md": lambda path: path.write_text("\n\n".join(parts) + "\n"),
+        "comparison.html": lambda path: page.write_page(path, found, about),
+        "grids.png": lambda path: page.write_grids(path, found),
+    }
+    for name, write in writers.items():
+        try:
+            write(workdir / name)
+        except OSError as error:
+            raise UserError(f"cannot write {workdir / name}: {error.strerror or error}") from error
+
+
+def budget(a: Any) -> str:
+    return f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
+
+
+def about_lines(a: Any, found: list[dict[str, Any]], where: dict[str, Any]) -> list[str]:
+    """What stands above the tables: budget, machine, protocol and versions."""
+    on = f"{where['cpus']} CPU cores" if where["devices"][0].startswith("cpu") else ", ".join(where["devices"])
+    seeds = f"seeds 0 to {a.seeds - 1}, mean ± deviation" if a.seeds > 1 else "seed 0"
+    lines = [f"Each system trained for {budget(a)} (compiling apart) on {on}; {seeds}."]
+    scored = next((row for row in found if row["seeds"]), None)
+    if scored:
+        lines.append(
+            f"Fréchet distance (FD) and kernel distance in the features of {scored['network']}, which is trained on the"
+            f" data: not FID, and not comparable between data sets. {scored['samples']} against {scored['real']}."
+            f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}."
+        )
+    lines.append(
+        "bits/dim: exact, or a bound that the true value is not above, of the first images of the test split; how many,"
+        " and by which protocol, stands beside the kind. Best distance first; losers stay."
+    )
+    if any(row["cost"] and row["cost"]["levels"] < 256 for row in found):
+        lines.append(
+            "A system that is trained on fewer than 256 levels says so: its bits/dim do not compare with the"
+            " others', and its samples are compared with test images of as many levels."
+        )
+    lines.append("At sizes other than the data's, attention stays at the same levels of the network. " + LEGEND)
+    commit = (where["commit"] or "-")[:12]
+    lines.append(f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {commit}.")
+    return lines

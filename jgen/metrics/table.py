@@ -1,0 +1,61 @@
+"""The outcomes of `jgen.evaluate` as a table for the console: a row a run, and below it what the numbers are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KINDS = {"exact": "exact", "lower_bound": "lower bound", "estimate": "estimate"}
+
+
+def head(documents: list[dict[str, Any]]) -> list[str]:
+    """The columns' names: only in the features of the published network are distances FID and KID."""
+    published = any(document["quality"]["network"] == "FID" for document in documents if document.get("quality"))
+    names = ["run", "system", "data", "step", "bits/dim", "log p(x), nats", "likelihood"]
+    names += ["FID", "KID"] if published else ["FD", "kernel distance"]
+    return [*names, "precision", "recall", "read as asked"]
+
+
+def row(document: dict[str, Any]) -> list[str]:
+    """The cells of one outcome; "-" for what it has not."""
+    cells = [document["run"], document["system"], document["data"], str(document.get("step", "-"))]
+    if found := document["likelihood"]:
+        nats, num = found["nats"], found["protocol"]["num"]
+        cells += [f"{found['bits_per_dim']['mean']:.4f}", f"{nats['mean']:.3f} ± {nats['standard_error']:.3f}"]
+        cells += [f"{KINDS[found['kind']]}, N {num}"]
+    else:
+        cells += ["-"] * 3
+    if found := document.get("quality"):
+        distance, kernel = found["frechet_distance"], found["kernel_distance"]
+        cells += [f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})"]
+        cells += [f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}"]
+        cells += [f"{found['precision']:.3f}", f"{found['recall']:.3f}"]
+    else:
+        cells += ["-"] * 4
+    labels = document.get("labels")
+    return [*cells, f"{labels['accuracy']:.4f} of {labels['num']}" if labels else "-"]
+
+
+def protocol(document: dict[str, Any]) -> str:
+    """What the numbers of one outcome are of, and what they were measured with."""
+    said = [f"data {document['data']}, hash {document['data_fingerprint'][:12]}"]
+    if found := document["likelihood"]:
+        names = {"samples": "K"}  # of importance weights, or of draws of the dequantisation noise
+        values = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
+        said.append(f"likelihood: {values}")
+    if found := document.get("quality"):
+        network, real = f"{found['network']}, weights {found['network_hash']}", found["real"]
+        said.append(f"distances: {network}, {found['num']} samples to {real['num']} {real['split']} images")
+    if found := document.get("labels"):
+        said.append(f"classes: classifier {found['classifier']}, {found['classifier_test_accuracy']:.4f} right on real")
+    return "; ".join(said)
+
+
+def table(documents: list[dict[str, Any]]) -> str:
+    """Aligned rows under their names, then a line for each protocol, which names its runs where there are several."""
+    rows = [head(documents), *(row(document) for document in documents)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in rows]
+    of: dict[str, list[str]] = {}
+    for document in documents:
+        of.setdefault(protocol(document), []).append(document["run"])
+    return "\n".join([*lines, *(said if len(of) == 1 else f"{', '.join(runs)}: {said}" for said, runs in of.items())])
