@@ -50,7 +50,7 @@ def scores() -> str:
         cells = []
         if document.get("likelihood"):
             found = document["likelihood"]
-            kind = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}[found["kind"]]
+            kind = rows.KINDS[found["kind"]]
             protocol = ", ".join(f"{name} {value}" for name, value in found["protocol"].items() if name != "seed")
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
             cells.append(f"{bits:.3f} bits/dim, {nats:.2f} nats: {kind} ({protocol})")

@@ -72,11 +72,13 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
 
 
 class FirstStage(NamedTuple):
-    """A trained model that another stands on: its functions, what goes into `ctx.frozen`, and a hash of it."""
+    """A trained model that another stands on: its functions, what goes into `ctx.frozen`, a hash of that, and how long
+    it was trained."""
 
     model: GenerativeModel
     frozen: Roles
     fingerprint: str
+    seconds: float
 
 
 def load_first_stage(run: str | Path, images: ImageSpec) -> FirstStage | None:
@@ -94,7 +96,7 @@ def load_first_stage(run: str | Path, images: ImageSpec) -> FirstStage | None:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return FirstStage(gen.model, frozen, digest.hexdigest())
+    return FirstStage(gen.model, frozen, digest.hexdigest(), gen.seconds)
 
 
 def find_first_stage(run: Path, saved: str) -> Path:
@@ -196,14 +198,14 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
     state, meta = checkpoints.read(folder, step, jax.eval_shape(template))
     params = averaged(state) if ema else state.params
     ctx = Context(state.step, params, state.extra, first.frozen if first else {})
-    return Generator(model, params, ctx, experiment, step, meta["seconds"])
+    return Generator(model, params, ctx, experiment, step, meta["seconds"] + (first.seconds if first else 0.0))
 
 
 class Generator:
     """A trained generative model: what `load` returns. Its functions are jitted and run on all local devices.
 
     model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
-    step, seconds: how long it was trained, in steps and in time, compiling included.
+    step, seconds: how long it was trained, in steps and in time, compiling and a first stage's training included.
     likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     """
 

@@ -70,18 +70,16 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
     import jax
 
     import jgen
-    from jgen.api import find_first_stage
     from jgen.data import dataset
     from jgen.data.pictures import to_display
     from jgen.train.run_directory import environment, read_config
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema)
-    before = gen.config.first_stage
-    first = jgen.load(find_first_stage(Path(run), before)) if before else None
     require(
         gen.model.log_prob is not None or arguments.samples > 0,
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
+    first_stage, _ = gen.ctx.frozen.get("first_stage", ({}, {}))
     data = dataset.load(gen.config.data)
     dataset.check_unchanged(data, read_config(Path(run))["data_fingerprint"], run)
     found = {"likelihood": likelihood(gen, data, arguments, options) if gen.model.log_prob is not None else None}
@@ -98,12 +96,12 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         "data": gen.config.data.name,
         "data_fingerprint": data.fingerprint,
         "step": gen.step,
-        "training_minutes": round((gen.seconds + (first.seconds if first else 0.0)) / 60, 2),
+        "training_minutes": round(gen.seconds / 60, 2),
         "training": training_record(Path(run)),
         "validation": validation_curve(Path(run), gen.step),
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
-        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, first.params if first else {}))),
+        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, first_stage))),
         "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
         "environment": environment(),
         **found,

@@ -241,6 +241,24 @@ def test_the_average_follows_its_formula():
     assert np.any(flat(state.ema) != flat(state.params))
 
 
+def test_a_loss_reads_the_average_as_a_tree():
+    """The metric below is the squared distance of parameters and average, each leaf from its own."""
+    case = make_case("toy:vae")
+    phase = case.model.phases[0]
+
+    def loss(params, ctx, keys, batch):
+        value, (metrics, extra) = phase.loss(params, ctx, keys, batch)
+        squares = jax.tree.map(lambda p, a: jnp.sum((p - a) ** 2), params, ctx.ema)
+        return value, ({**metrics, "apart": sum(jax.tree.leaves(squares))}, extra)
+
+    state, step = make_run(case._replace(model=case.model._replace(phases=(phase._replace(loss=loss),))))
+    for seed in range(3):
+        wanted = np.sum((flat(state.params) - flat(state.ema)) ** 2)
+        state, metrics = step(state, {}, step_batch(case.model, seed))
+        np.testing.assert_allclose(metrics["apart"], wanted, rtol=1e-4, atol=1e-12)
+    assert wanted > 0
+
+
 def test_frozen_parameters_stay_out_of_the_state():
     case = make_case("toy:second_stage")
     state, step = make_run(case)

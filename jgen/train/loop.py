@@ -103,6 +103,7 @@ class Training:
         frozen: Roles | None = None,
     ):
         self.started = time.monotonic()
+        self.document = read_config(directory.path)
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
         start = starting_state(model, config, data, dataset, seed)
         newest = checkpoints.newest_good(directory.checkpoints)
@@ -204,7 +205,7 @@ class Training:
         """A checkpoint, with the run's configuration, the metrics since the last line and the seconds of training so
         far, compiling included."""
         seconds = self.seconds + time.monotonic() - self.started
-        meta = {"window": self.window.state, "seconds": seconds, "config": read_config(self.directory.path)}
+        meta = {"window": self.window.state, "seconds": seconds, "config": self.document}
         self.writer.save(self.state, meta)
 
     def stop(self, step: int, number: int) -> None:

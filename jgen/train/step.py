@@ -92,8 +92,8 @@ def make_train_step(
             data_keys = [rng.example_keys(state.key, state.step, rng.DATA, r, index) for r in range(len(batches))]
             batches = [transform(k, b) for k, b in zip(data_keys, batches)]
 
+        ema = unravel_roles(state.ema, state.params) if state.ema else {}  # costs nothing where no loss reads it
         # Repeats and parts are unrolled: on CPU the gradient of a convolution inside a loop is 30 times slower.
-        ema = unravel_roles(state.ema, state.params) if state.ema else {}
         carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
         for number in active:
             carry = run_phase(number, model.phases[number], carry, state, ema, frozen, batches, index)

@@ -55,6 +55,15 @@ def test_affine_and_logit_have_the_determinant_of_their_jacobian(inverse):
         )
 
 
+def test_log_sigmoid_and_its_slope():
+    with jax.enable_x64(True):
+        x = np.array([-800.0, -30.0, -1.0, 0.0, 0.5, 30.0, 800.0])
+        np.testing.assert_allclose(bijectors.log_sigmoid(x), -np.logaddexp(0.0, -x), rtol=1e-12, atol=1e-15)
+        slope = jax.vmap(jax.grad(bijectors.log_sigmoid))(x)
+        np.testing.assert_allclose(slope, np.exp(-np.logaddexp(0.0, x)), rtol=1e-12, atol=1e-15)
+        np.testing.assert_array_equal(bijectors.log_sigmoid(x.astype(np.float32)[[0, 3, 6]])[::2], [-800.0, 0.0])
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 def test_lu_matrix_has_its_determinant_and_its_inverse(size):
     with jax.enable_x64(True):
