@@ -77,7 +77,8 @@ def command(args: list[str]) -> int:
         **{f.name: getattr(parsed.sampling, f.name) for f in dataclasses.fields(sampling)},
     )
     labels = gen.labels(a.num, a.label, a.start)
-    write_images(Path(a.out), images, labels, gen.model.images.levels, a.columns or math.ceil(math.sqrt(a.num)))
+    columns = a.columns or math.ceil(math.sqrt(a.num))
+    write_images(Path(a.out), images, labels, gen.model.images.levels, columns, a.start)
     print(f"{a.num} images of {gen}: {a.out}")
     return 0
 

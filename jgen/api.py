@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,10 +63,15 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
         fewer = newest is not None and steps < newest
         require(not fewer, f"train.steps is {steps}: {workdir} is trained to step {newest}, it must be that or more")
         open_run(directory, experiment, dataset.images, dataset.fingerprint, first.fingerprint if first else "")
-        if newest == steps:
+        if newest == steps and directory.samples(steps).is_file():
             return "finished"
         frozen = first.frozen if first else {}
-        loop.Training(model, dataset, experiment.train, experiment.data, experiment.seed, directory, frozen).run()
+        parts = (model, dataset, experiment.train, experiment.data, experiment.seed, directory, frozen)
+        training = loop.Training(*parts)
+        if newest == steps:  # it was killed after the last checkpoint
+            training.sample(steps)
+            return "finished"
+        training.run()
     finally:
         directory.close()
     return "trained"
@@ -123,6 +129,8 @@ def open_run(
     Raises:
       UserError: fields that differ and may not change, each with its two values.
     """
+    from jgen.data.dataset import alike
+
     document = {"experiment": to_json(experiment), "images": to_json(images)}
     document |= {"data_fingerprint": fingerprint, "first_stage_fingerprint": first_stage}
     if (directory.path / "config.json").exists():
@@ -131,6 +139,8 @@ def open_run(
         after = flatten(experiment)
         for part, name in (("data_fingerprint", "the data's hash"), ("first_stage_fingerprint", "the first stage")):
             before[name], after[name] = saved[part], document[part]
+        if alike(saved["data_fingerprint"], fingerprint):
+            after["the data's hash"] = before["the data's hash"]
         names = [n for n in {**before, **after} if before.get(n) != after.get(n) and not may_change(n)]
         changes = "; ".join(f"{name} was {before.get(name)}, is {after.get(name)}" for name in names)
         require(
@@ -138,6 +148,10 @@ def open_run(
             f"{directory.path} was started with another configuration: {changes}"
             f" (use another --workdir; these may change: {', '.join(MAY_CHANGE)})",
         )
+        steps, schedule = before["train.steps"], experiment.train.optimiser.schedule
+        if steps != experiment.train.steps and schedule != "constant":
+            said = f"train.steps was {steps}, is {experiment.train.steps}: the learning rate follows the {schedule}"
+            print(f"{said} schedule of the new length from here on", file=sys.stderr)
     else:
         directory.write("environment.json", {**environment(), "seed": experiment.seed})
     directory.write("config.json", document)

@@ -80,16 +80,16 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
     first_stage, _ = gen.ctx.frozen.get("first_stage", ({}, {}))
-    data = dataset.load(gen.config.data)
-    dataset.check_unchanged(data, read_config(Path(run))["data_fingerprint"], run)
+    config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)
     found = {"likelihood": likelihood(gen, data, arguments, options) if gen.model.log_prob is not None else None}
     if arguments.samples:
         start = time.time()
         where = {"batch_size": arguments.batch_size, "progress": progress("sampling")}
         images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where)
         found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
+        found["sampling"]["options"] = dataclasses.asdict(gen.model.sampling) if gen.model.sampling else {}
         images = to_display(images, gen.model.images.levels)
-        found |= compare(images, gen.labels(arguments.samples), data, gen.config.data, arguments)
+        found |= compare(images, gen.labels(arguments.samples), data, config, arguments)
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -161,7 +161,7 @@ def compare(
 
     images = quality.check_images(images, dataset.images.shape)
     reader = None
-    if dataset.images.num_classes > 1:
+    if dataset.images.num_classes > 1 and (labels is not None or not arguments.inception):
         plain = datasets.load(dataclasses.replace(config, levels=256, binarise="none"))
         recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name) if CLASSIFIERS.exists() else classifier.Recipe()
         reader = classifier.load(plain, recipe, CLASSIFIERS.parent / "classifiers")
@@ -223,6 +223,8 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
     nats = gen.log_prob(key_score, images, **where, **options).astype(np.float64)
     bits = bits_per_dim(nats, gen.model.images.size)
     protocol = {"split": arguments.split, "num": num, "binarise": data.binarise, "levels": gen.model.images.levels}
+    if gen.model.conditional:
+        protocol["given"] = "class"
     if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
         protocol["dequantisation"] = "uniform"
     return {

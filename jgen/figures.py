@@ -81,9 +81,7 @@ def open_split(run: str, gen: Any, a: Arguments) -> Split:
     from jgen.data import dataset
     from jgen.train.run_directory import read_config
 
-    found = dataset.load(gen.config.data)
-    dataset.check_unchanged(found, read_config(Path(run))["data_fingerprint"], run)
-    splits = found.splits
+    splits = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)[1].splits
     require(a.split in splits, f"--split is {a.split}: the run's data has {', '.join(splits)}")
     require(a.start < splits[a.split].num, f"--start is {a.start}: {a.split} has {splits[a.split].num} images")
     return splits[a.split]

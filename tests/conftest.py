@@ -1,5 +1,6 @@
 """Test settings: strict rank promotion, an own cache folder, and two or more simulated devices where asked for."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,15 +17,26 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that no process is left with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Long tests first, so that no process is left with one at the end; those of the contract system by system, so that
+    a process traces a system's programs once."""
+
+    def place(item):
+        of_contract = item.module.__name__.endswith("test_contract") and hasattr(item, "callspec")
+        return item.get_closest_marker("long") is None, str(item.callspec.params.get("name", "")) if of_contract else ""
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all processes of this run of the tests have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
+def cache(shared):
     """A cache of the test run's own, compiled programs included: tests neither use nor touch the user's."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = os.environ.get("JGEN_TEST_CACHE") or str(shared / "cache")
     os.environ["JGEN_CACHE"] = folder
     os.environ.pop("TFDS_DATA_DIR", None)
@@ -32,6 +44,20 @@ def cache(tmp_path_factory):
 
     set_up_process()
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(cache, shared):
+    """A finished run of ddpm:tiny, four steps long, trained once for all processes: copy it before you change it."""
+    run = shared / "runs" / "tiny"
+    args = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.steps", "4", "--train.sample-every", "0"]
+    args += ["--train.optimiser.learning-rate", "0.02", "--train.optimiser.warmup-steps", "0"]  # so that labels matter
+    with open(shared / "tiny.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not run.exists():
+            command = [sys.executable, *args, "--workdir", str(run)]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return run
 
 
 @pytest.fixture

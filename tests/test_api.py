@@ -12,7 +12,6 @@ from PIL import Image
 
 import jgen
 import sample
-import train
 from jgen.core import keys as rng
 from jgen.core.generate import resolve_options, run_over
 from jgen.core.model import Context, ImageSpec
@@ -24,16 +23,12 @@ from jgen.models.flow import realnvp
 from jgen.models.gan import dcgan
 from jgen.models.vae import vae, vq_vae
 
-TINY = ["configs/diffusion/ddpm.py:tiny", "--train.steps", "4", "--train.sample-every", "0"]
-TINY += ["--train.optimiser.learning-rate", "0.02", "--train.optimiser.warmup-steps", "0"]  # so that labels matter
 KEY = jax.random.key(3)
 
 
 @pytest.fixture(scope="module")
-def run(cache, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert train.command([*TINY, "--train.validate-every", "0", "--workdir", str(folder)]) == 0
-    return folder
+def run(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +290,7 @@ def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys)
 
     assert sample.command([*args, str(tmp_path / "folder")]) == 0
     names = sorted(p.name for p in (tmp_path / "folder").iterdir())
-    assert names == [f"{i:06d}.png" for i in range(5)]
+    assert names == [f"{i:06d}.png" for i in range(1, 6)]  # as --start says
     for i, name in enumerate(names):
         with Image.open(tmp_path / "folder" / name) as picture:
             np.testing.assert_array_equal(np.asarray(picture), wanted[i, ..., 0])

@@ -28,22 +28,14 @@ TINY_RUN = [TINY, "--train.steps", "4", "--train.sample-every", "0", "--train.va
 
 
 @pytest.fixture(scope="module")
-def run(cache, tmp_path_factory):
-    """A finished run of four steps."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert train.command([*TINY_RUN, "--workdir", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gen(run):
-    return jgen.load(run)
+def gen(tiny_run):
+    return jgen.load(tiny_run)
 
 
 @pytest.fixture
-def own(run, tmp_path):
+def own(tiny_run, tmp_path):
     """A copy of the run that a test may damage."""
-    return shutil.copytree(run, tmp_path / "own")
+    return shutil.copytree(tiny_run, tmp_path / "own")
 
 
 def snapshot(folder):
@@ -159,7 +151,7 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "a file"
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, python, run):
+def test_a_cache_that_cannot_be_written(tmp_path, python):
     (tmp_path / "file").write_text("a file")
     args = ["train.py", *TINY_RUN, "--workdir", tmp_path / "run"]
     done = python(*args, check=False, JGEN_CACHE=str(tmp_path / "file" / "cache"))

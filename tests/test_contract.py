@@ -21,13 +21,12 @@ from jgen.train.step import averaged
 # A game has no loss that must fall, and BatchNorm normalises what is computed at once: it is synchronised over devices,
 # not over accumulation steps.
 WITH_ONE_LOSS = WITHOUT_BATCH_NORM = [name for name in CASES if len(make_case(name).model.phases) == 1]
-# The toys on every number of devices and parts; the systems, slow to compile, on two of each, most of them marked slow.
+# The toys on every number of devices and parts; the systems, slow to compile, on two of each and marked slow.
 EVERYWHERE = [name for name in CASES if name.startswith("toy:")]
-OTHERS = [name for name in CASES if name not in (*EVERYWHERE, "ddpm")]
+OTHERS = [name for name in CASES if name not in EVERYWHERE]
 FOUR = ["ddpm", "vq_vae"]
 GROUPS = [
     pytest.param(EVERYWHERE, id="toys"),
-    pytest.param(["ddpm"], id="ddpm"),
     pytest.param(OTHERS[::2], id="others", marks=pytest.mark.slow),
     pytest.param(OTHERS[1::2], id="more others", marks=pytest.mark.slow),
     pytest.param(FOUR, id="four devices", marks=pytest.mark.slow),

@@ -17,20 +17,12 @@ from jgen.data.config import Config as Data
 from jgen.errors import UserError
 from jgen.metrics.table import table
 
-TRAIN = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.steps", "3", "--train.sample-every", "0"]
 FILE = ["--images", "x.npz", "--out", "x.json"]
 
 
 @pytest.fixture(scope="module")
-def run(cache, tmp_path_factory):
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
-    folder = tmp_path_factory.mktemp("evaluate") / "run"
-    subprocess.run([sys.executable, *TRAIN, "--workdir", str(folder)], cwd=ROOT, check=True, capture_output=True)
-    return folder
+def run(tiny_run, tmp_path_factory):
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluate") / "run")
 
 
 def test_the_score_and_its_protocol(run, python):
@@ -44,9 +36,10 @@ def test_the_score_and_its_protocol(run, python):
     assert document["nats"]["mean"] == pytest.approx(nats.mean(), rel=1e-5)
     assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
     assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
-    assert document["protocol"] == {"split": "test", "num": 20, "binarise": "none", "levels": 256, "seed": 0}
-    assert document["kind"] == "lower_bound" and whole["step"] == 3 and whole["ema"] is True
-    assert [line["step"] for line in whole["validation"]] == [3] and "train.py" in whole["training"]["command"]
+    protocol = {"split": "test", "num": 20, "binarise": "none", "levels": 256, "given": "class", "seed": 0}
+    assert document["protocol"] == protocol and whole["sampling"]["options"]["steps"] == 5
+    assert document["kind"] == "lower_bound" and whole["step"] == 4 and whole["ema"] is True
+    assert [line["step"] for line in whole["validation"]] == [4] and "train.py" in whole["training"]["command"]
     assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
     found = whole["quality"]
@@ -62,7 +55,7 @@ def test_the_score_and_its_protocol(run, python):
         "run": str(run),
         "system": "ddpm",
         "data": "digits",
-        "step": "3",
+        "step": "4",
         "bits/dim": f"{document['bits_per_dim']['mean']:.4f}",
         "log p(x), nats": f"{document['nats']['mean']:.3f} ± {document['nats']['standard_error']:.3f}",
         "likelihood": "lower bound, N 20",
@@ -74,7 +67,7 @@ def test_the_score_and_its_protocol(run, python):
     }
     assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
     assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
-    assert "split test, num 20, binarise none, levels 256, seed 0" in protocol
+    assert "split test, num 20, binarise none, levels 256, given class, seed 0" in protocol
     assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
     assert f"classifier {labels['classifier']}" in protocol
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
-FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2"]
+FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2", "--model.blocks", "1"]
 
 
 def readme_commands():

@@ -12,7 +12,7 @@ VARIANTS = {
     "digits": "8x8 digits of scikit-learn in 16 levels; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST in 256 levels",
     "fashion_mnist": "28x28 Fashion-MNIST in 256 levels",
-    "mnist_binary": "28x28 MNIST, dynamically binarised; aims at 84 nats in an hour on 2 CPU cores",
+    "mnist_binary": "28x28 MNIST, dynamically binarised, unconditional; an hour on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10; for an accelerator",
     "tiny": "8x8 digits in 16 levels, seconds to train; for tests",
 }

@@ -67,7 +67,7 @@ def mnist(name: str) -> Experiment:
 
 
 def cifar10() -> Experiment:
-    # The paper's section 4.1: batch 64, Adam at its defaults; it decays weights, which is left out here.
+    # The paper's section 4.1: batch 64 and Adam; its decay of weights is left out, its rate halved and warmed up.
     return Experiment(
         model=Config(scales=3, couplings=3, width=64, blocks=8, class_conditional=False),
         data=Data(name="cifar10", flip=True, validation=0.0),

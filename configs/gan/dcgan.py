@@ -51,7 +51,7 @@ def mnist(name: str) -> Experiment:
         model=Config(channels=(64, 128), latent=64, norm_momentum=0.99),
         data=Data(name=name),
         train=Train(
-            steps=10_000,
+            steps=8000,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=2e-4, beta1=0.5),

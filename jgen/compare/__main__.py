@@ -99,7 +99,7 @@ class Failed(Exception):
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM came."""
+    """One of `SIGNALS` came."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
@@ -108,6 +108,9 @@ class Stopped(Exception):
 
 def stop(number: int, frame: Any) -> None:
     raise Stopped(number)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(words: list[str], log: Path) -> None:
@@ -127,11 +130,13 @@ def run(words: list[str], log: Path) -> None:
                 sys.stderr.flush()
         process.wait()
     except Stopped as stopped:
-        process.send_signal(stopped.number)
+        process.send_signal(signal.SIGINT if stopped.number == signal.SIGINT else signal.SIGTERM)
         sys.stderr.buffer.write(process.communicate()[0])
         raise
     if process.returncode:
-        raise Failed(reason(b"".join(last).decode(errors="replace")) or f"exit code {process.returncode}")
+        said = reason(b"".join(last).decode(errors="replace"))
+        killed = f"killed by signal {-process.returncode}" if process.returncode < 0 else ""
+        raise Failed(": ".join(filter(None, (killed, said))) or f"exit code {process.returncode}")
 
 
 def reason(output: str) -> str:
@@ -156,11 +161,22 @@ def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
 
 
 def train_words(config: str, run_path: Path, steps: int, seed: int, first: Path | None) -> list[str]:
-    """A training as a command of train.py. Grids and scores on the way would take from the budget."""
+    """A training as a command of train.py. Grids and scores on the way would take from the budget.
+
+    The learning rate rises for at most a tenth of the steps, whatever the configuration's own training needs.
+    """
+    warmup = cli.load_config(config, ROOT)[0].train.optimiser.warmup_steps
     words = ["train.py", config, "--workdir", str(run_path), "--seed", str(seed), "--train.steps", str(steps)]
     words += ["--train.sample-every", "0", "--train.validate-every", "0"]
     words += ["--train.checkpoint-every", str(max(1, steps // 4))]
+    words += ["--train.optimiser.warmup-steps", str(steps // 10)] if warmup > steps // 10 else []
     return words + (["--first-stage", str(first)] if first else [])
+
+
+def steps_of(command: str) -> int:
+    """The steps that a command of training asks for."""
+    words = shlex.split(command)
+    return int(words[words.index("--train.steps") + 1])
 
 
 def has_sizes(path: Path, wanted: list[str]) -> bool:
@@ -179,17 +195,19 @@ class Comparison:
         """measure.json of the system, and of its first stage."""
         folder = self.workdir / system.name
         sizes = [str(size) for size in self.arguments.sizes]
-        for config, out, wanted in (
-            (system.first_stage, "first_measure.json", sizes[:1]),
-            (system.config, "measure.json", sizes),
-        ):
-            path = folder / out
-            if not config or (path.is_file() and (config == system.first_stage or has_sizes(path, wanted))):
-                continue
-            words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *wanted]
-            run(words, folder / "measure.log")
-        read = lambda out: json.loads((folder / out).read_text())["own"]
-        self.costs[system.name] = read("measure.json"), read("first_measure.json") if system.first_stage else None
+        todo = [(system.first_stage, "first_measure.json", sizes[:1])] if system.first_stage else []
+        todo.append((system.config, "measure.json", sizes))
+        try:
+            for config, out, wanted in todo:
+                path = folder / out
+                if path.is_file() and (config == system.first_stage or has_sizes(path, wanted)):
+                    continue
+                words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *wanted]
+                run(words, folder / "measure.log")
+        finally:  # what was found before it went wrong at another size is enough to train
+            found = [json.loads((folder / out).read_text())["own"] for _, out, _ in todo if (folder / out).is_file()]
+            if len(found) == len(todo):
+                self.costs[system.name] = found[-1], found[0] if system.first_stage else None
 
     def train(self, system: System, seed: int) -> None:
         """A run, and its evaluation. A system of two stages divides the budget evenly."""
@@ -200,24 +218,21 @@ class Comparison:
         path, log = folder / f"seed{seed}", folder / f"seed{seed}.log"
         if (path / "evaluation.json").is_file():
             return
-        share = 0.5 if system.first_stage else 1.0
-        commands, first = [], None
-        if first_cost:
-            first = folder / f"seed{seed}-first"
-            steps = steps_for(first_cost, self.arguments, share)
-            commands.append(train_words(system.first_stage, first, steps, seed, None))
-        commands.append(train_words(system.config, path, steps_for(cost, self.arguments, share), seed, first))
+        said = folder / f"seed{seed}.commands.json"
+        if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
+            steps = [steps_of(line) for line in json.loads(said.read_text())[:-1]]
+        else:
+            share = 0.5 if first_cost else 1.0
+            steps = [steps_for(one, self.arguments, share) for one in (first_cost, cost) if one]
+        first = folder / f"seed{seed}-first" if first_cost else None
+        commands = [train_words(system.first_stage, first, steps[0], seed, None)] if first else []
+        commands.append(train_words(system.config, path, steps[-1], seed, first))
         a = self.arguments
         evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
         evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or a.likelihood_images))]
         commands.append([*evaluation, *(["--num", str(a.num)] if a.num else [])])
-        lines = [shlex.join(["python", *words]) for words in commands]
-        said = folder / f"seed{seed}.commands.json"
-        if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
-            lines = json.loads(said.read_text())
-        write_json(said, lines)
-        for line in lines:
-            words = shlex.split(line)[1:]
+        write_json(said, [shlex.join(["python", *words]) for words in commands])
+        for words in commands:
             run([str(ROOT / words[0]), *words[1:]] if words[0].endswith(".py") else words, log)
 
     def stage(self, system: System, what: str, *args: Any) -> None:
@@ -276,8 +291,9 @@ def command(args: list[str]) -> int:
     page.pyplot()  # without matplotlib it would fail after hours
     comparison = Comparison(a, systems)
     check_budget(comparison)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
     try:
         comparison.run()
     except Stopped as stopped:

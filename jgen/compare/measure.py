@@ -78,13 +78,18 @@ def timed(run: Callable[[], Any], seconds: float) -> float:
     return statistics.median(times)
 
 
-def peak_gib() -> float:
+def peak_mib() -> float:
     """Most memory taken so far: of the device where it says, else of this process."""
     import jax
 
-    found = jax.local_devices()[0].memory_stats() or {}
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return float(found.get("peak_bytes_in_use", resident)) / 2**30
+    if found := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        return float(found) / 2**20
+    try:  # getrusage's figure includes that of the program that started this one
+        status = Path("/proc/self/status").read_text()
+        return float(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return resident / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(experiment: Experiment, first: Experiment | None, images: Any, seconds: float) -> dict[str, Any]:
@@ -106,6 +111,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     from jgen.train.loop import role_optimisers
     from jgen.train.step import init_state, make_train_step, repeats_of
 
+    before = peak_mib()
     config, key = experiment.train, jax.random.key(0)
     stage = make_model(first.model, images, None, None) if first else None
     model = make_model(experiment.model, images, parallel.AXIS, stage)
@@ -123,11 +129,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     transform = make_transform(experiment.data, train=True)
     step = make_train_step(model, optimisers, ema_decay=config.ema_decay, transform=transform)
     params, extra = parallel.replicate((state.params, state.extra))
-    cycle = math.lcm(*(phase.every for phase in model.phases))
-    flops = statistics.mean(
-        program_flops(lambda s, f, b, i=i: step(s, f, b, i), state, frozen, batch) for i in range(cycle)
-    )
-
+    shapes = jax.eval_shape(lambda s: s, state)
     held, number = [state], [0]
 
     def train() -> None:
@@ -139,6 +141,11 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     train()
     first_step = time.perf_counter() - start
     one_step = timed(train, seconds)
+    # After the first step, whose tracing it would otherwise take away from the time of compiling.
+    cycle = math.lcm(*(phase.every for phase in model.phases))
+    flops = statistics.mean(
+        program_flops(lambda s, f, b, i=i: step(s, f, b, i), shapes, frozen, batch) for i in range(cycle)
+    )
     ctx = Context(jnp.int32(0), params, extra, frozen)
     sample = lambda n: sample_images(model, params, ctx, key, n, batch_size=SAMPLED)
     start = time.perf_counter()
@@ -154,7 +161,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
         "images_per_second": config.batch_size / one_step,
         "first_sample_seconds": first_sample,
         "samples_per_second": SAMPLED / sampled,
-        "peak_gib": peak_gib(),
+        "peak_mib": peak_mib() - before,
         "likelihood": model.likelihood,
         "levels": images.levels,
         "exact_density": model.likelihood == "exact" or model.log_density is not None,
@@ -165,7 +172,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
 def measure_at(
     size: int, experiment: Experiment, first: Experiment | None, images: Any, seconds: float, own: dict[str, Any]
 ) -> dict[str, Any]:
-    """Speed and operations at `size` x `size`, or the error of a model that cannot be made for that.
+    """Speed and operations at `size` x `size`, or the error of a model that cannot be made or run at that.
 
     Args:
       own: what was measured at the size of `images`.
@@ -176,6 +183,8 @@ def measure_at(
         one = own if at == images else measure(scaled, first, at, seconds)
     except UserError as error:
         return {"error": str(error)}
+    except Exception as error:  # such as a lack of memory: the other sizes stand
+        return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
     return {key: one[key] for key in ("images_per_second", "samples_per_second", "flops_per_image")}
 
 
@@ -200,12 +209,13 @@ def command(args: list[str]) -> int:
         require(found["config"] == name, f"--out {out} is of {found['config']}: --add needs one of {name}")
     if "own" not in found:
         found["own"] = measure(experiment, first, images, arguments.seconds)
+        write_json(out, found)
     for size in arguments.sizes:
         if str(size) in found["sizes"]:
             continue
         print(f"{name}: at {size}x{size}", file=sys.stderr, flush=True)
         found["sizes"][str(size)] = measure_at(size, experiment, first, images, arguments.seconds, found["own"])
-    write_json(out, found)
+        write_json(out, found)
     return 0
 
 

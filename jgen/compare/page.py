@@ -145,13 +145,17 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
                 f"<figcaption>{name}</figcaption></figure>"
             )
     drawn = [f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures(rows, about["network"])]
-    commands = [f"# {row['system']}\n" + "\n".join(row["commands"].get("seed0", [])) for row in rows if row["commands"]]
+    commands = []
+    for row in rows:
+        if row["commands"]:
+            gave = [f"# gave {row['gave']['seed0']}"] if "seed0" in row["gave"] else []
+            commands.append("\n".join([f"# {row['system']}", *row["commands"].get("seed0", []), *gave]))
     title, lines = html.escape(about["title"]), [html.escape(line) for line in about["lines"]]
     body = [
         f"<h1>{title}</h1>",
         *(f"<p>{line}</p>" for line in lines),
         "<h2>Quality</h2>",
-        table(quality_table(rows), ("likelihood", "published (other data)")),
+        table(quality_table(rows), ("likelihood", "sampled with", "published (other data)")),
         "<h2>Cost</h2>",
         table(cost_table(rows, about["sizes"]), ()),
         "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",

@@ -21,20 +21,21 @@ def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> 
     Raises:
       UserError: a file that cannot be written.
     """
-    from jgen.train.run_directory import environment, write_json
+    from jgen.train.run_directory import write_json
 
-    a, where = arguments, environment()
+    a, where = arguments, [found_in for row in found for found_in in row["environments"]]
     scored = next((row for row in found if row["seeds"]), None)
     network, lines = scored["network"] if scored else "-", about_lines(a, found, where)
     about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
     command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
-    document = {"command": command, "data": a.data, "budget": budget(a), "environment": where, "rows": found}
+    document = {"command": command, "data": a.data, "budget": budget(a), "rows": found}
     parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
     parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
     for row in found:
-        if row["commands"]:
-            said = "\n".join(next(iter(row["commands"].values())))
+        for seed, commands in list(row["commands"].items())[:1]:
+            said = "\n".join(commands)
             parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
+            parts += [f"gave {row['gave'][seed]}."] if seed in row["gave"] else []
     write_json(workdir / "comparison.json", document)
     writers: dict[str, Callable[[Path], Any]] = {
         "comparison.csv": lambda path: rows.write_csv(path, found),
@@ -53,10 +54,15 @@ def budget(a: Any) -> str:
     return f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
 
 
-def about_lines(a: Any, found: list[dict[str, Any]], where: dict[str, Any]) -> list[str]:
-    """What stands above the tables: budget, machine, protocol and versions."""
-    on = f"{where['cpus']} CPU cores" if where["devices"][0].startswith("cpu") else ", ".join(where["devices"])
-    seeds = f"seeds 0 to {a.seeds - 1}, mean ± deviation" if a.seeds > 1 else "seed 0"
+def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]) -> list[str]:
+    """What stands above the tables: budget, machine, protocol and versions.
+
+    Args:
+      where: the environments of all that was measured, trained and scored.
+    """
+    of = lambda name: ", ".join(dict.fromkeys(str(name(one)) for one in where)) or "-"
+    on = of(lambda w: w["processor"] if w["devices"][0].startswith("cpu") else ", ".join(w["devices"]))
+    seeds = f"seeds 0 to {a.seeds - 1}, mean ± standard deviation" if a.seeds > 1 else "seed 0"
     lines = [f"Each system trained for {budget(a)} (compiling apart) on {on}; {seeds}."]
     scored = next((row for row in found if row["seeds"]), None)
     if scored:
@@ -75,6 +81,15 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: dict[str, Any]) -> l
             " others', and its samples are compared with test images of as many levels."
         )
     lines.append("At sizes other than the data's, attention stays at the same levels of the network. " + LEGEND)
-    commit = (where["commit"] or "-")[:12]
-    lines.append(f"jax {where['versions']['jax']}, Python {where['python']}, {where['platform']}, commit {commit}.")
+    staged = [row["system"] for row in found if row.get("first_stage")]
+    if staged:
+        lines.append(
+            f"Of {', '.join(staged)}, which has a first stage, speed, operations and compile time are those of the"
+            " second, samples are decoded by the first, and parameters and minutes are of both."
+        )
+    commit = lambda w: (w["commit"] or "-")[:12] + ("+" if str(w["commit"]).endswith("+") else "")
+    lines.append(
+        f"jax {of(lambda w: w['versions']['jax'])}, Python {of(lambda w: w['python'])}, {of(lambda w: w['platform'])},"
+        f" commit {of(commit)}."
+    )
     return lines

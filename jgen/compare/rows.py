@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ SCORES = (
     ("kernel_distance", "kernel distance", 1),
     ("precision", "precision", 3),
     ("recall", "recall", 3),
+    ("memorised", "nearer to train than test, %", 1),
     ("accuracy", "class read as asked, %", 1),
     ("bits_per_dim", "bits/dim", 3),
 )
@@ -32,12 +34,34 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
     found["distance"] = quality["frechet_distance"]["value"]
     found["kernel_distance"] = quality["kernel_distance"]["value"]
     found["precision"], found["recall"] = quality["precision"], quality["recall"]
+    found["memorised"] = 100 * quality["memorisation"]["ratio"]
     if evaluation["labels"]:
         found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
     if evaluation["likelihood"]:
         found["bits_per_dim"] = evaluation["likelihood"]["bits_per_dim"]["mean"]
-    found["minutes"] = evaluation["training_minutes"]
+    found["minutes"], found["steps"] = evaluation["training_minutes"], evaluation["step"]
     return found
+
+
+def seed_line(evaluation: dict[str, Any]) -> str:
+    """What one seed's commands gave, to hold a repetition against."""
+    found, interval = scores_of(evaluation), evaluation["quality"]["frechet_distance"]
+    said = [f"{name} {found[key]:.{digits}f}" for key, name, digits in SCORES if key in found]
+    said[0] += f" ({interval['low']:.2f} to {interval['high']:.2f} by bootstrap of the samples)"
+    if evaluation["likelihood"]:
+        said[-1] += f" ± {evaluation['likelihood']['bits_per_dim']['standard_error']:.3f} over images"
+    return ", ".join(said)
+
+
+def sampled_with(evaluation: dict[str, Any]) -> str:
+    """The options of sampling that shape what a system's samples are."""
+    options = evaluation["sampling"]["options"]
+    plain = {"temperature": 1.0, "guidance_scale": 1.0, "mean": False}
+    said = [f"{options['steps']} steps of {options['sampler']}"] if "steps" in options else []
+    said += [
+        f"{name.replace('_', ' ')} {options[name]:g}" for name in plain if options.get(name, plain[name]) != plain[name]
+    ]
+    return ", ".join(said) or "as trained"
 
 
 def system_row(folder: Path, seeds: int) -> dict[str, Any]:
@@ -47,19 +71,27 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
     """
     asked = [f"seed{seed}" for seed in range(seeds)]
     row: dict[str, Any] = {"system": folder.name, "published": PUBLISHED.get(folder.name, "")}
-    row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "errors": {}}
+    row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "gave": {}, "errors": {}, "environments": []}
     wanted = ("measure", *(f"seed {seed}" for seed in range(seeds)))
     row["errors"] = {k: v for k, v in (read(folder / "errors.json") or {}).items() if k in wanted}
     measured = read(folder / "measure.json")
     if measured:
         row["config"], row["cost"], row["sizes"] = measured["config"], measured["own"], measured["sizes"]
+        row["first_stage"] = measured["first_stage"]
+        row["environments"].append(measured["environment"])
     for seed in asked:
         if commands := read(folder / f"{seed}.commands.json"):
             row["commands"][seed] = commands
         evaluation = read(folder / seed / "evaluation.json")
         if evaluation is None:
             continue
-        row["seeds"][seed] = scores_of(evaluation)
+        scores = scores_of(evaluation)
+        row["environments"] += filter(None, [evaluation["environment"], evaluation["training"]])
+        if wrong := [f"{key} is {value}" for key, value in scores.items() if not math.isfinite(value)]:
+            row["errors"][seed.replace("seed", "seed ")] = ", ".join(wrong)
+            continue
+        row["seeds"][seed], row["gave"][seed] = scores, seed_line(evaluation)
+        row["sampled"] = sampled_with(evaluation)
         row["network"] = evaluation["quality"]["network"]
         row["samples"] = f"{evaluation['quality']['num']} samples"
         row["real"] = "{num} {split} images".format(**evaluation["quality"]["real"])
@@ -107,6 +139,7 @@ def likelihood(row: dict[str, Any]) -> str:
         said.append(f"{found['num']} {found['split']} images")
         said += [f"binarise {found['binarise']}"] if found["binarise"] != "none" else []
         said += [f"{found['dequantisation']} dequantisation"] if "dequantisation" in found else []
+        said += [f"given the {found['given']}"] if "given" in found else []
         said += [f"K = {found['samples']}"] if "samples" in found else []
     return KINDS[cost["likelihood"]] + (f" ({', '.join(said)})" if said else "")
 
@@ -117,6 +150,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
         "system",
         *(name for _, name, _ in SCORES),
         "likelihood",
+        "sampled with",
         "exact density",
         "seeds",
         "published (other data)",
@@ -125,7 +159,8 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
         line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in SCORES)]
-        line += [likelihood(row), "yes" if cost["exact_density"] else "no"] if cost else ["-", "-"]
+        line += [likelihood(row) if cost else "-", row.get("sampled", "-")]
+        line += [("yes" if cost["exact_density"] else "no") if cost else "-"]
         cells.append([*line, str(len(row["seeds"])) + (f" (failed: {failed})" if failed else ""), row["published"]])
     return [head, *cells]
 
@@ -142,7 +177,8 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
         "parameters",
     ]
     head += [
-        "peak memory, GiB",
+        "memory, MiB",
+        "steps",
         "minutes trained, compiling too",
         *(f"training / sampling images/s at {s}x{s}" for s in sizes),
     ]
@@ -159,7 +195,9 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
             f"{cost['first_sample_seconds']:.1f}",
             three(cost["samples_per_second"]),
         ]
-        line += [f"{cost['parameters']:,}", f"{cost['peak_gib']:.1f}", show(row["scores"].get("minutes"), 1)]
+        steps = row["scores"].get("steps")
+        line += [f"{cost['parameters']:,}", three(cost["peak_mib"]), f"{steps['mean']:,.0f}" if steps else "-"]
+        line += [show(row["scores"].get("minutes"), 1)]
         for size in sizes:
             at = row["sizes"].get(str(size))
             if at is None:
@@ -174,7 +212,8 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
 
 def markdown(table: list[list[str]]) -> str:
     head, *cells = table
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *cells])
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -69,9 +70,16 @@ def replicate(tree: Any) -> Any:
     The copy matters: on CPU an array may share the memory of the NumPy array or the file buffer that it was made from,
     and a step that is given such an array to donate would compute in memory that others read or free.
     """
+    placement, copy = _replication()
+    return copy(jax.device_put(tree, placement))
+
+
+@cache
+def _replication() -> tuple[Any, Any]:
+    """The placement of an array that is on all devices, as `pmap` gives it, and the program that copies to it."""
     each = jnp.zeros(device_count())
     placement = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None)(each).sharding
-    return jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=placement)(jax.device_put(tree, placement))
+    return placement, jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=placement)
 
 
 def shard(tree: Any, axis: int = 0) -> Any:

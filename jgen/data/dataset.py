@@ -11,8 +11,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from jgen.data.config import Config, check_config
 from jgen.data.sources import Records, Source, cache_dir, open_source
 from jgen.errors import UserError, require
 
+STREAMED = "streamed-"  # a hash that is of a set's name, version and sizes, not of its content
 TEST_OFFSET = 1 << 28  # the indices of examples outside train start here, those of test at twice this
 CHUNK = 1024
 
@@ -58,7 +60,10 @@ def load(config: Config) -> Dataset:
     size = int(np.prod(source.shape)) * sum(records.num for records in source.splits.values())
     stream = size > memory_limit()
     # The content where it is decoded, so that a folder may move; the name and the version where it is streamed.
-    hashes, parts = [[source.name, source.version]] if stream else [], {}
+    hashes: list[Any] = []
+    if stream:
+        hashes.append([source.name, source.version, source.shape, {n: r.num for n, r in source.splits.items()}])
+    parts = {}
     for name, records in source.splits.items():
         if not stream:
             records, digest = decoded(source, name, records)
@@ -66,20 +71,33 @@ def load(config: Config) -> Dataset:
         parts[name] = records
     levels = 2 if config.binarise != "none" else config.levels
     images = ImageSpec(*source.shape, num_classes=source.num_classes, levels=levels)
-    fingerprint = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    fingerprint = STREAMED * stream + hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     return Dataset(source.name, images, make_splits(parts, config.validation), fingerprint)
 
 
-def check_unchanged(dataset: Dataset, fingerprint: str, run: str | Path) -> None:
-    """Raises `UserError` where the data is not what a run was trained on, by the hash that the run keeps.
+def alike(one: str, other: str) -> bool:
+    """Whether two hashes of data may be of the same: where one is of the content and the other is not, they may."""
+    return one == other or one.startswith(STREAMED) != other.startswith(STREAMED)
 
-    Splits move when a set changes: what is a test image now may have been a training image then.
+
+def reopen(config: Config, fingerprint: str, run: str | Path) -> tuple[Config, Dataset]:
+    """The data that a run was trained on, where it was then or, if that folder is gone, where the environment says.
+
+    Args:
+      fingerprint: the hash that the run keeps.
+    Raises:
+      UserError: data that is gone or has changed. Splits move when a set changes: what is a test image now may have
+        been a training image then.
     """
+    if config.dir and not Path(config.dir).expanduser().is_dir():
+        config = replace(config, dir="")
+    dataset = load(config)
     require(
-        dataset.fingerprint == fingerprint,
+        alike(dataset.fingerprint, fingerprint),
         f"{dataset.name} has changed since {run} was trained on it: its hash was {fingerprint[:12]}, is"
         f" {dataset.fingerprint[:12]}, so that images of its splits may have been trained on; restore the data",
     )
+    return config, dataset
 
 
 def make_splits(parts: dict[str, Records], validation: float) -> dict[str, Split]:

@@ -47,8 +47,11 @@ def check_out(out: Path) -> None:
     require(out.suffix in (".png", ".npz", ""), f"--out is {out}: it must end in .png or .npz, or name a folder")
 
 
-def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, levels: int, columns: int) -> None:
-    """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of numbered PNGs.
+def write_images(
+    out: Path, images: np.ndarray, labels: np.ndarray | None, levels: int, columns: int, start: int = 0
+) -> None:
+    """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of PNGs numbered from
+    `start`.
 
     An .npz holds `images`, 0 .. levels - 1, `levels`, and `labels` where there are any.
 
@@ -65,7 +68,7 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None, level
             with open(out, "wb") as file:
                 np.savez_compressed(file, **arrays)
         else:
-            for i, image in enumerate(to_display(images, levels)):
+            for i, image in enumerate(to_display(images, levels), start):
                 write_png(out / f"{i:06d}.png", image)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

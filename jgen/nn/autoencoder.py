@@ -77,8 +77,9 @@ class ConvDecoder(nn.Module):
                 h = ResidualBlock(self.dtype, name=f"level{level}_block{block}")(h)
             if level > 0:
                 h = depth_to_space(nn.Dense(4 * self.widths[level - 1], dtype=self.dtype, name=f"up{level}")(h))
-        h = nn.Conv(4 * self.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(h))
-        return depth_to_space(h).astype(jnp.float32)
+        # What a loss reads is computed in full precision: bfloat16's steps are as large as half a grey level.
+        h = nn.Conv(4 * self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="conv_out")(nn.silu(h))
+        return depth_to_space(h)
 
 
 class DenseLayers(nn.Module):

@@ -93,7 +93,7 @@ class InvertibleConv(nn.Module):
         build = invert_lu if inverse else assemble_lu
         W = build(lower, upper, sign * jnp.exp(log_s), order)
         log_det = spread(x.shape[1] * x.shape[2] * jnp.sum(log_s), x)
-        return jnp.einsum("bhwc,dc->bhwd", x, W), -log_det if inverse else log_det
+        return jnp.einsum("bhwc,dc->bhwd", x, W, precision="highest"), -log_det if inverse else log_det
 
 
 class Permutation(nn.Module):

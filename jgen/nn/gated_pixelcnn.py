@@ -141,7 +141,7 @@ class GatedPixelCNN(nn.Module):
         self.layers = [first, *(block() for _ in range(self.blocks))]
         outputs = self.channels * self.levels
         self.out1 = HorizontalConv(self.features, self.hidden, 1, "B", self.channels, 1, self.dtype)
-        self.out2 = HorizontalConv(self.hidden, outputs, 1, "B", self.channels, 1, self.dtype)
+        self.out2 = HorizontalConv(self.hidden, outputs, 1, "B", self.channels)
 
     def __call__(self, x: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None) -> jax.Array:
         v = h = self.embed(x)

@@ -84,7 +84,7 @@ class PixelCNN(nn.Module):
         block = lambda: ResidualBlock(self.features, self.size, C, self.num_classes, self.dropout_rate, dtype)
         self.layers = [block() for _ in range(self.blocks)]
         self.out1 = HorizontalConv(wide, self.hidden, 1, "B", C, dtype=dtype)
-        self.out2 = HorizontalConv(self.hidden, C * self.levels, 1, "B", C, dtype=dtype)
+        self.out2 = HorizontalConv(self.hidden, C * self.levels, 1, "B", C)
 
     def __call__(self, x: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None) -> jax.Array:
         h = self.first(self.embed(x))

@@ -105,7 +105,7 @@ class UNet(nn.Module):
                 h = Conv3x3(features, dtype=self.dtype, name=f"up{level}_upsample")(upsample(h))
 
         h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
-        return Conv3x3(self.out_channels, zero_init=True, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+        return Conv3x3(self.out_channels, zero_init=True, dtype=jnp.float32, name="conv_out")(h)
 
     def embed(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
         """The SiLU of the time and class embedding, (B, 4 * channels[0]); every block projects it to its width."""

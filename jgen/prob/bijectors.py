@@ -83,8 +83,9 @@ def assemble_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
       order: int (C,), a permutation: row i of W is row order[i] of L U.
     """
     size = diagonal.shape[0]
-    triangular = (jnp.tril(lower, -1) + jnp.eye(size, dtype=diagonal.dtype)) @ (jnp.triu(upper, 1) + jnp.diag(diagonal))
-    return triangular[order]
+    unit, above = jnp.tril(lower, -1) + jnp.eye(size, dtype=diagonal.dtype), jnp.triu(upper, 1) + jnp.diag(diagonal)
+    # In full float32, here and below: accelerators round otherwise, and an inverse of something else is none.
+    return jnp.matmul(unit, above, precision="highest")[order]
 
 
 def invert_lower(lower: Any) -> Any:
@@ -109,5 +110,5 @@ def invert_lower(lower: Any) -> Any:
 def invert_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
     """The inverse (C, C) of `assemble_lu` of the same arguments."""
     unit = jnp.tril(lower, -1) + jnp.eye(diagonal.shape[0], dtype=diagonal.dtype)
-    inverse = invert_lower((jnp.triu(upper, 1) + jnp.diag(diagonal)).T).T @ invert_lower(unit)
-    return inverse[:, order]
+    above = invert_lower((jnp.triu(upper, 1) + jnp.diag(diagonal)).T).T
+    return jnp.matmul(above, invert_lower(unit), precision="highest")[:, order]

@@ -65,7 +65,8 @@ def discretised_normal_log_prob(level: jax.Array, mean: jax.Array, std: Any, lev
 def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
     """Elementwise log-probability of x in {0, 1}, where 1 has the probability sigmoid(logits)."""
     # softplus as max(l, 0) + log(1 + exp(-|l|)), which XLA computes in half the time of log1p and logaddexp.
-    return x * logits - jnp.maximum(logits, 0.0) - jnp.log(1.0 + jnp.exp(-jnp.abs(logits)))
+    # minimum(l, -l), not -|l|: jax gives the latter a slope at 0 that makes the sum's wrong.
+    return x * logits - jnp.maximum(logits, 0.0) - jnp.log(1.0 + jnp.exp(jnp.minimum(logits, -logits)))
 
 
 def discretised_logistic_log_prob(level: jax.Array, mean: jax.Array, scale: Any, levels: int) -> jax.Array:

@@ -27,7 +27,7 @@ class Optimiser:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (adamw only)."""
+    """Decoupled weight decay (adamw only), of every parameter: biases and scales too."""
     scales: tuple[tuple[str, float], ...] = ()
     """Roles whose learning rate is a multiple of the one above, such as: disc 2.0."""
     clip_norm: float = 0.0
@@ -43,7 +43,7 @@ class Config:
     batch_size: int = 128
     """Global batch: examples a step, over all devices and accumulation steps."""
     accumulation: int = 1
-    """Parts that a batch is computed in, one after another, to save memory."""
+    """Parts that a batch is computed in, one after another, to save memory; BatchNorm sees each part by itself."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the weights; 0 keeps none and samples with the weights themselves."""
     ema_warmup: bool = True

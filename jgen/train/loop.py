@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from jgen.train.step import TrainState, averaged, init_state, make_train_step, r
 
 MAX_SKIPPED = 20  # steps in a row that may be not finite before a run is stopped
 SAMPLED_AT_ONCE = 128  # images of a grid
+MOST_ROWS = 16  # classes in it
 RUN_AHEAD = 8  # steps given to the device before their metrics are read
 
 
@@ -69,8 +71,14 @@ def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, Any]:
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one of a kind acts at once."""
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one of a kind acts at once.
+
+    Only a program's main thread may: in another, signals stay the program's.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def note(number: int, frame: Any) -> None:
         if number in received:
@@ -192,26 +200,29 @@ class Training:
         if not (validate or sample or save):
             return
         self.read_metrics(0)
-        if validate:
-            self.validate(step)
+        seconds = self.spent()  # the last grid is no training
         try:
-            if sample:
-                self.sample(step)
-        finally:  # a picture that cannot be written costs no checkpoint
+            if validate:
+                self.validate(step)
+        finally:  # a score or a picture that cannot be made costs no checkpoint
             if save:
-                self.save()
+                self.save(seconds)
+        if sample:
+            self.sample(step)
 
-    def save(self) -> None:
-        """A checkpoint, with the run's configuration, the metrics since the last line and the seconds of training so
-        far, compiling included."""
-        seconds = self.seconds + time.monotonic() - self.started
+    def spent(self) -> float:
+        """Seconds of training so far, those before the run was resumed and compiling included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def save(self, seconds: float) -> None:
+        """A checkpoint, with the run's configuration and the metrics since the last line."""
         meta = {"window": self.window.state, "seconds": seconds, "config": self.document}
         self.writer.save(self.state, meta)
 
     def stop(self, step: int, number: int) -> None:
         """Saves after an interruption and raises `Interrupted`."""
         self.read_metrics(0)
-        self.save()
+        self.save(self.spent())
         self.writer.wait()
         raise Interrupted(step, 128 + number)
 
@@ -228,20 +239,22 @@ class Training:
         split = self.dataset.splits["validation"]
         batch = split.fetch(np.arange(min(split.num, self.config.validation_images)))
         params, ctx = self.context()
-        key = jax.random.key(self.seed)
-        batch = self.validation_transform(rng.image_keys(key, batch["index"]), batch)
+        key_data, key_score = jax.random.split(jax.random.key(self.seed))
+        batch = self.validation_transform(rng.image_keys(key_data, batch["index"]), batch)
         batch = {name: np.asarray(array) for name, array in batch.items()}
-        scores = run_over(self.model, name, params, ctx, key, batch, batch_size=self.config.batch_size)
+        at_once = self.config.batch_size // self.config.accumulation
+        scores = run_over(self.model, name, params, ctx, key_score, batch, batch_size=at_once)
         scores = scores if isinstance(scores, dict) else {"log_prob": scores}
         means = {name: float(np.mean(values, dtype=np.float64)) for name, values in scores.items()}
         self.log.write(step, "validation", means)
         tqdm.write(f"step {step}: validation {describe(means)}", file=sys.stderr)
 
     def sample(self, step: int) -> Path:
-        """Writes a sample grid: a row a class, or ten columns without classes."""
+        """Writes a sample grid: a row a class, of many classes some from first to last; ten rows without classes."""
         spec, columns = self.model.images, self.config.samples_per_class
-        rows = spec.num_classes if self.model.conditional else 10
-        label = np.repeat(np.arange(rows), columns) if self.model.conditional else None
+        rows = min(spec.num_classes, MOST_ROWS) if self.model.conditional else 10
+        classes = np.linspace(0, spec.num_classes - 1, rows).round().astype(np.int32)
+        label = np.repeat(classes, columns) if self.model.conditional else None
         params, ctx = self.context()
         key = jax.random.key(self.seed)
         at_once = min(rows * columns, SAMPLED_AT_ONCE)

@@ -33,11 +33,13 @@ class RunDirectory:
             raise UserError(f"cannot write the run directory {path}: {error.strerror or error}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._lock.close()
             raise UserError(
                 f"another process is training in {path}: wait for it, or choose another --workdir"
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            print(f"warning: {path} cannot be locked ({error.strerror}): train in it once at a time", file=sys.stderr)
 
     def close(self) -> None:
         self._lock.close()
@@ -96,6 +98,7 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cpus": os.cpu_count(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }

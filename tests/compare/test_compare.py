@@ -31,7 +31,7 @@ COST = {
     "images_per_second": 20.0,
     "first_sample_seconds": 1.5,
     "samples_per_second": 50.0,
-    "peak_gib": 0.5,
+    "peak_mib": 512.0,
     "likelihood": "lower_bound",
     "levels": 16,
     "exact_density": False,
@@ -39,20 +39,27 @@ COST = {
 }
 
 
+WHERE = {"processor": "2 x CPU", "devices": ["cpu:cpu"], "versions": {"jax": "0.12"}, "python": "3.12", "platform": "L"}
+WHERE |= {"commit": "0123456789abcdef+"}
 PROTOCOL = {"split": "test", "num": 200, "binarise": "none", "levels": 16, "dequantisation": "uniform", "samples": 5}
 
 
 def evaluation(distance, bits=None):
     return {
         "training_minutes": 1.0,
-        "data_fingerprint": "0123456789abcdef",
-        "likelihood": {"bits_per_dim": {"mean": bits}, "protocol": PROTOCOL} if bits else None,
+        "step": 240,
+        "data_fingerprint": "fedcba9876543210",
+        "environment": WHERE,
+        "training": {**WHERE, "versions": {"jax": "0.11"}},
+        "sampling": {"options": {"steps": 50, "sampler": "ddim", "guidance_scale": 2.0, "eta": 0.0}},
+        "likelihood": {"bits_per_dim": {"mean": bits, "standard_error": 0.01}, "protocol": PROTOCOL} if bits else None,
         "labels": {"accuracy": 0.9},
         "quality": {
             "network": "FD-digits-0",
             "num": 100,
             "real": {"split": "test", "num": 90},
-            "frechet_distance": {"value": distance},
+            "frechet_distance": {"value": distance, "low": distance - 0.5, "high": distance + 0.5},
+            "memorisation": {"ratio": 0.6},
             "kernel_distance": {"value": distance / 10},
             "precision": 0.5,
             "recall": 0.25,
@@ -73,7 +80,8 @@ def pretend(distances):
                 size: {"error": "does not fit"} if size == "16" else at for size in words[words.index("--sizes") + 1 :]
             }
             rows.Path.mkdir(path.parent, parents=True, exist_ok=True)
-            path.write_text(json.dumps({"config": words[2], "own": COST, "sizes": sizes}))
+            document = {"config": words[2], "first_stage": "x" if system == "vq_prior" else "", "environment": WHERE}
+            path.write_text(json.dumps({**document, "own": COST, "sizes": sizes}))
         elif "jgen.evaluate" in words:
             found = distances[system][int(path.name[-1])]
             if isinstance(found, str):
@@ -116,8 +124,13 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert by_name["vae"]["scores"]["distance"] == {"mean": 5.0, "spread": pytest.approx(2**0.5)}
     assert by_name["dcgan"]["errors"] == {"seed 1": "the disk is full"}
     text = (folder / "comparison.md").read_text()
-    for what in ("5.00 ± 1.41", BOUND, "0123456789ab", "failed: seed 1: the disk is full", "does not fit"):
+    for what in ("5.00 ± 1.41", BOUND, "fedcba987654", "failed: seed 1: the disk is full", "does not fit"):
         assert what in text
+    assert "50 steps of ddim, guidance scale 2" in text and "Of vq_prior, which has a first stage" in text
+    assert "on 2 x CPU; seeds 0 to 1" in text and "jax 0.12, 0.11, Python 3.12, L, commit 0123456789ab+." in text
+    gave = "FD 4.00 (3.50 to 4.50 by bootstrap of the samples), kernel distance 0.4, precision 0.500, recall 0.250"
+    gave += ", nearer to train than test, % 60.0, class read as asked, % 90.0, bits/dim 2.000 ± 0.010 over images"
+    assert f"```\n\ngave {gave}." in text and f"# gave {gave}" in (folder / "comparison.html").read_text()
     assert "5.00 ± 1.41" in said.out
     with (folder / "comparison.csv").open() as file:
         lines = {line["system"]: line for line in csv.DictReader(file)}
@@ -159,6 +172,47 @@ def test_the_grid_is_the_systems_own_and_of_its_first_seed(outcome):
     assert rows.system_row(folder, 2)["grid"] == "vq_prior/seed0/samples/step_00000120.png"
 
 
+def test_a_score_that_is_no_number_is_an_error_of_its_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0, float("nan")], "dcgan": [1.0, 2.0]}))
+    args = ["--seeds", "2", "--systems", "vae,dcgan", "--sizes", "8", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    by_name = {row["system"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
+    assert by_name["vae"]["errors"] == {"seed 1": "distance is nan, kernel_distance is nan"}
+    assert by_name["vae"]["scores"]["distance"] == {"mean": 4.0, "spread": None}
+    assert len(by_name["dcgan"]["seeds"]) == 2
+
+
+def test_the_learning_rate_rises_for_a_tenth_of_the_steps_at_most(tmp_path):
+    words = lambda steps: compare.train_words("configs/flow/glow.py:mnist", tmp_path, steps, 0, None)
+    assert words(1000)[-2:] == ["--train.optimiser.warmup-steps", "100"]
+    assert "--train.optimiser.warmup-steps" not in words(5000)  # the configuration's own 500
+
+
+def test_a_run_goes_on_with_its_steps_in_a_moved_folder_and_at_another_speed(outcome, monkeypatch):
+    folder, _ = outcome
+    moved = folder.rename(folder.with_name("moved"))
+    measured = json.loads((moved / "dcgan" / "measure.json").read_text())
+    measured["own"]["step_seconds"] = 5.0
+    (moved / "dcgan" / "measure.json").write_text(json.dumps(measured))
+    ran, mended = [], pretend({"dcgan": [1.0, 2.0]})
+    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), mended(words, log)))
+    assert compare.command([*ARGUMENTS, "--workdir", str(moved)]) == 0
+    assert ran[0][ran[0].index("--workdir") + 1] == str(moved / "dcgan" / "seed1") and "240" in ran[0]
+
+
+def test_a_system_that_was_measured_at_its_own_size_alone_is_trained(tmp_path, monkeypatch):
+    def run(words, log):
+        pretend({"vae": [4.0]})(words, log)
+        if "jgen.compare.measure" in words:
+            raise compare.Failed("killed by signal 9")
+
+    monkeypatch.setattr(compare, "run", run)
+    args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "32", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    row = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
+    assert row["errors"] == {"measure": "killed by signal 9"} and row["scores"]["distance"]["mean"] == 4.0
+
+
 def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, monkeypatch):
     folder, _ = outcome
     ran, mended = [], pretend({"dcgan": [1.0, 2.0]})
@@ -196,6 +250,19 @@ def test_measuring_adds_to_what_the_file_holds(cache, tmp_path, monkeypatch):
     assert list(json.loads(out.read_text())["sizes"]) == ["16", "32"]
     with pytest.raises(UserError, match="is of configs/diffusion/ddpm.py:digits: --add needs one of configs/vae"):
         measure.command(["configs/vae/vae.py:tiny", "--out", str(out), "--add"])
+
+
+def test_a_size_that_cannot_be_run_leaves_the_others(cache, tmp_path, monkeypatch):
+    def pretended(experiment, first, images, seconds):
+        if images.height == 16:
+            raise MemoryError("no room for 16x16\nfor once")
+        return COST
+
+    monkeypatch.setattr(measure, "measure", pretended)
+    assert measure.command(["configs/vae/vae.py:digits", "--out", str(tmp_path / "x.json"), "--sizes", "16", "32"]) == 0
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["own"] == COST and found["sizes"]["16"] == {"error": "MemoryError: no room for 16x16"}
+    assert found["sizes"]["32"]["images_per_second"] == 20.0
 
 
 def test_fewer_seeds_average_those_that_are_asked_for(outcome):
@@ -273,19 +340,25 @@ def test_a_budget_too_short_for_one_step_is_said(tmp_path, monkeypatch):
         compare.command(["--minutes", "0.001", "--seeds", "1", "--systems", "vae", "--workdir", str(tmp_path)])
 
 
+def test_a_program_that_is_killed_says_so(tmp_path):
+    with pytest.raises(compare.Failed, match="killed by signal 9: 10 of 20"):
+        compare.run(["-c", "import os; print('10 of 20', flush=True); os.kill(os.getpid(), 9)"], tmp_path / "log")
+
+
 def test_an_error_of_a_program_is_its_last_line(tmp_path):
     with pytest.raises(compare.Failed, match="there is no configuration nowhere.py"):
         compare.run([str(ROOT / "train.py"), "nowhere.py"], tmp_path / "log")
     assert "nowhere.py" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.parametrize("number,code", [(2, 130), (15, 143)])
+@pytest.mark.parametrize("number,code", [(1, 129), (2, 130), (15, 143)])
 def test_a_signal_lets_the_training_save(cache, tmp_path, number, code):
     """Stopped in its first training, which saves; the same command goes on from there."""
     args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
     folder = tmp_path / "vae"
     folder.mkdir()
-    (folder / "measure.json").write_text(json.dumps({"config": "", "own": COST, "sizes": {"8": {"error": ""}}}))
+    measured = {"config": "", "first_stage": "", "environment": WHERE, "own": COST, "sizes": {"8": {"error": ""}}}
+    (folder / "measure.json").write_text(json.dumps(measured))
     command = [sys.executable, "-m", "jgen.compare", *args, "--workdir", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     metrics = folder / "seed0" / "metrics.jsonl"

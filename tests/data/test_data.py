@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -164,9 +165,29 @@ def test_a_set_in_the_default_format_of_tfds_says_so(prepared, tmp_path, name):
 
 
 def test_a_set_that_has_changed_since_a_training_is_refused(digits):
-    datasets.check_unchanged(digits, digits.fingerprint, "runs/x")
+    assert datasets.reopen(Config(), digits.fingerprint, "runs/x")[1].fingerprint == digits.fingerprint
     with pytest.raises(UserError, match="^digits has changed since runs/x was trained on it: its hash was 0123, is"):
-        datasets.check_unchanged(digits, "0123", "runs/x")
+        datasets.reopen(Config(), "0123", "runs/x")
+
+
+def test_a_run_finds_its_data_where_the_environment_says_when_its_folder_is_gone(prepared, own_cache, monkeypatch):
+    there = datasets.load(Config(name="mnist", dir=str(prepared)))
+    saved = Config(name="mnist", dir=str(prepared / "gone"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    config, found = datasets.reopen(saved, there.fingerprint, "runs/x")
+    assert config == Config(name="mnist") and found.fingerprint == there.fingerprint
+
+
+def test_a_streamed_set_and_the_same_decoded_may_stand_for_one_another(prepared, own_cache, monkeypatch):
+    config = Config(name="mnist", dir=str(prepared))
+    decoded = datasets.load(config)
+    monkeypatch.setattr(datasets, "memory_limit", lambda: 0)
+    streamed = datasets.load(config)
+    assert streamed.fingerprint.startswith("streamed-") and not decoded.fingerprint.startswith("streamed-")
+    assert datasets.alike(streamed.fingerprint, decoded.fingerprint)
+    assert datasets.alike(decoded.fingerprint, streamed.fingerprint)
+    smaller = datasets.load(replace(config, size=14))
+    assert smaller.fingerprint != streamed.fingerprint and not datasets.alike(smaller.fingerprint, streamed.fingerprint)
 
 
 def test_a_validation_split_of_the_set_is_used(prepared, own_cache):

@@ -53,26 +53,21 @@ def test_bootstrap_interval_covers_repeated_draws():
 
 def test_kernel_distance_is_unbiased_and_its_error_is_right():
     """Of one distribution it is zero on average, as often above as below; of others it is the double sum."""
-    x, y = RNG.standard_normal((2, 40, 6))
-    y = y + 0.3
+    x, y = RNG.standard_normal((40, 6)), RNG.standard_normal((30, 6)) + 0.3
     kernel = lambda a, b: (a @ b / 6 + 1) ** 3
-    found, _ = kernel_distance(x, y, blocks=2, block_size=20, seed=1)
-    order = np.random.default_rng(1)
-    xs, ys = x[order.permutation(40)], y[order.permutation(40)]
-    blocks = []
-    for rows in (slice(0, 20), slice(20, 40)):
-        a, b = xs[rows], ys[rows]
-        pairs = [(i, j) for i in range(20) for j in range(20) if i != j]
-        within = sum(kernel(z[i], z[j]) for z in (a, b) for i, j in pairs) / 380
-        blocks.append(within - 2 * np.mean([[kernel(p, q) for q in b] for p in a]))
-    np.testing.assert_allclose(found, np.mean(blocks), rtol=1e-9)
-    scores = [kernel_distance(*RNG.standard_normal((2, 400, 6)), block_size=50) for _ in range(100)]
+    within = sum(np.mean([kernel(p, q) for i, p in enumerate(z) for j, q in enumerate(z) if i != j]) for z in (x, y))
+    between = np.mean([kernel(p, q) for p in x for q in y])
+    np.testing.assert_allclose(kernel_distance(x, y)[0], within - 2 * between, rtol=1e-9)
+    some = np.random.default_rng(1)
+    parts = x[some.permutation(40)[:20]], y[some.permutation(30)[:20]]
+    np.testing.assert_allclose(kernel_distance(x, y, most=20, seed=1), kernel_distance(*parts), rtol=1e-9)
+
+    scores = [kernel_distance(*RNG.standard_normal((2, 100, 6))) for _ in range(400)]
     z = np.array([value / error for value, error in scores])
-    assert abs(z.mean()) < 0.5 and 0.7 < z.std() < 1.6
-    # With few images, too, the error is one: of two blocks' values it would say nothing.
-    scores = [kernel_distance(*RNG.standard_normal((2, 100, 6))) for _ in range(200)]
-    z = np.array([value / error for value, error in scores])
-    assert abs(z.mean()) < 0.5 and np.mean(np.abs(z) > 4) < 0.05
+    assert abs(z.mean()) < 0.15 and 0.6 < z.std() < 1.1 and np.mean(np.abs(z) > 3) < 0.02
+    draw = lambda: (RNG.standard_normal((150, 6)), 1.2 * RNG.standard_normal((100, 6)) + 0.5)
+    values, errors = np.transpose([kernel_distance(*draw()) for _ in range(400)])
+    assert 0.85 < errors.mean() / values.std() < 1.15
 
 
 def test_inception_score_of_known_classifiers():

@@ -147,17 +147,34 @@ def test_samples_and_their_mirror_decode_use_running_statistics():
     assert np.any(images != model.sample(params, ctx._replace(extra=moved), keys, label))
 
 
+def test_running_statistics_are_those_of_the_averaged_generator():
+    """Whose activations differ from those of the weights themselves: BatchNorm's plain formula, by hand."""
+    model, params, ctx, batch, keys = started(SMALL)
+    ctx = ctx._replace(ema=jax.tree.map(lambda w: 1.5 * w, params))
+    extra = jax.jit(model.phases[-1].loss)(params, ctx, keys, batch)[1][1]
+    z = jnp.concatenate([rng.normal(keys, (SMALL.latent,)), jax.nn.one_hot(batch["label"], 10)], axis=-1)
+    generator = Generator(SMALL.channels, IMAGES, 0.9, None, jnp.float32)
+    for weights, alike in ((ctx.ema, True), (params, False)):
+        variables = {"params": weights["gen"], "batch_stats": ctx.extra["gen"]}
+        wanted = generator.apply(variables, z, True, mutable=["batch_stats"])[1]["batch_stats"]
+        found = [np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*map(jax.tree.leaves, (extra["gen"], wanted)))]
+        assert all(found) == alike
+
+
 def test_validation_is_whether_the_discriminator_is_right_about_an_example():
     model, params, ctx, batch, keys = started(SMALL)
     validate = jax.jit(model.validate)
     network = Discriminator(SMALL.channels, True, "projection", 0.9, None, jnp.float32)
-    variables = {"params": params["disc"], "batch_stats": ctx.extra["disc"]["norm"]}
+    shift = {"real": 0.1, "fake": -0.2}  # so that each kind is seen to be judged by its own statistics
+    norm = {kind: jax.tree.map(lambda s: s + shift[kind], s) for kind, s in ctx.extra["disc"]["norm"].items()}
+    ctx = ctx._replace(extra={**ctx.extra, "disc": {**ctx.extra["disc"], "norm": norm}})
     classes = jax.nn.one_hot(batch["label"], 10)
-    judge = jax.jit(lambda x: network.apply(variables, x, classes, False))
+    variables = lambda kind: {"params": params["disc"], "batch_stats": norm[kind]}
+    judge = lambda x, kind: network.apply(variables(kind), x, classes, False)
     generator = Generator(SMALL.channels, IMAGES, 0.9, None, jnp.float32)
     z = jnp.concatenate([rng.normal(keys, (SMALL.latent,)), classes], axis=-1)
     made = generator.apply({"params": params["gen"], "batch_stats": ctx.extra["gen"]}, z, False)
-    real, fake = judge(to_float(batch["image"], 256)), judge(made)
+    real, fake = judge(to_float(batch["image"], 256), "real"), judge(made, "fake")
     for boundary, outputs, name in ((np.median(real), real, "real"), (np.median(fake), fake, "fake")):
         found = validate(add_to_the_critic(params, -boundary), ctx, keys, batch)[f"accuracy_{name}"]
         far = np.abs(outputs - boundary) > 0.1 * np.std(outputs)

@@ -80,13 +80,14 @@ def test_the_codebook_follows_its_averages_over_steps():
     for seed in range(3):
         metrics, extra = step(extra, keys_of(5, seed))
         e = book["sum"] / book["count"][:, None]
-        p = book["count"] / book["count"].sum()
+        p = book["use"] / book["use"].sum()
         assert float(metrics["perplexity"]) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
         code = ((z[:, None] - e) ** 2).sum(-1).argmin(1)
         for j in range(6):
-            book["count"][j] = 0.9 * book["count"][j] + 0.1 * np.mean(code == j)
+            for name in ("count", "use"):
+                book[name][j] = 0.9 * book[name][j] + 0.1 * np.mean(code == j)
             book["sum"][j] = 0.9 * book["sum"][j] + 0.1 * z[code == j].sum(0) / len(z)
-        for name in ("count", "sum"):
+        for name in ("count", "sum", "use"):
             np.testing.assert_allclose(extra["codebook"][name], book[name], rtol=1e-4, atol=1e-6)
 
 
@@ -111,6 +112,8 @@ def test_dead_codes_alone_are_revived_where_vectors_are():
     np.testing.assert_allclose(after[[0, 2, 3]], before[[0, 2, 3]], rtol=1e-6)
     np.testing.assert_allclose(after[[1, 4]], (total / weight[:, None])[jnp.array([1, 4])], rtol=1e-5)
     np.testing.assert_allclose(new["count"], [0.2, 0.2, 0.2, 0.001, 0.2])
+    # A code that is moved has not been used yet.
+    np.testing.assert_array_equal(new["use"], book["use"])
     assert not np.any(vq_vae.revive(book, threshold=0.0)[1])
 
 
@@ -152,7 +155,8 @@ def test_sampled_codes_are_as_frequent_as_asked_for():
     used = np.array([0.5, 0.3, 0.15, 0.05, 0.0, 0.0])
     vectors = 3 * jax.random.normal(jax.random.key(2), (6, 3))
     count = jnp.maximum(used, 1e-12)
-    ctx = Context(0, params, {"codebook": {**extra["codebook"], "count": count, "sum": vectors * count[:, None]}}, {})
+    book = {**extra["codebook"], "count": count, "sum": vectors * count[:, None], "use": count}
+    ctx = Context(0, params, {"codebook": book}, {})
     shown = np.asarray(model.decode(params, ctx, None, jnp.arange(6).reshape(6, 1, 1, 1), None)).reshape(6, 4)
     assert len(np.unique(shown, axis=0)) == 6
     n = 4000
@@ -171,7 +175,13 @@ def test_usage_and_revival_by_hand(revival, usage, revived):
     model, params, ctx, batch = make_model(revival=revival)
     count = jnp.array([0.5, 0.3, 0.1, 0.04, 0.03, 0.0])
     offered = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
-    book = {**ctx.extra["codebook"], "count": count, "offer_weight": offered, "offer_sum": jnp.ones((6, 3))}
+    book = {
+        **ctx.extra["codebook"],
+        "count": count,
+        "use": count,
+        "offer_weight": offered,
+        "offer_sum": jnp.ones((6, 3)),
+    }
     found = model.phases[0].loss(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
     assert float(found["usage"]) == pytest.approx(usage) and float(found["revived"]) == revived
 

@@ -112,9 +112,11 @@ def test_running_statistics_and_samples():
     theirs = np.round((of_torch(gen.eval()(z)) + 1) * 127.5)
     assert np.abs(ours - theirs).max() <= 1
     _, (_, extra) = jax.jit(model.phases[0].loss)(params, ctx, keys, batch)
-    disc(to_torch(to_float(batch["image"], 256)))
-    disc(gen.train()(torch.from_numpy(np.array(rng.normal(rng.split(keys, 2)[0], (LATENT,))))))
-    close(extra["disc"]["norm"]["norm2"]["mean"], disc.norms[0].running_mean)
+    fake = gen.train()(torch.from_numpy(np.array(rng.normal(rng.split(keys, 2)[0], (LATENT,)))))
+    for kind, x in (("real", to_torch(to_float(batch["image"], 256))), ("fake", fake)):
+        disc.norms[0].running_mean.zero_()
+        disc(x)
+        close(extra["disc"]["norm"][kind]["norm2"]["mean"], disc.norms[0].running_mean)
 
 
 def test_spectral_norm_after_the_same_power_iterations():

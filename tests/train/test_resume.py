@@ -1,11 +1,13 @@
 """A run that is killed again and again ends in the same bits as one that is not."""
 
+import errno
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -16,10 +18,10 @@ from conftest import QUICK, ROOT, assert_user_mistake
 
 from jgen import api
 from jgen.errors import UserError
-from jgen.train import checkpoints
+from jgen.train import checkpoints, loop, run_directory
 from jgen.train.step import TrainState
 
-TINY = ["train.py", "configs/diffusion/ddpm.py:tiny", "--train.checkpoint-every", "10", "--train.log-every", "3"]
+TINY = ["train.py", "configs/vae/vae.py:tiny", "--train.checkpoint-every", "10", "--train.log-every", "3"]
 TINY += ["--train.validate-every", "50", "--train.sample-every", "0"]
 
 
@@ -161,15 +163,15 @@ def test_a_second_process_on_the_same_run_is_refused(short_run, python):
 def test_a_changed_configuration_is_refused_field_by_field(short_run, tmp_path, python):
     run = copy(short_run, tmp_path)
     before = (run / "config.json").read_bytes()
-    changed = ["--model.dropout", "0.2", "--seed", "3", "--train.steps", "40"]
+    changed = ["--model.beta", "0.5", "--seed", "3", "--train.steps", "40"]
     done = python(*TINY, *changed, "--workdir", run, check=False)
-    assert_user_mistake(done, "model.dropout was 0.1, is 0.2", "seed was 0, is 3")
+    assert_user_mistake(done, "model.beta was 1.0, is 0.5", "seed was 0, is 3")
     assert "train.steps was" not in done.stderr
     done = python(*TINY, "--train.steps", "20", "--workdir", run, check=False)
     assert_user_mistake(done, "train.steps is 20", "is trained to step 30")
     assert (run / "config.json").read_bytes() == before
     # What says only how to sample may change; what a checkpoint was trained with stands in it.
-    python(*TINY, "--train.steps", "40", "--model.sampling.steps", "3", "--workdir", run)
+    python(*TINY, "--train.steps", "40", "--model.sampling.temperature", "0.7", "--workdir", run)
     assert checkpoints.newest_good(run / "checkpoints") == 40
     for step, document in ((30, before), (40, (run / "config.json").read_bytes())):
         meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
@@ -199,6 +201,57 @@ def test_the_grid_is_a_row_a_class_of_the_averages_samples(short_run):
     images = gen.sample(jax.random.key(gen.config.seed), 100, label=label, batch_size=100)
     grid = np.asarray(Image.open(short_run / "samples" / "step_00000030.png"))
     np.testing.assert_array_equal(grid, make_grid(to_display(images, 256), 10).squeeze())
+
+
+def test_a_grid_that_is_missing_at_the_end_is_drawn_again(short_run, tmp_path):
+    """As after a kill between the last checkpoint and the grid."""
+    run = copy(short_run, tmp_path)
+    grid = run / "samples" / "step_00000030.png"
+    before = grid.read_bytes()
+    grid.unlink()
+    experiment, _ = api.load_experiment(run)
+    assert api.fit(experiment, run) == "finished" and grid.read_bytes() == before
+
+
+def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
+    from PIL import Image
+
+    from jgen.data.pictures import make_grid, to_display
+
+    run = copy(short_run, tmp_path)
+    (run / "samples" / "step_00000030.png").unlink()
+    monkeypatch.setattr(loop, "MOST_ROWS", 4)
+    api.fit(api.load_experiment(run)[0], run)
+    gen, label = api.load(run), np.repeat([0, 3, 6, 9], 10)
+    images = gen.sample(jax.random.key(gen.config.seed), 40, label=label, batch_size=40)
+    grid = np.asarray(Image.open(run / "samples" / "step_00000030.png"))
+    np.testing.assert_array_equal(grid, make_grid(to_display(images, 256), 10).squeeze())
+
+
+def test_a_training_runs_in_a_thread_of_the_users_program(short_run, tmp_path):
+    run, said = copy(short_run, tmp_path), []
+    experiment, _ = api.load_experiment(run)
+    longer = replace(experiment, train=replace(experiment.train, steps=31))
+    thread = threading.Thread(target=lambda: said.append(api.fit(longer, run)))
+    thread.start()
+    thread.join()
+    assert said == ["trained"] and checkpoints.newest_good(run / "checkpoints") == 31
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, capsys):
+    def without(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", without)
+    run_directory.RunDirectory(tmp_path).close()
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_schedule_of_a_new_length_is_said(short_run, tmp_path, capsys):
+    run = copy(short_run, tmp_path)
+    experiment, _ = api.load_experiment(run)
+    api.fit(replace(experiment, train=replace(experiment.train, steps=31)), run)
+    assert "train.steps was 30, is 31: the learning rate follows the cosine schedule" in capsys.readouterr().err
 
 
 def test_the_only_checkpoint_stays_until_the_next_is_whole(tmp_path, monkeypatch):
@@ -259,8 +312,8 @@ def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, python):
 import sys, jax.numpy as jnp
 sys.path.insert(0, "tests")
 from jgen import api, cli
-from jgen.models.diffusion import ddpm
-make = ddpm.make
+from jgen.models.vae import vae
+make = vae.make
 def poisoned(*args):
     model = make(*args)
     phase = model.phases[0]
@@ -268,7 +321,7 @@ def poisoned(*args):
         value, rest = phase.loss(params, ctx, keys, batch)
         return jnp.where(ctx.step >= 35, jnp.nan, value), rest
     return model._replace(phases=(phase._replace(loss=loss),))
-ddpm.make = poisoned
+vae.make = poisoned
 import dataclasses
 experiment, _ = api.load_experiment(sys.argv[1])
 train = dataclasses.replace(experiment.train, steps=100)

@@ -17,7 +17,8 @@ Wasserstein GAN); k `disc_steps`; u the vector of a power iteration.
 
 Differs from the paper: kernels are 4x4, not 5x5, so that every output pixel is reached equally often; z is normal, not
 uniform; the number of halvings is a choice, since images may be 8x8 or 28x28; real and generated images have batch
-statistics apart (as the paper's successors do); samples come from averaged weights. Lazy penalties share D's Adam
+statistics apart (as the paper's successors do); samples come from averaged weights, and the generator's running
+statistics, which only sampling reads, are those of its averaged weights. Lazy penalties share D's Adam
 moments as they are, without the correction of 1912.04958.
 """
 
@@ -169,7 +170,8 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         x, label = to_float(batch["image"][:1], images.levels), batch["label"][:1]
         gen = generator.init(key_gen, generator_input(jnp.zeros((1, config.latent)), label), True)
         disc = discriminator.init(key_disc, x, one_hot(label), True)
-        extra = {"gen": gen["batch_stats"], "disc": {"norm": disc.get("batch_stats", {}), "u": {}}}
+        norm = {kind: disc.get("batch_stats", {}) for kind in ("real", "fake")}
+        extra = {"gen": gen["batch_stats"], "disc": {"norm": norm, "u": {}}}
         if config.disc_norm == "spectral":
             for number, (name, kernel) in enumerate(kernels_of(disc["params"]).items()):
                 extra["disc"]["u"][name] = start_vector(jax.random.fold_in(key_u, number), kernel)
@@ -209,8 +211,9 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         x, label = to_float(batch["image"], images.levels), batch["label"]
         fake_x, _ = generate(params, ctx.extra, latents(key_z), label, True)
         disc, u = normalised(params, ctx.extra)
-        real, stats = discriminate(disc, ctx.extra["disc"]["norm"], x, label)
-        fake, stats = discriminate(disc, stats, fake_x, label)
+        stats = ctx.extra["disc"]["norm"]
+        real, of_real = discriminate(disc, stats["real"], x, label)
+        fake, of_fake = discriminate(disc, stats["fake"], fake_x, label)
         loss = jnp.mean(adversarial.discriminator_loss(config.loss, real, fake))
         boundary = adversarial.decision_boundary(config.loss, real, fake, axis_name)
         classes = images.num_classes if conditional else 0
@@ -220,9 +223,9 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
             "diversity": adversarial.relative_diversity(fake_x, x, label, classes, axis_name),
         }
         if config.regulariser in ("gradient_penalty", "r1") and not lazy:
-            metrics["penalty"] = penalty(disc, stats, key_penalty, x, fake_x, label)
+            metrics["penalty"] = penalty(disc, stats["real"], key_penalty, x, fake_x, label)
             loss = loss + weight * metrics["penalty"]
-        return loss, (metrics, {"disc": {"norm": stats, "u": u}})
+        return loss, (metrics, {"disc": {"norm": {"real": of_real, "fake": of_fake}, "u": u}})
 
     def penalty_loss(
         params: Roles, ctx: Context, keys: jax.Array, batch: Batch
@@ -233,22 +236,27 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         if config.regulariser == "gradient_penalty":
             fake_x, _ = generate(params, ctx.extra, latents(key_z), label, True)
         disc, _ = normalised(params, ctx.extra)
-        found = penalty(disc, ctx.extra["disc"]["norm"], key_penalty, x, fake_x, label)
+        found = penalty(disc, ctx.extra["disc"]["norm"]["real"], key_penalty, x, fake_x, label)
         return weight * found, ({"penalty": found}, {})
 
     def gen_loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
         label = batch["label"]
-        x, stats = generate(params, ctx.extra, latents(keys), label, True)
+        x, _ = generate(params, ctx.extra, latents(keys), label, True)
         disc, _ = normalised(params, ctx.extra)
-        fake, _ = discriminate(disc, ctx.extra["disc"]["norm"], x, label)
+        fake, _ = discriminate(disc, ctx.extra["disc"]["norm"]["fake"], x, label)
+        # Samples come from the averaged generator, whose activations have statistics of their own.
+        _, stats = generate(ctx.ema, ctx.extra, latents(keys), label, True)
         return jnp.mean(adversarial.generator_loss(config.loss, fake)), ({}, {"gen": stats})
 
     def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Whether the discriminator is right about unseen images and about samples: against overfitting."""
+        """Whether the discriminator is right about unseen images and about samples: against overfitting.
+
+        As in training, it normalises real images by the statistics of such, and samples by those of samples.
+        """
         disc, _ = normalised(params, ctx.extra)
         fake_x, _ = generate(params, ctx.extra, latents(keys), batch["label"], False)
-        judge = lambda x: discriminate(disc, ctx.extra["disc"]["norm"], x, batch["label"], False)[0]
-        real, fake = judge(to_float(batch["image"], images.levels)), judge(fake_x)
+        judge = lambda x, kind: discriminate(disc, ctx.extra["disc"]["norm"][kind], x, batch["label"], False)[0]
+        real, fake = judge(to_float(batch["image"], images.levels), "real"), judge(fake_x, "fake")
         boundary = adversarial.decision_boundary(config.loss, real, fake, axis_name)
         wide = lambda flags: flags.astype(jnp.float32)
         return {"accuracy_real": wide(real > boundary), "accuracy_fake": wide(fake < boundary)}

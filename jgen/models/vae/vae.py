@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         else:
             h = with_class(x.reshape(x.shape[0], -1), label, self.num_classes)
             h = DenseLayers(c.widths, c.blocks, dtype, name="layers")(h)
-        out = nn.Dense(2 * c.latent, dtype=dtype, name="out")(h).astype(jnp.float32)
+        out = nn.Dense(2 * c.latent, dtype=jnp.float32, name="out")(h)
         mu, logvar = jnp.split(out, 2, axis=-1)
         return mu, logvar
 
@@ -157,8 +157,8 @@ class Decoder(nn.Module):
             out = ConvDecoder(c.widths, c.blocks, channels, dtype, name="layers")(h)
         else:
             h = DenseLayers(c.widths[::-1], c.blocks, dtype, name="layers")(h)
-            h = nn.Dense(spec.height * spec.width * channels, dtype=dtype, name="out")(h)
-            out = h.reshape(h.shape[0], spec.height, spec.width, channels).astype(jnp.float32)
+            h = nn.Dense(spec.height * spec.width * channels, dtype=jnp.float32, name="out")(h)
+            out = h.reshape(h.shape[0], spec.height, spec.width, channels)
         if c.decoder != "bernoulli" and c.scale == "shared":
             log_scale = self.param("log_scale", nn.initializers.zeros, ())
             out = jnp.concatenate([out, jnp.full_like(out, 1.0) * log_scale], axis=-1)

@@ -5,7 +5,8 @@
     loss          mean (x_hat - x)^2 + commitment mean (z_e - sg(z_q))^2                        (equation 3)
     codebook      N_j <- g N_j + (1 - g) n_j,  m_j <- g m_j + (1 - g) s_j,  e_j = m_j / N_j     (appendix A.1)
                   n_j the part of all encoded vectors that took code j, s_j their sum over the number of all
-    perplexity    exp(- sum_j p_j log p_j), p_j = N_j / sum N: the number of codes in use, were all used alike
+    perplexity    exp(- sum_j p_j log p_j), p_j = N_j / sum N: the number of codes in use, were all used alike; a code
+                  that was revived counts for nothing until vectors take it
 
 `encode` gives the codes, int32 (B, h, w, 1), `decode` the images of codes. Alone, a VQ-VAE has no good distribution
 over codes: `sample` draws every code by itself, alike or by how often it is used, and its images show what the codebook
@@ -19,7 +20,8 @@ next to one vector; the next step moves its dead codes there.
 Glossary: z_e encoder's vectors; z_q their codes' vectors; sg stop-gradient; g decay.
 
 Differs from the paper: the codebook starts at encoded vectors; dead codes are revived; the residual blocks use SiLU;
-halving and doubling go through channels (`jgen.nn.autoencoder`).
+halving and doubling go through channels (`jgen.nn.autoencoder`); the errors are not divided by the data's variance, as
+the authors' code does, so that on images in [-1, 1] commitment weighs about four times as much.
 """
 
 from __future__ import annotations
@@ -101,14 +103,15 @@ class Decoder(nn.Module):
 def start_book(vectors: jax.Array) -> Book:
     """A codebook of these vectors (K, D), as averages of even use.
 
-    count (K,), sum (K, D): N and m; offer_weight (K,), offer_sum (K, D): weights and weighted sum of what the last step
-    offers to each code.
+    count (K,), sum (K, D): N and m; use (K,): N without what revival adds, to report and to sample from;
+    offer_weight (K,), offer_sum (K, D): weights and weighted sum of what the last step offers to each code.
     """
     even = 1.0 / vectors.shape[0]
     zeros = jnp.zeros(vectors.shape[0])
     return {
         "count": jnp.full(vectors.shape[0], even, jnp.float32),
         "sum": vectors * even,
+        "use": jnp.full(vectors.shape[0], even, jnp.float32),
         "offer_weight": zeros,
         "offer_sum": jnp.zeros_like(vectors),
     }
@@ -129,9 +132,9 @@ def revive(book: Book, threshold: float) -> tuple[Book, jax.Array]:
 
 
 def usage(book: Book, threshold: float) -> jax.Array:
-    """The part of the codes that are used, and not less than `revive` lets them: a scalar, before it moves any."""
-    count = book["count"]
-    return jnp.mean(((count >= threshold / count.shape[0]) & (count > 0)).astype(jnp.float32))
+    """The part of the codes that are used, and not less than `revive` lets them: a scalar."""
+    use = book["use"]
+    return jnp.mean(((use >= threshold / use.shape[0]) & (use > 0)).astype(jnp.float32))
 
 
 def nearest(vectors: jax.Array, z_e: jax.Array) -> jax.Array:
@@ -161,7 +164,8 @@ def update(book: Book, keys: jax.Array, z_e: jax.Array, codes: jax.Array, decay:
     num = book["count"].shape[0]
     flat = z_e.reshape(-1, z_e.shape[-1])
     one_hot = jax.nn.one_hot(codes.reshape(-1), num)
-    found = {"count": jnp.mean(one_hot, axis=0), "sum": one_hot.T @ flat / flat.shape[0]}
+    count = jnp.mean(one_hot, axis=0)
+    found = {"count": count, "sum": one_hot.T @ flat / flat.shape[0], "use": count}
     new = {name: decay * book[name] + (1 - decay) * found[name] for name in found}
     weight, total = offers(keys, z_e, num)
     return {**new, "offer_weight": weight, "offer_sum": total}
@@ -206,7 +210,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         error = jnp.mean((x_hat - to_float(batch["image"], images.levels)) ** 2)
         commitment = jnp.mean((z_e - z_q) ** 2)
         new = update(book, keys, jax.lax.stop_gradient(z_e), codes, config.decay)
-        p = book["count"] / jnp.sum(book["count"])
+        p = before["use"] / jnp.sum(before["use"])
         metrics = {
             "mse": error,
             "commitment": commitment,
@@ -236,7 +240,7 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         if o.codes == "uniform":
             codes = rng.randint(keys, 0, K, grid)
         else:
-            logits = jnp.log(jnp.maximum(ctx.extra["codebook"]["count"], 1e-30))
+            logits = jnp.log(jnp.maximum(ctx.extra["codebook"]["use"], 1e-30))
             codes = jax.vmap(lambda key: jax.random.categorical(key, logits, shape=grid))(keys)
         return decode(params, ctx, keys, codes[..., None], label)
 
