@@ -53,7 +53,8 @@ def scores() -> str:
             kind = rows.KINDS[found["kind"]]
             protocol = ", ".join(f"{name} {value}" for name, value in found["protocol"].items() if name != "seed")
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
-            cells.append(f"{bits:.3f} bits/dim, {nats:.2f} nats: {kind} ({protocol})")
+            nats = f"{nats:.2f} ± {found['nats']['standard_error']:.2f} nats"
+            cells.append(f"{bits:.3f} bits/dim, {nats}: {kind} ({protocol})")
         if document.get("labels"):
             found = document["labels"]
             cells.append(f"{100 * found['accuracy']:.1f} % of {found['num']} samples read as asked for")

@@ -16,12 +16,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from jgen.core import keys as rng
 from jgen.data import dataset as datasets
 from jgen.data import prepare
-from jgen.data.batches import batch_positions, permutation, train_batches
 from jgen.data.config import Config
-from jgen.data.dataset import Split
 from jgen.data.sources import Records
 from jgen.data.transforms import make_transform
 from jgen.errors import UserError
@@ -344,156 +341,6 @@ def test_pictures_are_resized_and_their_centre_is_cut_out(tmp_path, own_cache):
     assert inner[..., 1].min() > 240 and inner[..., 0].max() < 15 and inner[..., 2].max() < 15
     exact = np.all(images == np.array([0, 255, 0]), axis=(1, 2, 3))
     assert exact.sum() == 5  # the 24x8 pictures are only cropped
-
-
-# The order of batches.
-
-
-def test_the_order_is_pinned():
-    assert permutation(0, 0, 10).tolist() == [0, 3, 5, 7, 9, 6, 2, 8, 1, 4]
-    assert permutation(0, 1, 10).tolist() == [8, 5, 9, 2, 3, 7, 0, 6, 1, 4]
-    assert permutation(7, 3, 10).tolist() == [5, 1, 8, 3, 9, 4, 0, 2, 7, 6]
-    assert batch_positions(3, 2, 4, 10).tolist() == [6, 1, 4, 9]
-
-
-def test_the_order_is_that_of_splitmix64():
-    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
-
-    def mix(x):
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
-        return x ^ (x >> 31)
-
-    for seed, epoch, num in ((0, 2, 7), (5, 0, 50), (2**62, 10**6, 33)):
-        stream = mix((seed * golden + epoch) & mask)
-        wanted = sorted(range(num), key=lambda i: mix((i * golden + stream) & mask))
-        assert permutation(seed, epoch, num).tolist() == wanted
-
-
-@pytest.mark.parametrize("num,batch", [(10, 4), (12, 4), (5, 8), (7, 1)])
-def test_every_epoch_visits_each_example_once(num, batch):
-    steps = 6 * num
-    stream = np.concatenate([batch_positions(3, step, batch, num) for step in range(steps)])
-    epochs = stream[: len(stream) // num * num].reshape(-1, num)
-    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(np.arange(num), epochs.shape))
-    assert len({tuple(row) for row in epochs.tolist()}) > 1  # epochs differ
-    other = np.concatenate([batch_positions(4, step, batch, num) for step in range(steps)])
-    assert np.any(stream != other)
-    # The order of one long stream, whatever the size of the batches it is cut into.
-    np.testing.assert_array_equal(stream[:num], batch_positions(3, 0, num, num))
-    shuffled = np.random.default_rng(0).permutation(steps)  # a pure function: not of what was asked before
-    for step in shuffled[:20]:
-        np.testing.assert_array_equal(batch_positions(3, int(step), batch, num), stream[step * batch :][:batch])
-
-
-def test_batches_from_a_later_start_are_the_tail(digits):
-    split = digits.splits["train"]
-    whole = list(train_batches(split, seed=1, batch_size=100, start=0, stop=20))
-    tail = list(train_batches(split, seed=1, batch_size=100, start=13, stop=20, ahead=1))
-    assert len(whole) == 20 and len(tail) == 7
-    for a, b in zip(whole[13:], tail):
-        for key in ("image", "label", "index"):
-            np.testing.assert_array_equal(a[key], b[key])
-    wanted = split.fetch(batch_positions(1, 13, 100, split.num))  # this batch runs across the end of the epoch
-    np.testing.assert_array_equal(tail[0]["image"], wanted["image"])
-
-
-def test_an_error_while_fetching_reaches_the_consumer():
-    def fetch(positions):
-        if len(done) >= 3:
-            raise UserError("record 7 cannot be read")
-        done.append(1)
-        return {"image": positions}
-
-    done = []
-    batches = train_batches(Split(10, fetch), seed=0, batch_size=2, start=0, stop=10)
-    seen = []
-    with pytest.raises(UserError, match="record 7"):
-        for batch in batches:
-            seen.append(batch)
-    assert len(seen) == 3
-
-
-def test_reading_ahead_stops_when_closed():
-    import threading
-
-    batches = train_batches(Split(4, lambda p: {"image": p}), seed=0, batch_size=2, start=0, stop=10**9)
-    next(batches)
-    batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "jgen-batches"]
-    with pytest.raises(UserError, match="empty"):
-        next(train_batches(Split(0, lambda p: {}), seed=0, batch_size=2, start=0, stop=1))
-
-
-# Transforms.
-
-
-def constant_batch(value, size=500):
-    image = np.full((size, 8, 8, 1), value, np.uint8)
-    return {"image": image, "label": np.zeros(size, np.int32), "index": np.arange(size, dtype=np.int32)}
-
-
-def keys_for(size, seed=0):
-    return rng.image_keys(jax.random.key(seed), jnp.arange(size))
-
-
-def test_threshold():
-    image = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
-    batch = {"image": image, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
-    found = make_transform(Config(binarise="threshold"), train=True)(keys_for(4), batch)["image"]
-    assert found.dtype == jnp.uint8
-    np.testing.assert_array_equal(found, image >= 128)
-
-
-@pytest.mark.parametrize("binarise", ["dynamic", "static"])
-def test_random_binarisation_has_the_pixels_as_its_mean(binarise):
-    transform = jax.jit(make_transform(Config(binarise=binarise), train=True))
-    for value in (0, 1, 64, 127, 200, 254, 255):
-        batch = constant_batch(value)
-        found = np.asarray(transform(keys_for(500), batch)["image"])
-        assert found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1}
-        p = value / 255
-        assert abs(found.mean() - p) <= 5 * np.sqrt(p * (1 - p) / found.size), value
-
-
-def test_dynamic_binarisation_belongs_to_the_key_and_static_to_the_image(digits):
-    batch = digits.splits["train"].fetch(np.arange(40))
-    dynamic = make_transform(Config(binarise="dynamic"), train=True)
-    static = make_transform(Config(binarise="static"), train=True)
-    a, b = (np.asarray(dynamic(keys_for(40, seed), batch)["image"]) for seed in (0, 1))
-    assert np.any(a != b)
-    np.testing.assert_array_equal(a, dynamic(keys_for(40, 0), batch)["image"])
-    fixed = np.asarray(static(keys_for(40, 0), batch)["image"])
-    np.testing.assert_array_equal(fixed, static(keys_for(40, 1), batch)["image"])
-    some = np.array([30, 2, 17])
-    part = static(keys_for(3, 5), digits.splits["train"].fetch(some))["image"]
-    np.testing.assert_array_equal(part, fixed[some])
-    np.testing.assert_array_equal(make_transform(Config(binarise="static"), False)(keys_for(40), batch)["image"], fixed)
-
-
-def test_flips_mirror_whole_images_in_training_only(digits):
-    batch = digits.splits["train"].fetch(np.arange(400))
-    image = batch["image"]
-    found = np.asarray(make_transform(Config(flip=True), train=True)(keys_for(400), batch)["image"])
-    mirrored = image[:, :, ::-1]
-    same, flipped = (np.all(found == other, axis=(1, 2, 3)) for other in (image, mirrored))
-    assert np.all(same | flipped)
-    count = np.sum(flipped & ~same)
-    assert abs(count - 200) <= 5 * np.sqrt(100)
-    for config, train in ((Config(flip=True), False), (Config(), True)):
-        after = make_transform(config, train)(keys_for(400), batch)
-        np.testing.assert_array_equal(after["image"], image)
-        np.testing.assert_array_equal(after["label"], batch["label"])
-
-
-def test_two_to_the_eight_levels_leave_images_alone_and_two_cut_at_the_middle():
-    image = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
-    batch = {"image": image, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
-    np.testing.assert_array_equal(make_transform(Config(), True)(keys_for(4), batch)["image"], image)
-    found = np.asarray(make_transform(Config(levels=2), True)(keys_for(4), batch)["image"])
-    np.testing.assert_array_equal(found, image // 128)
-    counts = np.bincount(np.asarray(make_transform(Config(levels=4), True)(keys_for(4), batch)["image"]).ravel())
-    assert counts.tolist() == [64] * 4
 
 
 def test_the_hash_tells_the_content(digits, prepared, own_cache):
