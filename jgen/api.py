@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +76,9 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
     finally:
         directory.close()
     return "trained"
+
+
+made_before = lru_cache(maxsize=32)(make_model)  # the same functions for every checkpoint of a run: compiled once
 
 
 class FirstStage(NamedTuple):
@@ -192,7 +196,7 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
     first = load_first_stage(place, images)
     same = first is None or first.fingerprint == read_config(path)["first_stage_fingerprint"]
     require(same, f"first stage {place} has changed since {path} was trained on it, or is another")
-    model = make_model(experiment.model, images, None, first.model if first else None)
+    model = made_before(experiment.model, images, None, first.model if first else None)
     folder = path / "checkpoints"
     found = checkpoints.steps_in(folder)
     if step is None:
@@ -229,7 +233,9 @@ class Generator:
         self.model, self.params, self.ctx, self.config = model, params, ctx, config
         self.step, self.seconds = step, seconds
         self.likelihood = model.likelihood
-        self._placed = parallel.replicate((params, ctx))
+        same = ctx.ema is params  # once on each device, then
+        placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))
+        self._placed = placed, rest._replace(ema=placed) if same else rest
 
     def __repr__(self) -> str:
         spec = self.model.images

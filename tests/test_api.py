@@ -53,7 +53,8 @@ def test_what_load_returns(gen, run):
     assert gen.model.name == "ddpm" and gen.model.images.shape == (8, 8, 1)
     assert isinstance(gen.config, jgen.Experiment) and gen.config.train.steps == 4
     assert "ddpm" in repr(gen) and "8x8x1" in repr(gen) and "step 4" in repr(gen)
-    assert jgen.load(str(run), step=4).step == 4
+    again = jgen.load(str(run), step=4)
+    assert again.step == 4 and again.model is gen.model  # so that its programs need not be compiled anew
 
 
 def test_samples(gen):

@@ -95,7 +95,11 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}
     where["command"] = ["train.py", "configs/vae/vae.py:mnist"]
     score = {"system": "vae", "data": "mnist", "step": 80000, "training_minutes": 59.4, "training": where}
-    likelihood = {"kind": "lower_bound", "nats": {"mean": -90.03, "standard_error": 0.22}, "bits_per_dim": {"mean": 0.166}}
+    likelihood = {
+        "kind": "lower_bound",
+        "nats": {"mean": -90.03, "standard_error": 0.22},
+        "bits_per_dim": {"mean": 0.166},
+    }
     likelihood["protocol"] = {"split": "test", "num": 500, "binarise": "dynamic", "seed": 0, "samples": 5000}
     (tmp_path / "results").mkdir()
     tables = import_file(ROOT / "benchmarks" / "tables.py")
@@ -106,7 +110,10 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     (tmp_path / "results" / "score_b.json").write_text(json.dumps(read))
     of_vae, of_dcgan = tables.scores().strip().splitlines()[-2:]
     assert "`python train.py configs/vae/vae.py:mnist`" in of_vae
-    for part in ("90.03 ± 0.22 nats: bound (split test, num 500, binarise dynamic, samples 5000)", "80,000 steps, 59 min"):
+    for part in (
+        "90.03 ± 0.22 nats: bound (split test, num 500, binarise dynamic, samples 5000)",
+        "80,000 steps, 59 min",
+    ):
         assert part in of_vae
     assert "commit 01234567" in of_vae and "[score_a.json](results/score_a.json)" in of_vae and "86.8" in of_vae
     assert "97.5 % of 1000 samples read as asked for" in of_dcgan
