@@ -359,7 +359,10 @@ def test_a_signal_lets_the_training_save(cache, tmp_path, number, code):
     folder.mkdir()
     measured = {"config": "", "first_stage": "", "environment": WHERE, "own": COST, "sizes": {"8": {"error": ""}}}
     (folder / "measure.json").write_text(json.dumps(measured))
-    command = [sys.executable, "-m", "jgen.compare", *args, "--workdir", str(tmp_path)]
+    # It hears the signal as from a terminal, also where the tests themselves run under nohup.
+    program = "import runpy, signal, sys; signal.signal(int(sys.argv.pop(1)), signal.SIG_DFL);"
+    program += "runpy.run_module('jgen.compare', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program, str(number), *args, "--workdir", str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     metrics = folder / "seed0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):

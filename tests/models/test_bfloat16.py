@@ -64,8 +64,8 @@ def test_the_loss_is_nearly_that_of_float32_and_all_that_is_kept_is_float32(name
             value, (metrics, new) = model.phases[0].loss(params, Context(0, params, extra, {}), keys_of(8), batch)
             return value, new
 
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        return step(params), step.lower(params).as_text()
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
+        return step.compile()(params), step.as_text()
 
     ((value, _), gradients), text = run(wide)
     ((found, new), slopes), narrow_text = run(narrow)

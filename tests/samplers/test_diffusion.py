@@ -69,8 +69,10 @@ def test_samplers_recover_the_covariance_of_pixels(sampler):
     schedule, n = make_schedule("linear", 1000), 20_000
     key_start, key_steps = rng.split(rng.image_keys(jax.random.key(1), jnp.arange(n)), 2)
     x_T = rng.normal(key_start, SHAPE)
-    x = np.asarray(sampler(exact_denoiser(schedule), schedule, x_T, key_steps, range(1000, 0, -1)), np.float64)
-    x = x.reshape(n, 4)
+    run = lambda x_T, keys: sampler(exact_denoiser(schedule), schedule, x_T, keys, range(1000, 0, -1))
+    # Long to run, unlike the other programs of the tests: worth optimising.
+    x = jax.jit(run, compiler_options={"xla_backend_optimization_level": 2})(x_T, key_steps)
+    x = np.asarray(x, np.float64).reshape(n, 4)
     deviation = np.sqrt(np.diag(COVARIANCE))
     np.testing.assert_array_less(np.abs(x.mean(0) - MEAN), 5 * deviation / np.sqrt(n) + 0.003)
     # A covariance has the standard error sqrt((c_ii c_jj + c_ij^2) / n); steps that are not infinitely small add two
