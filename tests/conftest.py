@@ -47,6 +47,15 @@ def cache(shared):
 
 
 @pytest.fixture(scope="session")
+def digits(cache):
+    """The embedded digits."""
+    from jgen.data import dataset
+    from jgen.data.config import Config
+
+    return dataset.load(Config(name="digits"))
+
+
+@pytest.fixture(scope="session")
 def tiny_run(cache, shared):
     """A finished run of ddpm:tiny, four steps long, trained once for all processes: copy it before you change it."""
     run = shared / "runs" / "tiny"

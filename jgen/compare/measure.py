@@ -82,7 +82,8 @@ def peak_mib() -> float:
     """Most memory taken so far: of the device where it says, else of this process."""
     import jax
 
-    if found := (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+    found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if found is not None:
         return float(found) / 2**20
     try:  # getrusage's figure includes that of the program that started this one
         status = Path("/proc/self/status").read_text()

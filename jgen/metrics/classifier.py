@@ -122,7 +122,11 @@ def save(path: Path, accuracy: float, arrays: list[Any]) -> None:
 
 def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[[np.ndarray], tuple]:
     """The network over any number of images, in batches of one size."""
-    apply = jax.jit(lambda images: network.apply({"params": params}, images))
+
+    @jax.jit
+    def apply(images: Any) -> Any:
+        with jax.default_matmul_precision("highest"):  # features of one machine are compared with those of another
+            return network.apply({"params": params}, images)
 
     def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
         found = []

@@ -54,7 +54,11 @@ def of_classifier(classifier: Classifier) -> FeatureNetwork:
 def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
     """The published network, from a file of its weights. Raises `UserError` as `inception.load` does."""
     weights, digest = inception.load(path)
-    run = jax.jit(inception.apply)
+
+    @jax.jit
+    def run(weights: Any, images: Any) -> Any:
+        with jax.default_matmul_precision("highest"):  # as published: accelerators round otherwise
+            return inception.apply(weights, images)
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = []
@@ -108,9 +112,8 @@ def real_features(
     there = dataset.splits[split].num
     require(0 <= num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
     num = num or there
-    key = hashlib.sha256(repr((dataset.fingerprint, how, split, num, network.name, network.hash)).encode()).hexdigest()[
-        :16
-    ]
+    of = (dataset.fingerprint, how, split, there, num, network.name, network.hash)  # `there`: where a part was cut off
+    key = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
     if not path.exists():
         fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))

@@ -265,6 +265,20 @@ def test_a_size_that_cannot_be_run_leaves_the_others(cache, tmp_path, monkeypatc
     assert found["sizes"]["32"]["images_per_second"] == 20.0
 
 
+def test_memory_of_a_device_that_has_taken_none_is_none(monkeypatch):
+    """Not that of this process, which the device's would then be taken from."""
+    import jax
+
+    class Device:
+        def memory_stats(self):
+            return {"peak_bytes_in_use": 0}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert measure.peak_mib() == 0.0
+    monkeypatch.undo()
+    assert 50 < measure.peak_mib() < 20_000  # of this process
+
+
 def test_fewer_seeds_average_those_that_are_asked_for(outcome):
     folder, _ = outcome
     assert compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)]) == 0

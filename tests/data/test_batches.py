@@ -5,16 +5,9 @@ import threading
 import numpy as np
 import pytest
 
-from jgen.data import dataset as datasets
 from jgen.data.batches import batch_positions, permutation, train_batches
-from jgen.data.config import Config
 from jgen.data.dataset import Split
 from jgen.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def digits(cache):
-    return datasets.load(Config())
 
 
 def test_the_order_is_pinned():

@@ -32,11 +32,6 @@ def all_indices(dataset):
     return np.concatenate([everything(split)["index"] for split in dataset.splits.values()])
 
 
-@pytest.fixture(scope="module")
-def digits(cache):
-    return datasets.load(Config())
-
-
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "own_cache"))

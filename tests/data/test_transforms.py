@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from jgen.core import keys as rng
-from jgen.data import dataset as datasets
 from jgen.data.config import Config
 from jgen.data.transforms import make_transform
-
-
-@pytest.fixture(scope="module")
-def digits(cache):
-    return datasets.load(Config())
 
 
 def constant_batch(value, size=500):

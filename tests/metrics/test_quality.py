@@ -14,11 +14,6 @@ RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=6
 
 
 @pytest.fixture(scope="module")
-def digits(cache):
-    return dataset.load(Config(name="digits"))
-
-
-@pytest.fixture(scope="module")
 def network(digits):
     return quality.of_classifier(classifier.load(digits, RECIPE))
 
@@ -52,6 +47,10 @@ def test_real_features_are_kept_with_what_they_were_measured_on(digits, network,
     silent = network._replace(apply=lambda images: pytest.fail("computed again"))
     np.testing.assert_array_equal(real(digits, silent, "test", 60).features, first.features)
     assert real(digits, network, "test", 61).num == 61
+    # The first images of another part of train are others.
+    less = dataset.load(Config(name="digits", validation=0.2))
+    found = [real(data, network, "validation", 50).features for data in (digits, less)]
+    assert np.any(found[0] != found[1])
     with pytest.raises(UserError, match="9999 images were asked for: test of digits has"):
         real(digits, network, "test", 9999)
 

@@ -154,8 +154,8 @@ def test_sampled_codes_are_as_frequent_as_asked_for():
     params, extra = model.init(jax.random.key(0), {"image": np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)})
     used = np.array([0.5, 0.3, 0.15, 0.05, 0.0, 0.0])
     vectors = 3 * jax.random.normal(jax.random.key(2), (6, 3))
-    count = jnp.maximum(used, 1e-12)
-    book = {**extra["codebook"], "count": count, "sum": vectors * count[:, None], "use": count}
+    even = jnp.full(6, 1 / 6)
+    book = {**extra["codebook"], "count": even, "sum": vectors * even[:, None], "use": jnp.maximum(used, 1e-12)}
     ctx = Context(0, params, {"codebook": book}, {})
     shown = np.asarray(model.decode(params, ctx, None, jnp.arange(6).reshape(6, 1, 1, 1), None)).reshape(6, 4)
     assert len(np.unique(shown, axis=0)) == 6
@@ -169,21 +169,27 @@ def test_sampled_codes_are_as_frequent_as_asked_for():
         assert scipy.stats.chisquare(counts[possible], n * wanted[possible]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("revival,usage,revived", [(0.3, 3 / 6, 2), (0.9, 2 / 6, 3), (0.0, 5 / 6, 0)])
+@pytest.mark.parametrize("revival,usage,revived", [(0.3, 4 / 6, 2), (0.9, 3 / 6, 3), (0.0, 5 / 6, 0)])
 def test_usage_and_revival_by_hand(revival, usage, revived):
-    """A share is 1/6: below `revival` / 6 a code is not in use, and is moved where it is offered a vector."""
+    """A share is 1/6: a code below `revival` / 6 is moved where it is offered a vector.
+
+    What is reported is of `use`, which being moved does not raise.
+    """
     model, params, ctx, batch = make_model(revival=revival)
     count = jnp.array([0.5, 0.3, 0.1, 0.04, 0.03, 0.0])
+    use = jnp.array([0.4, 0.2, 0.06, 0.16, 0.02, 0.0])
     offered = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
     book = {
         **ctx.extra["codebook"],
         "count": count,
-        "use": count,
+        "use": use,
         "offer_weight": offered,
         "offer_sum": jnp.ones((6, 3)),
     }
     found = model.phases[0].loss(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
     assert float(found["usage"]) == pytest.approx(usage) and float(found["revived"]) == revived
+    p = np.asarray(use)[:5] / np.sum(use)
+    assert float(found["perplexity"]) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-5)
 
 
 @pytest.mark.parametrize(
