@@ -58,7 +58,7 @@ def mnist(name: str) -> Experiment:
         model=Config(features=64, blocks=8, dropout=0.1),
         data=Data(name=name),
         train=Train(
-            steps=15_000,
+            steps=6_000,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
