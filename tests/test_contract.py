@@ -1,16 +1,18 @@
 """The contract, over every configuration's `tiny` variant and four toy models unlike one another."""
 
+import contextlib
+import functools
 import json
+import logging
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract_cases import BATCH, CASES, ROOT, make_batch, make_case, make_run, step_batch
+from contract_cases import BATCH, CASES, ROOT, make_case, make_run, step_batch
 
 from jgen.cli import load_config
-from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import sample_images
 from jgen.core.model import Context, ImageSpec
@@ -40,55 +42,44 @@ def flat(tree):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_losses_are_finite_and_reach_every_trained_leaf_and_no_other(name):
-    case = make_case(name, axis_name=None)
-    model = case.model
-    state, _ = make_run(case)
-    params = jax.device_get(state.params)
-    ctx = Context(jnp.int32(0), params, jax.device_get(state.extra), case.frozen)
-    batch = make_batch(model, 32)
-    keys = rng.image_keys(jax.random.key(1), jnp.arange(32))
-    seen = set()
-    for phase in model.phases:
-        grad = jax.jit(jax.value_and_grad(lambda p, k, loss=phase.loss: loss(p, ctx, k, batch), has_aux=True))
-        total = None
-        for round_ in range(8):  # several draws: a class or a mode may be missing in one
-            (loss, _), gradients = grad(params, rng.fold_in(keys, round_))
-            chex.assert_tree_all_finite((loss, gradients))
-            size = jax.tree.map(jnp.abs, gradients)
-            total = size if total is None else jax.tree.map(jnp.add, total, size)
-        for role in phase.trains:
-            seen.add(role)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(total[role]):
-                assert np.any(np.asarray(leaf) > 0), f"{role}{jax.tree_util.keystr(path)} gets no gradient"
-    assert seen == set(params)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_step_moves_what_its_phases_train_compiles_once_and_repeats(name):
+def test_steps_reach_every_trained_leaf_compile_once_and_repeat(name):
     case = make_case(name)
-    start, step = make_run(case, optimiser=ADAM)
-    before = jax.device_get(start.params)
-    state, metrics = step(start, case.frozen, step_batch(case.model))
-    after = jax.device_get(state.params)
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    for role in before:
-        assert np.any(flat(before[role]) != flat(after[role])), role
-    assert int(state.step) == 1 and all(np.isfinite(float(v)) for v in metrics.values())
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        import logging
+    trained = {role for phase in case.model.phases for role in phase.trains}
 
-        said = []
-        patch.setattr(logging.Logger, "handle", lambda self, record: said.append(record.getMessage()))
-        for seed in (1, 2):
-            state, _ = step(state, case.frozen, step_batch(case.model, seed))
-        jax.block_until_ready(state)
+    def steps(count, then=contextlib.nullcontext):
+        """The states after the first step and after all, the first compiled before `then` begins."""
+        state, step = make_run(case, optimiser=ADAM)
+        states = [jax.device_get(state)]
+        state, metrics = step(state, case.frozen, step_batch(case.model))
+        found = [metrics]
+        states.append(jax.device_get(state))
+        with then():
+            for seed in range(1, count):
+                state, metrics = step(state, case.frozen, step_batch(case.model, seed))
+                found.append(metrics)
+            jax.block_until_ready(state)
+        return [*states, jax.device_get(state)], jax.device_get(found)
+
+    said = []
+
+    @contextlib.contextmanager
+    def listening():
+        with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logging.Logger, "handle", lambda self, record: said.append(record.getMessage()))
+            yield
+
+    (start, first, last), metrics = steps(8, listening)
     assert not [line for line in said if "Compiling" in line], said
-
-    again, _ = make_run(case, optimiser=ADAM)
-    for seed in (0, 1, 2):
-        again, _ = step(again, case.frozen, step_batch(case.model, seed))
-    np.testing.assert_array_equal(flat(again.params), flat(state.params))
+    assert int(last.step) == 8 and all(np.isfinite(v) for found in metrics for v in found.values())
+    assert sum(int(found["skipped"]) for found in metrics) == 0
+    assert jax.tree.structure(start.params) == jax.tree.structure(last.params) and set(start.params) == trained
+    # Adam moves just what a gradient has reached. Several draws: a class or a mode may be missing in one.
+    for path, before in jax.tree_util.tree_leaves_with_path(start.params):
+        after = functools.reduce(lambda tree, key: tree[key.key], path, last.params)
+        assert np.any(before != after), f"{jax.tree_util.keystr(path)} gets no gradient"
+    for role in start.params:
+        assert np.any(flat(start.params[role]) != flat(first.params[role])), role
+    np.testing.assert_array_equal(flat(steps(8)[0][-1].params), flat(last.params))
 
 
 @pytest.mark.parametrize("name", WITH_ONE_LOSS)
@@ -145,13 +136,13 @@ np.savez(sys.argv[1], **out)
 @pytest.mark.long
 @pytest.mark.parametrize("names", GROUPS)
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path, names):
-    runs = ((1, (1, 2, 4)), (2, (1,)), (4, (1,))) if names is EVERYWHERE else ((1, (1,)), (2, (1, 2)))
+    runs = ((1, (1, 4)), (2, (1, 2)), (4, (1,))) if names is EVERYWHERE else ((1, (1,)), (2, (1, 2)))
     runs = ((1, (1, 4)), (4, (1,))) if names is FOUR else runs
     found = {}
     for devices, parts in runs:
         out = tmp_path / f"{devices}.npz"
         cases = [(name, n) for name in names for n in parts if n == 1 or name in WITHOUT_BATCH_NORM]
-        if names is not EVERYWHERE and devices == 2:  # one of them shows both
+        if devices == 2:  # one of them shows both
             cases = [(name, n) for name, n in cases if n == 2 or name not in WITHOUT_BATCH_NORM]
         python("-c", PARALLEL, out, json.dumps(cases), devices=devices, timeout=600)
         found[devices] = dict(np.load(out))

@@ -103,10 +103,8 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
 
 
 def write_grids(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One picture of every system's grid under its name, in the table's order; nothing where there are none."""
+    """One picture of every system's grid under its name, in the table's order; there must be one."""
     shown, plt = [row for row in rows if row.get("grid")], pyplot()
-    if not shown:
-        return
     columns = min(4, len(shown))
     lines = math.ceil(len(shown) / columns)
     size = (2.6 * columns, 2.9 * lines)

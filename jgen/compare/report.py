@@ -10,7 +10,7 @@ from typing import Any
 
 from jgen.compare import page, rows
 from jgen.compare.published import LEGEND
-from jgen.errors import UserError
+from jgen.core.files import written_whole
 
 
 def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> None:
@@ -41,13 +41,12 @@ def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> 
         "comparison.csv": lambda path: rows.write_csv(path, found),
         "comparison.md": lambda path: path.write_text("\n\n".join(parts) + "\n"),
         "comparison.html": lambda path: page.write_page(path, found, about),
-        "grids.png": lambda path: page.write_grids(path, found),
     }
+    if any(row.get("grid") for row in found):
+        writers["grids.png"] = lambda path: page.write_grids(path, found)
     for name, write in writers.items():
-        try:
-            write(workdir / name)
-        except OSError as error:
-            raise UserError(f"cannot write {workdir / name}: {error.strerror or error}") from error
+        with written_whole(workdir / name) as aside:
+            write(aside)
 
 
 def budget(a: Any) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jgen.core.files import written_whole
 from jgen.data.sources import read_picture
 from jgen.errors import UserError, require
 
@@ -33,13 +34,11 @@ def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2) ->
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (H, W, 1 or 3) beside `path` and moves it into place."""
+    """Writes uint8 (H, W, 1 or 3). Raises `UserError` when it cannot."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(aside, "PNG")
-    aside.replace(path)
+    with written_whole(path) as aside:
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(aside, "PNG")
 
 
 def check_out(out: Path) -> None:
@@ -59,19 +58,15 @@ def write_images(
       UserError: another ending, or a path that cannot be written.
     """
     check_out(out)
-    try:
-        if out.suffix == ".png":
-            write_png(out, make_grid(to_display(images, levels), columns))
-        elif out.suffix == ".npz":
-            out.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {"images": images, "levels": np.int32(levels)} | ({} if labels is None else {"labels": labels})
-            with open(out, "wb") as file:
-                np.savez_compressed(file, **arrays)
-        else:
-            for i, image in enumerate(to_display(images, levels), start):
-                write_png(out / f"{i:06d}.png", image)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    if out.suffix == ".png":
+        write_png(out, make_grid(to_display(images, levels), columns))
+    elif out.suffix == ".npz":
+        arrays = {"images": images, "levels": np.int32(levels)} | ({} if labels is None else {"labels": labels})
+        with written_whole(out) as aside:
+            np.savez_compressed(aside, **arrays)
+    else:
+        for i, image in enumerate(to_display(images, levels), start):
+            write_png(out / f"{i:06d}.png", image)
 
 
 def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | None]:

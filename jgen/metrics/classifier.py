@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jgen.core.files import written_whole
 from jgen.data.batches import batch_positions
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
-from jgen.errors import UserError, require
+from jgen.errors import require
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,9 @@ def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifi
 
 
 def save(path: Path, accuracy: float, arrays: list[Any]) -> None:
-    """Writes a classifier aside and moves it into place."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a classifier. Raises `UserError` when it cannot."""
+    with written_whole(path, "; set JGEN_CACHE to another") as aside:
         np.savez(aside, accuracy=accuracy, **{str(i): array for i, array in enumerate(arrays)})
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; set JGEN_CACHE to another folder") from error
 
 
 def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[[np.ndarray], tuple]:

@@ -7,7 +7,6 @@ beside the numbers.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jgen.core.files import written_whole
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
-from jgen.errors import UserError, require
+from jgen.errors import require
 from jgen.metrics import inception
 from jgen.metrics.classifier import Classifier
 from jgen.metrics.frechet import PATIENCE, bootstrap_interval, frechet_distance, statistics
@@ -118,13 +118,8 @@ def real_features(
     if not path.exists():
         fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))
         features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
-        aside = path.with_name(f".{os.getpid()}-{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, "; set JGEN_CACHE to another") as aside:
             np.savez(aside, features=features, spatial=spatial)
-            os.replace(aside, path)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}; set JGEN_CACHE to another") from error
     with np.load(path) as saved:
         return Real(split, num, saved["features"], saved["spatial"])
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jgen.core.files import written_whole
 from jgen.errors import UserError
 from jgen.train.step import TrainState
 
@@ -180,9 +181,8 @@ class Writer:
                 self._manager.wait_until_finished()
                 if not (self.folder / str(step)).is_dir():
                     raise OSError("it was not written")
-                aside = self.folder / f".{step}.sha256.json"
-                aside.write_text(json.dumps(hash_tree(self.folder / str(step))))
-                aside.replace(manifest_path(self.folder, step))
+                with written_whole(manifest_path(self.folder, step)) as aside:
+                    aside.write_text(json.dumps(hash_tree(self.folder / str(step))))
                 self._drop_old()
             except BaseException as error:
                 self._error = error

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jgen.core.files import written_whole
 from jgen.errors import UserError
 
 
@@ -98,9 +99,8 @@ def cut(path: Path, step: int) -> None:
     text = path.read_text()
     kept = "".join(line for line in text.splitlines(keepends=True) if whole_until(line, step))
     if kept != text:
-        aside = path.with_name(f".{path.name}.tmp")
-        aside.write_text(kept)
-        aside.replace(path)
+        with written_whole(path) as aside:
+            aside.write_text(kept)
 
 
 def whole_until(line: str, step: int) -> bool:

@@ -260,8 +260,5 @@ class Training:
         at_once = min(rows * columns, SAMPLED_AT_ONCE)
         images = sample_images(self.model, params, ctx, key, rows * columns, label=label, batch_size=at_once)
         path = self.directory.samples(step)
-        try:
-            write_png(path, make_grid(to_display(images, spec.levels), columns))
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        write_png(path, make_grid(to_display(images, spec.levels), columns))
         return path

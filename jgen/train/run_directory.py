@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jgen.core.files import written_whole
 from jgen.errors import UserError, require
 
 PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -57,14 +58,9 @@ class RunDirectory:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON document aside and moves it into place. Raises `UserError` when it cannot."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a JSON document. Raises `UserError` when it cannot."""
+    with written_whole(path) as aside:
         aside.write_text(json.dumps(document, indent=1) + "\n")
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
