@@ -38,6 +38,8 @@ class Arguments:
     """Checkpoint; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
+    first_stage: str = ""
+    """Run of the first stage, where it is neither where it was nor beside this one."""
 
 
 def command(args: list[str]) -> int:
@@ -66,7 +68,7 @@ def command(args: list[str]) -> int:
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
     check_out(Path(a.out))
-    gen = jgen.load(run, step=a.step, ema=a.ema)
+    gen = jgen.load(run, step=a.step, ema=a.ema, first_stage=a.first_stage)
     images = gen.sample(
         jax.random.key(a.seed),
         a.num,

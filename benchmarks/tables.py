@@ -51,25 +51,47 @@ def scores() -> str:
         if document.get("likelihood"):
             found = document["likelihood"]
             kind = rows.KINDS[found["kind"]]
-            protocol = ", ".join(f"{name} {value}" for name, value in found["protocol"].items() if name != "seed")
+            names = {"samples": "K", "num": "N"}
+            protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
             nats = f"{nats:.2f} ± {found['nats']['standard_error']:.2f} nats"
             cells.append(f"{bits:.3f} bits/dim, {nats}: {kind} ({protocol})")
         if document.get("labels"):
             found = document["labels"]
-            cells.append(f"{100 * found['accuracy']:.1f} % of {found['num']} samples read as asked for")
-        where = document["training"]
-        machine = f"{where['processor']}, jax {where['versions']['jax']}, commit {where['commit'][:8]}"
-        trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min; {machine}"
-        record, command = f"[{Path(path).name}]({path})", " ".join(["python", *where["command"]])
+            cells.append(f"class accuracy {100 * found['accuracy']:.1f} % of {found['num']} samples")
+        if best := best_and_last(document["validation"]):
+            cells.append(best)
         published = PUBLISHED.get(document["system"], "-")
-        lines.append(
-            [document["system"], document["data"], "; ".join(cells), published, f"`{command}`: {trained}; {record}"]
-        )
+        record = f"[{Path(path).name}]({path})"
+        lines.append([document["system"], document["data"], "; ".join(cells), published, *origin(document), record])
     if not lines:
         return ""
-    head = ["system", "data", "score", "published", "training, record"]
+    head = ["system", "data", "score", "published", "training", "evaluation", "record"]
     return f"Measured. {LEGEND}\n\n{table(head, lines)}\n"
+
+
+def origin(document: dict[str, Any]) -> list[str]:
+    """How a run was trained and how it was scored: commands, seed, time, machine, commits."""
+    short = lambda commit: (commit or "-")[:8] + ("+" if str(commit).endswith("+") else "")
+    starts = [document["training"], *document["training"].get("resumed", [])]
+    last: dict[str, Any] = {name: value for start in starts for name, value in start.items()}
+    commits = [f"commit {short(starts[0]['commit'])}"]
+    commits += [f"from step {start['step']:,} {short(start['commit'])}" for start in starts[1:] if "commit" in start]
+    machine = f"{last['processor']}, jax {last['versions']['jax']}, {', '.join(commits)}"
+    trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min, seed {last['seed']}; {machine}"
+    command = " ".join(["python", *last["command"]])
+    scored = f"`{document['command']}`; commit {short(document['environment']['commit'])}"
+    return [f"`{command}`: {trained}", scored]
+
+
+def best_and_last(validation: list[dict[str, Any]]) -> str:
+    """The best and the last validation score of a run, "" where it has none that has a best."""
+    for name, sign in (("nll", 1), ("elbo", -1), ("bits_per_dim", 1), ("mse", 1)):
+        if validation and name in validation[0]:
+            best, last = min(validation, key=lambda line: sign * line[name]), validation[-1]
+            said = f"validation {name} {best[name]:.4g} at best (step {best['step']:,})"
+            return f"{said}, {last[name]:.4g} at last"
+    return ""
 
 
 def comparison(data: str) -> str:
@@ -80,7 +102,7 @@ def comparison(data: str) -> str:
     found = json.loads(path.read_text())["rows"]
     quality, cost = rows.quality_table(found), rows.cost_table(found, [])
     both = [[*of_quality, *of_cost[1:]] for of_quality, of_cost in zip(quality, cost)]
-    wanted = ("system", "FD", "precision", "recall", "class read as asked, %", "bits/dim", "likelihood")
+    wanted = ("system", "FD", "precision", "recall", "class accuracy, %", "bits/dim", "likelihood")
     wanted += ("training images/s", "samples/s", "parameters")
     places = [both[0].index(name) for name in wanted]
     return rows.markdown([[line[place] for place in places] for line in both]) + "\n"

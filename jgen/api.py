@@ -30,7 +30,7 @@ from jgen.errors import require
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
 from jgen.prob.pixels import bits_per_dim
 from jgen.train.config import MAY_CHANGE, check_config, may_change
-from jgen.train.run_directory import RunDirectory, environment, read_config
+from jgen.train.run_directory import RunDirectory, read_config
 
 
 def make(
@@ -55,7 +55,9 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
 
     check_config(experiment.train, parallel.device_count())
     dataset = datasets.load(experiment.data)
-    first = load_first_stage(experiment.first_stage, dataset.images)
+    started = (Path(workdir) / "config.json").exists()
+    wanted = read_config(Path(workdir))["first_stage_fingerprint"] if started else ""
+    first = load_first_stage(experiment.first_stage, dataset.images, wanted)
     model = make_model(experiment.model, dataset.images, parallel.AXIS, first.model if first else None)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
     directory = RunDirectory(Path(workdir))
@@ -72,6 +74,7 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
         if newest == steps:  # it was killed after the last checkpoint
             training.sample(steps)
             return "finished"
+        directory.note_start(newest or 0, experiment.seed)
         training.run()
     finally:
         directory.close()
@@ -91,22 +94,36 @@ class FirstStage(NamedTuple):
     seconds: float
 
 
-def load_first_stage(run: str | Path, images: ImageSpec) -> FirstStage | None:
-    """The newest good checkpoint of a run, averaged weights, as a frozen first stage; None for an empty path.
+def load_first_stage(run: str | Path, images: ImageSpec, wanted: str = "") -> FirstStage | None:
+    """A run's averaged weights as a frozen first stage; None for an empty path.
 
+    Args:
+      wanted: the hash of the checkpoint to take, which may be an older one of a run that was trained on; of the newest
+        good one where it is empty, or that of no checkpoint.
     Raises:
       UserError: no such run or checkpoint, or one that was trained on other images.
     """
+    from jgen.train import checkpoints
+
     if not str(run):
         return None
     require(Path(run).is_dir(), f"there is no run at {run}: train the first stage before, or give its --first-stage")
-    gen = load(run)
-    require(gen.model.images == images, f"first stage {run} was trained on {gen.model.images}: the data is {images}")
-    frozen = {"first_stage": (gen.params, gen.ctx.extra)}
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return FirstStage(gen.model, frozen, digest.hexdigest(), gen.seconds)
+
+    def at(step: int | None) -> FirstStage:
+        gen = load(run, step)
+        other = f"first stage {run} was trained on {gen.model.images}"
+        require(gen.model.images == images, f"{other}: the data is {images}")
+        frozen = {"first_stage": (gen.params, gen.ctx.extra)}
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        return FirstStage(gen.model, frozen, digest.hexdigest(), gen.seconds)
+
+    newest, folder = at(None), Path(run) / "checkpoints"
+    if wanted in ("", newest.fingerprint):
+        return newest
+    older = (at(step) for step in checkpoints.steps_in(folder) if checkpoints.fault(folder, step) is None)
+    return next((found for found in older if found.fingerprint == wanted), newest)
 
 
 def find_first_stage(run: Path, saved: str) -> Path:
@@ -119,8 +136,8 @@ def find_first_stage(run: Path, saved: str) -> Path:
     found = [place for place in (Path(saved), beside) if place.is_dir()]
     require(
         bool(found),
-        f"{run} stands on the run {saved}, which is neither there nor at {beside}: give its place, as in"
-        f" jgen.load({str(run)!r}, first_stage=...)",
+        f"{run} stands on the run {saved}, which is neither there nor at {beside}: give its place with --first-stage,"
+        f" or jgen.load({str(run)!r}, first_stage=...)",
     )
     return found[0]
 
@@ -156,8 +173,6 @@ def open_run(
         if steps != experiment.train.steps and schedule != "constant":
             said = f"train.steps was {steps}, is {experiment.train.steps}: the learning rate follows the {schedule}"
             print(f"{said} schedule of the new length from here on", file=sys.stderr)
-    else:
-        directory.write("environment.json", {**environment(), "seed": experiment.seed})
     directory.write("config.json", document)
 
 
@@ -193,8 +208,9 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
     path = Path(run)
     experiment, images = load_experiment(path)
     place = first_stage or (find_first_stage(path, experiment.first_stage) if experiment.first_stage else "")
-    first = load_first_stage(place, images)
-    same = first is None or first.fingerprint == read_config(path)["first_stage_fingerprint"]
+    wanted = read_config(path)["first_stage_fingerprint"]
+    first = load_first_stage(place, images, wanted)
+    same = first is None or first.fingerprint == wanted
     require(same, f"first stage {place} has changed since {path} was trained on it, or is another")
     model = made_before(experiment.model, images, None, first.model if first else None)
     folder = path / "checkpoints"

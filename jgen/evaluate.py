@@ -3,7 +3,8 @@
 Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
 weights --inception names (FID); those of a conditional model are read by the classifier. The outcome is written to
-RUN/evaluation.json, or to --out, and printed as a table, a row a run.
+RUN/evaluation.json, or to --out, and printed as a table, a row a run; an evaluation.json that is there already is kept
+as evaluation.1.json, and so on.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
@@ -11,6 +12,7 @@ Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz -
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -22,9 +24,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from jgen import cli
+from jgen.core.files import check_writable
 from jgen.data.config import Config as Data
 from jgen.errors import require
 
+AT_ONCE = 1000  # images that are read and binarised at once
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 
 
@@ -41,7 +45,7 @@ class Arguments:
     samples: int = 1000
     """Samples drawn and compared with real images; 0: none."""
     inception: str = ""
-    """File of the published Inception network's weights (.safetensors or .pth): distances are then FID."""
+    """File of the published Inception network's weights (.pth, or a .safetensors copy): distances are then FID."""
     images: str = ""
     """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
     data: Data = field(default_factory=Data)
@@ -54,18 +58,20 @@ class Arguments:
     """Checkpoint; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
+    first_stage: str = ""
+    """Run of the first stage, where it is neither where it was nor beside the run."""
     out: str = ""
     """JSON file for the outcome; default: evaluation.json in the run."""
 
 
-def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
+def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
     """All scores of a run that its model allows, as a JSON document.
 
     Args:
-      options: of the model's `scoring`, such as the number of importance samples.
+      scoring, sampling: options of the model, such as the number of importance samples, or of a sampler's steps.
     Raises:
       UserError: no run, data that is gone or has changed since the training, no such split, images fewer than asked
-        for, or nothing to score.
+        for, or nothing to score: before anything is sampled or scored.
     """
     import jax
 
@@ -74,22 +80,25 @@ def evaluate(run: str, arguments: Arguments, options: dict[str, Any]) -> dict[st
     from jgen.data.pictures import to_display
     from jgen.train.run_directory import environment, read_config
 
-    gen = jgen.load(run, step=arguments.step, ema=arguments.ema)
+    gen = jgen.load(run, step=arguments.step, ema=arguments.ema, first_stage=arguments.first_stage)
     require(
         gen.model.log_prob is not None or arguments.samples > 0,
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
     first_stage, _ = gen.ctx.frozen.get("first_stage", ({}, {}))
     config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)
-    found = {"likelihood": likelihood(gen, data, arguments, options) if gen.model.log_prob is not None else None}
-    if arguments.samples:
+    check_split(data, arguments)
+    compare = make_comparison(data, config, arguments, gen.model.conditional) if arguments.samples else None
+    found: dict[str, Any] = {}
+    if compare:  # first, since sampling mostly takes less than scoring: options that do not serve are found soon
         start = time.time()
         where = {"batch_size": arguments.batch_size, "progress": progress("sampling")}
-        images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where)
+        images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where, **sampling)
         found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
-        found["sampling"]["options"] = dataclasses.asdict(gen.model.sampling) if gen.model.sampling else {}
-        images = to_display(images, gen.model.images.levels)
-        found |= compare(images, gen.labels(arguments.samples), data, config, arguments)
+        found["sampling"]["options"] = sampling
+    found["likelihood"] = likelihood(gen, data, arguments, scoring) if gen.model.log_prob is not None else None
+    if compare:
+        found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples))
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -132,8 +141,9 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     from jgen.train.run_directory import environment
 
     data = dataset.load(arguments.data)
+    check_split(data, arguments)
     images, labels = read_images(Path(arguments.images), data.images.channels)
-    found = compare(images, labels, data, arguments.data, arguments)
+    found = make_comparison(data, arguments.data, arguments, labels is not None)(images, labels)
     return {
         "run": arguments.images,
         "system": "images",
@@ -147,10 +157,16 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def compare(
-    images: np.ndarray, labels: np.ndarray | None, dataset: Any, config: Data, arguments: Arguments
-) -> dict[str, Any]:
-    """Distances of samples, uint8 0 .. 255, to real images, and how a classifier reads those made by class."""
+def make_comparison(
+    dataset: Any, config: Data, arguments: Arguments, by_class: bool
+) -> Callable[[np.ndarray, np.ndarray | None], dict[str, Any]]:
+    """(uint8 samples 0 .. 255, their classes) to their distances to real images, and how a classifier reads them.
+
+    Networks are loaded and real images seen here, so that what is wrong with them is found before samples are drawn.
+
+    Args:
+      by_class: whether samples will have classes.
+    """
     import jax
 
     from jgen.core import keys as rng
@@ -159,11 +175,12 @@ def compare(
     from jgen.data.transforms import make_transform
     from jgen.metrics import classifier, quality
 
-    images = quality.check_images(images, dataset.images.shape)
     reader = None
-    if dataset.images.num_classes > 1 and (labels is not None or not arguments.inception):
+    if dataset.images.num_classes > 1 and (by_class or not arguments.inception):
         plain = datasets.load(dataclasses.replace(config, levels=256, binarise="none"))
         recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name) if CLASSIFIERS.exists() else classifier.Recipe()
+        if not CLASSIFIERS.exists():
+            print(f"no {CLASSIFIERS}: the classifier of the features is trained by the default recipe", file=sys.stderr)
         reader = classifier.load(plain, recipe, CLASSIFIERS.parent / "classifiers")
     require(
         reader is not None or bool(arguments.inception),
@@ -178,16 +195,20 @@ def compare(
         return to_display(np.asarray(transform(keys, batch)["image"]), dataset.images.levels)
 
     how = f"{config.binarise} {config.levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
-    real = {
-        split: quality.real_features(dataset, split, num, network, shown, how)
-        for split, num in {"train": 0, "test": 0, arguments.split: arguments.num}.items()
-    }
-    found = quality.quality(images, network, real[arguments.split], real["train"], real["test"], arguments.seed)
-    read = None
-    if reader is not None and labels is not None:
-        read = classifier.label_accuracy(reader.apply(images)[2], labels)
-        read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": len(images)}
-    return {"quality": found, "labels": read}
+    features = lambda split, num, places: quality.real_features(dataset, split, num, network, shown, how, places)
+    real = features(arguments.split, arguments.num, True)
+    train, test = features("train", 0, False), features("test", 0, False)
+
+    def compare(images: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
+        images = quality.check_images(images, dataset.images.shape)
+        found = quality.quality(images, network, real, train, test, arguments.seed)
+        read = None
+        if reader is not None and labels is not None:
+            read = classifier.label_accuracy(reader.apply(images)[2], labels)
+            read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": len(images)}
+        return {"quality": found, "labels": read}
+
+    return compare
 
 
 def progress(title: str) -> Any:
@@ -196,32 +217,41 @@ def progress(title: str) -> Any:
     return lambda chunks: tqdm(chunks, desc=title, unit="batch", file=sys.stderr)
 
 
+def check_split(dataset: Any, arguments: Arguments) -> None:
+    """Raises `UserError` for a split that the data lacks, or more images of it than there are."""
+    splits, few = dataset.splits, arguments.likelihood_images
+    require(arguments.split in splits, f"the data has no split {arguments.split}: it has {', '.join(splits)}")
+    there = splits[arguments.split].num
+    require(arguments.num <= there, f"--num is {arguments.num}: {arguments.split} has {there} images")
+    num = arguments.num or there
+    require(few <= num, f"--likelihood-images is {few}: {num} images of {arguments.split} are scored")
+
+
 def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
-    """The likelihood of held-out images, with its kind and protocol."""
+    """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
     import jax
 
     from jgen.core import keys as rng
     from jgen.data.transforms import make_transform
     from jgen.prob.pixels import bits_per_dim
 
-    data, splits = gen.config.data, dataset.splits
-    require(arguments.split in splits, f"the data has no split {arguments.split}: it has {', '.join(splits)}")
-    split = splits[arguments.split]
-    require(0 <= arguments.num <= split.num, f"--num is {arguments.num}: {arguments.split} has {split.num} images")
-    num = arguments.num or split.num
-    few = arguments.likelihood_images
-    require(0 <= few <= num, f"--likelihood-images is {few}: {num} images of {arguments.split} are scored")
-    num = few or num
-
+    data, split = gen.config.data, dataset.splits[arguments.split]
+    num = arguments.likelihood_images or arguments.num or split.num
     key_data, key_score = jax.random.split(jax.random.key(arguments.seed))
-    transform = jax.jit(make_transform(data, train=False))
-    batch = split.fetch(np.arange(num))
-    images = np.asarray(transform(rng.image_keys(key_data, np.arange(num)), batch)["image"])
-    label = batch["label"] if gen.model.conditional else None
+    transform, parts = jax.jit(make_transform(data, train=False)), []
+    for start in range(0, num, AT_ONCE):
+        places = np.arange(start, min(start + AT_ONCE, num))
+        batch = split.fetch(places)
+        parts.append((np.asarray(transform(rng.image_keys(key_data, places), batch)["image"]), batch["label"]))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
+    label = labels if gen.model.conditional else None
     start = time.time()
     where = {"label": label, "batch_size": arguments.batch_size, "progress": progress("scoring")}
     nats = gen.log_prob(key_score, images, **where, **options).astype(np.float64)
+    wrong = int(np.sum(~np.isfinite(nats)))
+    require(wrong == 0, f"the likelihood of {wrong} of {num} images is not finite: it cannot be averaged")
     bits = bits_per_dim(nats, gen.model.images.size)
+    error = lambda x: x.std(ddof=1) / np.sqrt(num) if num > 1 else None
     protocol = {"split": arguments.split, "num": num, "binarise": data.binarise, "levels": gen.model.images.levels}
     if gen.model.conditional:
         protocol["given"] = "class"
@@ -229,8 +259,8 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
         protocol["dequantisation"] = "uniform"
     return {
         "kind": gen.likelihood,
-        "nats": {"mean": nats.mean(), "standard_error": nats.std() / np.sqrt(num)},
-        "bits_per_dim": {"mean": bits.mean(), "standard_error": bits.std() / np.sqrt(num)},
+        "nats": {"mean": nats.mean(), "standard_error": error(nats)},
+        "bits_per_dim": {"mean": bits.mean(), "standard_error": error(bits)},
         "protocol": {**protocol, "seed": arguments.seed, **options},
         "seconds": round(time.time() - start, 1),
     }
@@ -242,7 +272,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "batch_size", "step", "ema"):
+        for name in ("likelihood_images", "samples", "batch_size", "step", "ema", "first_stage"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -251,6 +281,11 @@ def check_arguments(a: Arguments) -> None:
         unread = f"--data.{name.replace('_', '-')} is about --images: a run is scored on the data it was trained on"
         require(asked[name] == default[name], unread)
     require(a.samples > 0 or not a.inception, "--inception is about samples, of which --samples 0 draws none")
+    from jgen.metrics.quality import FEWEST, NEEDED
+
+    if a.samples:
+        require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
+        require(a.num == 0 or a.num >= NEEDED, f"--num is {a.num}: scores need at least {NEEDED} real images")
 
 
 def command(args: list[str]) -> int:
@@ -263,6 +298,7 @@ def command(args: list[str]) -> int:
         require(bool(arguments.images), "which run? python -m jgen.evaluate RUN, or --images FOLDER|FILE.npz")
         require(bool(arguments.out), "--images needs --out, the JSON file for the outcome")
         check_arguments(arguments)
+        check_writable(Path(arguments.out))
         cli.set_up_process()
         return finish([(arguments.out, lambda: evaluate_images(arguments))])
     cli.set_up_process()
@@ -272,32 +308,41 @@ def command(args: list[str]) -> int:
 
     todo: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     for run in runs:
-        scoring = getattr(load_experiment(run)[0].model, "scoring", None)
+        model = load_experiment(run)[0].model
         fields = [("main", Annotated[Arguments, tyro.conf.arg(name="")], dataclasses.field(default=Arguments()))]
-        if scoring is not None:
-            fields.append(("scoring", type(scoring), dataclasses.field(default=scoring)))
+        for part in ("scoring", "sampling"):
+            if (default := getattr(model, part, None)) is not None:
+                fields.append((part, type(default), dataclasses.field(default=default)))
         options = dataclasses.make_dataclass("Options", fields, frozen=True)
         parsed = cli.parse(options, args, title, __doc__ or "")
         require(not parsed.main.images, "--images is instead of runs: give one or the other")
         check_arguments(parsed.main)
         require(not parsed.main.out or len(runs) == 1, f"--out is {parsed.main.out}: it takes the outcome of one run")
-        chosen = dataclasses.asdict(parsed.scoring) if scoring is not None else {}
+        options_of = lambda part: dataclasses.asdict(getattr(parsed, part)) if hasattr(parsed, part) else {}
+        chosen = [options_of("scoring"), options_of("sampling")]
         out = parsed.main.out or str(Path(run) / "evaluation.json")
-        todo.append((out, lambda run=run, main=parsed.main, chosen=chosen: evaluate(run, main, chosen)))
-    return finish(todo)
+        check_writable(Path(out))
+        todo.append((out, lambda run=run, main=parsed.main, chosen=chosen: evaluate(run, main, *chosen)))
+    return finish(todo, keep=not parsed.main.out)
 
 
-def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]]) -> int:
-    """Finds and writes outcomes, each to its file; then prints those that were found, also when one goes wrong."""
+def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = False) -> int:
+    """Finds and writes outcomes, each to its file; then prints those that were found, also when one goes wrong.
+
+    Args:
+      keep: whether a file that is there already is kept under another name.
+    """
     from jgen.metrics.table import table
     from jgen.train.run_directory import write_json
 
     done: dict[str, dict[str, Any]] = {}
     try:
         for out, outcome in todo:
-            document = outcome()
-            write_json(Path(out), document)
-            done[out] = document
+            done[out] = outcome()
+            if keep and (path := Path(out)).exists():
+                names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+                path.rename(next(name for name in names if not name.exists()))
+            write_json(Path(out), done[out])
     finally:
         if done:
             print("\n".join([table(list(done.values())), *done]))

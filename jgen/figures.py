@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jgen.core.files import check_writable
 from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive
 
@@ -35,19 +36,21 @@ class Arguments:
     split: Literal["validation", "test", "train"] = "test"
     """The data that images are taken from."""
     rows: int = 8
-    """Pairs of rows (reconstructions), pairs of images, latent dimensions; a manifold is square."""
+    """Pairs of rows (reconstructions), pairs of images, latent dimensions; not of a manifold, which is square."""
     columns: int = 11
     """Images in a row."""
     start: int = 0
     """Number of the first image taken from the split."""
     label: int | None = None
-    """Class for a conditional model's traversal and manifold; default: the first image's."""
+    """Class for a conditional model's traversal or manifold; default: the first image's."""
     seed: int = 0
     """Seed of what is random in the model."""
     step: int | None = None
     """Checkpoint; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
+    first_stage: str = ""
+    """Run of the first stage, where it is neither where it was nor beside this one."""
 
 
 def command(args: list[str]) -> int:
@@ -61,12 +64,17 @@ def command(args: list[str]) -> int:
     require_positive(**{"--rows": a.rows, "--columns": a.columns})
     require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
     require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
+    check_writable(Path(a.out))
+    moved = a.kind in ("traversal", "manifold")
+    require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
+    square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
+    require(a.kind != "manifold" or a.rows == Arguments.rows, square)
     cli.set_up_process()
     import jgen
     from jgen.core.generate import require_capability
     from jgen.data.pictures import write_images
 
-    gen = jgen.load(args[0], step=a.step, ema=a.ema)
+    gen = jgen.load(args[0], step=a.step, ema=a.ema, first_stage=a.first_stage)
     draw, needed = FIGURES[a.kind]
     require_capability(gen.model, needed)
     require(a.label is None or gen.model.conditional, f"--label is {a.label}: {gen.model.name} takes no classes")

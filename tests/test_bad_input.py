@@ -15,6 +15,7 @@ import jgen
 import sample
 import train
 from jgen.cli import import_config
+from jgen.core import parallel
 from jgen.core.generate import resolve_labels
 from jgen.core.model import ImageSpec
 from jgen.data import dataset as datasets
@@ -59,30 +60,44 @@ def mistake(call, *words, kind=UserError):
 @pytest.mark.parametrize(
     "args,words",
     [
-        (["train.py", "configs/diffusion/nothing.py"], ["configs/diffusion/nothing.py", "--list"]),
-        (["train.py", f"{TINY}s"], ["'tinys'", "digits, mnist"]),
-        (["train.py", TINY, "--train.stps", "3"], ["--train.stps", "did you mean --train.steps?"]),
-        (["train.py", TINY, "--train.steps", "many"], ["--train.steps", "'many'"]),
-        (["train.py", TINY, "--model.schedule", "cosin"], ["--model.schedule", "'cosin'", "cosine"]),
-        (["train.py", TINY, "--train.batch-size", "0"], ["train.batch_size is 0"]),
-        (["sample.py"], ["which run?"]),
+        (["train.py", TINY, "--train.stps", "3", "--workdir", "RUN"], ["--train.stps", "did you mean --train.steps?"]),
         (["sample.py", "RUN", "--num", "0"], ["--num is 0"]),
-        (["sample.py", "RUN", "--stps", "3"], ["--stps", "did you mean --steps?"]),
     ],
 )
 def test_commands_say_one_line(python, own, args, words):
     before = snapshot(own)
-    args = [str(own) if arg == "RUN" else arg for arg in args]
-    if args[0] == "train.py":
-        args += ["--workdir", own]
-    assert_user_mistake(python(*args, check=False), *words)
+    assert_user_mistake(python(*(str(own) if arg == "RUN" else arg for arg in args), check=False), *words)
     assert snapshot(own) == before
 
 
-def test_a_batch_that_does_not_divide_over_devices(python, own):
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        (["configs/diffusion/nothing.py"], ["configs/diffusion/nothing.py", "--list"]),
+        ([f"{TINY}s"], ["'tinys'", "digits, mnist"]),
+        ([TINY, "--train.steps", "many"], ["--train.steps", "'many'"]),
+        ([TINY, "--model.schedule", "cosin"], ["--model.schedule", "'cosin'", "cosine"]),
+        ([TINY, "--train.batch-size", "0"], ["train.batch_size is 0"]),
+    ],
+)
+def test_trainings_that_cannot_be_asked_for(own, args, words):
     before = snapshot(own)
-    args = ["train.py", TINY, "--train.batch-size", "15", "--workdir", own]
-    assert_user_mistake(python(*args, devices=2, check=False), "train.batch_size is 15", "divisible by 2", "2 devices")
+    mistake(lambda: train.command([*args, "--workdir", str(own)]), *words)
+    assert snapshot(own) == before
+
+
+@pytest.mark.parametrize("args,words", [([], ["which run?"]), (["RUN", "--stps", "3"], ["--stps", "mean --steps?"])])
+def test_samples_that_cannot_be_asked_for(own, args, words):
+    before = snapshot(own)
+    mistake(lambda: sample.command([str(own) if arg == "RUN" else arg for arg in args]), *words)
+    assert snapshot(own) == before
+
+
+def test_a_batch_that_does_not_divide_over_devices(own, monkeypatch):
+    before = snapshot(own)
+    monkeypatch.setattr(parallel, "device_count", lambda: 2)
+    args = [TINY, "--train.batch-size", "15", "--workdir", str(own)]
+    mistake(lambda: train.command(args), "train.batch_size is 15", "divisible by 2", "2 devices")
     assert snapshot(own) == before
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract_cases import BATCH, CASES, ROOT, make_case, make_run, step_batch
+from contract_cases import BATCH, CASES, ROOT, SGD, make_case, make_run, step_batch
 
 from jgen.cli import load_config
 from jgen.core import parallel
@@ -96,20 +96,25 @@ def test_overfits_one_batch(name):
     assert last < first - 0.15 * abs(first), (first, last)
 
 
+def some_images(name, count, **options):
+    """Samples, int32, of a model before its first step."""
+    case, model = make_case(name), make_case(name, axis_name=None).model
+    state, _ = make_run(case, optimiser=ADAM)  # which the other tests of this system make too
+    ctx = parallel.replicate(Context(jnp.int32(0), state.params, state.extra, case.frozen))
+    return sample_images(model, state.params, ctx, jax.random.key(7), count, **options).astype(np.int32)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_image_i_does_not_depend_on_the_batch_size(name):
-    case = make_case(name)
-    model = make_case(name, axis_name=None).model
-    state, _ = make_run(case)
-    ctx = parallel.replicate(Context(jnp.int32(0), state.params, state.extra, case.frozen))
-    n = 64
-    draw = lambda count, **o: sample_images(model, state.params, ctx, jax.random.key(7), count, **o).astype(np.int32)
+    model, n = make_case(name, axis_name=None).model, 64
+    draw = functools.partial(some_images, name)
     reference = draw(n, batch_size=64)
     chex.assert_shape(reference, (n, *model.images.shape))
     assert reference.max() < model.images.levels and len(np.unique(reference.reshape(n, -1), axis=0)) > 1
-    for size, count in ((7, 14), (1, 2)):
+    # Most systems are slow to compile: one more size shows it.
+    for size, count in ((7, 14), (1, 2)) if name in [*EVERYWHERE, "ddpm"] else ((3, 6),):
         assert np.abs(draw(count, batch_size=size) - reference[:count]).max() <= 1  # one level: rounding
-    assert np.abs(draw(5, start=40, batch_size=7) - reference[40:45]).max() <= 1
+        assert np.abs(draw(5, start=40, batch_size=size) - reference[40:45]).max() <= 1
 
 
 PARALLEL = """
@@ -117,7 +122,7 @@ import json, sys
 import numpy as np
 sys.path.insert(0, "tests")
 from contract_cases import make_case, make_run, step_batch
-from test_contract import flat
+from test_contract import flat, some_images
 from jgen.cli import set_up_process
 
 set_up_process()
@@ -129,6 +134,7 @@ for name, parts in json.loads(sys.argv[2]):
         state, metrics = step(state, case.frozen, step_batch(case.model, seed))
     for kind in ("params", "ema", "extra"):
         out[f"{name}/{kind}/{parts}"] = flat(getattr(state, kind))
+    out[f"{name}/images/{parts}"] = some_images(name, 5, batch_size=4)
 np.savez(sys.argv[1], **out)
 """
 
@@ -151,7 +157,11 @@ def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path
         for key, array in arrays.items():
             reference = found[1][key[:-1] + "1"]
             message = f"{key} on {devices} devices"
-            np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-6, err_msg=message)
+            if "/images/" in key:
+                assert np.abs(array - reference).max() <= 1, message  # one level: rounding
+                assert np.any(array[0] != array[4]), message
+            else:
+                np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-6, err_msg=message)
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
@@ -182,26 +192,32 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
 
 
 def test_repeats_take_batches_of_their_own_and_lazy_phases_rest():
-    """A phase with repeats=2, every=2 by hand: plain gradient descent on the recorded batches."""
+    """A phase with repeats=2, every=2 beside gradient descent by hand: with the batch and the keys of every update."""
     import toys
 
     case = make_case("toy:gan")._replace(model=toys.gan(parallel.AXIS, repeats=2, every=2))
+    plain = toys.gan(None, repeats=2, every=2)
     state, step = make_run(case)
-    disc = [flat(state.params["disc"])]
-    gen = [flat(state.params["gen"])]
-    for seed in range(3):
-        state, _ = step(state, {}, step_batch(case.model, seed))
-        disc.append(flat(state.params["disc"]))
-        gen.append(flat(state.params["gen"]))
-    moved = [bool(np.any(a != b)) for a, b in zip(disc, disc[1:])]
-    assert moved == [True, False, True]
-    assert all(np.any(a != b) for a, b in zip(gen, gen[1:]))
-    # Swapping the second batch alone changes the discriminator: it is read.
-    state, step = make_run(case)
-    batch = step_batch(case.model, 0)
-    batch["image"][BATCH:] = 255 - batch["image"][BATCH:]
-    state, _ = step(state, {}, batch)
-    assert np.any(flat(state.params["disc"]) != disc[1])
+    params, extra = jax.device_get((state.params, state.extra))
+    run_key = jax.random.wrap_key_data(np.array(jax.random.key_data(state.key)))  # the state's is donated
+    grads = [jax.jit(jax.grad(phase.loss, has_aux=True)) for phase in plain.phases]
+
+    for number in range(3):
+        batch = step_batch(case.model, number)
+        state, _ = step(state, {}, batch)
+        updates = [(0, 0), (0, 1), (1, 0)] if number % 2 == 0 else [(1, 0)]  # (phase, repeat)
+        for phase, repeat in updates:
+            part = {name: array[repeat * BATCH :][:BATCH] for name, array in batch.items()}
+            at = functools.reduce(jax.random.fold_in, (number, phase, repeat), run_key)
+            keys = jnp.stack([jax.random.fold_in(at, i) for i in range(BATCH)])
+            gradients, (_, new) = grads[phase](params, Context(jnp.int32(number), {}, extra, {}), keys, part)
+            for role in plain.phases[phase].trains:
+                descend = lambda p, g: p - SGD.learning_rate * g
+                params = {**params, role: jax.tree.map(descend, params[role], gradients[role])}
+            extra = {**extra, **jax.device_get(new)}
+        for role in params:
+            np.testing.assert_allclose(flat(state.params[role]), flat(params[role]), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(flat(state.extra), flat(extra), rtol=1e-5, atol=1e-6)
 
 
 def test_the_cifar10_unet_has_the_papers_size():
@@ -219,13 +235,14 @@ def test_the_cifar10_unet_has_the_papers_size():
 
 def test_the_average_follows_its_formula():
     case = make_case("toy:vae")
-    state, step = make_run(case, ema_decay=0.8, ema_warmup=True)
-    expected = flat(state.ema)
-    for seed in range(6):
-        state, _ = step(state, {}, step_batch(case.model, seed))
-        decay = min(0.8, (1 + seed) / (10 + seed))
-        expected = decay * expected + (1 - decay) * flat(state.params)
-    np.testing.assert_allclose(flat(state.ema), expected, rtol=1e-5, atol=1e-7)
+    for warmup in (False, True):
+        state, step = make_run(case, ema_decay=0.3, ema_warmup=warmup)
+        expected = flat(state.ema)
+        for seed in range(6):
+            state, _ = step(state, {}, step_batch(case.model, seed))
+            decay = min(0.3, (1 + seed) / (10 + seed)) if warmup else 0.3  # the cap holds from the fourth step on
+            expected = decay * expected + (1 - decay) * flat(state.params)
+        np.testing.assert_allclose(flat(state.ema), expected, rtol=1e-5, atol=1e-7)
     chex.assert_trees_all_equal_shapes(averaged(state), state.params)
     np.testing.assert_array_equal(flat(averaged(state)), flat(state.ema))
     assert np.any(flat(state.ema) != flat(state.params))
@@ -249,13 +266,15 @@ def test_a_loss_reads_the_average_as_a_tree():
     assert wanted > 0
 
 
-def test_frozen_parameters_stay_out_of_the_state():
+def test_frozen_parameters_are_read_and_stay_out_of_the_state():
     case = make_case("toy:second_stage")
     state, step = make_run(case)
-    before = flat(case.frozen)
-    state, _ = step(state, parallel.replicate(case.frozen), step_batch(case.model))
-    np.testing.assert_array_equal(flat(case.frozen), before)
-    assert set(state.params) == set(state.ema) == set(state.opt) == {"prior"}
+    sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.params, state.ema)]
+    assert set(state.params) == set(state.ema) == set(state.opt) == {"prior"} and sizes[0] == sizes[1]
+    _, metrics = step(state, parallel.replicate(case.frozen), step_batch(case.model))
+    state, _ = make_run(case)
+    _, other = step(state, jax.tree.map(lambda x: x + 0.5, case.frozen), step_batch(case.model))
+    assert float(metrics["loss"]) != pytest.approx(float(other["loss"]), rel=1e-3)
 
 
 def test_programs_run_under_a_callers_jit(monkeypatch):

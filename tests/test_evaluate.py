@@ -35,7 +35,7 @@ def test_the_score_and_its_protocol(run, python):
     nats = gen.log_prob(key, batch["image"], label=batch["label"])
     assert document["nats"]["mean"] == pytest.approx(nats.mean(), rel=1e-5)
     assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
-    assert document["nats"]["standard_error"] == pytest.approx(nats.std() / np.sqrt(20), rel=1e-4)
+    assert document["nats"]["standard_error"] == pytest.approx(nats.std(ddof=1) / np.sqrt(20), rel=1e-4)
     protocol = {"split": "test", "num": 20, "binarise": "none", "levels": 256, "given": "class", "seed": 0}
     assert document["protocol"] == protocol and whole["sampling"]["options"]["steps"] == 5
     assert document["kind"] == "lower_bound" and whole["step"] == 4 and whole["ema"] is True
@@ -61,14 +61,15 @@ def test_the_score_and_its_protocol(run, python):
         "likelihood": "lower bound, N 20",
         "FD": f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})",
         "kernel distance": f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}",
-        "precision": f"{found['precision']:.3f}",
-        "recall": f"{found['recall']:.3f}",
-        "read as asked": f"{labels['accuracy']:.4f} of 60",
+        "precision": f"{found['precision']['value']:.3f}",
+        "recall": f"{found['recall']['value']:.3f}",
+        "class accuracy": f"{labels['accuracy']:.4f} of 60",
     }
     assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
     assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
     assert "split test, num 20, binarise none, levels 256, given class, seed 0" in protocol
     assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
+    assert "precision and recall of 20 of each" in protocol
     assert f"classifier {labels['classifier']}" in protocol
 
 
@@ -101,8 +102,9 @@ def test_a_row_a_run_and_a_line_a_protocol():
     assert rows[0].index("exact, N 9") == rows[2].index("exact, N 9") == head.index("likelihood")
     assert first.startswith("a, c: data digits, hash 0123456789ab; likelihood: split test, num 9, binarise none")
     assert first.endswith("dequantisation uniform, K 5") and second == "runs/b: data digits, hash 0123456789ab"
-    fid = {"network": "FID", "network_hash": "12", "num": 60, "real": {"split": "test", "num": 9}, "precision": 0.5}
-    fid |= {"recall": 0.5, "kernel_distance": {"value": 0.1, "standard_error": 0.1}}
+    fid = {"network": "FID", "network_hash": "12", "num": 60, "real": {"split": "test", "num": 9}}
+    fid |= {"precision": {"value": 0.5}, "recall": {"value": 0.5}, "neighbours_num": 9}
+    fid["kernel_distance"] = {"value": 0.1, "standard_error": 0.1}
     fid |= {"frechet_distance": {"value": 2.0, "low": 1.0, "high": 3.0}}
     assert "FID  " in table([outcome(quality=fid)]) and "2.000 (1.000 to 3.000)" in table([outcome(quality=fid)])
 
@@ -148,7 +150,10 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--split", "dev"], ["--split"]),
         (["RUN", "RUN", "--out", "x.json"], ["one run"]),
         (["RUN", "--nothing"], ["--nothing"]),
-        (["RUN", "--samples", "20"], ["20 images", "at least 50"]),
+        (["RUN", "--samples", "20"], ["--samples is 20", "at least 50 images"]),
+        (["RUN", "--num", "5"], ["--num is 5", "at least 6 real images"]),
+        (["RUN", "--out", "RUN"], ["cannot write", "Is a directory"]),
+        (["RUN", "--sampling.steps", "0"], ["steps is 0"]),
         (["RUN", "--images", "x.npz"], ["instead of runs"]),
         (["--images", "x.npz"], ["--out"]),
         (["RUN", "--inception", "nowhere.pth"], ["no file nowhere.pth"]),

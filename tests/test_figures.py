@@ -64,6 +64,12 @@ def test_an_interpolation_of_a_conditional_model_lies_between_images_of_one_clas
         first = images[where[0][:1]]
         made = gen.reconstruct(jax.random.key(0), first, label=label[where[0][:1]])
         assert np.abs(row[1].astype(int) - made[0, ..., 0]).max() <= 1
+        both, given = images[[where[0][0], where[1][0]]], label[[where[0][0], where[1][0]]]
+        z = gen.encode(jax.random.key(0), both, label=given)
+        between = np.concatenate([z[1:], z.mean(axis=0, keepdims=True)])
+        wanted = gen.decode(jax.random.key(0), between, label=int(given[0]))
+        assert np.abs(row[[3, 2]].astype(int) - wanted[..., 0]).max() <= 1
+    assert np.any(cells[:, 1] != cells[:, 3]) and np.any(cells[:, 2] != cells[:, 3])
 
 
 def test_an_interpolation_takes_no_more_images_than_there_are(run, tmp_path):
@@ -124,6 +130,8 @@ def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
         (["RUN", "--kind", "interpolation", "--columns", "3"], "--columns is 3"),
         (["RUN", "--kind", "interpolation", "--start", "292"], "8 pairs of one class are wanted: 5 images have"),
         (["RUN", "--kind", "manifold", "--label", "12"], "label is 12"),
+        (["RUN", "--kind", "manifold", "--rows", "3"], "--rows is 3: a manifold has as many rows as --columns"),
+        (["RUN", "--label", "3"], "--label is 3: reconstructions takes the classes of its images"),
         (["missing"], "there is no run at missing"),
     ],
 )

@@ -10,6 +10,7 @@ from conftest import ROOT
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
 FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2", "--model.blocks", "1"]
+FEW_DIFFUSION += ["--model.channels", "8", "--model.head-dim", "8", "--model.groups", "4", "--model.attention", "8"]
 
 
 def readme_commands():
@@ -37,6 +38,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_every_command_runs(python, pictures, tmp_path):
     import shutil
 
@@ -65,6 +67,9 @@ def test_every_command_runs(python, pictures, tmp_path):
             words.append("--help")
         done = python(*words, cwd=tmp_path, check=False, timeout=300)
         assert done.returncode == 0, (command, done.stderr)
+        if command == "python train.py":
+            grid, following = done.stdout.splitlines()[-2:]
+            assert (tmp_path / grid.removeprefix("samples: ")).is_file() and "python sample.py" in following
         ran.append(command)
     assert any(c.startswith("python train.py") for c in ran) and any(c.startswith("python sample.py") for c in ran)
     assert (tmp_path / "threes.png").stat().st_size > 0
@@ -94,7 +99,10 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
 
     where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}
     where["command"] = ["train.py", "configs/vae/vae.py:mnist"]
+    where |= {"seed": 0, "resumed": [{"step": 400, "commit": "fedcba9876543210+", "command": ["train.py", "--again"]}]}
     score = {"system": "vae", "data": "mnist", "step": 80000, "training_minutes": 59.4, "training": where}
+    score |= {"command": "python -m jgen.evaluate RUN", "environment": {"commit": "00112233445566"}}
+    score["validation"] = [{"step": 5, "elbo": -99.0}, {"step": 7, "elbo": -91.25}, {"step": 9, "elbo": -92.5}]
     likelihood = {
         "kind": "lower_bound",
         "nats": {"mean": -90.03, "standard_error": 0.22},
@@ -109,11 +117,12 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     read = {**score, "system": "dcgan", "likelihood": None, "labels": {"accuracy": 0.975, "num": 1000}}
     (tmp_path / "results" / "score_b.json").write_text(json.dumps(read))
     of_vae, of_dcgan = tables.scores().strip().splitlines()[-2:]
-    assert "`python train.py configs/vae/vae.py:mnist`" in of_vae
+    assert "`python train.py --again`: 80,000 steps, 59 min, seed 0; 2 x CPU, jax 0.12, commit 01234567" in of_vae
+    assert "01234567, from step 400 fedcba98+ | `python -m jgen.evaluate RUN`; commit 00112233 |" in of_vae
     for part in (
-        "90.03 ± 0.22 nats: bound (split test, num 500, binarise dynamic, samples 5000)",
-        "80,000 steps, 59 min",
+        "90.03 ± 0.22 nats: bound (split test, N 500, binarise dynamic, seed 0, K 5000)",
+        "validation elbo -91.25 at best (step 7), -92.5 at last",
     ):
         assert part in of_vae
-    assert "commit 01234567" in of_vae and "[score_a.json](results/score_a.json)" in of_vae and "86.8" in of_vae
-    assert "97.5 % of 1000 samples read as asked for" in of_dcgan
+    assert "[score_a.json](results/score_a.json)" in of_vae and "86.8" in of_vae
+    assert "class accuracy 97.5 % of 1000 samples" in of_dcgan

@@ -122,7 +122,7 @@ def run(words: list[str], log: Path) -> None:
     process = subprocess.Popen([sys.executable, *words], env=environment, **pipes)
     last: deque[bytes] = deque(maxlen=400)
     try:
-        with log.open("ab") as file:
+        with log.open("ab", buffering=0) as file:
             while piece := process.stdout.read1(4096):
                 file.write(piece)
                 last.append(piece)
@@ -216,7 +216,8 @@ class Comparison:
         folder = self.workdir / system.name
         cost, first_cost = self.costs[system.name]
         path, log = folder / f"seed{seed}", folder / f"seed{seed}.log"
-        if (path / "evaluation.json").is_file():
+        outcome = folder / f"seed{seed}.evaluation.json"
+        if outcome.is_file():
             return
         said = folder / f"seed{seed}.commands.json"
         if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
@@ -230,7 +231,7 @@ class Comparison:
         a = self.arguments
         evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
         evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or a.likelihood_images))]
-        commands.append([*evaluation, *(["--num", str(a.num)] if a.num else [])])
+        commands.append([*evaluation, *(["--num", str(a.num)] if a.num else []), "--out", str(outcome)])
         write_json(said, [shlex.join(["python", *words]) for words in commands])
         for words in commands:
             run([str(ROOT / words[0]), *words[1:]] if words[0].endswith(".py") else words, log)

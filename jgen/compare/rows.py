@@ -17,8 +17,8 @@ SCORES = (
     ("kernel_distance", "kernel distance", 1),
     ("precision", "precision", 3),
     ("recall", "recall", 3),
-    ("memorised", "nearer to train than test, %", 1),
-    ("accuracy", "class read as asked, %", 1),
+    ("memorisation", "memorisation, %", 1),
+    ("accuracy", "class accuracy, %", 1),
     ("bits_per_dim", "bits/dim", 3),
 )
 KINDS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate", "none": "-"}
@@ -32,9 +32,9 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
     """The numbers of one evaluation that the table holds; what a system does not have is missing."""
     quality, found = evaluation["quality"], {}
     found["distance"] = quality["frechet_distance"]["value"]
-    found["kernel_distance"] = quality["kernel_distance"]["value"]
-    found["precision"], found["recall"] = quality["precision"], quality["recall"]
-    found["memorised"] = 100 * quality["memorisation"]["ratio"]
+    for name in ("kernel_distance", "precision", "recall"):
+        found[name] = quality[name]["value"]
+    found["memorisation"] = 100 * quality["memorisation"]["value"]
     if evaluation["labels"]:
         found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
     if evaluation["likelihood"]:
@@ -82,7 +82,7 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
     for seed in asked:
         if commands := read(folder / f"{seed}.commands.json"):
             row["commands"][seed] = commands
-        evaluation = read(folder / seed / "evaluation.json")
+        evaluation = read(folder / f"{seed}.evaluation.json")
         if evaluation is None:
             continue
         scores = scores_of(evaluation)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from jgen.errors import UserError
+
+
+def beside(path: Path) -> Path:
+    """A name in the same folder, of the same ending, of this process's own."""
+    return path.with_name(f".{os.getpid()}-{path.name}")
 
 
 @contextlib.contextmanager
@@ -19,7 +25,7 @@ def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
     Raises:
       UserError: the folder or the file cannot be written; what stood at `path` still does.
     """
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    aside = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -29,3 +35,15 @@ def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Raises `UserError` where a file cannot be written, before the work that it is to hold; makes its folder."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside(path).touch()
+        beside(path).unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jgen.core.files import written_whole
-from jgen.data.sources import read_picture
+from jgen.core.files import check_writable, written_whole
+from jgen.data.sources import find_pictures, read_picture
 from jgen.errors import UserError, require
 
 
@@ -42,8 +42,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raises `UserError` for a name that `write_images` does not know what to do with."""
+    """Raises `UserError` for a name that `write_images` does not know what to do with, or that cannot be written."""
     require(out.suffix in (".png", ".npz", ""), f"--out is {out}: it must end in .png or .npz, or name a folder")
+    check_writable(out if out.suffix else out / "0.png")
 
 
 def write_images(
@@ -74,7 +75,7 @@ def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | Non
 
     Args:
       path: an .npz with `images` (or the one array `arr_0`) in 0 .. 255, or in 0 .. levels - 1 where it says its
-        `levels`, and perhaps `labels`; or a folder of pictures.
+        `levels`, and perhaps `labels`; or a folder of pictures, whose sub-folders, if it has any, are the classes.
     Raises:
       UserError: nothing there, a file of another kind or damaged, labels that are not one whole number an image,
         pictures that cannot be read, or of mixed sizes.
@@ -83,15 +84,14 @@ def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | Non
     if path.is_file():
         require(path.suffix == ".npz", f"{path} must be an .npz file or a folder of pictures")
         return of_arrays(path, read_arrays(path))
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".webp"))
-    require(bool(files), f"folder {path} has no pictures")
+    files, labels, classes = find_pictures(path)
     images = []
     for file in files:
         images.append(read_picture(file, channels))
         require(
             images[-1].shape == images[0].shape, f"{file} is {images[-1].shape[:2]}, {files[0]} {images[0].shape[:2]}"
         )
-    return np.stack(images), None
+    return np.stack(images), labels if classes else None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -167,16 +167,26 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, image.shape[2])
 
 
-def folder_source(root: Path, size: int) -> Source:
-    """A folder of pictures; sub-folders are classes. A fixed tenth, chosen by file name, is the test split."""
+def find_pictures(root: Path) -> tuple[list[Path], np.ndarray, list[str]]:
+    """(files by name, the class of each, int32, the classes' names) of a folder whose sub-folders, if any, are classes.
+
+    Raises:
+      UserError: no folder, no pictures in it, or pictures both in sub-folders and beside them.
+    """
     require(root.is_dir(), f"folder {root} does not exist")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    found = (p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    files = sorted(p for p in found if p.is_file())
     require(bool(files), f"folder {root} has no images: it must hold files such as {', '.join(EXTENSIONS[:3])}")
     classes = sorted({p.relative_to(root).parts[0] for p in files if p.parent != root})
     mixed = bool(classes) and any(p.parent == root for p in files)
     require(not mixed, f"folder {root} has images beside its class folders: put them into a class, or use one folder")
     labels = np.array([classes.index(p.relative_to(root).parts[0]) if classes else 0 for p in files], np.int32)
+    return files, labels, classes
 
+
+def folder_source(root: Path, size: int) -> Source:
+    """A folder of pictures; sub-folders are classes. A fixed tenth, chosen by file name, is the test split."""
+    files, labels, classes = find_pictures(root)
     headers = [picture_header(p) for p in files]
     channels = 1 if all(mode in ("1", "L") for _, mode in headers) else 3
     shape = (size, size, channels)

@@ -26,6 +26,7 @@ from jgen.data.batches import batch_positions
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
+from jgen.metrics.bootstrap import bootstrap
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,12 @@ class Network(nn.Module):
 class Classifier(NamedTuple):
     """A trained classifier.
 
-    name: "<data>-<hash of the weights>"; accuracy: on the data's test split; shape: of the images, (H, W, C).
+    name: "<data>-<hash of the weights>"; accuracy: on the data's test split.
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, F), maps (n, h, w, W), logits (n, K)), float32.
     """
 
     name: str
     accuracy: float
-    shape: tuple[int, int, int]
     apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -92,7 +92,8 @@ def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifi
     spec = dataset.images
     require(spec.num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
     require(spec.levels == 256, f"{dataset.name} has {spec.levels} levels: a classifier is trained on 256")
-    what = json.dumps([dataclasses.asdict(recipe), dataset.fingerprint, list(spec.shape), spec.num_classes])
+    seen = [dataset.fingerprint, dataset.splits["train"].num, list(spec.shape), spec.num_classes]
+    what = json.dumps([dataclasses.asdict(recipe), *seen])
     path = cache_dir() / "classifiers" / f"{dataset.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npz"
     if kept and (kept / path.name).exists():
         path = kept / path.name
@@ -106,7 +107,7 @@ def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifi
         arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
     run = evaluator(network, jax.tree.unflatten(structure, arrays))
-    return Classifier(f"{dataset.name}-{digest}", accuracy, spec.shape, run)
+    return Classifier(f"{dataset.name}-{digest}", accuracy, run)
 
 
 def save(path: Path, accuracy: float, arrays: list[Any]) -> None:
@@ -123,15 +124,17 @@ def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[
         with jax.default_matmul_precision("highest"):  # features of one machine are compared with those of another
             return network.apply({"params": params}, images)
 
-    def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = []
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            padded = np.concatenate([part, np.zeros((batch_size - len(part), *part.shape[1:]), np.uint8)])
-            found.append([np.asarray(array)[: len(part)] for array in apply(padded)])
-        return tuple(np.concatenate(arrays) for arrays in zip(*found))
+    return lambda images: in_batches(apply, images, batch_size)
 
-    return run
+
+def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """What `apply`, a function of `size` images, gives of any number of them, its last batch filled up."""
+    found = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+        found.append([np.asarray(array)[: len(part)] for array in apply(padded)])
+    return tuple(np.concatenate(arrays) for arrays in zip(*found))
 
 
 def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, float]:
@@ -175,15 +178,18 @@ def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How conditional samples are read: logits (n, K), the classes asked for (n,).
 
     Returns:
-      accuracy: the part read as the class asked for; by_class: the same for each class asked for;
-      classes: how many of the K classes are read at least once; balance: the entropy of the classes read over that of
-      the classes asked for, 1 where they are as even.
+      accuracy: the part read as the class asked for, low and high its interval; by_class: the part of each class asked
+      for; classes: how many of the K classes are read at least once; balance: the entropy of the classes read over that
+      of the classes asked for, 1 where they are as even.
     Raises:
       UserError: classes that the classifier does not have.
     """
     read, num_classes = logits.argmax(-1), logits.shape[-1]
-    low, high = int(labels.min()), int(labels.max())
-    require(low >= 0 and high < num_classes, f"labels are from {low} to {high}: they must be 0 to {num_classes - 1}")
+    first, last = int(labels.min()), int(labels.max())
+    require(
+        first >= 0 and last < num_classes, f"labels are from {first} to {last}: they must be 0 to {num_classes - 1}"
+    )
+    value, low, high = bootstrap(np.mean, (read == labels).astype(np.float64), most=1.0)
     by_class = {int(k): float(np.mean(read[labels == k] == k)) for k in np.unique(labels)}
 
     def entropy(x: np.ndarray) -> float:
@@ -192,7 +198,9 @@ def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
     asked = entropy(labels)
     return {
-        "accuracy": float(np.mean(read == labels)),
+        "accuracy": value,
+        "low": low,
+        "high": high,
         "by_class": by_class,
         "classes": int(len(np.unique(read))),
         "balance": entropy(read) / asked if asked > 0 else 1.0,

@@ -3,7 +3,8 @@
     KL(p, q) = E_p log p/q;  JS = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2;  TV = 1/2 int |p - q|
     W1(p, q) = inf E |x - y| over couplings;  MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
-All in nats. Estimates are (value, standard error).
+KL and JS in nats, W1 in the unit of x. Estimates from log-densities are (value, standard error), those from samples
+alone a value.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from jgen.errors import require
+from jgen.metrics.frechet import check_features
 from jgen.metrics.neighbours import squared_distances
 
 
@@ -81,7 +83,8 @@ def total_variation_estimate(log_p: np.ndarray, log_q: np.ndarray) -> tuple[floa
 
 
 def wasserstein1_estimate(x: np.ndarray, y: np.ndarray) -> float:
-    """From samples (n,) and (m,) of two distributions of numbers."""
+    """From samples (n,) and (m,) of two distributions of numbers. Raises `UserError` for values that are not finite."""
+    x, y = (check_features(np.reshape(z, (-1, 1)), 1, "samples")[:, 0] for z in (x, y))
     both = np.concatenate([x, y])
     places, inverse = np.unique(both, return_inverse=True)
     count = lambda where: np.bincount(where, minlength=len(places)) / len(where)
@@ -91,7 +94,8 @@ def wasserstein1_estimate(x: np.ndarray, y: np.ndarray) -> float:
 def mmd2_estimate(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
     """Unbiased, from samples (n, D) and (m, D), with the kernel exp(-|x - y|^2 / (2 bandwidth^2))."""
     require(bandwidth > 0, f"bandwidth is {bandwidth}: it must be above zero")
-    require(min(len(x), len(y)) >= 2, "this needs at least two samples of each")
+    x, y = check_features(x, 2, "samples"), check_features(y, 2, "samples")
+    require(x.shape[1] == y.shape[1], f"samples are {x.shape[1]} and {y.shape[1]} wide: they must be the same")
     kernel = lambda a, b: np.exp(-squared_distances(a, b) / (2 * bandwidth**2))
     xx, yy, (n, m) = kernel(x, x), kernel(y, y), (len(x), len(y))
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))

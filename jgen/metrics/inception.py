@@ -6,24 +6,32 @@ the textbook's: average pooling does not count the padding, the last block pools
 scaled to (x - 128) / 128.
 
 The weights come from a file that the user gives, `.safetensors`, or `.pth`, which is read with `weights_only`, under
-the names of the PyTorch ports, such as `Mixed_5b.branch1x1.conv.weight`. Only with these is a distance called FID.
+the names of the PyTorch ports, such as `Mixed_5b.branch1x1.conv.weight`. A distance is called FID only where they are
+known to be the published ones: by the hash of the file that pytorch-fid and torch-fidelity hand out
+(pt_inception-2015-12-05-6726825d.pth), or in a copy of it that this makes, for machines without PyTorch:
+
+    python -m jgen.metrics.inception pt_inception-2015-12-05-6726825d.pth inception.safetensors
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jgen.core.files import written_whole
 from jgen.errors import UserError, require
 
 SIZE, FEATURES, CLASSES, EPSILON = 299, 2048, 1008, 1e-3
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch: sFID's features
+PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # SHA-256 of the file
 Weights = dict[str, Any]
 Layer = Callable[..., Any]
 
@@ -114,11 +122,12 @@ def mean_pool(x: Any) -> Any:
 
 
 def apply(weights: Weights, images: Any) -> tuple[Any, Any, Any]:
-    """`network` with weights, of uint8 images (B, H, W, 1 or 3)."""
+    """`network` with weights, of uint8 images (B, H, W, 1 or 3). The logits are without the bias, as the published
+    inception score takes them."""
 
     def layer(name: str, x: Any, features: int, kernel: tuple = (1, 1), stride: int = 1, padding: str = "SAME") -> Any:
         if name == "fc":
-            return x @ weights["fc.weight"].T + weights["fc.bias"][None]
+            return x @ weights["fc.weight"].T
         w = weights[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
         y = jax.lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
         scale, shift, mean, variance = (
@@ -147,8 +156,16 @@ def layout() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load(path: str | Path) -> tuple[Weights, str]:
-    """(weights, the first eight digits of their hash) from a file.
+class Loaded(NamedTuple):
+    """weights: by name; hash: SHA-256 of them; published: whether they are known to be the published ones."""
+
+    weights: Weights
+    hash: str
+    published: bool
+
+
+def load(path: str | Path) -> Loaded:
+    """The weights of a file.
 
     Raises:
       UserError: no file, another kind of file, or weights of another network: names the first tensor that does not fit.
@@ -156,11 +173,13 @@ def load(path: str | Path) -> tuple[Weights, str]:
     path = Path(path)
     require(path.is_file(), f"there is no file {path}")
     require(path.suffix in (".safetensors", ".pth", ".pt"), f"{path} must be .safetensors, or .pth of PyTorch")
+    said = {}
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+            from safetensors import safe_open
 
-            found = load_file(path)
+            with safe_open(path, "numpy") as file:
+                found, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
         else:
             import torch
 
@@ -175,5 +194,38 @@ def load(path: str | Path) -> tuple[Weights, str]:
         there = tuple(found[name].shape)
         require(there == shape, f"{path} is not the Inception-v3 of FID: {name} has shape {there}, not {shape}")
         weights[name] = np.asarray(found[name], np.float32)
-    digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:8]
-    return weights, digest
+    digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
+    copied = said == {"copy_of": PUBLISHED, "weights": digest}
+    return Loaded(weights, digest, copied or hashlib.sha256(path.read_bytes()).hexdigest() == PUBLISHED)
+
+
+def copy(source: str | Path, out: str | Path) -> None:
+    """Writes the published weights as .safetensors, which `load` knows again.
+
+    Raises:
+      UserError: as `load` does, or a file that is not the published one.
+    """
+    found = load(source)
+    require(found.published, f"{source} is not the published file: its SHA-256 is not {PUBLISHED}")
+    require(Path(out).suffix == ".safetensors", f"{out} must end in .safetensors")
+    from safetensors.numpy import save_file
+
+    with written_whole(Path(out)) as aside:
+        save_file(found.weights, aside, {"copy_of": PUBLISHED, "weights": found.hash})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m jgen.metrics.inception", description=copy.__doc__.split("\n")[0])
+    parser.add_argument("source", help="the published .pth; reading it needs PyTorch")
+    parser.add_argument("out", help="the .safetensors to write")
+    args = parser.parse_args()
+    try:
+        copy(args.source, args.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,8 @@ exp(E KL(p(y | x) || p(y))), of any classifier.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from jgen.errors import require
@@ -49,13 +51,19 @@ def kernel_distance(fake: np.ndarray, real: np.ndarray, most: int = 10_000, seed
     return float(value), float(np.sqrt(spread))
 
 
-def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """(mean, standard deviation) over splits, from a classifier's logits (n, K): 1 to K.
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 0) -> dict[str, Any]:
+    """From a classifier's logits (n, K), shuffled and split: at most K, and at most the images of a split.
 
+    Args:
+      splits: fewer where a split would have fewer than 50 images.
+    Returns:
+      value, spread: mean and standard deviation over splits; splits: how many.
     Raises:
-      UserError: fewer images than splits.
+      UserError: fewer than two images.
     """
-    x = check_features(logits, splits)
+    x = check_features(logits, 2)
+    splits = max(1, min(splits, len(x) // 50))
+    x = x[np.random.default_rng(seed).permutation(len(x))]  # samples may be sorted by class
     x = x - x.max(axis=1, keepdims=True)
     log_p = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
     scores = []
@@ -63,4 +71,4 @@ def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]
         p = np.exp(part)
         marginal = np.log(np.clip(p.mean(axis=0), 1e-300, None))
         scores.append(np.exp(np.mean(np.sum(p * (part - marginal), axis=1))))
-    return float(np.mean(scores)), float(np.std(scores))
+    return {"value": float(np.mean(scores)), "spread": float(np.std(scores)), "splits": splits}

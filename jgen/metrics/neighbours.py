@@ -3,90 +3,142 @@
 Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991): the part of samples inside the union of balls around
 real images that reach to their k-th neighbour, and the part of real images inside that of samples. Density and coverage
 (Naeem et al. 2020, arXiv 2002.09797): how many real balls a sample is in, over k, and the part of real balls that have
-a sample in them; a single outlier moves them little.
+a sample in them; a single outlier moves them little. All of them are of as many samples as real images, since balls
+shrink with numbers: of samples as good as real ones, 1,000 to 10,000 would have a coverage of 0.38, 1,000 to 1,000 of
+0.97.
+
+Memorisation (Meehan, Chaudhuri & Dasgupta 2020, arXiv 2004.05675, without its cells): whether samples lie nearer to the
+training images than unseen images do.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jgen.errors import require
+from jgen.metrics.bootstrap import bootstrap
 from jgen.metrics.frechet import check_features
 
-ROWS = 1000  # of a distance matrix at a time
+AT_ONCE = 10_000_000  # entries of a distance matrix
+NEEDED = 6  # images of a kind below which the fifth neighbour is missing
 
 
-class Coverage(NamedTuple):
-    """precision, recall, coverage: 0 to 1; density: 0 upwards, 1 where samples lie like real images."""
+class Scores(NamedTuple):
+    """precise, inside (n,): of each sample, whether it is in a real ball, and in how many, over k.
 
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+    recalled, covered (m,): of each real image, whether it is in a sample's ball, and whether a sample is in its own.
+    """
+
+    precise: np.ndarray
+    recalled: np.ndarray
+    inside: np.ndarray
+    covered: np.ndarray
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(n, D), (m, D) to (n, m)."""
+    centre = y.mean(axis=0)
+    x, y = x - centre, y - centre  # products of large numbers lose the small distances
     found = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
     return np.clip(found, 0, None)
+
+
+def blocks(n: int, m: int) -> list[slice]:
+    """The rows 0 .. n - 1, as many at once as a distance matrix of m columns may have."""
+    rows = max(1, AT_ONCE // m)
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
 def radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance (n,) of each row to its k-th neighbour among the others."""
     found = []
-    for start in range(0, len(x), ROWS):
-        d = squared_distances(x[start : start + ROWS], x)
-        d[np.arange(len(d)), start + np.arange(len(d))] = -1.0  # itself, before any other
+    for rows in blocks(len(x), len(x)):
+        d = squared_distances(x[rows], x)
+        d[np.arange(len(d)), rows.start + np.arange(len(d))] = -1.0  # itself, before any other
         found.append(np.partition(d, k, axis=1)[:, k])
     return np.concatenate(found)
 
 
-def neighbour_scores(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 5) -> Coverage:
+def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 5) -> Scores:
     """Of features (n, D) and (m, D); `k` neighbours for precision and recall, `k_density` for density and coverage.
 
     Raises:
       UserError: k images of a kind or fewer, or features of different widths.
     """
-    x, y = check_features(fake, max(k, k_density) + 1), check_features(real, max(k, k_density) + 1)
+    needed = max(k, k_density) + 1
+    x, y = check_features(fake, needed, "samples"), check_features(real, needed, "real images")
     require(x.shape[1] == y.shape[1], f"features are {x.shape[1]} and {y.shape[1]} wide: they must be the same")
-    centre = y.mean(axis=0)
-    x, y = x - centre, y - centre  # products of large numbers lose the small distances
     of_real, of_fake, of_real_density = radii(y, k), radii(x, k), radii(y, k_density)
     precise, inside = np.zeros(len(x), bool), np.zeros(len(x))
     recalled, nearest = np.zeros(len(y), bool), np.full(len(y), np.inf)
-    for start in range(0, len(x), ROWS):
-        rows = slice(start, start + ROWS)
+    for rows in blocks(len(x), len(y)):
         d = squared_distances(x[rows], y)
         precise[rows] = (d <= of_real).any(axis=1)
-        inside[rows] = (d <= of_real_density).sum(axis=1)
+        inside[rows] = (d <= of_real_density).sum(axis=1) / k_density
         recalled |= (d <= of_fake[rows][:, None]).any(axis=0)
         nearest = np.minimum(nearest, d.min(axis=0))
-    covered = nearest <= of_real_density
-    return Coverage(*(float(np.mean(v)) for v in (precise, recalled, inside / k_density, covered)))
+    return Scores(precise, recalled, inside, nearest <= of_real_density)
+
+
+def neighbour_scores(fake: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Precision, recall, density (0 upwards, 1 where samples lie like real images) and coverage.
+
+    Args:
+      fake, real: features (n, D) and (m, D), of which as many as there are of the fewer are taken at random.
+    Returns:
+      neighbours_num: how many; and {value, low, high} of each score, the interval over the images whose balls are met,
+      the balls held still.
+    Raises:
+      UserError: fewer than six images of a kind, or features of different widths.
+    """
+    x, y = equal_numbers(fake, real, seed)
+    found = neighbours(x, y)
+    draw = lambda values, most: bootstrap(np.mean, values.astype(np.float64), seed=seed, most=most)._asdict()
+    return {
+        "neighbours_num": len(x),
+        "precision": draw(found.precise, 1.0),
+        "recall": draw(found.recalled, 1.0),
+        "density": draw(found.inside, np.inf),
+        "coverage": draw(found.covered, 1.0),
+    }
+
+
+def equal_numbers(x: np.ndarray, y: np.ndarray, seed: int) -> list[np.ndarray]:
+    """As many rows of each as there are of the fewer, taken at random."""
+    rng, size = np.random.default_rng(seed), min(len(x), len(y))
+    return [np.asarray(z)[np.sort(rng.permutation(len(z))[:size])] for z in (x, y)]
 
 
 def nearest_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance (n,) of each row of x (n, D) to the nearest of y (m, D)."""
+    """Distance (n,) of each row of x (n, D) to the nearest of y (m, D). Raises `UserError` for other widths."""
     a, b = check_features(x, 1), check_features(y, 1)
-    parts = [squared_distances(a[start : start + ROWS], b).min(axis=1) for start in range(0, len(a), ROWS)]
-    return np.sqrt(np.concatenate(parts))
+    require(a.shape[1] == b.shape[1], f"features are {a.shape[1]} and {b.shape[1]} wide: they must be the same")
+    return np.sqrt(np.concatenate([squared_distances(a[rows], b).min(axis=1) for rows in blocks(len(a), len(b))]))
 
 
-def memorisation(fake: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Whether samples lie closer to training images than unseen images do.
+def below(x: np.ndarray, y: np.ndarray) -> float:
+    """P(a < b) + P(a = b) / 2 of a number a of x (n,) and one b of y (m,)."""
+    order = np.sort(y)
+    places = np.searchsorted(order, x, "left") + np.searchsorted(order, x, "right")
+    return float(1 - places.mean() / (2 * len(order)))
+
+
+def memorisation(fake: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Whether samples lie nearer to training images than unseen images do.
 
     Args:
-      fake, train, test: features or pixels (n, D). Of train as many as of test are taken, so that neither has the
-        advantage of numbers.
+      fake, train, test: features or pixels (n, D), of test as many as of fake at the most.
     Returns:
-      train, test: median distance of samples to the nearest of each; ratio: the part of samples nearer to train than to
-      test, one half where nothing is memorised.
+      {value, low, high} of the probability that a sample is nearer to its nearest training image than a test image is
+      to its own: one half for unseen images, 1 for copies, towards 0 for samples that are far from all images;
+      samples, test: the median distances; train_num, test_num: of how many images.
+    Raises:
+      UserError: features of different widths, or that are not finite.
     """
-    size = min(len(train), len(test))
-    rng = np.random.default_rng(seed)
-    chosen = [np.asarray(z)[rng.permutation(len(z))[:size]] for z in (train, test)]
-    to_train, to_test = (nearest_distances(fake, z) for z in chosen)
-    nearer = np.mean((to_train < to_test) + 0.5 * (to_train == to_test))
-    return {"train": float(np.median(to_train)), "test": float(np.median(to_test)), "ratio": float(nearer)}
+    chosen = np.asarray(test)[np.random.default_rng(seed).permutation(len(test))[: len(fake)]]
+    of_samples, of_test = nearest_distances(fake, train), nearest_distances(chosen, train)
+    found = bootstrap(below, of_samples, of_test, seed=seed, most=1.0)._asdict()
+    found |= {"samples": float(np.median(of_samples)), "test": float(np.median(of_test))}
+    return {**found, "train_num": len(train), "test_num": len(chosen)}

@@ -20,16 +20,18 @@ from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
 from jgen.metrics import inception
-from jgen.metrics.classifier import Classifier
-from jgen.metrics.frechet import PATIENCE, bootstrap_interval, frechet_distance, statistics
+from jgen.metrics.bootstrap import PATIENCE, bootstrap
+from jgen.metrics.classifier import Classifier, in_batches
+from jgen.metrics.frechet import distance_to, statistics
 from jgen.metrics.kernel import inception_score, kernel_distance
-from jgen.metrics.neighbours import memorisation, neighbour_scores
+from jgen.metrics.neighbours import NEEDED, memorisation, neighbour_scores
 
-FEWEST = 50  # images below which no distance is given
+FEWEST = 50  # samples below which no distance is given
+MOST_PLACES = 16  # rows and columns of a classifier's spatial features
 
 
 class FeatureNetwork(NamedTuple):
-    """name: "FID" of the published Inception network only, else "FD-<data>-<hash>"; hash: of the weights.
+    """name: "FID" of the published Inception network only, else "FD-<data or inception>-<hash>"; hash: of the weights.
 
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, D), spatial features (n, S), logits (n, K)), float32.
     batch_size: images that it takes at once, between two signs of progress.
@@ -42,18 +44,27 @@ class FeatureNetwork(NamedTuple):
 
 
 def of_classifier(classifier: Classifier) -> FeatureNetwork:
-    """The classifier's hidden layer; its spatial features are the first channels of its last convolution."""
+    """The classifier's hidden layer; its spatial features are the first channels of its last convolution.
+
+    Those of large images are averaged to 16x16 places at the most: a covariance of more features than images says
+    little, and takes hours.
+    """
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         features, maps, logits = classifier.apply(images)
-        return features, maps[..., : inception.SPATIAL_CHANNELS].reshape(len(maps), -1), logits
+        maps = maps[..., : inception.SPATIAL_CHANNELS]
+        n, height, width, channels = maps.shape
+        by = -(-max(height, width) // MOST_PLACES)
+        cut = maps[:, : height // by * by, : width // by * by]
+        spatial = cut.reshape(n, height // by, by, width // by, by, channels).mean(axis=(2, 4))
+        return features, spatial.reshape(n, -1), logits
 
     return FeatureNetwork(f"FD-{classifier.name}", classifier.name.rsplit("-", 1)[1], apply)
 
 
 def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
     """The published network, from a file of its weights. Raises `UserError` as `inception.load` does."""
-    weights, digest = inception.load(path)
+    weights, digest, published = inception.load(path)
 
     @jax.jit
     def run(weights: Any, images: Any) -> Any:
@@ -61,16 +72,11 @@ def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
             return inception.apply(weights, images)
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = []
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            padded = np.concatenate([part, np.zeros((batch_size - len(part), *part.shape[1:]), np.uint8)])
-            features, spatial, logits = (np.asarray(array)[: len(part)] for array in run(weights, padded))
-            found.append((features, spatial.reshape(len(part), -1), logits))
-        features, spatial, logits = (np.concatenate(arrays) for arrays in zip(*found))
-        return features, spatial, logits
+        features, spatial, logits = in_batches(lambda part: run(weights, part), images, batch_size)
+        return features, spatial.reshape(len(images), -1), logits
 
-    return FeatureNetwork("FID", digest, apply, batch_size)
+    name = "FID" if published else f"FD-inception-{digest[:8]}"
+    return FeatureNetwork(name, digest[:8], apply, batch_size)
 
 
 def features_of(
@@ -89,39 +95,57 @@ def features_of(
 
 
 class Real(NamedTuple):
-    """Features of the first `num` images of a split."""
+    """Features of the first `num` images of a split; spatial ones where they were asked for."""
 
     split: str
     num: int
     features: np.ndarray
-    spatial: np.ndarray
+    spatial: np.ndarray | None
 
 
 def real_features(
-    dataset: Dataset, split: str, num: int, network: FeatureNetwork, shown: Callable[[dict], np.ndarray], how: str
+    dataset: Dataset,
+    split: str,
+    num: int,
+    network: FeatureNetwork,
+    shown: Callable[[dict], np.ndarray],
+    how: str,
+    places: bool = True,
 ) -> Real:
     """From the cache, or computed now.
 
     Args:
       num: the first images of the split; 0: all.
       shown: a batch of the split to uint8 images 0 .. 255, such as after binarisation; how: says what it does.
+      places: whether spatial features, of which there are many, are wanted.
     Raises:
-      UserError: a split that the data lacks, or that has fewer images, or a cache that cannot be written.
+      UserError: a split that the data lacks, or that has fewer images, or too few for any score, or a cache that cannot
+        be written.
     """
     require(split in dataset.splits, f"the data has no split {split}: it has {', '.join(dataset.splits)}")
     there = dataset.splits[split].num
     require(0 <= num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
     num = num or there
-    of = (dataset.fingerprint, how, split, there, num, network.name, network.hash)  # `there`: where a part was cut off
+    require(num >= NEEDED, f"there are {num} real images of {split}: scores need at least {NEEDED}")
+    of = (
+        dataset.fingerprint,
+        how,
+        split,
+        there,
+        num,
+        places,
+        network.name,
+        network.hash,
+    )  # there: where it was cut off
     key = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
     if not path.exists():
         fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))
         features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
         with written_whole(path, "; set JGEN_CACHE to another") as aside:
-            np.savez(aside, features=features, spatial=spatial)
+            np.savez(aside, features=features, **({"spatial": spatial} if places else {}))
     with np.load(path) as saved:
-        return Real(split, num, saved["features"], saved["spatial"])
+        return Real(split, num, saved["features"], saved["spatial"] if places else None)
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -143,24 +167,28 @@ def quality(
     """All distances of samples (see `check_images`) to real images.
 
     Args:
-      real: what the distances are to. train, test: between which memorisation is judged.
+      real: what the distances are to, with spatial features. train, test: between which memorisation is judged.
+    Returns:
+      each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error).
     """
+    assert real.spatial is not None
     fetch = lambda start, stop: images[start:stop]
     features, spatial, logits = features_of(network, len(images), fetch, "features of samples")
-    fitted = statistics(real.features)
-    low, high = bootstrap_interval(features, fitted, seed)
+
+    def frechet(samples: np.ndarray, of_real: np.ndarray, rounds: int) -> dict[str, float]:
+        to_real = distance_to(statistics(of_real))
+        return bootstrap(lambda x: to_real(statistics(x)), samples, seed=seed, rounds=rounds)._asdict()
+
     kid, kid_error = kernel_distance(features, real.features, seed=seed)
-    score, score_spread = inception_score(logits)
-    spatial_distance = frechet_distance(statistics(spatial), statistics(real.spatial))
     return {
         "network": network.name,
         "network_hash": network.hash,
         "num": len(images),
         "real": {"split": real.split, "num": real.num},
-        "frechet_distance": {"value": frechet_distance(statistics(features), fitted), "low": low, "high": high},
-        "spatial_frechet_distance": spatial_distance,
+        "frechet_distance": frechet(features, real.features, 100),
+        "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # of many more features
         "kernel_distance": {"value": kid, "standard_error": kid_error},
-        "inception_score": {"value": score, "spread": score_spread},
-        **neighbour_scores(features, real.features)._asdict(),
+        "inception_score": inception_score(logits, seed=seed),
+        **neighbour_scores(features, real.features, seed),
         "memorisation": memorisation(features, train.features, test.features, seed),
     }

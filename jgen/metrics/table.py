@@ -12,7 +12,7 @@ def head(documents: list[dict[str, Any]]) -> list[str]:
     published = any(document["quality"]["network"] == "FID" for document in documents if document.get("quality"))
     names = ["run", "system", "data", "step", "bits/dim", "log p(x), nats", "likelihood"]
     names += ["FID", "KID"] if published else ["FD", "kernel distance"]
-    return [*names, "precision", "recall", "read as asked"]
+    return [*names, "precision", "recall", "class accuracy"]
 
 
 def row(document: dict[str, Any]) -> list[str]:
@@ -20,7 +20,8 @@ def row(document: dict[str, Any]) -> list[str]:
     cells = [document["run"], document["system"], document["data"], str(document.get("step", "-"))]
     if found := document["likelihood"]:
         nats, num = found["nats"], found["protocol"]["num"]
-        cells += [f"{found['bits_per_dim']['mean']:.4f}", f"{nats['mean']:.3f} ± {nats['standard_error']:.3f}"]
+        error = "" if nats["standard_error"] is None else f" ± {nats['standard_error']:.3f}"
+        cells += [f"{found['bits_per_dim']['mean']:.4f}", f"{nats['mean']:.3f}{error}"]
         cells += [f"{KINDS[found['kind']]}, N {num}"]
     else:
         cells += ["-"] * 3
@@ -28,7 +29,7 @@ def row(document: dict[str, Any]) -> list[str]:
         distance, kernel = found["frechet_distance"], found["kernel_distance"]
         cells += [f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})"]
         cells += [f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}"]
-        cells += [f"{found['precision']:.3f}", f"{found['recall']:.3f}"]
+        cells += [f"{found['precision']['value']:.3f}", f"{found['recall']['value']:.3f}"]
     else:
         cells += ["-"] * 4
     labels = document.get("labels")
@@ -44,7 +45,8 @@ def protocol(document: dict[str, Any]) -> str:
         said.append(f"likelihood: {values}")
     if found := document.get("quality"):
         network, real = f"{found['network']}, weights {found['network_hash']}", found["real"]
-        said.append(f"distances: {network}, {found['num']} samples to {real['num']} {real['split']} images")
+        said.append(f"distances: {network}, {found['num']} samples to {real['num']} {real['split']} images, intervals")
+        said[-1] += f" by bootstrap of the samples; precision and recall of {found['neighbours_num']} of each"
     if found := document.get("labels"):
         said.append(f"classes: classifier {found['classifier']}, {found['classifier_test_accuracy']:.4f} right on real")
     return "; ".join(said)

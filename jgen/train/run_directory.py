@@ -56,6 +56,19 @@ class RunDirectory:
         """Writes a JSON document. Raises `UserError` when it cannot."""
         write_json(self.path / name, document)
 
+    def note_start(self, step: int, seed: int) -> None:
+        """Writes environment.json; of a later start, adds to its `resumed` the step and what has changed since."""
+        now: dict[str, Any] = {**environment(), "seed": seed}
+        try:
+            saved = json.loads((self.path / "environment.json").read_text())
+            before = {**saved, **{name: value for start in saved.get("resumed", []) for name, value in start.items()}}
+        except (OSError, ValueError, AttributeError):
+            self.write("environment.json", now)
+            return
+        if changed := {name: value for name, value in now.items() if before.get(name) != value}:
+            saved["resumed"] = [*saved.get("resumed", []), {"step": step, **changed}]
+            self.write("environment.json", saved)
+
 
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON document. Raises `UserError` when it cannot."""

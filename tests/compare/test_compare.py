@@ -59,10 +59,10 @@ def evaluation(distance, bits=None):
             "num": 100,
             "real": {"split": "test", "num": 90},
             "frechet_distance": {"value": distance, "low": distance - 0.5, "high": distance + 0.5},
-            "memorisation": {"ratio": 0.6},
+            "memorisation": {"value": 0.6},
             "kernel_distance": {"value": distance / 10},
-            "precision": 0.5,
-            "recall": 0.25,
+            "precision": {"value": 0.5},
+            "recall": {"value": 0.25},
         },
     }
 
@@ -87,7 +87,8 @@ def pretend(distances):
             if isinstance(found, str):
                 raise compare.Failed(found)
             path.mkdir(parents=True, exist_ok=True)
-            (path / "evaluation.json").write_text(json.dumps(evaluation(found, bits=2.0 if system == "vae" else None)))
+            document = evaluation(found, bits=2.0 if system == "vae" else None)
+            (path.parent / f"{path.name}.evaluation.json").write_text(json.dumps(document))
 
     return run
 
@@ -129,7 +130,7 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert "50 steps of ddim, guidance scale 2" in text and "Of vq_prior, which has a first stage" in text
     assert "on 2 x CPU; seeds 0 to 1" in text and "jax 0.12, 0.11, Python 3.12, L, commit 0123456789ab+." in text
     gave = "FD 4.00 (3.50 to 4.50 by bootstrap of the samples), kernel distance 0.4, precision 0.500, recall 0.250"
-    gave += ", nearer to train than test, % 60.0, class read as asked, % 90.0, bits/dim 2.000 ± 0.010 over images"
+    gave += ", memorisation, % 60.0, class accuracy, % 90.0, bits/dim 2.000 ± 0.010 over images"
     assert f"```\n\ngave {gave}." in text and f"# gave {gave}" in (folder / "comparison.html").read_text()
     assert "5.00 ± 1.41" in said.out
     with (folder / "comparison.csv").open() as file:
@@ -365,9 +366,46 @@ def test_an_error_of_a_program_is_its_last_line(tmp_path):
     assert "nowhere.py" in (tmp_path / "log").read_text()
 
 
-@pytest.mark.parametrize("number,code", [(1, 129), (2, 130), (15, 143)])
-def test_a_signal_lets_the_training_save(cache, tmp_path, number, code):
+CHILD = """
+import signal, sys, time
+def note(number, frame):
+    print("heard", number, flush=True)
+    sys.exit(0)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, note)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+PARENT = """
+import signal, sys
+from pathlib import Path
+from jgen.compare import __main__ as compare
+child, log, number = sys.argv[1:]
+signal.signal(int(number), signal.SIG_DFL)  # as from a terminal, also where the tests run under nohup
+compare.Comparison.run = lambda self: compare.run(["-c", child], Path(log))
+sys.exit(compare.command(["--minutes", "1", "--systems", "vae", "--workdir", str(Path(log).parent)]))
+"""
+
+
+@pytest.mark.parametrize("number,code,passed_on", [(1, 129, 15), (2, 130, 2), (15, 143, 15)])
+def test_a_signal_is_passed_on_once(cache, tmp_path, number, code, passed_on):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", PARENT, CHILD, str(log), str(number)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while not (log.exists() and "ready" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code and said.count("heard") == 1, said
+    assert f"heard {passed_on}" in said and "go on" in said
+
+
+def test_a_signal_lets_the_training_save(cache, tmp_path):
     """Stopped in its first training, which saves; the same command goes on from there."""
+    number, code = 15, 143
     args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
     folder = tmp_path / "vae"
     folder.mkdir()

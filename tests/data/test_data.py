@@ -59,6 +59,8 @@ def test_splits_are_disjoint_and_cover_the_set(digits):
     assert {name: split.num for name, split in digits.splits.items()} == {"train": 1350, "validation": 150, "test": 297}
     index = all_indices(digits)
     assert len(index) == 1797 == len(set(index.tolist())) and index.dtype == np.int32
+    held_out = digits.splits["validation"].fetch(np.arange(150))["index"]
+    assert held_out.tolist() == list(range(1350, 1500))  # the end of train
     whole = datasets.load(Config(validation=0.0))
     assert set(whole.splits) == {"train", "test"} and whole.splits["train"].num == 1500
     assert set(all_indices(whole).tolist()) == set(index.tolist())

@@ -7,9 +7,10 @@ import scipy.stats
 
 from jgen.errors import UserError
 from jgen.metrics import divergences as dv
-from jgen.metrics.frechet import Statistics, bootstrap_interval, frechet_distance, statistics
+from jgen.metrics.bootstrap import bootstrap
+from jgen.metrics.frechet import Statistics, distance_to, frechet_distance, statistics
 from jgen.metrics.kernel import inception_score, kernel_distance
-from jgen.metrics.neighbours import memorisation, neighbour_scores
+from jgen.metrics.neighbours import below, memorisation, neighbour_scores, neighbours
 
 RNG = np.random.default_rng(0)
 
@@ -41,14 +42,26 @@ def test_frechet_distance_of_fewer_images_than_features():
     np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-7)
 
 
-def test_bootstrap_interval_covers_repeated_draws():
-    """The spread of the distance over new draws of 200 is about that over draws again from one of them."""
-    real = statistics(RNG.standard_normal((5000, 5)) + 1.0)
-    draws = [frechet_distance(statistics(RNG.standard_normal((200, 5))), real) for _ in range(100)]
-    low, high = bootstrap_interval(RNG.standard_normal((200, 5)), real)
-    width = np.quantile(draws, 0.975) - np.quantile(draws, 0.025)
-    assert 0.6 < (high - low) / width < 1.6
-    assert low < np.quantile(draws, 0.9) and high > np.quantile(draws, 0.1)
+def test_bootstrap_intervals_are_as_wide_as_repeated_draws_say():
+    """The spread over new draws of 200 is about that over draws again from one of them."""
+    to_real = distance_to(statistics(RNG.standard_normal((5000, 5)) + 1.0))
+    distance, draw = lambda x: to_real(statistics(x)), lambda: RNG.standard_normal((200, 5))
+    values = [distance(draw()) for _ in range(300)]
+    found = [bootstrap(distance, draw()) for _ in range(20)]
+    width = np.mean([high - low for _, low, high in found]) / (2 * 1.96)
+    assert 0.85 < width / np.std(values) < 1.15
+    covered = [low < np.mean(values) < high for _, low, high in found]
+    assert np.mean(covered) > 0.75  # 0.95 of them, or 15 of 20 in all but a few of ten thousand cases
+    # Of a part, its standard error is known; what cannot be exceeded is not.
+    value, low, high = bootstrap(np.mean, np.arange(400) < 40, rounds=2000)
+    assert value == 0.1 and (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.1 * 0.9 / 400), rel=0.1)
+    value, low, high = bootstrap(np.mean, np.arange(10) < 9, most=1.0)
+    assert value == 0.9 and high == 1.0 and 0 <= low < 0.8
+    # Two samples are drawn again apart from each other.
+    x, y = RNG.standard_normal(400), RNG.standard_normal(100)
+    _, low, high = bootstrap(lambda a, b: 9 + a.mean() - b.mean(), x, y, rounds=2000)
+    wanted = 1.96 * np.sqrt(x.var() / 400 + y.var() / 100)
+    assert (high - low) / 2 == pytest.approx(wanted, rel=0.1)
 
 
 def test_kernel_distance_is_unbiased_and_its_error_is_right():
@@ -71,9 +84,14 @@ def test_kernel_distance_is_unbiased_and_its_error_is_right():
 
 def test_inception_score_of_known_classifiers():
     sure = np.log(np.eye(10)[np.arange(1000) % 10] + 1e-30)
-    assert inception_score(sure)[0] == pytest.approx(10, rel=1e-6)
-    assert inception_score(np.zeros((100, 10)))[0] == pytest.approx(1)
-    assert inception_score(np.tile(sure[:1], (100, 1)))[0] == pytest.approx(1)
+    found = inception_score(sure)
+    assert found["value"] == pytest.approx(10, rel=0.07) and found["splits"] == 10  # a hundred a split, not all even
+    assert inception_score(sure, splits=1)["value"] == pytest.approx(10, rel=1e-6)
+    by_class = inception_score(sure[np.argsort(np.arange(1000) % 10)])  # files may be sorted by class
+    assert by_class["value"] > 9.3
+    assert inception_score(np.zeros((100, 10)))["value"] == pytest.approx(1)
+    assert inception_score(np.tile(sure[:1], (100, 1)))["value"] == pytest.approx(1)
+    assert inception_score(sure[:99])["splits"] == 1  # of fifty images or more
 
 
 def test_neighbour_scores_by_their_definitions():
@@ -84,15 +102,47 @@ def test_neighbour_scores_by_their_definitions():
     recall = np.mean([any(inside(q, x, i, k) for i in range(30)) for q in y])
     density = np.mean([sum(inside(p, y, i, kd) for i in range(40)) / kd for p in x])
     coverage = np.mean([any(inside(p, y, i, kd) for p in x) for i in range(40)])
-    np.testing.assert_allclose(neighbour_scores(x, y, k, kd), (precision, recall, density, coverage), rtol=1e-12)
-    far = neighbour_scores(x + 100, y, k, kd)
-    assert far == (0, 0, 0, 0)
+    found = neighbours(x, y, k, kd)
+    wanted = (precision, recall, density, coverage)
+    np.testing.assert_allclose([np.mean(part) for part in found], wanted, rtol=1e-12)
+    assert all(np.all(part == 0) for part in neighbours(x + 100, y, k, kd))
+
+
+def test_neighbour_scores_of_real_images_are_near_those_that_equal_numbers_have():
+    """Of n and n images of one distribution, a ball to the fifth neighbour is empty with P about 2^-5."""
+    x, y = RNG.standard_normal((400, 3)), RNG.standard_normal((4000, 3))
+    found = neighbour_scores(x, y)
+    assert found["neighbours_num"] == 400
+    assert found == neighbour_scores(x, y) != neighbour_scores(x, y, seed=1)
+    for _ in range(2):
+        assert found["coverage"]["value"] == pytest.approx(
+            1 - np.prod([(399 - j) / (799 - j) for j in range(5)]), abs=0.04
+        )
+        assert found["density"]["value"] == pytest.approx(1, abs=0.15)
+        found = neighbour_scores(y, x)
+    assert found["neighbours_num"] == 400 and found["coverage"]["low"] < found["coverage"]["value"]
+    assert found["coverage"]["high"] <= 1.0
+    same = neighbour_scores(x, x)
+    assert {same[name]["value"] for name in ("precision", "recall", "coverage")} == {1.0}
 
 
 def test_memorisation_tells_copies_from_draws():
-    train, test, fake = RNG.standard_normal((3, 300, 4))
-    assert memorisation(train[:200] + 1e-3, train, test)["ratio"] > 0.95
-    assert 0.4 < memorisation(fake, train, test)["ratio"] < 0.6
+    """Also of a train set ten times as large, where a copy's original is among many."""
+    train, test, fake = (RNG.standard_normal((n, 4)) for n in (3000, 500, 400))
+    copies, apart = train[:200] + 1e-3, memorisation(fake, train, test)
+    assert memorisation(copies, train, test)["value"] > 0.99
+    assert apart["low"] < 0.5 < apart["high"] and apart["high"] - apart["low"] < 0.2
+    assert (apart["train_num"], apart["test_num"]) == (3000, 400)
+    half = memorisation(np.concatenate([copies, fake[:200]]), train, test)["value"]
+    assert half == pytest.approx(0.75, abs=0.05)  # all of the copies, half of the others
+    assert memorisation(fake + 20, train, test)["value"] == 0.0
+    np.testing.assert_allclose(apart["samples"], np.median(np.linalg.norm(fake[:, None] - train, axis=-1).min(1)))
+
+
+def test_the_probability_of_being_below():
+    x, y = RNG.integers(0, 5, 30), RNG.integers(0, 7, 20)
+    wanted = np.mean([(a < b) + 0.5 * (a == b) for a in x for b in y])
+    np.testing.assert_allclose(below(x, y), wanted, rtol=1e-12)
 
 
 def test_divergences_of_tables():
@@ -137,8 +187,13 @@ def test_divergences_of_gaussians_from_samples():
         (lambda: statistics(np.full((4, 3), np.nan)), "not finite"),
         (lambda: frechet_distance(statistics(np.zeros((4, 3))), statistics(np.zeros((4, 2)))), "wide"),
         (lambda: kernel_distance(np.zeros((3, 3)), np.zeros((9, 3))), "at least 4"),
-        (lambda: inception_score(np.zeros((5, 10))), "at least 10"),
-        (lambda: neighbour_scores(np.zeros((5, 3)), np.zeros((9, 3))), "at least 6"),
+        (lambda: inception_score(np.zeros((1, 10))), "at least 2"),
+        (lambda: neighbours(np.zeros((5, 3)), np.zeros((9, 3))), "5 samples: this needs at least 6"),
+        (lambda: neighbours(np.zeros((9, 3)), np.zeros((5, 3))), "5 real images: this needs at least 6"),
+        (lambda: memorisation(np.zeros((9, 3)), np.zeros((9, 2)), np.zeros((9, 3))), "3 and 2 wide"),
+        (lambda: dv.wasserstein1_estimate(np.array([0.0, np.nan]), np.zeros(3)), "not finite"),
+        (lambda: dv.mmd2_estimate(np.zeros(5), np.zeros(5), 1.0), "(images, width)"),
+        (lambda: dv.mmd2_estimate(np.full((5, 1), np.inf), np.zeros((5, 1)), 1.0), "not finite"),
         (lambda: dv.kl([0.5, 0.6], [0.5, 0.5]), "sums to"),
         (lambda: dv.kl([0.5, 0.5], [1.0]), "same outcomes"),
     ],

@@ -8,7 +8,7 @@ from jgen.data import dataset
 from jgen.data.config import Config
 from jgen.data.pictures import read_images, to_display, write_images
 from jgen.errors import UserError
-from jgen.metrics import classifier, frechet, quality
+from jgen.metrics import bootstrap, classifier, inception, quality
 
 RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=64, shift=1)
 
@@ -35,10 +35,12 @@ def test_real_images_are_near_noise_is_far_and_copies_are_told(digits, network):
     for name in ("frechet_distance", "kernel_distance"):
         assert near[name]["value"] < 0.3 * far[name]["value"]
     assert near["frechet_distance"]["low"] <= near["frechet_distance"]["value"] <= near["frechet_distance"]["high"]
-    assert near["spatial_frechet_distance"] < far["spatial_frechet_distance"]
-    assert near["precision"] > far["precision"] and near["coverage"] > far["coverage"]
-    # As many train images as test images are compared with, so only some of the copies find their original.
-    assert copied["memorisation"]["ratio"] > near["memorisation"]["ratio"]
+    assert near["spatial_frechet_distance"]["high"] < far["spatial_frechet_distance"]["low"]
+    for name in ("precision", "density", "coverage"):
+        assert near[name]["low"] > far[name]["high"]
+    assert near["neighbours_num"] == len(unseen) == near["memorisation"]["test_num"]
+    assert copied["memorisation"]["value"] > 0.99 and 0.3 < near["memorisation"]["value"] < 0.7
+    assert far["memorisation"]["value"] < 0.1
 
 
 def test_real_features_are_kept_with_what_they_were_measured_on(digits, network, monkeypatch):
@@ -55,6 +57,15 @@ def test_real_features_are_kept_with_what_they_were_measured_on(digits, network,
         real(digits, network, "test", 9999)
 
 
+def test_spatial_features_of_large_images_are_averaged_to_few_places():
+    """From 24x40 maps those of 8x13: means over three by three, the last column and what it has too many left out."""
+    maps = np.random.default_rng(0).standard_normal((2, 24, 40, 9)).astype(np.float32)
+    reader = classifier.Classifier("x-12", 1.0, lambda images: (images, maps, images))
+    spatial = quality.of_classifier(reader).apply(np.zeros((2, 3)))[1].reshape(2, 8, 13, inception.SPATIAL_CHANNELS)
+    np.testing.assert_allclose(spatial[1, 2, 3], maps[1, 6:9, 9:12, :7].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(spatial[0, 7, 12], maps[0, 21:24, 36:39, :7].mean((0, 1)), rtol=1e-5)
+
+
 def test_features_do_not_depend_on_the_batches(digits, network):
     images = digits.splits["test"].fetch(np.arange(60))["image"]
     fetch = lambda start, stop: images[start:stop]
@@ -66,12 +77,12 @@ def test_features_do_not_depend_on_the_batches(digits, network):
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_progress_is_shown_where_features_and_intervals_take_long(monkeypatch, capsys, slow):
-    for module in (quality, frechet):
+    for module in (quality, bootstrap):
         monkeypatch.setattr(module, "PATIENCE", 0.0 if slow else 60.0)
     features = np.random.default_rng(0).standard_normal((60, 4))
     apply = lambda images: (images, images, images)
     quality.features_of(quality.FeatureNetwork("FID", "", apply), 60, lambda a, b: features[a:b], "features of test")
-    frechet.bootstrap_interval(features, frechet.statistics(features))
+    bootstrap.bootstrap(np.mean, features)
     said = capsys.readouterr().err
     assert ("features of test" in said and "bootstrap" in said) if slow else said == ""
 

@@ -1,5 +1,6 @@
 """The prior over codes: its images are decoded codes, its codes have the probabilities it says, and its first stage."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -42,10 +43,11 @@ def test_decoded_samples_are_as_frequent_as_their_codes_are_likely():
     model, params, ctx = make_prior()
     pairs = np.stack(np.meshgrid(*[np.arange(LEVELS)] * 2, indexing="ij"), -1).reshape(-1, 1, 2, 1)
     draw = jax.jit(lambda keys, label: model.sample(params, ctx, keys, label))
+    score = jax.jit(lambda keys, batch: model.validate(params, ctx, keys, batch))
     seen = []
     for label in (0, 1):
         batch = {"image": (pairs * 100).astype(np.uint8), "label": np.full(9, label, np.int32)}
-        scores = model.validate(params, ctx, rng.image_keys(jax.random.key(0), jnp.arange(9)), batch)
+        scores = score(rng.image_keys(jax.random.key(0), jnp.arange(9)), batch)
         p = np.exp(-np.asarray(scores["nll_codes"], np.float64))
         np.testing.assert_allclose(p.sum(), 1.0, atol=1e-5)
         np.testing.assert_allclose(scores["bits_per_code"], -np.log2(p) / 2, rtol=1e-4)
@@ -62,10 +64,13 @@ def test_the_loss_is_the_mean_over_codes_and_reads_the_frozen_parameters():
     model, params, ctx = make_prior()
     batch = {"image": np.array([0, 100, 100, 0], np.uint8).reshape(2, 1, 2, 1), "label": np.array([0, 1], np.int32)}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(2))
-    loss, _ = model.phases[0].loss(params, ctx, keys, batch)
-    assert float(loss) == pytest.approx(float(model.validate(params, ctx, keys, batch)["nll_codes"].mean()) / 2)
+    run = jax.jit(
+        lambda ctx: (model.phases[0].loss(params, ctx, keys, batch)[0], model.validate(params, ctx, keys, batch))
+    )
+    loss, scores = run(ctx)
+    assert float(loss) == pytest.approx(float(scores["nll_codes"].mean()) / 2)
     other = ctx._replace(frozen={"first_stage": ({"add": jnp.int32(1)}, {})})
-    assert float(model.phases[0].loss(params, other, keys, batch)[0]) != pytest.approx(float(loss), rel=1e-3)
+    assert float(run(other)[0]) != pytest.approx(float(loss), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +136,13 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
     apart.rename(first)
     (moved / "second").rename(second)
 
-    assert train.command([*code, "2"]) == 0  # the first stage trains on: the prior no longer speaks of its codes
+    # The first stage trains on: the prior speaks of the codes of its older checkpoint, as long as that is there.
+    assert train.command([*code, "2"]) == 0
+    assert_same_parameters(jgen.load(second), gen)
+    assert train.command([*prior[:2], "2", *prior[3:], "--workdir", str(second)]) == 0
+    assert jgen.load(second).step == 2
+    shutil.rmtree(first / "checkpoints" / "1")
     with pytest.raises(UserError, match="has changed since"):
         jgen.load(second)
     with pytest.raises(UserError, match="the first stage was .*, is "):
-        train.command([*prior[:2], "2", *prior[3:], "--workdir", str(second)])
+        train.command([*prior[:2], "3", *prior[3:], "--workdir", str(second)])

@@ -1,5 +1,6 @@
 """The Inception-v3 of FID against the port of torch-fidelity, with the same random weights, from a file."""
 
+import hashlib
 import importlib.util
 import sys
 import types
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jgen.errors import UserError
-from jgen.metrics import inception
+from jgen.metrics import inception, quality
 
 torch = pytest.importorskip("torch")
 PEER = importlib.util.find_spec("torch_fidelity")
@@ -42,9 +43,10 @@ def random_weights():
 def test_features_are_those_of_the_peer(random_weights, tmp_path):
     path = tmp_path / "inception.pth"
     torch.save({name: torch.from_numpy(array) for name, array in random_weights.items()}, path)
-    peer = peer_class()("inception", ["2048", "logits"], feature_extractor_weights_path=str(path))
-    weights, digest = inception.load(path)
-    assert len(digest) == 8
+    peer = peer_class()("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
+    weights, digest, published = inception.load(path)
+    assert len(digest) == 64 and not published
+    assert quality.of_inception(path).name == f"FD-inception-{digest[:8]}"  # not FID: these are not the published ones
     images = np.random.default_rng(1).integers(0, 256, (2, 40, 33, 3)).astype(np.uint8)
     features, spatial, logits = jax.jit(inception.apply)(weights, images)
     seen = []
@@ -59,13 +61,34 @@ def test_features_are_those_of_the_peer(random_weights, tmp_path):
     np.testing.assert_allclose(grey, inception.apply(weights, images[..., :1].repeat(3, -1))[0], atol=1e-4 * scale)
 
 
+def test_the_published_file_and_its_copy_are_known(random_weights, tmp_path, monkeypatch, capsys):
+    path, out = tmp_path / "inception.pth", tmp_path / "copy.safetensors"
+    torch.save({name: torch.from_numpy(array) for name, array in random_weights.items()}, path)
+    monkeypatch.setattr(sys, "argv", ["inception", str(path), str(out)])
+    assert inception.main() == 2 and "is not the published file" in capsys.readouterr().err and not out.exists()
+    monkeypatch.setattr(inception, "PUBLISHED", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert inception.main() == 0
+    of_file, of_copy = inception.load(path), inception.load(out)
+    assert of_file.published and of_copy.published and of_file.hash == of_copy.hash
+    for name, array in random_weights.items():
+        np.testing.assert_array_equal(of_copy.weights[name], array)
+    assert quality.of_inception(out).name == "FID"
+    # Others' weights under the same words are not.
+    from safetensors.numpy import save_file
+
+    save_file({**random_weights, "fc.bias": random_weights["fc.bias"] + 1}, out, {"copy_of": inception.PUBLISHED})
+    assert not inception.load(out).published
+    said = {"copy_of": inception.PUBLISHED, "weights": of_file.hash}
+    save_file({**random_weights, "fc.bias": random_weights["fc.bias"] + 1}, out, said)
+    assert not inception.load(out).published
+
+
 def test_files_of_another_layout_are_refused(random_weights, tmp_path):
     from safetensors.numpy import save_file
 
     path = tmp_path / "inception.safetensors"
     save_file(random_weights, path)
-    found, _ = inception.load(path)
-    np.testing.assert_array_equal(found["fc.bias"], random_weights["fc.bias"])
+    np.testing.assert_array_equal(inception.load(path).weights["fc.bias"], random_weights["fc.bias"])
     other = dict(random_weights)
     other["Mixed_5c.branch1x1.conv.weight"] = other["Mixed_5c.branch1x1.conv.weight"][:3].copy()
     save_file(other, path)

@@ -60,9 +60,10 @@ def exact_denoiser(schedule):
         lambda *args: ancestral(*args, "beta"),
         lambda *args: ancestral(*args, "beta_tilde"),
         lambda *args: ddim(*args, 0.0),
+        lambda *args: ddim(*args, 0.5),
         lambda *args: ddim(*args, 1.0),
     ],
-    ids=["beta", "beta_tilde", "ddim0", "ddim1"],
+    ids=["beta", "beta_tilde", "ddim0", "ddim0.5", "ddim1"],
 )
 def test_samplers_recover_the_covariance_of_pixels(sampler):
     """Noise that pixels or images shared would show in the covariances, of pixels or of neighbouring images."""

@@ -1,0 +1,43 @@
+"""Every variant of every configuration makes a model of its data's images."""
+
+import pytest
+from contract_cases import SYSTEMS
+
+from jgen.cli import import_config
+from jgen.core.model import ImageSpec
+from jgen.experiment import Experiment, make_model
+from jgen.train.config import check_config
+
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+VARIANTS = {stem: import_config(path).VARIANTS for stem, path in SYSTEMS.items()}
+
+
+def get(system, variant):
+    return import_config(SYSTEMS[system]).get_config(variant)
+
+
+def images_of(data):
+    levels = 2 if data.binarise != "none" else data.levels
+    return ImageSpec(*SHAPES[data.name], 10, levels)
+
+
+@pytest.mark.parametrize("system,variant", [(s, v) for s, variants in VARIANTS.items() for v in variants])
+def test_every_variant_makes_a_model_of_its_data(system, variant):
+    experiment = get(system, variant)
+    assert isinstance(experiment, Experiment)
+    if variant in SHAPES:
+        assert experiment.data.name == variant
+    check_config(experiment.train, 1)
+    images, first = images_of(experiment.data), None
+    if experiment.first_stage:
+        stage, _, name = experiment.first_stage.removeprefix("runs/").rpartition("-")
+        before = get(stage, name)
+        assert images_of(before.data) == images
+        first = make_model(before.model, images)
+    model = make_model(experiment.model, images, None, first)
+    assert model.images == images and model.name
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_has_the_common_variants(system):
+    assert {"digits", "mnist", "fashion_mnist", "tiny"} <= set(VARIANTS[system])
