@@ -197,7 +197,8 @@ def make_comparison(
     how = f"{config.binarise} {config.levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
     features = lambda split, num, places: quality.real_features(dataset, split, num, network, shown, how, places)
     real = features(arguments.split, arguments.num, True)
-    train, test = features("train", 0, False), features("test", 0, False)
+    whole = lambda split: real if (arguments.split, arguments.num) == (split, 0) else features(split, 0, False)
+    train, test = whole("train"), whole("test")
 
     def compare(images: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
         images = quality.check_images(images, dataset.images.shape)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jgen
+import sample
 from jgen import evaluate
 from jgen.core.model import ImageSpec
 from jgen.data import dataset
@@ -25,8 +26,8 @@ def run(tiny_run, tmp_path_factory):
     return shutil.copytree(tiny_run, tmp_path_factory.mktemp("evaluate") / "run")
 
 
-def test_the_score_and_its_protocol(run, python):
-    done = python("-m", "jgen.evaluate", run, "--num", "20", "--samples", "60", "--batch-size", "60")
+def test_the_score_and_its_protocol(run, capsys):
+    assert evaluate.command([str(run), "--num", "20", "--samples", "60", "--batch-size", "60"]) == 0
     whole = json.loads((run / "evaluation.json").read_text())
     document, labels = whole["likelihood"], whole["labels"]
     gen = jgen.load(run)
@@ -47,7 +48,7 @@ def test_the_score_and_its_protocol(run, python):
     assert found["num"] == 60
     assert found["real"] == {"split": "test", "num": 20}
     assert whole["data_fingerprint"] == dataset.load(gen.config.data).fingerprint
-    head, line, protocol, path = done.stdout.splitlines()
+    head, line, protocol, path = capsys.readouterr().out.splitlines()
     assert path == str(run / "evaluation.json")
     cells = dict(zip(re.split("  +", head), re.split("  +", line)))
     distance, kernel = found["frechet_distance"], found["kernel_distance"]
@@ -73,15 +74,16 @@ def test_the_score_and_its_protocol(run, python):
     assert f"classifier {labels['classifier']}" in protocol
 
 
-def test_images_of_another_program(run, python, tmp_path):
+def test_images_of_another_program(run, tmp_path):
     """Those of this program, given as a file, have the same distances."""
-    python("sample.py", run, "--num", "60", "--out", tmp_path / "x.npz", "--batch-size", "60")
-    arguments = ["--images", tmp_path / "x.npz", "--data.name", "digits", "--num", "20"]
-    python("-m", "jgen.evaluate", *arguments, "--out", tmp_path / "x.json")
-    few = ["--num", "20", "--likelihood-images", "5", "--samples", "60"]
-    python("-m", "jgen.evaluate", run, *few, "--out", tmp_path / "y.json")
+    sample.command([str(run), "--num", "60", "--out", str(tmp_path / "x.npz"), "--steps", "3"])
+    arguments = ["--images", str(tmp_path / "x.npz"), "--data.name", "digits", "--num", "20"]
+    evaluate.command([*arguments, "--out", str(tmp_path / "x.json")])
+    few = ["--num", "20", "--likelihood-images", "5", "--samples", "60", "--sampling.steps", "3"]
+    evaluate.command([str(run), *few, "--out", str(tmp_path / "y.json")])
     of_file, of_run = (json.loads((tmp_path / name).read_text()) for name in ("x.json", "y.json"))
     assert of_file["labels"] == of_run["labels"] and of_run["likelihood"]["protocol"]["num"] == 5
+    assert of_run["sampling"]["options"]["steps"] == 3 and of_run["sampling"]["options"]["sampler"] == "ddim"
     assert of_file["quality"]["frechet_distance"]["value"] == pytest.approx(
         of_run["quality"]["frechet_distance"]["value"], rel=1e-3
     )
@@ -120,16 +122,58 @@ def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
     assert json.loads((tmp_path / "a.json").read_text())["system"] == "vae"
 
 
-def test_dequantisation_is_part_of_the_protocol():
-    images = ImageSpec(8, 8, 1, 10, 256)
-    model = SimpleNamespace(images=images, conditional=False, log_density=None)
-    config = SimpleNamespace(data=Data())
-    log_prob = lambda key, x, **options: -np.ones(len(x), np.float32)
-    gen = SimpleNamespace(config=config, model=model, log_prob=log_prob, likelihood="lower_bound")
-    score = lambda: evaluate.likelihood(gen, dataset.load(Data()), evaluate.Arguments(num=5), {"samples": 3})
+def test_an_earlier_outcome_is_kept(tmp_path):
+    path = tmp_path / "evaluation.json"
+    for step in (3, 4, 5):
+        evaluate.finish([(str(path), lambda step=step: outcome(step=step))], keep=True)
+    found = [tmp_path / name for name in ("evaluation.1.json", "evaluation.2.json", "evaluation.json")]
+    assert sorted(tmp_path.iterdir()) == found
+    assert [json.loads(file.read_text())["step"] for file in found] == [3, 4, 5]
+
+
+def scored(nats, **arguments):
+    """The likelihood of the first digits by a model that says `nats` of each."""
+    model = SimpleNamespace(images=ImageSpec(8, 8, 1, 10, 256), conditional=False, log_density=None)
+    log_prob = lambda key, x, **options: np.asarray(nats, np.float32)[: len(x)]
+    gen = SimpleNamespace(config=SimpleNamespace(data=Data()), model=model, log_prob=log_prob, likelihood="lower_bound")
+    score = lambda: evaluate.likelihood(gen, dataset.load(Data()), evaluate.Arguments(**arguments), {"samples": 3})
+    return model, score
+
+
+def test_dequantisation_is_part_of_the_protocol(cache):
+    model, score = scored(-np.ones(5), num=5)
     assert "dequantisation" not in score()["protocol"]
-    model.log_density = log_prob
+    model.log_density = lambda *args: None
     assert score()["protocol"]["dequantisation"] == "uniform" and score()["protocol"]["samples"] == 3
+
+
+def test_likelihoods_that_have_no_error_or_no_mean(cache):
+    found = scored([-2.0], num=1)[1]()
+    assert found["nats"] == {"mean": -2.0, "standard_error": None}
+    assert "-2.000  " in table([outcome(likelihood=found)])
+    found = scored(-np.arange(7.0), likelihood_images=3)[1]()["nats"]
+    assert found["mean"] == -1.0 and found["standard_error"] == pytest.approx(1 / np.sqrt(3))
+    with pytest.raises(UserError, match="the likelihood of 2 of 4 images is not finite"):
+        scored([0.0, np.nan, 1.0, -np.inf], num=4)[1]()
+
+
+def test_images_are_the_same_however_many_are_read_at_once(cache, monkeypatch):
+    """Binarised by their own keys, whatever stands beside them."""
+    seen, spec = [], ImageSpec(8, 8, 1, 10, 2)
+
+    def log_prob(key, images, **where):
+        seen.append((images, where["label"]))
+        return -np.ones(len(images), np.float32)
+
+    data = Data(binarise="dynamic")
+    model = SimpleNamespace(images=spec, conditional=True, log_density=None)
+    gen = SimpleNamespace(config=SimpleNamespace(data=data), model=model, log_prob=log_prob, likelihood="exact")
+    for at_once in (1000, 4):
+        monkeypatch.setattr(evaluate, "AT_ONCE", at_once)
+        evaluate.likelihood(gen, dataset.load(data), evaluate.Arguments(num=9), {})
+    for whole, parts in zip(*seen):
+        np.testing.assert_array_equal(whole, parts)
+    assert seen[0][0].shape == (9, 8, 8, 1) and set(np.unique(seen[0][0])) == {0, 1}
 
 
 def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):

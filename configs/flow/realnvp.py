@@ -54,7 +54,7 @@ def mnist(name: str) -> Experiment:
         model=Config(scales=3, couplings=3, width=32, blocks=2, sampling=Sampling(temperature=0.8)),
         data=Data(name=name),
         train=Train(
-            steps=6_000,
+            steps=5_500,
             batch_size=64,
             ema_decay=0.999,
             optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=500, clip_norm=100.0),

@@ -54,9 +54,9 @@ def of_classifier(classifier: Classifier) -> FeatureNetwork:
         features, maps, logits = classifier.apply(images)
         maps = maps[..., : inception.SPATIAL_CHANNELS]
         n, height, width, channels = maps.shape
-        by = -(-max(height, width) // MOST_PLACES)
-        cut = maps[:, : height // by * by, : width // by * by]
-        spatial = cut.reshape(n, height // by, by, width // by, by, channels).mean(axis=(2, 4))
+        a, b = (-(-size // MOST_PLACES) for size in (height, width))
+        cut = maps[:, : height // a * a, : width // b * b]
+        spatial = cut.reshape(n, height // a, a, width // b, b, channels).mean(axis=(2, 4))
         return features, spatial.reshape(n, -1), logits
 
     return FeatureNetwork(f"FD-{classifier.name}", classifier.name.rsplit("-", 1)[1], apply)
@@ -127,17 +127,8 @@ def real_features(
     require(0 <= num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
     num = num or there
     require(num >= NEEDED, f"there are {num} real images of {split}: scores need at least {NEEDED}")
-    of = (
-        dataset.fingerprint,
-        how,
-        split,
-        there,
-        num,
-        places,
-        network.name,
-        network.hash,
-    )  # there: where it was cut off
-    key = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
+    what = (dataset.fingerprint, how, split, there, num)  # `there`: where a part was cut off
+    key = hashlib.sha256(repr((*what, places, network.name, network.hash)).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
     if not path.exists():
         fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))

@@ -19,7 +19,7 @@ RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=6
 def test_it_reads_digits_it_has_not_seen_and_is_trained_once(cache, monkeypatch):
     digits = dataset.load(Config(name="digits"))
     first = classifier.load(digits, RECIPE)
-    assert first.accuracy > 0.93 and first.shape == (8, 8, 1) and first.name.startswith("digits-")
+    assert first.accuracy > 0.93 and first.name.startswith("digits-")
     monkeypatch.setattr(classifier, "train", lambda *args: pytest.fail("trained again"))
     again = classifier.load(digits, RECIPE)
     assert again.name == first.name

@@ -58,12 +58,12 @@ def test_real_features_are_kept_with_what_they_were_measured_on(digits, network,
 
 
 def test_spatial_features_of_large_images_are_averaged_to_few_places():
-    """From 24x40 maps those of 8x13: means over three by three, the last column and what it has too many left out."""
+    """From 24x40 maps those of 12x13: means over two by three, the last column, which is one too many, left out."""
     maps = np.random.default_rng(0).standard_normal((2, 24, 40, 9)).astype(np.float32)
     reader = classifier.Classifier("x-12", 1.0, lambda images: (images, maps, images))
-    spatial = quality.of_classifier(reader).apply(np.zeros((2, 3)))[1].reshape(2, 8, 13, inception.SPATIAL_CHANNELS)
-    np.testing.assert_allclose(spatial[1, 2, 3], maps[1, 6:9, 9:12, :7].mean((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(spatial[0, 7, 12], maps[0, 21:24, 36:39, :7].mean((0, 1)), rtol=1e-5)
+    spatial = quality.of_classifier(reader).apply(np.zeros((2, 3)))[1].reshape(2, 12, 13, inception.SPATIAL_CHANNELS)
+    np.testing.assert_allclose(spatial[1, 2, 3], maps[1, 4:6, 9:12, :7].mean((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(spatial[0, 11, 12], maps[0, 22:24, 36:39, :7].mean((0, 1)), rtol=1e-5)
 
 
 def test_features_do_not_depend_on_the_batches(digits, network):

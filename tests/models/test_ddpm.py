@@ -17,7 +17,7 @@ from jgen.prob.schedules import make_schedule, sampling_times
 from jgen.samplers.diffusion import ancestral, ddim
 
 T, IMAGES, CLASSES = 5, ImageSpec(2, 2, 1, 3, 256), 3
-SMALL = {"channels": (8,), "blocks": 1, "attention": (), "groups": 4, "num_timesteps": T}
+SMALL = {"channels": (8,), "blocks": 1, "attention": (), "head_dim": 8, "groups": 4, "num_timesteps": T}
 X_0 = np.array([0, 255, 100, 30], np.uint8).reshape(1, 2, 2, 1)
 keys_of = lambda n: rng.image_keys(jax.random.key(1), jnp.arange(n))
 
@@ -40,7 +40,7 @@ def network(monkeypatch):
 
 
 def make(images=IMAGES, **options):
-    return ddpm.make(ddpm.Config(**{**SMALL, **options}), images)
+    return ddpm.make(ddpm.Config(**{**SMALL, "sampling": ddpm.Sampling(steps=3), **options}), images)
 
 
 def batch_of(n):
@@ -82,7 +82,8 @@ def test_times_are_uniform_and_labels_are_dropped_in_training_alone(network):
     model, n = make(label_dropout=0.3), 6000
     batch = batch_of(n)
     model.phases[0].loss({"unet": {}}, CTX, keys_of(n), batch)
-    _, t, label, key_drop = map(np.asarray, network.asked.pop())
+    _, t, label, key_drop = network.asked.pop()
+    t, label = np.asarray(t), np.asarray(label)
     counts = np.bincount(t, minlength=T + 1)
     assert counts[0] == 0 and len(counts) == T + 1
     assert scipy.stats.chisquare(counts[1:]).pvalue > 1e-3

@@ -1,3 +1,7 @@
+"""Attention beside that of jax: values, gradients, lengths, types."""
+
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +14,14 @@ from jgen.nn.attention import attention
 def test_attention_and_its_gradient_are_those_of_jax(shape):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, g = (2.0 * jax.random.normal(key, shape) for key in keys)
-    loss = lambda function: lambda q, k, v: jnp.sum(function(q, k, v) * g)
-    np.testing.assert_allclose(attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=2e-5)
-    found = jax.grad(loss(attention), (0, 1, 2))(q, k, v)
-    wanted = jax.grad(loss(jax.nn.dot_product_attention), (0, 1, 2))(q, k, v)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(function, q, k, v):
+        slopes = jax.grad(lambda *x: jnp.sum(function(*x) * g), (0, 1, 2))(q, k, v)
+        return function(q, k, v), slopes
+
+    (value, found), (peer, wanted) = (run(function, q, k, v) for function in (attention, jax.nn.dot_product_attention))
+    np.testing.assert_allclose(value, peer, atol=2e-5)
     for name, a, b in zip("qkv", found, wanted):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
 
@@ -21,9 +29,13 @@ def test_attention_and_its_gradient_are_those_of_jax(shape):
 def test_attention_over_another_length():
     q = jax.random.normal(jax.random.key(0), (2, 5, 2, 8))
     k, v = jax.random.normal(jax.random.key(1), (2, 2, 9, 2, 8))
-    np.testing.assert_allclose(attention(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=2e-5)
-    gradient = jax.grad(lambda k: jnp.sum(jnp.sin(attention(q, k, v))))(k)
-    wanted = jax.grad(lambda k: jnp.sum(jnp.sin(jax.nn.dot_product_attention(q, k, v))))(k)
+
+    def run(function):
+        slope = jax.grad(lambda k: jnp.sum(jnp.sin(function(q, k, v))))
+        return jax.jit(lambda k: (function(q, k, v), slope(k)))(k)
+
+    (value, gradient), (peer, wanted) = run(attention), run(jax.nn.dot_product_attention)
+    np.testing.assert_allclose(value, peer, atol=2e-5)
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)
 
 

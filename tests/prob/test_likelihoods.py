@@ -1,3 +1,7 @@
+"""Likelihoods that are distributions, beside SciPy, and that stay numbers at their ends."""
+
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,15 +46,20 @@ def test_discretised_normal_gradient_is_finite_far_away():
     assert np.all(np.isfinite(gradient))
 
 
+@cache
+def normal_and_slopes(levels):
+    """(mean, log std), (levels,) each, to the log-probabilities and slopes of all levels, compiled once."""
+    logp = lambda m, s: likelihoods.discretised_normal_log_prob(jnp.arange(levels), m, jnp.exp(s), levels)
+    return jax.jit(lambda m, s: (logp(m, s), jax.grad(lambda m, s: logp(m, s).sum(), argnums=(0, 1))(m, s)))
+
+
 @pytest.mark.parametrize("levels", [2, 17, 256])
 @pytest.mark.parametrize("std", [9e-4, 1e-3, 0.02])
 @pytest.mark.parametrize("mean", [-50.0, -8.0, -5.0, 0.77, 5.0, 8.0, 50.0])
 def test_discretised_normal_is_finite_at_extreme_means_and_scales(levels, std, mean):
     """A learned scale may fall to exp(-7) = 9e-4, and a mean is not bounded: values and slopes stay numbers."""
-    level = jnp.arange(levels)
-    logp = lambda m, s: likelihoods.discretised_normal_log_prob(level, m, jnp.exp(s), levels)
-    where = jnp.full(levels, mean), jnp.full(levels, np.log(std))
-    found, slopes = logp(*where), jax.grad(lambda m, s: logp(m, s).sum(), argnums=(0, 1))(*where)
+    where = np.full(levels, mean, np.float32), np.full(levels, np.log(std), np.float32)
+    found, slopes = normal_and_slopes(levels)(*where)
     assert all(np.all(np.isfinite(values)) for values in (found, *slopes)) and np.all(found <= 0)
     # All the mass is where the mean is, and far from it a slope pulls towards the level.
     assert int(jnp.argmax(found)) == round(np.clip((mean + 1) / 2, 0, 1) * (levels - 1))
