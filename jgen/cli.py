@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jgen.errors import UserError, require
+from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
 
 DEFAULT = "configs/diffusion/ddpm.py:digits"
@@ -150,10 +150,7 @@ def main(command: Callable[[list[str]], int]) -> None:
     """Runs a command with the process's arguments; a `UserError` is one line on stderr and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        sys.exit(command(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_code(lambda: command(sys.argv[1:])))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,15 @@ class UserError(Exception):
 
 class NotSupported(UserError):
     """A capability that this model does not have; the message names what it can do instead."""
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """What a program ends with: the command's own code, or 2 after a `UserError`, which is one line on stderr."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def require(condition: bool, message: str) -> None:

@@ -113,10 +113,9 @@ def test_image_i_does_not_depend_on_the_batch_size(name):
     reference = draw(n, batch_size=64)
     chex.assert_shape(reference, (n, *model.images.shape))
     assert reference.max() < model.images.levels and len(np.unique(reference.reshape(n, -1), axis=0)) > 1
-    # Most systems are slow to compile: one more size shows it.
-    for size, count in ((7, 14), (1, 2)) if name in [*EVERYWHERE, "ddpm"] else ((3, 6),):
+    for size, count in ((7, 14), (1, 2)):
         assert np.abs(draw(count, batch_size=size) - reference[:count]).max() <= 1  # one level: rounding
-        assert np.abs(draw(5, start=40, batch_size=size) - reference[40:45]).max() <= 1
+    assert np.abs(draw(5, start=40, batch_size=7) - reference[40:45]).max() <= 1
 
 
 PARALLEL = """
@@ -145,13 +144,13 @@ np.savez(sys.argv[1], **out)
 @pytest.mark.long
 @pytest.mark.parametrize("names", GROUPS)
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path, names):
-    runs = ((1, (1, 4)), (2, (1, 2)), (4, (1,))) if names is EVERYWHERE else ((1, (1,)), (2, (1, 2)))
+    runs = ((1, (1, 2, 4)), (2, (1,)), (4, (1,))) if names is EVERYWHERE else ((1, (1,)), (2, (1, 2)))
     runs = ((1, (1, 4)), (4, (1,))) if names is FOUR else runs
     found = {}
     for devices, parts in runs:
         out = tmp_path / f"{devices}.npz"
         cases = [(name, n) for name in names for n in parts if n == 1 or name in WITHOUT_BATCH_NORM]
-        if devices == 2:  # one of them shows both
+        if names is not EVERYWHERE and devices == 2:  # one of them shows both
             cases = [(name, n) for name, n in cases if n == 2 or name not in WITHOUT_BATCH_NORM]
         python("-c", PARALLEL, out, json.dumps(cases), devices=devices, timeout=600)
         found[devices] = dict(np.load(out))

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from jgen.data.sources import check_format, digits_builder, import_tfds, tfds_dir
-from jgen.errors import UserError
+from jgen.errors import UserError, exit_code
 
 
 def prepare(name: str, folder: str) -> str:
@@ -39,12 +39,7 @@ def main() -> int:
     parser.add_argument("name", help="digits, mnist, fashion_mnist, cifar10, ... any TFDS image set")
     parser.add_argument("--dir", default="", help="TFDS data folder; default: TFDS_DATA_DIR or ~/tensorflow_datasets")
     args = parser.parse_args()
-    try:
-        print(f"{args.name} is prepared in {prepare(args.name, args.dir)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(f"{args.name} is prepared in {prepare(args.name, args.dir)}"))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.files import written_whole
-from jgen.errors import UserError, require
+from jgen.errors import UserError, exit_code, require
 
 SIZE, FEATURES, CLASSES, EPSILON = 299, 2048, 1008, 1e-3
 SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch: sFID's features
@@ -219,12 +219,7 @@ def main() -> int:
     parser.add_argument("source", help="the published .pth; reading it needs PyTorch")
     parser.add_argument("out", help="the .safetensors to write")
     args = parser.parse_args()
-    try:
-        copy(args.source, args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: copy(args.source, args.out))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jgen.core.files import written_whole
+from jgen.core.files import check_writable, written_whole
 from jgen.errors import UserError
 
 
@@ -31,3 +31,16 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="Is a directory"), written_whole(folder) as aside:
         aside.write_text("")
     assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_can_be_written_is_told_beforehand_and_left_as_it_is(tmp_path):
+    path = tmp_path / "folder" / "x.json"
+    check_writable(path)
+    assert path.parent.is_dir() and not list(path.parent.iterdir())
+    path.write_text("old")
+    check_writable(path)
+    assert path.read_text() == "old" and [found.name for found in path.parent.iterdir()] == ["x.json"]
+    with pytest.raises(UserError, match=f"^cannot write {path.parent}: Is a directory$"):
+        check_writable(path.parent)
+    with pytest.raises(UserError, match=f"^cannot write {path / 'y.json'}: (Not a directory|File exists)$"):
+        check_writable(path / "y.json")

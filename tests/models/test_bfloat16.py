@@ -25,9 +25,9 @@ SYSTEMS = {
     "vq_vae": (vq_vae, vq_vae.Config(widths=(8,), blocks=1, num_codes=6, code_dim=4)),
     "pixelcnn": (pixelcnn, pixelcnn.Config(features=8, blocks=2, hidden=8, class_conditional=True)),
     "gated_pixelcnn": (gated_pixelcnn, gated_pixelcnn.Config(features=8, blocks=2, hidden=8, embedding=2)),
-    "ddpm": (ddpm, ddpm.Config(channels=(8,), blocks=1, attention=(8,), head_dim=8, groups=4)),
-    "glow": (glow, glow.Config(scales=1, depth=2, width=8)),
-    "realnvp": (realnvp, realnvp.Config(scales=1, couplings=2, width=8, blocks=1)),
+    "ddpm": (ddpm, ddpm.Config(channels=(8, 8), blocks=1, attention=(4,), head_dim=8, groups=4)),
+    "glow": (glow, glow.Config(scales=2, depth=2, width=8)),
+    "realnvp": (realnvp, realnvp.Config(scales=2, couplings=2, width=8, blocks=1)),
 }
 
 
