@@ -27,7 +27,8 @@ class Window:
 
     @property
     def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "counts": self.counts, "skipped": self.skipped}
+        """A copy: a checkpoint is written while the next steps are added."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts), "skipped": self.skipped}
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds a step's metrics; values that are not finite belong to a skipped step and are left out."""

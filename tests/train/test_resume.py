@@ -202,6 +202,28 @@ def test_a_signal_while_the_last_checkpoint_is_written_loses_nothing(short_run, 
     assert checkpoints.newest_good(run / "checkpoints") == 32
 
 
+def test_a_slow_save_holds_the_metrics_of_its_own_step(short_run, tmp_path, monkeypatch):
+    """Steps that are trained while a checkpoint is written do not get into its window of metrics."""
+    import orbax.checkpoint as ocp
+
+    run = copy(short_run, tmp_path)
+    experiment, _ = api.load_experiment(run)
+    save = ocp.CheckpointManager.save
+
+    def slow(manager, step, **kwargs):
+        before = (run / "metrics.jsonl").stat().st_size
+        deadline = time.time() + 30
+        while step == 40 and (run / "metrics.jsonl").stat().st_size == before and time.time() < deadline:
+            time.sleep(0.01)
+        return save(manager, step, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", slow)
+    longer = replace(experiment.train, steps=60, checkpoint_every=40)
+    assert api.fit(replace(experiment, train=longer), run) == "trained"
+    meta = json.loads((run / "checkpoints" / "40" / "meta" / "metadata").read_text())
+    assert meta["window"]["counts"]["loss"] == 1  # of step 40, after the line of step 39
+
+
 def test_the_grid_is_a_row_a_class_of_the_averages_samples(short_run):
     from PIL import Image
 
