@@ -3,7 +3,8 @@
     python benchmarks/diffusion.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_diffusion.json]
 
 Tasks: one denoising step (the network's forward pass), a training step (noising, loss, gradient, Adam, moving average),
-and 50 steps of DDIM from noise to images.
+and 50 steps of DDIM from noise to images. The side other_jgen (asked for with --sides) is jgen with the JAX of
+--peer-python.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, eps, draw.integers(1, 1001, BATCH).astype(np.int32)
 
 
-def make_jgen(head_dim: int, folder: Path) -> Side:
+def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
     import jax
     import jax.numpy as jnp
 
@@ -53,8 +54,9 @@ def make_jgen(head_dim: int, folder: Path) -> Side:
     batch = {"image": images, "label": np.zeros(BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
     init = lambda b: init_state(model, optimisers, jax.random.key(0), b, True)
     state = jax.jit(init, compiler_options=parallel.compiler_options())(batch)
-    params = shaken(state.params, 0.02)
-    save_weights(folder, params["unet"])
+    if side == "jgen":
+        save_weights(folder, shaken(state.params["unet"], 0.02))
+    params = {"unet": load_weights(folder)}
     held = [parallel.replicate(state._replace(params=params, ema=ravel_roles(params)))]
 
     unet = UNet(CHANNELS, BLOCKS, ATTENTION, head_dim, GROUPS, 0.0, 0, 3)
@@ -72,7 +74,7 @@ def make_jgen(head_dim: int, folder: Path) -> Side:
         "train": train,
         "ddim": lambda: sample_images(model, placed, ctx, jax.random.key(0), BATCH, batch_size=BATCH, steps=STEPS),
     }
-    return Side(tasks, np.asarray(unet.apply({"params": placed["unet"]}, x, t, None, None)), about_jax())
+    return Side(tasks, np.asarray(unet.apply({"params": placed["unet"]}, x, t, None, None)), about_jax(side))
 
 
 def make_peer(variant: str, head_dim: int, folder: Path) -> Side:
@@ -130,9 +132,12 @@ BENCHMARK = Benchmark(
     title="DDPM U-Net",
     case=f"{SIZE}x{SIZE}x3, batch {BATCH}, channels {CHANNELS}, {BLOCKS} blocks, attention at {ATTENTION}, float32",
     tasks=("forward", "train", "ddim"),
-    peers={"diffusers": ("eager", "channels_last", "compile", "compile_channels_last")},
+    peers={
+        "diffusers": ("eager", "channels_last", "compile", "compile_channels_last"),
+        "jgen on another JAX": ("other_jgen",),
+    },
     make_side=lambda side, head_dim, folder: (
-        make_jgen(head_dim, folder) if side == "jgen" else make_peer(side, head_dim, folder)
+        make_jgen(side, head_dim, folder) if "jgen" in side else make_peer(side, head_dim, folder)
     ),
     tolerance=1e-3,
     settings={"head dimension 8": 8, "head dimension 64": 64},

@@ -51,7 +51,10 @@ class Benchmark:
     case: str
     tasks: tuple[str, ...]
     peers: dict[str, tuple[str, ...]]
-    """{peer: its variants}. Sides whose names begin with "jgen" run in this Python, the others in --peer-python."""
+    """{peer: its variants}. Sides whose names begin with "jgen" run in this Python, the others in --peer-python.
+
+    "other_jgen" is there for another JAX, and timed only where --sides names it.
+    """
     make_side: Callable[[str, Any, Path], Side]
     """(side, setting, folder) to a Side. The side "jgen" is made first, and leaves its weights in the folder."""
     tolerance: float
@@ -90,10 +93,10 @@ def shaken(tree: Any, scale: float) -> Any:
     return jax.tree.map(lambda p: (np.asarray(p) + scale * draw.standard_normal(p.shape)).astype(np.float32), tree)
 
 
-def about_jax() -> dict[str, Any]:
+def about_jax(side: str = "jgen") -> dict[str, Any]:
     import jax
 
-    return {"jax": jax.__version__, "device": str(jax.devices()[0].device_kind)}
+    return {"other jax" if side == "other_jgen" else "jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
 
 def about_torch(*packages: str) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def about_torch(*packages: str) -> dict[str, Any]:
 def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
     """A worker: reads a task a line, runs it once, answers with its seconds. The first run of each compiles."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
-    if name.startswith("jgen"):
+    if "jgen" in name:
         from jgen.cli import keep_memory
 
         keep_memory()  # as train.py does
@@ -129,7 +132,7 @@ class Worker:
     def __init__(self, python: str, side: str, setting: str, folder: str):
         command = [python, sys.argv[0], "--worker", side, "--settings", setting, "--folder", folder]
         environment = {**os.environ, "TQDM_DISABLE": "1"}
-        if not side.startswith("jgen"):  # huge pages, as jgen takes them itself: PyTorch is up to 10 % faster with them
+        if "jgen" not in side:  # huge pages, as jgen takes them itself: PyTorch is up to 10 % faster with them
             environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, **pipes, text=True, env=environment)
@@ -233,7 +236,8 @@ def main(benchmark: Benchmark, doc: str) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--settings", nargs="+", choices=benchmark.settings, default=list(benchmark.settings))
     parser.add_argument("--tasks", nargs="+", choices=benchmark.tasks, default=list(benchmark.tasks))
-    parser.add_argument("--sides", nargs="+", choices=variants, default=variants, help="of the peers")
+    plain = [variant for variant in variants if variant != "other_jgen"]
+    parser.add_argument("--sides", nargs="+", choices=variants, default=plain, help="of the peers")
     parser.add_argument("--out", help="JSON file for the outcome")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

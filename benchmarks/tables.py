@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from jgen.compare import rows  # noqa: E402
 from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
+from jgen.metrics.table import KINDS  # noqa: E402
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -34,7 +35,7 @@ def speed() -> str:
     for path, document in read("speed_*.json"):
         for row in document["rows"]:
             mine, best = row["seconds"]["jgen"], row["seconds"][row["best_variant"]]
-            versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if k in ("jax", "torch"))
+            versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if k in ("jax", "other jax", "torch"))
             name = f"{document['title']}: {row['task']}" + (f", {row['setting']}" if row["setting"] else "")
             peer = f"{row['peer']} ({row['best_variant']})" if len(row["seconds"]) > 2 else row["peer"]
             where = f"{document['processor']}; {versions}; [{Path(path).name}]({path})"
@@ -50,7 +51,7 @@ def scores() -> str:
         cells = []
         if document.get("likelihood"):
             found = document["likelihood"]
-            kind = rows.KINDS[found["kind"]]
+            kind = KINDS[found["kind"]]
             names = {"samples": "K", "num": "N"}
             protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]

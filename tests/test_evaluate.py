@@ -59,7 +59,7 @@ def test_the_score_and_its_protocol(run, capsys):
         "step": "4",
         "bits/dim": f"{document['bits_per_dim']['mean']:.4f}",
         "log p(x), nats": f"{document['nats']['mean']:.3f} ± {document['nats']['standard_error']:.3f}",
-        "likelihood": "lower bound, N 20",
+        "likelihood": "bound, N 20",
         "FD": f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})",
         "kernel distance": f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}",
         "precision": f"{found['precision']['value']:.3f}",

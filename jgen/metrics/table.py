@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-KINDS = {"exact": "exact", "lower_bound": "lower bound", "estimate": "estimate"}
+KINDS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 
 
 def head(documents: list[dict[str, Any]]) -> list[str]:
