@@ -125,10 +125,13 @@ sys.path.insert(0, "tests")
 from contract_cases import SGD, make_case, make_run, step_batch
 from test_contract import flat, some_images
 from jgen.cli import set_up_process
+from jgen.core import parallel
 
 set_up_process()
 out = {}
+unrolls = parallel.unrolls_loops()
 for name, parts in json.loads(sys.argv[2]):
+    parallel.unrolls_loops = lambda: unrolls and parts < 4  # four parts in a loop, as on GPU
     case = make_case(name)
     state, step = make_run(case, accumulation=parts)
     for seed in range(2):

@@ -92,6 +92,24 @@ def test_tables_are_those_of_the_results(python):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_system_says_in_its_file_what_it_reached():
+    import json
+
+    for path in (ROOT / "results").glob("score_*.json"):
+        score = json.loads(path.read_text())
+        said = next((ROOT / "jgen" / "models").glob(f"*/{score['system']}.py")).read_text().split('"""')[1]
+        measured = " ".join(said.partition("Measured: ")[2].split())
+        found = []
+        if score["likelihood"] and score["likelihood"]["protocol"]["levels"] == 2:
+            found.append(f"{-score['likelihood']['nats']['mean']:.2f} nats")
+        elif score["likelihood"]:
+            found.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
+        elif score["labels"]:
+            found.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
+        for words in (*found, f"{score['step']:,} steps of", score["training"]["command"][1]):
+            assert words in measured, (path.name, words, measured)
+
+
 def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatch):
     import json
 

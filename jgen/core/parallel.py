@@ -64,6 +64,14 @@ def compiler_options() -> dict[str, int]:
     return {} if by_user or jax.default_backend() != "cpu" or jax.__version_info__ < (0, 12) else {option: 1}
 
 
+def unrolls_loops() -> bool:
+    """Whether a loop over gradients is better written out: on CPU convolutions are slow inside a compiled loop.
+
+    Elsewhere a loop compiles once what it repeats, and holds the activations of one turn only.
+    """
+    return jax.default_backend() == "cpu"
+
+
 def replicate(tree: Any) -> Any:
     """The same arrays on every device, placed as results of `pmap(..., split_out=None)` are, in memory of their own.
 

@@ -16,9 +16,9 @@ CHUNK = 1 << 19  # attention weights that are worked on at a time on CPU: 2 MiB,
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D).
 
-    The softmax is float32. On GPU and TPU this is `jax.nn.dot_product_attention`. On CPU the weights of a few heads at a
-    time are worked on while they stay in the cache, and recomputed from the log-sum-exp for the gradient: at 16 heads of
-    8 a plain einsum's gradient takes five times as long, and on JAX 0.10 the einsum itself eleven times.
+    The softmax is float32. On GPU and TPU this is `jax.nn.dot_product_attention`. On CPU the weights of a few heads at
+    a time are worked on while they stay in the cache, and recomputed from the log-sum-exp for the gradient: at 16 heads
+    of 8 a plain einsum's gradient takes five times as long, and on JAX 0.10 the einsum itself eleven times.
     """
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(q, k, v)
