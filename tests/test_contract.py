@@ -16,6 +16,8 @@ from jgen.cli import load_config
 from jgen.core import parallel
 from jgen.core.generate import sample_images
 from jgen.core.model import Context, ImageSpec
+from jgen.data.config import Config as Data
+from jgen.data.transforms import make_transform
 from jgen.experiment import make_model
 from jgen.train.config import Optimiser
 from jgen.train.step import averaged
@@ -126,14 +128,18 @@ from contract_cases import SGD, make_case, make_run, step_batch
 from test_contract import flat, some_images
 from jgen.cli import set_up_process
 from jgen.core import parallel
+from jgen.data.config import Config
+from jgen.data.transforms import make_transform
 
 set_up_process()
 out = {}
 unrolls = parallel.unrolls_loops()
+turned = make_transform(Config(flip=True), train=True)
 for name, parts in json.loads(sys.argv[2]):
     parallel.unrolls_loops = lambda: unrolls and parts < 4  # four parts in a loop, as on GPU
     case = make_case(name)
-    state, step = make_run(case, accumulation=parts)
+    # Images are turned at random in the step: each must be the same on any number of devices.
+    state, step = make_run(case, accumulation=parts, transform=turned)
     for seed in range(2):
         state, metrics = step(state, case.frozen, step_batch(case.model, seed))
     for kind in ("params", "ema", "extra"):
@@ -167,6 +173,27 @@ def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path
                 assert np.any(array[0] != array[4]), message
             else:
                 np.testing.assert_allclose(array, reference, rtol=2e-5, atol=2e-6, err_msg=message)
+
+
+def test_a_step_binarises_anew_and_the_same_when_it_is_repeated():
+    case = make_case("toy:vae")
+    phase, of_place = case.model.phases[0], jnp.arange(64.0).reshape(8, 8, 1)
+
+    def loss(params, ctx, keys, batch):
+        value, (metrics, extra) = phase.loss(params, ctx, keys, batch)
+        return value, ({**metrics, "seen": jnp.mean(batch["image"] * of_place[None])}, extra)
+
+    case = case._replace(model=case.model._replace(phases=(phase._replace(loss=loss),)))
+    transform = make_transform(Data(binarise="dynamic"), train=True)
+    found = []
+    for _ in range(2):
+        state, step = make_run(case, transform=transform)
+        batch, seen = step_batch(case.model), []
+        for _ in range(3):
+            state, metrics = step(state, {}, batch)
+            seen.append(float(metrics["seen"]))
+        found.append(seen)
+    assert found[0] == found[1] and len(set(found[0])) == 3 and 0 < min(found[0]) and max(found[0]) < 31.5
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
