@@ -12,6 +12,9 @@ Differs from the paper: actnorm (arXiv 1807.03039) stands before every coupling 
 the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
 started from the first batch, in place of weight and batch normalisation; each network is as wide at every scale; the
 logit is symmetric, as in the authors' code; class conditioning, by a shift of every network's first layer, is added.
+
+Measured: 1.392 bits/dim on MNIST, 8 bit, 5,500 steps of `python train.py configs/flow/realnvp.py:mnist`. Digits are
+seldom whole in its samples after that hour, and 16 % of them are read as the class asked for.
 """
 
 from __future__ import annotations
