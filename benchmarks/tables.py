@@ -16,7 +16,6 @@ sys.path.insert(0, str(ROOT))
 
 from jgen.compare import rows  # noqa: E402
 from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
-from jgen.metrics.table import KINDS  # noqa: E402
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -51,7 +50,7 @@ def scores() -> str:
         cells = []
         if document.get("likelihood"):
             found = document["likelihood"]
-            kind = KINDS[found["kind"]]
+            kind = rows.KINDS[found["kind"]]
             names = {"samples": "K", "num": "N"}
             protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
