@@ -390,6 +390,17 @@ exit $code
     assert "step 30" in done.stdout, done
 
 
+def test_too_little_room_on_the_disk_leaves_the_last_checkpoint(short_run, tmp_path, monkeypatch):
+    """The same where no file system can be mounted: the disk says how much is free."""
+    run = copy(short_run, tmp_path)
+    experiment, _ = api.load_experiment(run)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"cannot write a checkpoint to .* 0\.0 MB are free on the disk"):
+        api.fit(replace(experiment, train=replace(experiment.train, steps=50)), run)
+    assert api.load(run).step == 30
+
+
 def test_later_starts_are_noted_by_what_has_changed(tmp_path, monkeypatch):
     where = {"commit": "aaa", "command": ["train.py"], "devices": ["cpu"]}
     monkeypatch.setattr(run_directory, "environment", lambda: dict(where))
