@@ -59,6 +59,8 @@ def scores() -> str:
         if document.get("labels"):
             found = document["labels"]
             cells.append(f"class accuracy {100 * found['accuracy']:.1f} % of {found['num']} samples")
+        if document.get("reconstruction"):
+            cells.append(reconstruction(document["reconstruction"]))
         if best := best_and_last(document["validation"]):
             cells.append(best)
         published = PUBLISHED.get(document["system"], "-")
@@ -68,6 +70,15 @@ def scores() -> str:
         return ""
     head = ["system", "data", "score", "published", "training", "evaluation", "record"]
     return f"Measured. {LEGEND}\n\n{table(head, lines)}\n"
+
+
+def reconstruction(found: dict[str, Any]) -> str:
+    """How near a model's reconstructions are to held-out images, and the use of its codes."""
+    distance = f"r{found['quality']['network']} {found['quality']['frechet_distance']['value']:.2f}"
+    said = f"reconstructions of {found['num']} {found['split']} images: PSNR {found['psnr']:.2f} dB, {distance}"
+    if "codes" in found:
+        said += f"; perplexity {found['perplexity']:.1f} of {found['codes']} codes, {found['codes_used']} used"
+    return said
 
 
 def origin(document: dict[str, Any]) -> list[str]:

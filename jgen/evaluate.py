@@ -2,9 +2,9 @@
 
 Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
-weights --inception names (FID); those of a conditional model are read by the classifier. The outcome is written to
-RUN/evaluation.json, or to --out, and printed as a table, a row a run; an evaluation.json that is there already is kept
-as evaluation.1.json, and so on.
+weights --inception names (FID); those of a conditional model are read by the classifier. With --reconstruct, held-out
+images are compared with what an autoencoder makes of them. The outcome is written to RUN/evaluation.json, or to --out,
+and printed as a table, a row a run; an evaluation.json that is there already is kept as evaluation.1.json, and so on.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
@@ -44,6 +44,8 @@ class Arguments:
     """The first of them whose likelihood is found, for bounds that take long; 0: all of them."""
     samples: int = 1000
     """Samples drawn and compared with real images; 0: none."""
+    reconstruct: bool = False
+    """Score what the model makes of the split's images: error, distances to the images, codes in use."""
     inception: str = ""
     """File of the published Inception network's weights (.pth, or a .safetensors copy): distances are then FID."""
     images: str = ""
@@ -76,29 +78,36 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     import jax
 
     import jgen
+    from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
     from jgen.train.run_directory import environment, read_config
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema, first_stage=arguments.first_stage)
     require(
-        gen.model.log_prob is not None or arguments.samples > 0,
+        gen.model.log_prob is not None or arguments.samples > 0 or arguments.reconstruct,
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
+    if arguments.reconstruct:
+        require_capability(gen.model, "reconstruct")
     first_stage, _ = gen.ctx.frozen.get("first_stage", ({}, {}))
     config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)
     check_split(data, arguments)
-    compare = make_comparison(data, config, arguments, gen.model.conditional) if arguments.samples else None
+    compared = arguments.samples > 0 or arguments.reconstruct
+    compare = make_comparison(data, config, arguments, gen.model.conditional) if compared else None
     found: dict[str, Any] = {}
-    if compare:  # first, since sampling mostly takes less than scoring: options that do not serve are found soon
+    if arguments.samples:  # first: it mostly takes less than scoring, and options that do not serve are found soon
         start = time.time()
         where = {"batch_size": arguments.batch_size, "progress": progress("sampling")}
         images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where, **sampling)
         found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
         found["sampling"]["options"] = sampling
     found["likelihood"] = likelihood(gen, data, arguments, scoring) if gen.model.log_prob is not None else None
-    if compare:
+    if compare and arguments.samples:
         found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples))
+    if compare and arguments.reconstruct:
+        made, labels, scores = reconstruction(gen, data, arguments)
+        found["reconstruction"] = scores | compare(to_display(made, gen.model.images.levels), labels)
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -228,24 +237,52 @@ def check_split(dataset: Any, arguments: Arguments) -> None:
     require(few <= num, f"--likelihood-images is {few}: {num} images of {arguments.split} are scored")
 
 
-def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
-    """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
+def held_out(gen: Any, dataset: Any, arguments: Arguments, num: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A key for scoring, and the first images of the split, as the model sees them, with their labels; num 0: all."""
     import jax
 
     from jgen.core import keys as rng
     from jgen.data.transforms import make_transform
-    from jgen.prob.pixels import bits_per_dim
 
-    data, split = gen.config.data, dataset.splits[arguments.split]
-    num = arguments.likelihood_images or arguments.num or split.num
+    split, parts = dataset.splits[arguments.split], []
+    num = num or arguments.num or split.num
     key_data, key_score = jax.random.split(jax.random.key(arguments.seed))
-    transform, parts = jax.jit(make_transform(data, train=False)), []
+    transform = jax.jit(make_transform(gen.config.data, train=False))
     for start in range(0, num, AT_ONCE):
         places = np.arange(start, min(start + AT_ONCE, num))
         batch = split.fetch(places)
         parts.append((np.asarray(transform(rng.image_keys(key_data, places), batch)["image"]), batch["label"]))
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    label = labels if gen.model.conditional else None
+    return key_score, images, labels
+
+
+def reconstruction(gen: Any, dataset: Any, arguments: Arguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """What the model makes of the split's images, their labels, and how far they are from the images.
+
+    Returns:
+      uint8 (n, H, W, C), int (n,), and: the mean squared error of images in [0, 1] and its PSNR in dB; of a model of
+      codes their number, how many are used, and the perplexity of their frequencies.
+    """
+    key, images, labels = held_out(gen, dataset, arguments, 0)
+    where = {"label": labels if gen.model.conditional else None, "batch_size": arguments.batch_size}
+    latents = gen.encode(key, images, **where)
+    made = gen.decode(key, latents, **where)
+    error = np.mean(((made.astype(np.float64) - images) / (gen.model.images.levels - 1)) ** 2)
+    found = {"split": arguments.split, "num": len(images), "binarise": gen.config.data.binarise, "mse": error}
+    found["psnr"] = -10 * np.log10(error) if error > 0 else None
+    if gen.model.codes is not None:
+        counts = np.bincount(latents.ravel(), minlength=gen.model.codes.levels)
+        p = counts[counts > 0] / counts.sum()
+        found |= {"codes": len(counts), "codes_used": len(p), "perplexity": np.exp(-np.sum(p * np.log(p)))}
+    return made, labels, found
+
+
+def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
+    """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
+    from jgen.prob.pixels import bits_per_dim
+
+    key_score, images, labels = held_out(gen, dataset, arguments, arguments.likelihood_images)
+    num, label = len(images), labels if gen.model.conditional else None
     start = time.time()
     where = {"label": label, "batch_size": arguments.batch_size, "progress": progress("scoring")}
     nats = gen.log_prob(key_score, images, **where, **options).astype(np.float64)
@@ -253,7 +290,8 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
     require(wrong == 0, f"the likelihood of {wrong} of {num} images is not finite: it cannot be averaged")
     bits = bits_per_dim(nats, gen.model.images.size)
     error = lambda x: x.std(ddof=1) / np.sqrt(num) if num > 1 else None
-    protocol = {"split": arguments.split, "num": num, "binarise": data.binarise, "levels": gen.model.images.levels}
+    levels, binarise = gen.model.images.levels, gen.config.data.binarise
+    protocol = {"split": arguments.split, "num": num, "binarise": binarise, "levels": levels}
     if gen.model.conditional:
         protocol["given"] = "class"
     if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
@@ -273,7 +311,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "batch_size", "step", "ema", "first_stage"):
+        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "first_stage"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -281,11 +319,15 @@ def check_arguments(a: Arguments) -> None:
     for name in asked:
         unread = f"--data.{name.replace('_', '-')} is about --images: a run is scored on the data it was trained on"
         require(asked[name] == default[name], unread)
-    require(a.samples > 0 or not a.inception, "--inception is about samples, of which --samples 0 draws none")
+    compared = a.samples > 0 or a.reconstruct
+    require(compared or not a.inception, "--inception is about samples, of which --samples 0 draws none")
     from jgen.metrics.quality import FEWEST, NEEDED
 
     if a.samples:
         require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
+    if a.reconstruct:
+        require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: distances need at least {FEWEST} reconstructions")
+    if compared:
         require(a.num == 0 or a.num >= NEEDED, f"--num is {a.num}: scores need at least {NEEDED} real images")
 
 

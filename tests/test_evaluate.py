@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 import jgen
 import sample
@@ -157,6 +158,24 @@ def test_likelihoods_that_have_no_error_or_no_mean(cache):
         scored([0.0, np.nan, 1.0, -np.inf], num=4)[1]()
 
 
+def test_reconstructions_by_hand(cache):
+    """A model whose codes are an image's upper left corner, and whose images are four levels off."""
+    data, codes = Data(), ImageSpec(1, 1, 1, 10, 20)
+    encode = lambda key, x, **where: x[:, 2:3, 2:3].astype(np.int32) // 15
+    decode = lambda key, codes, **where: np.where(images < 128, images + 4, images - 4).astype(np.uint8)
+    model = SimpleNamespace(images=ImageSpec(8, 8, 1, 10, 256), conditional=False, codes=codes)
+    gen = SimpleNamespace(config=SimpleNamespace(data=data), model=model, encode=encode, decode=decode)
+    batch = dataset.load(data).splits["test"].fetch(np.arange(60))
+    images = batch["image"]
+    made, labels, found = evaluate.reconstruction(gen, dataset.load(data), evaluate.Arguments(num=60))
+    np.testing.assert_array_equal(made, decode(None, None))
+    np.testing.assert_array_equal(labels, batch["label"])
+    assert found["mse"] == pytest.approx((4 / 255) ** 2) and found["psnr"] == pytest.approx(20 * np.log10(255 / 4))
+    counts = np.unique(images[:, 2, 2] // 15, return_counts=True)[1]
+    assert found["codes"] == 20 and found["codes_used"] == len(counts) > 3 and found["num"] == 60
+    assert found["perplexity"] == pytest.approx(np.exp(scipy.stats.entropy(counts)))
+
+
 def test_images_are_the_same_however_many_are_read_at_once(cache, monkeypatch):
     """Binarised by their own keys, whatever stands beside them."""
     seen, spec = [], ImageSpec(8, 8, 1, 10, 2)
@@ -209,11 +228,14 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--data.name", "mnist"], ["--data.name is about --images"]),
         (["RUN", "--data.levels", "2"], ["--data.levels is about --images"]),
         (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
+        (["RUN", "--reconstruct"], ["ddpm cannot reconstruct: it can sample"]),
+        (["RUN", "--reconstruct", "--num", "49"], ["--num is 49", "at least 50 reconstructions"]),
         ([*FILE, "--num", "-1"], ["--num is -1"]),
         ([*FILE, "--step", "3"], ["--step is about runs"]),
         ([*FILE, "--no-ema"], ["--no-ema is about runs"]),
         ([*FILE, "--samples", "60"], ["--samples is about runs"]),
         ([*FILE, "--likelihood-images", "5"], ["--likelihood-images is about runs"]),
+        ([*FILE, "--reconstruct"], ["--reconstruct is about runs"]),
         ([*FILE, "--batch-size", "5"], ["--batch-size is about runs"]),
     ],
 )

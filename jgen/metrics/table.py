@@ -47,6 +47,12 @@ def protocol(document: dict[str, Any]) -> str:
         network, real = f"{found['network']}, weights {found['network_hash']}", found["real"]
         said.append(f"distances: {network}, {found['num']} samples to {real['num']} {real['split']} images, intervals")
         said[-1] += f" by bootstrap of the samples; precision and recall of {found['neighbours_num']} of each"
+    if found := document.get("reconstruction"):
+        distance = found["quality"]["frechet_distance"]["value"]
+        said.append(f"reconstructions of {found['num']} {found['split']} images: mean squared error {found['mse']:.5f}")
+        said[-1] += f", r{found['quality']['network']} {distance:.3f}"
+        if "codes" in found:
+            said[-1] += f", {found['codes_used']} of {found['codes']} codes used, perplexity {found['perplexity']:.1f}"
     if found := document.get("labels"):
         said.append(f"classes: classifier {found['classifier']}, {found['classifier_test_accuracy']:.4f} right on real")
     return "; ".join(said)

@@ -31,6 +31,20 @@ def unsqueeze(x: Any) -> Any:
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
+def split_blocks(x: Any) -> tuple[Any, Any]:
+    """(B, H, W, 4C) of `squeeze` to two (B, H, W, 2C): the pixels on the diagonal of every block, and the other two."""
+    blocks = x.reshape(*x.shape[:3], x.shape[3] // 4, 4)
+    half = lambda pair: pair.reshape(*x.shape[:3], x.shape[3] // 2)
+    return half(blocks[..., ::3]), half(blocks[..., 1:3])
+
+
+def join_blocks(diagonal: Any, others: Any) -> Any:
+    """The inverse of `split_blocks`."""
+    shape = diagonal.shape
+    on, off = (half.reshape(*shape[:3], shape[3] // 2, 2) for half in (diagonal, others))
+    return jnp.concatenate([on[..., :1], off, on[..., 1:]], axis=-1).reshape(*shape[:3], 2 * shape[3])
+
+
 def checkerboard(height: int, width: int, parity: Any) -> Any:
     """Mask (1, H, W, 1) of zeros and ones, one where row + column + parity is even; parity may be traced."""
     place = jnp.arange(height)[:, None] + jnp.arange(width)[None, :] + parity

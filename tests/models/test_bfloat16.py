@@ -31,6 +31,11 @@ SYSTEMS = {
 }
 
 
+# The first are quick to compile; continuous integration runs the slow ones too.
+SLOW = ("ddpm", "glow", "realnvp")
+MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SYSTEMS]
+
+
 def keys_of(n):
     return rng.image_keys(jax.random.key(1), jnp.arange(n))
 
@@ -55,7 +60,7 @@ def make_pair(name):
     return wide, narrow, shaken(params), extra, batch
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", MARKED)
 def test_the_loss_is_nearly_that_of_float32_and_all_that_is_kept_is_float32(name):
     wide, narrow, params, extra, batch = make_pair(name)
 

@@ -138,13 +138,14 @@ def test_diversity_falls_to_zero_when_the_generator_forgets_its_latent():
 def test_samples_and_their_mirror_decode_use_running_statistics():
     model, params, ctx, _, keys = started(SMALL)
     label = jnp.arange(16) % 10
-    images = model.sample(params, ctx, keys, label)
-    np.testing.assert_array_equal(model.sample(params, ctx, keys[3:4], label[3:4])[0], images[3])
+    sample, decode = jax.jit(model.sample), jax.jit(model.decode)
+    images = sample(params, ctx, keys, label)
+    np.testing.assert_array_equal(sample(params, ctx, keys[3:4], label[3:4])[0], images[3])
     z = rng.normal(keys, (SMALL.latent,))
-    np.testing.assert_array_equal(model.decode(params, ctx, keys, z, label), images)
-    assert np.any(images != model.sample(params, ctx, keys, (label + 1) % 10))
+    np.testing.assert_array_equal(decode(params, ctx, keys, z, label), images)
+    assert np.any(images != sample(params, ctx, keys, (label + 1) % 10))
     moved = {**ctx.extra, "gen": jax.tree.map(lambda s: s + 1.0, ctx.extra["gen"])}
-    assert np.any(images != model.sample(params, ctx._replace(extra=moved), keys, label))
+    assert np.any(images != sample(params, ctx._replace(extra=moved), keys, label))
 
 
 def test_running_statistics_are_those_of_the_averaged_generator():
@@ -156,7 +157,8 @@ def test_running_statistics_are_those_of_the_averaged_generator():
     generator = Generator(SMALL.channels, IMAGES, 0.9, None, jnp.float32)
     for weights, alike in ((ctx.ema, True), (params, False)):
         variables = {"params": weights["gen"], "batch_stats": ctx.extra["gen"]}
-        wanted = generator.apply(variables, z, True, mutable=["batch_stats"])[1]["batch_stats"]
+        train = jax.jit(lambda variables: generator.apply(variables, z, True, mutable=["batch_stats"])[1])
+        wanted = train(variables)["batch_stats"]
         found = [np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*map(jax.tree.leaves, (extra["gen"], wanted)))]
         assert all(found) == alike
 
@@ -170,10 +172,11 @@ def test_validation_is_whether_the_discriminator_is_right_about_an_example():
     ctx = ctx._replace(extra={**ctx.extra, "disc": {**ctx.extra["disc"], "norm": norm}})
     classes = jax.nn.one_hot(batch["label"], 10)
     variables = lambda kind: {"params": params["disc"], "batch_stats": norm[kind]}
-    judge = lambda x, kind: network.apply(variables(kind), x, classes, False)
+    judge = jax.jit(lambda x, kind: network.apply(variables(kind), x, classes, False), static_argnums=1)
     generator = Generator(SMALL.channels, IMAGES, 0.9, None, jnp.float32)
     z = jnp.concatenate([rng.normal(keys, (SMALL.latent,)), classes], axis=-1)
-    made = generator.apply({"params": params["gen"], "batch_stats": ctx.extra["gen"]}, z, False)
+    weights = {"params": params["gen"], "batch_stats": ctx.extra["gen"]}
+    made = jax.jit(lambda weights: generator.apply(weights, z, False))(weights)
     real, fake = judge(to_float(batch["image"], 256), "real"), judge(made, "fake")
     for boundary, outputs, name in ((np.median(real), real, "real"), (np.median(fake), fake, "fake")):
         found = validate(add_to_the_critic(params, -boundary), ctx, keys, batch)[f"accuracy_{name}"]
@@ -211,7 +214,7 @@ def test_what_the_discriminator_does_with_the_class(conditioning):
     """From the accuracy's outputs: projection adds <embedding, features>, the others have no such weights."""
     config = dataclasses.replace(SMALL, conditioning=conditioning, disc_norm="none", loss="wasserstein")
     model, params, ctx, batch, keys = started(dataclasses.replace(config, regulariser="clip"))
-    loss = lambda params, batch: model.phases[1].loss(params, ctx, keys, batch)[0]
+    loss = jax.jit(lambda params, batch: model.phases[1].loss(params, ctx, keys, batch)[0])
     other = {**batch, "label": (batch["label"] + 1) % 10}
     disc = params["disc"]
     assert ("classes" in disc) == (conditioning == "projection")

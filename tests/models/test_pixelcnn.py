@@ -107,7 +107,7 @@ def test_temperature_divides_the_logits():
     params = make_params(model)
     network = gated_pixelcnn.GatedPixelCNN(3, 1, 6, 2, 6, num_classes=CLASSES)
     images = all_images(model.images)
-    logits = network.apply({"params": params["pixelcnn"]}, images, np.zeros(len(images), np.int32))
+    logits = jax.jit(network.apply)({"params": params["pixelcnn"]}, images, np.zeros(len(images), np.int32))
     n = 4000
     for temperature in (0.5, 2.0):
         drawn = sample_images(
@@ -152,11 +152,15 @@ def test_the_loss_is_the_negative_log_probability_a_dimension(system):
     batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
     ctx = context(params)
-    log_p = model.log_prob(params, ctx, keys, images, batch["label"])
-    loss, (metrics, _) = model.phases[0].loss(params, ctx, keys, batch)
+    log_p, (loss, (metrics, _)), scores = jax.jit(
+        lambda p: (
+            model.log_prob(p, ctx, keys, images, batch["label"]),
+            model.phases[0].loss(p, ctx, keys, batch),
+            model.validate(p, ctx, keys, batch),
+        )
+    )(params)
     np.testing.assert_allclose(loss, -np.mean(log_p) / 4, rtol=1e-5)
     np.testing.assert_allclose(metrics["bits_per_dim"], loss / np.log(2), rtol=1e-5)
-    scores = model.validate(params, ctx, keys, batch)
     np.testing.assert_allclose(scores["nll"], -log_p, rtol=1e-5)
     assert model.likelihood == "exact"
 

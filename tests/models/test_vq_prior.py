@@ -1,5 +1,6 @@
 """The prior over codes: its images are decoded codes, its codes have the probabilities it says, and its first stage."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import scipy.stats
 
 import jgen
 import train
+from jgen import evaluate
 from jgen.core import keys as rng
 from jgen.core.model import Context, GenerativeModel, ImageSpec
 from jgen.errors import UserError
@@ -104,7 +106,7 @@ def assert_same_parameters(a, b):
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path, monkeypatch):
+def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path, monkeypatch, capsys):
     quick = ["--train.validate-every", "0", "--train.sample-every", "0"]
     first, second = tmp_path / "first", tmp_path / "second"
     prior = ["configs/vae/vq_prior.py:tiny", "--train.steps", "1", *quick, "--first-stage", str(first)]
@@ -114,6 +116,14 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
     code = ["configs/vae/vq_vae.py:tiny", "--workdir", str(first), *quick, "--train.steps"]
     assert train.command([*code, "1"]) == 0
     assert train.command([*prior, "--workdir", str(second)]) == 0
+    with pytest.raises(UserError, match="vq_vae has no likelihood, and no samples were asked for"):
+        evaluate.command([str(first), "--samples", "0"])
+    assert evaluate.command([str(first), "--samples", "0", "--reconstruct", "--num", "60"]) == 0
+    scored = json.loads((first / "evaluation.json").read_text())
+    assert scored["likelihood"] is None and "quality" not in scored and scored["reconstruction"]["num"] == 60
+    assert scored["reconstruction"]["quality"]["num"] == scored["reconstruction"]["labels"]["num"] == 60
+    said = f"reconstructions of 60 test images: mean squared error {scored['reconstruction']['mse']:.5f}, rFD-digits-"
+    assert said in capsys.readouterr().out
     gen = jgen.load(second)
     images = gen.sample(jax.random.key(0), 4, label=3)
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8

@@ -59,10 +59,11 @@ def test_the_encoders_gradient_is_the_decoders_at_the_codes_and_the_commitments(
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: model.phases[0].loss(p, ctx, keys_of(5), batch)[0]))(params)
     encoder, decoder = vq_vae.Encoder(replace(CONFIG, commitment=0.7)), vq_vae.Decoder(CONFIG, 1)
     x = batch["image"] / 127.5 - 1
-    z_e, back = jax.vjp(lambda p: encoder.apply({"params": p}, jnp.asarray(x, jnp.float32)), params["encoder"])
+    encode = jax.jit(lambda p: encoder.apply({"params": p}, jnp.asarray(x, jnp.float32)))
+    z_e, back = jax.vjp(encode, params["encoder"])
     e = np.asarray(ctx.extra["codebook"]["sum"]) / np.asarray(ctx.extra["codebook"]["count"])[:, None]
     z_q = jnp.asarray(e[((np.asarray(z_e)[..., None, :] - e) ** 2).sum(-1).argmin(-1)])
-    error = lambda z: jnp.mean((decoder.apply({"params": params["decoder"]}, z) - x) ** 2)
+    error = jax.jit(lambda z: jnp.mean((decoder.apply({"params": params["decoder"]}, z) - x) ** 2))
     by_hand = jax.grad(error)(z_q) + 0.7 * 2 * (z_e - z_q) / z_e.size
     wanted = back(by_hand)[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients["encoder"], wanted)
@@ -73,7 +74,8 @@ def test_the_codebook_follows_its_averages_over_steps():
     """Three steps against NumPy, from the vectors that the encoder gives."""
     model, params, ctx, batch = make_model()
     book = {name: np.asarray(value, np.float64) for name, value in ctx.extra["codebook"].items()}
-    z = np.asarray(vq_vae.Encoder(CONFIG).apply({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0))
+    encode = jax.jit(vq_vae.Encoder(CONFIG).apply)
+    z = np.asarray(encode({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0))
     z = z.reshape(-1, 3).astype(np.float64)
     extra = ctx.extra
     step = jax.jit(lambda extra, keys: model.phases[0].loss(params, ctx._replace(extra=extra), keys, batch)[1])
@@ -93,7 +95,8 @@ def test_the_codebook_follows_its_averages_over_steps():
 
 def test_the_start_is_at_encoded_vectors():
     model, params, ctx, batch = make_model()
-    z = vq_vae.Encoder(CONFIG).apply({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0).reshape(-1, 3)
+    encode = jax.jit(vq_vae.Encoder(CONFIG).apply)
+    z = encode({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0).reshape(-1, 3)
     gap = np.abs(np.asarray(vq_vae.centres(ctx.extra["codebook"]))[:, None] - np.asarray(z)[None]).max(-1).min(1)
     assert gap.max() < 1e-5
 
@@ -140,10 +143,10 @@ def test_codes_are_what_their_specification_says_and_decode_to_the_reconstructio
     codes = jax.jit(lambda: model.encode(params, ctx, keys_of(5), batch["image"], None))()
     assert codes.shape == (5, *model.codes.shape) == (5, 4, 4, 1) and codes.dtype == jnp.int32
     assert codes.min() >= 0 and codes.max() < model.codes.levels == 6
-    images = np.asarray(model.decode(params, ctx, keys_of(5), codes, None))
+    images = np.asarray(jax.jit(lambda codes: model.decode(params, ctx, keys_of(5), codes, None))(codes))
     assert images.dtype == np.uint8 and images.shape == (5, 8, 8, 1)
     mse = np.mean(np.square((images - batch["image"].astype(np.float64)) / 127.5), axis=(1, 2, 3))
-    scores = model.validate(params, ctx, keys_of(5), batch)
+    scores = jax.jit(model.validate)(params, ctx, keys_of(5), batch)
     np.testing.assert_allclose(scores["mse"], mse, rtol=0.03)
 
 
@@ -151,13 +154,14 @@ def test_sampled_codes_are_as_frequent_as_asked_for():
     """Images of one code each, told apart by what the codes decode to: chi-square against the counts."""
     images = replace(IMAGES, height=2, width=2)
     model = vq_vae.make(CONFIG, images)
-    params, extra = model.init(jax.random.key(0), {"image": np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)})
+    params, extra = jax.jit(model.init)(jax.random.key(0), {"image": np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)})
     used = np.array([0.5, 0.3, 0.15, 0.05, 0.0, 0.0])
     vectors = 3 * jax.random.normal(jax.random.key(2), (6, 3))
     even = jnp.full(6, 1 / 6)
     book = {**extra["codebook"], "count": even, "sum": vectors * even[:, None], "use": jnp.maximum(used, 1e-12)}
     ctx = Context(0, params, {"codebook": book}, {})
-    shown = np.asarray(model.decode(params, ctx, None, jnp.arange(6).reshape(6, 1, 1, 1), None)).reshape(6, 4)
+    decode = jax.jit(lambda codes: model.decode(params, ctx, None, codes, None))
+    shown = np.asarray(decode(jnp.arange(6).reshape(6, 1, 1, 1))).reshape(6, 4)
     assert len(np.unique(shown, axis=0)) == 6
     n = 4000
     for codes, wanted in (("used", used), ("uniform", np.full(6, 1 / 6))):
@@ -186,7 +190,7 @@ def test_usage_and_revival_by_hand(revival, usage, revived):
         "offer_weight": offered,
         "offer_sum": jnp.ones((6, 3)),
     }
-    found = model.phases[0].loss(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
+    found = jax.jit(model.phases[0].loss)(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
     assert float(found["usage"]) == pytest.approx(usage) and float(found["revived"]) == revived
     p = np.asarray(use)[:5] / np.sum(use)
     assert float(found["perplexity"]) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-5)

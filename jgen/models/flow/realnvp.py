@@ -3,15 +3,16 @@
     log p(x) = log N(z; 0, I) + log |det dz/dx|,   x = logit(alpha + (1 - 2 alpha) image)            (equations 1 to 3)
 
 coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
-a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the channels
+a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
                leaves as latents; the last scale has `couplings` + 1 with checkerboard masks only    (section 3.6)
 
 Glossary: b a mask of zeros and ones, z latents, log_det nats (B,).
 
 Differs from the paper: actnorm (arXiv 1807.03039) stands before every coupling in place of batch normalisation, so that
 the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
-started from the first batch, in place of weight and batch normalisation; each network is as wide at every scale; the
-logit is symmetric, as in the authors' code; class conditioning, by a shift of every network's first layer, is added.
+started from the first batch, in place of weight and batch normalisation. As in the authors' code, networks are twice as
+wide after each squeeze, the pixels that stay are those on the diagonal of each block of four, and the logit is
+symmetric. Class conditioning, by a shift of every network's first layer, is added.
 
 Measured: 1.392 bits/dim on MNIST, 8 bit, 5,500 steps of `python train.py configs/flow/realnvp.py:mnist`. Digits are
 seldom whole in its samples after that hour, and 16 % of them are read as the class asked for.
@@ -30,7 +31,7 @@ from jgen.core.model import GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
 from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
 from jgen.nn.flow import ActNorm, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
-from jgen.prob.bijectors import checkerboard, squeeze, swap_halves, unsqueeze
+from jgen.prob.bijectors import checkerboard, join_blocks, split_blocks, squeeze, swap_halves, unsqueeze
 from jgen.prob.likelihoods import sum_image
 
 
@@ -43,7 +44,7 @@ class Config:
     couplings: int = 3
     """Couplings with each kind of mask a scale; the last scale has one more, with checkerboard masks."""
     width: int = 64
-    """Channels of the residual networks."""
+    """Channels of the residual networks at the images' own size; twice as many after each squeeze."""
     blocks: int = 8
     """Residual blocks of a network."""
     actnorm: bool = True
@@ -83,6 +84,7 @@ class Coupling(nn.Module):
     """
 
     config: Config
+    width: int
     num_classes: int
 
     @nn.compact
@@ -109,7 +111,7 @@ class Coupling(nn.Module):
 
     def scale_and_shift(self, x: Any, size: int, label: Any) -> tuple[Any, Any]:
         c = self.config
-        network = Network(c.width, c.blocks, 2 * size, self.num_classes, network_dtype(c.dtype), name="network")
+        network = Network(self.width, c.blocks, 2 * size, self.num_classes, network_dtype(c.dtype), name="network")
         raw = network(x, label)
         scale = self.param("scale", nn.initializers.ones, (size,))
         return scale[None, None, None, :] * jnp.tanh(raw[..., :size]), raw[..., size:]
@@ -139,32 +141,35 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
 
 def make_bijection(config: Config, images: ImageSpec) -> Bijection:
     """Between images (B, H, W, C) and latents, one array a scale."""
-    coupling = Coupling(config, images.num_classes if config.class_conditional else 0)
+    classes = images.num_classes if config.class_conditional else 0
+    coupling = lambda halvings: Coupling(config, config.width * 2**halvings, classes)
     last = config.scales - 1
 
     def parities(scale: int) -> Any:
         return jnp.arange(config.couplings + (scale == last)) % 2
 
     def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+        def started(halvings: int, masked: bool) -> Any:
+            start = coupling(halvings).init_with_output
+            return lambda key, x, parity: start(key, x, parity if masked else None, label)
+
         params = {}
-        by_mask = lambda key, x, parity: coupling.init_with_output(key, x, parity, label)
-        by_half = lambda key, x, number: by_mask(key, x, None)
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
             key_board, key_half = jax.random.split(key_scale)
-            board, x = init_chain(by_mask, key_board, x, parities(scale))
+            board, x = init_chain(started(scale, True), key_board, x, parities(scale))
             params[f"scale{scale}"] = {"checkerboard": board["params"]}
             if scale < last:
-                half, x = init_chain(by_half, key_half, squeeze(x), jnp.arange(config.couplings))
+                half, x = init_chain(started(scale + 1, False), key_half, squeeze(x), parities(scale))
                 params[f"scale{scale}"]["channels"] = half["params"]
-                x, _ = jnp.split(x, 2, axis=-1)
+                x, _ = split_blocks(x)
         return params, {}
 
     def by_checkerboard(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
-        step = lambda v, x: coupling.apply({"params": v[0]}, x, v[1], label, inverse)
+        step = lambda v, x: coupling(scale).apply({"params": v[0]}, x, v[1], label, inverse)
         return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse)
 
     def by_channels(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
-        step = lambda v, x: coupling.apply({"params": v}, x, None, label, inverse)
+        step = lambda v, x: coupling(scale + 1).apply({"params": v}, x, None, label, inverse)
         return apply_chain(step, params[f"scale{scale}"]["channels"], x, inverse)
 
     def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
@@ -172,7 +177,7 @@ def make_bijection(config: Config, images: ImageSpec) -> Bijection:
         for scale in range(last):
             x, of_board = by_checkerboard(params, scale, x, label, False)
             x, of_half = by_channels(params, scale, squeeze(x), label, False)
-            x, z = jnp.split(x, 2, axis=-1)
+            x, z = split_blocks(x)
             latents.append(z)
             total = total + of_board + of_half
         z, of_board = by_checkerboard(params, last, x, label, False)
@@ -181,7 +186,7 @@ def make_bijection(config: Config, images: ImageSpec) -> Bijection:
     def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         x, _ = by_checkerboard(params, last, latents[last], label, True)
         for scale in reversed(range(last)):
-            x, _ = by_channels(params, scale, jnp.concatenate([x, latents[scale]], axis=-1), label, True)
+            x, _ = by_channels(params, scale, join_blocks(x, latents[scale]), label, True)
             x, _ = by_checkerboard(params, scale, unsqueeze(x), label, True)
         return x
 
