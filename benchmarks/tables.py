@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from jgen.compare import rows  # noqa: E402
 from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
+from jgen.core.model import LIKELIHOODS  # noqa: E402
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -50,7 +51,7 @@ def scores() -> str:
         cells = []
         if document.get("likelihood"):
             found = document["likelihood"]
-            kind = rows.KINDS[found["kind"]]
+            kind = LIKELIHOODS[found["kind"]]
             names = {"samples": "K", "num": "N"}
             protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
             bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]

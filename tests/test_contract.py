@@ -313,6 +313,28 @@ def test_frozen_parameters_are_read_and_stay_out_of_the_state():
     assert float(metrics["loss"]) != pytest.approx(float(other["loss"]), rel=1e-3)
 
 
+def test_a_second_start_takes_every_program_from_the_cache():
+    import toys
+
+    seen = []
+    listen = lambda event, **_: seen.append(event)
+
+    def start():
+        """A step of a model made anew, of which no program is known in memory."""
+        seen.clear()
+        state, step = make_run(make_case("toy:vae")._replace(model=toys.vae(parallel.AXIS)))
+        step(state, {}, step_batch(make_case("toy:vae").model))
+        return [event.rpartition("/")[2] for event in seen if "compilation_cache" in event]
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        start()
+        second = start()
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    assert second.count("cache_hits") >= 2 and "cache_misses" not in second  # the start and the step
+
+
 def test_programs_run_under_a_callers_jit(monkeypatch):
     """With the options of compilation that users get, which the quick compilation of tests otherwise replaces."""
     options = {"xla_backend_optimization_level": 1}

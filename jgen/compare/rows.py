@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jgen.compare.published import PUBLISHED
+from jgen.core.model import LIKELIHOODS
 
 # (key, column, digits) of what is measured once a seed
 SCORES = (
@@ -21,7 +22,6 @@ SCORES = (
     ("accuracy", "class accuracy, %", 1),
     ("bits_per_dim", "bits/dim", 3),
 )
-KINDS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 
 
 def read(path: Path) -> Any:
@@ -141,7 +141,7 @@ def likelihood(row: dict[str, Any]) -> str:
         said += [f"{found['dequantisation']} dequantisation"] if "dequantisation" in found else []
         said += [f"given the {found['given']}"] if "given" in found else []
         said += [f"K = {found['samples']}"] if "samples" in found else []
-    return KINDS.get(cost["likelihood"], "-") + (f" ({', '.join(said)})" if said else "")
+    return LIKELIHOODS.get(cost["likelihood"], "-") + (f" ({', '.join(said)})" if said else "")
 
 
 def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:

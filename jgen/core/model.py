@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 Tree = Any  # a pytree of arrays
 Roles = dict[str, Tree]  # {role: tree}, such as {"gen": ..., "disc": ...}
+# What `log_prob` may be, and the word for it in a table; a model without it says "none".
+LIKELIHOODS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-KINDS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
+from jgen.core.model import LIKELIHOODS
 
 
 def head(documents: list[dict[str, Any]]) -> list[str]:
@@ -22,7 +22,7 @@ def row(document: dict[str, Any]) -> list[str]:
         nats, num = found["nats"], found["protocol"]["num"]
         error = "" if nats["standard_error"] is None else f" ± {nats['standard_error']:.3f}"
         cells += [f"{found['bits_per_dim']['mean']:.4f}", f"{nats['mean']:.3f}{error}"]
-        cells += [f"{KINDS[found['kind']]}, N {num}"]
+        cells += [f"{LIKELIHOODS[found['kind']]}, N {num}"]
     else:
         cells += ["-"] * 3
     if found := document.get("quality"):

@@ -348,13 +348,20 @@ def test_the_hash_tells_the_content(digits, prepared, own_cache):
     assert len(hashes) == 6 == len(set(hashes))
 
 
-def test_processes_that_start_at_once_prepare_one_cache(tmp_path):
-    program = "from jgen.data import dataset; from jgen.data.config import Config; dataset.load(Config(name='digits'))"
+def test_processes_that_start_at_once_prepare_one_cache(tmp_path, digits):
+    program = "from jgen.data import dataset; from jgen.data.config import Config\n"
+    program += "train = dataset.load(Config(name='digits')).splits['train']\n"
+    program += "print(train.fetch(range(train.num))['image'].sum())"
     environment = {**os.environ, "JGEN_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
+    wanted = everything(digits.splits["train"])["image"].sum()
     for process in started:
-        said = process.communicate(timeout=120)[1]
+        found, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
+        assert int(found) == wanted
+    assert len(list(tmp_path.glob("decoded/*"))) == 1

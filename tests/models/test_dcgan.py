@@ -211,7 +211,7 @@ def test_a_wasserstein_critics_accuracy_does_not_hang_on_a_constant():
 
 @pytest.mark.parametrize("conditioning", ["projection", "concatenation", "none"])
 def test_what_the_discriminator_does_with_the_class(conditioning):
-    """From the accuracy's outputs: projection adds <embedding, features>, the others have no such weights."""
+    """Projection adds <embedding, features>, concatenation reads the class's maps, none knows of no class."""
     config = dataclasses.replace(SMALL, conditioning=conditioning, disc_norm="none", loss="wasserstein")
     model, params, ctx, batch, keys = started(dataclasses.replace(config, regulariser="clip"))
     loss = jax.jit(lambda params, batch: model.phases[1].loss(params, ctx, keys, batch)[0])
@@ -223,6 +223,14 @@ def test_what_the_discriminator_does_with_the_class(conditioning):
         assert not model.conditional and loss(params, batch) == loss(params, other)
         return
     assert loss(params, batch) != loss(params, other)
+    if conditioning == "concatenation":
+        network = Discriminator(SMALL.channels, False, conditioning, 0.9, None, jnp.float32)
+        x = to_float(batch["image"], 256)
+        judge = jax.jit(lambda disc, label: network.apply({"params": disc}, x, jax.nn.one_hot(label, 10), True))
+        kernel, bias = disc["down1"]["kernel"], disc["down1"]["bias"]
+        deaf = {**disc, "down1": {"kernel": kernel.at[:, :, 1:].set(0.0), "bias": bias}}
+        assert np.all(judge(disc, batch["label"]) != judge(disc, other["label"]))
+        np.testing.assert_array_equal(judge(deaf, batch["label"]), judge(deaf, other["label"]))
     if conditioning == "projection":
         # L_G = -E D is linear in the embedding: with no dense layer only <embedding, features> is left.
         only = {**disc, "dense": jax.tree.map(jnp.zeros_like, disc["dense"])}
