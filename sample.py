@@ -10,7 +10,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from jgen import cli
 from jgen.errors import require
@@ -34,8 +34,8 @@ class Arguments:
     """Images at a time."""
     columns: int = 0
     """Columns of a grid; 0: about as many as rows."""
-    step: int | None = None
-    """Checkpoint; default: the newest."""
+    step: int | Literal["best"] | None = None
+    """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
     first_stage: str = ""

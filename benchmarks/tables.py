@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from jgen.compare import rows  # noqa: E402
 from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
+from jgen.train.logs import best_of  # noqa: E402
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -98,12 +99,10 @@ def origin(document: dict[str, Any]) -> list[str]:
 
 def best_and_last(validation: list[dict[str, Any]]) -> str:
     """The best and the last validation score of a run, "" where it has none that has a best."""
-    for name, sign in (("nll", 1), ("elbo", -1), ("bits_per_dim", 1), ("mse", 1)):
-        if validation and name in validation[0]:
-            best, last = min(validation, key=lambda line: sign * line[name]), validation[-1]
-            said = f"validation {name} {best[name]:.4g} at best (step {best['step']:,})"
-            return f"{said}, {last[name]:.4g} at last"
-    return ""
+    name, best = best_of(validation)
+    if best is None:
+        return ""
+    return f"validation {name} {best[name]:.4g} at best (step {best['step']:,}), {validation[-1][name]:.4g} at last"
 
 
 def comparison(data: str) -> str:

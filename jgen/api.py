@@ -6,7 +6,7 @@ import hashlib
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -190,16 +190,19 @@ def load_experiment(run: str | Path) -> tuple[Experiment, ImageSpec]:
     return experiment, images
 
 
-def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage: str | Path = "") -> Generator:
+def load(
+    run: str | Path, step: int | Literal["best"] | None = None, ema: bool = True, first_stage: str | Path = ""
+) -> Generator:
     """A trained model from its run directory.
 
     Args:
-      step: the checkpoint to take; default the newest that is whole.
+      step: the checkpoint to take, or "best": of those kept the one with the best validation score; default the newest
+        that is whole.
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
       first_stage: where the run's first stage is now, if it is neither where it was nor beside the run.
     Raises:
-      UserError: no run, no checkpoint, a damaged config.json, or one that names a class outside jgen; a first stage
-        that is missing or is not the one that the run was trained on.
+      UserError: no run, no checkpoint, no score that says which is best, a damaged config.json, or one that names a
+        class outside jgen; a first stage that is missing or is not the one that the run was trained on.
     """
     from jgen.train import checkpoints
     from jgen.train.loop import role_optimisers
@@ -215,6 +218,8 @@ def load(run: str | Path, step: int | None = None, ema: bool = True, first_stage
     model = made_before(experiment.model, images, None, first.model if first else None)
     folder = path / "checkpoints"
     found = checkpoints.steps_in(folder)
+    if step == "best":
+        step = checkpoints.best_good(folder)
     if step is None:
         step = checkpoints.newest_good(folder)
         require(step is not None, f"{path} has no checkpoint that can be used: train it with train.py")

@@ -56,8 +56,8 @@ class Arguments:
     """Seed of samples, of the draws that a bound or an estimate makes, and of dynamic binarisation."""
     batch_size: int = 100
     """Images at a time."""
-    step: int | None = None
-    """Checkpoint; default: the newest."""
+    step: int | Literal["best"] | None = None
+    """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
     first_stage: str = ""
@@ -81,6 +81,8 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
+    from jgen.train import checkpoints
+    from jgen.train.logs import validation_scores
     from jgen.train.run_directory import environment, read_config
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema, first_stage=arguments.first_stage)
@@ -108,6 +110,11 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     if compare and arguments.reconstruct:
         made, labels, scores = reconstruction(gen, data, arguments)
         found["reconstruction"] = scores | compare(to_display(made, gen.model.images.levels), labels)
+    folder = Path(run) / "checkpoints"
+    newest = checkpoints.steps_in(folder)[0]
+    # To the newest checkpoint from the one that is scored, whose own count holds a first stage's training too.
+    since = checkpoints.seconds_at(folder, newest) - checkpoints.seconds_at(folder, gen.step)
+    seconds = gen.seconds + since
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -116,7 +123,8 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
         "step": gen.step,
         "training_minutes": round(gen.seconds / 60, 2),
         "training": training_record(Path(run)),
-        "validation": validation_curve(Path(run), gen.step),
+        "trained": {"steps": newest, "minutes": round(seconds / 60, 2)},
+        "validation": validation_scores(Path(run)),
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
         "parameters": sum(x.size for x in jax.tree.leaves((gen.params, first_stage))),
@@ -132,15 +140,6 @@ def training_record(run: Path) -> dict[str, Any]:
         return json.loads((run / "environment.json").read_text())
     except (OSError, ValueError):
         return {}
-
-
-def validation_curve(run: Path, step: int) -> list[dict[str, Any]]:
-    """The validation scores of a run up to a step, from which the best can be told from the last."""
-    try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):  # a run that was copied without it can be scored all the same
-        return []
-    return [line for line in lines if line.get("split") == "validation" and line["step"] <= step]
 
 
 def evaluate_images(arguments: Arguments) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class Arguments:
     """Class for a conditional model's traversal or manifold; default: the first image's."""
     seed: int = 0
     """Seed of what is random in the model."""
-    step: int | None = None
-    """Checkpoint; default: the newest."""
+    step: int | Literal["best"] | None = None
+    """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
     first_stage: str = ""

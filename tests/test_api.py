@@ -55,6 +55,7 @@ def test_what_load_returns(gen, run):
     assert "ddpm" in repr(gen) and "8x8x1" in repr(gen) and "step 4" in repr(gen)
     again = jgen.load(str(run), step=4)
     assert again.step == 4 and again.model is gen.model  # so that its programs need not be compiled anew
+    assert jgen.load(run, step="best").step == 4
 
 
 def test_samples(gen):
@@ -275,7 +276,7 @@ def mistake(call):
 def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys):
     wanted = gen.sample(jax.random.key(3), 5, label=4, steps=2, start=1)
     args = [str(run), "--num", "5", "--seed", "3", "--label", "4", "--steps", "2", "--start", "1", "--out"]
-    assert sample.command([*args, str(tmp_path / "new" / "grid.png"), "--columns", "2"]) == 0
+    assert sample.command([*args, str(tmp_path / "new" / "grid.png"), "--columns", "2", "--step", "best"]) == 0
     assert "5 images" in capsys.readouterr().out
     with Image.open(tmp_path / "new" / "grid.png") as grid:
         assert grid.mode == "L" and grid.size == (2 * 50 + 2, 3 * 50 + 2)  # 8x8 enlarged six times, gaps of 2

@@ -63,6 +63,7 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
     on = of(lambda w: w["processor"] if w["devices"][0].startswith("cpu") else ", ".join(w["devices"]))
     seeds = f"seeds 0 to {a.seeds - 1}, mean ± standard deviation" if a.seeds > 1 else "seed 0"
     lines = [f"Each system trained for {budget(a)} (compiling apart) on {on}; {seeds}."]
+    lines[0] += " Scored is the checkpoint of eight with the best validation score; of a GAN, without one, the last."
     scored = next((row for row in found if row["seeds"]), None)
     if scored:
         lines.append(

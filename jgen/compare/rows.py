@@ -39,7 +39,8 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
         found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
     if evaluation["likelihood"]:
         found["bits_per_dim"] = evaluation["likelihood"]["bits_per_dim"]["mean"]
-    found["minutes"], found["steps"] = evaluation["training_minutes"], evaluation["step"]
+    found["minutes"], found["steps"] = evaluation["trained"]["minutes"], evaluation["trained"]["steps"]
+    found["best_step"] = evaluation["step"]
     return found
 
 
@@ -103,9 +104,7 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
         values = [found[key] for found in row["seeds"].values() if key in found]
         spread = statistics.stdev(values) if len(values) > 1 else None
         row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
-    # Of the first seed that has one; a first stage, in seed0-first, shows nothing of its own.
-    grids = [sorted((folder / seed / "samples").glob("*.png")) for seed in row["commands"]]
-    row["grid"] = next((str(found[-1].relative_to(folder.parent)) for found in grids if found), "")
+    row["grid"] = f"{folder.name}/samples.png" if (folder / "samples.png").is_file() else ""
     return row
 
 
@@ -179,6 +178,7 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
     head += [
         "memory, MiB",
         "steps",
+        "best step",
         "minutes trained, compiling too",
         *(f"training / sampling images/s at {s}x{s}" for s in sizes),
     ]
@@ -195,8 +195,9 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
             f"{cost['first_sample_seconds']:.1f}",
             three(cost["samples_per_second"]),
         ]
-        steps = row["scores"].get("steps")
-        line += [f"{cost['parameters']:,}", three(cost["peak_mib"]), f"{steps['mean']:,.0f}" if steps else "-"]
+        line += [f"{cost['parameters']:,}", three(cost["peak_mib"])]
+        counts = [row["scores"].get(name) for name in ("steps", "best_step")]
+        line += [f"{count['mean']:,.0f}" if count else "-" for count in counts]
         line += [show(row["scores"].get("minutes"), 1)]
         for size in sizes:
             at = row["sizes"].get(str(size))

@@ -21,6 +21,7 @@ import numpy as np
 
 from jgen.core.files import written_whole
 from jgen.errors import UserError
+from jgen.train.logs import best_of, validation_scores
 from jgen.train.step import TrainState
 
 
@@ -87,6 +88,30 @@ def newest_good(folder: Path) -> int | None:
             return step
         warn(f"checkpoint {folder / str(step)} {reason}: using the one before")
     return None
+
+
+def best_good(folder: Path) -> int:
+    """The step of the whole checkpoint with the best validation score.
+
+    Raises:
+      UserError: no checkpoint was validated, or no score tells which is better, as of an adversarial game.
+    """
+    lines = validation_scores(folder.parent)
+    kept = [line for line in lines if line["step"] in steps_in(folder) and fault(folder, line["step"]) is None]
+    _, best = best_of(kept)
+    if best is None:
+        said = ", ".join(name for name in (lines or [{}])[0] if name not in ("step", "split")) or "no scores"
+        reason = f"its validation has {said}" if best_of(lines)[1] is None else "none that is kept was validated"
+        raise UserError(f"{folder.parent} does not say which checkpoint is best: {reason}; give a step")
+    return best["step"]
+
+
+def seconds_at(folder: Path, step: int) -> float:
+    """Seconds of training up to a checkpoint, those of a first stage apart."""
+    ocp = import_orbax()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return checkpointer.restore((folder / str(step)).absolute(), args).meta["seconds"]
 
 
 def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -16,6 +16,26 @@ from typing import Any
 from jgen.core.files import written_whole
 from jgen.errors import UserError
 
+# Validation scores by which one step is better than another, the most telling first, and whether higher is better.
+TELLING = {"nll": False, "nll_codes": False, "elbo": True, "log_prob": True, "bits_per_dim": False, "mse": False}
+
+
+def validation_scores(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's validation scores, {"step": ..., name: value, ...}; none where metrics.jsonl is gone."""
+    try:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):  # a run that was copied without it can be used all the same
+        return []
+    return [line for line in lines if line.get("split") == "validation"]
+
+
+def best_of(lines: list[dict[str, Any]]) -> tuple[str, dict[str, Any] | None]:
+    """The name of the score that tells which of these lines is best, and that line; "" and None where none does."""
+    name = next((name for name in TELLING if any(name in line for line in lines)), "")
+    finite = [line for line in lines if math.isfinite(line.get(name, math.nan))]
+    pick = max if TELLING.get(name) else min
+    return (name, pick(finite, key=lambda line: line[name])) if finite else ("", None)
+
 
 class Window:
     """Running means of the metrics since the last line; `state` goes into a checkpoint, so that it survives a kill."""

@@ -46,8 +46,8 @@ PROTOCOL = {"split": "test", "num": 200, "binarise": "none", "levels": 16, "dequ
 
 def evaluation(distance, bits=None):
     return {
-        "training_minutes": 1.0,
-        "step": 240,
+        "trained": {"steps": 240, "minutes": 1.0},
+        "step": 180,
         "data_fingerprint": "fedcba9876543210",
         "environment": WHERE,
         "training": {**WHERE, "versions": {"jax": "0.11"}},
@@ -82,6 +82,12 @@ def pretend(distances):
             rows.Path.mkdir(path.parent, parents=True, exist_ok=True)
             document = {"config": words[2], "first_stage": "x" if system == "vq_prior" else "", "environment": WHERE}
             path.write_text(json.dumps({**document, "own": COST, "sizes": sizes}))
+        elif words[0].endswith("train.py"):
+            name = "accuracy_real" if system == "dcgan" else "elbo"
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "metrics.jsonl").write_text(json.dumps({"step": 180, "split": "validation", name: -1.0}) + "\n")
+        elif words[0].endswith("sample.py"):
+            write_png(path, np.zeros((20, 20, 1), np.uint8))
         elif "jgen.evaluate" in words:
             found = distances[system][int(path.name[-1])]
             if isinstance(found, str):
@@ -161,16 +167,21 @@ def test_the_budget_is_kept_and_divided_between_two_stages(outcome):
     commands = json.loads((outcome[0] / "vae" / "seed1.commands.json").read_text())
     assert "--train.steps 240" in commands[0] and "--seed 1" in commands[0]  # two minutes of half a second each
     stages = json.loads((outcome[0] / "vq_prior" / "seed0.commands.json").read_text())
-    assert len(stages) == 3 and all("--train.steps 120" in line for line in stages[:2])
+    assert len(stages) == 4 and all("--train.steps 120" in line for line in stages[:2])
     assert "configs/vae/vq_vae.py:digits" in stages[0] and "--first-stage" in stages[1]
 
 
-def test_the_grid_is_the_systems_own_and_of_its_first_seed(outcome):
-    folder = outcome[0] / "vq_prior"
-    for run in ("seed0", "seed0-first", "seed1", "seed1-first"):
-        (folder / run / "samples").mkdir(parents=True)
-        (folder / run / "samples" / "step_00000120.png").write_bytes(b"")
-    assert rows.system_row(folder, 2)["grid"] == "vq_prior/seed0/samples/step_00000120.png"
+def test_the_best_checkpoint_is_scored_and_shown_where_a_score_tells_it(outcome):
+    folder = outcome[0]
+    for system, best in (("vae", True), ("dcgan", False)):
+        *trained, shown, scored = json.loads((folder / system / "seed0.commands.json").read_text())
+        assert "--train.validate-every 30 --train.checkpoint-every 30 --train.keep-every 30" in trained[-1]
+        assert ("--step best" in shown) == ("--step best" in scored) == best
+        assert shown.startswith("python sample.py") and shown.endswith(f"--out {folder / system / 'samples.png'}")
+    found = {row["system"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
+    assert found["vae"]["grid"] == "vae/samples.png" and found["vae"]["scores"]["steps"]["mean"] == 240
+    head, *cells = rows.cost_table([found["vae"]], [])
+    assert [dict(zip(head, cells[0]))[name] for name in ("steps", "best step")] == ["240", "180"]
 
 
 def test_a_score_that_is_no_number_is_an_error_of_its_seed(tmp_path, monkeypatch):
@@ -293,8 +304,6 @@ def test_an_outcome_that_cannot_be_written_is_one_line(outcome, name):
     folder, _ = outcome
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
-    (folder / "vae" / "seed0" / "samples").mkdir(parents=True)
-    write_png(folder / "vae" / "seed0" / "samples" / "step_00000240.png", np.zeros((20, 20, 1), np.uint8))
     with pytest.raises(UserError, match=f"^cannot write .*{name}: Is a directory$"):
         compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)])
 

@@ -1,10 +1,13 @@
 """Metrics: lines that a resumed run cuts, means without what is not finite, and what TensorBoard receives."""
 
 import json
+import math
 import struct
 
 import pytest
 
+from jgen.errors import UserError
+from jgen.train import checkpoints, logs
 from jgen.train.logs import MetricsLog, Window
 
 
@@ -81,3 +84,38 @@ def test_the_run_goes_on_when_tensorboard_cannot_write(tmp_path, capsys):
     log.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert capsys.readouterr().err.count("No space left") == 1
+
+
+def test_the_best_step_is_told_by_the_most_telling_score():
+    lines = [
+        {"step": 1, "elbo": -3.0, "mse": 1.0},
+        {"step": 2, "elbo": -2.0, "mse": 2.0},
+        {"step": 3, "elbo": math.nan},
+    ]
+    assert logs.best_of(lines) == ("elbo", lines[1])
+    assert logs.best_of([{"step": 1, "mse": 1.0}, {"step": 2, "mse": 0.5}])[1]["step"] == 2
+    assert logs.best_of([{"step": 1, "accuracy_real": 1.0}]) == logs.best_of([]) == ("", None)
+
+
+def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (10, 20, 30, 40):
+        (folder / str(step)).mkdir(parents=True)
+        (folder / f"{step}.sha256.json").write_text("{}")
+    scores = {10: -4.0, 15: -1.0, 20: -2.0, 30: -3.0}
+    lines = [{"step": step, "split": "validation", "elbo": elbo} for step, elbo in scores.items()]
+    lines.append({"step": 40, "split": "train", "elbo": 0.0})
+    write = lambda lines: (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(lines)
+    assert checkpoints.best_good(folder) == 20
+    (folder / "20.sha256.json").unlink()  # it was not finished
+    assert checkpoints.best_good(folder) == 30
+    write(lines[1:2])
+    with pytest.raises(UserError, match="does not say which checkpoint is best: none that is kept was validated"):
+        checkpoints.best_good(folder)
+    write([{"step": 10, "split": "validation", "accuracy_real": 0.5, "accuracy_fake": 0.5}])
+    with pytest.raises(UserError, match="its validation has accuracy_real, accuracy_fake; give a step"):
+        checkpoints.best_good(folder)
+    write([])
+    with pytest.raises(UserError, match="its validation has no scores; give a step"):
+        checkpoints.best_good(folder)
