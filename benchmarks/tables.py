@@ -77,7 +77,8 @@ def scores() -> str:
 def reconstruction(found: dict[str, Any]) -> str:
     """How near a model's reconstructions are to held-out images, and the use of its codes."""
     distance = f"r{found['quality']['network']} {found['quality']['frechet_distance']['value']:.2f}"
-    said = f"reconstructions of {found['num']} {found['split']} images: PSNR {found['psnr']:.2f} dB, {distance}"
+    error = "exact" if found["psnr"] is None else f"PSNR {found['psnr']:.2f} dB"
+    said = f"reconstructions of {found['num']} {found['split']} images: {error}, {distance}"
     if "codes" in found:
         said += f"; perplexity {found['perplexity']:.1f} of {found['codes']} codes, {found['codes_used']} used"
     return said
@@ -91,7 +92,10 @@ def origin(document: dict[str, Any]) -> list[str]:
     commits = [f"commit {short(starts[0]['commit'])}"]
     commits += [f"from step {start['step']:,} {short(start['commit'])}" for start in starts[1:] if "commit" in start]
     machine = f"{last['processor']}, jax {last['versions']['jax']}, {', '.join(commits)}"
-    trained = f"{document['step']:,} steps, {document['training_minutes']:.0f} min, seed {last['seed']}; {machine}"
+    steps, minutes = document["step"], document["training_minutes"]
+    whole = document.get("trained", {"steps": steps, "minutes": minutes})
+    trained = f"{whole['steps']:,} steps, {whole['minutes']:.0f} min, seed {last['seed']}; {machine}"
+    trained += f"; scored at step {steps:,}" if steps != whole["steps"] else ""
     command = " ".join(["python", *last["command"]])
     scored = f"`{document['command']}`; commit {short(document['environment']['commit'])}"
     return [f"`{command}`: {trained}", scored]

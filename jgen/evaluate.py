@@ -64,6 +64,8 @@ class Arguments:
     """Run of the first stage, where it is neither where it was nor beside the run."""
     out: str = ""
     """JSON file for the outcome; default: evaluation.json in the run."""
+    grid: str = ""
+    """PNG file for a picture of the first samples, a row a class."""
 
 
 def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +83,6 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
-    from jgen.train import checkpoints
     from jgen.train.logs import validation_scores
     from jgen.train.run_directory import environment, read_config
 
@@ -92,6 +93,7 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     )
     if arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
+    trained = length_of_training(gen, Path(run) / "checkpoints")
     first_stage, _ = gen.ctx.frozen.get("first_stage", ({}, {}))
     config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)
     check_split(data, arguments)
@@ -104,17 +106,14 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
         images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where, **sampling)
         found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
         found["sampling"]["options"] = sampling
+        if arguments.grid:
+            write_grid(Path(arguments.grid), to_display(images, gen.model.images.levels), gen.labels(len(images)))
     found["likelihood"] = likelihood(gen, data, arguments, scoring) if gen.model.log_prob is not None else None
     if compare and arguments.samples:
         found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples))
     if compare and arguments.reconstruct:
         made, labels, scores = reconstruction(gen, data, arguments)
         found["reconstruction"] = scores | compare(to_display(made, gen.model.images.levels), labels)
-    folder = Path(run) / "checkpoints"
-    newest = checkpoints.steps_in(folder)[0]
-    # To the newest checkpoint from the one that is scored, whose own count holds a first stage's training too.
-    since = checkpoints.seconds_at(folder, newest) - checkpoints.seconds_at(folder, gen.step)
-    seconds = gen.seconds + since
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -123,7 +122,7 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
         "step": gen.step,
         "training_minutes": round(gen.seconds / 60, 2),
         "training": training_record(Path(run)),
-        "trained": {"steps": newest, "minutes": round(seconds / 60, 2)},
+        "trained": trained,
         "validation": validation_scores(Path(run)),
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
@@ -132,6 +131,17 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
         "environment": environment(),
         **found,
     }
+
+
+def length_of_training(gen: Any, folder: Path) -> dict[str, Any]:
+    """Steps and minutes to the newest checkpoint of a run, of which `gen` may be an earlier one."""
+    from jgen.train import checkpoints
+
+    newest = checkpoints.newest_good(folder) or gen.step
+    since = 0.0
+    if newest != gen.step:
+        since = checkpoints.seconds_at(folder, newest) - checkpoints.seconds_at(folder, gen.step)
+    return {"steps": newest, "minutes": round((gen.seconds + since) / 60, 2)}  # those of a first stage too
 
 
 def training_record(run: Path) -> dict[str, Any]:
@@ -226,6 +236,16 @@ def progress(title: str) -> Any:
     return lambda chunks: tqdm(chunks, desc=title, unit="batch", file=sys.stderr)
 
 
+def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row a class."""
+    from jgen.data.pictures import make_grid, write_png
+
+    classes = [np.arange(len(images))] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    columns = min(10, *(len(places) for places in classes))
+    rows = [classes[0][:100]] if labels is None else [places[:columns] for places in classes[:10]]
+    write_png(path, make_grid(images[np.concatenate(rows)], columns))
+
+
 def check_split(dataset: Any, arguments: Arguments) -> None:
     """Raises `UserError` for a split that the data lacks, or more images of it than there are."""
     splits, few = dataset.splits, arguments.likelihood_images
@@ -310,7 +330,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "first_stage"):
+        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "first_stage", "grid"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -322,6 +342,7 @@ def check_arguments(a: Arguments) -> None:
     require(compared or not a.inception, "--inception is about samples, of which --samples 0 draws none")
     from jgen.metrics.quality import FEWEST, NEEDED
 
+    require(a.samples > 0 or not a.grid, "--grid is of samples, of which --samples 0 draws none")
     if a.samples:
         require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
     if a.reconstruct:
@@ -359,11 +380,14 @@ def command(args: list[str]) -> int:
         parsed = cli.parse(options, args, title, __doc__ or "")
         require(not parsed.main.images, "--images is instead of runs: give one or the other")
         check_arguments(parsed.main)
-        require(not parsed.main.out or len(runs) == 1, f"--out is {parsed.main.out}: it takes the outcome of one run")
+        for name in ("out", "grid"):
+            given = getattr(parsed.main, name)
+            require(not given or len(runs) == 1, f"--{name} is {given}: it takes the outcome of one run")
         options_of = lambda part: dataclasses.asdict(getattr(parsed, part)) if hasattr(parsed, part) else {}
         chosen = [options_of("scoring"), options_of("sampling")]
         out = parsed.main.out or str(Path(run) / "evaluation.json")
-        check_writable(Path(out))
+        for path in filter(None, (out, parsed.main.grid)):
+            check_writable(Path(path))
         todo.append((out, lambda run=run, main=parsed.main, chosen=chosen: evaluate(run, main, *chosen)))
     return finish(todo, keep=not parsed.main.out)
 

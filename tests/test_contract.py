@@ -332,7 +332,8 @@ def test_a_second_start_takes_every_program_from_the_cache():
         second = start()
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    assert second.count("cache_hits") >= 2 and "cache_misses" not in second  # the start and the step
+    # The start and the step: what is asked of the cache is there.
+    assert second.count("cache_hits") == second.count("compile_requests_use_cache") >= 2
 
 
 def test_programs_run_under_a_callers_jit(monkeypatch):

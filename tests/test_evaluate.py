@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
+from PIL import Image
 
 import jgen
 import sample
@@ -18,6 +19,7 @@ from jgen.data import dataset
 from jgen.data.config import Config as Data
 from jgen.errors import UserError
 from jgen.metrics.table import table
+from jgen.train import checkpoints
 
 FILE = ["--images", "x.npz", "--out", "x.json"]
 
@@ -28,7 +30,10 @@ def run(tiny_run, tmp_path_factory):
 
 
 def test_the_score_and_its_protocol(run, capsys):
-    assert evaluate.command([str(run), "--num", "20", "--samples", "60", "--batch-size", "60"]) == 0
+    picture = str(run / "grid.png")
+    assert evaluate.command([str(run), "--num", "20", "--samples", "60", "--batch-size", "60", "--grid", picture]) == 0
+    with Image.open(picture) as grid:
+        assert grid.size == (6 * 50 + 2, 10 * 50 + 2)  # a row a class of six, 8x8 enlarged six times, gaps of 2
     whole = json.loads((run / "evaluation.json").read_text())
     document, labels = whole["likelihood"], whole["labels"]
     gen = jgen.load(run)
@@ -41,6 +46,7 @@ def test_the_score_and_its_protocol(run, capsys):
     protocol = {"split": "test", "num": 20, "binarise": "none", "levels": 256, "given": "class", "seed": 0}
     assert document["protocol"] == protocol and whole["sampling"]["options"]["steps"] == 5
     assert document["kind"] == "lower_bound" and whole["step"] == 4 and whole["ema"] is True
+    assert whole["trained"] == {"steps": 4, "minutes": whole["training_minutes"]}
     assert [line["step"] for line in whole["validation"]] == [4] and "train.py" in whole["training"]["command"]
     assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
@@ -159,7 +165,7 @@ def test_likelihoods_that_have_no_error_or_no_mean(cache):
 
 
 def test_reconstructions_by_hand(cache):
-    """A model whose codes are an image's upper left corner, and whose images are four levels off."""
+    """A model whose codes are one pixel of an image, and whose images are four levels off."""
     data, codes = Data(), ImageSpec(1, 1, 1, 10, 20)
     encode = lambda key, x, **where: x[:, 2:3, 2:3].astype(np.int32) // 15
     decode = lambda key, codes, **where: np.where(images < 128, images + 4, images - 4).astype(np.uint8)
@@ -174,6 +180,24 @@ def test_reconstructions_by_hand(cache):
     counts = np.unique(images[:, 2, 2] // 15, return_counts=True)[1]
     assert found["codes"] == 20 and found["codes_used"] == len(counts) > 3 and found["num"] == 60
     assert found["perplexity"] == pytest.approx(np.exp(scipy.stats.entropy(counts)))
+
+
+def test_the_whole_training_is_told_beside_the_step_that_is_scored(monkeypatch):
+    """120 s of training to step 10, those of a first stage among them, and 60 more to the newest."""
+    at = {10: 100.0, 30: 160.0}
+    monkeypatch.setattr(checkpoints, "newest_good", lambda folder: 30)
+    monkeypatch.setattr(checkpoints, "seconds_at", lambda folder, step: at[step])
+    found = evaluate.length_of_training(SimpleNamespace(step=10, seconds=120.0), None)
+    assert found == {"steps": 30, "minutes": 3.0}
+
+
+def test_the_picture_has_the_first_images_of_every_class(tmp_path):
+    images = np.arange(45, dtype=np.uint8).reshape(45, 1, 1, 1) + 100
+    first = lambda path: np.unique(np.asarray(Image.open(path))).tolist()
+    evaluate.write_grid(tmp_path / "a.png", images, np.arange(45) % 20)  # of 20 classes, two have but two images
+    assert first(tmp_path / "a.png") == [64, *range(100, 110), *range(120, 130)]
+    evaluate.write_grid(tmp_path / "b.png", images, None)
+    assert first(tmp_path / "b.png") == [64, *range(100, 145)]
 
 
 def test_images_are_the_same_however_many_are_read_at_once(cache, monkeypatch):
@@ -228,6 +252,9 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--data.name", "mnist"], ["--data.name is about --images"]),
         (["RUN", "--data.levels", "2"], ["--data.levels is about --images"]),
         (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
+        (["RUN", "--samples", "0", "--grid", "x.png"], ["--grid", "--samples 0"]),
+        (["RUN", "RUN", "--grid", "x.png"], ["one run"]),
+        (["RUN", "--step", "never"], ["--step", "best"]),
         (["RUN", "--reconstruct"], ["ddpm cannot reconstruct: it can sample"]),
         (["RUN", "--reconstruct", "--num", "49"], ["--num is 49", "at least 50 reconstructions"]),
         ([*FILE, "--num", "-1"], ["--num is -1"]),
@@ -236,6 +263,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         ([*FILE, "--samples", "60"], ["--samples is about runs"]),
         ([*FILE, "--likelihood-images", "5"], ["--likelihood-images is about runs"]),
         ([*FILE, "--reconstruct"], ["--reconstruct is about runs"]),
+        ([*FILE, "--grid", "x.png"], ["--grid is about runs"]),
         ([*FILE, "--batch-size", "5"], ["--batch-size is about runs"]),
     ],
 )

@@ -134,7 +134,14 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     (tmp_path / "results" / "score_a.json").write_text(json.dumps({**score, "likelihood": likelihood}))
     read = {**score, "system": "dcgan", "likelihood": None, "labels": {"accuracy": 0.975, "num": 1000}}
     (tmp_path / "results" / "score_b.json").write_text(json.dumps(read))
-    of_vae, of_dcgan = tables.scores().strip().splitlines()[-2:]
+    distance = {"network": "FD-digits-12", "frechet_distance": {"value": 2.345}}
+    made = {"num": 60, "split": "test", "psnr": 21.0, "perplexity": 76.66, "codes": 128, "codes_used": 100}
+    quantised = {**read, "system": "vq_vae", "labels": None, "reconstruction": {**made, "quality": distance}}
+    quantised |= {"step": 60000, "trained": {"steps": 80000, "minutes": 61.0}}
+    (tmp_path / "results" / "score_c.json").write_text(json.dumps(quantised))
+    of_vae, of_dcgan, of_codes = tables.scores().strip().splitlines()[-3:]
+    assert "reconstructions of 60 test images: PSNR 21.00 dB, rFD-digits-12 2.35; perplexity 76.7 of 128" in of_codes
+    assert "80,000 steps, 61 min" in of_codes and "; scored at step 60,000 |" in of_codes
     assert "`python train.py --again`: 80,000 steps, 59 min, seed 0; 2 x CPU, jax 0.12, commit 01234567" in of_vae
     assert "01234567, from step 400 fedcba98+ | `python -m jgen.evaluate RUN`; commit 00112233 |" in of_vae
     for part in (

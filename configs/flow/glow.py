@@ -8,8 +8,8 @@ from jgen.models.flow.glow import Config, Sampling
 from jgen.train.config import Config as Train
 from jgen.train.config import Optimiser
 
-# Of digits on black: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The values of black
-# pixels, 1/256 of the range, are then spread as widely as the others.
+# On black backgrounds: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The noise on a black
+# pixel, one level wide, is then spread as widely as all other levels.
 LOGIT_ALPHA = 1e-6
 
 VARIANTS = {

@@ -8,15 +8,15 @@ from jgen.models.flow.realnvp import Config, Sampling
 from jgen.train.config import Config as Train
 from jgen.train.config import Optimiser
 
-# Of digits on black: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The values of black
-# pixels, 1/256 of the range, are then spread as widely as the others.
+# On black backgrounds: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The noise on a black
+# pixel, one level wide, is then spread as widely as all other levels.
 LOGIT_ALPHA = 1e-6
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST by class",
     "fashion_mnist": "28x28 Fashion-MNIST by class",
-    "cifar10": "32x32 CIFAR-10, unconditional, networks of 8 residual blocks 64 wide; for an accelerator",
+    "cifar10": "32x32 CIFAR-10, unconditional, networks of 8 residual blocks, 64 to 256 wide; for an accelerator",
     "tiny": "8x8 digits, seconds to train; for tests",
 }
 

@@ -161,11 +161,11 @@ def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
 
 
 def train_words(config: str, run_path: Path, steps: int, seed: int, first: Path | None) -> list[str]:
-    """A training as a command of train.py, with grids at the end only, and eight checkpoints to choose the best of.
+    """A training as a command of train.py, with a grid at the end only, and eight checkpoints to choose the best of.
 
     The learning rate rises for at most a tenth of the steps, whatever the configuration's own training needs.
     """
-    part = str(max(1, steps // 8))
+    part = str(-(-steps // 8))
     warmup = cli.load_config(config, ROOT)[0].train.optimiser.warmup_steps
     words = ["train.py", config, "--workdir", str(run_path), "--seed", str(seed), "--train.steps", str(steps)]
     words += ["--train.sample-every", "0", "--train.validate-every", part]
@@ -178,11 +178,6 @@ def steps_of(command: str) -> int:
     """The steps that a command of training asks for."""
     words = shlex.split(command)
     return int(words[words.index("--train.steps") + 1])
-
-
-def program(words: list[str]) -> list[str]:
-    """A command as it runs from any folder."""
-    return [str(ROOT / words[0]), *words[1:]] if words[0].endswith(".py") else words
 
 
 def has_sizes(path: Path, wanted: list[str]) -> bool:
@@ -235,7 +230,6 @@ class Comparison:
         first = folder / f"seed{seed}-first" if first_cost else None
         commands = [train_words(system.first_stage, first, steps[0], seed, None)] if first else []
         commands.append(train_words(system.config, path, steps[-1], seed, first))
-        trainings = len(commands)
         a = self.arguments
         evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
         evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or a.likelihood_images))]
@@ -243,17 +237,13 @@ class Comparison:
         keep = lambda: write_json(said, [shlex.join(["python", *words]) for words in commands])
         keep()
         for words in commands:
-            run(program(words), log)
+            run([str(ROOT / words[0]), *words[1:]], log)
         # On few images many systems fit what they have seen long before the time is up.
         _, best = best_of(validation_scores(path))
         chosen = ["--step", "best"] if best else []
-        commands.append([*evaluation, *chosen, "--out", str(outcome)])
-        if not (grid := folder / "samples.png").is_file():  # what the page shows: a column a class
-            shown = ["--num", "100", "--columns", "10", *chosen, "--out", str(grid)]
-            commands.insert(-1, ["sample.py", str(path), *shown])
+        commands.append([*evaluation, *chosen, "--grid", str(path.with_suffix(".png")), "--out", str(outcome)])
         keep()
-        for words in commands[trainings:]:
-            run(program(words), log)
+        run(commands[-1], log)
 
     def stage(self, system: System, what: str, *args: Any) -> None:
         """One stage; what goes wrong in it is kept for the table."""

@@ -104,7 +104,8 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
         values = [found[key] for found in row["seeds"].values() if key in found]
         spread = statistics.stdev(values) if len(values) > 1 else None
         row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
-    row["grid"] = f"{folder.name}/samples.png" if (folder / "samples.png").is_file() else ""
+    grids = [path for seed in row["seeds"] if (path := folder / f"{seed}.png").is_file()]
+    row["grid"] = str(grids[0].relative_to(folder.parent)) if grids else ""
     return row
 
 

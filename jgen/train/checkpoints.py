@@ -91,27 +91,33 @@ def newest_good(folder: Path) -> int | None:
 
 
 def best_good(folder: Path) -> int:
-    """The step of the whole checkpoint with the best validation score.
+    """The step of the checkpoint with the best validation score; one that is not whole is passed over with a warning.
 
     Raises:
       UserError: no checkpoint was validated, or no score tells which is better, as of an adversarial game.
     """
-    lines = validation_scores(folder.parent)
-    kept = [line for line in lines if line["step"] in steps_in(folder) and fault(folder, line["step"]) is None]
-    _, best = best_of(kept)
-    if best is None:
-        said = ", ".join(name for name in (lines or [{}])[0] if name not in ("step", "split")) or "no scores"
-        reason = f"its validation has {said}" if best_of(lines)[1] is None else "none that is kept was validated"
-        raise UserError(f"{folder.parent} does not say which checkpoint is best: {reason}; give a step")
-    return best["step"]
+    lines, steps = validation_scores(folder.parent), set(steps_in(folder))
+    kept = [line for line in lines if line["step"] in steps]
+    while (best := best_of(kept)[1]) is not None:
+        reason = fault(folder, best["step"])
+        if reason is None:
+            return best["step"]
+        warn(f"checkpoint {folder / str(best['step'])} {reason}: using the next best")
+        kept.remove(best)
+    said = ", ".join(name for name in (lines or [{}])[0] if name not in ("step", "split")) or "no scores"
+    reason = f"its validation has {said}" if best_of(lines)[1] is None else "none that is kept and whole has a score"
+    raise UserError(f"{folder.parent} does not say which checkpoint is best: {reason}; give a step")
 
 
 def seconds_at(folder: Path, step: int) -> float:
-    """Seconds of training up to a checkpoint, those of a first stage apart."""
+    """Seconds of training up to a checkpoint, those of a first stage apart. Raises `UserError` if it cannot be read."""
     ocp = import_orbax()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return checkpointer.restore((folder / str(step)).absolute(), args).meta["seconds"]
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return checkpointer.restore((folder / str(step)).absolute(), args).meta["seconds"]
+    except Exception as error:  # of many kinds
+        raise UserError(f"checkpoint {folder / str(step)} cannot be read: {reason_of(error)}") from error
 
 
 def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -17,15 +17,17 @@ from jgen.core.files import written_whole
 from jgen.errors import UserError
 
 # Validation scores by which one step is better than another, the most telling first, and whether higher is better.
-TELLING = {"nll": False, "nll_codes": False, "elbo": True, "log_prob": True, "bits_per_dim": False, "mse": False}
+TELLING = {"nll": False, "nll_codes": False, "iwae": True, "elbo": True, "log_prob": True, "bits_per_dim": False}
+TELLING |= {"mse": False}
 
 
 def validation_scores(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's validation scores, {"step": ..., name: value, ...}; none where metrics.jsonl is gone."""
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):  # a run that was copied without it can be used all the same
+        text = (run / "metrics.jsonl").read_text()
+    except OSError:  # a run that was copied without it can be used all the same
         return []
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if whole_until(line, math.inf)]
     return [line for line in lines if line.get("split") == "validation"]
 
 
@@ -124,7 +126,7 @@ def cut(path: Path, step: int) -> None:
             aside.write_text(kept)
 
 
-def whole_until(line: str, step: int) -> bool:
+def whole_until(line: str, step: float) -> bool:
     """Whether a line is whole and of a step up to `step`."""
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step

@@ -97,7 +97,7 @@ def test_the_best_step_is_told_by_the_most_telling_score():
     assert logs.best_of([{"step": 1, "accuracy_real": 1.0}]) == logs.best_of([]) == ("", None)
 
 
-def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path):
+def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     for step in (10, 20, 30, 40):
         (folder / str(step)).mkdir(parents=True)
@@ -108,10 +108,13 @@ def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path):
     write = lambda lines: (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write(lines)
     assert checkpoints.best_good(folder) == 20
-    (folder / "20.sha256.json").unlink()  # it was not finished
+    (folder / "20.sha256.json").unlink()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "spl')  # as a run that is being trained, or was killed
     assert checkpoints.best_good(folder) == 30
+    assert capsys.readouterr().err == f"warning: checkpoint {folder / '20'} was not finished: using the next best\n"
     write(lines[1:2])
-    with pytest.raises(UserError, match="does not say which checkpoint is best: none that is kept was validated"):
+    with pytest.raises(UserError, match="not say which checkpoint is best: none that is kept and whole has a score"):
         checkpoints.best_good(folder)
     write([{"step": 10, "split": "validation", "accuracy_real": 0.5, "accuracy_fake": 0.5}])
     with pytest.raises(UserError, match="its validation has accuracy_real, accuracy_fake; give a step"):

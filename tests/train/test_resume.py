@@ -133,6 +133,13 @@ def short_run(cache, tmp_path_factory):
     return run
 
 
+def test_a_checkpoint_tells_its_seconds_of_training(short_run, tmp_path):
+    at = [checkpoints.seconds_at(short_run / "checkpoints", step) for step in (20, 30)]
+    assert 0 < at[0] < at[1] < 600
+    with pytest.raises(UserError, match="checkpoint .*7 cannot be read: "):
+        checkpoints.seconds_at(tmp_path, 7)
+
+
 def copy(run, tmp_path):
     return shutil.copytree(run, tmp_path / "copy")
 

@@ -4,7 +4,7 @@
 
 coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
 a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
-               leaves as latents; the last scale has `couplings` + 1 with checkerboard masks only    (section 3.6)
+               leave as latents; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
 
 Glossary: b a mask of zeros and ones, z latents, log_det nats (B,).
 
