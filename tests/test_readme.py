@@ -104,8 +104,11 @@ def test_a_system_says_in_its_file_what_it_reached():
             found.append(f"{-score['likelihood']['nats']['mean']:.2f} nats")
         elif score["likelihood"]:
             found.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
-        elif score["labels"]:
+        elif score.get("labels"):
             found.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
+        else:
+            codes = score["reconstruction"]
+            found.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
         for words in (*found, f"{score['step']:,} steps of", score["training"]["command"][1]):
             assert words in measured, (path.name, words, measured)
 
