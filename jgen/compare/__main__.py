@@ -191,6 +191,7 @@ class Comparison:
     def __init__(self, arguments: Arguments, systems: list[System]):
         self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir)
         self.costs: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        self.changed = False  # since the last report
 
     def measure(self, system: System) -> None:
         """measure.json of the system, and of its first stage."""
@@ -204,6 +205,7 @@ class Comparison:
                 if path.is_file() and (config == system.first_stage or has_sizes(path, wanted)):
                     continue
                 words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *wanted]
+                self.changed = True
                 run(words, folder / "measure.log")
         finally:  # what was found before it went wrong at another size is enough to train
             found = [json.loads((folder / out).read_text())["own"] for _, out, _ in todo if (folder / out).is_file()]
@@ -221,6 +223,7 @@ class Comparison:
         outcome = folder / f"seed{seed}.evaluation.json"
         if outcome.is_file():
             return
+        self.changed = True
         said = folder / f"seed{seed}.commands.json"
         if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
             steps = [steps_of(line) for line in json.loads(said.read_text()) if "--train.steps" in line]
@@ -276,7 +279,9 @@ class Comparison:
             begun = time.monotonic()
             self.stage(system, what, *args)
             took[what].append(time.monotonic() - begun)
-            self.report()
+            if self.changed:
+                self.report()
+                self.changed = False
 
     def report(self) -> list[dict[str, Any]]:
         """Writes the outcome as far as it stands; returns its rows."""
