@@ -43,6 +43,8 @@ def cache(shared):
     from jgen.cli import set_up_process
 
     set_up_process()
+    # Of the thousands of small programs that tests compile, few are asked for again.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return Path(folder)
 
 
