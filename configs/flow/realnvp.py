@@ -54,7 +54,7 @@ def tiny(digits: Experiment) -> Experiment:
 
 
 def mnist(name: str) -> Experiment:
-    # An hour with the paper's logit, where black pixels are a spike, reaches no more than five minutes do with this.
+    # An hour with the paper's logit, where black pixels are a spike, reaches less than ten minutes do with this.
     return Experiment(
         model=Config(scales=3, width=16, blocks=2, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8)),
         data=Data(name=name),
