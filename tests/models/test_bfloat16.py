@@ -31,9 +31,9 @@ SYSTEMS = {
 }
 
 
-# The first are quick to compile; continuous integration runs the slow ones too.
-SLOW = ("ddpm", "glow", "realnvp")
-MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SYSTEMS]
+# Long to compile, all in all: continuous integration runs the slow ones too.
+QUICK = ("vae dense", "vae conv", "vq_vae")
+MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
 
 
 def keys_of(n):
@@ -83,6 +83,7 @@ def test_the_loss_is_nearly_that_of_float32_and_all_that_is_kept_is_float32(name
     assert "bf16" in narrow_text and "bf16" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixelcnn", "gated_pixelcnn"])
 def test_the_cached_sampler_in_bfloat16_draws_what_the_naive_one_draws_but_for_rounding(name):
     system, config = SYSTEMS[name]
@@ -103,7 +104,8 @@ def test_the_cached_sampler_in_bfloat16_draws_what_the_naive_one_draws_but_for_r
     assert np.mean(np.all(naive == drawn, axis=(1, 2, 3))) > 0.9  # a tie within rounding changes what follows
 
 
-@pytest.mark.parametrize("name", ["glow", pytest.param("realnvp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["glow", "realnvp"])
 def test_a_flows_latents_and_densities_stay_float32(name):
     wide, narrow, params, extra, batch = make_pair(name)
     ctx, label = Context(0, params, extra, {}), batch["label"]
