@@ -31,11 +31,6 @@ SYSTEMS = {
 }
 
 
-# Long to compile, all in all: continuous integration runs the slow ones too.
-QUICK = ("vae dense", "vae conv", "vq_vae")
-MARKED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
-
-
 def keys_of(n):
     return rng.image_keys(jax.random.key(1), jnp.arange(n))
 
@@ -60,7 +55,7 @@ def make_pair(name):
     return wide, narrow, shaken(params), extra, batch
 
 
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_the_loss_is_nearly_that_of_float32_and_all_that_is_kept_is_float32(name):
     wide, narrow, params, extra, batch = make_pair(name)
 
@@ -83,7 +78,6 @@ def test_the_loss_is_nearly_that_of_float32_and_all_that_is_kept_is_float32(name
     assert "bf16" in narrow_text and "bf16" not in text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixelcnn", "gated_pixelcnn"])
 def test_the_cached_sampler_in_bfloat16_draws_what_the_naive_one_draws_but_for_rounding(name):
     system, config = SYSTEMS[name]
@@ -104,7 +98,6 @@ def test_the_cached_sampler_in_bfloat16_draws_what_the_naive_one_draws_but_for_r
     assert np.mean(np.all(naive == drawn, axis=(1, 2, 3))) > 0.9  # a tie within rounding changes what follows
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glow", "realnvp"])
 def test_a_flows_latents_and_densities_stay_float32(name):
     wide, narrow, params, extra, batch = make_pair(name)

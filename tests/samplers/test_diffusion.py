@@ -67,7 +67,7 @@ def exact_denoiser(schedule):
 )
 def test_samplers_recover_the_covariance_of_pixels(sampler):
     """Noise that pixels or images shared would show in the covariances, of pixels or of neighbouring images."""
-    schedule, n = make_schedule("linear", 1000), 10_000
+    schedule, n = make_schedule("linear", 1000), 20_000
     key_start, key_steps = rng.split(rng.image_keys(jax.random.key(1), jnp.arange(n)), 2)
     x_T = rng.normal(key_start, SHAPE)
     run = lambda x_T, keys: sampler(exact_denoiser(schedule), schedule, x_T, keys, range(1000, 0, -1))
