@@ -31,74 +31,99 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def speed() -> str:
-    """One row a task, setting and peer of every side-by-side benchmark."""
-    lines = []
+    """One row a task, setting and peer of every side-by-side benchmark, and where the rows come from."""
+    lines, records = [], []
     for path, document in read("speed_*.json"):
+        versions: dict[str, str] = {}
         for row in document["rows"]:
             mine, best = row["seconds"]["jgen"], row["seconds"][row["best_variant"]]
-            versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items() if k in ("jax", "other jax", "torch"))
+            versions |= {k: v for k, v in row["versions"].items() if k not in ("device", "threads")}
             name = f"{document['title']}: {row['task']}" + (f", {row['setting']}" if row["setting"] else "")
             peer = f"{row['peer']} ({row['best_variant']})" if len(row["seconds"]) > 2 else row["peer"]
-            where = f"{document['processor']}; {versions}; [{Path(path).name}]({path})"
-            times = [f"{mine:.3g} s", f"{best:.3g} s: {peer}", f"**{row['ratio']:.{2 if row['ratio'] > 0.1 else 3}f}**"]
-            lines.append([name, *times, where])
-    return table(["case", "jgen", "peer", "jgen / peer", "machine, versions, record"], lines) + "\n"
+            ratio = f"**{row['ratio']:.{2 if row['ratio'] > 0.1 else 3}f}**"
+            lines.append([name, f"{mine:.3g} s", f"{best:.3g} s: {peer}", ratio])
+        said = ", ".join(f"{name} {version}" for name, version in versions.items())
+        where = f"{document['processor']}; {said}; commit {short(document['commit'])}"
+        records.append(f"- [{Path(path).name}]({path}): `{document['command']}`; {where}")
+    made = table(["case", "jgen", "peer", "jgen / peer"], lines)
+    return made + "\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
 
 
 def scores() -> str:
-    """One row a scored run."""
-    lines = []
+    """One row a scored run, and the commands of each."""
+    lines, commands = [], []
     for path, document in read("score_*.json"):
-        cells = []
-        if document.get("likelihood"):
-            found = document["likelihood"]
-            kind = LIKELIHOODS[found["kind"]]
-            names = {"samples": "K", "num": "N"}
-            protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
-            bits, nats = found["bits_per_dim"]["mean"], -found["nats"]["mean"]
-            nats = f"{nats:.2f} ± {found['nats']['standard_error']:.2f} nats"
-            cells.append(f"{bits:.3f} bits/dim, {nats}: {kind} ({protocol})")
-        if document.get("labels"):
-            found = document["labels"]
-            cells.append(f"class accuracy {100 * found['accuracy']:.1f} % of {found['num']} samples")
-        if document.get("reconstruction"):
-            cells.append(reconstruction(document["reconstruction"]))
-        if best := best_and_last(document["validation"]):
-            cells.append(best)
-        published = PUBLISHED.get(document["system"], "-")
-        record = f"[{Path(path).name}]({path})"
-        lines.append([document["system"], document["data"], "; ".join(cells), published, *origin(document), record])
+        found, kind = scored(document)
+        lines.append([f"[{document['system']}]({path})", document["data"], found, kind, trained(document)])
+        lines[-1].append(PUBLISHED.get(document["system"], "-"))
+        commands += ["", f"# {Path(path).stem}: {origin(document)}"]
+        commands += [" ".join(["python", *latest(document)["command"]]), document["command"]]
     if not lines:
         return ""
-    head = ["system", "data", "score", "published", "training", "evaluation", "record"]
-    return f"Measured. {LEGEND}\n\n{table(head, lines)}\n"
+    head = ["system", "data", "score", "of what", "training", "published"]
+    block = "\n".join(["```text", *commands[1:], "```"])
+    return f"Measured. {LEGEND}\n\n{table(head, lines)}\n\nThe commands of these rows:\n\n{block}\n"
+
+
+def scored(document: dict[str, Any]) -> tuple[str, str]:
+    """The scores of a run, and of what they are: kind of likelihood, protocol."""
+    cells, kinds = [], []
+    if document.get("likelihood"):
+        found = document["likelihood"]
+        names = {"samples": "K", "num": "N"}
+        protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
+        nats = f"{-found['nats']['mean']:.2f} ± {found['nats']['standard_error']:.2f} nats"
+        cells.append(f"**{found['bits_per_dim']['mean']:.3f} bits/dim**, {nats}")
+        kinds.append(f"{LIKELIHOODS[found['kind']]}: {protocol}")
+    if document.get("labels"):
+        found = document["labels"]
+        cells.append(f"class accuracy **{100 * found['accuracy']:.1f} %**")
+        kinds.append(f"{found['num']} samples")
+    if document.get("reconstruction"):
+        found = document["reconstruction"]
+        cells.append(reconstruction(found))
+        kinds.append(f"reconstructions of {found['num']} {found['split']} images")
+    return "; ".join(cells), "; ".join(kinds)
 
 
 def reconstruction(found: dict[str, Any]) -> str:
     """How near a model's reconstructions are to held-out images, and the use of its codes."""
     distance = f"r{found['quality']['network']} {found['quality']['frechet_distance']['value']:.2f}"
-    error = "exact" if found["psnr"] is None else f"PSNR {found['psnr']:.2f} dB"
-    said = f"reconstructions of {found['num']} {found['split']} images: {error}, {distance}"
+    error = "exact" if found["psnr"] is None else f"PSNR **{found['psnr']:.2f} dB**"
+    said = f"{error}, {distance}"
     if "codes" in found:
-        said += f"; perplexity {found['perplexity']:.1f} of {found['codes']} codes, {found['codes_used']} used"
+        said += f"; perplexity **{found['perplexity']:.1f}** of {found['codes']} codes, {found['codes_used']} used"
     return said
 
 
-def origin(document: dict[str, Any]) -> list[str]:
-    """How a run was trained and how it was scored: commands, seed, time, machine, commits."""
-    short = lambda commit: (commit or "-")[:8] + ("+" if str(commit).endswith("+") else "")
-    starts = [document["training"], *document["training"].get("resumed", [])]
-    last: dict[str, Any] = {name: value for start in starts for name, value in start.items()}
-    commits = [f"commit {short(starts[0]['commit'])}"]
-    commits += [f"from step {start['step']:,} {short(start['commit'])}" for start in starts[1:] if "commit" in start]
-    machine = f"{last['processor']}, jax {last['versions']['jax']}, {', '.join(commits)}"
+def trained(document: dict[str, Any]) -> str:
+    """How long a run was trained, and its best and last validation score."""
     steps, minutes = document["step"], document["training_minutes"]
     whole = document.get("trained", {"steps": steps, "minutes": minutes})
-    trained = f"{whole['steps']:,} steps, {whole['minutes']:.0f} min, seed {last['seed']}; {machine}"
-    trained += f"; scored at step {steps:,}" if steps != whole["steps"] else ""
-    command = " ".join(["python", *last["command"]])
-    scored = f"`{document['command']}`; commit {short(document['environment']['commit'])}"
-    return [f"`{command}`: {trained}", scored]
+    said = f"{whole['steps']:,} steps, {whole['minutes']:.0f} min"
+    said += f"; scored at step {steps:,}" if steps != whole["steps"] else ""
+    return "; ".join(filter(None, [said, best_and_last(document["validation"])]))
+
+
+def short(commit: str | None) -> str:
+    return (commit or "-")[:8] + ("+" if str(commit).endswith("+") else "")
+
+
+def latest(document: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a run's training, from its last start where that said it anew."""
+    return {
+        **document["training"],
+        **{k: v for start in document["training"].get("resumed", []) for k, v in start.items()},
+    }
+
+
+def origin(document: dict[str, Any]) -> str:
+    """Seed, machine and commits of a run, and the commit that scored it."""
+    last, resumed = latest(document), document["training"].get("resumed", [])
+    commits = [f"commit {short(document['training']['commit'])}"]
+    commits += [f"from step {start['step']:,} {short(start['commit'])}" for start in resumed if "commit" in start]
+    commits += [f"scored at {short(document['environment']['commit'])}"]
+    return f"seed {last['seed']}; {last['processor']}, jax {last['versions']['jax']}; {', '.join(commits)}"
 
 
 def best_and_last(validation: list[dict[str, Any]]) -> str:

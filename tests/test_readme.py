@@ -142,15 +142,17 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     quantised = {**read, "system": "vq_vae", "labels": None, "reconstruction": {**made, "quality": distance}}
     quantised |= {"step": 60000, "trained": {"steps": 80000, "minutes": 61.0}}
     (tmp_path / "results" / "score_c.json").write_text(json.dumps(quantised))
-    of_vae, of_dcgan, of_codes = tables.scores().strip().splitlines()[-3:]
-    assert "reconstructions of 60 test images: PSNR 21.00 dB, rFD-digits-12 2.35; perplexity 76.7 of 128" in of_codes
-    assert "80,000 steps, 61 min" in of_codes and "; scored at step 60,000 |" in of_codes
-    assert "`python train.py --again`: 80,000 steps, 59 min, seed 0; 2 x CPU, jax 0.12, commit 01234567" in of_vae
-    assert "01234567, from step 400 fedcba98+ | `python -m jgen.evaluate RUN`; commit 00112233 |" in of_vae
-    for part in (
-        "90.03 ± 0.22 nats: bound (split test, N 500, binarise dynamic, seed 0, K 5000)",
-        "validation elbo -91.25 at best (step 7), -92.5 at last",
-    ):
-        assert part in of_vae
-    assert "[score_a.json](results/score_a.json)" in of_vae and "86.8" in of_vae
-    assert "class accuracy 97.5 % of 1000 samples" in of_dcgan
+    made = tables.scores()
+    of_vae, of_dcgan, of_codes = (line for line in made.splitlines() if line.startswith("| ["))
+    assert (
+        "of 60 test images" in of_codes and "PSNR **21.00 dB**, rFD-digits-12 2.35; perplexity **76.7** of" in of_codes
+    )
+    assert "80,000 steps, 61 min; scored at step 60,000;" in of_codes
+    assert "80,000 steps, 59 min; validation elbo -91.25 at best (step 7), -92.5 at last" in of_vae
+    assert "90.03 ± 0.22 nats | bound: split test, N 500, binarise dynamic, seed 0, K 5000" in of_vae
+    assert "[vae](results/score_a.json)" in of_vae and "86.8" in of_vae
+    assert "class accuracy **97.5 %** | 1000 samples" in of_dcgan
+    said, trained, scored = made[made.index("# score_a") :].splitlines()[:3]
+    commits = "commit 01234567, from step 400 fedcba98+, scored at 00112233"
+    assert said == f"# score_a: seed 0; 2 x CPU, jax 0.12; {commits}"
+    assert (trained, scored) == ("python train.py --again", "python -m jgen.evaluate RUN")
