@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract_cases import BATCH, CASES, ROOT, SGD, make_case, make_run, step_batch
+from contract_cases import BATCH, CASES, ROOT, SGD, make_batch, make_case, make_run, step_batch
 
 from jgen.cli import load_config, set_up_process
 from jgen.core import parallel
 from jgen.core.generate import sample_images
+from jgen.core.keys import image_keys
 from jgen.core.model import Context, ImageSpec
 from jgen.data.config import Config as Data
 from jgen.data.transforms import make_transform
@@ -82,6 +83,44 @@ def test_steps_reach_every_trained_leaf_compile_once_and_repeat(name):
     for role in start.params:
         assert np.any(flat(start.params[role]) != flat(first.params[role])), role
     np.testing.assert_array_equal(flat(steps(8)[0][-1].params), flat(last.params))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_function_gives_the_shapes_and_types_of_the_contract(name):
+    """Traced, not compiled."""
+    case, n = make_case(name, axis_name=None), 3
+    model, batch = case.model, make_batch(case.model, n)
+    keys, images = image_keys(jax.random.key(1), jnp.arange(n)), batch["image"]
+    label = batch["label"] if model.conditional else None
+    params, extra = jax.eval_shape(model.init, jax.random.key(0), batch)
+    ctx = Context(jnp.int32(0), params, extra, case.frozen)
+
+    def traced(function, *arguments):
+        return jax.eval_shape(lambda params, ctx: function(params, ctx, keys, *arguments), params, ctx)
+
+    chex.assert_type(jax.tree.leaves(params), jnp.float32)
+    for phase in model.phases:
+        loss, (metrics, new_extra) = traced(phase.loss, batch)
+        chex.assert_shape([loss, *metrics.values()], ())
+        chex.assert_type(loss, jnp.float32)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_extra, {role: extra[role] for role in new_extra})
+
+    mask = jnp.zeros((n, *model.images.shape[:2]), bool)
+    decoded = lambda *all: model.decode(*all[:3], model.encode(*all), all[4])
+    of_images = [(model.sample, (label,)), (model.encode and model.decode and decoded, (images, label))]
+    of_images += [(model.inpaint, (images, mask, label))]
+    of_numbers = [(model.log_prob, (images, label)), (model.log_density, (np.float32(images) + 0.5, label))]
+    of_numbers += [(model.validate, (batch,))]
+    for promised, shape, dtype in ((of_images, (n, *model.images.shape), jnp.uint8), (of_numbers, (n,), jnp.float32)):
+        for function, arguments in promised:
+            if function is not None:
+                found = jax.tree.leaves(traced(function, *arguments))
+                assert found
+                chex.assert_shape(found, shape)
+                chex.assert_type(found, dtype)
+    assert (model.log_prob is None) == (model.likelihood == "none")
+    if model.encode is not None:
+        chex.assert_tree_shape_prefix(traced(model.encode, images, label), (n,))
 
 
 @pytest.mark.parametrize("name", WITH_ONE_LOSS)

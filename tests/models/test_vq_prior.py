@@ -11,8 +11,9 @@ import pytest
 import scipy.stats
 
 import jgen
+import sample
 import train
-from jgen import evaluate
+from jgen import evaluate, figures
 from jgen.core import keys as rng
 from jgen.core.model import Context, GenerativeModel, ImageSpec
 from jgen.errors import UserError
@@ -143,6 +144,12 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
     assert_same_parameters(jgen.load(moved / "second", first_stage=apart), gen)
     with pytest.raises(UserError, match=f"there is no run at {tmp_path / 'none'}"):
         jgen.load(moved / "second", first_stage=tmp_path / "none")
+    grid = ["--out", str(tmp_path / "x.png")]
+    for command, words in ((sample.command, grid), (evaluate.command, []), (figures.command, grid)):
+        with pytest.raises(UserError, match=f"there is no run at {tmp_path / 'none'}"):
+            command([str(moved / "second"), *words, "--first-stage", str(tmp_path / "none")])
+    assert sample.command([str(moved / "second"), "--num", "4", *grid, "--first-stage", str(apart)]) == 0
+    assert (tmp_path / "x.png").stat().st_size > 0
     apart.rename(first)
     (moved / "second").rename(second)
 

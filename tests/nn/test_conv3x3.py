@@ -1,4 +1,4 @@
-"""3x3 convolutions with fewer products: the results and gradients of XLA's own convolution, in float64."""
+"""3x3 convolutions with fewer products: results and gradients of the sum over the nine taps, in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,11 @@ def arrays(batch, height, width, channels, features):
     return x, kernel, rng.standard_normal((batch, height, width, features))
 
 
+def by_taps(x, kernel):
+    padded, (_, height, width, _) = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape
+    return sum(padded[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))
+
+
 # The third is too small to be worth it, the fourth has no rows of four: both are XLA's convolution.
 SIZES = [(2, 16, 16, 32, 64), (3, 12, 23, 40, 32), (2, 8, 8, 32, 32), (2, 18, 16, 32, 32), (2, 16, 16, 3, 32)]
 
@@ -26,7 +31,7 @@ def test_results_and_gradients_are_those_of_the_convolution(size):
     y, pull = jax.vjp(conv3x3.conv3x3, jnp.float32(x), jnp.float32(kernel))
     found = (y, *pull(jnp.float32(g)))
     with jax.enable_x64(True):
-        y, pull = jax.vjp(conv3x3._direct, jnp.asarray(x), jnp.asarray(kernel))
+        y, pull = jax.vjp(by_taps, jnp.asarray(x), jnp.asarray(kernel))
         expected = (y, *pull(jnp.asarray(g)))
         for ours, exact in zip(found, expected):
             assert ours.shape == exact.shape
