@@ -25,12 +25,12 @@ body { margin: 0 auto; max-width: 1500px; padding: 16px; color: var(--ink); back
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; } h2 { font-size: 1.2rem; margin: 1.8em 0 .5em; }
 p, figcaption { color: var(--dim); max-width: 80ch; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
-th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { background: var(--band); vertical-align: bottom; white-space: normal; min-width: 5em; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .8rem; }
+th, td { padding: 6px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { background: var(--band); vertical-align: bottom; white-space: normal; min-width: 4em; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--band);
   font-weight: 600; }
-th.words, td.words { white-space: normal; min-width: 15em; text-align: left; }
+th.words, td.words { white-space: normal; min-width: 10.5em; text-align: left; }
 td.words { color: var(--dim); }
 tr:last-child td { border-bottom: 0; }
 .figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
@@ -76,30 +76,54 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
         return out.getvalue()[out.getvalue().index("<svg") :]
 
     fig, axes = plt.subplots(figsize=(6.4, 4.4))
+    names: list[Any] = []
     for row in drawn:
         x, y, colour = row["cost"]["samples_per_second"], mean(row, "distance"), colours[row["system"]]
         axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
-        axes.annotate(row["system"], (x, y), textcoords="offset points", xytext=(7, 5), color=colour)
+        names.append((row["system"], (x, y), colour))
     axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=f"Fréchet distance, {network}")
     axes.grid(alpha=0.25)
     axes.margins(0.12)
+    write_names(axes, names)
     first = svg(fig), "Quality against sampling speed: lower is closer to the data, further right is faster."
 
     fig, axes = plt.subplots(figsize=(6.4, 4.4))
+    names = []
     speeds = [row["cost"]["samples_per_second"] for row in drawn]
     for row in drawn:
         x, y, colour = mean(row, "recall"), mean(row, "precision"), colours[row["system"]]
         area = 40 + 160 * math.log10(row["cost"]["samples_per_second"] / min(speeds))
         axes.errorbar(x, y, xerr=spread(row, "recall"), yerr=spread(row, "precision"), color=colour, alpha=0.5)
         axes.scatter(x, y, s=area, color=colour, alpha=0.6)
-        axes.annotate(row["system"], (x, y), textcoords="offset points", xytext=(8, 6), color=colour)
+        names.append((row["system"], (x, y), colour))
     axes.set(xlabel="recall (coverage)", ylabel="precision (quality)")
     axes.grid(alpha=0.25)
     axes.margins(0.15)
+    write_names(axes, names)
     caption = (
         "The learning trilemma: quality upwards, coverage to the right, speed as the area (each tenfold adds as much)."
     )
     return [first, (svg(fig), caption)]
+
+
+def write_names(axes: Any, names: list[Any]) -> None:
+    """Each (name, point, colour) beside its point, on the side where it covers the fewest points and names."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()  # so that the scales are known
+    places = axes.transData.transform([point for _, point, _ in names])
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
+    for name, point, colour in names:
+        sides = []
+        for dx, dy, side in ((8, 6, "left"), (-8, 6, "right"), (8, -14, "left"), (-8, -14, "right")):
+            shift = {"textcoords": "offset points", "xytext": (dx, dy), "ha": side}
+            text = axes.annotate(name, point, color=colour, **shift)
+            sides.append((text.get_window_extent().count_overlaps(taken), len(sides), text))
+        *_, kept = min(sides)
+        for *_, text in sides:
+            if text is not kept:
+                text.remove()
+        taken.append(kept.get_window_extent())
 
 
 def write_grids(path: Path, rows: list[dict[str, Any]]) -> None:
