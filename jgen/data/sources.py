@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -66,7 +67,8 @@ def open_source(config: Config) -> Source:
 
 
 def import_tfds() -> Any:
-    """The tensorflow_datasets module. Raises `UserError` where it is not installed."""
+    """The tensorflow_datasets module, without its advice. Raises `UserError` where it is not installed."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
