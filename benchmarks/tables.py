@@ -109,20 +109,22 @@ def short(commit: str | None) -> str:
     return (commit or "-")[:8] + ("+" if str(commit).endswith("+") else "")
 
 
+def starts(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each start of a run's training said of itself; later ones say only what changed."""
+    return [document["training"], *document["training"].get("resumed", [])]
+
+
 def latest(document: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a run's training, from its last start where that said it anew."""
-    return {
-        **document["training"],
-        **{k: v for start in document["training"].get("resumed", []) for k, v in start.items()},
-    }
+    return {name: value for start in starts(document) for name, value in start.items()}
 
 
 def origin(document: dict[str, Any]) -> str:
     """Seed, machine and commits of a run, and the commit that scored it."""
-    last, resumed = latest(document), document["training"].get("resumed", [])
-    commits = [f"commit {short(document['training']['commit'])}"]
+    first, *resumed = starts(document)
+    commits = [f"commit {short(first['commit'])}"]
     commits += [f"from step {start['step']:,} {short(start['commit'])}" for start in resumed if "commit" in start]
     commits += [f"scored at {short(document['environment']['commit'])}"]
+    last = latest(document)
     return f"seed {last['seed']}; {last['processor']}, jax {last['versions']['jax']}; {', '.join(commits)}"
 
 

@@ -144,9 +144,8 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     (tmp_path / "results" / "score_c.json").write_text(json.dumps(quantised))
     made = tables.scores()
     of_vae, of_dcgan, of_codes = (line for line in made.splitlines() if line.startswith("| ["))
-    assert (
-        "of 60 test images" in of_codes and "PSNR **21.00 dB**, rFD-digits-12 2.35; perplexity **76.7** of" in of_codes
-    )
+    assert "PSNR **21.00 dB**, rFD-digits-12 2.35; perplexity **76.7** of 128 codes, 100 used" in of_codes
+    assert "| reconstructions of 60 test images |" in of_codes
     assert "80,000 steps, 61 min; scored at step 60,000;" in of_codes
     assert "80,000 steps, 59 min; validation elbo -91.25 at best (step 7), -92.5 at last" in of_vae
     assert "90.03 ± 0.22 nats | bound: split test, N 500, binarise dynamic, seed 0, K 5000" in of_vae
