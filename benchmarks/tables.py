@@ -39,11 +39,12 @@ def speed() -> str:
             mine, best = row["seconds"]["jgen"], row["seconds"][row["best_variant"]]
             versions |= {k: v for k, v in row["versions"].items() if k not in ("device", "threads")}
             name = f"{document['title']}: {row['task']}" + (f", {row['setting']}" if row["setting"] else "")
-            peer = f"{row['peer']} ({row['best_variant']})" if len(row["seconds"]) > 2 else row["peer"]
+            peer = row["peer"].replace("another JAX", f"JAX {versions.get('other jax')}")
+            peer += f" ({row['best_variant']})" if len(row["seconds"]) > 2 else ""
             ratio = f"**{row['ratio']:.{2 if row['ratio'] > 0.1 else 3}f}**"
             lines.append([name, f"{mine:.3g} s", f"{best:.3g} s: {peer}", ratio])
         said = ", ".join(f"{name} {version}" for name, version in versions.items())
-        where = f"{document['processor']}; {said}; commit {short(document['commit'])}"
+        where = f"{document['case']}; {document['processor']}; {said}; commit {short(document['commit'])}"
         records.append(f"- [{Path(path).name}]({path}): `{document['command']}`; {where}")
     made = table(["case", "jgen", "peer", "jgen / peer"], lines)
     return made + "\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
@@ -144,7 +145,7 @@ def comparison(data: str) -> str:
     found = json.loads(path.read_text())["rows"]
     quality, cost = rows.quality_table(found), rows.cost_table(found, [])
     both = [[*of_quality, *of_cost[1:]] for of_quality, of_cost in zip(quality, cost)]
-    wanted = ("system", "FD", "precision", "recall", "class accuracy, %", "bits/dim", "likelihood")
+    wanted = ("system", "FD", "precision", "recall", "class accuracy, %", "sampled with", "bits/dim", "likelihood")
     wanted += ("training images/s", "samples/s", "parameters")
     places = [both[0].index(name) for name in wanted]
     return rows.markdown([[line[place] for place in places] for line in both]) + "\n"

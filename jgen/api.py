@@ -26,6 +26,7 @@ from jgen.core.generate import (
     sample_images,
 )
 from jgen.core.model import Context, GenerativeModel, ImageSpec, Roles
+from jgen.core.options import check_types
 from jgen.errors import require
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
 from jgen.prob.pixels import bits_per_dim
@@ -39,7 +40,13 @@ def make(
     axis_name: str | None = None,
     first_stage: GenerativeModel | None = None,
 ) -> GenerativeModel:
-    """The model of an experiment, as pure functions, over images of that specification."""
+    """The model of an experiment, as pure functions, over images of that specification.
+
+    Raises:
+      UserError: whatever is wrong with the options or the images, in one line.
+    """
+    check_types(experiment, "experiment")
+    check_types(images, "images")
     return make_model(experiment.model, images, axis_name, first_stage)
 
 
@@ -53,6 +60,7 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
     from jgen.data import dataset as datasets
     from jgen.train import checkpoints, loop
 
+    check_types(experiment, "experiment")
     check_config(experiment.train, parallel.device_count())
     dataset = datasets.load(experiment.data)
     started = (Path(workdir) / "config.json").exists()
@@ -236,7 +244,7 @@ def load(
 
     state, meta = checkpoints.read(folder, step, jax.eval_shape(template))
     params = averaged(state) if ema else state.params
-    ctx = Context(state.step, params, state.extra, first.frozen if first else {})
+    ctx = Context(state.step, params, state.extra, first.frozen if first else {}, ema and bool(state.ema))
     return Generator(model, params, ctx, experiment, step, meta["seconds"] + (first.seconds if first else 0.0))
 
 

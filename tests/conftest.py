@@ -94,6 +94,18 @@ def python(cache):
     return run
 
 
+def real_images(data, num: int):
+    """The first test images with the levels that a model of these options takes, and their labels."""
+    import numpy as np
+
+    from jgen.data import dataset
+    from jgen.data.transforms import make_transform
+
+    batch = dataset.load(data).splits["test"].fetch(np.arange(num))
+    keys = jax.random.split(jax.random.key(0), num)
+    return np.asarray(make_transform(data, train=False)(keys, batch)["image"]), batch["label"]
+
+
 def assert_user_mistake(done, *words: str) -> None:
     """One line on stderr that has the words, exit code 2, no traceback."""
     assert done.returncode == 2, (done.returncode, done.stderr)

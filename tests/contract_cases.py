@@ -64,7 +64,7 @@ def make_run(case: Case, *, optimiser: Optimiser = SGD, ema_decay: float = 0.9, 
     shaken = jax.tree.map(
         lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params
     )
-    state = state._replace(params=shaken, ema=ravel_roles(shaken) if state.ema else {})
+    state = state._replace(params=shaken, ema=ravel_roles({role: shaken[role] for role in state.ema}))
     return parallel.replicate(state), step
 
 

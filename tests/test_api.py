@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import real_images
 from PIL import Image
 
 import jgen
@@ -15,8 +16,7 @@ import sample
 from jgen.core import keys as rng
 from jgen.core.generate import resolve_options, run_over
 from jgen.core.model import Context, ImageSpec
-from jgen.data import dataset as datasets
-from jgen.data.config import Config as Data
+from jgen.data.pictures import to_display
 from jgen.errors import UserError
 from jgen.models.autoregressive import pixelcnn
 from jgen.models.flow import realnvp
@@ -37,9 +37,8 @@ def gen(run):
 
 
 @pytest.fixture(scope="module")
-def images(cache):
-    batch = datasets.load(Data()).splits["test"].fetch(np.arange(5))
-    return batch["image"], batch["label"]
+def images(gen):
+    return real_images(gen.config.data, 5)
 
 
 def assert_same_images(a, b):
@@ -275,6 +274,7 @@ def mistake(call):
 
 def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys):
     wanted = gen.sample(jax.random.key(3), 5, label=4, steps=2, start=1)
+    shown = to_display(wanted, gen.model.images.levels)
     args = [str(run), "--num", "5", "--seed", "3", "--label", "4", "--steps", "2", "--start", "1", "--out"]
     assert sample.command([*args, str(tmp_path / "new" / "grid.png"), "--columns", "2", "--step", "best"]) == 0
     assert "5 images" in capsys.readouterr().out
@@ -283,11 +283,12 @@ def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys)
         sheet = np.asarray(grid)
     for i in range(5):
         top, left = 2 + i // 2 * 50, 2 + i % 2 * 50
-        np.testing.assert_array_equal(sheet[top : top + 48 : 6, left : left + 48 : 6], wanted[i, ..., 0])
+        np.testing.assert_array_equal(sheet[top : top + 48 : 6, left : left + 48 : 6], shown[i, ..., 0])
 
     assert sample.command([*args, str(tmp_path / "arrays.npz")]) == 0
     with np.load(tmp_path / "arrays.npz") as arrays:
         np.testing.assert_array_equal(arrays["images"], wanted)
+        assert arrays["levels"] == gen.model.images.levels
         np.testing.assert_array_equal(arrays["labels"], [4] * 5)
 
     assert sample.command([*args, str(tmp_path / "folder")]) == 0
@@ -295,7 +296,7 @@ def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys)
     assert names == [f"{i:06d}.png" for i in range(1, 6)]  # as --start says
     for i, name in enumerate(names):
         with Image.open(tmp_path / "folder" / name) as picture:
-            np.testing.assert_array_equal(np.asarray(picture), wanted[i, ..., 0])
+            np.testing.assert_array_equal(np.asarray(picture), shown[i, ..., 0])
 
 
 def test_sample_py_without_the_average(run, tmp_path):

@@ -1,10 +1,15 @@
 """Every variant of every configuration makes a model of its data's images."""
 
+import dataclasses
+import re
+
 import pytest
 from contract_cases import SYSTEMS
 
+import jgen
 from jgen.cli import import_config
 from jgen.core.model import ImageSpec
+from jgen.errors import UserError
 from jgen.experiment import Experiment, make_model
 from jgen.train.config import check_config
 
@@ -41,3 +46,28 @@ def test_every_variant_makes_a_model_of_its_data(system, variant):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
     assert {"digits", "mnist", "fashion_mnist", "tiny"} <= set(VARIANTS[system])
+
+
+@pytest.mark.parametrize(
+    "part,field,value",
+    [
+        ("train", "steps", "10"),
+        ("train", "steps", 2.5),
+        ("train", "batch_size", None),
+        ("data", "name", 3),
+        ("model", "channels", [8]),
+        ("model", "channels", (8, "8")),
+        ("", "seed", 0.5),
+    ],
+)
+def test_wrong_types_from_a_program(cache, tmp_path, part, field, value):
+    experiment = get("ddpm", "tiny")
+    change = {field: value}
+    if part:
+        change = {part: dataclasses.replace(getattr(experiment, part), **change)}
+    experiment = dataclasses.replace(experiment, **change)
+    images = ImageSpec(8, 8, 1, 10, 17)
+    for call in (lambda: jgen.make(experiment, images), lambda: jgen.fit(experiment, tmp_path / "run")):
+        with pytest.raises(UserError, match=f"^[^\n]*{re.escape(f'{field} is {value!r}: it must be')}[^\n]*$"):
+            call()
+    assert not (tmp_path / "run").exists()

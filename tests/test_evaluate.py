@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import real_images
 from PIL import Image
 
 import jgen
@@ -37,13 +38,13 @@ def test_the_score_and_its_protocol(run, capsys):
     whole = json.loads((run / "evaluation.json").read_text())
     document, labels = whole["likelihood"], whole["labels"]
     gen = jgen.load(run)
-    batch = dataset.load(gen.config.data).splits["test"].fetch(np.arange(20))
-    key = jax.random.split(jax.random.key(0))[1]
-    nats = gen.log_prob(key, batch["image"], label=batch["label"])
+    image, label = real_images(gen.config.data, 20)
+    nats = gen.log_prob(jax.random.split(jax.random.key(0))[1], image, label=label)
     assert document["nats"]["mean"] == pytest.approx(nats.mean(), rel=1e-5)
     assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
     assert document["nats"]["standard_error"] == pytest.approx(nats.std(ddof=1) / np.sqrt(20), rel=1e-4)
-    protocol = {"split": "test", "num": 20, "binarise": "none", "levels": 256, "given": "class", "seed": 0}
+    levels = gen.model.images.levels
+    protocol = {"split": "test", "num": 20, "binarise": "none", "levels": levels, "given": "class", "seed": 0}
     assert document["protocol"] == protocol and whole["sampling"]["options"]["steps"] == 5
     assert document["kind"] == "lower_bound" and whole["step"] == 4 and whole["ema"] is True
     assert whole["trained"] == {"steps": 4, "minutes": whole["training_minutes"]}
@@ -75,7 +76,7 @@ def test_the_score_and_its_protocol(run, capsys):
     }
     assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
     assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
-    assert "split test, num 20, binarise none, levels 256, given class, seed 0" in protocol
+    assert f"split test, num 20, binarise none, levels {gen.model.images.levels}, given class, seed 0" in protocol
     assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
     assert "precision and recall of 20 of each" in protocol
     assert f"classifier {labels['classifier']}" in protocol
@@ -127,6 +128,17 @@ def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "exact, N 9" in said and "a.json" in said and "b.json" not in said
     assert json.loads((tmp_path / "a.json").read_text())["system"] == "vae"
+
+
+def test_a_run_whose_data_is_gone_is_one_line_and_loses_nothing(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "own")
+    document = json.loads((own / "config.json").read_text())
+    document["experiment"]["data"]["name"] = f"folder:{tmp_path / 'pictures'}"  # as after training on it
+    (own / "config.json").write_text(json.dumps(document))
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"^[^\n]*{tmp_path / 'pictures'}[^\n]*$"):
+        evaluate.command([str(own), "--num", "60"])
+    assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
 
 
 def test_an_earlier_outcome_is_kept(tmp_path):

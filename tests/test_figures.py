@@ -6,12 +6,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from conftest import real_images
 from PIL import Image
 
 import jgen
 import train
 from jgen import figures
-from jgen.data import dataset
+from jgen.data.pictures import to_display
 from jgen.errors import NotSupported, UserError
 
 QUICK = ["--train.steps", "2", "--train.validate-every", "0", "--train.sample-every", "0"]
@@ -29,20 +30,23 @@ def run(cache, tmp_path_factory):
 
 
 def draw(run, tmp_path, *options):
-    """The figure's cells, (rows, columns, 8, 8), each pixel once."""
+    """The figure's cells, (rows, columns, 8, 8), each pixel once, with values 0 .. levels - 1 of the model."""
     out = tmp_path / "figure.png"
     assert figures.command([str(run), *options, "--out", str(out)]) == 0
     sheet = np.asarray(Image.open(out))
     cell, gap = 48, 2
     rows, columns = (sheet.shape[0] - gap) // (cell + gap), (sheet.shape[1] - gap) // (cell + gap)
     at = lambda i, n: slice(gap + i * (cell + gap), gap + i * (cell + gap) + cell, cell // n)
-    return np.stack([[sheet[at(r, 8), at(c, 8)] for c in range(columns)] for r in range(rows)])
+    cells = np.stack([[sheet[at(r, 8), at(c, 8)] for c in range(columns)] for r in range(rows)])
+    levels = jgen.load(run).model.images.levels
+    found = np.round(cells / 255 * (levels - 1)).astype(np.uint8)
+    np.testing.assert_array_equal(to_display(found, levels), cells)
+    return found
 
 
 def images_of(run, n):
     gen = jgen.load(run)
-    batch = dataset.load(gen.config.data).splits["test"].fetch(np.arange(n))
-    return gen, batch["image"], batch["label"]
+    return gen, *real_images(gen.config.data, n)
 
 
 def test_reconstructions_stand_below_their_images(run, tmp_path):

@@ -78,6 +78,22 @@ def test_every_command_runs(python, pictures, tmp_path):
     shutil.rmtree(tmp_path / "runs")
 
 
+def test_every_training_of_a_record_is_still_a_command(monkeypatch):
+    """Those beside the scores and the comparisons: parsed, not trained."""
+    import train
+
+    started = []
+    monkeypatch.setattr(train, "train", lambda experiment, workdir: started.append(workdir))
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "comparison.md").read_text()
+    blocks = re.findall(r"```(?:text|bash)\n(.*?)```", text, re.DOTALL)
+    commands = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
+    commands = [command for command in commands if command.startswith("python train.py configs/")]
+    for command in commands:
+        if "--help" not in command:
+            train.command(shlex.split(command)[2:])
+    assert len(started) > 15 and any("dcgan" in str(workdir) for workdir in started)
+
+
 def test_the_list_has_every_configuration_and_variant_with_a_line(python):
     from jgen.cli import import_config
 

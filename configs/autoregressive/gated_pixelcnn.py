@@ -6,7 +6,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.gated_pixelcnn import Config
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn in 16 levels, by class; under 3 minutes on 2 CPU cores",
@@ -45,7 +45,7 @@ def get_config(variant: str) -> Experiment:
 
 def tiny(digits: Experiment) -> Experiment:
     model = replace(digits.model, features=8, blocks=1, hidden=8)
-    train = replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20)
+    train = tiny_training(digits.train)
     return replace(digits, model=model, train=train)
 
 

@@ -4,7 +4,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.diffusion.ddpm import Config, Sampling
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
@@ -56,7 +56,7 @@ def tiny(digits: Experiment) -> Experiment:
     return replace(
         digits,
         model=replace(model, sampling=Sampling(steps=5)),
-        train=replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20),
+        train=tiny_training(digits.train),
     )
 
 

@@ -4,13 +4,10 @@ from dataclasses import replace
 
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
+from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.glow import Config, Sampling
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
-
-# On black backgrounds: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The noise on a black
-# pixel, one level wide, is then spread as widely as all other levels.
-LOGIT_ALPHA = 1e-6
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
@@ -49,7 +46,7 @@ def tiny(digits: Experiment) -> Experiment:
     return replace(
         digits,
         model=replace(digits.model, depth=2, width=8),
-        train=replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20),
+        train=tiny_training(digits.train),
     )
 
 

@@ -6,7 +6,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.gan.dcgan import Config
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
@@ -42,7 +42,7 @@ def get_config(variant: str) -> Experiment:
 
 def tiny(digits: Experiment) -> Experiment:
     model = replace(digits.model, channels=(8, 16), latent=8, disc_steps=2)
-    train = replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20)
+    train = tiny_training(digits.train)
     return replace(digits, model=model, train=train)
 
 

@@ -6,7 +6,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vae import Config
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn; under 3 minutes on 2 CPU cores",
@@ -47,7 +47,7 @@ def tiny(digits: Experiment) -> Experiment:
         model=replace(
             digits.model, widths=(8,), hidden=(8,), latent=4, kl_warmup_steps=20, free_bits=0.01, class_conditional=True
         ),
-        train=replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20),
+        train=tiny_training(digits.train),
     )
 
 

@@ -9,7 +9,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vq_prior import Config
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "codes of 8x8 digits by class; under 3 minutes on 2 CPU cores",
@@ -48,7 +48,7 @@ def tiny(digits: Experiment) -> Experiment:
     return replace(
         digits,
         model=replace(digits.model, features=8, blocks=1, hidden=8, embedding=4, dropout=0.0),
-        train=replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20),
+        train=tiny_training(digits.train),
         first_stage="runs/vq_vae-tiny",
     )
 

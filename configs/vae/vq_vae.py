@@ -6,7 +6,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vq_vae import Config
 from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser
+from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn as 4x4 codes; under 3 minutes on 2 CPU cores",
@@ -42,7 +42,7 @@ def tiny(digits: Experiment) -> Experiment:
     return replace(
         digits,
         model=replace(digits.model, widths=(8,), blocks=1, num_codes=16, code_dim=4, decay=0.9),
-        train=replace(digits.train, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20),
+        train=tiny_training(digits.train),
     )
 
 

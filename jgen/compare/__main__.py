@@ -51,6 +51,8 @@ class Arguments:
     """Test images that samples are compared with; 0: all."""
     likelihood_images: int = 200
     """The first of them whose likelihood is found; a bound of diffusion takes long."""
+    inception: str = ""
+    """File of the published Inception network's weights: distances are then FID, as with jgen.evaluate."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Heights and widths at which speed is measured."""
     workdir: str = "runs/compare"
@@ -237,6 +239,7 @@ class Comparison:
         evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
         evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or a.likelihood_images))]
         evaluation += ["--num", str(a.num)] if a.num else []
+        evaluation += ["--inception", a.inception] if a.inception else []
         keep = lambda: write_json(said, [shlex.join(["python", *words]) for words in commands])
         keep()
         for words in commands:
@@ -299,6 +302,7 @@ def command(args: list[str]) -> int:
     require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: it must be at least {FEWEST}, or 0 for all test images")
     require(a.likelihood_images >= 1, f"--likelihood-images is {a.likelihood_images}: it must be above zero")
     require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
+    require(not a.inception or Path(a.inception).is_file(), f"--inception is {a.inception}: there is no such file")
     require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
     systems = find_systems(a.data, a.systems)
     from jgen.compare import page
@@ -325,16 +329,22 @@ def command(args: list[str]) -> int:
 
 
 def check_budget(comparison: Comparison) -> None:
-    """Refuses a folder that was begun with another budget, data set or number of images: its rows would not compare."""
+    """Refuses a folder that was begun with another budget, data set, number of images, or configuration: its rows would
+    not compare."""
+    from jgen.experiment import flatten
     from jgen.train.run_directory import write_json
 
     path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir")
-    now = {k: v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changes = "; ".join(f"--{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v)
-        require(not changes, f"{comparison.workdir} was begun otherwise: {changes} (use another --workdir)")
-    write_json(path, now)
+    now = {f"--{k}": v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
+    for system in comparison.systems:
+        for config in filter(None, (system.config, system.first_stage)):
+            fields = flatten(cli.load_config(config, ROOT)[0])
+            now |= {f"{name} of {config}": value for name, value in fields.items()}
+    now = json.loads(json.dumps(now))  # tuples as lists
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    changes = "; ".join(f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v)
+    require(not changes, f"{comparison.workdir} was begun otherwise: {changes} (use another --workdir)")
+    write_json(path, before | now)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,16 @@ def budget(a: Any) -> str:
     return f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
 
 
+def distances(network: str) -> str:
+    """What the distances are, by the network whose features they are taken in."""
+    if network == "FID":
+        return "FID and KID, in the features of the published Inception-v3 network"
+    said = f"Fréchet distance (FD) and kernel distance in the features of {network}"
+    if network.startswith("FD-inception"):
+        return f"{said}, an Inception-v3 network whose weights are not the published ones: not FID"
+    return f"{said}, which is trained on the data: not FID, and not comparable between data sets"
+
+
 def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]) -> list[str]:
     """What stands above the tables: budget, machine, protocol and versions.
 
@@ -63,19 +73,21 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
     on = of(lambda w: w["processor"] if w["devices"][0].startswith("cpu") else ", ".join(w["devices"]))
     seeds = f"seeds 0 to {a.seeds - 1}, mean ± standard deviation" if a.seeds > 1 else "seed 0"
     lines = [f"Each system trained for {budget(a)} (compiling apart) on {on}; {seeds}."]
-    lines[0] += " Scored is the checkpoint of eight with the best validation score; of a GAN, without one, the last."
+    lines[0] += " Scored is the checkpoint of eight with the best validation score; the last where there is none."
     scored = next((row for row in found if row["seeds"]), None)
     if scored:
         lines.append(
-            f"Fréchet distance (FD) and kernel distance in the features of {scored['network']}, which is trained on the"
-            f" data: not FID, and not comparable between data sets. {scored['samples']} against {scored['real']}."
+            f"{distances(scored['network'])}. {scored['samples']} against {scored['real']}."
             f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}."
         )
     lines.append(
-        "bits/dim: exact, or a bound that the true value is not above, of the first images of the test split; how many,"
-        " and by which protocol, stands beside the kind. Best distance first; losers stay."
+        "Bits/dim are exact or an upper bound, on the first test images; the likelihood column gives their number and"
+        " the protocol. Rows are sorted by distance, and losers stay."
     )
-    if any(row["cost"] and row["cost"]["levels"] < 256 for row in found):
+    levels = sorted({row["cost"]["levels"] for row in found if row["cost"]})
+    if len(levels) == 1 and levels[0] < 256:
+        lines.append(f"Images have {levels[0]} levels: bits/dim do not compare with those of 256.")
+    elif len(levels) > 1:
         lines.append(
             "A system that is trained on fewer than 256 levels says so: its bits/dim do not compare with the"
             " others', and its samples are compared with test images of as many levels."

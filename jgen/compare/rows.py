@@ -24,6 +24,12 @@ SCORES = (
 )
 
 
+def columns(network: str) -> tuple[tuple[str, str, int], ...]:
+    """`SCORES`, whose distances are FID and KID only in the features of the published network."""
+    published = {"distance": ("distance", "FID", 2), "kernel_distance": ("kernel_distance", "KID", 5)}
+    return tuple(published.get(key, (key, *rest)) if network == "FID" else (key, *rest) for key, *rest in SCORES)
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -47,7 +53,8 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
 def seed_line(evaluation: dict[str, Any]) -> str:
     """What one seed's commands gave, to hold a repetition against."""
     found, interval = scores_of(evaluation), evaluation["quality"]["frechet_distance"]
-    said = [f"{name} {found[key]:.{digits}f}" for key, name, digits in SCORES if key in found]
+    shown = columns(evaluation["quality"]["network"])
+    said = [f"{name} {found[key]:.{digits}f}" for key, name, digits in shown if key in found]
     said[0] += f" ({interval['low']:.2f} to {interval['high']:.2f} by bootstrap of the samples)"
     if evaluation["likelihood"]:
         said[-1] += f" ± {evaluation['likelihood']['bits_per_dim']['standard_error']:.3f} over images"
@@ -133,22 +140,23 @@ def likelihood(row: dict[str, Any]) -> str:
 
     Bits/dim of fewer levels are fewer, and do not compare with those of 256.
     """
-    cost, found = row["cost"], row.get("protocol")
-    said = [f"{cost['levels']} levels"] if cost["levels"] < 256 else []
+    kind, found, said = LIKELIHOODS.get(row["cost"]["likelihood"], "-"), row.get("protocol"), []
     if found:
+        said += [f"{found['levels']} levels"] if found["levels"] < 256 else []
         said.append(f"{found['num']} {found['split']} images")
         said += [f"binarise {found['binarise']}"] if found["binarise"] != "none" else []
         said += [f"{found['dequantisation']} dequantisation"] if "dequantisation" in found else []
         said += [f"given the {found['given']}"] if "given" in found else []
         said += [f"K = {found['samples']}"] if "samples" in found else []
-    return LIKELIHOODS.get(cost["likelihood"], "-") + (f" ({', '.join(said)})" if said else "")
+    return f"{kind} ({', '.join(said)})" if said else kind
 
 
 def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Header and cells."""
+    shown = columns(next((row["network"] for row in rows if row.get("network")), ""))
     head = [
         "system",
-        *(name for _, name, _ in SCORES),
+        *(name for _, name, _ in shown),
         "likelihood",
         "sampled with",
         "exact density",
@@ -158,7 +166,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     cells = []
     for row in rows:
         cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
-        line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in SCORES)]
+        line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in shown)]
         line += [likelihood(row) if cost else "-", row.get("sampled", "-")]
         line += [("yes" if cost["exact_density"] else "no") if cost else "-"]
         cells.append([*line, str(len(row["seeds"])) + (f" (failed: {failed})" if failed else ""), row["published"]])

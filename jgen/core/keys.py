@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+VALIDATION = 0x5C04E  # the stream of validation scores, of the run's seed
 DATA = 0x0DA7A  # the stream of binarisation and augmentation; phases have the streams 0, 1, 2, ...
 
 

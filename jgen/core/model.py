@@ -41,19 +41,22 @@ class ImageSpec:
 
 
 class Context(NamedTuple):
-    """What a loss or a sampler may read beside the parameters. It is read-only and has these four fields only.
+    """What a loss or a sampler may read beside the parameters. It is read-only and has these five fields only.
 
-    step:   int32 scalar, the number of steps taken before this one.
-    ema:    {role: tree}, the moving average of the parameters.
-    extra:  {role: tree}, state that is updated without gradients (batch statistics, codebooks, ...).
-    frozen: what an earlier run left, never copied into the state or the average; `{"first_stage": (params, extra)}`
-            for a system of two stages: see `first_stage_context`.
+    step:     int32 scalar, the number of steps taken before this one.
+    ema:      {role: tree}, the moving average of the parameters; of a role that has none, the parameters themselves.
+    extra:    {role: tree}, state that is updated without gradients (batch statistics, codebooks, ...).
+    frozen:   what an earlier run left, never copied into the state or the average; `{"first_stage": (params, extra)}`
+              for a system of two stages: see `first_stage_context`.
+    averaged: bool, whether the parameters given beside this are the average: batch statistics of the one are not those
+              of the other.
     """
 
     step: Any
     ema: Roles
     extra: Roles
     frozen: Roles
+    averaged: Any = True
 
 
 def first_stage_context(ctx: Context) -> tuple[Roles, Context]:
@@ -110,6 +113,7 @@ class GenerativeModel(NamedTuple):
     inpaint:     (params, ctx, keys, images, mask, label, **sampling) -> uint8 images; bool (B, H, W), true where a
                  pixel is kept.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
+    averages:    the roles whose average is kept, to sample and score with; None for all.
     conditional: whether `label` is used.
     free_form_jacobian: whether the map from noise to images (or back) may be any function; false where it has to be
                  triangular or invertible layer by layer, so that its determinant can be had.
@@ -131,5 +135,6 @@ class GenerativeModel(NamedTuple):
     codes: ImageSpec | None = None
     inpaint: Callable[..., Any] | None = None
     check_mask: Callable[[Any], None] | None = None
+    averages: tuple[str, ...] | None = None
     conditional: bool = False
     free_form_jacobian: bool = True

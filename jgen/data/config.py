@@ -36,5 +36,5 @@ def check_config(config: Config) -> None:
     require_choice("data.binarise", config.binarise, ("none", "threshold", "dynamic", "static"))
     require(
         config.binarise == "none" or config.levels == 256,
-        f"data.levels is {config.levels}: binary images have 2 levels; leave it at 256 with data.binarise",
+        f"data.levels is {config.levels}: binary images have 2; with --data.binarise set --data.levels 256",
     )

@@ -24,7 +24,7 @@ from jgen.data.sources import Records, Source, cache_dir, open_source
 from jgen.errors import UserError, require
 
 STREAMED = "streamed-"  # a hash that is of a set's name, version and sizes, not of its content
-TEST_OFFSET = 1 << 28  # the indices of examples outside train start here, those of test at twice this
+OFFSETS = {"train": 0, "validation": 1 << 28, "test": 2 << 28}  # where the indices of a part's examples start
 CHUNK = 1024
 
 
@@ -102,23 +102,18 @@ def reopen(config: Config, fingerprint: str, run: str | Path) -> tuple[Config, D
 
 def make_splits(parts: dict[str, Records], validation: float) -> dict[str, Split]:
     """Train, validation and test. What a set lacks is cut from the end of train: a tenth for test, then validation."""
-    whole = parts["train"]
-    stop = whole.num
-    splits = {}
-    if "test" in parts:
-        splits["test"] = slice_split(parts["test"], 0, parts["test"].num, 2 * TEST_OFFSET)
-    else:
-        stop = whole.num - max(1, whole.num // 10)
-        splits["test"] = slice_split(whole, stop, whole.num, 0)
-    if "validation" in parts:
-        splits["validation"] = slice_split(parts["validation"], 0, parts["validation"].num, TEST_OFFSET)
-    elif validation > 0:
-        start = stop - max(1, int(stop * validation))
-        splits["validation"] = slice_split(whole, start, stop, 0)
-        stop = start
-    require(stop > 0, f"no training images are left: train has {whole.num}, and data.validation takes {validation}")
-    splits["train"] = slice_split(whole, 0, stop, 0)
-    return splits
+    stop = whole = parts["train"].num
+    cuts = {name: (name, 0, records.num) for name, records in parts.items() if name != "train"}
+    if "test" not in parts:
+        cuts["test"] = ("train", stop := whole - max(1, whole // 10), whole)
+    if "validation" not in parts and validation > 0:
+        end, stop = stop, stop - max(1, int(stop * validation))
+        cuts["validation"] = ("train", stop, end)
+    cuts["train"] = ("train", 0, stop)
+    require(stop > 0, f"no training images are left: train has {whole}, and data.validation takes {validation}")
+    of_train = sorted(place[1:] for place in cuts.values() if place[0] == "train")
+    assert all(before[1] <= after[0] for before, after in zip(of_train, of_train[1:])), f"splits overlap: {cuts}"
+    return {name: slice_split(parts[part], start, end, OFFSETS[part]) for name, (part, start, end) in cuts.items()}
 
 
 def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
@@ -173,11 +168,16 @@ def decode_into(folder: Path, records: Records, title: str) -> None:
     try:
         first, _ = records.fetch(np.arange(1))
         shape = (records.num, *first.shape[1:])
+        needed, free = first.nbytes * records.num, shutil.disk_usage(aside).free
+        if free < needed:  # asked before: a write to a mapped file on a full disk ends the process without a word
+            raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk")
         images = np.lib.format.open_memmap(aside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
         labels = np.zeros(records.num, np.int32)
-        for start in tqdm(range(0, records.num, CHUNK), desc=title, unit_scale=CHUNK, unit="image", leave=False):
-            positions = np.arange(start, min(start + CHUNK, records.num))
-            images[positions], labels[positions] = records.fetch(positions)
+        with tqdm(total=records.num, desc=title, unit="image", leave=False) as progress:
+            for start in range(0, records.num, CHUNK):
+                positions = np.arange(start, min(start + CHUNK, records.num))
+                images[positions], labels[positions] = records.fetch(positions)
+                progress.update(len(positions))
         images.flush()
         np.save(aside / "labels.npy", labels)
         (aside / "hash.json").write_text(json.dumps({"sha256": hash_files(aside)}))

@@ -93,7 +93,6 @@ class SelfAttention2D(nn.Module):
 
     head_dim: int
     groups: int
-    zero_init: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -104,6 +103,5 @@ class SelfAttention2D(nn.Module):
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = (part.reshape(batch, -1, heads, self.head_dim) for part in jnp.split(qkv, 3, axis=-1))
         h = attention(q, k, v).reshape(batch, height * width, channels)
-        init = nn.initializers.zeros if self.zero_init else nn.linear.default_kernel_init
-        h = nn.Dense(channels, dtype=self.dtype, kernel_init=init, name="out")(h)
+        h = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
         return x + h.reshape(x.shape)

@@ -7,15 +7,17 @@ import math
 import jax
 import jax.numpy as jnp
 
+MAX_PERIOD = 10_000.0
 
-def sinusoidal_embedding(t: jax.Array, dim: int, max_period: float = 10_000.0) -> jax.Array:
+
+def sinusoidal_embedding(t: jax.Array, dim: int) -> jax.Array:
     """Sinusoidal embedding of scalars (B,), to float32 (B, dim): dim / 2 sines, then dim / 2 cosines.
 
-    Frequencies fall geometrically from 1 to 1 / max_period, both included (Vaswani et al. 2017, as used by Ho et al.
+    Frequencies fall geometrically from 1 to 1 / MAX_PERIOD, both included (Vaswani et al. 2017, as used by Ho et al.
     2020). An odd `dim` gets one zero at the end.
     """
     half = dim // 2
-    frequencies = jnp.exp(-math.log(max_period) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
+    frequencies = jnp.exp(-math.log(MAX_PERIOD) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
     return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))

@@ -21,12 +21,13 @@ import jax.numpy as jnp
 from jgen.nn import winograd
 
 _PADDING = ((1, 1), (1, 1))
+KERNEL_STD = 0.02  # as the DCGAN's (arXiv 1511.06434)
 
 
 @jax.custom_vjp
 def conv_down(x: Any, kernel: Any) -> Any:
     """dT/dy, the convolution: x (B, 2h, 2w, C), kernel (4, 4, C, O), to (B, h, w, O)."""
-    if winograd.serves(x.shape[1] // 2, x.shape[2] // 2, *kernel.shape[2:]):
+    if winograd.serves(x.dtype, x.shape[1] // 2, x.shape[2] // 2, *kernel.shape[2:]):
         return winograd.conv_down(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, (2, 2), _PADDING, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -34,7 +35,7 @@ def conv_down(x: Any, kernel: Any) -> Any:
 @jax.custom_vjp
 def conv_up(y: Any, kernel: Any) -> Any:
     """dT/dx, the transposed convolution: y (B, h, w, O), kernel (4, 4, C, O), to (B, 2h, 2w, C)."""
-    if winograd.serves(*y.shape[1:3], *kernel.shape[2:]):
+    if winograd.serves(y.dtype, *y.shape[1:3], *kernel.shape[2:]):
         return winograd.conv_up(y, kernel)
     return jax.lax.conv_general_dilated(
         y,
@@ -49,7 +50,8 @@ def conv_up(y: Any, kernel: Any) -> Any:
 @jax.custom_vjp
 def weight_gradient(x: Any, y: Any) -> Any:
     """dT/dk: x (B, 2h, 2w, C), y (B, h, w, O), to (4, 4, C, O)."""
-    if winograd.serves(*y.shape[1:3], x.shape[-1], y.shape[-1]) and x.shape[-1] >= winograd.FEWEST_WEIGHT_GRADIENT:
+    served = winograd.serves(x.dtype, *y.shape[1:3], x.shape[-1], y.shape[-1])
+    if served and x.shape[-1] >= winograd.FEWEST_WEIGHT_GRADIENT:
         return winograd.weight_gradient(x, y)
     return jax.lax.conv_general_dilated(
         x, y, (1, 1), _PADDING, rhs_dilation=(2, 2), dimension_numbers=("CHWN", "IHWO", "HWNC")
@@ -66,15 +68,14 @@ weight_gradient.defvjp(_save(weight_gradient), lambda saved, k: (conv_up(saved[1
 
 
 class _Conv(nn.Module):
-    """What the two layers share: `features` outputs, kernels started as N(0, kernel_std^2), a bias started at zero."""
+    """What the two layers share: `features` outputs, kernels started as N(0, KERNEL_STD^2), a bias started at zero."""
 
     features: int
     use_bias: bool = True
-    kernel_std: float = 0.02
     dtype: Any = jnp.float32
 
     def parameters(self, kernel_shape: tuple[int, ...], x: Any) -> tuple[Any, Any, Any]:
-        kernel = self.param("kernel", nn.initializers.normal(self.kernel_std), kernel_shape, jnp.float32)
+        kernel = self.param("kernel", nn.initializers.normal(KERNEL_STD), kernel_shape, jnp.float32)
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (self.features,), jnp.float32) if self.use_bias else jnp.zeros(self.features)
         return x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype)[None, None, None, :]

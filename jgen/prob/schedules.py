@@ -21,6 +21,7 @@ from jgen.errors import require, require_choice
 
 KINDS = ("linear", "cosine", "quadratic", "sigmoid")
 SPACINGS = ("leading", "linspace", "trailing")
+SIGMOID_R, COSINE_S = 6.0, 0.008
 
 
 class Schedule(NamedTuple):
@@ -39,8 +40,6 @@ def make_schedule(
     num_steps: int = 1000,
     beta_1: float = 1e-4,
     beta_T: float = 0.02,
-    sigmoid_r: float = 6.0,
-    cosine_s: float = 0.008,
 ) -> Schedule:
     """The schedule of one `kind` with T = `num_steps`.
 
@@ -57,10 +56,10 @@ def make_schedule(
     elif kind == "quadratic":
         beta = (np.sqrt(beta_1) + u * (np.sqrt(beta_T) - np.sqrt(beta_1))) ** 2
     elif kind == "sigmoid":
-        beta = beta_1 + (beta_T - beta_1) / (1 + np.exp(sigmoid_r * (1 - 2 * u)))
+        beta = beta_1 + (beta_T - beta_1) / (1 + np.exp(SIGMOID_R * (1 - 2 * u)))
     else:
         grid = np.arange(num_steps + 1, dtype=np.float64) / num_steps
-        f = np.cos((grid + cosine_s) / (1 + cosine_s) * np.pi / 2) ** 2
+        f = np.cos((grid + COSINE_S) / (1 + COSINE_S) * np.pi / 2) ** 2
         beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
     beta = np.concatenate([[0.0], beta])
     return Schedule(beta, np.cumprod(1 - beta))

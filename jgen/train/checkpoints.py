@@ -81,12 +81,23 @@ def warn(message: str) -> None:
 
 
 def newest_good(folder: Path) -> int | None:
-    """The newest whole checkpoint's step, or None; newer ones that are not whole are passed over with a warning."""
+    """The newest whole checkpoint's step; newer ones that are not whole are passed over with a warning.
+
+    None where there is none yet, or only one whose writing was interrupted.
+
+    Raises:
+      UserError: checkpoints that were whole are damaged, all of them: starting anew would put an end to the run.
+    """
+    damaged = ""
     for step in steps_in(folder):
         reason = fault(folder, step)
         if reason is None:
             return step
-        warn(f"checkpoint {folder / str(step)} {reason}: using the one before")
+        if manifest_path(folder, step).exists():
+            damaged = damaged or f"{step} {reason}"
+        warn(f"checkpoint {folder / str(step)} {reason}: passed over")
+    if damaged:
+        raise UserError(f"no checkpoint in {folder} is whole ({damaged}): restore one, or train in another --workdir")
     return None
 
 

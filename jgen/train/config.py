@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jgen.errors import require, require_choice, require_positive
@@ -65,6 +65,11 @@ class Config:
     """Newest checkpoints kept."""
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
+
+
+def tiny_training(config: Config) -> Config:
+    """The same in forty small steps, with logs, scores and checkpoints between: for tests."""
+    return replace(config, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20)
 
 
 # Fields that a resumed run may be given anew: none changes the mathematics of the steps already taken. An entry that

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ class MetricsLog:
         print(f"warning: no TensorBoard logs from here on: {error.strerror or error}", file=sys.stderr)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what was not written has been said by `write`
+            self._file.close()
         self._on_board("close")
 
 

@@ -229,7 +229,7 @@ class Training:
     def context(self) -> tuple[Roles, Context]:
         """The parameters that samples and scores use, and their context."""
         params = parallel.replicate(averaged(self.state)) if self.state.ema else self.state.params
-        return params, Context(self.state.step, params, self.state.extra, self.frozen)
+        return params, Context(self.state.step, params, self.state.extra, self.frozen, bool(self.state.ema))
 
     def validate(self, step: int) -> None:
         """Scores a fixed part of the validation split with fixed keys."""
@@ -239,7 +239,7 @@ class Training:
         split = self.dataset.splits["validation"]
         batch = split.fetch(np.arange(min(split.num, self.config.validation_images)))
         params, ctx = self.context()
-        key_data, key_score = jax.random.split(jax.random.key(self.seed))
+        key_data, key_score = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), rng.VALIDATION))
         batch = self.validation_transform(rng.image_keys(key_data, batch["index"]), batch)
         batch = {name: np.asarray(array) for name, array in batch.items()}
         at_once = self.config.batch_size // self.config.accumulation

@@ -26,7 +26,7 @@ def make_optimiser(config: Config, scale: float = 1.0) -> RoleOptimiser:
     if o.name in ("adam", "adamw"):
         chain.append(optax.scale_by_adam(b1=o.beta1, b2=o.beta2, eps=o.eps))
     elif o.name == "rmsprop":
-        chain.append(optax.scale_by_rms(decay=o.beta2, eps=o.eps))
+        chain.append(optax.scale_by_rms(decay=o.beta2, eps=o.eps, eps_in_sqrt=False))
     elif o.beta1 > 0:
         chain.append(optax.trace(decay=o.beta1))
     if o.weight_decay > 0:

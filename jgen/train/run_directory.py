@@ -85,8 +85,11 @@ def read_config(path: Path) -> dict[str, Any]:
         document = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    wanted = ("experiment", "images", "data_fingerprint")
-    require(isinstance(document, dict) and all(k in document for k in wanted), f"{file} is damaged: it lacks its parts")
+    parts = {"experiment", "images", "data_fingerprint", "first_stage_fingerprint"}
+    require(isinstance(document, dict), f"{file} is damaged: it lacks its parts")
+    require(parts <= set(document), f"{file} is damaged: it lacks {', '.join(sorted(parts - set(document)))}")
+    for name in ("data_fingerprint", "first_stage_fingerprint"):
+        require(isinstance(document[name], str), f"{file} is damaged: {name} is {document[name]!r}: it must be str")
     return document
 
 

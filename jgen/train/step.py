@@ -20,8 +20,8 @@ class TrainState(NamedTuple):
     """All that a run is, as arrays.
 
     step: int32; key: the run's PRNG key, which never changes; params, opt, extra: {role: tree}; ema: {role: float32
-    (n,)}, the averages of a role's leaves end to end (`averaged` gives their tree), empty where none is kept; skipped:
-    int32 (2,), the steps skipped as not finite in all, and in a row until now.
+    (n,)}, the averages of a role's leaves end to end (`averaged` gives their tree), without the roles of which none is
+    kept; skipped: int32 (2,), the steps skipped as not finite in all, and in a row until now.
     """
 
     step: Any
@@ -40,15 +40,15 @@ def init_state(
     key_init, key_run = jax.random.split(key)
     params, extra = model.init(key_init, batch)
     opt = {role: optimisers[role].transform.init(ravel(params[role])) for role in params}
-    average = ravel_roles(params) if ema else {}
+    kept = params if model.averages is None else {role: params[role] for role in model.averages}
+    average = ravel_roles(kept) if ema else {}
     return TrainState(jnp.int32(0), key_run, params, average, opt, extra, jnp.zeros(2, jnp.int32))
 
 
 def averaged(state: TrainState) -> Roles:
-    """The parameters to sample and score with: the average's, on the host, or the trained where none is kept."""
-    if not state.ema:
-        return state.params
-    return {role: pieces(np.asarray(state.ema[role]), tree) for role, tree in state.params.items()}
+    """The parameters to sample and score with: the average's, on the host, or of a role without one the trained."""
+    cut = {role: pieces(np.asarray(flat), state.params[role]) for role, flat in state.ema.items()}
+    return {**state.params, **cut}
 
 
 def repeats_of(model: GenerativeModel) -> int:
@@ -92,7 +92,7 @@ def make_train_step(
             data_keys = [rng.example_keys(state.key, state.step, rng.DATA, r, index) for r in range(len(batches))]
             batches = [transform(k, b) for k, b in zip(data_keys, batches)]
 
-        ema = unravel_roles(state.ema, state.params) if state.ema else {}  # costs nothing where no loss reads it
+        ema = unravel_roles(state.ema, state.params)  # costs nothing where no loss reads it
         # Repeats are unrolled, and on CPU the parts of a batch: there the gradient of a convolution is 30 times slower
         # inside a loop.
         carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
@@ -103,7 +103,7 @@ def make_train_step(
         params, average = ravel_roles(params), state.ema
         if ema_decay > 0:
             decay = average_decay(state.step, ema_decay, ema_warmup)
-            average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+            average = {role: a + (1 - decay) * (params[role] - a) for role, a in average.items()}
         new = (params, average, opt, extra)
         old = (ravel_roles(state.params), state.ema, state.opt, state.extra)
         params, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -126,7 +126,7 @@ def make_train_step(
         params, opt, extra, metrics, finite = carry
         for repeat in range(phase.repeats):
             keys = rng.example_keys(state.key, state.step, number, repeat, index)
-            ctx = Context(state.step, ema or params, extra, frozen)
+            ctx = Context(state.step, {**params, **ema}, extra, frozen, averaged=False)
             loss, found, new_extra, gradients = mean_gradients(phase, params, ctx, keys, batches[repeat], accumulation)
             loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
             flat_gradients = ravel_roles(gradients)
@@ -226,7 +226,7 @@ def ravel_roles(roles: Roles) -> dict[str, jax.Array]:
 
 
 def unravel_roles(flat: dict[str, jax.Array], like: Roles) -> Roles:
-    return {role: unravel(flat[role], tree) for role, tree in like.items()}
+    return {role: unravel(vector, like[role]) for role, vector in flat.items()}
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -15,14 +15,11 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from jgen.cli import import_config
 from jgen.compare import __main__ as compare
-from jgen.compare import measure, page, rows
+from jgen.compare import page, report, rows
 from jgen.compare.published import LEGEND, PUBLISHED
-from jgen.core.model import ImageSpec
 from jgen.data.pictures import write_png
 from jgen.errors import UserError
-from jgen.experiment import make_model
 from jgen.metrics import quality
 
 COST = {
@@ -158,6 +155,15 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert float(lines["vae"]["bits_per_dim"]) == 2.0 and lines["dcgan"]["error"] == "the disk is full"
 
 
+def test_images_of_fewer_levels_are_remarked_on_once():
+    arguments = compare.Arguments(minutes=1.0, seeds=1)
+    about = lambda *levels: " ".join(report.about_lines(arguments, [row(n) for n in levels], []))
+    row = lambda levels: {"cost": levels and {"levels": levels}, "seeds": {}}
+    assert "Images have 17 levels" in about(17, None, 17) and "fewer than" not in about(17, None, 17)
+    assert "trained on fewer than 256 levels says so" in about(17, 256) and "Images have" not in about(17, 256)
+    assert "fewer than 256 levels" not in about(256, 256) and "Images have" not in about(256, None)
+
+
 def test_the_page_holds_everything_itself(outcome):
     text = (outcome[0] / "comparison.html").read_text()
     assert text.count("<svg") == 2 and "failed: seed 1: the disk is full" in text and "5.00 ± 1.41" in text
@@ -249,6 +255,40 @@ def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, mo
     assert found["system"] == "dcgan" and found["errors"] == {} and len(found["seeds"]) == 2
     with pytest.raises(UserError, match="--minutes was 2.0, is 3.0"):
         compare.command([*ARGUMENTS, "--minutes", "3", "--workdir", str(folder)])
+    begun = json.loads((folder / "arguments.json").read_text())
+    (folder / "arguments.json").write_text(json.dumps(begun | {"model.latent of configs/vae/vae.py:digits": 3}))
+    with pytest.raises(UserError, match="begun otherwise: model.latent of configs/vae/vae.py:digits was 3, is 16 "):
+        compare.command([*ARGUMENTS, "--workdir", str(folder)])
+
+
+def test_distances_are_called_fid_in_the_features_of_the_published_network_only(outcome, monkeypatch, tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"weights")
+    ran, pretended = [], pretend({"vae": [4.0]})
+
+    def run(words, log):
+        ran.append(words)
+        pretended(words, log)
+        for path in (tmp_path / "o").glob("*/*.evaluation.json"):
+            document = json.loads(path.read_text())
+            document["quality"]["network"] = "FID"
+            path.write_text(json.dumps(document))
+
+    monkeypatch.setattr(compare, "run", run)
+    args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "--inception", str(tmp_path / "x.pth")]
+    assert compare.command([*args, "--workdir", str(tmp_path / "o")]) == 0
+    assert ran[-1][ran[-1].index("--inception") + 1] == str(tmp_path / "x.pth")
+    text = (tmp_path / "o" / "comparison.md").read_text()
+    assert "| FID | KID |" in text and "gave FID 4.00 (" in text and "KID 0.40000" in text and "not FID" not in text
+    text = (outcome[0] / "comparison.md").read_text()
+    assert "| FD | kernel distance |" in text and "FID" not in text.partition("not FID")[0]
+    with pytest.raises(UserError, match="--inception is none.pth: there is no such file"):
+        compare.command([*args[:-1], "none.pth", "--workdir", str(tmp_path / "o")])
+
+
+def test_a_system_without_a_likelihood_has_no_protocol(outcome):
+    head, *lines = rows.quality_table(json.loads((outcome[0] / "comparison.json").read_text())["rows"])
+    found = {line[0]: dict(zip(head, line))["likelihood"] for line in lines}
+    assert found["vae"] == BOUND and rows.likelihood({"cost": {"likelihood": "none"}}) == "-"
 
 
 def test_sizes_that_are_missing_are_measured_and_nothing_else(outcome, monkeypatch):
@@ -259,50 +299,6 @@ def test_sizes_that_are_missing_are_measured_and_nothing_else(outcome, monkeypat
     assert [words[1] for words in ran] == ["jgen.compare.measure"] * 3 and all("--add" in words for words in ran)
     text = (folder / "comparison.md").read_text()
     assert "20 / 50" in text and "at 32x32" in text
-
-
-def test_measuring_adds_to_what_the_file_holds(cache, tmp_path, monkeypatch):
-    out, at = tmp_path / "measure.json", []
-
-    def pretended(experiment, first, images, seconds):
-        at.append((images.height, experiment.model.attention))
-        return COST
-
-    monkeypatch.setattr(measure, "measure", pretended)
-    for sizes in (["16"], ["16", "32"]):
-        args = ["configs/diffusion/ddpm.py:digits", "--out", str(out), "--add", "--sizes", *sizes]
-        assert measure.command(args) == 0
-    assert at == [(8, (4,)), (16, (8,)), (32, (16,))]
-    assert list(json.loads(out.read_text())["sizes"]) == ["16", "32"]
-    with pytest.raises(UserError, match="is of configs/diffusion/ddpm.py:digits: --add needs one of configs/vae"):
-        measure.command(["configs/vae/vae.py:tiny", "--out", str(out), "--add"])
-
-
-def test_a_size_that_cannot_be_run_leaves_the_others(cache, tmp_path, monkeypatch):
-    def pretended(experiment, first, images, seconds):
-        if images.height == 16:
-            raise MemoryError("no room for 16x16\nfor once")
-        return COST
-
-    monkeypatch.setattr(measure, "measure", pretended)
-    assert measure.command(["configs/vae/vae.py:digits", "--out", str(tmp_path / "x.json"), "--sizes", "16", "32"]) == 0
-    found = json.loads((tmp_path / "x.json").read_text())
-    assert found["own"] == COST and found["sizes"]["16"] == {"error": "MemoryError: no room for 16x16"}
-    assert found["sizes"]["32"]["images_per_second"] == 20.0
-
-
-def test_memory_of_a_device_that_has_taken_none_is_none(monkeypatch):
-    """Not that of this process, which the device's would then be taken from."""
-    import jax
-
-    class Device:
-        def memory_stats(self):
-            return {"peak_bytes_in_use": 0}
-
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert measure.peak_mib() == 0.0
-    monkeypatch.undo()
-    assert 50 < measure.peak_mib() < 20_000  # of this process
 
 
 def test_fewer_seeds_average_those_that_are_asked_for(outcome):
@@ -320,17 +316,6 @@ def test_an_outcome_that_cannot_be_written_is_one_line(outcome, name):
     (folder / name).mkdir()
     with pytest.raises(UserError, match=f"^cannot write .*{name}: Is a directory$"):
         compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)])
-
-
-@pytest.mark.parametrize("variant,size,heights", [("digits", 16, (8,)), ("mnist", 16, (8, 4)), ("mnist", 32, (16, 8))])
-def test_attention_stays_at_its_levels_when_images_are_of_another_size(variant, size, heights):
-    experiment = import_config(ROOT / "configs" / "diffusion" / "ddpm.py").get_config(variant)
-    own = 8 if variant == "digits" else 28
-    scaled = measure.at_height(experiment, own, size)
-    assert scaled.model.attention == heights and measure.at_height(experiment, own, own) == experiment
-    make_model(scaled.model, ImageSpec(size, size, 1, 10, 256))
-    other = import_config(ROOT / "configs" / "vae" / "vae.py").get_config("digits")
-    assert measure.at_height(other, 8, size) is other
 
 
 def test_what_scoring_needs_is_asked_for_before_training():

@@ -271,6 +271,27 @@ def test_a_set_is_decoded_once_and_again_when_damaged(prepared, own_cache, monke
     assert not list(own_cache.rglob(".train-*"))  # nothing is left of what was written aside
 
 
+def test_no_room_in_the_cache_is_one_line(own_cache, monkeypatch):
+    usage = shutil.disk_usage(own_cache.parent)
+    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"cannot write the cache folder .*: it takes 0\.1 MB, and 0\.0 MB are free"):
+        datasets.load(Config())
+    assert not list(own_cache.rglob(".train-*"))
+
+
+@pytest.mark.parametrize("given", [(), ("test",), ("validation",), ("test", "validation")])
+@pytest.mark.parametrize("validation", [0.0, 0.1, 0.99])
+@pytest.mark.parametrize("num", [3, 10, 1001])
+def test_splits_never_overlap_and_cover_all(given, validation, num):
+    records = lambda n: Records(n, lambda positions: (np.zeros((len(positions), 1, 1, 1), np.uint8), positions))
+    parts = {"train": records(num), **{name: records(num // 2 + 1) for name in given}}
+    splits = datasets.make_splits(parts, validation)
+    index = np.concatenate([split.fetch(np.arange(split.num))["index"] for split in splits.values()])
+    assert len(index) == len(set(index.tolist())) == sum(part.num for part in parts.values())
+    assert "test" in splits and ("validation" in splits) == ("validation" in given or validation > 0)
+    assert np.all(splits["train"].fetch(np.arange(splits["train"].num))["label"] == np.arange(splits["train"].num))
+
+
 # Folders of pictures.
 
 

@@ -104,9 +104,9 @@ def test_winograds_form_loses_nothing_in_float32():
 
 
 def test_winograds_form_serves_wide_layers_on_cpu_alone(monkeypatch):
-    assert winograd.serves(4, 6, 16, 32)
-    assert not winograd.serves(7, 6, 16, 32) and not winograd.serves(4, 7, 16, 32)
-    assert not winograd.serves(4, 6, 3, 64) and not winograd.serves(4, 6, 64, 8)
+    serves = lambda *sizes: winograd.serves(jnp.dtype("float32"), *sizes)
+    assert serves(4, 6, 16, 32) and not winograd.serves(jnp.dtype("bfloat16"), 4, 6, 16, 32)
+    assert not serves(7, 6, 16, 32) and not serves(4, 7, 16, 32) and not serves(4, 6, 3, 64) and not serves(4, 6, 64, 8)
     used = []
     for name in ("conv_down", "conv_up", "weight_gradient"):
         function = getattr(winograd, name)

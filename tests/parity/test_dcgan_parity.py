@@ -102,7 +102,7 @@ def test_running_statistics_and_samples():
     z = torch.from_numpy(np.array(rng.normal(keys, (LATENT,))))
     gen(z)
     for number, norm in enumerate(gen.norms):
-        found = extra["gen"][f"norm{number}"]
+        found = extra["gen"]["averaged"][f"norm{number}"]
         close(found["mean"], norm.running_mean)
         n = BATCH * (SIZE >> (len(CHANNELS) - number)) ** 2
         close(0.9 + (found["var"] - 0.9) * n / (n - 1), norm.running_var)
@@ -146,7 +146,7 @@ def test_penalties_and_their_gradients(kind):
     if kind == "gradient_penalty":
         key_z, key_u = rng.split(keys, 2)
         fake, _ = Generator(CHANNELS, IMAGES, 0.9, None, jnp.float32).apply(
-            {"params": params["gen"], "batch_stats": ctx.extra["gen"]},
+            {"params": params["gen"], "batch_stats": ctx.extra["gen"]["averaged"]},
             rng.normal(key_z, (LATENT,)),
             True,
             mutable=["batch_stats"],

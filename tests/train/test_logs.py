@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,19 @@ def test_the_run_goes_on_when_tensorboard_cannot_write(tmp_path, capsys):
     log.close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert capsys.readouterr().err.count("No space left") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_is_one_error_and_closing_hides_it_not(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log._file.close()
+    log._file = open("/dev/full", "w")
+    with pytest.raises(UserError, match="^cannot write .*metrics.jsonl: No space left on device$"):
+        try:
+            log.write(10, "train", {"loss": 0.5})
+        finally:
+            log.close()
+    assert log._file.closed
 
 
 def test_the_best_step_is_told_by_the_most_telling_score():

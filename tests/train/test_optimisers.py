@@ -33,7 +33,7 @@ def by_hand(name, gradients, rate, clip=0.0, decay=0.0, beta1=0.8, beta2=0.9, ep
             m = beta1 * m + (1 - beta1) * g
             direction = (m / (1 - beta1 ** (t + 1))) / (np.sqrt(v / (1 - beta2 ** (t + 1))) + eps)
         elif name == "rmsprop":
-            direction = g / np.sqrt(v + eps)
+            direction = g / (np.sqrt(v) + eps)
         else:
             m = beta1 * m + g
             direction = m

@@ -239,7 +239,7 @@ def test_the_grid_is_a_row_a_class_of_the_averages_samples(short_run):
     gen, label = api.load(short_run), np.repeat(np.arange(10), 10)
     images = gen.sample(jax.random.key(gen.config.seed), 100, label=label, batch_size=100)
     grid = np.asarray(Image.open(short_run / "samples" / "step_00000030.png"))
-    np.testing.assert_array_equal(grid, make_grid(to_display(images, 256), 10).squeeze())
+    np.testing.assert_array_equal(grid, make_grid(to_display(images, gen.model.images.levels), 10).squeeze())
 
 
 def test_a_grid_that_is_missing_at_the_end_is_drawn_again(short_run, tmp_path):
@@ -264,7 +264,7 @@ def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
     gen, label = api.load(run), np.repeat([0, 3, 6, 9], 10)
     images = gen.sample(jax.random.key(gen.config.seed), 40, label=label, batch_size=40)
     grid = np.asarray(Image.open(run / "samples" / "step_00000030.png"))
-    np.testing.assert_array_equal(grid, make_grid(to_display(images, 256), 10).squeeze())
+    np.testing.assert_array_equal(grid, make_grid(to_display(images, gen.model.images.levels), 10).squeeze())
 
 
 def test_a_training_runs_in_a_thread_of_the_users_program(short_run, tmp_path):
@@ -336,6 +336,23 @@ def test_a_damaged_checkpoint_is_passed_over(short_run, tmp_path, capsys, how):
     for name, array in good.items():
         np.testing.assert_array_equal(array, again[name], err_msg=name)
     assert (run / "checkpoints" / "damaged-30").is_dir()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(short_run, tmp_path):
+    run = copy(short_run, tmp_path)
+    for step in checkpoints.steps_in(run / "checkpoints"):
+        (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("x")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    experiment, _ = api.load_experiment(run)
+    for call in (lambda: api.fit(experiment, run), lambda: api.load(run)):
+        with pytest.raises(
+            UserError, match=r"no checkpoint in .* is whole \(30 is damaged in meta/metadata\): restore"
+        ):
+            call()
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert before == {p: text for p, text in after.items() if p.name != ".lock"} | {
+        p: text for p, text in before.items() if p.name == ".lock"
+    }
 
 
 def test_checkpoints_are_kept_as_asked(cache, tmp_path):

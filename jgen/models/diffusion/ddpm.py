@@ -184,6 +184,10 @@ def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int
     times = o.times or sampling_times(schedule.num_steps, o.steps, o.spacing)
     check_times(schedule, times)
     check_eta(o.eta)
+    require(o.sampler == "ddim" or o.eta == 0, f"eta is {o.eta}: it is for ddim, and must be 0 with ancestral sampling")
+    plain = o.variance == Sampling.variance
+    said = f"variance is {o.variance}: it is for ancestral sampling, and must be {Sampling.variance} with ddim"
+    require(o.sampler == "ancestral" or plain, said)
     scale = o.guidance_scale
     require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be zero or above, and finite")
     guidable = config.class_conditional and config.label_dropout > 0

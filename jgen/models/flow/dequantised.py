@@ -29,6 +29,9 @@ from jgen.prob.pixels import bits_per_dim
 # and back cannot carry a pixel over one. With networks in bfloat16 it still may: inputs that differ by float32's
 # rounding can fall to either side of one of theirs.
 ENCODE_MARGIN = 1 / 16
+# For images on black: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The noise on a black
+# pixel, one level wide, is then spread as widely as all other levels.
+LOGIT_ALPHA = 1e-6
 
 
 @dataclass(frozen=True)
