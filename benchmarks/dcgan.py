@@ -3,7 +3,7 @@
     python benchmarks/dcgan.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_dcgan.json]
 
 Tasks: a training step, which is one update of the discriminator and one of the generator, non-saturating, with Adam and
-the moving average of both; and sampling.
+the moving average of the generator; and sampling.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def make_peer(variant: str, folder: Path) -> Side:
     layout = torch.channels_last if "channels_last" in variant else torch.contiguous_format
     networks = dcgan_peer.make_peers(CHANNELS, LATENT, SIZE, IMAGE_CHANNELS, load_weights(folder))
     gen, disc = (network.to(device).to(memory_format=layout) for network in networks)
-    averages = [copy.deepcopy(network) for network in (gen, disc)]
+    average = copy.deepcopy(gen)
     run_gen, run_disc = (torch.compile(n) if "compile" in variant else n for n in (gen, disc))
     optimisers = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for n in (gen, disc)]
     images, z = inputs()
@@ -93,8 +93,7 @@ def make_peer(variant: str, folder: Path) -> Side:
         optimisers[0].step()
         disc.requires_grad_(True)
         with torch.no_grad():
-            for average, network in zip(averages, (gen, disc)):
-                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1e-3)
+            torch._foreach_lerp_(list(average.parameters()), list(gen.parameters()), 1e-3)
         sync()
 
     def sample(z: torch.Tensor | None = None, network: torch.nn.Module = run_gen) -> np.ndarray:

@@ -4,13 +4,13 @@ Each side runs in a process of its own and waits while the others work, so that 
 Python environments and neither keeps threads on the other's cores. Rounds are interleaved; in each, every side's first
 run is not counted, since it finds the caches full of another's data (unless it takes longer than 20 s, when it is the
 only one). A ratio is jgen's median over that of the peer's fastest variant. First runs, which compile, stand apart. All
-sides allocate with huge pages. Before anything is timed, the sides must give the same output.
+sides allocate with huge pages. Memory is the most that a side's process has held so far, compiling and earlier tasks
+included. Before anything is timed, the sides must give the same output.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -109,28 +109,6 @@ def about_torch(*packages: str) -> dict[str, Any]:
     return found | {package: version(package) for package in packages}
 
 
-def forget_peak() -> None:
-    """Lets `peak_gib` count anew, where the system can."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
-
-
-def peak_gib() -> float:
-    """Most memory taken since `forget_peak`: of the accelerator (by JAX since its start), else of this process."""
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        return sys.modules["torch"].cuda.max_memory_allocated() / 2**30
-    if "jax" in sys.modules:
-        stats = sys.modules["jax"].local_devices()[0].memory_stats() or {}
-        if "peak_bytes_in_use" in stats:
-            return stats["peak_bytes_in_use"] / 2**30
-    try:
-        return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
 def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
     """A worker: reads a task a line, runs it once, answers with its seconds. The first run of each compiles."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
@@ -142,11 +120,11 @@ def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
     np.save(folder / f"{name}.npy", np.asarray(side.output, np.float64))
     print(json.dumps(side.about), file=answers, flush=True)
     for line in sys.stdin:
-        forget_peak()
         start = time.perf_counter()
         side.tasks[line.strip()]()
         seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "peak_gib": peak_gib()}), file=answers, flush=True)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"seconds": seconds, "peak_gib": memory}), file=answers, flush=True)
 
 
 class Worker:
@@ -246,7 +224,7 @@ def print_row(row: dict[str, Any]) -> None:
     both = lambda name: f"{row[name]['jgen']:.1f} / {row[name][best]:.1f}"
     print(
         f"{row['task']} {row['setting']}: seconds {times}  ratio {row['ratio']:.3f}"
-        f"  first run {both('first_seconds')} s  memory {both('peak_gib')} GiB",
+        f"  first run {both('first_seconds')} s  memory so far {both('peak_gib')} GiB",
         flush=True,
     )
 

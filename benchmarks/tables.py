@@ -145,7 +145,8 @@ def comparison(data: str) -> str:
     found = json.loads(path.read_text())["rows"]
     quality, cost = rows.quality_table(found), rows.cost_table(found, [])
     both = [[*of_quality, *of_cost[1:]] for of_quality, of_cost in zip(quality, cost)]
-    wanted = ("system", "FD", "precision", "recall", "class accuracy, %", "sampled with", "bits/dim", "likelihood")
+    distance = quality[0][1]  # FD, or FID
+    wanted = ("system", distance, "precision", "recall", "class accuracy, %", "sampled with", "bits/dim", "likelihood")
     wanted += ("training images/s", "samples/s", "parameters")
     places = [both[0].index(name) for name in wanted]
     return rows.markdown([[line[place] for place in places] for line in both]) + "\n"

@@ -91,6 +91,7 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for(gen):
 
 def test_the_average_and_the_weights_themselves(run, gen):
     raw = jgen.load(run, ema=False)
+    assert bool(gen.ctx.averaged) and not bool(raw.ctx.averaged)
     differ = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), gen.params, raw.params)
     assert any(jax.tree.leaves(differ))
     assert np.any(gen.sample(KEY, 3) != raw.sample(KEY, 3))

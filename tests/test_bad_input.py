@@ -262,8 +262,6 @@ KEY = jax.random.key(0)
         ({"eta": 1.5}, ["eta is 1.5"]),
         ({"eta": -0.1}, ["eta is -0.1"]),
         ({"eta": float("nan")}, ["eta is nan"]),
-        ({"eta": 0.5, "sampler": "ancestral"}, ["eta is 0.5", "for ddim"]),
-        ({"variance": "beta", "sampler": "ddim"}, ["variance is beta", "for ancestral sampling"]),
         ({"times": (1, 3)}, ["times are (1, 3)", "decrease"]),
         ({"times": (11, 3)}, ["times are (11, 3)", "10"]),
         ({"sampler": "euler"}, ["sampler is 'euler'", "ddim, ancestral"]),

@@ -162,6 +162,11 @@ def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
     return int(steps)
 
 
+# What `train_words` and the seed of a run say in place of a configuration.
+OWN = ("seed", "first_stage", "train.steps", "train.optimiser.warmup_steps", "train.sample_every")
+OWN += ("train.validate_every", "train.checkpoint_every", "train.keep_every")
+
+
 def train_words(config: str, run_path: Path, steps: int, seed: int, first: Path | None) -> list[str]:
     """A training as a command of train.py, with a grid at the end only, and eight checkpoints to choose the best of.
 
@@ -302,9 +307,12 @@ def command(args: list[str]) -> int:
     require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: it must be at least {FEWEST}, or 0 for all test images")
     require(a.likelihood_images >= 1, f"--likelihood-images is {a.likelihood_images}: it must be above zero")
     require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
-    require(not a.inception or Path(a.inception).is_file(), f"--inception is {a.inception}: there is no such file")
     require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
     systems = find_systems(a.data, a.systems)
+    if a.inception:  # a file that does not fit would be found out after hours
+        from jgen.metrics import inception
+
+        inception.load(a.inception)
     from jgen.compare import page
 
     page.pyplot()  # without matplotlib it would fail after hours
@@ -335,16 +343,20 @@ def check_budget(comparison: Comparison) -> None:
     from jgen.train.run_directory import write_json
 
     path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir")
-    now = {f"--{k}": v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
+    now = {k: v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
     for system in comparison.systems:
         for config in filter(None, (system.config, system.first_stage)):
             fields = flatten(cli.load_config(config, ROOT)[0])
-            now |= {f"{name} of {config}": value for name, value in fields.items()}
+            now |= {f"{name} of {config}": value for name, value in fields.items() if name not in OWN}
     now = json.loads(json.dumps(now))  # tuples as lists
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    changes = "; ".join(f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v)
-    require(not changes, f"{comparison.workdir} was begun otherwise: {changes} (use another --workdir)")
-    write_json(path, before | now)
+    if path.is_file():
+        plain = {k: v for k, v in dataclasses.asdict(Arguments()).items() if k in now}
+        before = plain | json.loads(path.read_text())
+        changed = [k for k, v in now.items() if before.get(k, v) != v]
+        said = "; ".join(f"{'--' * (k in plain)}{k} was {before[k]}, is {now[k]}" for k in changed)
+        require(not changed, f"{comparison.workdir} was begun otherwise: {said} (use another --workdir)")
+        now = before | now
+    write_json(path, now)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,13 @@ SCORES = (
 
 
 def columns(network: str) -> tuple[tuple[str, str, int], ...]:
-    """`SCORES`, whose distances are FID and KID only in the features of the published network."""
-    published = {"distance": ("distance", "FID", 2), "kernel_distance": ("kernel_distance", "KID", 5)}
-    return tuple(published.get(key, (key, *rest)) if network == "FID" else (key, *rest) for key, *rest in SCORES)
+    """`SCORES`, whose distances are called FID and KID only in the features of the published network.
+
+    In an Inception network's features a kernel distance is a matter of hundredths.
+    """
+    names = {"distance": "FID", "kernel_distance": "KID"} if network == "FID" else {}
+    fine = {"kernel_distance": 5} if network == "FID" or network.startswith("FD-inception") else {}
+    return tuple((key, names.get(key, name), fine.get(key, digits)) for key, name, digits in SCORES)
 
 
 def read(path: Path) -> Any:

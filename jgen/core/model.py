@@ -48,8 +48,8 @@ class Context(NamedTuple):
     extra:    {role: tree}, state that is updated without gradients (batch statistics, codebooks, ...).
     frozen:   what an earlier run left, never copied into the state or the average; `{"first_stage": (params, extra)}`
               for a system of two stages: see `first_stage_context`.
-    averaged: bool, whether the parameters given beside this are the average: batch statistics of the one are not those
-              of the other.
+    averaged: bool, whether the parameters that a function is given with this context are the average. The trained
+              weights and their average have different batch statistics.
     """
 
     step: Any

@@ -6,8 +6,8 @@ an axis, two neighbouring results of a filter (g0, g1) over (d0, d1, d2) need th
     m0 = (d0 - d1) g0,  m1 = d1 (g0 + g1),  m2 = (d2 - d1) g1;      y0 = d0 g0 + d1 g1 = m0 + m1,  y1 = m1 + m2
 
 Over both axes it takes nine instead of sixteen, each a matrix product over channels for all tiles of 2x2 results. The
-factors are 1 and -1, so float32 loses a bit or two; bfloat16 is left to XLA. XLA's own convolutions reach the speed of
-matrix products on CPU: fewer products are all that is left to gain, and with many channels gain a factor of 1.1 to 1.6.
+factors are 1 and -1, so float32 loses next to nothing; bfloat16 is left to XLA. XLA's own convolutions reach the speed
+of matrix products on CPU: what is left is to need fewer, and with many channels that is 1.1 to 1.6 times as fast.
 
 The functions are those of strided_conv.py, for results of even height and width.
 """

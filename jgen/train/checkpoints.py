@@ -86,7 +86,7 @@ def newest_good(folder: Path) -> int | None:
     None where there is none yet, or only one whose writing was interrupted.
 
     Raises:
-      UserError: checkpoints that were whole are damaged, all of them: starting anew would put an end to the run.
+      UserError: there were whole checkpoints, and all of them are damaged: training anew would overwrite the run.
     """
     damaged = ""
     for step in steps_in(folder):
@@ -94,10 +94,10 @@ def newest_good(folder: Path) -> int | None:
         if reason is None:
             return step
         if manifest_path(folder, step).exists():
-            damaged = damaged or f"{step} {reason}"
+            damaged = damaged or f"that of step {step} {reason}"
         warn(f"checkpoint {folder / str(step)} {reason}: passed over")
     if damaged:
-        raise UserError(f"no checkpoint in {folder} is whole ({damaged}): restore one, or train in another --workdir")
+        raise UserError(f"no checkpoint in {folder} is whole any more: {damaged}; restore one, or remove the run")
     return None
 
 

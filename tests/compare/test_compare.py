@@ -273,16 +273,25 @@ def test_distances_are_called_fid_in_the_features_of_the_published_network_only(
             document["quality"]["network"] = "FID"
             path.write_text(json.dumps(document))
 
-    monkeypatch.setattr(compare, "run", run)
+    from jgen.metrics import inception
+
     args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "--inception", str(tmp_path / "x.pth")]
+    with pytest.raises(UserError, match="x.pth"):  # known before anything is trained
+        compare.command([*args, "--workdir", str(tmp_path / "o")])
+    monkeypatch.setattr(inception, "load", lambda path: None)
+    monkeypatch.setattr(compare, "run", run)
     assert compare.command([*args, "--workdir", str(tmp_path / "o")]) == 0
     assert ran[-1][ran[-1].index("--inception") + 1] == str(tmp_path / "x.pth")
     text = (tmp_path / "o" / "comparison.md").read_text()
     assert "| FID | KID |" in text and "gave FID 4.00 (" in text and "KID 0.40000" in text and "not FID" not in text
     text = (outcome[0] / "comparison.md").read_text()
     assert "| FD | kernel distance |" in text and "FID" not in text.partition("not FID")[0]
-    with pytest.raises(UserError, match="--inception is none.pth: there is no such file"):
-        compare.command([*args[:-1], "none.pth", "--workdir", str(tmp_path / "o")])
+    assert rows.columns("FD-inception-01234567")[:2] == (
+        ("distance", "FD", 2),
+        ("kernel_distance", "kernel distance", 5),
+    )
+    with pytest.raises(UserError, match=r"begun otherwise: --inception was .*x.pth, is  \(use another --workdir\)"):
+        compare.command([*args[:-2], "--workdir", str(tmp_path / "o")])
 
 
 def test_a_system_without_a_likelihood_has_no_protocol(outcome):

@@ -156,6 +156,7 @@ def test_samples_and_their_mirror_decode_use_running_statistics():
 def test_running_statistics_are_kept_of_the_trained_and_of_the_averaged_generator():
     """Whose activations differ: BatchNorm's plain formula, by hand. Samples take those of the weights given."""
     model, params, ctx, batch, keys = started(SMALL)
+    params = jax.tree.map(lambda w: 10.0 * w, params)  # those at the start make images of one grey
     ctx = ctx._replace(ema=jax.tree.map(lambda w: 1.5 * w, params))
     extra = jax.jit(model.phases[-1].loss)(params, ctx, keys, batch)[1][1]
     z = jnp.concatenate([rng.normal(keys, (SMALL.latent,)), jax.nn.one_hot(batch["label"], 10)], axis=-1)
@@ -171,8 +172,10 @@ def test_running_statistics_are_kept_of_the_trained_and_of_the_averaged_generato
         assert not all(jax.tree.leaves(same(extra["gen"][other])))
         given = ctx._replace(extra={**ctx.extra, **extra}, averaged=which == "averaged")
         x = generator.apply({"params": weights["gen"], "batch_stats": extra["gen"][which]}, z, False)
-        off = sample(weights, given, keys, batch["label"]).astype(int) - to_uint8(x, 256).astype(int)
-        assert np.abs(off).max() <= 1
+        images = [sample(weights, given._replace(averaged=flag), keys, batch["label"]) for flag in (True, False)]
+        right, wrong = images if which == "averaged" else images[::-1]
+        off = lambda found: np.abs(found.astype(int) - to_uint8(x, 256).astype(int)).max()
+        assert off(right) <= 1 and off(wrong) > 5 and np.ptp(right) > 100
 
 
 def test_validation_is_whether_the_discriminator_is_right_about_an_example():
@@ -202,6 +205,29 @@ def test_validation_is_whether_the_discriminator_is_right_about_an_example():
     for bias, wanted in ((1e3, (1.0, 0.0)), (-1e3, (0.0, 1.0))):
         scores = validate(add_to_the_critic(params, bias), ctx, keys, batch)
         assert tuple(float(jnp.mean(scores[name])) for name in ("accuracy_real", "accuracy_fake")) == wanted
+
+
+def test_a_critics_accuracy_on_an_example_does_not_hang_on_the_others():
+    """The boundary is that of training; of a mean over the examples it would be another for each batch."""
+    model, params, ctx, batch, keys = started(dataclasses.replace(WGAN, regulariser="clip"))
+    extra = jax.jit(model.phases[0].loss)(params, ctx, keys, batch)[1][1]
+    network = Discriminator(WGAN.channels, False, "projection", 0.9, None, jnp.float32)
+    classes = jax.nn.one_hot(batch["label"], 10)
+    z = jnp.concatenate([rng.normal(rng.split(keys, 2)[0], (WGAN.latent,)), classes], axis=-1)
+    variables = {"params": params["gen"], "batch_stats": ctx.extra["gen"]["trained"]}
+    made, _ = Generator(WGAN.channels, IMAGES, 0.9, None, jnp.float32).apply(
+        variables, z, True, mutable=["batch_stats"]
+    )
+    means = [
+        np.mean(network.apply({"params": params["disc"]}, x, classes, True))
+        for x in (to_float(batch["image"], 256), made)
+    ]
+    np.testing.assert_allclose(extra["disc"]["boundary"], np.mean(means), rtol=1e-4, atol=1e-7)
+    ctx = ctx._replace(extra={**ctx.extra, **extra})
+    whole = jax.jit(model.validate)(params, ctx, keys, batch)
+    for i in range(16):
+        one = model.validate(params, ctx, keys[i : i + 1], {name: array[i : i + 1] for name, array in batch.items()})
+        assert {name: float(flag[0]) for name, flag in one.items()} == {n: float(f[i]) for n, f in whole.items()}
 
 
 def add_to_the_critic(params, constant):

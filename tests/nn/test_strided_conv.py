@@ -96,7 +96,7 @@ def test_winograds_form_is_the_convolution_its_transpose_and_its_weight_gradient
         np.testing.assert_allclose(winograd.weight_gradient(jnp.asarray(x), y), gradient, rtol=1e-11, atol=1e-12)
 
 
-def test_winograds_form_loses_nothing_in_float32():
+def test_winograds_form_loses_next_to_nothing_in_float32():
     x, kernel, _ = (jnp.asarray(a, jnp.float32) for a in arrays(4, 4, 64, 32))
     wanted = looped(np.asarray(x, np.float64), np.asarray(kernel, np.float64))
     error = lambda found: float(np.abs(found - wanted).max() / np.abs(wanted).max())

@@ -88,7 +88,7 @@ def test_the_run_goes_on_when_tensorboard_cannot_write(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
-def test_a_full_disk_is_one_error_and_closing_hides_it_not(tmp_path):
+def test_closing_the_log_does_not_hide_that_the_disk_is_full(tmp_path):
     log = MetricsLog(tmp_path, 0)
     log._file.close()
     log._file = open("/dev/full", "w")

@@ -45,9 +45,9 @@ class Sampling:
     times: tuple[int, ...] = ()
     """The times themselves, decreasing, in place of steps and spacing."""
     eta: float = 0.0
-    """DDIM's noise: 0 is deterministic, 1 is ancestral."""
+    """DDIM's noise: 0 is deterministic, 1 is ancestral. Of no effect on the ancestral sampler."""
     variance: Literal["beta", "beta_tilde", "none"] = "beta_tilde"
-    """Variance of an ancestral step."""
+    """Variance of an ancestral step. Of no effect on DDIM."""
     guidance_scale: float = 1.0
     """Classifier-free guidance: 1 is none, above 1 trades diversity for class fidelity."""
     clip: bool = True
@@ -184,10 +184,6 @@ def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int
     times = o.times or sampling_times(schedule.num_steps, o.steps, o.spacing)
     check_times(schedule, times)
     check_eta(o.eta)
-    require(o.sampler == "ddim" or o.eta == 0, f"eta is {o.eta}: it is for ddim, and must be 0 with ancestral sampling")
-    plain = o.variance == Sampling.variance
-    said = f"variance is {o.variance}: it is for ancestral sampling, and must be {Sampling.variance} with ddim"
-    require(o.sampler == "ancestral" or plain, said)
     scale = o.guidance_scale
     require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be zero or above, and finite")
     guidable = config.class_conditional and config.label_dropout > 0
