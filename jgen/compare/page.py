@@ -80,7 +80,7 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
     for row in drawn:
         x, y, colour = row["cost"]["samples_per_second"], mean(row, "distance"), colours[row["system"]]
         axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
-        names.append((row["system"], (x, y), colour))
+        names.append((row["system"], (x, y), colour, 3.0))
     axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=f"Fréchet distance, {network}")
     axes.grid(alpha=0.25)
     axes.margins(0.12)
@@ -95,7 +95,7 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
         area = 40 + 160 * math.log10(row["cost"]["samples_per_second"] / min(speeds))
         axes.errorbar(x, y, xerr=spread(row, "recall"), yerr=spread(row, "precision"), color=colour, alpha=0.5)
         axes.scatter(x, y, s=area, color=colour, alpha=0.6)
-        names.append((row["system"], (x, y), colour))
+        names.append((row["system"], (x, y), colour, math.sqrt(area / math.pi)))
     axes.set(xlabel="recall (coverage)", ylabel="precision (quality)")
     axes.grid(alpha=0.25)
     axes.margins(0.15)
@@ -107,15 +107,16 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
 
 
 def write_names(axes: Any, names: list[Any]) -> None:
-    """Each (name, point, colour) beside its point, on the side where it covers the fewest points and names."""
+    """Each (name, point, colour, radius in points) beside its disc, where it covers the fewest points and names."""
     from matplotlib.transforms import Bbox
 
     axes.figure.canvas.draw()  # so that the scales are known
-    places = axes.transData.transform([point for _, point, _ in names])
+    places = axes.transData.transform([point for _, point, _, _ in names])
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
-    for name, point, colour in names:
+    for name, point, colour, radius in names:
         sides = []
-        for dx, dy, side in ((8, 6, "left"), (-8, 6, "right"), (8, -14, "left"), (-8, -14, "right")):
+        out, up, down = 0.7 * radius + 4, 0.7 * radius + 3, -0.7 * radius - 11
+        for dx, dy, side in ((out, up, "left"), (-out, up, "right"), (out, down, "left"), (-out, down, "right")):
             shift = {"textcoords": "offset points", "xytext": (dx, dy), "ha": side}
             text = axes.annotate(name, point, color=colour, **shift)
             sides.append((text.get_window_extent().count_overlaps(taken), len(sides), text))

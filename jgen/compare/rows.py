@@ -111,7 +111,7 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
         if evaluation["likelihood"]:
             found = evaluation["likelihood"]["protocol"]
             row["protocol"] = {name: value for name, value in found.items() if name != "seed"}
-    for key in {key for found in row["seeds"].values() for key in found}:
+    for key in sorted({key for found in row["seeds"].values() for key in found}):
         values = [found[key] for found in row["seeds"].values() if key in found]
         spread = statistics.stdev(values) if len(values) > 1 else None
         row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
