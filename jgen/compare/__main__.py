@@ -115,13 +115,17 @@ def stop(number: int, frame: Any) -> None:
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+def environment() -> dict[str, str]:
+    """That of the programs: they import this jgen."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
 def run(words: list[str], log: Path) -> None:
     """A program of jgen's, its progress shown and its output kept. Raises `Failed` with its last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     # A session of its own: Ctrl-C reaches this program alone, which passes it on once, so that a training can save.
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
-    process = subprocess.Popen([sys.executable, *words], env=environment, **pipes)
+    process = subprocess.Popen([sys.executable, *words], env=environment(), **pipes)
     last: deque[bytes] = deque(maxlen=400)
     try:
         with log.open("ab", buffering=0) as file:
@@ -309,10 +313,8 @@ def command(args: list[str]) -> int:
     require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
     require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
     systems = find_systems(a.data, a.systems)
-    if a.inception:  # a file that does not fit would be found out after hours
-        from jgen.metrics import inception
-
-        inception.load(a.inception)
+    if a.inception:
+        check_inception(a.inception)
     from jgen.compare import page
 
     page.pyplot()  # without matplotlib it would fail after hours
@@ -334,6 +336,13 @@ def command(args: list[str]) -> int:
     if not any(row["seeds"] for row in rows):
         raise UserError(f"no system could be trained and scored: {next(iter(rows[0]['errors'].values()), 'no reason')}")
     return 0
+
+
+def check_inception(path: str) -> None:
+    """Raises `UserError` for a file that cannot be read as Inception's weights: it would be found out after hours."""
+    words = [sys.executable, "-m", "jgen.metrics.inception", path]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    require(done.returncode == 0, f"--inception: {reason(done.stderr)}")
 
 
 def check_budget(comparison: Comparison) -> None:

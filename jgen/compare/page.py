@@ -112,7 +112,8 @@ def write_names(axes: Any, names: list[Any]) -> None:
 
     axes.figure.canvas.draw()  # so that the scales are known
     places = axes.transData.transform([point for _, point, _, _ in names])
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
+    halves = [max(9.0, radius * axes.figure.dpi / 72) for *_, radius in names]
+    taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for (x, y), half in zip(places, halves)]
     for name, point, colour, radius in names:
         sides = []
         out, up, down = 0.7 * radius + 4, 0.7 * radius + 3, -0.7 * radius - 11

@@ -214,12 +214,17 @@ def copy(source: str | Path, out: str | Path) -> None:
         save_file(found.weights, aside, {"copy_of": PUBLISHED, "weights": found.hash})
 
 
+def check(source: str | Path) -> None:
+    """Prints whether a file holds the published weights, or others like them. Raises `UserError` as `load` does."""
+    print(f"{source}: {'the published' if load(source).published else 'not the published'} Inception network's weights")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m jgen.metrics.inception", description=copy.__doc__.split("\n")[0])
     parser.add_argument("source", help="the published .pth; reading it needs PyTorch")
-    parser.add_argument("out", help="the .safetensors to write")
+    parser.add_argument("out", nargs="?", help="the .safetensors to write; without it the file is only checked")
     args = parser.parse_args()
-    return exit_code(lambda: copy(args.source, args.out))
+    return exit_code(lambda: copy(args.source, args.out) if args.out else check(args.source))
 
 
 if __name__ == "__main__":

@@ -64,8 +64,10 @@ def fault(folder: Path, step: int) -> str | None:
     """What is wrong with a checkpoint, or None if it is whole."""
     try:
         wanted = json.loads(manifest_path(folder, step).read_text())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return "was not finished"
+    except (OSError, ValueError):
+        return "has a damaged list of hashes"
     found = hash_tree(folder / str(step))
     for name, digest in wanted.items():
         if name not in found:

@@ -47,9 +47,8 @@ def training(config, optimiser=SGD, phases=slice(None)):
     model = whole._replace(phases=whole.phases[phases])
     optimisers = {role: make_optimiser(Train(optimiser=optimiser)) for role in ("gen", "disc")}
     state = jax.jit(lambda b: init_state(model, optimisers, jax.random.key(0), b, True))(make_batch(model))
-    state = state._replace(
-        ema=ravel_roles({"gen": state.params["gen"]})
-    )  # equal to the bit: in one program, rounding may differ
+    # Equal to the bit: in one program, rounding may differ.
+    state = state._replace(ema=ravel_roles({"gen": state.params["gen"]}))
     return model, parallel.replicate(state), make_train_step(model, optimisers, ema_decay=0.9)
 
 

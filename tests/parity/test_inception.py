@@ -68,6 +68,12 @@ def test_the_published_file_and_its_copy_are_known(random_weights, tmp_path, mon
     assert inception.main() == 2 and "is not the published file" in capsys.readouterr().err and not out.exists()
     monkeypatch.setattr(inception, "PUBLISHED", hashlib.sha256(path.read_bytes()).hexdigest())
     assert inception.main() == 0
+    capsys.readouterr()
+    for file in (path, out):
+        monkeypatch.setattr(sys, "argv", ["inception", str(file)])
+        assert (
+            inception.main() == 0 and capsys.readouterr().out == f"{file}: the published Inception network's weights\n"
+        )
     of_file, of_copy = inception.load(path), inception.load(out)
     assert of_file.published and of_copy.published and of_file.hash == of_copy.hash
     for name, array in random_weights.items():
