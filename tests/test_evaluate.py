@@ -43,7 +43,7 @@ def test_the_score_and_its_protocol(run, capsys):
     assert document["nats"]["mean"] == pytest.approx(nats.mean(), rel=1e-5)
     assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
     assert document["nats"]["standard_error"] == pytest.approx(nats.std(ddof=1) / np.sqrt(20), rel=1e-4)
-    protocol = {"split": "test", "num": 20, "binarise": "none", "levels": 256, "given": "class", "seed": 0}
+    protocol = {"split": "test", "num": 20, "binarise": "none", "levels": 17, "given": "class", "seed": 0}
     assert document["protocol"] == protocol and whole["sampling"]["options"]["steps"] == 5
     assert document["kind"] == "lower_bound" and whole["step"] == 4 and whole["ema"] is True
     assert whole["trained"] == {"steps": 4, "minutes": whole["training_minutes"]}
@@ -75,7 +75,7 @@ def test_the_score_and_its_protocol(run, capsys):
     }
     assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
     assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
-    assert "split test, num 20, binarise none, levels 256, given class, seed 0" in protocol
+    assert "split test, num 20, binarise none, levels 17, given class, seed 0" in protocol
     assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
     assert "precision and recall of 20 of each" in protocol
     assert f"classifier {labels['classifier']}" in protocol

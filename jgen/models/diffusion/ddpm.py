@@ -84,7 +84,7 @@ class Config:
     """Last variance (all schedules but cosine)."""
     prediction: Literal["eps", "x0", "v"] = "eps"
     """What the network answers."""
-    bound_variance: Literal["beta", "beta_tilde"] = "beta_tilde"
+    bound_variance: Literal["beta", "beta_tilde"] = "beta"
     """Variance of the reverse process in log_prob."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
