@@ -15,8 +15,8 @@ convolutions pad with zeros and no border channel, both of which are in the auth
 scale's mean and std are by class, as there, and the class also shifts the first hidden layer of every coupling. The
 logit of section 4.1 of Dinh et al. (2017) is an option. No gradient checkpoints: activations are kept.
 
-Measured: 1.470 bits/dim on MNIST, 8 bit, 6,500 steps of `python train.py configs/flow/glow.py:mnist` before the logit
-was its default there (`--model.logit-alpha 0`).
+Measured: 1.128 bits/dim on MNIST, 8 bit, 6,500 steps of `python train.py configs/flow/glow.py:mnist`; of its samples at
+temperature 0.8, 92 % are read as the class asked for.
 """
 
 from __future__ import annotations
