@@ -188,31 +188,29 @@ def make_comparison(
     import jax
 
     from jgen.core import keys as rng
-    from jgen.data import dataset as datasets
     from jgen.data.pictures import to_display
     from jgen.data.transforms import make_transform
     from jgen.metrics import classifier, quality
 
     reader = None
     if dataset.images.num_classes > 1 and (by_class or not arguments.inception):
-        plain = datasets.load(dataclasses.replace(config, levels=256, binarise="none"))
         recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name) if CLASSIFIERS.exists() else classifier.Recipe()
         if not CLASSIFIERS.exists():
             print(f"no {CLASSIFIERS}: the classifier of the features is trained by the default recipe", file=sys.stderr)
-        reader = classifier.load(plain, recipe, CLASSIFIERS.parent / "classifiers")
+        reader = classifier.load(dataset, recipe, CLASSIFIERS.parent / "classifiers")
     require(
         reader is not None or bool(arguments.inception),
         f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception",
     )
     network = quality.of_inception(arguments.inception) if arguments.inception else quality.of_classifier(reader)
 
-    transform = jax.jit(make_transform(config, train=False))
+    transform = jax.jit(make_transform(config, dataset.images.levels, train=False))
 
     def shown(batch: dict[str, np.ndarray]) -> np.ndarray:
         keys = rng.image_keys(jax.random.key(arguments.seed), batch["index"])
         return to_display(np.asarray(transform(keys, batch)["image"]), dataset.images.levels)
 
-    how = f"{config.binarise} {config.levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
+    how = f"{config.binarise} {dataset.images.levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
     features = lambda split, num, places: quality.real_features(dataset, split, num, network, shown, how, places)
     real = features(arguments.split, arguments.num, True)
     whole = lambda split: real if (arguments.split, arguments.num) == (split, 0) else features(split, 0, False)
@@ -266,7 +264,7 @@ def held_out(gen: Any, dataset: Any, arguments: Arguments, num: int) -> tuple[An
     split, parts = dataset.splits[arguments.split], []
     num = num or arguments.num or split.num
     key_data, key_score = jax.random.split(jax.random.key(arguments.seed))
-    transform = jax.jit(make_transform(gen.config.data, train=False))
+    transform = jax.jit(make_transform(gen.config.data, gen.model.images.levels, train=False))
     for start in range(0, num, AT_ONCE):
         places = np.arange(start, min(start + AT_ONCE, num))
         batch = split.fetch(places)

@@ -101,9 +101,11 @@ def real_images(data, num: int):
     from jgen.data import dataset
     from jgen.data.transforms import make_transform
 
-    batch = dataset.load(data).splits["test"].fetch(np.arange(num))
+    opened = dataset.load(data)
+    batch = opened.splits["test"].fetch(np.arange(num))
     keys = jax.random.split(jax.random.key(0), num)
-    return np.asarray(make_transform(data, train=False)(keys, batch)["image"]), batch["label"]
+    transform = make_transform(data, opened.images.levels, train=False)
+    return np.asarray(transform(keys, batch)["image"]), batch["label"]
 
 
 def assert_user_mistake(done, *words: str) -> None:

@@ -35,8 +35,7 @@ def make_case(name: str, axis_name: str | None = parallel.AXIS) -> Case:
         toy = name.removeprefix("toy:")
         return Case(toys.TOYS[toy](axis_name), toys.frozen_for(toy))
     experiment = import_config(SYSTEMS[name]).get_config("tiny")
-    levels = 2 if experiment.data.binarise != "none" else experiment.data.levels
-    images = ImageSpec(8, 8, 1, 10, levels)
+    images = ImageSpec(8, 8, 1, 10, 2 if experiment.data.binarise != "none" else 17)
     if not experiment.first_stage:
         return Case(make_model(experiment.model, images, axis_name), {})
     first = make_case(Path(experiment.first_stage).name.removesuffix("-tiny"), axis_name=None).model

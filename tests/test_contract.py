@@ -164,7 +164,7 @@ def after_two_steps(cases):
     out = {}
     unrolls = parallel.unrolls_loops()
     # Images are turned at random in the step: each must be the same on any number of devices.
-    turned = make_transform(Data(flip=True), train=True)
+    turned = make_transform(Data(flip=True), 256, train=True)
     for name, parts in cases:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "unrolls_loops", lambda parts=parts: unrolls and parts < 4)  # else as on GPU
@@ -227,7 +227,7 @@ def test_a_step_binarises_anew_and_the_same_when_it_is_repeated():
         return value, ({**metrics, "seen": jnp.mean(batch["image"] * of_place[None])}, extra)
 
     case = case._replace(model=case.model._replace(phases=(phase._replace(loss=loss),)))
-    transform = make_transform(Data(binarise="dynamic"), train=True)
+    transform = make_transform(Data(binarise="dynamic"), 2, train=True)
     found = []
     for _ in range(2):
         state, step = make_run(case, transform=transform)

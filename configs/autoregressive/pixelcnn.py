@@ -27,7 +27,7 @@ def get_config(variant: str) -> Experiment:
         return mnist(variant)
     digits = Experiment(
         model=Config(features=16, blocks=5, first_kernel=5, hidden=64, dropout=0.1),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=2500,
             batch_size=64,

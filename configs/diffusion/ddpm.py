@@ -32,7 +32,7 @@ def get_config(variant: str) -> Experiment:
             prediction="v",
             sampling=Sampling(steps=50, guidance_scale=2.0),
         ),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=2000,
             batch_size=64,

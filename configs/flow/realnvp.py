@@ -23,10 +23,9 @@ def get_config(variant: str) -> Experiment:
         return cifar10()
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    # The digits have 17 grey levels: as 256 levels their density would stand in spikes.
     digits = Experiment(
         model=Config(scales=2, width=16, blocks=2, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8)),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=1500,  # from about 1,000 on the likelihood of held-out digits falls
             batch_size=64,

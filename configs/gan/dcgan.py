@@ -24,7 +24,7 @@ def get_config(variant: str) -> Experiment:
         return mnist(variant)
     digits = Experiment(
         model=Config(channels=(32, 64), latent=32, loss="non_saturating", disc_norm="batch", norm_momentum=0.99),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=6000,
             batch_size=64,

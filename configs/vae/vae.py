@@ -27,7 +27,7 @@ def get_config(variant: str) -> Experiment:
         return cifar10()
     digits = Experiment(
         model=Config(network="conv", widths=(32, 64), blocks=1, latent=16),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=4000,
             batch_size=64,

@@ -28,7 +28,7 @@ def get_config(variant: str) -> Experiment:
     digits = Experiment(
         # 1,300 images are few: small and with much dropout, else it knows them by heart in 500 steps.
         model=Config(features=32, blocks=2, first_kernel=3, hidden=64, embedding=16, dropout=0.5),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=1000,
             batch_size=64,

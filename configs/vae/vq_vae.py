@@ -24,7 +24,7 @@ def get_config(variant: str) -> Experiment:
         return cifar10()
     digits = Experiment(
         model=Config(widths=(64,), blocks=2, num_codes=64, code_dim=16),
-        data=Data(name="digits", levels=17),
+        data=Data(name="digits"),
         train=Train(
             steps=3000,
             batch_size=64,

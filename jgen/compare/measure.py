@@ -127,7 +127,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     state = jax.jit(init, compiler_options=parallel.compiler_options())(once)
     frozen = parallel.replicate({"first_stage": jax.jit(stage.init)(key, once)} if stage else {})
     state = parallel.replicate(state)
-    transform = make_transform(experiment.data, train=True)
+    transform = make_transform(experiment.data, images.levels, train=True)
     step = make_train_step(model, optimisers, ema_decay=config.ema_decay, transform=transform)
     params, extra = parallel.replicate((state.params, state.extra))
     shapes = jax.eval_shape(lambda s: s, state)

@@ -69,7 +69,7 @@ def load(config: Config) -> Dataset:
             records, digest = decoded(source, name, records)
             hashes.append([name, digest])
         parts[name] = records
-    levels = 2 if config.binarise != "none" else config.levels
+    levels = 2 if config.binarise != "none" else config.levels or source.levels
     images = ImageSpec(*source.shape, num_classes=source.num_classes, levels=levels)
     fingerprint = STREAMED * stream + hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     return Dataset(source.name, images, make_splits(parts, config.validation), fingerprint)

@@ -24,6 +24,7 @@ from jgen.errors import UserError, require
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 FOLDER_TEST = 0.1  # part of a folder's images that is its test split
 PUBLISHED_BINARY = "binarized_mnist"  # stores 0 and 1; read here as 0 and 255
+LEVELS = {"digits": 17, PUBLISHED_BINARY: 2}  # values that a pixel takes, of sets where they are not 256
 
 
 class Records(NamedTuple):
@@ -34,12 +35,16 @@ class Records(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Named splits of one set; `version` changes when the images do, so that a cache can be told stale."""
+    """Named splits of one set; `version` changes when the images do, so that a cache can be told stale.
+
+    A pixel takes `levels` values, which are spread evenly over 0 .. 255.
+    """
 
     name: str
     version: str
     shape: tuple[int, int, int]
     num_classes: int
+    levels: int
     splits: dict[str, Records]
 
 
@@ -130,6 +135,8 @@ def tfds_source(builder: Any, size: int) -> Source:
     num_classes = getattr(labels, "num_classes", 0) or 0
     shape = tuple(features["image"].shape)
     require(size > 0 or None not in shape, f"data set {builder.name!r} has images of many sizes: set --data.size")
+    resized = size > 0 and shape[:2] != (size, size)  # which makes values between those that there were
+    levels = 256 if resized else LEVELS.get(builder.name, 256)
     if size:
         shape = (size, size, shape[2] or 3)
 
@@ -152,7 +159,7 @@ def tfds_source(builder: Any, size: int) -> Source:
 
     splits = {split: records(split) for split in ("train", "validation", "test") if split in builder.info.splits}
     require("train" in splits, f"data set {builder.name!r} has no train split: it has {sorted(builder.info.splits)}")
-    return Source(builder.name, str(builder.version), shape, num_classes, splits)
+    return Source(builder.name, str(builder.version), shape, num_classes, levels, splits)
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -218,7 +225,7 @@ def folder_source(root: Path, size: int) -> Source:
     state = [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in zip(names, files)]
     version = hashlib.sha256(repr((str(root.resolve()), state)).encode()).hexdigest()[:16]
     splits = {"train": records(order[:-num_test]), "test": records(order[-num_test:])}
-    return Source(f"folder-{root.resolve().name}", version, shape, len(classes), splits)
+    return Source(f"folder-{root.resolve().name}", version, shape, len(classes), 256, splits)
 
 
 def picture_header(path: Path) -> tuple[tuple[int, int], str]:

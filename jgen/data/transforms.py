@@ -15,8 +15,12 @@ STATIC_SEED = 0x62696E  # of the static binarisation: part of the data, and not 
 Transform = Callable[[jax.Array, Batch], Batch]
 
 
-def make_transform(config: Config, train: bool) -> Transform:
-    """(keys (B,), batch with 256-level images) -> batch with images 0 .. levels - 1; flips only where `train`."""
+def make_transform(config: Config, levels: int, train: bool) -> Transform:
+    """(keys (B,), batch with images 0 .. 255) -> batch with images 0 .. levels - 1; flips only where `train`.
+
+    Args:
+      levels: those of the data set's images, as `ImageSpec` has them; 2 where pixels are binarised.
+    """
 
     def transform(keys: jax.Array, batch: Batch) -> Batch:
         key_flip, key_binarise = rng.split(keys, 2)
@@ -30,8 +34,8 @@ def make_transform(config: Config, train: bool) -> Transform:
             image = draw_binary(key_binarise, image)
         elif config.binarise == "static":
             image = draw_binary(rng.image_keys(jax.random.key(STATIC_SEED), batch["index"]), image)
-        elif config.levels < 256:
-            image = (image.astype(jnp.int32) * config.levels // 256).astype(jnp.uint8)
+        elif levels < 256:
+            image = (image.astype(jnp.int32) * levels // 256).astype(jnp.uint8)
         return {**batch, "image": image}
 
     return transform

@@ -83,15 +83,14 @@ def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifi
     """The classifier of a data set, from those that are kept, from the cache, or trained now.
 
     Args:
-      dataset: with classes, 8 bit and not binarised: what a classifier reads are images as they are shown.
+      dataset: with classes. What is read are its images as they are shown, 0 .. 255, whatever its levels.
       kept: a folder of classifiers, named as in the cache; one of the same data and recipe is taken as it is, so that
         distances are measured in the same features on every machine.
     Raises:
-      UserError: a set without classes or of other levels, or a cache that cannot be written.
+      UserError: a set without classes, or a cache that cannot be written.
     """
     spec = dataset.images
     require(spec.num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
-    require(spec.levels == 256, f"{dataset.name} has {spec.levels} levels: a classifier is trained on 256")
     seen = [dataset.fingerprint, dataset.splits["train"].num, list(spec.shape), spec.num_classes]
     what = json.dumps([dataclasses.asdict(recipe), *seen])
     path = cache_dir() / "classifiers" / f"{dataset.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npz"

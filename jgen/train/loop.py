@@ -53,10 +53,11 @@ def starting_state(model: GenerativeModel, config: Config, data: DataConfig, dat
     first = split.fetch(batch_positions(seed, 0, config.batch_size, split.num))
     optimisers = role_optimisers(model, config)
     key = jax.random.key(seed)
+    transform = make_transform(data, model.images.levels, train=True)
 
     def init(batch: Batch) -> TrainState:
         keys = rng.example_keys(key, 0, rng.DATA, 0, jax.numpy.arange(config.batch_size))
-        return init_state(model, optimisers, key, make_transform(data, train=True)(keys, batch), config.ema_decay > 0)
+        return init_state(model, optimisers, key, transform(keys, batch), config.ema_decay > 0)
 
     return jax.jit(init, compiler_options=parallel.compiler_options())(first)
 
@@ -122,14 +123,14 @@ class Training:
         self.first = int(start.step)
         self.state = parallel.replicate(start)
         self.frozen = parallel.replicate(frozen or {})
-        self.validation_transform = jax.jit(make_transform(data, train=False))
+        self.validation_transform = jax.jit(make_transform(data, model.images.levels, train=False))
         self.step = make_train_step(
             model,
             role_optimisers(model, config),
             ema_decay=config.ema_decay,
             ema_warmup=config.ema_warmup,
             accumulation=config.accumulation,
-            transform=make_transform(data, train=True),
+            transform=make_transform(data, model.images.levels, train=True),
         )
         self.pending: deque[tuple[int, Any]] = deque()
         self.bar: Any = None

@@ -45,7 +45,7 @@ def test_digits_are_those_of_scikit_learn(digits):
     from sklearn.datasets import load_digits
 
     wanted = load_digits()
-    assert digits.images.shape == (8, 8, 1) and digits.images.num_classes == 10 and digits.images.levels == 256
+    assert digits.images.shape == (8, 8, 1) and digits.images.num_classes == 10 and digits.images.levels == 17
     parts = [everything(split) for split in digits.splits.values()]
     images = np.concatenate([part["image"] for part in parts])
     labels = np.concatenate([part["label"] for part in parts])
@@ -69,26 +69,33 @@ def test_splits_are_disjoint_and_cover_the_set(digits):
 def test_seventeen_levels_recover_the_digits_exactly(digits):
     batch = everything(digits.splits["train"])
     keys = jax.random.split(jax.random.key(0), len(batch["image"]))
-    found = make_transform(Config(levels=17), train=True)(keys, batch)["image"]
+    found = make_transform(Config(), digits.images.levels, train=True)(keys, batch)["image"]
     np.testing.assert_array_equal(found, np.round(batch["image"] / 255 * 16))
     assert found.dtype == jnp.uint8 and found.max() == 16
-    assert datasets.load(Config(levels=17)).images.levels == 17
+
+
+def test_levels_are_those_of_the_set_or_those_asked_for(digits):
+    levels = lambda **options: datasets.load(Config(**options)).images.levels
+    assert (levels(), levels(levels=17), levels(levels=256), levels(levels=4)) == (17, 17, 256, 4)
+    assert levels(size=8) == 17 and levels(size=16) == 256  # resizing makes values between
+    assert levels(binarise="threshold") == levels(binarise="static", levels=2) == 2
 
 
 # Prepared TFDS sets.
 
-SHAPES = {"mnist": ("3.0.1", (28, 28, 1)), "petite": ("1.0.0", (6, 8, 3))}
+SHAPES = {"mnist": ("3.0.1", (28, 28, 1)), "petite": ("1.0.0", (6, 8, 3)), "binarized_mnist": ("1.0.0", (28, 28, 1))}
 COUNTS = {"mnist": {"train": 40, "test": 10}, "petite": {"train": 20, "validation": 5, "test": 7}}
+COUNTS["binarized_mnist"] = {"train": 12, "validation": 4, "test": 4}
 
 
-def picture(shape, split, i):
+def picture(shape, split, i, levels=256):
     seed = [i, *split.encode()]
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return np.random.default_rng(seed).integers(0, levels, shape, np.uint8)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Two small sets as TFDS writes them: one of a name that TFDS has code for, one with a validation split."""
+    """Small sets as TFDS writes them: two of names that TFDS has code for, two with a validation split."""
     import tensorflow_datasets as tfds
 
     def png(array):
@@ -99,12 +106,15 @@ def prepared(tmp_path_factory):
 
     def info(self):
         features = {"image": tfds.features.Image(shape=SHAPES[self.name][1])}
-        features["label"] = tfds.features.ClassLabel(num_classes=10)
+        if self.name != "binarized_mnist":  # as the published one
+            features["label"] = tfds.features.ClassLabel(num_classes=10)
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def examples(self, split, count):
+        binary = self.name == "binarized_mnist"
         for i in range(count):
-            yield i, {"image": png(picture(SHAPES[self.name][1], split, i)), "label": i % 10}
+            image = png(picture(SHAPES[self.name][1], split, i, 2 if binary else 256))
+            yield i, {"image": image} | ({} if binary else {"label": i % 10})
 
     def generators(self, manager):
         return {split: self._generate_examples(split, count) for split, count in COUNTS[self.name].items()}
@@ -115,7 +125,8 @@ def prepared(tmp_path_factory):
         for name, (version, _) in SHAPES.items():
             body = {"VERSION": tfds.core.Version(version), "_info": info}
             body |= {"_generate_examples": examples, "_split_generators": generators, "__doc__": "Small."}
-            cls = type(name.capitalize(), (tfds.core.GeneratorBasedBuilder,), {**body, "__module__": __name__})
+            body["__module__"] = __name__
+            cls = type(name.title().replace("_", ""), (tfds.core.GeneratorBasedBuilder,), body)
             cls(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return folder
 
@@ -145,6 +156,16 @@ def test_a_prepared_set_is_read_by_its_name(prepared, own_cache, monkeypatch, by
     assert len(set(all_indices(dataset).tolist())) == 50
     assert found_multiset(splits["train"], splits["validation"]) == wanted_multiset("mnist", "train")
     assert found_multiset(splits["test"]) == wanted_multiset("mnist", "test")
+
+
+def test_the_published_binary_digits_have_two_levels(prepared, own_cache):
+    dataset = datasets.load(Config(name="binarized_mnist", dir=str(prepared)))
+    assert dataset.images.levels == 2 and dataset.images.num_classes == 0
+    batch = everything(dataset.splits["test"])
+    images = make_transform(Config(), 2, train=False)(jax.random.split(jax.random.key(0), 4), batch)["image"]
+    wanted = [picture((28, 28, 1), "test", i, 2) for i in range(4)]
+    assert as_multiset(np.asarray(images), batch["label"]) == as_multiset(wanted, [0] * 4)
+    assert datasets.load(Config(name="mnist", dir=str(prepared))).images.levels == 256
 
 
 @pytest.mark.parametrize("name", ["mnist", "petite"])

@@ -52,10 +52,10 @@ def test_the_projects_own_reads_digits_as_well_as_it_says(monkeypatch):
     assert reads["accuracy"] == pytest.approx(found.accuracy, abs=0.005) and found.accuracy > 0.95
 
 
-def test_other_levels_and_sets_without_classes_are_refused():
-    with pytest.raises(UserError, match="17 levels"):
-        classifier.load(dataset.load(Config(name="digits", levels=17)), RECIPE)
+def test_it_is_of_the_images_as_they_are_shown_and_sets_without_classes_are_refused():
     digits = dataset.load(Config(name="digits"))
+    name = classifier.load(digits, RECIPE).name
+    assert name == classifier.load(dataset.load(Config(name="digits", binarise="threshold")), RECIPE).name
     with pytest.raises(UserError, match="no classes"):
         classifier.load(digits._replace(images=replace(digits.images, num_classes=0)), RECIPE)
 
