@@ -11,7 +11,7 @@ from jgen.train.config import Optimiser, tiny_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST by class",
+    "mnist": "28x28 MNIST by class; 1.13 bits/dim after 51 minutes on 2 CPU cores",
     "fashion_mnist": "28x28 Fashion-MNIST by class",
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's 3 scales of 32 steps 512 wide; for an accelerator",
     "tiny": "8x8 digits, seconds to train; for tests",
