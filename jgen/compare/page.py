@@ -26,11 +26,11 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .4em 0; } h2 { font-size: 1.2r
 p, figcaption { color: var(--dim); max-width: 80ch; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .8rem; }
-th, td { padding: 6px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: 6px 5px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { background: var(--band); vertical-align: bottom; white-space: normal; min-width: 4em; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--band);
   font-weight: 600; }
-th.words, td.words { white-space: normal; min-width: 10.5em; text-align: left; }
+th.words, td.words { white-space: normal; min-width: 10em; text-align: left; }
 td.words { color: var(--dim); }
 tr:last-child td { border-bottom: 0; }
 .figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
