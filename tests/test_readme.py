@@ -111,8 +111,10 @@ def test_tables_are_those_of_the_results(python):
 def test_a_system_says_in_its_file_what_it_reached():
     import json
 
-    for path in (ROOT / "results").glob("score_*.json"):
-        score = json.loads(path.read_text())
+    scores = {path: json.loads(path.read_text()) for path in (ROOT / "results").glob("score_*.json")}
+    systems = {path.stem for path in (ROOT / "jgen" / "models").glob("*/*.py") if "\ndef make(" in path.read_text()}
+    assert {score["system"] for score in scores.values()} == systems
+    for path, score in scores.items():
         said = next((ROOT / "jgen" / "models").glob(f"*/{score['system']}.py")).read_text().split('"""')[1]
         measured = " ".join(said.partition("Measured: ")[2].split())
         found = []
