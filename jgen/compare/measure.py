@@ -105,6 +105,7 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     import jax.numpy as jnp
 
     from jgen.compare.flops import program_flops
+    from jgen.core import keys as rng
     from jgen.core import parallel
     from jgen.core.generate import sample_images
     from jgen.core.model import Context
@@ -119,15 +120,16 @@ def measure(experiment: Experiment, first: Experiment | None, images: Any, secon
     optimisers = role_optimisers(model, config)
     num = config.batch_size * repeats_of(model)
     draw = np.random.default_rng(0)
-    batch = {"image": draw.integers(0, images.levels, (num, *images.shape)).astype(np.uint8)}
+    batch = {"image": draw.integers(0, 256, (num, *images.shape)).astype(np.uint8)}
     batch["label"] = (np.arange(num) % max(1, images.num_classes)).astype(np.int32)
     batch["index"] = np.arange(num, dtype=np.int32)
-    once = jax.tree.map(lambda x: x[: config.batch_size], batch)
+    transform = make_transform(experiment.data, images.levels, train=True)
+    first_images = jax.tree.map(lambda x: x[: config.batch_size], batch)
+    once = jax.jit(transform)(rng.image_keys(key, first_images["index"]), first_images)
     init = lambda b: init_state(model, optimisers, key, b, config.ema_decay > 0)
     state = jax.jit(init, compiler_options=parallel.compiler_options())(once)
     frozen = parallel.replicate({"first_stage": jax.jit(stage.init)(key, once)} if stage else {})
     state = parallel.replicate(state)
-    transform = make_transform(experiment.data, images.levels, train=True)
     step = make_train_step(model, optimisers, ema_decay=config.ema_decay, transform=transform)
     params, extra = parallel.replicate((state.params, state.extra))
     shapes = jax.eval_shape(lambda s: s, state)
