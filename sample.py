@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from jgen import cli
-from jgen.errors import require
+from jgen.errors import require, require_seed
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def command(args: list[str]) -> int:
     parsed = cli.parse(options, rest, "sample.py RUN", __doc__)
     a: Arguments = parsed.main
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
+    require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
     check_out(Path(a.out))
     gen = jgen.load(run, step=a.step, ema=a.ema, first_stage=a.first_stage)

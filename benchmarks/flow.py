@@ -35,7 +35,7 @@ def make_jgen(folder: Path) -> Side:
     from jgen.models.flow import glow
     from jgen.train.config import Config
     from jgen.train.optimisers import make_optimiser
-    from jgen.train.step import init_state, make_train_step, ravel_roles
+    from jgen.train.step import init_state, make_train_step, pack_roles
 
     config = glow.Config(scales=SCALES, depth=DEPTH, width=WIDTH, class_conditional=False)
     model = glow.make(config, ImageSpec(*SHAPE, 0, 256))
@@ -53,7 +53,7 @@ def make_jgen(folder: Path) -> Side:
     x = images().astype(np.float32) + 0.5
     density = jax.jit(lambda p, c: model.log_density(p, c, None, x, None))
     step = make_train_step(model, optimisers, ema_decay=0.999)
-    held = [parallel.replicate(state._replace(params=params, ema=ravel_roles(params)))]
+    held = [parallel.replicate(state._replace(params=params, ema=pack_roles(jax.tree.map(jnp.copy, params))))]
 
     def train() -> None:
         held[0], _ = step(held[0], {}, batch)

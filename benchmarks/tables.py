@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jgen.compare import rows  # noqa: E402
+from jgen.compare import report, rows  # noqa: E402
 from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
 from jgen.train.logs import best_of  # noqa: E402
@@ -79,7 +79,7 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
     if document.get("labels"):
         found = document["labels"]
         cells.append(f"class accuracy **{100 * found['accuracy']:.1f} %**")
-        kinds.append(f"{found['num']} samples")
+        kinds.append(f"{found['num']} samples, {rows.sampled_with(document)}")
     if document.get("reconstruction"):
         found = document["reconstruction"]
         cells.append(reconstruction(found))
@@ -149,7 +149,10 @@ def comparison(data: str) -> str:
     wanted = ("system", distance, "precision", "recall", "class accuracy, %", "sampled with", "bits/dim", "likelihood")
     wanted += ("training images/s", "samples/s", "parameters")
     places = [both[0].index(name) for name in wanted]
-    return rows.markdown([[line[place] for place in places] for line in both]) + "\n"
+    made = rows.markdown([[line[place] for place in places] for line in both])
+    of = next(row for row in found if row["seeds"])
+    said = f"{distance} is {of['network']}: {of['samples']} samples to {report.images_of(of)}, hash of the data"
+    return f"{made}\n\n{said} {of['data_fingerprint'][:12]}.\n"
 
 
 def whole_comparison(data: str) -> str:

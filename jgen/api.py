@@ -27,7 +27,7 @@ from jgen.core.generate import (
 )
 from jgen.core.model import Context, GenerativeModel, ImageSpec, Roles
 from jgen.core.options import check_types
-from jgen.errors import require
+from jgen.errors import require, require_seed
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
 from jgen.prob.pixels import bits_per_dim
 from jgen.train.config import MAY_CHANGE, check_config, may_change
@@ -62,6 +62,7 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
 
     check_types(experiment, "experiment")
     check_config(experiment.train, parallel.device_count())
+    require_seed(experiment.seed)
     dataset = datasets.load(experiment.data)
     started = (Path(workdir) / "config.json").exists()
     wanted = read_config(Path(workdir))["first_stage_fingerprint"] if started else ""

@@ -88,7 +88,7 @@ def one_line(boxed: str) -> str:
         if set(row) <= set("─ "):
             break  # below the first rule are help texts
         said.append(row)
-    sentence = " ".join(said)
+    sentence = " ".join(filter(None, said)) or " ".join(filter(None, rows))
     wrong = next((word for word in sentence.replace(",", " ").split() if word.startswith("--")), "")
     start = next((i for i, row in enumerate(rows) if row.startswith("Perhaps you meant")), len(rows))
     offered = [row.split()[0].rstrip(",") for row in rows[start:] if row.startswith("--")]
@@ -106,7 +106,8 @@ def set_up_process() -> None:
 
     from jgen.data.sources import cache_dir
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    if not jax.config.jax_compilation_cache_dir:  # the environment may name another
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)

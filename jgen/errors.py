@@ -13,7 +13,7 @@ class UserError(Exception):
     """A mistake in what the user asked for: one line that names the thing, the value found and the value wanted."""
 
 
-class NotSupported(UserError):
+class NotSupported(UserError, AttributeError):
     """A capability that this model does not have; the message names what it can do instead."""
 
 
@@ -36,7 +36,13 @@ def require_positive(**values: Any) -> None:
     """Raises `UserError` for the first of `values` that is not a number above zero (a tuple: each of its entries)."""
     for name, value in values.items():
         entries = value if isinstance(value, tuple) else (value,)
-        require(bool(entries) and all(entry > 0 for entry in entries), f"{name} is {value}: it must be above zero")
+        fits = bool(entries) and all(0 < entry < math.inf for entry in entries)
+        require(fits, f"{name} is {value}: it must be above zero{' and finite' * (math.inf in entries)}")
+
+
+def require_seed(seed: int, name: str = "seed") -> None:
+    """Raises `UserError` for a seed that would be cut to 32 bits, and then be that of another run."""
+    require(0 <= seed < 2**32, f"{name} is {seed}: it must be from 0 to {2**32 - 1}")
 
 
 def require_choice(name: str, value: Any, choices: Any) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import numpy as np
 from jgen import cli
 from jgen.core.files import check_writable
 from jgen.data.config import Config as Data
-from jgen.errors import require
+from jgen.errors import require, require_seed
 
 AT_ONCE = 1000  # images that are read and binarised at once
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
@@ -127,7 +128,7 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
         "batch_size": gen.config.train.batch_size,
         "ema": arguments.ema and gen.config.train.ema_decay > 0,
         "parameters": sum(x.size for x in jax.tree.leaves((gen.params, first_stage))),
-        "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
+        "command": "python -m jgen.evaluate " + shlex.join(sys.argv[1:]),
         "environment": environment(),
         **found,
     }
@@ -167,7 +168,7 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
         "system": "images",
         "data": arguments.data.name,
         "data_fingerprint": data.fingerprint,
-        "command": " ".join(["python -m jgen.evaluate", *sys.argv[1:]]),
+        "command": "python -m jgen.evaluate " + shlex.join(sys.argv[1:]),
         "environment": environment(),
         "likelihood": None,
         "sampling": {"num": len(images)},
@@ -218,7 +219,7 @@ def make_comparison(
 
     def compare(images: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
         images = quality.check_images(images, dataset.images.shape)
-        found = quality.quality(images, network, real, train, test, arguments.seed)
+        found = quality.quality(images, network, real, train, test, arguments.seed, labels)
         read = None
         if reader is not None and labels is not None:
             read = classifier.label_accuracy(reader.apply(images)[2], labels)
@@ -324,7 +325,8 @@ def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, 
 
 def check_arguments(a: Arguments) -> None:
     """Raises `UserError` for values out of their range, and for options that nothing would read."""
-    for name in ("num", "likelihood_images", "samples", "seed"):
+    require_seed(a.seed, "--seed")
+    for name in ("num", "likelihood_images", "samples"):
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:

@@ -42,7 +42,8 @@ def make_model(
     require(min(images.shape) >= 1, f"images have the shape {images.shape}: every size must be above zero")
     require(2 <= images.levels <= 256, f"images have {images.levels} levels: they must have from 2 to 256")
     require(images.num_classes >= 0, f"images have {images.num_classes} classes: they must have zero or more")
-    make = sys.modules[type(config).__module__].make
+    make = getattr(sys.modules[type(config).__module__], "make", None)
+    require(make is not None, f"model is {config!r}: it must be the Config of a system")
     if "first_stage" not in inspect.signature(make).parameters:
         require(first_stage is None, "first_stage is given, but this system stands on no other: leave it empty")
         return make(config, images, axis_name)

@@ -20,7 +20,7 @@ import numpy as np
 
 from jgen.core.files import check_writable
 from jgen.data.dataset import Split
-from jgen.errors import UserError, require, require_positive
+from jgen.errors import UserError, require, require_positive, require_seed
 
 SEEN = 1000  # images from which is told how much a latent dimension varies
 
@@ -62,6 +62,7 @@ def command(args: list[str]) -> int:
         raise UserError("which run? python -m jgen.figures RUN --kind reconstructions --out figure.png")
     a = cli.parse(Arguments, args[1:], "python -m jgen.figures RUN", __doc__ or "")
     require_positive(**{"--rows": a.rows, "--columns": a.columns})
+    require_seed(a.seed, "--seed")
     require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
     require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
     check_writable(Path(a.out))

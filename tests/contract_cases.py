@@ -15,7 +15,7 @@ from jgen.core.model import ImageSpec
 from jgen.experiment import make_model
 from jgen.train.config import Config, Optimiser
 from jgen.train.optimisers import make_optimiser
-from jgen.train.step import init_state, make_train_step, ravel_roles, repeats_of
+from jgen.train.step import init_state, make_train_step, pack_roles, repeats_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
@@ -63,7 +63,7 @@ def make_run(case: Case, *, optimiser: Optimiser = SGD, ema_decay: float = 0.9, 
     shaken = jax.tree.map(
         lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params
     )
-    state = state._replace(params=shaken, ema=ravel_roles({role: shaken[role] for role in state.ema}))
+    state = state._replace(params=shaken, ema=pack_roles({role: shaken[role] for role in state.ema}))
     return parallel.replicate(state), step
 
 

@@ -109,6 +109,9 @@ def test_a_batch_that_does_not_divide_over_devices(own, monkeypatch):
     [
         (["--train.steps", "0"], ["train.steps is 0"]),
         (["--train.steps", "-3"], ["train.steps is -3"]),
+        (["--seed", "-1"], ["seed is -1", "4294967295"]),
+        (["--seed", "4294967296"], ["seed is 4294967296"]),
+        (["--train.optimiser.learning-rate", "inf"], ["learning_rate is inf", "finite"]),
         (["--train.batch-size", "-16"], ["train.batch_size is -16"]),
         (["--train.accumulation", "0"], ["train.accumulation is 0"]),
         (["--train.accumulation", "-1"], ["train.accumulation is -1"]),
@@ -279,6 +282,15 @@ def test_options_of_sampling(gen, options, words):
 def test_the_number_of_images(gen):
     mistake(lambda: gen.sample(KEY, 0), "number of images is 0")
     mistake(lambda: gen.sample(KEY, -4), "number of images is -4")
+    mistake(lambda: gen.sample(KEY, 2.5), "number of images is 2.5")
+    mistake(lambda: gen.sample(KEY, "3"), "number of images is 3", "whole number")
+
+
+def test_what_is_no_key(gen):
+    for key in (0, None, np.zeros(2), jax.random.split(KEY)):
+        mistake(lambda: gen.sample(key, 2), "key is ", "one PRNG key")
+    images = gen.sample(KEY, 2)
+    np.testing.assert_array_equal(gen.sample(jax.random.key_data(KEY), 2), images)  # as of older programs
 
 
 def test_a_label_for_a_model_without_classes():
@@ -346,6 +358,7 @@ def test_what_a_model_cannot_do_says_what_it_can(gen):
     mistake(lambda: gen.decode(KEY, ZEROS), "ddpm cannot decode", kind=NotSupported)
     with pytest.raises(AttributeError):
         gen.nothing  # noqa: B018
+    assert hasattr(gen, "log_prob") and not hasattr(gen, "classify")
     without = jgen.Generator(gen.model._replace(log_prob=None), gen.params, gen.ctx, gen.config, gen.step)
     mistake(lambda: without.log_prob(KEY, ZEROS, label=0), "cannot log_prob", "can sample", kind=NotSupported)
 

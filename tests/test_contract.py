@@ -239,7 +239,7 @@ def test_a_step_binarises_anew_and_the_same_when_it_is_repeated():
     assert found[0] == found[1] and len(set(found[0])) == 3 and 0 < min(found[0]) and max(found[0]) < 31.5
 
 
-@pytest.mark.parametrize("bad", ["loss", "gradient"])
+@pytest.mark.parametrize("bad", ["loss", "gradient", "extra"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
     case = make_case("toy:vae")
     phase = case.model.phases[0]
@@ -248,13 +248,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
         loss, rest = phase.loss(params, ctx, keys, batch)
         if bad == "loss":
             return loss + jnp.where(ctx.step == 1, jnp.nan, 0.0), rest
+        if bad == "extra":
+            return loss, (rest[0], {"statistics": jnp.where(ctx.step == 1, jnp.inf, 1.0)})
         # At step 1 the root of zero: a finite value with an infinite slope.
         leaf = jax.tree.leaves(params["enc"])[0]
         zero = jnp.sum(leaf - jax.lax.stop_gradient(leaf))
         return loss + jnp.sqrt(zero + jnp.where(ctx.step == 1, 0.0, 1.0)), rest
 
-    case = case._replace(model=case.model._replace(phases=(phase._replace(loss=poisoned),)))
-    state, step = make_run(case, optimiser=Optimiser())
+    model = case.model._replace(phases=(phase._replace(loss=poisoned),))
+    if bad == "extra":
+        model = model._replace(init=lambda *args: (case.model.init(*args)[0], {"statistics": jnp.float32(0)}))
+    state, step = make_run(case._replace(model=model), optimiser=Optimiser())
     batch = step_batch(case.model)
     state, _ = step(state, {}, batch)
     good = jax.device_get((state.params, state.ema, state.opt, state.extra))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
-from jgen.models.vae.vae import Config
+from jgen.models.vae.vae import Config, Sampling
 from jgen.train.config import Config as Train
 from jgen.train.config import Optimiser, tiny_training
 
@@ -18,6 +18,10 @@ VARIANTS = {
 }
 
 
+# Of images of many levels the decoder's mean is shown, as in the papers' figures: a draw adds noise to each pixel.
+MEANS = Sampling(mean=True)
+
+
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
@@ -26,7 +30,7 @@ def get_config(variant: str) -> Experiment:
     if variant == "cifar10":
         return cifar10()
     digits = Experiment(
-        model=Config(network="conv", widths=(32, 64), blocks=1, latent=16),
+        model=Config(network="conv", widths=(32, 64), blocks=1, latent=16, sampling=MEANS),
         data=Data(name="digits"),
         train=Train(
             steps=4000,
@@ -53,7 +57,7 @@ def tiny(digits: Experiment) -> Experiment:
 
 def mnist(name: str) -> Experiment:
     return Experiment(
-        model=Config(network="conv", widths=(32, 64), blocks=1, latent=40),
+        model=Config(network="conv", widths=(32, 64), blocks=1, latent=40, sampling=MEANS),
         data=Data(name=name),
         train=Train(
             steps=30_000,
@@ -74,7 +78,7 @@ def mnist_binary() -> Experiment:
     optimiser = replace(experiment.train.optimiser, learning_rate=4e-3)
     return replace(
         experiment,
-        model=replace(experiment.model, decoder="bernoulli", hidden=(256,)),
+        model=replace(experiment.model, decoder="bernoulli", hidden=(256,), sampling=Sampling()),
         data=Data(name="mnist", binarise="dynamic"),
         train=replace(experiment.train, steps=60_000, batch_size=64, optimiser=optimiser, validate_every=5000),
     )
@@ -82,7 +86,9 @@ def mnist_binary() -> Experiment:
 
 def cifar10() -> Experiment:
     return Experiment(
-        model=Config(network="conv", widths=(128, 256, 256), blocks=2, latent=256, kl_warmup_steps=10_000),
+        model=Config(
+            network="conv", widths=(128, 256, 256), blocks=2, latent=256, kl_warmup_steps=10_000, sampling=MEANS
+        ),
         data=Data(name="cifar10", flip=True),
         train=Train(
             steps=200_000,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -50,7 +51,7 @@ class Arguments:
     num: int = 0
     """Test images that samples are compared with; 0: all."""
     likelihood_images: int = 200
-    """The first of them whose likelihood is found; a bound of diffusion takes long."""
+    """The first of them, at the most, whose likelihood is found; a bound of diffusion takes long."""
     inception: str = ""
     """File of the published Inception network's weights: distances are then FID, as with jgen.evaluate."""
     sizes: tuple[int, ...] = (8, 16, 32)
@@ -199,8 +200,9 @@ def has_sizes(path: Path, wanted: list[str]) -> bool:
 class Comparison:
     """The stages of a comparison, each of which leaves a file by which it is known to be done."""
 
-    def __init__(self, arguments: Arguments, systems: list[System]):
+    def __init__(self, arguments: Arguments, systems: list[System], test_images: int):
         self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir)
+        self.test_images = test_images  # that there are
         self.costs: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
         self.changed = False  # since the last report
 
@@ -246,7 +248,7 @@ class Comparison:
         commands.append(train_words(system.config, path, steps[-1], seed, first))
         a = self.arguments
         evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
-        evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or a.likelihood_images))]
+        evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or self.test_images))]
         evaluation += ["--num", str(a.num)] if a.num else []
         evaluation += ["--inception", a.inception] if a.inception else []
         keep = lambda: write_json(said, [shlex.join(["python", *words]) for words in commands])
@@ -279,7 +281,7 @@ class Comparison:
         """All stages: measuring, then every system with seed 0, with seed 1, ..."""
         stages = [(system, "measure", ()) for system in self.systems]
         stages += [(system, "train", (seed,)) for seed in range(self.arguments.seeds) for system in self.systems]
-        took: dict[str, list[float]] = {"measure": [], "train": []}
+        took: dict[str, list[float]] = {"measure": [], "train": []}  # of stages that were not done before
         guess = {"measure": 60.0, "train": 60 * self.arguments.minutes}
         for number, (system, what, args) in enumerate(stages):
             ahead = (statistics.mean(took[kind] or [guess[kind]]) for _, kind, _ in stages[number:])
@@ -290,8 +292,8 @@ class Comparison:
                 continue  # it could not be measured
             begun = time.monotonic()
             self.stage(system, what, *args)
-            took[what].append(time.monotonic() - begun)
             if self.changed:
+                took[what].append(time.monotonic() - begun)
                 self.report()
                 self.changed = False
 
@@ -307,10 +309,13 @@ class Comparison:
 def command(args: list[str]) -> int:
     a = cli.parse(Arguments, args, "python -m jgen.compare", __doc__ or "")
     require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds})
+    by_time = a.minutes == Arguments.minutes or not a.teraflops
+    require(by_time, f"--minutes is {a.minutes} and --teraflops {a.teraflops}: a budget is one or the other")
     require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST}")
     require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: it must be at least {FEWEST}, or 0 for all test images")
     require(a.likelihood_images >= 1, f"--likelihood-images is {a.likelihood_images}: it must be above zero")
-    require(a.teraflops >= 0, f"--teraflops is {a.teraflops}: it must be above zero, or 0 for a budget of time")
+    fits = 0 <= a.teraflops < math.inf
+    require(fits, f"--teraflops is {a.teraflops}: it must be above zero and finite, or 0 for a budget of time")
     require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
     systems = find_systems(a.data, a.systems)
     if a.inception:
@@ -318,7 +323,7 @@ def command(args: list[str]) -> int:
     from jgen.compare import page
 
     page.pyplot()  # without matplotlib it would fail after hours
-    comparison = Comparison(a, systems)
+    comparison = Comparison(a, systems, count_test_images(a, systems[0]))
     check_budget(comparison)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -336,6 +341,16 @@ def command(args: list[str]) -> int:
     if not any(row["seeds"] for row in rows):
         raise UserError(f"no system could be trained and scored: {next(iter(rows[0]['errors'].values()), 'no reason')}")
     return 0
+
+
+def count_test_images(a: Arguments, system: System) -> int:
+    """Raises `UserError` for data that cannot be loaded, or that has fewer images than are asked for."""
+    from jgen.data import dataset
+
+    data = dataset.load(cli.load_config(system.config, ROOT)[0].data)
+    there = data.splits["test"].num
+    require(a.num <= there, f"--num is {a.num}: test of {data.name} has {there} images")
+    return there
 
 
 def check_inception(path: str) -> None:
@@ -362,7 +377,8 @@ def check_budget(comparison: Comparison) -> None:
         plain = {k: v for k, v in dataclasses.asdict(Arguments()).items() if k in now}
         before = plain | json.loads(path.read_text())
         changed = [k for k, v in now.items() if before.get(k, v) != v]
-        said = "; ".join(f"{'--' * (k in plain)}{k} was {before[k]}, is {now[k]}" for k in changed)
+        option = lambda k: f"--{k.replace('_', '-')}" if k in plain else k
+        said = "; ".join(f"{option(k)} was {before[k]}, is {now[k]}" for k in changed)
         require(not changed, f"{comparison.workdir} was begun otherwise: {said} (use another --workdir)")
         now = before | now
     write_json(path, now)

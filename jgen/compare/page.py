@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jgen.compare.rows import cost_table, quality_table
+from jgen.compare.rows import cost_table, quality_table, to_repeat
 from jgen.errors import UserError
 
 STYLE = """
@@ -55,28 +55,26 @@ def pyplot() -> Any:
     return plt
 
 
-def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
-    """(SVG, caption) of quality against speed, and of quality, coverage and speed.
+def drawable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have a place in the figures."""
+    return [row for row in rows if "distance" in row["scores"] and row["cost"]]
 
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    plt = pyplot()
-    drawn = [row for row in rows if "distance" in row["scores"] and row["cost"]]
-    if not drawn:
-        return []
-    mean = lambda row, key: row["scores"][key]["mean"]
-    spread = lambda row, key: row["scores"][key]["spread"] or 0.0
-    colours = {row["system"]: f"C{i}" for i, row in enumerate(sorted(drawn, key=lambda row: row["system"]))}
 
-    def svg(fig: Any) -> str:
-        out = io.StringIO()
-        fig.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-        plt.close(fig)
-        return out.getvalue()[out.getvalue().index("<svg") :]
+def mean(row: dict[str, Any], key: str) -> float:
+    return row["scores"][key]["mean"]
 
-    fig, axes = plt.subplots(figsize=(6.4, 4.4))
-    names: list[Any] = []
+
+def spread(row: dict[str, Any], key: str) -> float:
+    return row["scores"][key]["spread"] or 0.0
+
+
+def colours_of(drawn: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["system"]: f"C{i}" for i, row in enumerate(sorted(drawn, key=lambda row: row["system"]))}
+
+
+def draw_speed(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
+    """Quality against sampling speed."""
+    colours, names = colours_of(drawn), []
     for row in drawn:
         x, y, colour = row["cost"]["samples_per_second"], mean(row, "distance"), colours[row["system"]]
         axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
@@ -85,10 +83,11 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
     axes.grid(alpha=0.25)
     axes.margins(0.12)
     write_names(axes, names)
-    first = svg(fig), "Quality against sampling speed: lower is closer to the data, further right is faster."
 
-    fig, axes = plt.subplots(figsize=(6.4, 4.4))
-    names = []
+
+def draw_trilemma(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
+    """Quality, coverage and speed."""
+    colours, names = colours_of(drawn), []
     speeds = [row["cost"]["samples_per_second"] for row in drawn]
     for row in drawn:
         x, y, colour = mean(row, "recall"), mean(row, "precision"), colours[row["system"]]
@@ -100,10 +99,36 @@ def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
     axes.grid(alpha=0.25)
     axes.margins(0.15)
     write_names(axes, names)
-    caption = (
-        "The learning trilemma: quality upwards, coverage to the right, speed as the area (each tenfold adds as much)."
-    )
-    return [first, (svg(fig), caption)]
+
+
+FIGURES = (
+    (draw_speed, "Quality against sampling speed: lower is closer to the data, further right is faster."),
+    (draw_trilemma, "The learning trilemma: quality upwards, coverage to the right, speed as the area."),
+)
+
+
+def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
+    """(SVG, caption) of each of `FIGURES`. Raises `UserError` where matplotlib is not installed."""
+    plt, found = pyplot(), []
+    for draw, caption in FIGURES if (drawn := drawable(rows)) else ():
+        fig, axes = plt.subplots(figsize=(6.4, 4.4))
+        draw(axes, drawn, network)
+        out = io.StringIO()
+        fig.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+        plt.close(fig)
+        found.append((out.getvalue()[out.getvalue().index("<svg") :], caption))
+    return found
+
+
+def write_figures(path: Path, rows: list[dict[str, Any]], network: str) -> None:
+    """`FIGURES` as one picture, for documents that show no page."""
+    plt = pyplot()
+    fig, axes = plt.subplots(1, len(FIGURES), figsize=(6.6 * len(FIGURES), 4.6), layout="constrained")
+    for place, (draw, caption) in zip(axes, FIGURES):
+        place.set_title(caption.partition(":")[0])
+        draw(place, drawable(rows), network)
+    fig.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(fig)
 
 
 def write_names(axes: Any, names: list[Any]) -> None:
@@ -133,14 +158,14 @@ def write_grids(path: Path, rows: list[dict[str, Any]]) -> None:
     shown, plt = [row for row in rows if row.get("grid")], pyplot()
     columns = min(4, len(shown))
     lines = math.ceil(len(shown) / columns)
-    size = (2.6 * columns, 2.9 * lines)
+    size = (2.6 * columns, 2.9 * lines)  # inches; of 250 dots: no dot of a grid is left out
     fig, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, layout="constrained")
     for place, row in zip_longest(axes.ravel(), shown):
         place.set_axis_off()
         if row:
             place.imshow(plt.imread(path.parent / row["grid"]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             place.set_title(row["system"])
-    fig.savefig(path, dpi=110, metadata={"Software": None})
+    fig.savefig(path, dpi=250, metadata={"Software": None})
     plt.close(fig)
 
 
@@ -171,9 +196,9 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
     drawn = [f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures(rows, about["network"])]
     commands = []
     for row in rows:
-        if row["commands"]:
-            gave = [f"# gave {row['gave']['seed0']}"] if "seed0" in row["gave"] else []
-            commands.append("\n".join([f"# {row['system']}", *row["commands"].get("seed0", []), *gave]))
+        if said := to_repeat(row):
+            gave = [f"# gave {row['gave'][row['shown']]}"] if row["shown"] in row["gave"] else []
+            commands.append("\n".join([f"# {row['system']}", *said, *gave]))
     title, lines = html.escape(about["title"]), [html.escape(line) for line in about["lines"]]
     body = [
         f"<h1>{title}</h1>",

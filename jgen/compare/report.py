@@ -32,16 +32,18 @@ def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> 
     parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
     parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
     for row in found:
-        for seed, commands in list(row["commands"].items())[:1]:
+        if commands := rows.to_repeat(row):
             said = "\n".join(commands)
             parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
-            parts += [f"gave {row['gave'][seed]}."] if seed in row["gave"] else []
+            parts += [f"gave {row['gave'][row['shown']]}."] if row["shown"] in row["gave"] else []
     write_json(workdir / "comparison.json", document)
     writers: dict[str, Callable[[Path], Any]] = {
         "comparison.csv": lambda path: rows.write_csv(path, found),
         "comparison.md": lambda path: path.write_text("\n\n".join(parts) + "\n"),
         "comparison.html": lambda path: page.write_page(path, found, about),
     }
+    if page.drawable(found):
+        writers["figures.png"] = lambda path: page.write_figures(path, found, network)
     if any(row.get("grid") for row in found):
         writers["grids.png"] = lambda path: page.write_grids(path, found)
     for name, write in writers.items():
@@ -51,6 +53,15 @@ def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> 
 
 def budget(a: Any) -> str:
     return f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
+
+
+def given(a: Any) -> str:
+    steps = "Each system was given as many steps as its operations put into" if a.teraflops else ""
+    return f"{steps or 'Each system was given the steps that its measured speed puts into'} {budget(a)}"
+
+
+def images_of(row: dict[str, Any]) -> str:
+    return "{num} {split} images".format(**row["real"])
 
 
 def distances(network: str) -> str:
@@ -72,12 +83,14 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
     of = lambda name: ", ".join(dict.fromkeys(str(name(one)) for one in where)) or "-"
     on = of(lambda w: w["processor"] if w["devices"][0].startswith("cpu") else ", ".join(w["devices"]))
     seeds = f"seeds 0 to {a.seeds - 1}, mean ± standard deviation" if a.seeds > 1 else "seed 0"
-    lines = [f"Each system trained for {budget(a)} (compiling apart) on {on}; {seeds}."]
+    lines = [f"{given(a)}, on {on}; {seeds}."]
+    if took := [one["minutes"] for row in found for one in row["seeds"].values()]:
+        lines[0] += f" Trainings took {min(took):.1f} to {max(took):.1f} minutes, compiling and validation included."
     lines[0] += " Scored is the checkpoint of eight with the best validation score; the last where there is none."
     scored = next((row for row in found if row["seeds"]), None)
     if scored:
         lines.append(
-            f"{distances(scored['network'])}. {scored['samples']} against {scored['real']}."
+            f"{distances(scored['network'])}. {scored['samples']} samples against {images_of(scored)}."
             f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}."
         )
     lines.append(

@@ -44,11 +44,13 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
     found["distance"] = quality["frechet_distance"]["value"]
     for name in ("kernel_distance", "precision", "recall"):
         found[name] = quality[name]["value"]
+    found["kernel_distance_error"] = quality["kernel_distance"]["standard_error"]
     found["memorisation"] = 100 * quality["memorisation"]["value"]
     if evaluation["labels"]:
         found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
     if evaluation["likelihood"]:
         found["bits_per_dim"] = evaluation["likelihood"]["bits_per_dim"]["mean"]
+        found["bits_per_dim_error"] = evaluation["likelihood"]["bits_per_dim"]["standard_error"]
     found["minutes"], found["steps"] = evaluation["trained"]["minutes"], evaluation["trained"]["steps"]
     found["best_step"] = evaluation["step"]
     return found
@@ -58,11 +60,12 @@ def seed_line(evaluation: dict[str, Any]) -> str:
     """What one seed's commands gave, to hold a repetition against."""
     found, interval = scores_of(evaluation), evaluation["quality"]["frechet_distance"]
     shown = columns(evaluation["quality"]["network"])
-    said = [f"{name} {found[key]:.{digits}f}" for key, name, digits in shown if key in found]
-    said[0] += f" ({interval['low']:.2f} to {interval['high']:.2f} by bootstrap of the samples)"
-    if evaluation["likelihood"]:
-        said[-1] += f" ± {evaluation['likelihood']['bits_per_dim']['standard_error']:.3f} over images"
-    return ", ".join(said)
+    said = {key: f"{name} {found[key]:.{digits}f}" for key, name, digits in shown if key in found}
+    said["distance"] += f" ({interval['low']:.2f} to {interval['high']:.2f} by bootstrap of the samples)"
+    for key, _, digits in shown:
+        if (error := found.get(f"{key}_error")) is not None:
+            said[key] += f" ± {error:.{digits}f} over images"
+    return ", ".join(said.values())
 
 
 def sampled_with(evaluation: dict[str, Any]) -> str:
@@ -70,9 +73,8 @@ def sampled_with(evaluation: dict[str, Any]) -> str:
     options = evaluation["sampling"]["options"]
     plain = {"temperature": 1.0, "guidance_scale": 1.0, "mean": False}
     said = [f"{options['steps']} steps of {options['sampler']}"] if "steps" in options else []
-    said += [
-        f"{name.replace('_', ' ')} {options[name]:g}" for name in plain if options.get(name, plain[name]) != plain[name]
-    ]
+    chosen = [name for name in plain if options.get(name, plain[name]) != plain[name]]
+    said += ["means" if name == "mean" else f"{name.replace('_', ' ')} {options[name]:g}" for name in chosen]
     return ", ".join(said) or "as trained"
 
 
@@ -99,25 +101,32 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
             continue
         scores = scores_of(evaluation)
         row["environments"] += filter(None, [evaluation["environment"], evaluation["training"]])
-        if wrong := [f"{key} is {value}" for key, value in scores.items() if not math.isfinite(value)]:
+        if wrong := [f"{key} is {value}" for key, value in scores.items() if not math.isfinite(value or 0)]:
             row["errors"][seed.replace("seed", "seed ")] = ", ".join(wrong)
             continue
         row["seeds"][seed], row["gave"][seed] = scores, seed_line(evaluation)
         row["sampled"] = sampled_with(evaluation)
         row["network"] = evaluation["quality"]["network"]
-        row["samples"] = f"{evaluation['quality']['num']} samples"
-        row["real"] = "{num} {split} images".format(**evaluation["quality"]["real"])
+        row["samples"], row["real"] = evaluation["quality"]["num"], evaluation["quality"]["real"]
         row["data_fingerprint"] = evaluation.get("data_fingerprint", "")
         if evaluation["likelihood"]:
             found = evaluation["likelihood"]["protocol"]
             row["protocol"] = {name: value for name, value in found.items() if name != "seed"}
     for key in sorted({key for found in row["seeds"].values() for key in found}):
-        values = [found[key] for found in row["seeds"].values() if key in found]
+        values = [found[key] for found in row["seeds"].values() if found.get(key) is not None]
+        if not values:
+            continue
         spread = statistics.stdev(values) if len(values) > 1 else None
         row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
+    row["shown"] = next(iter([*row["seeds"], *row["commands"]]), "")
     grids = [path for seed in row["seeds"] if (path := folder / f"{seed}.png").is_file()]
     row["grid"] = str(grids[0].relative_to(folder.parent)) if grids else ""
     return row
+
+
+def to_repeat(row: dict[str, Any]) -> list[str]:
+    """The commands of the seed that is shown: the first that was scored, else the first that was tried."""
+    return row["commands"].get(row["shown"], [])
 
 
 def all_rows(workdir: Path, systems: list[str], seeds: int) -> list[dict[str, Any]]:
@@ -235,6 +244,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     lines = []
     for row in rows:
         line = {"system": row["system"], "config": row.get("config", ""), "seeds": len(row["seeds"])}
+        line |= {key: row.get(key, "") for key in ("network", "samples", "data_fingerprint")}
+        line |= {f"real_{key}": value for key, value in row.get("real", {}).items()}
         for key, score in sorted(row["scores"].items()):
             line |= {key: score["mean"], f"{key}_spread": score["spread"]}
         line |= {key: value for key, value in (row["cost"] or {}).items()}

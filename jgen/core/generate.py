@@ -109,6 +109,7 @@ def run_over(
     Raises:
       UserError: no images, or batch_size below 1.
     """
+    check_key(key)
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
@@ -141,7 +142,8 @@ def sample_images(
     Raises:
       UserError: n or batch_size below 1, start below 0, labels out of range, unknown or impossible options.
     """
-    require(n >= 1, f"the number of images is {n}: it must be above zero")
+    whole = isinstance(n, (int, np.integer))
+    require(whole and n >= 1, f"the number of images is {n}: it must be a whole number above zero")
     require(0 <= start <= 2**31 - n, f"start is {start}: image numbers must be from 0 to 2^31 - 1")
     labels = resolve_labels(model, label, n, start)
     arrays = {"index": (start + np.arange(n)).astype(np.int32)}
@@ -149,6 +151,14 @@ def sample_images(
     chosen = resolve_options(model, "sample", options)
     where = {"options": chosen, "batch_size": batch_size, "progress": progress}
     return run_over(model, "sample", params, ctx, key, arrays, **where)
+
+
+def check_key(key: Any) -> None:
+    """Raises `UserError` for what is no PRNG key, such as a seed."""
+    kind = getattr(key, "dtype", None)
+    raw = kind == np.uint32 and key.ndim == 1
+    typed = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) and key.ndim == 0
+    require(raw or typed, f"key is {brief(key)}: it must be one PRNG key, such as jax.random.key(0)")
 
 
 def check_images(model: GenerativeModel, images: Any) -> np.ndarray:

@@ -130,7 +130,7 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
 def decoded(source: Source, split: str, records: Records) -> tuple[Records, str]:
     """The records as memory-mapped arrays, decoded now unless that was done before, and the hash of their bytes."""
     sizes = {name: part.num for name, part in source.splits.items()}
-    key = hashlib.sha256(repr((source.name, source.version, source.shape, sizes)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((source.name, source.files, source.shape, sizes)).encode()).hexdigest()[:12]
     folder = cache_dir() / "decoded" / f"{source.name}-{source.version}-{key}" / split
     if not intact(folder):
         try:

@@ -35,13 +35,14 @@ class Records(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Named splits of one set; `version` changes when the images do, so that a cache can be told stale.
+    """Named splits of one set; `files` changes when they are written anew, so that a cache can be told stale.
 
-    A pixel takes `levels` values, which are spread evenly over 0 .. 255.
+    `version` is the set's own. A pixel takes `levels` values, which are spread evenly over 0 .. 255.
     """
 
     name: str
     version: str
+    files: str
     shape: tuple[int, int, int]
     num_classes: int
     levels: int
@@ -131,6 +132,8 @@ def tfds_source(builder: Any, size: int) -> Source:
     """A prepared TFDS set whose examples have an `image` and possibly a `label`."""
     features = builder.info.features
     require("image" in features, f"data set {builder.name!r} has no images: its features are {list(features)}")
+    kind = np.dtype(features["image"].np_dtype)
+    require(kind == np.uint8, f"data set {builder.name!r} has images of {kind}: jgen is about uint8")
     labels = features["label"] if "label" in features else None
     num_classes = getattr(labels, "num_classes", 0) or 0
     shape = tuple(features["image"].shape)
@@ -148,7 +151,7 @@ def tfds_source(builder: Any, size: int) -> Source:
         def fetch(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             try:
                 examples = source.__getitems__([int(i) for i in positions])
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # of many kinds, by what decodes
                 raise UserError(f"data set {builder.name!r} in {builder.data_dir} cannot be read: {error}") from error
             images = np.stack([fit(example["image"], size) for example in examples])
             if builder.name == PUBLISHED_BINARY:
@@ -159,7 +162,15 @@ def tfds_source(builder: Any, size: int) -> Source:
 
     splits = {split: records(split) for split in ("train", "validation", "test") if split in builder.info.splits}
     require("train" in splits, f"data set {builder.name!r} has no train split: it has {sorted(builder.info.splits)}")
-    return Source(builder.name, str(builder.version), shape, num_classes, levels, splits)
+    folder = Path(builder.data_dir)
+    files = state_of(folder, sorted(p for p in folder.iterdir() if p.is_file()))
+    return Source(builder.name, str(builder.version), files, shape, num_classes, levels, splits)
+
+
+def state_of(root: Path, files: list[Path]) -> str:
+    """A hash that changes when files below a folder are written anew, and when the folder is another."""
+    state = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(repr((str(root.resolve()), state)).encode()).hexdigest()[:16]
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -183,7 +194,8 @@ def find_pictures(root: Path) -> tuple[list[Path], np.ndarray, list[str]]:
       UserError: no folder, no pictures in it, or pictures both in sub-folders and beside them.
     """
     require(root.is_dir(), f"folder {root} does not exist")
-    found = (p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    hidden = lambda p: any(part.startswith(".") for part in p.relative_to(root).parts)
+    found = (p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and not hidden(p))
     files = sorted(p for p in found if p.is_file())
     require(bool(files), f"folder {root} has no images: it must hold files such as {', '.join(EXTENSIONS[:3])}")
     classes = sorted({p.relative_to(root).parts[0] for p in files if p.parent != root})
@@ -222,10 +234,9 @@ def folder_source(root: Path, size: int) -> Source:
 
         return Records(len(positions), fetch)
 
-    state = [(name, p.stat().st_size, p.stat().st_mtime_ns) for name, p in zip(names, files)]
-    version = hashlib.sha256(repr((str(root.resolve()), state)).encode()).hexdigest()[:16]
+    version = state_of(root, files)
     splits = {"train": records(order[:-num_test]), "test": records(order[-num_test:])}
-    return Source(f"folder-{root.resolve().name}", version, shape, len(classes), 256, splits)
+    return Source(f"folder-{root.resolve().name}", version, version, shape, len(classes), 256, splits)
 
 
 def picture_header(path: Path) -> tuple[tuple[int, int], str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PATIENCE = 2.0  # seconds after which progress is shown
+FEWEST = 10  # samples of a class from which it is drawn again by itself: of n, the spread is too small by 1 / (2 n)
 Z = statistics.NormalDist().inv_cdf(0.975)
 
 
@@ -21,12 +22,22 @@ class Interval(NamedTuple):
     high: float
 
 
+def groups(classes: np.ndarray | None, num: int) -> list[np.ndarray]:
+    """The places 0 .. num - 1 by class, in whose numbers draws are held; all together where a class has too few."""
+    if classes is not None:
+        found = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        if min(map(len, found)) >= FEWEST:
+            return found
+    return [np.arange(num)]
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *samples: np.ndarray,
     seed: int = 0,
     rounds: int = 200,
     most: float = np.inf,
+    classes: np.ndarray | None = None,
 ) -> Interval:
     """The statistic of samples, each (n, ...), with a normal interval from its spread over samples drawn again.
 
@@ -35,11 +46,17 @@ def bootstrap(
 
     Args:
       most: the statistic's largest value; its smallest is 0.
+      classes: of the first samples (n,), where each class was given as many as it has: they are drawn again within it.
+        (Draws over all would add what the classes' numbers vary by, which is most of the spread of good samples.)
     """
     from tqdm import tqdm
 
     rng, value = np.random.default_rng(seed), statistic(*samples)
     again: Any = tqdm(range(rounds), desc="bootstrap", unit="round", file=sys.stderr, delay=PATIENCE, leave=False)
-    found = [statistic(*(x[rng.integers(0, len(x), len(x))] for x in samples)) for _ in again]
+    parts = [groups(classes if i == 0 else None, len(x)) for i, x in enumerate(samples)]
+    draw = lambda places: places[rng.integers(0, len(places), len(places))]
+    found = [
+        statistic(*(x[np.concatenate([draw(places) for places in of])] for x, of in zip(samples, parts))) for _ in again
+    ]
     reach = Z * float(np.std(found, ddof=1))
     return Interval(float(value), max(0.0, float(value) - reach), min(most, float(value) + reach))

@@ -49,10 +49,17 @@ def total_variation(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def wasserstein1(p: np.ndarray, q: np.ndarray, places: np.ndarray) -> float:
-    """Of tables (n,) over numbers `places` (n,): the area between their distribution functions."""
+    """Of tables (n,) over numbers `places` (n,): the area between their distribution functions.
+
+    Raises:
+      UserError: tables that are no probabilities, or places that are not one finite number an outcome.
+    """
     p, q = check_tables(p, q)
-    order = np.argsort(places)
-    gaps = np.diff(np.asarray(places, np.float64)[order])
+    at = np.asarray(places, np.float64)
+    require(at.shape == p.shape and p.ndim == 1, f"places have shape {at.shape}: p has {p.shape}, a place each")
+    require(bool(np.isfinite(at).all()), "places are not finite")
+    order = np.argsort(at)
+    gaps = np.diff(at[order])
     return float(np.sum(np.abs(np.cumsum((p - q)[order]))[:-1] * gaps))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jgen.errors import require
+from jgen.metrics.bootstrap import groups
 from jgen.metrics.frechet import check_features
 
 
@@ -25,7 +26,19 @@ def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.nda
     return over_b, over_a
 
 
-def kernel_distance(fake: np.ndarray, real: np.ndarray, most: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def variance(values: np.ndarray, classes: np.ndarray | None) -> float:
+    """That of a mean of `values` (n,), times n; where the numbers of classes (n,) were given, that within them."""
+    parts = groups(classes, len(values))
+    return sum(len(places) * float(np.var(values[places], ddof=1)) for places in parts) / len(values)
+
+
+def kernel_distance(
+    fake: np.ndarray,
+    real: np.ndarray,
+    most: int = 10_000,
+    seed: int = 0,
+    classes: np.ndarray | None = None,
+) -> tuple[float, float]:
     """(KID, its standard error) of features (n, D) and (m, D).
 
     The mean over all pairs has the expectation of a mean over blocks, with less noise. Its error is that of the pairs'
@@ -34,20 +47,22 @@ def kernel_distance(fake: np.ndarray, real: np.ndarray, most: int = 10_000, seed
 
     Args:
       most: of more images of a kind, as many are taken at random.
+      classes: (n,) of `fake`, where each class was given as many as it has.
     Raises:
       UserError: fewer than four images of a kind, or features of different widths.
     """
     x, y = check_features(fake, 4), check_features(real, 4)
     require(x.shape[1] == y.shape[1], f"features are {x.shape[1]} and {y.shape[1]} wide: they must be the same")
     rng = np.random.default_rng(seed)
-    x, y = (z[rng.permutation(len(z))[:most]] for z in (x, y))
+    order, other = (rng.permutation(len(z))[:most] for z in (x, y))
+    x, y, classes = x[order], y[other], None if classes is None else np.asarray(classes)[order]
     (between_x, between_y), spread = kernel_means(x, y), 0.0
     value = -2 * between_x.mean()
-    for z, between in ((x, between_x), (y, between_y)):
+    for z, between, of in ((x, between_x, classes), (y, between_y, None)):
         n, itself = len(z), ((z * z).sum(axis=1) / z.shape[1] + 1) ** 3
         within = (n * kernel_means(z, z)[0] - itself) / (n - 1)
         value += within.mean()
-        spread += 4 * np.var(within - between, ddof=1) / n
+        spread += 4 * variance(within - between, of) / n
     return float(value), float(np.sqrt(spread))
 
 

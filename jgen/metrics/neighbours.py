@@ -82,33 +82,40 @@ def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 
     return Scores(precise, recalled, inside, nearest <= of_real_density)
 
 
-def neighbour_scores(fake: np.ndarray, real: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def neighbour_scores(
+    fake: np.ndarray, real: np.ndarray, seed: int = 0, classes: np.ndarray | None = None
+) -> dict[str, Any]:
     """Precision, recall, density (0 upwards, 1 where samples lie like real images) and coverage.
 
     Args:
       fake, real: features (n, D) and (m, D), of which as many as there are of the fewer are taken at random.
+      classes: (n,) of `fake`, where each class was given as many as it has (see `bootstrap`).
     Returns:
       neighbours_num: how many; and {value, low, high} of each score, the interval over the images whose balls are met,
       the balls held still.
     Raises:
       UserError: fewer than six images of a kind, or features of different widths.
     """
-    x, y = equal_numbers(fake, real, seed)
-    found = neighbours(x, y)
-    draw = lambda values, most: bootstrap(np.mean, values.astype(np.float64), seed=seed, most=most)._asdict()
+    of_fake, of_real = equal_numbers(len(fake), len(real), seed)
+    found = neighbours(np.asarray(fake)[of_fake], np.asarray(real)[of_real])
+    of = None if classes is None else np.asarray(classes)[of_fake]
+
+    def draw(values: np.ndarray, most: float, of: np.ndarray | None = None) -> dict[str, float]:
+        return bootstrap(np.mean, values.astype(np.float64), seed=seed, most=most, classes=of)._asdict()
+
     return {
-        "neighbours_num": len(x),
-        "precision": draw(found.precise, 1.0),
+        "neighbours_num": len(of_fake),
+        "precision": draw(found.precise, 1.0, of),
         "recall": draw(found.recalled, 1.0),
-        "density": draw(found.inside, np.inf),
+        "density": draw(found.inside, np.inf, of),
         "coverage": draw(found.covered, 1.0),
     }
 
 
-def equal_numbers(x: np.ndarray, y: np.ndarray, seed: int) -> list[np.ndarray]:
-    """As many rows of each as there are of the fewer, taken at random."""
-    rng, size = np.random.default_rng(seed), min(len(x), len(y))
-    return [np.asarray(z)[np.sort(rng.permutation(len(z))[:size])] for z in (x, y)]
+def equal_numbers(n: int, m: int, seed: int) -> list[np.ndarray]:
+    """Places among n and among m, as many of each as the smaller of them, taken at random."""
+    rng, size = np.random.default_rng(seed), min(n, m)
+    return [np.sort(rng.permutation(one)[:size]) for one in (n, m)]
 
 
 def nearest_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -125,11 +132,14 @@ def below(x: np.ndarray, y: np.ndarray) -> float:
     return float(1 - places.mean() / (2 * len(order)))
 
 
-def memorisation(fake: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def memorisation(
+    fake: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int = 0, classes: np.ndarray | None = None
+) -> dict[str, Any]:
     """Whether samples lie nearer to training images than unseen images do.
 
     Args:
       fake, train, test: features or pixels (n, D), of test as many as of fake at the most.
+      classes: (n,) of `fake`, where each class was given as many as it has (see `bootstrap`).
     Returns:
       {value, low, high} of the probability that a sample is nearer to its nearest training image than a test image is
       to its own: one half for unseen images, 1 for copies, towards 0 for samples that are far from all images;
@@ -139,6 +149,6 @@ def memorisation(fake: np.ndarray, train: np.ndarray, test: np.ndarray, seed: in
     """
     chosen = np.asarray(test)[np.random.default_rng(seed).permutation(len(test))[: len(fake)]]
     of_samples, of_test = nearest_distances(fake, train), nearest_distances(chosen, train)
-    found = bootstrap(below, of_samples, of_test, seed=seed, most=1.0)._asdict()
+    found = bootstrap(below, of_samples, of_test, seed=seed, most=1.0, classes=classes)._asdict()
     found |= {"samples": float(np.median(of_samples)), "test": float(np.median(of_test))}
     return {**found, "train_num": len(train), "test_num": len(chosen)}

@@ -153,12 +153,19 @@ def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def quality(
-    images: np.ndarray, network: FeatureNetwork, real: Real, train: Real, test: Real, seed: int = 0
+    images: np.ndarray,
+    network: FeatureNetwork,
+    real: Real,
+    train: Real,
+    test: Real,
+    seed: int = 0,
+    classes: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """All distances of samples (see `check_images`) to real images.
 
     Args:
       real: what the distances are to, with spatial features. train, test: between which memorisation is judged.
+      classes: (n,) of the samples where they were asked for by class: each had as many as it has, and would again.
     Returns:
       each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error).
     """
@@ -168,9 +175,10 @@ def quality(
 
     def frechet(samples: np.ndarray, of_real: np.ndarray, rounds: int) -> dict[str, float]:
         to_real = distance_to(statistics(of_real))
-        return bootstrap(lambda x: to_real(statistics(x)), samples, seed=seed, rounds=rounds)._asdict()
+        statistic = lambda x: to_real(statistics(x))
+        return bootstrap(statistic, samples, seed=seed, rounds=rounds, classes=classes)._asdict()
 
-    kid, kid_error = kernel_distance(features, real.features, seed=seed)
+    kid, kid_error = kernel_distance(features, real.features, seed=seed, classes=classes)
     return {
         "network": network.name,
         "network_hash": network.hash,
@@ -180,6 +188,6 @@ def quality(
         "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # of many more features
         "kernel_distance": {"value": kid, "standard_error": kid_error},
         "inception_score": inception_score(logits, seed=seed),
-        **neighbour_scores(features, real.features, seed),
-        "memorisation": memorisation(features, train.features, test.features, seed),
+        **neighbour_scores(features, real.features, seed, classes),
+        "memorisation": memorisation(features, train.features, test.features, seed, classes),
     }

@@ -67,8 +67,13 @@ def fault(folder: Path, step: int) -> str | None:
     except FileNotFoundError:
         return "was not finished"
     except (OSError, ValueError):
+        wanted = None
+    if not isinstance(wanted, dict):
         return "has a damaged list of hashes"
-    found = hash_tree(folder / str(step))
+    try:
+        found = hash_tree(folder / str(step))
+    except OSError as error:  # a file that may not or cannot be read, or that a training has just removed
+        return f"cannot be read: {error.strerror or error}"
     for name, digest in wanted.items():
         if name not in found:
             return f"has lost {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -118,7 +119,8 @@ def check_config(config: Config, devices: int) -> None:
     require_choice("train.optimiser.schedule", optimiser.schedule, ("constant", "cosine", "linear"))
     for name in ("warmup_steps", "weight_decay", "clip_norm", "eps"):
         value = getattr(optimiser, name)
-        require(value >= 0, f"train.optimiser.{name} is {value}: it must be zero or above")
+        fits = 0 <= value < math.inf
+        require(fits, f"train.optimiser.{name} is {value}: it must be zero or above, and finite")
     for role, scale in optimiser.scales:
         require(scale > 0, f"train.optimiser.scales has {role} {scale}: it must be above zero")
     for name in ("beta1", "beta2"):

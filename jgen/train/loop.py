@@ -147,6 +147,8 @@ class Training:
         self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every)
         if self.first:
             print(f"resuming at step {self.first} of {config.steps}")
+            if self.due(self.first, config.sample_every) and not self.directory.samples(self.first).is_file():
+                self.sample(self.first)  # it was killed between the checkpoint and the grid
         batch = config.batch_size * repeats_of(self.model)
         batches = train_batches(self.dataset.splits["train"], self.seed, batch, self.first, config.steps)
         self.bar = tqdm(
@@ -191,13 +193,16 @@ class Training:
                 self.log.write(step, "train", line)
                 self.bar.set_postfix_str(describe(line, [name for name in line if name.startswith("loss")]))
 
+    def due(self, step: int, every: int) -> bool:
+        return step == self.config.steps or (every > 0 and step % every == 0)
+
     def after(self, step: int) -> None:
         """What is due after a step: validation, a sample grid, a checkpoint."""
-        config, last = self.config, step == self.config.steps
-        due = lambda every: last or (every > 0 and step % every == 0)
-        validate = config.validate_every > 0 and due(config.validate_every) and "validation" in self.dataset.splits
-        sample = due(config.sample_every)
-        save = due(config.checkpoint_every)
+        config = self.config
+        validate = config.validate_every > 0 and "validation" in self.dataset.splits
+        validate = validate and self.due(step, config.validate_every)
+        sample = self.due(step, config.sample_every)
+        save = self.due(step, config.checkpoint_every)
         if not (validate or sample or save):
             return
         self.read_metrics(0)

@@ -8,19 +8,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.model import Batch, Context, GenerativeModel, Phase, Roles, Tree
 from jgen.train.optimisers import RoleOptimiser
 
+LARGE = 1 << 18  # elements from which a leaf is worked on by itself
+Packed = tuple[jax.Array, ...]
+
 
 class TrainState(NamedTuple):
     """All that a run is, as arrays.
 
-    step: int32; key: the run's PRNG key, which never changes; params, opt, extra: {role: tree}; ema: {role: float32
-    (n,)}, the averages of a role's leaves end to end (`averaged` gives their tree), without the roles of which none is
+    step: int32; key: the run's PRNG key, which never changes; params, opt, extra: {role: tree}; ema: {role: arrays},
+    the averages of a role's leaves as `pack` has them (`averaged` gives their tree), without the roles of which none is
     kept; skipped: int32 (2,), the steps skipped as not finite in all, and in a row until now.
     """
 
@@ -39,15 +41,15 @@ def init_state(
     """The state before the first step. `batch` is a global batch, for initialisation that depends on data."""
     key_init, key_run = jax.random.split(key)
     params, extra = model.init(key_init, batch)
-    opt = {role: optimisers[role].transform.init(ravel(params[role])) for role in params}
+    opt = {role: optimisers[role].transform.init(pack(params[role])) for role in params}
     kept = params if model.averages is None else {role: params[role] for role in model.averages}
-    average = ravel_roles(kept) if ema else {}
+    average = pack_roles(kept) if ema else {}
     return TrainState(jnp.int32(0), key_run, params, average, opt, extra, jnp.zeros(2, jnp.int32))
 
 
 def averaged(state: TrainState) -> Roles:
     """The parameters to sample and score with: the average's, on the host, or of a role without one the trained."""
-    cut = {role: pieces(np.asarray(flat), state.params[role]) for role, flat in state.ema.items()}
+    cut = {role: pieces(jax.device_get(packed), state.params[role]) for role, packed in state.ema.items()}
     return {**state.params, **cut}
 
 
@@ -79,7 +81,7 @@ def make_train_step(
       `batch` holds `repeats_of(model)` global batches, one after another along its first axis; the examples of repeat
       r of every phase are those of the r-th. `metrics` are float32 scalars, means over the global batch; a phase that
       rests has none.
-      Where a loss or a gradient is not finite, nothing but `step` and `skipped` changes.
+      Where a loss, a gradient or what replaces `extra` is not finite, nothing but `step` and `skipped` changes.
     """
 
     def local_step(
@@ -92,22 +94,25 @@ def make_train_step(
             data_keys = [rng.example_keys(state.key, state.step, rng.DATA, r, index) for r in range(len(batches))]
             batches = [transform(k, b) for k, b in zip(data_keys, batches)]
 
-        ema = unravel_roles(state.ema, state.params)  # costs nothing where no loss reads it
+        ema = unpack_roles(state.ema, state.params)  # costs nothing where no loss reads it
         # Repeats are unrolled, and on CPU the parts of a batch: there the gradient of a convolution is 30 times slower
         # inside a loop.
-        carry = (state.params, state.opt, state.extra, {}, jnp.bool_(True))
+        before = pack_roles(state.params)
+        carry = (state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
         for number in active:
             carry = run_phase(number, model.phases[number], carry, state, ema, frozen, batches, index)
-        params, opt, extra, metrics, finite = carry
+        _, packed, opt, extra, metrics, finite = carry
 
-        params, average = ravel_roles(params), state.ema
+        average = state.ema
         if ema_decay > 0:
             decay = average_decay(state.step, ema_decay, ema_warmup)
-            average = {role: a + (1 - decay) * (params[role] - a) for role, a in average.items()}
-        new = (params, average, opt, extra)
-        old = (ravel_roles(state.params), state.ema, state.opt, state.extra)
-        params, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        params = unravel_roles(params, state.params)
+            towards = lambda a, p: a + (1 - decay) * (p - a)
+            average = {role: jax.tree.map(towards, a, packed[role]) for role, a in average.items()}
+        moved = {role: arrays for role, arrays in packed.items() if arrays is not before[role]}
+        new = (moved, average, opt, extra)
+        old = ({role: before[role] for role in moved}, state.ema, state.opt, state.extra)
+        moved, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        params = {**state.params, **unpack_roles(moved, state.params)}
         total, in_a_row = state.skipped[0], state.skipped[1]
         skipped = jnp.where(finite, jnp.stack([total, 0 * in_a_row]), jnp.stack([total + 1, in_a_row + 1]))
         metrics = {**metrics, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
@@ -123,27 +128,29 @@ def make_train_step(
         batches: list[Batch],
         index: Any,
     ) -> tuple:
-        params, opt, extra, metrics, finite = carry
+        params, packed, opt, extra, metrics, finite = carry  # packed: the same parameters
         for repeat in range(phase.repeats):
             keys = rng.example_keys(state.key, state.step, number, repeat, index)
             ctx = Context(state.step, {**params, **ema}, extra, frozen, averaged=False)
             loss, found, new_extra, gradients = mean_gradients(phase, params, ctx, keys, batches[repeat], accumulation)
             loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
-            flat_gradients = ravel_roles(gradients)
-            finite = finite & all_finite((loss, flat_gradients))
-            params, opt = dict(params), dict(opt)
+            slopes = pack_roles(gradients)
+            statistics = [x for x in jax.tree.leaves(new_extra) if jnp.issubdtype(x.dtype, jnp.inexact)]
+            finite = finite & all_finite((loss, slopes, statistics))
+            params, packed, opt = dict(params), dict(packed), dict(opt)
             for role in phase.trains:
                 transform_, rate = optimisers[role]
-                flat = ravel(params[role])
-                updates, opt[role] = transform_.update(flat_gradients[role], opt[role], flat)
+                updates, opt[role] = transform_.update(slopes[role], opt[role], packed[role])
                 step_size = jax.lax.optimization_barrier(rate(state.step))
-                params[role] = unravel(flat - step_size * updates, params[role])
+                packed[role] = jax.tree.map(lambda p, u: p - step_size * u, packed[role], updates)
+                params[role] = unpack(packed[role], params[role])
             if phase.project is not None:
                 params |= phase.project({role: params[role] for role in phase.trains})
+                packed |= {role: pack(params[role]) for role in phase.trains}
             extra = {**extra, **new_extra}
             tag = "" if len(model.phases) == 1 else "_" + (phase.name or "_".join(phase.trains))
-            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(flat_gradients)}
-        return params, opt, extra, metrics, finite
+            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(slopes)}
+        return params, packed, opt, extra, metrics, finite
 
     @cache
     def program(active: tuple[int, ...]) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
@@ -199,34 +206,45 @@ def average_decay(step: Any, decay: float, warmup: bool) -> Any:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else jnp.float32(decay)
 
 
-def ravel(tree: Tree) -> jax.Array:
-    """All leaves end to end, float32 (n,).
+def pack(tree: Tree) -> Packed:
+    """The leaves of fewer than `LARGE` elements end to end, float32 (n,), then the others as they are.
 
-    Optimisers and averages work on this: one program for all leaves is compiled in a fraction of the time. Averages
-    stay so in the state: on CPU, cutting a leaf out is a kernel of its own, and takes 5 ms to compile.
+    Optimisers and averages work on this: one program for all small leaves is compiled in a fraction of the time, while
+    a large one would be copied for longer than its own program takes. Averages stay so in the state: on CPU, cutting a
+    leaf out is a kernel of its own, and takes 5 ms to compile.
     """
-    return jax.lax.optimization_barrier(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]))
+    leaves = jax.tree.leaves(tree)
+    small = [x.ravel() for x in leaves if x.size < LARGE]
+    together = [jax.lax.optimization_barrier(jnp.concatenate(small))] if small else []
+    return (*together, *(x for x in leaves if x.size >= LARGE))
 
 
-def unravel(flat: jax.Array, like: Tree) -> Tree:
-    """The inverse of `ravel`, for a tree of the shapes of `like`."""
-    return pieces(jax.lax.optimization_barrier(flat), like)
+def unpack(packed: Packed, like: Tree) -> Tree:
+    """The inverse of `pack`, for a tree of the shapes of `like`."""
+    return pieces(jax.lax.optimization_barrier(packed), like)
 
 
-def pieces(flat: Any, like: Tree) -> Tree:
-    """A vector (n,) cut into a tree of the shapes of `like`."""
+def pieces(packed: Any, like: Tree) -> Tree:
+    """`unpack` of arrays on the host as well."""
     leaves, structure = jax.tree.flatten(like)
-    ends = np.cumsum([0, *(x.size for x in leaves)])
-    parts = [flat[start:end].reshape(x.shape) for start, end, x in zip(ends, ends[1:], leaves)]
-    return jax.tree.unflatten(structure, parts)
+    rest = list(packed)
+    together, start = rest.pop(0) if any(x.size < LARGE for x in leaves) else None, 0
+    found = []
+    for x in leaves:
+        if x.size >= LARGE:
+            found.append(rest.pop(0))
+        else:
+            found.append(together[start : start + x.size].reshape(x.shape))
+            start += x.size
+    return jax.tree.unflatten(structure, found)
 
 
-def ravel_roles(roles: Roles) -> dict[str, jax.Array]:
-    return {role: ravel(tree) for role, tree in roles.items()}
+def pack_roles(roles: Roles) -> dict[str, Packed]:
+    return {role: pack(tree) for role, tree in roles.items()}
 
 
-def unravel_roles(flat: dict[str, jax.Array], like: Roles) -> Roles:
-    return {role: unravel(vector, like[role]) for role, vector in flat.items()}
+def unpack_roles(packed: dict[str, Packed], like: Roles) -> Roles:
+    return {role: unpack(arrays, like[role]) for role, arrays in packed.items()}
 
 
 def all_finite(tree: Any) -> jax.Array:

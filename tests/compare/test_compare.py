@@ -6,13 +6,9 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from jgen.compare import __main__ as compare
@@ -60,7 +56,7 @@ def evaluation(distance, bits=None):
             "real": {"split": "test", "num": 90},
             "frechet_distance": {"value": distance, "low": distance - 0.5, "high": distance + 0.5},
             "memorisation": {"value": 0.6},
-            "kernel_distance": {"value": distance / 10},
+            "kernel_distance": {"value": distance / 10, "standard_error": 0.2},
             "precision": {"value": 0.5},
             "recall": {"value": 0.25},
         },
@@ -143,8 +139,10 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     for what in ("5.00 ± 1.41", BOUND, "fedcba987654", "failed: seed 1: the disk is full", "does not fit"):
         assert what in text
     assert "50 steps of ddim, guidance scale 2" in text and "Of vq_prior, which has a first stage" in text
-    assert "on 2 x CPU; seeds 0 to 1" in text and "jax 0.12, 0.11, Python 3.12, L, commit 0123456789ab+." in text
-    gave = "FD 4.00 (3.50 to 4.50 by bootstrap of the samples), kernel distance 0.4, precision 0.500, recall 0.250"
+    assert "puts into 2 minutes, on 2 x CPU; seeds 0 to 1" in text and "took 1.0 to 1.0 minutes" in text
+    assert "jax 0.12, 0.11, Python 3.12, L, commit 0123456789ab+." in text
+    gave = "FD 4.00 (3.50 to 4.50 by bootstrap of the samples), kernel distance 0.4 ± 0.2 over images"
+    gave += ", precision 0.500, recall 0.250"
     gave += ", memorisation, % 60.0, class accuracy, % 90.0, bits/dim 2.000 ± 0.010 over images"
     assert f"```\n\ngave {gave}." in text and f"# gave {gave}" in (folder / "comparison.html").read_text()
     assert "5.00 ± 1.41" in said
@@ -153,6 +151,44 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert by_name["vae"]["protocol"] == PROTOCOL and lines["vae"]["likelihood_num"] == "200"
     assert BOUND in said and BOUND in (folder / "comparison.html").read_text()
     assert float(lines["vae"]["bits_per_dim"]) == 2.0 and lines["dcgan"]["error"] == "the disk is full"
+    of = {
+        "network": "FD-digits-0",
+        "samples": "100",
+        "real_split": "test",
+        "real_num": "90",
+        "kernel_distance_error": "0.2",
+    }
+    assert lines["vae"].items() >= of.items() and lines["vae"]["data_fingerprint"] == "fedcba9876543210"
+    assert (folder / "figures.png").stat().st_size > 10_000
+
+
+def test_the_seed_that_is_shown_is_one_that_was_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", pretend({"vae": ["the disk is full", 5.0]}))
+    args = ["--seeds", "2", "--systems", "vae", "--sizes", "8", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    for name in ("comparison.md", "comparison.html"):
+        text = (tmp_path / name).read_text()
+        assert "vae/seed1 --" in text and "vae/seed0" not in text and "gave FD 5.00" in text
+
+
+def test_images_that_there_are_not_are_said_before_training(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0]}))
+    args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "--workdir", str(tmp_path / "x")]
+    with pytest.raises(UserError, match="--num is 298: test of digits has 297 images"):
+        compare.command([*args, "--num", "298"])
+    assert not (tmp_path / "x").exists()
+    assert compare.command([*args, "--likelihood-images", "500"]) == 0  # at the most
+    *_, scored = json.loads((tmp_path / "x" / "vae" / "seed0.commands.json").read_text())
+    assert "--likelihood-images 297" in scored
+
+
+def test_stages_that_were_done_before_say_nothing_about_the_time_left(outcome, monkeypatch, capsys):
+    folder, _ = outcome
+    (folder / "vq_prior" / "seed1.evaluation.json").unlink()
+    monkeypatch.setattr(compare, "run", pretend({"dcgan": [1.0, 2.0], "vq_prior": [9.0, 9.5]}))
+    assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("vae seed 0: train")]
+    assert said == ["[4 of 9, about 12 min left] vae seed 0: train"]  # as long as the budget says
 
 
 def test_images_of_fewer_levels_are_remarked_on_once():
@@ -316,7 +352,7 @@ def test_fewer_seeds_average_those_that_are_asked_for(outcome):
     assert by_name["dcgan"]["errors"] == {} and list(by_name["dcgan"]["commands"]) == ["seed0"]
 
 
-@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.html", "grids.png"])
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.html", "grids.png", "figures.png"])
 def test_an_outcome_that_cannot_be_written_is_one_line(outcome, name):
     folder, _ = outcome
     (folder / name).unlink(missing_ok=True)
@@ -347,6 +383,9 @@ def test_operations_as_the_budget():
         (["--systems", "vq_vae"], ["vq_vae", "first stage", "vq_prior"]),
         (["--data", "nowhere"], ["nowhere", "digits", "mnist"]),
         (["--minutes", "0"], ["--minutes is 0"]),
+        (["--minutes", "inf"], ["--minutes is inf", "finite"]),
+        (["--teraflops", "inf"], ["--teraflops is inf"]),
+        (["--teraflops", "1", "--minutes", "2"], ["--minutes is 2", "one or the other"]),
         (["--seeds", "0"], ["--seeds is 0"]),
         (["--teraflops", "-1"], ["--teraflops is -1"]),
         (["--sizes", "0"], ["--sizes"]),
@@ -368,94 +407,6 @@ def test_a_budget_too_short_for_one_step_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "run", pretend({"vae": [1.0]}))
     with pytest.raises(UserError, match="0.001 minutes is too short for one step, which takes 0.5 s"):
         compare.command(["--minutes", "0.001", "--seeds", "1", "--systems", "vae", "--workdir", str(tmp_path)])
-
-
-def test_a_program_that_is_killed_says_so(tmp_path):
-    with pytest.raises(compare.Failed, match="killed by signal 9: 10 of 20"):
-        compare.run(["-c", "import os; print('10 of 20', flush=True); os.kill(os.getpid(), 9)"], tmp_path / "log")
-
-
-def test_an_error_of_a_program_is_its_last_line(tmp_path):
-    with pytest.raises(compare.Failed, match="there is no configuration nowhere.py"):
-        compare.run([str(ROOT / "train.py"), "nowhere.py"], tmp_path / "log")
-    assert "nowhere.py" in (tmp_path / "log").read_text()
-
-
-CHILD = """
-import signal, sys, time
-def note(number, frame):
-    print("heard", number, flush=True)
-    sys.exit(0)
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, note)
-print("ready", flush=True)
-time.sleep(60)
-"""
-
-
-PARENT = """
-import signal, sys
-from pathlib import Path
-from jgen.compare import __main__ as compare
-child, log, number = sys.argv[1:]
-signal.signal(int(number), signal.SIG_DFL)  # as from a terminal, also where the tests run under nohup
-compare.Comparison.run = lambda self: compare.run(["-c", child], Path(log))
-sys.exit(compare.command(["--minutes", "1", "--systems", "vae", "--workdir", str(Path(log).parent)]))
-"""
-
-
-@pytest.mark.parametrize("number,code,passed_on", [(1, 129, 15), (2, 130, 2), (15, 143, 15)])
-def test_a_signal_is_passed_on_once(cache, tmp_path, number, code, passed_on):
-    log = tmp_path / "log"
-    command = [sys.executable, "-c", PARENT, CHILD, str(log), str(number)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while not (log.exists() and "ready" in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == code and said.count("heard") == 1, said
-    assert f"heard {passed_on}" in said and "go on" in said
-
-
-def test_a_signal_lets_the_training_save(cache, tmp_path):
-    """Stopped in its first training, which saves; the same command goes on from there."""
-    number, code = 15, 143
-    args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
-    folder = tmp_path / "vae"
-    folder.mkdir()
-    measured = {"config": "", "first_stage": "", "environment": WHERE, "own": COST, "sizes": {"8": {"error": ""}}}
-    (folder / "measure.json").write_text(json.dumps(measured))
-    # It hears the signal as from a terminal, also where the tests themselves run under nohup.
-    program = "import runpy, signal, sys; signal.signal(int(sys.argv.pop(1)), signal.SIG_DFL);"
-    program += "runpy.run_module('jgen.compare', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", program, str(number), *args, "--workdir", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    metrics = folder / "seed0" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == code and "stopped at step" in said and "go on" in said
-    assert any((folder / "seed0" / "checkpoints").glob("[0-9]*"))
-
-
-@pytest.mark.parametrize(
-    "output,wanted",
-    [
-        ("10 of 20\nerror: the disk is full\n", "the disk is full"),
-        (
-            "Traceback ...\n  File x\nValueError: no options\n-----\nFor simplicity, JAX has removed",
-            "ValueError: no options",
-        ),
-        ("jax.errors.JaxRuntimeError: out of memory\n", "jax.errors.JaxRuntimeError: out of memory"),
-        ("Killed\n", "Killed"),
-        ("", ""),
-    ],
-)
-def test_a_failure_is_told_by_its_reason(output, wanted):
-    assert compare.reason(output) == wanted
 
 
 def test_figures_need_scores(tmp_path):

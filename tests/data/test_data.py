@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from conftest import ROOT
 from PIL import Image
 
 from jgen.data import dataset as datasets
-from jgen.data import prepare
+from jgen.data import prepare, sources
 from jgen.data.config import Config
 from jgen.data.sources import Records
 from jgen.data.transforms import make_transform
@@ -248,6 +249,33 @@ assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow" a
 
 
 # The cache.
+
+
+def test_a_set_that_is_prepared_anew_is_decoded_anew(prepared, own_cache, monkeypatch):
+    """Of the same name, version and sizes, as where a set was prepared from wrong files before."""
+    config = Config(name="petite", dir=str(prepared))
+    first, source = datasets.load(config), sources.open_source(config)
+    os.utime(next((prepared / "petite").rglob("*array_record*")))
+    assert sources.open_source(config).files != source.files
+    inverted = lambda found: (255 - found[0], found[1])
+    splits = {
+        name: part._replace(fetch=lambda places, fetch=part.fetch: inverted(fetch(places)))
+        for name, part in source.splits.items()
+    }
+    monkeypatch.setattr(
+        datasets, "open_source", lambda config: source._replace(files=sources.open_source(config).files, splits=splits)
+    )
+    again = datasets.load(config)
+    before, after = (everything(found.splits["test"])["image"] for found in (first, again))
+    np.testing.assert_array_equal(after, 255 - before)
+    assert again.fingerprint != first.fingerprint
+
+
+def test_images_of_other_types_are_refused():
+    features = {"image": SimpleNamespace(np_dtype=np.uint16, shape=(4, 4, 1))}
+    builder = SimpleNamespace(name="deep", info=SimpleNamespace(features=features))
+    with pytest.raises(UserError, match="data set 'deep' has images of uint16: jgen is about uint8"):
+        sources.tfds_source(builder, 0)
 
 
 def test_a_set_is_decoded_once_and_again_when_damaged(prepared, own_cache, monkeypatch):

@@ -64,6 +64,38 @@ def test_bootstrap_intervals_are_as_wide_as_repeated_draws_say():
     assert (high - low) / 2 == pytest.approx(wanted, rel=0.1)
 
 
+def of_ten_classes(rng):
+    """Twenty samples of each of ten far apart."""
+    classes = np.repeat(np.arange(10), 20)
+    return classes, 4 * np.random.default_rng(5).standard_normal((10, 3))[classes] + rng.standard_normal((200, 3))
+
+
+def test_intervals_of_balanced_samples_are_those_within_classes():
+    """The numbers of the classes are given: drawn again over all, they would vary, and widen every interval."""
+    rng = np.random.default_rng(11)
+    real = of_ten_classes(rng)[1] + 1.0
+    to_real = distance_to(statistics(real))
+    distance = lambda x: to_real(statistics(x))
+    draws = [of_ten_classes(rng) for _ in range(300)]
+    spread = np.std([distance(x) for _, x in draws])
+    half = lambda found: (found.high - found.low) / (2 * 1.96)
+    within = np.mean([half(bootstrap(distance, x, classes=classes)) for classes, x in draws[:20]])
+    over_all = np.mean([half(bootstrap(distance, x)) for _, x in draws[:20]])
+    assert 0.85 < within / spread < 1.15 < 2 < over_all / spread
+    # The kernel distance's error is of both kinds of images: of many real ones, whose classes are drawn, little.
+    means = 4 * np.random.default_rng(5).standard_normal((10, 3))
+    other = lambda: means[rng.integers(0, 10, 10_000)] + 1.0 + rng.standard_normal((10_000, 3))
+    found = [(of_ten_classes(rng), other()) for _ in range(60)]
+    values, errors = np.transpose([kernel_distance(x, y, classes=classes) for (classes, x), y in found])
+    assert 0.75 < errors.mean() / values.std() < 1.3
+    assert np.mean([kernel_distance(x, y)[1] for (_, x), y in found[:10]]) > 1.5 * values.std()
+    # Classes of too few samples to be drawn from by themselves are drawn from together.
+    classes, x = draws[0]
+    assert bootstrap(distance, x, classes=np.arange(200) // 4) == bootstrap(distance, x)
+    found = [neighbour_scores(x, real, classes=c)["density"] for c in (None, classes)]
+    assert found[0]["value"] == found[1]["value"] and found[0] != found[1]
+
+
 def test_kernel_distance_is_unbiased_and_its_error_is_right():
     """Of one distribution it is zero on average, as often above as below; of others it is the double sum."""
     x, y = RNG.standard_normal((40, 6)), RNG.standard_normal((30, 6)) + 0.3
@@ -159,6 +191,9 @@ def test_divergences_of_tables():
     np.testing.assert_allclose(
         dv.wasserstein1(p, q, places), scipy.stats.wasserstein_distance(places, places, p, q), rtol=1e-10
     )
+    for wrong in (places[:5], np.append(places, 0.0), np.full(6, np.nan)):
+        with pytest.raises(UserError, match="^places "):
+            dv.wasserstein1(p, q, wrong)
     assert dv.kl([0.5, 0.5], [1.0, 0.0]) == np.inf and dv.kl([1.0, 0.0], [0.5, 0.5]) == pytest.approx(np.log(2))
 
 

@@ -22,7 +22,7 @@ from jgen.train import checkpoints
 from jgen.train.config import Config as Train
 from jgen.train.config import Optimiser
 from jgen.train.optimisers import make_optimiser
-from jgen.train.step import init_state, make_train_step, ravel_roles
+from jgen.train.step import init_state, make_train_step, pack_roles
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ImageSpec(8, 8, 1, 10, 256)
@@ -48,7 +48,7 @@ def training(config, optimiser=SGD, phases=slice(None)):
     optimisers = {role: make_optimiser(Train(optimiser=optimiser)) for role in ("gen", "disc")}
     state = jax.jit(lambda b: init_state(model, optimisers, jax.random.key(0), b, True))(make_batch(model))
     # Equal to the bit: in one program, rounding may differ.
-    state = state._replace(ema=ravel_roles({"gen": state.params["gen"]}))
+    state = state._replace(ema=pack_roles({"gen": state.params["gen"]}))
     return model, parallel.replicate(state), make_train_step(model, optimisers, ema_decay=0.9)
 
 

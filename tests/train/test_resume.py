@@ -252,6 +252,37 @@ def test_a_grid_that_is_missing_at_the_end_is_drawn_again(short_run, tmp_path):
     assert api.fit(experiment, run) == "finished" and grid.read_bytes() == before
 
 
+def test_a_grid_that_a_kill_has_left_out_is_drawn_on_resuming(short_run, tmp_path):
+    """As after a kill between a checkpoint in the middle and its grid: the same picture as of an unbroken run."""
+    run = copy(short_run, tmp_path)
+    experiment, _ = api.load_experiment(run)
+    longer = lambda steps: replace(experiment, train=replace(experiment.train, steps=steps, sample_every=10))
+    grid = run / "samples" / "step_00000030.png"
+    before = grid.read_bytes()
+    grid.unlink()
+    api.fit(longer(31), run)
+    assert grid.read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [OSError(5, "Input/output error"), "no object"])
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(short_run, tmp_path, monkeypatch, capsys, wrong):
+    folder = copy(short_run, tmp_path) / "checkpoints"
+    if wrong == "no object":
+        checkpoints.manifest_path(folder, 30).write_text('["a list"]')
+    else:
+        real = checkpoints.hash_tree
+
+        def hash_tree(path):
+            if path.name == "30":
+                raise wrong
+            return real(path)
+
+        monkeypatch.setattr(checkpoints, "hash_tree", hash_tree)
+    assert checkpoints.newest_good(folder) == 20
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("Input/output error" in said or "damaged list of hashes" in said)
+
+
 def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
     from PIL import Image
 

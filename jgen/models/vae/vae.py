@@ -52,6 +52,7 @@ from jgen.prob.likelihoods import (
     bernoulli_log_prob,
     discretised_logistic_log_prob,
     discretised_normal_log_prob,
+    flatten,
     normal_kl,
     normal_log_prob,
     sum_image,
@@ -181,22 +182,29 @@ class PixelDistribution(NamedTuple):
     mean: jax.Array
     scale: Any
 
+    def flat(self) -> tuple[jax.Array, Any]:
+        """Mean and scale, (B, H W C), of a scale for all pixels the scale itself."""
+        for_all = getattr(self.scale, "ndim", 0) == 0
+        return flatten(self.mean), self.scale if for_all else flatten(self.scale)
+
     def log_prob(self, images: jax.Array) -> jax.Array:
         """Nats of uint8 images, float32 (B,)."""
+        x, mean, scale = flatten(images), *self.flat()
         if self.decoder == "bernoulli":
-            return sum_image(bernoulli_log_prob(images.astype(jnp.float32), self.mean))
+            return sum_image(bernoulli_log_prob(x.astype(jnp.float32), mean))
         of_level = discretised_normal_log_prob if self.decoder == "gaussian" else discretised_logistic_log_prob
-        return sum_image(of_level(images, self.mean, self.scale, self.levels))
+        return sum_image(of_level(x, mean, scale, self.levels))
 
     def draw(self, keys: jax.Array) -> jax.Array:
         """uint8 images drawn pixel by pixel. The nearest level is the bin that `log_prob` speaks of."""
-        shape = self.mean.shape[1:]
+        mean, scale = self.flat()
         if self.decoder == "gaussian":
-            return to_uint8(self.mean + self.scale * rng.normal(keys, shape), self.levels)
-        noise = jax.vmap(lambda key: jax.random.logistic(key, shape))(keys)
-        if self.decoder == "bernoulli":
-            return (self.mean + noise > 0).astype(jnp.uint8)
-        return to_uint8(self.mean + self.scale * noise, self.levels)
+            drawn = to_uint8(mean + scale * rng.normal(keys, mean.shape[1:]), self.levels)
+        else:
+            noise = jax.vmap(lambda key: jax.random.logistic(key, mean.shape[1:]))(keys)
+            binary = self.decoder == "bernoulli"
+            drawn = (mean + noise > 0).astype(jnp.uint8) if binary else to_uint8(mean + scale * noise, self.levels)
+        return drawn.reshape(self.mean.shape)
 
     def show(self) -> jax.Array:
         """uint8 images of the mean, to the nearest level."""
@@ -353,7 +361,7 @@ def check_config(config: Config, images: ImageSpec) -> None:
     )
     for name in ("beta", "free_bits", "kl_warmup_steps"):
         value = getattr(config, name)
-        require(value >= 0, f"{name} is {value}: it must be zero or above")
+        require(0 <= value < math.inf, f"{name} is {value}: it must be zero or above, and finite")
     require(
         config.objective == "elbo" or config.free_bits == 0,
         f"free_bits is {config.free_bits}: the iwae objective has no KL divergence by dimension; leave it at 0",

@@ -30,6 +30,7 @@ in [0, 1]; 15,000 steps of `python train.py configs/vae/vq_vae.py:mnist`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -160,7 +161,8 @@ def offers(keys: jax.Array, z_e: jax.Array, num_codes: int) -> tuple[jax.Array, 
     slot = rng.randint(key_slot, 0, num_codes, shape)
     weight = jnp.maximum(rng.uniform(key_weight, shape), 1e-6) ** -4
     spread = (jax.nn.one_hot(slot, num_codes) * weight[..., None]).reshape(-1, num_codes)
-    return jnp.mean(spread, axis=0), spread.T @ z_e.reshape(-1, z_e.shape[-1]) / spread.shape[0]
+    total = jnp.matmul(spread.T, z_e.reshape(-1, z_e.shape[-1]), precision=jax.lax.Precision.HIGHEST)
+    return jnp.mean(spread, axis=0), total / spread.shape[0]
 
 
 def update(book: Book, keys: jax.Array, z_e: jax.Array, codes: jax.Array, decay: float) -> Book:
@@ -169,10 +171,11 @@ def update(book: Book, keys: jax.Array, z_e: jax.Array, codes: jax.Array, decay:
     flat = z_e.reshape(-1, z_e.shape[-1])
     one_hot = jax.nn.one_hot(codes.reshape(-1), num)
     count = jnp.mean(one_hot, axis=0)
-    found = {"count": count, "sum": one_hot.T @ flat / flat.shape[0], "use": count}
+    total = jnp.matmul(one_hot.T, flat, precision=jax.lax.Precision.HIGHEST)  # a code is a quotient: rounded alike
+    found = {"count": count, "sum": total / flat.shape[0], "use": count}
     new = {name: decay * book[name] + (1 - decay) * found[name] for name in found}
-    weight, total = offers(keys, z_e, num)
-    return {**new, "offer_weight": weight, "offer_sum": total}
+    weight, offered = offers(keys, z_e, num)
+    return {**new, "offer_weight": weight, "offer_sum": offered}
 
 
 def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
@@ -274,6 +277,7 @@ def check_config(config: Config, images: ImageSpec) -> None:
     require_choice("dtype", config.dtype, ("float32", "bfloat16"))
     require(0 <= config.decay < 1, f"decay is {config.decay}: it must be at least 0 and below 1")
     require(0 <= config.revival < 1, f"revival is {config.revival}: it must be at least 0 and below 1")
-    require(config.commitment >= 0, f"commitment is {config.commitment}: it must be zero or above")
+    fits = 0 <= config.commitment < math.inf
+    require(fits, f"commitment is {config.commitment}: it must be zero or above, and finite")
     with defaults_of("sampling"):
         require_choice("codes", config.sampling.codes, CODES)
