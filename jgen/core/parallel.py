@@ -24,7 +24,7 @@ def device_count() -> int:
 
 def pmean(tree: Any, axis_name: str | None) -> Any:
     """Mean over the devices of an axis; integer and key leaves, equal on all of them, stay. No axis: no change."""
-    if axis_name is None:
+    if axis_name is None or jax.lax.axis_size(axis_name) == 1:  # of one, XLA would make a copy on CPU
         return tree
     return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
 

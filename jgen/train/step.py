@@ -81,7 +81,8 @@ def make_train_step(
       `batch` holds `repeats_of(model)` global batches, one after another along its first axis; the examples of repeat
       r of every phase are those of the r-th. `metrics` are float32 scalars, means over the global batch; a phase that
       rests has none.
-      Where a loss, a gradient or what replaces `extra` is not finite, nothing but `step` and `skipped` changes.
+      Where a loss, the norm of a gradient or what replaces `extra` is not finite, nothing but `step` and `skipped`
+      changes.
     """
 
     def local_step(
@@ -136,7 +137,8 @@ def make_train_step(
             loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
             slopes = pack_roles(gradients)
             statistics = [x for x in jax.tree.leaves(new_extra) if jnp.issubdtype(x.dtype, jnp.inexact)]
-            finite = finite & all_finite((loss, slopes, statistics))
+            norm = global_norm(slopes)  # finite where all its terms are: one pass over the gradients tells both
+            finite = finite & all_finite((loss, norm, statistics))
             params, packed, opt = dict(params), dict(packed), dict(opt)
             for role in phase.trains:
                 transform_, rate = optimisers[role]
@@ -149,7 +151,7 @@ def make_train_step(
                 packed |= {role: pack(params[role]) for role in phase.trains}
             extra = {**extra, **new_extra}
             tag = "" if len(model.phases) == 1 else "_" + (phase.name or "_".join(phase.trains))
-            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": global_norm(slopes)}
+            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": norm}
         return params, packed, opt, extra, metrics, finite
 
     @cache
