@@ -57,7 +57,7 @@ def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
     if side == "jgen":
         save_weights(folder, shaken(state.params["unet"], 0.02))
     params = {"unet": load_weights(folder)}
-    held = [parallel.replicate(state._replace(params=params, ema=pack_roles(jax.tree.map(jnp.copy, params))))]
+    held = [parallel.replicate(state._replace(params=params, ema=pack_roles(params)))]
 
     unet = UNet(CHANNELS, BLOCKS, ATTENTION, head_dim, GROUPS, 0.0, 0, 3)
     forward = jax.jit(lambda p, x, t: unet.apply({"params": p}, x, t, None, None))

@@ -53,7 +53,7 @@ def make_jgen(folder: Path) -> Side:
     x = images().astype(np.float32) + 0.5
     density = jax.jit(lambda p, c: model.log_density(p, c, None, x, None))
     step = make_train_step(model, optimisers, ema_decay=0.999)
-    held = [parallel.replicate(state._replace(params=params, ema=pack_roles(jax.tree.map(jnp.copy, params))))]
+    held = [parallel.replicate(state._replace(params=params, ema=pack_roles(params)))]
 
     def train() -> None:
         held[0], _ = step(held[0], {}, batch)

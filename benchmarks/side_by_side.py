@@ -4,8 +4,8 @@ Each side runs in a process of its own and waits while the others work, so that 
 Python environments and neither keeps threads on the other's cores. Rounds are interleaved; in each, every side's first
 run is not counted, since it finds the caches full of another's data (unless it takes longer than 20 s, when it is the
 only one). A ratio is jgen's median over that of the peer's fastest variant. First runs, which compile, stand apart. All
-sides allocate with huge pages. Memory is the most that a side's process has held so far, compiling and earlier tasks
-included. Before anything is timed, the sides must give the same output.
+sides allocate with huge pages. Memory is the most that a side has held so far, earlier tasks included: on a GPU of
+its memory, else of its process, compiling included. Before anything is timed, the sides must give the same output.
 """
 
 from __future__ import annotations
@@ -123,8 +123,17 @@ def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
         start = time.perf_counter()
         side.tasks[line.strip()]()
         seconds = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "peak_gib": memory}), file=answers, flush=True)
+        print(json.dumps({"seconds": seconds, "peak_gib": peak_gib()}), file=answers, flush=True)
+
+
+def peak_gib() -> float:
+    """Most memory that this side has held so far: of its GPU, else of its process."""
+    jax, torch = (sys.modules.get(name) for name in ("jax", "torch"))
+    if jax is not None and "peak_bytes_in_use" in (found := jax.local_devices()[0].memory_stats() or {}):
+        return found["peak_bytes_in_use"] / 2**30
+    if torch is not None and torch.cuda.is_available() and (held := torch.cuda.max_memory_allocated()):
+        return held / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Worker:

@@ -150,7 +150,9 @@ def comparison(data: str) -> str:
     wanted += ("training images/s", "samples/s", "parameters")
     places = [both[0].index(name) for name in wanted]
     made = rows.markdown([[line[place] for place in places] for line in both])
-    of = next(row for row in found if row["seeds"])
+    of = next((row for row in found if row["seeds"]), None)
+    if of is None:
+        return f"{made}\n"
     said = f"{distance} is {of['network']}: {of['samples']} samples to {report.images_of(of)}, hash of the data"
     return f"{made}\n\n{said} {of['data_fingerprint'][:12]}.\n"
 

@@ -33,7 +33,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(**values: Any) -> None:
-    """Raises `UserError` for the first of `values` that is not a number above zero (a tuple: each of its entries)."""
+    """Raises `UserError` for the first of `values` that is not finite and above zero (a tuple: each of its entries)."""
     for name, value in values.items():
         entries = value if isinstance(value, tuple) else (value,)
         fits = bool(entries) and all(0 < entry < math.inf for entry in entries)

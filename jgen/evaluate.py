@@ -111,7 +111,7 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
             write_grid(Path(arguments.grid), to_display(images, gen.model.images.levels), gen.labels(len(images)))
     found["likelihood"] = likelihood(gen, data, arguments, scoring) if gen.model.log_prob is not None else None
     if compare and arguments.samples:
-        found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples))
+        found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples), True)
     if compare and arguments.reconstruct:
         made, labels, scores = reconstruction(gen, data, arguments)
         found["reconstruction"] = scores | compare(to_display(made, gen.model.images.levels), labels)
@@ -176,10 +176,9 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def make_comparison(
-    dataset: Any, config: Data, arguments: Arguments, by_class: bool
-) -> Callable[[np.ndarray, np.ndarray | None], dict[str, Any]]:
-    """(uint8 samples 0 .. 255, their classes) to their distances to real images, and how a classifier reads them.
+def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: bool) -> Callable[..., dict[str, Any]]:
+    """(uint8 samples 0 .. 255, their classes or None, whether they were asked for by class) to their distances to real
+    images, and how a classifier reads them.
 
     Networks are loaded and real images seen here, so that what is wrong with them is found before samples are drawn.
 
@@ -217,9 +216,10 @@ def make_comparison(
     whole = lambda split: real if (arguments.split, arguments.num) == (split, 0) else features(split, 0, False)
     train, test = whole("train"), whole("test")
 
-    def compare(images: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
+    def compare(images: np.ndarray, labels: np.ndarray | None, asked_for: bool = False) -> dict[str, Any]:
         images = quality.check_images(images, dataset.images.shape)
-        found = quality.quality(images, network, real, train, test, arguments.seed, labels)
+        classes = labels if asked_for else None
+        found = quality.quality(images, network, real, train, test, arguments.seed, classes)
         read = None
         if reader is not None and labels is not None:
             read = classifier.label_accuracy(reader.apply(images)[2], labels)

@@ -14,7 +14,7 @@ from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.model import Context, GenerativeModel, Roles
 from jgen.core.options import replace_options
-from jgen.errors import NotSupported, require
+from jgen.errors import NotSupported, UserError, require
 
 Progress = Callable[[range], Iterable[int]]
 Arrays = dict[str, Any]  # {name: tree of arrays (n, ...)}, with "index" int32 (n,) and "label" int32 (n,) in all
@@ -107,7 +107,7 @@ def run_over(
       name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "label".
       options: of `resolve_options`. The program is compiled once a batch size, a multiple of the devices.
     Raises:
-      UserError: no images, or batch_size below 1.
+      UserError: no images, batch_size below 1, or what is no key.
     """
     check_key(key)
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
@@ -144,6 +144,7 @@ def sample_images(
     """
     whole = isinstance(n, (int, np.integer))
     require(whole and n >= 1, f"the number of images is {n}: it must be a whole number above zero")
+    n = int(n)
     require(0 <= start <= 2**31 - n, f"start is {start}: image numbers must be from 0 to 2^31 - 1")
     labels = resolve_labels(model, label, n, start)
     arrays = {"index": (start + np.arange(n)).astype(np.int32)}
@@ -156,9 +157,10 @@ def sample_images(
 def check_key(key: Any) -> None:
     """Raises `UserError` for what is no PRNG key, such as a seed."""
     kind = getattr(key, "dtype", None)
-    raw = kind == np.uint32 and key.ndim == 1
+    raw = kind == np.uint32 and key.shape in ((2,), (4,))
     typed = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) and key.ndim == 0
-    require(raw or typed, f"key is {brief(key)}: it must be one PRNG key, such as jax.random.key(0)")
+    if not (raw or typed):
+        raise UserError(f"key is {brief(key)}: it must be one PRNG key, such as jax.random.key(0)")
 
 
 def check_images(model: GenerativeModel, images: Any) -> np.ndarray:

@@ -37,7 +37,8 @@ class Records(NamedTuple):
 class Source(NamedTuple):
     """Named splits of one set; `files` changes when they are written anew, so that a cache can be told stale.
 
-    `version` is the set's own. A pixel takes `levels` values, which are spread evenly over 0 .. 255.
+    `version` is the set's own, of a folder that of its files. A pixel takes `levels` values, spread evenly over
+    0 .. 255.
     """
 
     name: str

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PATIENCE = 2.0  # seconds after which progress is shown
-FEWEST = 10  # samples of a class from which it is drawn again by itself: of n, the spread is too small by 1 / (2 n)
+OF_A_CLASS = 10  # samples of a class from which it is drawn again by itself: of n, the spread is too small by 1 / (2 n)
 Z = statistics.NormalDist().inv_cdf(0.975)
 
 
@@ -26,7 +26,7 @@ def groups(classes: np.ndarray | None, num: int) -> list[np.ndarray]:
     """The places 0 .. num - 1 by class, in whose numbers draws are held; all together where a class has too few."""
     if classes is not None:
         found = [np.flatnonzero(classes == c) for c in np.unique(classes)]
-        if min(map(len, found)) >= FEWEST:
+        if min(map(len, found)) >= OF_A_CLASS:
             return found
     return [np.arange(num)]
 

@@ -61,19 +61,24 @@ def hash_tree(folder: Path) -> dict[str, str]:
 
 
 def fault(folder: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, or None if it is whole."""
+    """What is wrong with a checkpoint, or None if it is whole; also of one that may not, or cannot now, be read."""
+    try:
+        return damage(folder, step)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def damage(folder: Path, step: int) -> str | None:
+    """What is wrong with the files of a checkpoint, or None. Raises `OSError` where they cannot be read."""
     try:
         wanted = json.loads(manifest_path(folder, step).read_text())
     except FileNotFoundError:
         return "was not finished"
-    except (OSError, ValueError):
+    except ValueError:
         wanted = None
     if not isinstance(wanted, dict):
         return "has a damaged list of hashes"
-    try:
-        found = hash_tree(folder / str(step))
-    except OSError as error:  # a file that may not or cannot be read, or that a training has just removed
-        return f"cannot be read: {error.strerror or error}"
+    found = hash_tree(folder / str(step))
     for name, digest in wanted.items():
         if name not in found:
             return f"has lost {name}"
@@ -189,7 +194,7 @@ class Writer:
     def _set_aside_bad(self) -> None:
         """Moves checkpoints that are not whole out of the way of new ones, and forgets hashes without a checkpoint."""
         for step in steps_in(self.folder):
-            if fault(self.folder, step) is not None:
+            if damage(self.folder, step) is not None:
                 aside = self.folder / f"damaged-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)

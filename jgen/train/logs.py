@@ -54,7 +54,7 @@ class Window:
         return {"sums": dict(self.sums), "counts": dict(self.counts), "skipped": self.skipped}
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """Adds a step's metrics; values that are not finite belong to a skipped step and are left out."""
+        """Adds a step's metrics; values that are not finite, as a skipped step has, are left out."""
         self.skipped = int(metrics["skipped"])
         for name, value in metrics.items():
             if name in ("skipped", "skipped_in_a_row") or not math.isfinite(float(value)):

@@ -140,15 +140,13 @@ class Training:
 
         Raises:
           Interrupted: after SIGTERM or SIGINT; the state is saved.
-          UserError: 20 steps in a row whose loss or gradient is not finite, or files that cannot be written.
+          UserError: 20 steps in a row that are not finite (`make_train_step`), or files that cannot be written.
         """
         config = self.config
         self.log = MetricsLog(self.directory.path, self.first)
         self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every)
         if self.first:
             print(f"resuming at step {self.first} of {config.steps}")
-            if self.due(self.first, config.sample_every) and not self.directory.samples(self.first).is_file():
-                self.sample(self.first)  # it was killed between the checkpoint and the grid
         batch = config.batch_size * repeats_of(self.model)
         batches = train_batches(self.dataset.splits["train"], self.seed, batch, self.first, config.steps)
         self.bar = tqdm(
@@ -162,6 +160,9 @@ class Training:
         self.bar.set_postfix_str("compiling the first step")
         with deferred_signals() as received:  # until the last checkpoint is whole
             try:
+                if self.first and self.due(self.first, config.sample_every):
+                    if not self.directory.samples(self.first).is_file():
+                        self.sample(self.first)  # it was killed between the checkpoint and the grid
                 for step, examples in zip(range(self.first + 1, config.steps + 1), batches):
                     self.state, metrics = self.step(self.state, self.frozen, examples, step - 1)
                     self.pending.append((step, metrics))
@@ -186,7 +187,8 @@ class Training:
                 self.writer.wait()
                 newest = checkpoints.newest_good(self.directory.checkpoints)
                 last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is step {newest}"
-                raise UserError(f"loss or gradient was not finite in {MAX_SKIPPED} steps up to step {step}; {last}")
+                what = "loss, gradient or statistics were not finite"
+                raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}")
             self.window.add(values)
             if step % self.config.log_every == 0:
                 line = self.window.line()

@@ -63,3 +63,19 @@ def test_a_training_step_costs_what_its_unrolled_layers_do():
         step = make_train_step(model, optimisers)
         found.append(program_flops(lambda s, b: step(s, {}, b, 0), state, batch))
     assert found[1] == pytest.approx(2 * found[0], rel=0.15)
+
+
+OF_TINY = """
+from jgen.cli import load_config
+from jgen.compare import measure
+from jgen.core.model import ImageSpec
+
+experiment, _ = load_config("configs/vae/vae.py:tiny", measure.ROOT)
+print(measure.measure(experiment, None, ImageSpec(8, 8, 1, 10, 17), 0.01)["flops_per_image"])
+"""
+
+
+def test_an_image_costs_the_same_on_two_devices(python):
+    one, two = (float(python("-c", OF_TINY, devices=devices).stdout) for devices in (1, 2))
+    # Each device updates the parameters, whose part is large in so small a model.
+    assert one < two < 1.5 * one

@@ -253,9 +253,10 @@ assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow" a
 
 def test_a_set_that_is_prepared_anew_is_decoded_anew(prepared, own_cache, monkeypatch):
     """Of the same name, version and sizes, as where a set was prepared from wrong files before."""
-    config = Config(name="petite", dir=str(prepared))
+    folder = shutil.copytree(prepared, own_cache / "tfds")
+    config = Config(name="petite", dir=str(folder))
     first, source = datasets.load(config), sources.open_source(config)
-    os.utime(next((prepared / "petite").rglob("*array_record*")))
+    os.utime(next((folder / "petite").rglob("*array_record*")))
     assert sources.open_source(config).files != source.files
     inverted = lambda found: (255 - found[0], found[1])
     splits = {

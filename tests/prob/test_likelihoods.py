@@ -13,8 +13,8 @@ from jgen.prob.pixels import bits_per_dim, to_float, to_uint8
 
 
 @pytest.mark.parametrize("levels", [2, 3, 17, 256])
-@pytest.mark.parametrize("std", [1e-3, 0.02, 0.5, 3.0, 40.0])
-@pytest.mark.parametrize("mean", [-5.0, -1.0, -0.3, 0.0, 0.77, 1.0, 5.0])
+@pytest.mark.parametrize("std", [1e-4, 1e-3, 0.02, 0.5, 3.0, 40.0, 1e4])
+@pytest.mark.parametrize("mean", [-50.0, -5.0, -1.0, -0.3, 0.0, 0.77, 1.0, 5.0, 50.0])
 def test_discretised_normal_is_a_distribution(levels, std, mean):
     level = jnp.arange(levels)
     logp = likelihoods.discretised_normal_log_prob(level, jnp.full(levels, mean), std, levels)
