@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -94,16 +95,18 @@ def picture(shape, split, i, levels=256):
     return np.random.default_rng(seed).integers(0, levels, shape, np.uint8)
 
 
+def png(array):
+    """A file such as TFDS stores without TensorFlow."""
+    file = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """Small sets as TFDS writes them: two of names that TFDS has code for, two with a validation split."""
     import tensorflow_datasets as tfds
-
-    def png(array):
-        file = io.BytesIO()
-        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
-        file.seek(0)
-        return file
 
     def info(self):
         features = {"image": tfds.features.Image(shape=SHAPES[self.name][1])}
@@ -157,6 +160,33 @@ def test_a_prepared_set_is_read_by_its_name(prepared, own_cache, monkeypatch, by
     assert len(set(all_indices(dataset).tolist())) == 50
     assert found_multiset(splits["train"], splits["validation"]) == wanted_multiset("mnist", "train")
     assert found_multiset(splits["test"]) == wanted_multiset("mnist", "test")
+
+
+def test_preparing_writes_what_loading_reads(own_cache, tmp_path):
+    import tensorflow_datasets as tfds
+
+    class Handful(tfds.core.GeneratorBasedBuilder):
+        """A set that TFDS knows by its name, as those it comes with."""
+
+        VERSION = tfds.core.Version("2.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(shape=(4, 4, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(18), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"image": png(np.full((4, 4, 3), 10 * i, np.uint8)), "label": i % 3}
+
+    where = prepare.prepare("handful", str(tmp_path))
+    assert list(Path(where).glob("*array_record*")) and "2.0.0" in where
+    dataset = datasets.load(Config(name="handful", dir=str(tmp_path)))
+    test = everything(dataset.splits["test"])
+    found = sorted((int(image.max()), int(label)) for image, label in zip(test["image"], test["label"]))
+    assert found == [(0, 0), (10, 1), (20, 2)] and dataset.images.shape == (4, 4, 3)
 
 
 def test_the_published_binary_digits_have_two_levels(prepared, own_cache):
