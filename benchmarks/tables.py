@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,20 @@ def speed() -> str:
         where = f"{document['case']}; {document['processor']}; {said}; commit {short(document['commit'])}"
         records.append(f"- [{Path(path).name}]({path}): `{document['command']}`; {where}")
     made = table(["case", "jgen", "peer", "jgen / peer"], lines)
-    return made + "\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
+    return f"{made}\n\n{loop()}\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
+
+
+def loop() -> str:
+    """What the training loop's rate is beside that of the bare compiled step."""
+    said = []
+    for path, document in read("loop_*.json"):
+        looped, bare = median(document["loop"]), median(document["bare"])
+        seconds = f"{looped:.3g} s a step beside {bare:.3g} s, **{100 * document['ratio']:.0f} %** of its rate"
+        where = f"`{document['command']}`; {document['processor']}; jax {document['jax']}; commit"
+        said.append(f"{document['config']}: {seconds} ([record]({path}): {where} {short(document['commit'])})")
+    if not said:
+        return ""
+    return f"The training loop, with data, logging and checkpoints, beside the bare compiled step: {'; '.join(said)}."
 
 
 def scores() -> str:

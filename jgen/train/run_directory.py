@@ -126,12 +126,16 @@ def processor() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that jgen is imported from, with "+" for local changes; None outside a tree."""
+    """The commit of the source tree that jgen is imported from, with "+" for local changes; None outside a tree.
+
+    Records in results/ are no part of the program: one that is written there leaves the next what it is, clean.
+    """
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+        status = [*git, "status", "--porcelain", "--", ".", ":(exclude)results"]
+        dirty = subprocess.run(status, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

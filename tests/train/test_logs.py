@@ -1,14 +1,15 @@
-"""Metrics: lines that a resumed run cuts, means without what is not finite, and what TensorBoard receives."""
+"""Metrics: lines that a resumed run cuts, means without what is not finite, and what TensorBoard receives; commits."""
 
 import io
 import json
 import math
 import struct
+import subprocess
 
 import pytest
 
 from jgen.errors import UserError
-from jgen.train import checkpoints, logs
+from jgen.train import checkpoints, logs, run_directory
 from jgen.train.logs import MetricsLog, Window
 
 
@@ -143,3 +144,21 @@ def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path, ca
     write([])
     with pytest.raises(UserError, match="its validation has no scores; give a step"):
         checkpoints.best_good(folder)
+
+
+def test_a_commit_tells_of_changes_to_the_program_and_not_to_its_records(tmp_path, monkeypatch):
+    git = lambda *args: subprocess.check_output(["git", "-C", tmp_path, *args], stderr=subprocess.DEVNULL, text=True)
+    module = tmp_path / "jgen" / "train" / "run_directory.py"
+    module.parent.mkdir(parents=True)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(run_directory, "__file__", str(module))
+    assert run_directory.commit() is None  # no source tree
+    module.write_text("")
+    git("init")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-m", "x")
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "results" / "speed.json").write_text("{}")
+    assert run_directory.commit() == head
+    module.write_text("x = 1")
+    assert run_directory.commit() == f"{head}+"
