@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import pytest
+# The processes of a test run share the cores: threads of NumPy and PyTorch that wait for each other would double times.
+for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Tests compile much and run little: code that is not optimised halves their time (read when JAX starts), and that which
 # the older emitters of fused loops write, gone from JAX 0.12, takes a quarter less again.
