@@ -74,12 +74,19 @@ def colours_of(drawn: list[dict[str, Any]]) -> dict[str, str]:
 
 def draw_speed(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
     """Quality against sampling speed."""
+    import matplotlib.ticker
+
     colours, names = colours_of(drawn), []
     for row in drawn:
         x, y, colour = row["cost"]["samples_per_second"], mean(row, "distance"), colours[row["system"]]
         axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
         names.append((row["system"], (x, y), colour, 3.0))
     axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=f"Fréchet distance, {network}")
+    plain = lambda value, _: f"{value:,.6g}"
+    axes.xaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 5)))  # distances may lie within one decade
+    axes.yaxis.set_minor_formatter(plain)
     axes.grid(alpha=0.25)
     axes.margins(0.12)
     write_names(axes, names)
