@@ -34,7 +34,7 @@ th.words, td.words { white-space: normal; min-width: 10em; text-align: left; }
 td.words { color: var(--dim); }
 tr:last-child td { border-bottom: 0; }
 .figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
-.grids { grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); }
+.grids { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 figure { margin: 0; } figure svg, figure img { width: 100%; height: auto; display: block; }
 figure img { image-rendering: pixelated; border: 1px solid var(--line); }
 pre { overflow-x: auto; background: var(--band); padding: 10px; border-radius: 6px; font-size: .8rem; }
@@ -190,7 +190,12 @@ def table(cells: list[list[str]], words: tuple[str, ...]) -> str:
 
 
 def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Writes the page. `about`: title; lines, what stands above the tables; network, that of the features; sizes."""
+    """Writes the page.
+
+    Args:
+      about: title; lines, what the tables are of, the first two in place of a legend; network, that of the features;
+        sizes; command, that of the whole comparison.
+    """
     grids = []
     for row in rows:
         if row.get("grid"):
@@ -206,16 +211,19 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
         if said := to_repeat(row):
             gave = [f"# gave {row['gave'][row['shown']]}"] if row["shown"] in row["gave"] else []
             commands.append("\n".join([f"# {row['system']}", *said, *gave]))
-    title, lines = html.escape(about["title"]), [html.escape(line) for line in about["lines"]]
+    title, lines = html.escape(about["title"]), [f"<p>{html.escape(line)}</p>" for line in about["lines"]]
     body = [
         f"<h1>{title}</h1>",
-        *(f"<p>{line}</p>" for line in lines),
+        *lines[:2],
         "<h2>Quality</h2>",
         table(quality_table(rows), ("likelihood", "sampled with", "published (other data)")),
         "<h2>Cost</h2>",
         table(cost_table(rows, about["sizes"]), ()),
         "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",
         "<h2>Samples</h2><div class=grids>" + "".join(grids) + "</div>" if grids else "",
+        "<h2>How it was measured</h2>",
+        *lines[2:],
+        f"<pre>{html.escape(about['command'])}</pre>",
         "<h2>Repeat a row</h2><pre>" + html.escape("\n\n".join(commands)) + "</pre>" if commands else "",
     ]
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"

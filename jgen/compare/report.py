@@ -26,8 +26,9 @@ def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> 
     a, where = arguments, [found_in for row in found for found_in in row["environments"]]
     scored = next((row for row in found if row["seeds"]), None)
     network, lines = scored["network"] if scored else "-", about_lines(a, found, where)
-    about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
     command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
+    about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
+    about["command"] = command
     document = {"command": command, "data": a.data, "budget": budget(a), "rows": found}
     parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
     parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
