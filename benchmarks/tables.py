@@ -69,7 +69,8 @@ def scores() -> str:
     lines, commands = [], []
     for path, document in read("score_*.json"):
         found, kind = scored(document)
-        lines.append([f"[{document['system']}]({path})", document["data"], found, kind, trained(document)])
+        training = "; ".join(filter(None, [trained(document), kept(path.replace("score_", "kept_"))]))
+        lines.append([f"[{document['system']}]({path})", document["data"], found, kind, training])
         lines[-1].append(PUBLISHED.get(document["system"], "-"))
         commands += ["", f"# {Path(path).stem}: {origin(document)}"]
         commands += [" ".join(["python", *latest(document)["command"]]), document["command"]]
@@ -118,6 +119,17 @@ def trained(document: dict[str, Any]) -> str:
     said = f"{whole['steps']:,} steps, {whole['minutes']:.0f} min"
     said += f"; scored at step {steps:,}" if steps != whole["steps"] else ""
     return "; ".join(filter(None, [said, best_and_last(document["validation"])]))
+
+
+def kept(path: str) -> str:
+    """Of a run without a validation score: its best and last kept checkpoint by class accuracy, "" without a record."""
+    if not (ROOT / path).is_file():
+        return ""
+    of = json.loads((ROOT / path).read_text())
+    best, last = max(of, key=lambda one: one["class_accuracy"]), of[-1]
+    said = f"{100 * best['class_accuracy']:.1f} % at best (step {best['step']:,})"
+    samples = f"{len(of)} checkpoints, {last['num']} samples each"
+    return f"[by checkpoint]({path}) {said}, {100 * last['class_accuracy']:.1f} % at last ({samples})"
 
 
 def short(commit: str | None) -> str:
