@@ -193,8 +193,8 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
     """Writes the page.
 
     Args:
-      about: title; lines, what the tables are of, the first two in place of a legend; network, that of the features;
-        sizes; command, that of the whole comparison.
+      about: title; lines, what the tables are of, two of them above the tables and the others below the samples;
+        network, that of the features; sizes; command, that of the whole comparison.
     """
     grids = []
     for row in rows:

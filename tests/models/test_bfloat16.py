@@ -55,10 +55,7 @@ def make_pair(name):
     return wide, narrow, shaken(params), extra, batch
 
 
-SLOW = ("ddpm", "glow", "realnvp")  # to compile; they run on the newest JAX
-
-
-@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in SYSTEMS])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_the_loss_is_nearly_that_of_float32_and_all_that_is_kept_is_float32(name):
     wide, narrow, params, extra, batch = make_pair(name)
 
