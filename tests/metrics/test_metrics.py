@@ -79,12 +79,12 @@ def test_intervals_of_balanced_samples_are_those_within_classes():
     draws = [of_ten_classes(rng) for _ in range(300)]
     spread = np.std([distance(x) for _, x in draws])
     half = lambda found: (found.high - found.low) / (2 * 1.96)
-    within = np.mean([half(bootstrap(distance, x, rounds=100, classes=classes)) for classes, x in draws[:10]])
-    over_all = np.mean([half(bootstrap(distance, x, rounds=100)) for _, x in draws[:10]])
+    within = np.mean([half(bootstrap(distance, x, classes=classes)) for classes, x in draws[:20]])
+    over_all = np.mean([half(bootstrap(distance, x)) for _, x in draws[:20]])
     assert 0.85 < within / spread < 1.15 < 2 < over_all / spread
     # The kernel distance's error is of both kinds of images: of many real ones, whose classes are drawn, less.
     means = 4 * np.random.default_rng(5).standard_normal((10, 3))
-    other = lambda: means[rng.integers(0, 10, 800)] + 1.0 + rng.standard_normal((800, 3))
+    other = lambda: means[rng.integers(0, 10, 1500)] + 1.0 + rng.standard_normal((1500, 3))
     found = [(of_ten_classes(rng), other()) for _ in range(60)]
     values, errors = np.transpose([kernel_distance(x, y, classes=classes) for (classes, x), y in found])
     assert 0.75 < errors.mean() / values.std() < 1.3
