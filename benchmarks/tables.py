@@ -197,16 +197,23 @@ def main() -> None:
     for folder in sorted((ROOT / "results").glob("comparison-*")):
         data = folder.name.partition("-")[2]
         made |= {f"comparison {data}": comparison(data), f"whole comparison {data}": whole_comparison(data)}
+    placed = set()
     for name in ("README.md", "docs/comparison.md"):
         path = ROOT / name
         text = before = path.read_text()
         for block, table in made.items():
             place = re.compile(f"(<!-- {block} -->\n).*?(<!-- /{block} -->)", re.DOTALL)
-            text = place.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
+            text, times = place.subn(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
+            placed |= {block} if times else set()
         if text != before and "--check" in sys.argv:
             sys.exit(f"{name} is not what results/ says: run python benchmarks/tables.py")
         elif text != before:
             path.write_text(text)
+    # The short tables of comparisons but the first are not shown anywhere.
+    missing = [block for block in made if block not in placed and made[block] and not block.startswith("comparison ")]
+    missing += [] if "comparison digits" in placed else ["comparison digits"]
+    if missing:
+        sys.exit(f"no document has a place for the tables {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 from jgen import cli
 from jgen.core.files import check_writable
 from jgen.data.config import Config as Data
-from jgen.errors import require, require_seed
+from jgen.errors import UserError, require, require_seed
 
 AT_ONCE = 1000  # images that are read and binarised at once
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
@@ -157,11 +157,15 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     """The scores of samples that another program made. Raises `UserError` for files that cannot be compared."""
     from jgen.data import dataset
     from jgen.data.pictures import read_images
+    from jgen.metrics import classifier, quality
     from jgen.train.run_directory import environment
 
     data = dataset.load(arguments.data)
     check_split(data, arguments)
     images, labels = read_images(Path(arguments.images), data.images.channels)
+    quality.check_images(images, data.images.shape)  # before anything is trained or computed
+    if labels is not None and data.images.num_classes > 1:
+        classifier.check_labels(labels, data.images.num_classes)
     found = make_comparison(data, arguments.data, arguments, labels is not None)(images, labels)
     return {
         "run": arguments.images,
@@ -383,6 +387,8 @@ def command(args: list[str]) -> int:
         for name in ("out", "grid"):
             given = getattr(parsed.main, name)
             require(not given or len(runs) == 1, f"--{name} is {given}: it takes the outcome of one run")
+        plain = parsed.main.samples > 0 or getattr(parsed, "sampling", None) == getattr(model, "sampling", None)
+        require(plain, "--sampling.* is about samples, of which --samples 0 draws none")
         options_of = lambda part: dataclasses.asdict(getattr(parsed, part)) if hasattr(parsed, part) else {}
         chosen = [options_of("scoring"), options_of("sampling")]
         out = parsed.main.out or str(Path(run) / "evaluation.json")
@@ -397,21 +403,29 @@ def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = Fa
 
     Args:
       keep: whether a file that is there already is kept under another name.
+    Raises:
+      UserError: what went wrong, of each outcome that could not be had; the others are.
     """
     from jgen.metrics.table import table
     from jgen.train.run_directory import write_json
 
     done: dict[str, dict[str, Any]] = {}
+    wrong: list[str] = []
     try:
         for out, outcome in todo:
-            done[out] = outcome()
-            if keep and (path := Path(out)).exists():
-                names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
-                path.rename(next(name for name in names if not name.exists()))
-            write_json(Path(out), done[out])
+            try:
+                found = outcome()
+                if keep and (path := Path(out)).exists():
+                    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+                    path.rename(next(name for name in names if not name.exists()))
+                write_json(Path(out), found)
+                done[out] = found
+            except UserError as error:
+                wrong.append(f"{Path(out).parent}: {error}" if len(todo) > 1 else str(error))
     finally:
         if done:
             print("\n".join([table(list(done.values())), *done]))
+    require(not wrong, "; ".join(wrong))
     return 0
 
 

@@ -8,7 +8,9 @@ written anew after every stage, is WORKDIR/comparison.md, .csv, .json and .html,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -16,7 +18,6 @@ import re
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from jgen import cli
+from jgen.core.files import lock
 from jgen.errors import UserError, require, require_positive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +77,7 @@ def find_systems(data: str, wanted: str) -> list[System]:
     Raises:
       UserError: a data set that no configuration has, or a system that is unknown or lacks it.
     """
-    from jgen.compare.measure import first_stage_config
+    from jgen.compare.program import first_stage_config
 
     found, stages, variants = {}, set(), set()
     for path in sorted((ROOT / "configs").glob("*/*.py")):
@@ -101,8 +103,8 @@ class Failed(Exception):
     """A stage of one system ended with an error."""
 
 
-class Stopped(Exception):
-    """One of `SIGNALS` came."""
+class Stopped(BaseException):
+    """One of `SIGNALS` came; of no kind that a library would take for its own trouble."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
@@ -126,19 +128,22 @@ def run(words: list[str], log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     # A session of its own: Ctrl-C reaches this program alone, which passes it on once, so that a training can save.
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
-    process = subprocess.Popen([sys.executable, *words], env=environment(), **pipes)
     last: deque[bytes] = deque(maxlen=400)
+    process = None
     try:
         with log.open("ab", buffering=0) as file:
+            process = subprocess.Popen([sys.executable, *words], env=environment(), **pipes)
             while piece := process.stdout.read1(4096):
                 file.write(piece)
                 last.append(piece)
                 sys.stderr.buffer.write(piece)
                 sys.stderr.flush()
         process.wait()
-    except Stopped as stopped:
-        process.send_signal(signal.SIGINT if stopped.number == signal.SIGINT else signal.SIGTERM)
-        sys.stderr.buffer.write(process.communicate()[0])
+    except BaseException as error:  # also a full disk: nothing goes on unseen
+        if process is not None and process.poll() is None:
+            by_key = isinstance(error, Stopped) and error.number == signal.SIGINT
+            process.send_signal(signal.SIGINT if by_key else signal.SIGTERM)
+            sys.stderr.buffer.write(process.communicate()[0])
         raise
     if process.returncode:
         said = reason(b"".join(last).decode(errors="replace"))
@@ -168,7 +173,7 @@ def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
 
 
 # What `train_words` and the seed of a run say in place of a configuration.
-OWN = ("seed", "first_stage", "train.steps", "train.optimiser.warmup_steps", "train.sample_every")
+OWN = ("seed", "first_stage", "train.steps", "train.sample_every")
 OWN += ("train.validate_every", "train.checkpoint_every", "train.keep_every")
 
 
@@ -193,8 +198,11 @@ def steps_of(command: str) -> int:
 
 
 def has_sizes(path: Path, wanted: list[str]) -> bool:
-    """Whether what was measured of a system has all sizes that are wanted."""
-    return set(wanted) <= set(json.loads(path.read_text())["sizes"])
+    """Whether a file holds what was measured of a system at its own size and all that are wanted."""
+    from jgen.compare.rows import read
+
+    found = read(path) or {"sizes": {}}
+    return "own" in found and all("error" not in found["sizes"].get(size, {"error": ""}) for size in wanted)
 
 
 class Comparison:
@@ -208,38 +216,47 @@ class Comparison:
 
     def measure(self, system: System) -> None:
         """measure.json of the system, and of its first stage."""
-        folder = self.workdir / system.name
-        sizes = [str(size) for size in self.arguments.sizes]
-        todo = [(system.first_stage, "first_measure.json", sizes[:1])] if system.first_stage else []
-        todo.append((system.config, "measure.json", sizes))
+        from jgen.compare.rows import read
+
+        todo = self.to_measure(system)
         try:
-            for config, out, wanted in todo:
-                path = folder / out
-                if path.is_file() and (config == system.first_stage or has_sizes(path, wanted)):
+            for config, path, sizes in todo:
+                if has_sizes(path, sizes):
                     continue
-                words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *wanted]
+                words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *sizes]
                 self.changed = True
-                run(words, folder / "measure.log")
+                run(words, path.with_name("measure.log"))
         finally:  # what was found before it went wrong at another size is enough to train
-            found = [json.loads((folder / out).read_text())["own"] for _, out, _ in todo if (folder / out).is_file()]
+            found = [one["own"] for _, path, _ in todo if (one := read(path)) and "own" in one]
             if len(found) == len(todo):
                 self.costs[system.name] = found[-1], found[0] if system.first_stage else None
 
+    def to_measure(self, system: System) -> list[tuple[str, Path, list[str]]]:
+        """(configuration, file, sizes beside its own) of the system, after that of its first stage."""
+        folder = self.workdir / system.name
+        first = [(system.first_stage, folder / "first_measure.json", [])] if system.first_stage else []
+        return [*first, (system.config, folder / "measure.json", [str(size) for size in self.arguments.sizes])]
+
+    def outcome(self, system: System, seed: int) -> Path:
+        """The file by which a training is known to be scored."""
+        return self.workdir / system.name / f"seed{seed}.evaluation.json"
+
     def train(self, system: System, seed: int) -> None:
         """A run, and its evaluation. A system of two stages divides the budget evenly."""
+        from jgen.compare.rows import read
         from jgen.train.logs import best_of, validation_scores
         from jgen.train.run_directory import write_json
 
         folder = self.workdir / system.name
         cost, first_cost = self.costs[system.name]
         path, log = folder / f"seed{seed}", folder / f"seed{seed}.log"
-        outcome = folder / f"seed{seed}.evaluation.json"
+        outcome = self.outcome(system, seed)
         if outcome.is_file():
             return
         self.changed = True
         said = folder / f"seed{seed}.commands.json"
-        if said.is_file():  # the speed may be measured anew, but a run goes on as it was begun
-            steps = [steps_of(line) for line in json.loads(said.read_text()) if "--train.steps" in line]
+        if before := read(said):  # the speed may be measured anew, but a run goes on as it was begun
+            steps = [steps_of(line) for line in before if "--train.steps" in line]
         else:
             share = 0.5 if first_cost else 1.0
             steps = [steps_for(one, self.arguments, share) for one in (first_cost, cost) if one]
@@ -263,39 +280,65 @@ class Comparison:
         run(commands[-1], log)
 
     def stage(self, system: System, what: str, *args: Any) -> None:
-        """One stage; what goes wrong in it is kept for the table."""
+        """One stage; what goes wrong in it is kept for the table, and the others go on."""
+        from jgen.compare.rows import read
         from jgen.train.run_directory import write_json
 
         path = self.workdir / system.name / "errors.json"
-        errors = json.loads(path.read_text()) if path.is_file() else {}
         name = what if not args else f"seed {args[0]}"
-        errors.pop(name, None)
+        errors, wrong = {}, ""
+        with contextlib.suppress(UserError):  # of a file that is damaged: it is written anew
+            errors = read(path) or {}
         try:
             getattr(self, what)(system, *args)
-        except Failed as failure:
-            errors[name] = str(failure)
-            print(f"{system.name}, {name}: {failure}", file=sys.stderr, flush=True)
-        write_json(path, errors)
+        except (Failed, UserError) as failure:
+            wrong = str(failure)
+        except Exception as failure:  # a full disk, a file of another jgen: nothing of one system ends the others
+            wrong = f"{type(failure).__name__}: {failure}"
+        if wrong:
+            print(f"{system.name}, {name}: {wrong}", file=sys.stderr, flush=True)
+        rest = {stage: said for stage, said in errors.items() if stage != name}
+        write_json(path, rest | ({name: wrong} if wrong else {}))
 
     def run(self) -> None:
         """All stages: measuring, then every system with seed 0, with seed 1, ..."""
-        stages = [(system, "measure", ()) for system in self.systems]
+        stages: list[tuple[System, str, tuple[int, ...]]] = [(system, "measure", ()) for system in self.systems]
         stages += [(system, "train", (seed,)) for seed in range(self.arguments.seeds) for system in self.systems]
-        took: dict[str, list[float]] = {"measure": [], "train": []}  # of stages that were not done before
-        guess = {"measure": 60.0, "train": 60 * self.arguments.minutes}
+        took, guessed = {"measure": 0.0, "train": 0.0}, {"measure": 0.0, "train": 0.0}
         for number, (system, what, args) in enumerate(stages):
-            ahead = (statistics.mean(took[kind] or [guess[kind]]) for _, kind, _ in stages[number:])
-            where = f"{number + 1} of {len(stages)}, about {sum(ahead) / 60:.0f} min left"
+            guesses = {"measure": 0.0, "train": 0.0}
+            for stage in stages[number:]:
+                guesses[stage[1]] += self.guess(*stage)
+            ahead = sum(left * (took[kind] / guessed[kind] if guessed[kind] else 1.0) for kind, left in guesses.items())
+            where = f"{number + 1} of {len(stages)}, about {ahead / 60:.0f} min left"
             seed = f" seed {args[0]}" if args else ""
             print(f"[{where}] {system.name}{seed}: {what}", file=sys.stderr, flush=True)
             if what == "train" and system.name not in self.costs:
                 continue  # it could not be measured
-            begun = time.monotonic()
+            begun, guess = time.monotonic(), self.guess(system, what, args)
             self.stage(system, what, *args)
             if self.changed:
-                took[what].append(time.monotonic() - begun)
+                if not self.guess(system, what, args):  # it is done
+                    took[what] += time.monotonic() - begun
+                    guessed[what] += guess
                 self.report()
                 self.changed = False
+
+    def guess(self, system: System, what: str, args: tuple[int, ...]) -> float:
+        """Seconds that a stage is going to take, 0 for one that is done, before it is known how far guesses hold."""
+        try:
+            if what == "measure":
+                todo = [sizes for _, path, sizes in self.to_measure(system) if not has_sizes(path, sizes)]
+                return sum(20.0 * (2 + len(sizes)) for sizes in todo)
+        except UserError:  # damaged: it will be said
+            return 0.0
+        if self.outcome(system, *args).is_file():
+            return 0.0
+        if not self.arguments.teraflops:
+            return 60.0 * self.arguments.minutes + 30.0
+        found = [one for one in self.costs.get(system.name, ()) if one]
+        rates = [one["step_seconds"] / (one["flops_per_image"] * one["batch_size"] / 1e12) for one in found]
+        return self.arguments.teraflops * sum(rates) / max(1, len(rates)) + 30.0
 
     def report(self) -> list[dict[str, Any]]:
         """Writes the outcome as far as it stands; returns its rows."""
@@ -323,19 +366,23 @@ def command(args: list[str]) -> int:
     from jgen.compare import page
 
     page.pyplot()  # without matplotlib it would fail after hours
-    comparison = Comparison(a, systems, count_test_images(a, systems[0]))
-    check_budget(comparison)
+    fingerprint, there = look_at_data(a, systems[0])
+    comparison = Comparison(a, systems, there)
+    held = lock(comparison.workdir, "is comparing in", "wait for it, or choose another --workdir")
+    check_budget(comparison, fingerprint)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, stop)
+    from jgen.compare.rows import markdown, quality_table
+
     try:
         comparison.run()
+        rows = comparison.report()
     except Stopped as stopped:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 128 + stopped.number
-    from jgen.compare.rows import markdown, quality_table
-
-    rows = comparison.report()
+    finally:
+        held.close()
     print(markdown(quality_table(rows)))
     print(comparison.workdir / "comparison.html")
     if not any(row["seeds"] for row in rows):
@@ -343,14 +390,18 @@ def command(args: list[str]) -> int:
     return 0
 
 
-def count_test_images(a: Arguments, system: System) -> int:
-    """Raises `UserError` for data that cannot be loaded, or that has fewer images than are asked for."""
+def look_at_data(a: Arguments, system: System) -> tuple[str, int]:
+    """Hash of the data, and number of its test images.
+
+    Raises:
+      UserError: data that cannot be loaded, or that has fewer images than are asked for.
+    """
     from jgen.data import dataset
 
     data = dataset.load(cli.load_config(system.config, ROOT)[0].data)
     there = data.splits["test"].num
     require(a.num <= there, f"--num is {a.num}: test of {data.name} has {there} images")
-    return there
+    return data.fingerprint, there
 
 
 def check_inception(path: str) -> None:
@@ -360,22 +411,31 @@ def check_inception(path: str) -> None:
     require(done.returncode == 0, f"--inception: {reason(done.stderr)}")
 
 
-def check_budget(comparison: Comparison) -> None:
-    """Refuses a folder that was begun with another budget, data set, number of images, or configuration: its rows would
-    not compare."""
+def check_budget(comparison: Comparison, fingerprint: str) -> None:
+    """Refuses a folder that was begun with another budget, data set, number of images, Inception network, or
+    configuration: its rows would not compare.
+
+    Args:
+      fingerprint: of the data.
+    """
+    from jgen.compare.rows import read
     from jgen.experiment import flatten
     from jgen.train.run_directory import write_json
 
     path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir")
     now = {k: v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
+    now["hash of the data"] = fingerprint
+    if comparison.arguments.inception:
+        weights = Path(comparison.arguments.inception).read_bytes()
+        now["hash of the file of --inception"] = hashlib.sha256(weights).hexdigest()
     for system in comparison.systems:
         for config in filter(None, (system.config, system.first_stage)):
             fields = flatten(cli.load_config(config, ROOT)[0])
             now |= {f"{name} of {config}": value for name, value in fields.items() if name not in OWN}
     now = json.loads(json.dumps(now))  # tuples as lists
-    if path.is_file():
+    if found := read(path):
         plain = {k: v for k, v in dataclasses.asdict(Arguments()).items() if k in now}
-        before = plain | json.loads(path.read_text())
+        before = plain | found
         changed = [k for k, v in now.items() if before.get(k, v) != v]
         option = lambda k: f"--{k.replace('_', '-')}" if k in plain else k
         said = "; ".join(f"{option(k)} was {before[k]}, is {now[k]}" for k in changed)

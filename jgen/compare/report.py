@@ -110,8 +110,8 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
     staged = [row["system"] for row in found if row.get("first_stage")]
     if staged:
         lines.append(
-            f"Of {', '.join(staged)}, which has a first stage, speed, operations and compile time are those of the"
-            " second, samples are decoded by the first, and parameters and minutes are of both."
+            f"Of {', '.join(staged)}, which has a first stage, speed, operations, compile time and steps are those of"
+            " the second, samples are decoded by the first, and parameters and minutes are of both."
         )
     commit = lambda w: (w["commit"] or "-")[:12] + ("+" if str(w["commit"]).endswith("+") else "")
     lines.append(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from jgen.compare.published import PUBLISHED
 from jgen.core.model import LIKELIHOODS
+from jgen.errors import UserError
+from jgen.train.run_directory import read_json
 
 # (key, column, digits) of what is measured once a seed
 SCORES = (
@@ -22,6 +26,11 @@ SCORES = (
     ("accuracy", "class accuracy, %", 1),
     ("bits_per_dim", "bits/dim", 3),
 )
+
+# What is measured of a system.
+COSTS = ("batch_size", "parameters", "flops_per_image", "compile_seconds", "step_seconds", "images_per_second")
+COSTS += ("first_sample_seconds", "samples_per_second", "peak_mib", "likelihood", "levels")
+COSTS += ("exact_density", "free_form_jacobian")
 
 
 def columns(network: str) -> tuple[tuple[str, str, int], ...]:
@@ -35,7 +44,23 @@ def columns(network: str) -> tuple[tuple[str, str, int], ...]:
 
 
 def read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The document at a path, None where there is none. Raises `UserError` for one that is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; remove it to have it made anew") from None
+
+
+Yardstick = tuple[str, str, int, str, int]
+
+
+def yardstick(evaluation: dict[str, Any]) -> Yardstick:
+    """What scores were measured with: network, hash of the data, number of samples, split and number of real images."""
+    quality = evaluation["quality"]
+    real = quality["real"]
+    return quality["network"], evaluation["data_fingerprint"], quality["num"], real["split"], real["num"]
 
 
 def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -78,33 +103,72 @@ def sampled_with(evaluation: dict[str, Any]) -> str:
     return ", ".join(said) or "as trained"
 
 
-def system_row(folder: Path, seeds: int) -> dict[str, Any]:
+def evaluation_of(folder: Path, seed: str, wanted: Yardstick | None) -> dict[str, Any] | None:
+    """The scores of one seed, None where there are none yet.
+
+    Raises:
+      UserError: a file that is damaged or of another jgen, or what was measured otherwise than `wanted`, or a score
+        that is no finite number.
+    """
+    path = folder / f"{seed}.evaluation.json"
+    evaluation = read(path)
+    if evaluation is None:
+        return None
+    try:
+        scores, found = scores_of(evaluation), yardstick(evaluation)
+        seed_line(evaluation), sampled_with(evaluation), evaluation["environment"], evaluation["training"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} lacks {error}; remove it to have it made anew") from None
+    if wrong := [f"{key} is {value}" for key, value in scores.items() if not math.isfinite(value or 0)]:
+        raise UserError(", ".join(wrong))
+    said = lambda y: f"{y[0]}, {y[2]} samples to {y[4]} {y[3]} images, data {y[1][:12]}"
+    if wanted and found != wanted:
+        raise UserError(f"scored with {said(found)}; others with {said(wanted)}: remove {path} to score it anew")
+    return evaluation
+
+
+def system_row(folder: Path, seeds: int, wanted: Yardstick | None = None) -> dict[str, Any]:
     """A system's row from its folder: costs, scores by seed with mean and spread, commands, and what went wrong.
 
-    Only seeds 0 .. seeds - 1 count, whatever else the folder holds.
+    Only seeds 0 .. seeds - 1 count, whatever else the folder holds, and of them those that were measured as `wanted`,
+    or as the first of them.
     """
     asked = [f"seed{seed}" for seed in range(seeds)]
     row: dict[str, Any] = {"system": folder.name, "published": PUBLISHED.get(folder.name, "")}
     row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "gave": {}, "errors": {}, "environments": []}
-    wanted = ("measure", *(f"seed {seed}" for seed in range(seeds)))
-    row["errors"] = {k: v for k, v in (read(folder / "errors.json") or {}).items() if k in wanted}
-    measured = read(folder / "measure.json")
-    if measured:
+    stages = ("measure", *(f"seed {seed}" for seed in range(seeds)))
+
+    def saved(name: str, stage: str) -> Any:
+        """A file of the folder; what is wrong with it is an error of its stage."""
+        try:
+            return read(folder / name)
+        except UserError as error:
+            row["errors"][stage] = str(error)
+            return None
+
+    row["errors"] |= {k: v for k, v in (saved("errors.json", "errors") or {}).items() if k in stages}
+    measured = saved("measure.json", "measure")
+    if lacking := [name for name in COSTS if name not in (measured or {}).get("own", COSTS)]:
+        measured, said = None, f"{folder / 'measure.json'} lacks {', '.join(lacking)}; remove it to have it made anew"
+        row["errors"]["measure"] = said
+    if measured and "own" in measured:
         row["config"], row["cost"], row["sizes"] = measured["config"], measured["own"], measured["sizes"]
         row["first_stage"] = measured["first_stage"]
         row["environments"].append(measured["environment"])
     for seed in asked:
-        if commands := read(folder / f"{seed}.commands.json"):
+        stage = seed.replace("seed", "seed ")
+        if commands := saved(f"{seed}.commands.json", stage):
             row["commands"][seed] = commands
-        evaluation = read(folder / f"{seed}.evaluation.json")
+        try:
+            evaluation = evaluation_of(folder, seed, wanted)
+        except UserError as error:
+            row["errors"][stage] = str(error)
+            continue
         if evaluation is None:
             continue
-        scores = scores_of(evaluation)
+        wanted = wanted or yardstick(evaluation)
         row["environments"] += filter(None, [evaluation["environment"], evaluation["training"]])
-        if wrong := [f"{key} is {value}" for key, value in scores.items() if not math.isfinite(value or 0)]:
-            row["errors"][seed.replace("seed", "seed ")] = ", ".join(wrong)
-            continue
-        row["seeds"][seed], row["gave"][seed] = scores, seed_line(evaluation)
+        row["seeds"][seed], row["gave"][seed] = scores_of(evaluation), seed_line(evaluation)
         row["sampled"] = sampled_with(evaluation)
         row["network"] = evaluation["quality"]["network"]
         row["samples"], row["real"] = evaluation["quality"]["num"], evaluation["quality"]["real"]
@@ -119,9 +183,19 @@ def system_row(folder: Path, seeds: int) -> dict[str, Any]:
         spread = statistics.stdev(values) if len(values) > 1 else None
         row["scores"][key] = {"mean": statistics.mean(values), "spread": spread}
     row["shown"] = next(iter([*row["seeds"], *row["commands"]]), "")
-    grids = [path for seed in row["seeds"] if (path := folder / f"{seed}.png").is_file()]
+    grids = [path for seed in row["seeds"] if is_picture(path := folder / f"{seed}.png")]
     row["grid"] = str(grids[0].relative_to(folder.parent)) if grids else ""
     return row
+
+
+def is_picture(path: Path) -> bool:
+    """Whether there is one that can be shown."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError):  # as Pillow says of a damaged one
+        return False
+    return True
 
 
 def to_repeat(row: dict[str, Any]) -> list[str]:
@@ -130,8 +204,13 @@ def to_repeat(row: dict[str, Any]) -> list[str]:
 
 
 def all_rows(workdir: Path, systems: list[str], seeds: int) -> list[dict[str, Any]]:
-    """Best distance first, then those without one."""
-    rows = [system_row(workdir / system, seeds) for system in systems]
+    """Best distance first, then those without one; all measured alike, as the first that was scored."""
+    rows: list[dict[str, Any]] = []
+    wanted = None
+    for system in systems:
+        rows.append(system_row(workdir / system, seeds, wanted))
+        if wanted is None and (first := next(iter(rows[-1]["seeds"]), None)):
+            wanted = yardstick(read(workdir / system / f"{first}.evaluation.json"))
     return sorted(rows, key=lambda row: row["scores"].get("distance", {"mean": float("inf")})["mean"])
 
 
@@ -164,6 +243,11 @@ def likelihood(row: dict[str, Any]) -> str:
     return f"{kind} ({', '.join(said)})" if said else kind
 
 
+def failures(row: dict[str, Any]) -> str:
+    """Which stages went wrong, and how."""
+    return "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
+
+
 def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Header and cells."""
     shown = columns(next((row["network"] for row in rows if row.get("network")), ""))
@@ -178,7 +262,7 @@ def quality_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     ]
     cells = []
     for row in rows:
-        cost, failed = row["cost"], "; ".join(f"{where}: {what}" for where, what in row["errors"].items())
+        cost, failed = row["cost"], failures(row)
         line = [row["system"], *(show(row["scores"].get(key), digits) for key, _, digits in shown)]
         line += [likelihood(row) if cost else "-", row.get("sampled", "-")]
         line += [("yes" if cost["exact_density"] else "no") if cost else "-"]
@@ -225,8 +309,8 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
             at = row["sizes"].get(str(size))
             if at is None:
                 line.append("-")
-            elif "error" in at:
-                line.append("does not fit")
+            elif "unfit" in at or "error" in at:
+                line.append("does not fit" if "unfit" in at else "failed")
             else:
                 line.append(f"{three(at['images_per_second'])} / {three(at['samples_per_second'])}")
         cells.append([*line, "yes" if cost["free_form_jacobian"] else "no"])
@@ -236,7 +320,8 @@ def cost_table(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
 def markdown(table: list[list[str]]) -> str:
     head, *cells = table
     lines = [head, ["---"] * len(head), *cells]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    plain = lambda cell: re.sub(r"<(?=[\w/!])", "&lt;", cell.replace("|", "\\|"))  # as in "<class 'int'>"
+    return "\n".join("| " + " | ".join(plain(cell) for cell in line) + " |" for line in lines)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -252,7 +337,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         line |= {f"likelihood_{key}": value for key, value in row.get("protocol", {}).items()}
         for size, at in row.get("sizes", {}).items():
             line |= {f"{key}_at_{size}": value for key, value in at.items()}
-        lines.append(line | {"error": "; ".join(row["errors"].values()), "published": row["published"]})
+        lines.append(line | {"error": failures(row), "published": row["published"]})
     names = list(dict.fromkeys(name for line in lines for name in line))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from jgen.errors import UserError
+import numpy as np
+
+from jgen.errors import UserError, require
 
 
 def beside(path: Path) -> Path:
@@ -35,6 +41,50 @@ def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def lock(folder: Path, what: str, advice: str) -> IO[str]:
+    """The lock of a folder, which is made; it is held until the file that is returned is closed, or the process ends.
+
+    Args:
+      what: another process that holds it does, such as "is training in"; advice: what to do then.
+    Raises:
+      UserError: a folder that cannot be written, or another process that holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"another process {what} {folder}: {advice}") from error
+    except OSError as error:  # some network file systems have no locks
+        print(f"warning: {folder} cannot be locked ({error.strerror}): use it once at a time", file=sys.stderr)
+    return file
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name. Raises `UserError` for a file that is none, or is damaged."""
+    require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return {name: np.asarray(saved[name]) for name in saved.files}
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own of a file that is damaged
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def cached_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """Those of an .npz that can be made anew: None where there is none, or, with a warning, only a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return read_arrays(path)
+    except UserError as error:
+        print(f"warning: {error}: it is made anew", file=sys.stderr)
+        return None
 
 
 def check_writable(path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jgen.core.files import check_writable, written_whole
+from jgen.core.files import check_writable, read_arrays, written_whole
 from jgen.data.sources import find_pictures, read_picture
-from jgen.errors import UserError, require
+from jgen.errors import require
 
 
 def to_display(images: np.ndarray, levels: int) -> np.ndarray:
@@ -92,18 +92,6 @@ def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | Non
             images[-1].shape == images[0].shape, f"{file} is {images[-1].shape[:2]}, {files[0]} {images[0].shape[:2]}"
         )
     return np.stack(images), labels if classes else None
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name. Raises `UserError` for a file that is none, or is damaged."""
-    import zipfile
-
-    require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            return {name: np.asarray(saved[name]) for name in saved.files}
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own of a file that is damaged
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def of_arrays(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jgen.core.files import written_whole
+from jgen.core.files import cached_arrays, read_arrays, written_whole
 from jgen.data.batches import batch_positions
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
@@ -87,32 +87,29 @@ def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifi
       kept: a folder of classifiers, named as in the cache; one of the same data and recipe is taken as it is, so that
         distances are measured in the same features on every machine.
     Raises:
-      UserError: a set without classes, or a cache that cannot be written.
+      UserError: a set without classes, a kept classifier that is damaged, or a cache that cannot be written.
     """
     spec = dataset.images
     require(spec.num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
     seen = [dataset.fingerprint, dataset.splits["train"].num, list(spec.shape), spec.num_classes]
     what = json.dumps([dataclasses.asdict(recipe), *seen])
     path = cache_dir() / "classifiers" / f"{dataset.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npz"
-    if kept and (kept / path.name).exists():
-        path = kept / path.name
+    of_project = kept is not None and (kept / path.name).exists()
+    path = kept / path.name if kept is not None and of_project else path
     network = Network(recipe, spec.num_classes)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *spec.shape), jnp.uint8))
     leaves, structure = jax.tree.flatten(shapes["params"])
-    if not path.exists():
+    saved = read_arrays(path) if of_project else cached_arrays(path)
+    if saved is None:
         params, accuracy = train(network, dataset, recipe)
-        save(path, accuracy, jax.tree.leaves(params))
-    with np.load(path) as saved:
-        arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
+        trained = {str(i): np.asarray(array) for i, array in enumerate(jax.tree.leaves(params))}
+        saved = {"accuracy": np.asarray(accuracy), **trained}
+        with written_whole(path, "; set JGEN_CACHE to another") as aside:
+            np.savez(aside, **saved)
+    arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
     run = evaluator(network, jax.tree.unflatten(structure, arrays))
     return Classifier(f"{dataset.name}-{digest}", accuracy, run)
-
-
-def save(path: Path, accuracy: float, arrays: list[Any]) -> None:
-    """Writes a classifier. Raises `UserError` when it cannot."""
-    with written_whole(path, "; set JGEN_CACHE to another") as aside:
-        np.savez(aside, accuracy=accuracy, **{str(i): array for i, array in enumerate(arrays)})
 
 
 def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[[np.ndarray], tuple]:
@@ -173,6 +170,13 @@ def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, floa
     return params, float(np.mean(found == test["label"]))
 
 
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises `UserError` for classes that there are not."""
+    first, last = int(labels.min()), int(labels.max())
+    fits = first >= 0 and last < num_classes
+    require(fits, f"labels are from {first} to {last}: they must be 0 to {num_classes - 1}")
+
+
 def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How conditional samples are read: logits (n, K), the classes asked for (n,).
 
@@ -184,10 +188,7 @@ def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
       UserError: classes that the classifier does not have.
     """
     read, num_classes = logits.argmax(-1), logits.shape[-1]
-    first, last = int(labels.min()), int(labels.max())
-    require(
-        first >= 0 and last < num_classes, f"labels are from {first} to {last}: they must be 0 to {num_classes - 1}"
-    )
+    check_labels(labels, num_classes)
     value, low, high = bootstrap(np.mean, (read == labels).astype(np.float64), most=1.0)
     by_class = {int(k): float(np.mean(read[labels == k] == k)) for k in np.unique(labels)}
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jgen.core.files import written_whole
+from jgen.core.files import cached_arrays, written_whole
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
@@ -130,13 +130,14 @@ def real_features(
     what = (dataset.fingerprint, how, split, there, num)  # `there`: where a part was cut off
     key = hashlib.sha256(repr((*what, places, network.name, network.hash)).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
-    if not path.exists():
+    saved = cached_arrays(path)
+    if saved is None:
         fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))
         features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
+        saved = {"features": features, **({"spatial": spatial} if places else {})}
         with written_whole(path, "; set JGEN_CACHE to another") as aside:
-            np.savez(aside, features=features, **({"spatial": spatial} if places else {}))
-    with np.load(path) as saved:
-        return Real(split, num, saved["features"], saved["spatial"] if places else None)
+            np.savez(aside, **saved)
+    return Real(split, num, saved["features"], saved.get("spatial"))
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jgen.core.backend import for_cpu
 from jgen.nn.normalization import GroupNorm
 
 CHUNK = 1 << 19  # attention weights that are worked on at a time on CPU: 2 MiB, what a core's cache holds
@@ -20,7 +21,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     a time are worked on while they stay in the cache, and recomputed from the log-sum-exp for the gradient: at 16 heads
     of 8 a plain einsum's gradient takes five times as long, and on JAX 0.10 the einsum itself eleven times.
     """
-    if jax.default_backend() != "cpu":
+    if not for_cpu():
         return jax.nn.dot_product_attention(q, k, v)
     q = q * (q.shape[-1] ** -0.5)
     return _attention_cpu(q.astype(jnp.float32), k.astype(jnp.float32), v.astype(jnp.float32)).astype(v.dtype)

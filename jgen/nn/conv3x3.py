@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jgen.core.backend import for_cpu
+
 FEWEST = 32  # channels below which what is saved in products is lost in moving data
 FEWEST_WEIGHT_GRADIENT = 64  # results' channels, the same for the weight gradient
 LEAST_AREA = 256  # pixels of an image below which the gain is not worth the kernels to compile
@@ -40,7 +42,7 @@ def _direct(x: Any, kernel: Any) -> Any:
 def _serves(x: Any, features: int) -> bool:
     _, height, width, channels = x.shape
     suits = height % 4 == 0 and height * width >= LEAST_AREA and min(channels, features) >= FEWEST
-    return suits and x.dtype == jnp.float32 and jax.default_backend() == "cpu"
+    return suits and x.dtype == jnp.float32 and for_cpu()
 
 
 @jax.custom_vjp

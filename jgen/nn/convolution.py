@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jgen.core.backend import for_cpu
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 # On CPU, where one side has fewer channels than the other by this factor, products with that side's patches are faster
 # than convolutions: 8192 positions, 3x3, 128 to 12 channels, two cores: weight gradient 1.9 ms against 6.3.
@@ -45,7 +47,7 @@ def _spread(x: Any, kernel: Any) -> Any:
 
 def _thin(channels: int, features: int, size: int) -> str:
     """The side whose patches are worth making: "in", "out" or "none"."""
-    if size == 1 or jax.default_backend() != "cpu":
+    if size == 1 or not for_cpu():
         return "none"
     return "in" if THIN * channels <= features else "out" if THIN * features <= channels else "none"
 

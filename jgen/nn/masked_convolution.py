@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jgen.core.backend import for_cpu
+
 Mask = Literal["A", "B"]
 # On CPU the weight gradient of a convolution of an image's few channels takes five times as long as that of one
 # product with its taps side by side.
@@ -156,7 +158,7 @@ class MaskedConv(nn.Module):
 def convolve(x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
     """A convolution of (B, H, W, inputs) with (rows, columns, inputs, features), stride 1."""
     rows, columns, inputs, features = kernel.shape
-    if inputs > FEW or jax.default_backend() != "cpu":
+    if inputs > FEW or not for_cpu():
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1

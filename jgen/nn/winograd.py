@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jgen.core.backend import for_cpu
+
 FEWEST = 16  # channels below which what is saved in products is lost in moving data
 FEWEST_WEIGHT_GRADIENT = 128  # the same for the weight gradient, whose products are the small ones
 
@@ -26,7 +28,7 @@ FEWEST_WEIGHT_GRADIENT = 128  # the same for the weight gradient, whose products
 def serves(dtype: Any, height: int, width: int, channels: int, features: int) -> bool:
     """Whether to convolve thus on the present device, to (B, height, width, features) with a kernel (4, 4, C, O)."""
     suits = height % 2 == width % 2 == 0 and dtype == jnp.float32
-    return suits and min(channels, features) >= FEWEST and jax.default_backend() == "cpu"
+    return suits and min(channels, features) >= FEWEST and for_cpu()
 
 
 def conv_down(x: Any, kernel: Any) -> Any:

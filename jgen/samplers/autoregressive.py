@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jgen.core.backend import for_cpu
 from jgen.errors import require, require_temperature
 
 CHUNK = 16  # images at a time on CPU: beyond it, features outgrow the cache and an image costs up to twice as much
@@ -78,7 +79,7 @@ def sample_raster(
         return _sample_chunk(network, params, *part, shape, levels, temperature)
 
     batch = keys.shape[0]
-    size = CHUNK if jax.default_backend() == "cpu" else batch
+    size = CHUNK if for_cpu() else batch
     count = math.ceil(batch / size)
     if images is not None:
         images = images.astype(jnp.int32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -12,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jgen.core.files import written_whole
+from jgen.core.files import lock, written_whole
 from jgen.errors import UserError, require
 
 PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -27,20 +26,7 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "a")
-        except OSError as error:
-            raise UserError(f"cannot write the run directory {path}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise UserError(
-                f"another process is training in {path}: wait for it, or choose another --workdir"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            print(f"warning: {path} cannot be locked ({error.strerror}): train in it once at a time", file=sys.stderr)
+        self._lock = lock(path, "is training in", "wait for it, or choose another --workdir")
 
     def close(self) -> None:
         self._lock.close()
@@ -76,15 +62,20 @@ def write_json(path: Path, document: Any) -> None:
         aside.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The document in a JSON file. Raises `UserError` where it cannot be read, or is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The document in a run's config.json. Raises `UserError` where there is no run, or the file is damaged."""
     file = path / "config.json"
     require(path.is_dir(), f"there is no run at {path}")
     require(file.is_file(), f"{path} is not a run: it has no config.json")
-    try:
-        document = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    document = read_json(file)
     parts = {"experiment", "images", "data_fingerprint", "first_stage_fingerprint"}
     require(isinstance(document, dict), f"{file} is damaged: it lacks its parts")
     require(parts <= set(document), f"{file} is damaged: it lacks {', '.join(sorted(parts - set(document)))}")

@@ -1,15 +1,13 @@
 """`python -m jgen.compare`: what is compared, the budget, the table and the page, and what goes wrong."""
 
-import contextlib
 import csv
-import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from pretended import ARGUMENTS, COST, PROTOCOL, pretend
 
 from jgen.compare import __main__ as compare
 from jgen.compare import page, report, rows
@@ -18,114 +16,7 @@ from jgen.data.pictures import write_png
 from jgen.errors import UserError
 from jgen.metrics import quality
 
-COST = {
-    "batch_size": 10,
-    "parameters": 1234,
-    "flops_per_image": 2e6,
-    "compile_seconds": 3.0,
-    "step_seconds": 0.5,
-    "images_per_second": 20.0,
-    "first_sample_seconds": 1.5,
-    "samples_per_second": 50.0,
-    "peak_mib": 512.0,
-    "likelihood": "lower_bound",
-    "levels": 16,
-    "exact_density": False,
-    "free_form_jacobian": True,
-}
-
-
-WHERE = {"processor": "2 x CPU", "devices": ["cpu:cpu"], "versions": {"jax": "0.12"}, "python": "3.12", "platform": "L"}
-WHERE |= {"commit": "0123456789abcdef+"}
-PROTOCOL = {"split": "test", "num": 200, "binarise": "none", "levels": 16, "dequantisation": "uniform", "samples": 5}
-
-
-def evaluation(distance, bits=None):
-    return {
-        "trained": {"steps": 240, "minutes": 1.0},
-        "step": 180,
-        "data_fingerprint": "fedcba9876543210",
-        "environment": WHERE,
-        "training": {**WHERE, "versions": {"jax": "0.11"}},
-        "sampling": {"options": {"steps": 50, "sampler": "ddim", "guidance_scale": 2.0, "eta": 0.0}},
-        "likelihood": {"bits_per_dim": {"mean": bits, "standard_error": 0.01}, "protocol": PROTOCOL} if bits else None,
-        "labels": {"accuracy": 0.9},
-        "quality": {
-            "network": "FD-digits-0",
-            "num": 100,
-            "real": {"split": "test", "num": 90},
-            "frechet_distance": {"value": distance, "low": distance - 0.5, "high": distance + 0.5},
-            "memorisation": {"value": 0.6},
-            "kernel_distance": {"value": distance / 10, "standard_error": 0.2},
-            "precision": {"value": 0.5},
-            "recall": {"value": 0.25},
-        },
-    }
-
-
-def pretend(distances):
-    """In place of the programs: files such as they leave; a string is an error."""
-
-    def run(words, log):
-        where = next(words[i + 1] for i, word in enumerate(words) if word in ("--workdir", "--out", "jgen.evaluate"))
-        path = compare.Path(where)
-        system = path.parent.name
-        if "jgen.compare.measure" in words:
-            at = {"images_per_second": 20.0, "samples_per_second": 50.0, "flops_per_image": 1e6}
-            sizes = {
-                size: {"error": "does not fit"} if size == "16" else at for size in words[words.index("--sizes") + 1 :]
-            }
-            rows.Path.mkdir(path.parent, parents=True, exist_ok=True)
-            document = {"config": words[2], "first_stage": "x" if system == "vq_prior" else "", "environment": WHERE}
-            path.write_text(json.dumps({**document, "own": COST, "sizes": sizes}))
-        elif words[0].endswith("train.py"):
-            name = "accuracy_real" if system == "dcgan" else "elbo"
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "metrics.jsonl").write_text(json.dumps({"step": 180, "split": "validation", name: -1.0}) + "\n")
-        elif "jgen.evaluate" in words:
-            found = distances[system][int(path.name[-1])]
-            if isinstance(found, str):
-                raise compare.Failed(found)
-            path.mkdir(parents=True, exist_ok=True)
-            document = evaluation(found, bits=2.0 if system == "vae" else None)
-            (path.parent / f"{path.name}.evaluation.json").write_text(json.dumps(document))
-            write_png(compare.Path(words[words.index("--grid") + 1]), np.zeros((20, 20, 1), np.uint8))
-
-    return run
-
-
 BOUND = "bound (16 levels, 200 test images, uniform dequantisation, K = 5)"
-ARGUMENTS = [
-    "--data",
-    "digits",
-    "--minutes",
-    "2",
-    "--seeds",
-    "2",
-    "--systems",
-    "vae,dcgan,vq_prior",
-    "--sizes",
-    "8",
-    "16",
-]
-
-
-@pytest.fixture(scope="module")
-def first_outcome(tmp_path_factory):
-    """A comparison's folder and what it printed."""
-    folder, said = tmp_path_factory.mktemp("first") / "outcome", io.StringIO()
-    distances = {"vae": [4.0, 6.0], "dcgan": [1.0, "the disk is full"], "vq_prior": [9.0, 9.5]}
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(compare, "run", pretend(distances))
-        assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
-    return folder, said.getvalue()
-
-
-@pytest.fixture
-def outcome(first_outcome, tmp_path):
-    """A copy of it, to go on with."""
-    folder, said = first_outcome
-    return shutil.copytree(folder, tmp_path / "outcome"), said
 
 
 def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
@@ -150,7 +41,7 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
         lines = {line["system"]: line for line in csv.DictReader(file)}
     assert by_name["vae"]["protocol"] == PROTOCOL and lines["vae"]["likelihood_num"] == "200"
     assert BOUND in said and BOUND in (folder / "comparison.html").read_text()
-    assert float(lines["vae"]["bits_per_dim"]) == 2.0 and lines["dcgan"]["error"] == "the disk is full"
+    assert float(lines["vae"]["bits_per_dim"]) == 2.0 and lines["dcgan"]["error"] == "seed 1: the disk is full"
     of = {
         "network": "FD-digits-0",
         "samples": "100",
@@ -188,7 +79,23 @@ def test_stages_that_were_done_before_say_nothing_about_the_time_left(outcome, m
     monkeypatch.setattr(compare, "run", pretend({"dcgan": [1.0, 2.0], "vq_prior": [9.0, 9.5]}))
     assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("vae seed 0: train")]
-    assert said == ["[4 of 9, about 12 min left] vae seed 0: train"]  # as long as the budget says
+    assert said == ["[4 of 9, about 5 min left] vae seed 0: train"]  # of two trainings, as long as the budget says
+
+
+def test_the_time_left_is_that_of_the_stages_ahead_as_the_last_ones_took(tmp_path, monkeypatch, capsys):
+    clock, pretended = [0.0], pretend({"vae": [4.0, 5.0], "dcgan": [1.0, 2.0], "vq_prior": [9.0, 9.5]})
+
+    def run(words, log):
+        clock[0] += 300.0 if words[0].endswith("train.py") and "/vae/" in " ".join(words) else 0.0
+        pretended(words, log)
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(compare.time, "monotonic", lambda: clock[0])
+    args = ["--teraflops", "0.01", "--seeds", "2", "--systems", "vae", "--sizes", "8", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    said = [line.partition("]")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    # 500 steps of half a second, and half a minute: 280 s each, which took 300.
+    assert said == ["[1 of 3, about 2 min left", "[2 of 3, about 9 min left", "[3 of 3, about 5 min left"]
 
 
 def test_images_of_fewer_levels_are_remarked_on_once():
@@ -240,16 +147,6 @@ def test_the_best_checkpoint_is_scored_and_shown_where_a_score_tells_it(outcome)
     assert [dict(zip(head, cells[0]))[name] for name in ("steps", "best step")] == ["240", "180"]
 
 
-def test_a_score_that_is_no_number_is_an_error_of_its_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0, float("nan")], "dcgan": [1.0, 2.0]}))
-    args = ["--seeds", "2", "--systems", "vae,dcgan", "--sizes", "8", "--workdir", str(tmp_path)]
-    assert compare.command(args) == 0
-    by_name = {row["system"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
-    assert by_name["vae"]["errors"] == {"seed 1": "distance is nan, kernel_distance is nan"}
-    assert by_name["vae"]["scores"]["distance"] == {"mean": 4.0, "spread": None}
-    assert len(by_name["dcgan"]["seeds"]) == 2
-
-
 def test_the_learning_rate_rises_for_a_tenth_of_the_steps_at_most(tmp_path):
     words = lambda steps: compare.train_words("configs/flow/glow.py:mnist", tmp_path, steps, 0, None)
     assert words(1000)[-2:] == ["--train.optimiser.warmup-steps", "100"]
@@ -266,19 +163,6 @@ def test_a_run_goes_on_with_its_steps_in_a_moved_folder_and_at_another_speed(out
     monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), mended(words, log)))
     assert compare.command([*ARGUMENTS, "--workdir", str(moved)]) == 0
     assert ran[0][ran[0].index("--workdir") + 1] == str(moved / "dcgan" / "seed1") and "240" in ran[0]
-
-
-def test_a_system_that_was_measured_at_its_own_size_alone_is_trained(tmp_path, monkeypatch):
-    def run(words, log):
-        pretend({"vae": [4.0]})(words, log)
-        if "jgen.compare.measure" in words:
-            raise compare.Failed("killed by signal 9")
-
-    monkeypatch.setattr(compare, "run", run)
-    args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "32", "--workdir", str(tmp_path)]
-    assert compare.command(args) == 0
-    row = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
-    assert row["errors"] == {"measure": "killed by signal 9"} and row["scores"]["distance"]["mean"] == 4.0
 
 
 def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, monkeypatch):
@@ -352,15 +236,6 @@ def test_fewer_seeds_average_those_that_are_asked_for(outcome):
     assert by_name["dcgan"]["errors"] == {} and list(by_name["dcgan"]["commands"]) == ["seed0"]
 
 
-@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.html", "grids.png", "figures.png"])
-def test_an_outcome_that_cannot_be_written_is_one_line(outcome, name):
-    folder, _ = outcome
-    (folder / name).unlink(missing_ok=True)
-    (folder / name).mkdir()
-    with pytest.raises(UserError, match=f"^cannot write .*{name}: Is a directory$"):
-        compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)])
-
-
 def test_what_scoring_needs_is_asked_for_before_training():
     assert compare.FEWEST == quality.FEWEST
 
@@ -401,6 +276,13 @@ def test_mistakes_are_one_line(args, words, tmp_path):
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
     assert not (tmp_path / "x").exists()
+
+
+def test_words_of_an_error_are_no_tags():
+    assert (
+        rows.markdown([["a"], ["<class 'int'> | <= 3 </p>"]]).splitlines()[-1]
+        == "| &lt;class 'int'> \\| <= 3 &lt;/p> |"
+    )
 
 
 def test_a_budget_too_short_for_one_step_is_said(tmp_path, monkeypatch):

@@ -3,8 +3,18 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import ROOT
 
+from jgen import cli
+from jgen.compare import flops
 from jgen.compare.flops import program_flops
+from jgen.core.backend import plain_forms
+from jgen.core.model import ImageSpec
+from jgen.errors import UserError
+from jgen.nn.attention import attention
+from jgen.nn.conv3x3 import conv3x3
+from jgen.nn.convolution import convolution
+from jgen.nn.strided_conv import conv_down, conv_up
 
 A = jax.ShapeDtypeStruct((16, 16), jnp.float32)
 ONE = 2 * 16**3  # a product of two such matrices
@@ -46,7 +56,6 @@ def test_a_training_step_costs_what_its_unrolled_layers_do():
     import numpy as np
 
     from jgen.core import parallel
-    from jgen.core.model import ImageSpec
     from jgen.models.flow import glow
     from jgen.train.config import Config
     from jgen.train.optimisers import make_optimiser
@@ -65,17 +74,40 @@ def test_a_training_step_costs_what_its_unrolled_layers_do():
     assert found[1] == pytest.approx(2 * found[0], rel=0.15)
 
 
-OF_TINY = """
-from jgen.cli import load_config
-from jgen.compare import measure
-from jgen.core.model import ImageSpec
+@pytest.mark.parametrize(
+    "function,arrays,products",
+    [
+        (conv3x3, [(2, 16, 16, 32), (3, 3, 32, 64)], 2 * 9 * 32 * 64 * 16**2),
+        (convolution, [(2, 16, 16, 4), (3, 3, 4, 64)], 2 * 9 * 4 * 64 * 16**2),
+        (conv_down, [(2, 32, 32, 16), (4, 4, 16, 32)], 2 * 16 * 16 * 32 * 16**2),
+        (conv_up, [(2, 16, 16, 32), (4, 4, 16, 32)], 2 * 16 * 16 * 32 * 16**2),
+        (attention, [(2, 256, 4, 32)] * 3, 2 * 4 * 256**2 * 32 * 2),
+    ],
+    ids=["3x3", "few channels", "stride 2", "transposed", "attention"],
+)
+def test_layers_count_as_their_formulas_do_whatever_form_is_fast_here(function, arrays, products):
+    """The forward pass once and its gradient twice, less what lies beyond the images' borders."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in arrays]
 
-experiment, _ = load_config("configs/vae/vae.py:tiny", measure.ROOT)
-print(measure.measure(experiment, None, ImageSpec(8, 8, 1, 10, 17), 0.01)["flops_per_image"])
-"""
+    def trained(*args):
+        return jax.grad(lambda *given: jnp.sum(function(*given) ** 2), tuple(range(len(args))))(*args)
+
+    with plain_forms():
+        found = program_flops(trained, *shapes) / 2  # of two images
+    assert 0.85 * 3 * products < found < 1.12 * 3 * products
 
 
-def test_an_image_costs_the_same_on_two_devices(python):
-    one, two = (float(python("-c", OF_TINY, devices=devices).stdout) for devices in (1, 2))
-    # Each device updates the parameters, whose part is large in so small a model.
-    assert one < two < 1.5 * one
+def test_a_configuration_is_counted_by_a_process_of_its_own(cache, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    found = flops.counted_apart("configs/vae/vae.py:tiny", (16,))
+    assert list(found) == ["8", "16"]
+    experiment, _ = cli.load_config("configs/vae/vae.py:tiny", ROOT)
+    here = flops.training_flops(experiment, None, ImageSpec(8, 8, 1, 10, 17))
+    assert found["8"] == pytest.approx(here, rel=1e-3) and found["16"] > 1.5 * found["8"]
+    with pytest.raises(UserError, match="^operations of nowhere.py could not be counted: there is no configuration"):
+        flops.counted_apart("nowhere.py", ())
+
+
+def test_a_size_that_the_model_cannot_be_made_for_has_no_count(cache):
+    found = flops.at_sizes("configs/flow/glow.py:tiny", (6, 7))
+    assert found["8"] > 0 and found["7"] is None

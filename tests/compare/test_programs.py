@@ -66,7 +66,7 @@ def test_a_signal_lets_the_training_save(cache, tmp_path):
     folder = tmp_path / "vae"
     folder.mkdir()
     own = {"step_seconds": 0.5, "likelihood": "lower_bound"}
-    measured = {"config": "", "first_stage": "", "environment": {}, "own": own, "sizes": {"8": {"error": ""}}}
+    measured = {"config": "", "first_stage": "", "environment": {}, "own": own, "sizes": {"8": {"unfit": ""}}}
     (folder / "measure.json").write_text(json.dumps(measured))
     # It hears the signal as from a terminal, also where the tests themselves run under nohup.
     program = "import runpy, signal, sys; signal.signal(int(sys.argv.pop(1)), signal.SIG_DFL);"

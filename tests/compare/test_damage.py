@@ -1,0 +1,132 @@
+"""`python -m jgen.compare`: what goes wrong in one system, or in its folder, leaves the others."""
+
+import json
+
+import pytest
+from pretended import ARGUMENTS, pretend
+
+from jgen.compare import __main__ as compare
+from jgen.compare import rows
+from jgen.core.files import lock
+from jgen.errors import UserError
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0, float("nan")], "dcgan": [1.0, 2.0]}))
+    args = ["--seeds", "2", "--systems", "vae,dcgan", "--sizes", "8", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    by_name = {row["system"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
+    assert by_name["vae"]["errors"] == {"seed 1": "distance is nan, kernel_distance is nan"}
+    assert by_name["vae"]["scores"]["distance"] == {"mean": 4.0, "spread": None}
+    assert len(by_name["dcgan"]["seeds"]) == 2
+
+
+def test_a_system_that_was_measured_at_its_own_size_alone_is_trained(tmp_path, monkeypatch):
+    def run(words, log):
+        pretend({"vae": [4.0]})(words, log)
+        if "jgen.compare.measure" in words:
+            raise compare.Failed("killed by signal 9")
+
+    monkeypatch.setattr(compare, "run", run)
+    args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "32", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    row = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
+    assert row["errors"] == {"measure": "killed by signal 9"} and row["scores"]["distance"]["mean"] == 4.0
+
+
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.html", "grids.png", "figures.png"])
+def test_an_outcome_that_cannot_be_written_is_one_line(outcome, name):
+    folder, _ = outcome
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(UserError, match=f"^cannot write .*{name}: Is a directory$"):
+        compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)])
+
+
+def test_scores_that_were_measured_otherwise_do_not_stand_beside_others(outcome):
+    folder, _ = outcome
+    path = folder / "vae" / "seed1.evaluation.json"
+    plain = json.loads(path.read_text())
+    for change, said in (
+        ({"data_fingerprint": "0000000000000000"}, "data 000000000000; others with FD-digits-0"),
+        (
+            {"quality": {**plain["quality"], "network": "FD-digits-1"}},
+            "scored with FD-digits-1, 100 samples to 90 test",
+        ),
+    ):
+        path.write_text(json.dumps({**plain, **change}))
+        found = {row["system"]: row for row in rows.all_rows(folder, ["dcgan", "vae"], 2)}
+        assert list(found["vae"]["seeds"]) == ["seed0"] and said in found["vae"]["errors"]["seed 1"]
+        # Of another system they are all others.
+        (folder / "vae" / "seed0.evaluation.json").write_text(path.read_text())
+        found = {row["system"]: row for row in rows.all_rows(folder, ["dcgan", "vae"], 2)}
+        assert not found["vae"]["seeds"] and len(found["vae"]["errors"]) == 2 and found["dcgan"]["seeds"]
+        (folder / "vae" / "seed0.evaluation.json").write_text(json.dumps(plain))
+
+
+@pytest.mark.parametrize("name", ["measure.json", "seed0.evaluation.json", "seed0.commands.json", "errors.json"])
+@pytest.mark.parametrize("content", ["", "{", "{}"])
+def test_a_damaged_file_of_one_system_leaves_the_others(outcome, monkeypatch, name, content):
+    folder, _ = outcome
+    (folder / "vae" / name).write_text(content)
+    if name == "seed0.commands.json":  # which is read to go on with a training
+        (folder / "vae" / "seed0.evaluation.json").unlink()
+    monkeypatch.setattr(compare, "run", pretend({"dcgan": [1.0, 2.0], "vae": [4.0, 6.0]}))
+    assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
+    found = {row["system"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
+    assert len(found["dcgan"]["seeds"]) == 2 and not found["dcgan"]["errors"]
+    said = " ".join(found["vae"]["errors"].values())
+    assert "\n" not in said
+    if content != "{}" and name != "errors.json":
+        assert name in said and "remove it to have it made anew" in said
+
+
+def test_trouble_of_any_kind_in_one_system_leaves_the_others(tmp_path, monkeypatch):
+    pretended = pretend({"vae": [4.0], "dcgan": [1.0]})
+
+    def run(words, log):
+        if "/dcgan/" in " ".join(words):
+            raise OSError(28, "No space left on device")
+        pretended(words, log)
+
+    monkeypatch.setattr(compare, "run", run)
+    args = ["--seeds", "1", "--systems", "dcgan,vae", "--sizes", "8", "--workdir", str(tmp_path)]
+    assert compare.command(args) == 0
+    found = {row["system"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
+    assert found["vae"]["seeds"] and found["dcgan"]["errors"] == {
+        "measure": "OSError: [Errno 28] No space left on device"
+    }
+
+
+def test_a_grid_that_cannot_be_shown_is_left_out(outcome):
+    folder, _ = outcome
+    (folder / "vae" / "seed0.png").write_bytes(b"damaged")
+    (folder / "vae" / "seed1.png").unlink()
+    assert compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)]) == 0
+    assert (folder / "comparison.html").read_text().count("<img") == 2
+
+
+def test_one_comparison_works_in_a_folder(outcome):
+    folder, _ = outcome
+    with lock(folder, "", ""), pytest.raises(UserError, match=f"another process is comparing in {folder}: wait"):
+        compare.command([*ARGUMENTS, "--workdir", str(folder)])
+
+
+def test_other_data_is_refused(outcome):
+    folder, _ = outcome
+    begun = json.loads((folder / "arguments.json").read_text())
+    (folder / "arguments.json").write_text(json.dumps(begun | {"hash of the data": "0"}))
+    with pytest.raises(UserError, match="begun otherwise: hash of the data was 0, is "):
+        compare.command([*ARGUMENTS, "--workdir", str(folder)])
+
+
+def test_a_size_that_failed_is_measured_again_and_one_that_does_not_fit_is_not(outcome, monkeypatch):
+    folder, _ = outcome
+    path = folder / "vae" / "measure.json"
+    found = json.loads(path.read_text())
+    found["sizes"]["8"] = {"error": "out of memory"}
+    path.write_text(json.dumps(found))
+    ran, pretended = [], pretend({"dcgan": [1.0, 2.0]})
+    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), pretended(words, log)))
+    assert compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)]) == 0
+    assert [words[2] for words in ran] == ["configs/vae/vae.py:digits"]
