@@ -126,11 +126,28 @@ def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
     def fail():
         raise UserError("its data is gone")
 
-    with pytest.raises(UserError, match="gone"):
-        evaluate.finish([(str(tmp_path / "a.json"), outcome), (str(tmp_path / "b.json"), fail)])
+    names = [str(tmp_path / name / "x.json") for name in "abc"]
+    with pytest.raises(UserError, match=f"^{tmp_path}/b: its data is gone$"):
+        evaluate.finish([(names[0], outcome), (names[1], fail), (names[2], outcome)])
     said = capsys.readouterr().out
-    assert "exact, N 9" in said and "a.json" in said and "b.json" not in said
-    assert json.loads((tmp_path / "a.json").read_text())["system"] == "vae"
+    assert said.count("exact, N 9") == 2 and names[0] in said and names[1] not in said and names[2] in said
+    assert all(json.loads((tmp_path / name / "x.json").read_text())["system"] == "vae" for name in "ac")
+
+
+@pytest.mark.parametrize(
+    "arrays,words",
+    [
+        ({"images": np.zeros((60, 9, 8, 1), np.uint8)}, "shape"),
+        ({"images": np.zeros((60, 8, 8, 1), np.float32)}, "float32"),
+        ({"images": np.zeros((49, 8, 8, 1), np.uint8)}, "49 images"),
+        ({"images": np.zeros((60, 8, 8, 1), np.uint8), "labels": np.arange(60)}, "labels are from 0 to 59"),
+    ],
+)
+def test_images_that_cannot_be_compared_are_said_before_anything_is_trained(tmp_path, monkeypatch, arrays, words):
+    monkeypatch.setattr(evaluate, "make_comparison", lambda *args: pytest.fail("features and classifier are made"))
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(UserError, match=words):
+        evaluate.command(["--images", str(tmp_path / "x.npz"), "--data.name", "digits", "--out", str(tmp_path / "x")])
 
 
 def test_a_run_whose_data_is_gone_is_one_line_and_loses_nothing(run, tmp_path):
@@ -268,6 +285,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--data.levels", "2"], ["--data.levels is about --images"]),
         (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
         (["RUN", "--samples", "0", "--grid", "x.png"], ["--grid", "--samples 0"]),
+        (["RUN", "--samples", "0", "--sampling.steps", "3"], ["--sampling", "--samples 0"]),
         (["RUN", "RUN", "--grid", "x.png"], ["one run"]),
         (["RUN", "--step", "never"], ["--step", "best"]),
         (["RUN", "--reconstruct"], ["ddpm cannot reconstruct: it can sample"]),

@@ -40,6 +40,18 @@ def test_a_kept_one_is_taken_as_it_is(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "train", lambda *args: pytest.fail("trained again"))
     kept = classifier.load(digits, RECIPE, tmp_path)
     assert kept.name != name and kept.name == classifier.load(digits, RECIPE, tmp_path).name
+    # Damaged, the project's own is not silently another; that of the cache is trained anew.
+    (tmp_path / path.name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"{path.name} is no .npz file, or is damaged"):
+        classifier.load(digits, RECIPE, tmp_path)
+    with np.load(path) as saved:
+        arrays = [saved[str(i)] for i in range(len(saved.files) - 1)]
+    monkeypatch.setenv("JGEN_CACHE", str(tmp_path))
+    (tmp_path / "classifiers").mkdir()
+    (tmp_path / "classifiers" / path.name).write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr(classifier, "train", lambda *args: (arrays, 0.5))
+    again = classifier.load(digits, RECIPE)
+    assert again.name == name and again.accuracy == 0.5
 
 
 def test_the_projects_own_reads_digits_as_well_as_it_says(monkeypatch):

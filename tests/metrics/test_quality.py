@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jgen.data import dataset
+from jgen.data import dataset, sources
 from jgen.data.config import Config
 from jgen.data.pictures import read_images, to_display, write_images
 from jgen.errors import UserError
@@ -43,12 +43,16 @@ def test_real_images_are_near_noise_is_far_and_copies_are_told(digits, network):
     assert far["memorisation"]["value"] < 0.1
 
 
-def test_real_features_are_kept_with_what_they_were_measured_on(digits, network, monkeypatch):
+def test_real_features_are_kept_with_what_they_were_measured_on(digits, network, capsys):
     first = real(digits, network, "test", 60)
     assert first.num == 60 and first.split == "test" and first.features.shape == (60, 32)
     silent = network._replace(apply=lambda images: pytest.fail("computed again"))
     np.testing.assert_array_equal(real(digits, silent, "test", 60).features, first.features)
     assert real(digits, network, "test", 61).num == 61
+    for path in (sources.cache_dir() / "features").glob("digits-test-60-*.npz"):
+        path.write_bytes(path.read_bytes()[:-60])
+    np.testing.assert_array_equal(real(digits, network, "test", 60).features, first.features)
+    assert "is damaged: it is made anew" in capsys.readouterr().err
     # The first images of another part of train are others.
     less = dataset.load(Config(name="digits", validation=0.2))
     found = [real(data, network, "validation", 50).features for data in (digits, less)]
