@@ -56,7 +56,7 @@ def test_the_score_and_its_protocol(run, capsys):
     assert found["num"] == 60
     assert found["real"] == {"split": "test", "num": 20}
     assert whole["data_fingerprint"] == dataset.load(gen.config.data).fingerprint
-    head, line, protocol, path = capsys.readouterr().out.splitlines()
+    head, line, more_head, more, protocol, path = capsys.readouterr().out.splitlines()
     assert path == str(run / "evaluation.json")
     cells = dict(zip(re.split("  +", head), re.split("  +", line)))
     distance, kernel = found["frechet_distance"], found["kernel_distance"]
@@ -75,6 +75,15 @@ def test_the_score_and_its_protocol(run, capsys):
         "class accuracy": f"{labels['accuracy']:.4f} of 60",
     }
     assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
+    assert dict(zip(re.split("  +", more_head), re.split("  +", more))) == {
+        "run": str(run),
+        "spatial FD": f"{found['spatial_frechet_distance']['value']:.3f}",
+        "classifier's score": f"{found['classifier_score']['value']:.3f} ± {found['classifier_score']['spread']:.3f}",
+        "density": f"{found['density']['value']:.3f}",
+        "coverage": f"{found['coverage']['value']:.3f}",
+        "memorisation": f"{100 * found['memorisation']['value']:.1f} %",
+        "class balance": f"{labels['balance']:.4f}",
+    }
     assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
     assert "split test, num 20, binarise none, levels 17, given class, seed 0" in protocol
     assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
@@ -118,8 +127,39 @@ def test_a_row_a_run_and_a_line_a_protocol():
     fid = {"network": "FID", "network_hash": "12", "num": 60, "real": {"split": "test", "num": 9}}
     fid |= {"precision": {"value": 0.5}, "recall": {"value": 0.5}, "neighbours_num": 9}
     fid["kernel_distance"] = {"value": 0.1, "standard_error": 0.1}
-    fid |= {"frechet_distance": {"value": 2.0, "low": 1.0, "high": 3.0}}
-    assert "FID  " in table([outcome(quality=fid)]) and "2.000 (1.000 to 3.000)" in table([outcome(quality=fid)])
+    fid |= {"frechet_distance": {"value": 2.0, "low": 1.0, "high": 3.0}, "spatial_frechet_distance": {"value": 5.0}}
+    fid |= {"density": {"value": 0.5}, "coverage": {"value": 0.5}, "memorisation": {"value": 0.5}}
+    fid |= {"inception_score": {"value": 9.0, "spread": 0.1}}
+    said = table([outcome(quality=fid)])
+    assert "FID  " in said and "2.000 (1.000 to 3.000)" in said and "sFID  " in said and "9.000 ± 0.100" in said
+    assert "inception score" in said and "classifier's score" not in said
+
+
+def test_several_runs_are_scored_by_one_command(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "other")
+    assert evaluate.command([str(run), str(other), "--num", "20", "--samples", "60"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(str(run)) and lines[1].startswith(str(other))
+    assert lines[-2:] == [str(path / "evaluation.json") for path in (run, other)]
+    first, second = (json.loads((path / "evaluation.json").read_text()) for path in (run, other))
+    assert first["quality"] == second["quality"] and first["likelihood"]["nats"] == second["likelihood"]["nats"]
+
+
+def test_a_folder_of_pictures_has_the_scores_of_the_same_images_in_a_file(run, tmp_path, capsys):
+    sample.command([str(run), "--num", "60", "--out", str(tmp_path / "x.npz"), "--steps", "3"])
+    sample.command([str(run), "--num", "60", "--out", str(tmp_path / "folder"), "--steps", "3"])
+    for name in ("x.npz", "folder"):
+        words = ["--images", str(tmp_path / name), "--data.name", "digits", "--num", "20"]
+        assert evaluate.command([*words, "--out", str(tmp_path / f"{name}.json")]) == 0
+    found = [json.loads((tmp_path / name).read_text()) for name in ("x.npz.json", "folder.json")]
+    assert found[0]["quality"] == found[1]["quality"] and "folder" in capsys.readouterr().out
+
+
+def test_sampling_and_scoring_show_their_progress(run, tmp_path, capsys):
+    words = ["--num", "20", "--samples", "60", "--batch-size", "20", "--out", str(tmp_path / "x.json")]
+    assert evaluate.command([str(run), *words]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"sampling: .*3/3 \[\d+:\d+<\d+:\d+", said) and re.search(r"scoring: .*1/1 \[", said)
 
 
 def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):

@@ -12,6 +12,8 @@ from jgen.compare import page, rows
 from jgen.compare.published import LEGEND
 from jgen.core.files import written_whole
 
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # by which the numbers of a row are repeated
+
 
 def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> None:
     """Writes the rows of a comparison, with all that they are of, into `workdir`.
@@ -114,8 +116,8 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
             " the second, samples are decoded by the first, and parameters and minutes are of both."
         )
     commit = lambda w: (w["commit"] or "-")[:12] + ("+" if str(w["commit"]).endswith("+") else "")
-    lines.append(
-        f"jax {of(lambda w: w['versions']['jax'])}, Python {of(lambda w: w['python'])}, {of(lambda w: w['platform'])},"
-        f" commit {of(commit)}."
-    )
+    packages = [name for name in VERSIONS if any(w["versions"].get(name) for w in where)]
+    versions = ", ".join(f"{name} {of(lambda w, name=name: w['versions'].get(name))}" for name in packages)
+    on = f"Python {of(lambda w: w['python'])}, {of(lambda w: w['platform'])}"
+    lines.append(f"{versions or 'jax -'}, {on}, commit {of(commit)}.")
     return lines

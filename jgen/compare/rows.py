@@ -31,6 +31,8 @@ SCORES = (
 COSTS = ("batch_size", "parameters", "flops_per_image", "compile_seconds", "step_seconds", "images_per_second")
 COSTS += ("first_sample_seconds", "samples_per_second", "peak_mib", "likelihood", "levels")
 COSTS += ("exact_density", "free_form_jacobian")
+# What a row keeps of each evaluation: every number with its interval and protocol, and validation on the way.
+KEPT = ("quality", "labels", "likelihood", "sampling", "validation")
 
 
 def columns(network: str) -> tuple[tuple[str, str, int], ...]:
@@ -71,8 +73,15 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
         found[name] = quality[name]["value"]
     found["kernel_distance_error"] = quality["kernel_distance"]["standard_error"]
     found["memorisation"] = 100 * quality["memorisation"]["value"]
+    found["spatial_distance"] = quality["spatial_frechet_distance"]["value"]
+    found["density"], found["coverage"] = quality["density"]["value"], quality["coverage"]["value"]
+    score = "inception_score" if quality["network"] == "FID" else "classifier_score"
+    found[score] = quality[score]["value"]
     if evaluation["labels"]:
-        found["accuracy"] = 100 * evaluation["labels"]["accuracy"]
+        found["accuracy"], found["class_balance"] = (
+            100 * evaluation["labels"]["accuracy"],
+            evaluation["labels"]["balance"],
+        )
     if evaluation["likelihood"]:
         found["bits_per_dim"] = evaluation["likelihood"]["bits_per_dim"]["mean"]
         found["bits_per_dim_error"] = evaluation["likelihood"]["bits_per_dim"]["standard_error"]
@@ -136,6 +145,7 @@ def system_row(folder: Path, seeds: int, wanted: Yardstick | None = None) -> dic
     asked = [f"seed{seed}" for seed in range(seeds)]
     row: dict[str, Any] = {"system": folder.name, "published": PUBLISHED.get(folder.name, "")}
     row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "gave": {}, "errors": {}, "environments": []}
+    row["evaluations"] = {}
     stages = ("measure", *(f"seed {seed}" for seed in range(seeds)))
 
     def saved(name: str, stage: str) -> Any:
@@ -148,7 +158,9 @@ def system_row(folder: Path, seeds: int, wanted: Yardstick | None = None) -> dic
 
     row["errors"] |= {k: v for k, v in (saved("errors.json", "errors") or {}).items() if k in stages}
     measured = saved("measure.json", "measure")
-    if lacking := [name for name in COSTS if name not in (measured or {}).get("own", COSTS)]:
+    lacking = [name for name in ("config", "first_stage", "sizes", "environment") if measured and name not in measured]
+    lacking += [name for name in COSTS if name not in (measured or {}).get("own", COSTS)]
+    if lacking:
         measured, said = None, f"{folder / 'measure.json'} lacks {', '.join(lacking)}; remove it to have it made anew"
         row["errors"]["measure"] = said
     if measured and "own" in measured:
@@ -169,6 +181,7 @@ def system_row(folder: Path, seeds: int, wanted: Yardstick | None = None) -> dic
         wanted = wanted or yardstick(evaluation)
         row["environments"] += filter(None, [evaluation["environment"], evaluation["training"]])
         row["seeds"][seed], row["gave"][seed] = scores_of(evaluation), seed_line(evaluation)
+        row["evaluations"][seed] = {name: evaluation.get(name) for name in KEPT}
         row["sampled"] = sampled_with(evaluation)
         row["network"] = evaluation["quality"]["network"]
         row["samples"], row["real"] = evaluation["quality"]["num"], evaluation["quality"]["real"]

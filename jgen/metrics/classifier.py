@@ -181,15 +181,15 @@ def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How conditional samples are read: logits (n, K), the classes asked for (n,).
 
     Returns:
-      accuracy: the part read as the class asked for, low and high its interval; by_class: the part of each class asked
-      for; classes: how many of the K classes are read at least once; balance: the entropy of the classes read over that
-      of the classes asked for, 1 where they are as even.
+      accuracy: the part read as the class asked for, low and high its interval, the classes' numbers given; by_class:
+      the part of each class asked for; classes: how many of the K classes are read at least once; balance: the entropy
+      of the classes read over that of the classes asked for, 1 where they are as even.
     Raises:
       UserError: classes that the classifier does not have.
     """
     read, num_classes = logits.argmax(-1), logits.shape[-1]
     check_labels(labels, num_classes)
-    value, low, high = bootstrap(np.mean, (read == labels).astype(np.float64), most=1.0)
+    value, low, high = bootstrap(np.mean, (read == labels).astype(np.float64), most=1.0, classes=labels)
     by_class = {int(k): float(np.mean(read[labels == k] == k)) for k in np.unique(labels)}
 
     def entropy(x: np.ndarray) -> float:

@@ -60,6 +60,27 @@ def distance_to(a: Statistics) -> Callable[[Statistics], float]:
     return distance
 
 
+def distance_of_features(a: Statistics) -> Callable[[np.ndarray], float]:
+    """The distance to `a` of features (n, D), the same as `frechet_distance`: where n < D from matrices of n by n.
+
+    S1^1/2 S2 S1^1/2 has the eigenvalues other than 0 of X S1 X^T / (n - 1), X the centred features that S2 is of.
+    """
+    whole = distance_to(a)
+
+    def distance(features: np.ndarray) -> float:
+        x = check_features(features, 2)
+        n, width = x.shape
+        if n >= width or width != a.mean.size:
+            return whole(statistics(x))
+        mean = x.mean(axis=0)
+        centred = (x - mean) / np.sqrt(n - 1)
+        cross = np.sum(np.sqrt(np.clip(np.linalg.eigvalsh(centred @ a.covariance @ centred.T), 0, None)))
+        found = np.sum((a.mean - mean) ** 2) + np.trace(a.covariance) + np.sum(centred**2) - 2 * cross
+        return float(max(found, 0.0))
+
+    return distance
+
+
 def check_features(features: np.ndarray, fewest: int, what: str = "images") -> np.ndarray:
     """Features (n, D) in float64.
 

@@ -22,7 +22,7 @@ from jgen.errors import require
 from jgen.metrics import inception
 from jgen.metrics.bootstrap import PATIENCE, bootstrap
 from jgen.metrics.classifier import Classifier, in_batches
-from jgen.metrics.frechet import distance_to, statistics
+from jgen.metrics.frechet import distance_of_features, statistics
 from jgen.metrics.kernel import inception_score, kernel_distance
 from jgen.metrics.neighbours import NEEDED, memorisation, neighbour_scores
 
@@ -175,8 +175,7 @@ def quality(
     features, spatial, logits = features_of(network, len(images), fetch, "features of samples")
 
     def frechet(samples: np.ndarray, of_real: np.ndarray, rounds: int) -> dict[str, float]:
-        to_real = distance_to(statistics(of_real))
-        statistic = lambda x: to_real(statistics(x))
+        statistic = distance_of_features(statistics(of_real))
         return bootstrap(statistic, samples, seed=seed, rounds=rounds, classes=classes)._asdict()
 
     kid, kid_error = kernel_distance(features, real.features, seed=seed, classes=classes)
@@ -188,7 +187,8 @@ def quality(
         "frechet_distance": frechet(features, real.features, 100),
         "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # of many more features
         "kernel_distance": {"value": kid, "standard_error": kid_error},
-        "inception_score": inception_score(logits, seed=seed),
+        # Only of the published network is it called inception score.
+        "inception_score" if network.name == "FID" else "classifier_score": inception_score(logits, seed=seed),
         **neighbour_scores(features, real.features, seed, classes),
         "memorisation": memorisation(features, train.features, test.features, seed, classes),
     }

@@ -58,11 +58,32 @@ def protocol(document: dict[str, Any]) -> str:
     return "; ".join(said)
 
 
+def more(documents: list[dict[str, Any]]) -> list[list[str]]:
+    """The other scores of samples, a row a run that has them under their names; nothing where none has."""
+    rows = []
+    for document in documents:
+        if found := document.get("quality"):
+            score, labels = found.get("inception_score") or found["classifier_score"], document.get("labels")
+            cells = [
+                f"{found['spatial_frechet_distance']['value']:.3f}",
+                f"{score['value']:.3f} ± {score['spread']:.3f}",
+            ]
+            cells += [f"{found[name]['value']:.3f}" for name in ("density", "coverage")]
+            cells += [f"{100 * found['memorisation']['value']:.1f} %", f"{labels['balance']:.4f}" if labels else "-"]
+            rows.append([document["run"], *cells])
+    published = any("inception_score" in document["quality"] for document in documents if document.get("quality"))
+    names = ["sFID", "inception score"] if published else ["spatial FD", "classifier's score"]
+    return [["run", *names, "density", "coverage", "memorisation", "class balance"], *rows] if rows else []
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in rows]
+
+
 def table(documents: list[dict[str, Any]]) -> str:
     """Aligned rows under their names, then a line for each protocol, which names its runs where there are several."""
-    rows = [head(documents), *(row(document) for document in documents)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in rows]
+    lines = aligned([head(documents), *(row(document) for document in documents)]) + aligned(more(documents))
     of: dict[str, list[str]] = {}
     for document in documents:
         of.setdefault(protocol(document), []).append(document["run"])

@@ -8,7 +8,7 @@ import scipy.stats
 from jgen.errors import UserError
 from jgen.metrics import divergences as dv
 from jgen.metrics.bootstrap import bootstrap
-from jgen.metrics.frechet import Statistics, distance_to, frechet_distance, statistics
+from jgen.metrics.frechet import Statistics, distance_of_features, distance_to, frechet_distance, statistics
 from jgen.metrics.kernel import inception_score, kernel_distance
 from jgen.metrics.neighbours import below, memorisation, neighbour_scores, neighbours
 
@@ -40,6 +40,17 @@ def test_frechet_distance_of_fewer_images_than_features():
     a, b = statistics(x), statistics(2 * x + 1)
     expected = np.sum((x.mean(0) + 1) ** 2) + np.trace(a.covariance)
     np.testing.assert_allclose(frechet_distance(a, b), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("n", [5, 20, 29, 30, 60])
+def test_frechet_distance_of_unlike_subspaces(n):
+    """tr (S1^1/2 S2 S1^1/2)^1/2 is the sum of the singular values of X Y^T, over both numbers of images less one."""
+    x, y = RNG.standard_normal((8, 30)) * 3, RNG.standard_normal((n, 30)) + 1
+    centred = lambda z: (z - z.mean(0)) / np.sqrt(len(z) - 1)
+    cross = np.linalg.svd(centred(x) @ centred(y).T, compute_uv=False).sum()
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(centred(x) ** 2) + np.sum(centred(y) ** 2) - 2 * cross
+    np.testing.assert_allclose(frechet_distance(statistics(x), statistics(y)), expected, rtol=1e-6)
+    np.testing.assert_allclose(distance_of_features(statistics(x))(y), expected, rtol=1e-6)
 
 
 def test_bootstrap_intervals_are_as_wide_as_repeated_draws_say():
@@ -187,7 +198,8 @@ def test_divergences_of_tables():
     from scipy.spatial.distance import jensenshannon
 
     np.testing.assert_allclose(dv.jensen_shannon(p, q), jensenshannon(p, q) ** 2, rtol=1e-10)
-    np.testing.assert_allclose(dv.total_variation(p, q), np.abs(p - q).sum() / 2)
+    events = (np.arange(2**6)[:, None] >> np.arange(6)) & 1  # all of them: TV is the largest difference over one
+    np.testing.assert_allclose(dv.total_variation(p, q), np.max(events @ (p - q)), rtol=1e-10)
     np.testing.assert_allclose(
         dv.wasserstein1(p, q, places), scipy.stats.wasserstein_distance(places, places, p, q), rtol=1e-10
     )

@@ -53,6 +53,11 @@ def test_real_features_are_kept_with_what_they_were_measured_on(digits, network,
         path.write_bytes(path.read_bytes()[:-60])
     np.testing.assert_array_equal(real(digits, network, "test", 60).features, first.features)
     assert "is damaged: it is made anew" in capsys.readouterr().err
+    # Of other data under the same name, or of images shown otherwise, they are computed anew.
+    as_before = lambda data, how: quality.real_features(data, "test", 60, silent, lambda b: b["image"], how)
+    for data, how in ((digits._replace(fingerprint="other"), "as they are"), (digits, "binary")):
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            as_before(data, how)
     # The first images of another part of train are others.
     less = dataset.load(Config(name="digits", validation=0.2))
     found = [real(data, network, "validation", 50).features for data in (digits, less)]

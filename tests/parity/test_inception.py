@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from jgen.data.pictures import write_png
 from jgen.errors import UserError
 from jgen.metrics import inception, quality
 
@@ -109,7 +110,70 @@ def test_files_of_another_layout_are_refused(random_weights, tmp_path):
         inception.load(path)
     with pytest.raises(UserError, match="there is no file"):
         inception.load(tmp_path / "nothing.pth")
-    unsafe = tmp_path / "unsafe.pth"
-    torch.save({"fc.bias": print}, unsafe)  # an object to unpickle: refused, not run
+
+
+class Harmful:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_file_that_would_run_a_program_is_refused_unread(random_weights, tmp_path):
+    marker, unsafe = tmp_path / "marker", tmp_path / "unsafe.pth"
+    torch.save({"fc.bias": Harmful(marker)}, unsafe)
     with pytest.raises(UserError, match="is not a file of weights"):
         inception.load(unsafe)
+    assert not marker.exists()
+    torch.load(unsafe, weights_only=False)  # so it would have
+    assert marker.exists()
+
+
+def test_the_feature_network_takes_images_in_any_batches_and_sizes(random_weights, tmp_path):
+    """Of any size: larger images than the network's are made smaller, as the peer makes them."""
+    from safetensors.numpy import save_file
+
+    path, rng = tmp_path / "inception.safetensors", np.random.default_rng(2)
+    save_file(random_weights, path)
+    images = rng.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    found = quality.of_inception(path, batch_size=2).apply(images)
+    expected = jax.jit(inception.apply)(random_weights, images)
+    assert found[1].shape == (3, 17 * 17 * inception.SPATIAL_CHANNELS)
+    for a, b in zip(found, (expected[0], np.reshape(expected[1], (3, -1)), expected[2])):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.std(b))
+    torch.save({name: torch.from_numpy(array) for name, array in random_weights.items()}, tmp_path / "x.pth")
+    peer = peer_class()("inception", ["2048"], feature_extractor_weights_path=str(tmp_path / "x.pth"))
+    large = rng.integers(0, 256, (1, 400, 310, 3)).astype(np.uint8)
+    (wanted,) = peer(torch.from_numpy(large).permute(0, 3, 1, 2))
+    features = quality.of_inception(path, batch_size=1).apply(large)[0]
+    np.testing.assert_allclose(features, wanted.numpy(), atol=1e-4 * float(wanted.std()))
+
+
+def test_an_evaluation_with_weights_that_are_not_the_published_ones_is_not_called_fid(cache, random_weights, tmp_path):
+    import json
+
+    from safetensors.numpy import save_file
+
+    from jgen import evaluate
+
+    save_file(random_weights, tmp_path / "x.safetensors")
+    pictures = tmp_path / "pictures"
+    rng = np.random.default_rng(3)
+    for i in range(70):
+        write_png(pictures / f"{i:02d}.png", rng.integers(0, 256, (8, 8, 1)).astype(np.uint8))
+    np.savez(tmp_path / "x.npz", images=rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8))
+    words = [
+        "--images",
+        str(tmp_path / "x.npz"),
+        "--data.name",
+        f"folder:{pictures}",
+        "--out",
+        str(tmp_path / "x.json"),
+    ]
+    assert evaluate.command([*words, "--inception", str(tmp_path / "x.safetensors")]) == 0
+    found = json.loads((tmp_path / "x.json").read_text())["quality"]
+    assert found["network"] == f"FD-inception-{inception.load(tmp_path / 'x.safetensors').hash[:8]}"
+    assert "classifier_score" in found and "inception_score" not in found and found["frechet_distance"]["value"] > 0
