@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contract_cases import BATCH, CASES, ROOT, SGD, make_batch, make_case, make_run, step_batch
+from contract_cases import BATCH, CASES, ROOT, SGD, SYSTEMS, make_batch, make_case, make_run, step_batch
 
 from jgen.cli import load_config, set_up_process
 from jgen.core import parallel
@@ -42,6 +42,19 @@ ADAM = Optimiser(learning_rate=3e-3)
 def flat(tree):
     leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return np.concatenate(leaves or [np.zeros(0)])
+
+
+def test_systems_say_what_their_networks_may_be_and_whether_they_have_a_density():
+    """As the comparative review's table has it: free-form Jacobian, exact density (arXiv 2103.04922, table 1)."""
+    declared = {}
+    for name in SYSTEMS:
+        model = make_case(name).model
+        declared[name] = model.free_form_jacobian, model.likelihood == "exact" or model.log_density is not None
+    autoregressive = flow = (False, True)
+    latent = gan = diffusion = (True, False)
+    wanted = {"pixelcnn": autoregressive, "gated_pixelcnn": autoregressive, "realnvp": flow, "glow": flow}
+    wanted |= {"vae": latent, "vq_vae": latent, "vq_prior": latent, "dcgan": gan, "ddpm": diffusion}
+    assert declared == wanted
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """Every command of the README runs: trainings with few steps and, where their data has to be prepared, on pictures."""
 
+import json
 import re
 import shlex
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from jgen import evaluate
 from jgen.cli import parse
 from jgen.compare import __main__ as compare
 
@@ -99,6 +101,39 @@ def test_every_training_of_a_record_is_still_a_command(monkeypatch):
     assert len(started) > 15 and any("dcgan" in str(workdir) for workdir in started)
 
 
+def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
+    """Parsed, not run; a run's own options are those of its model."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/comparison.md", "docs/gallery.md"))
+    lines = [
+        line.split("  #")[0].strip("`") for line in re.findall(r"python -m jgen\.(?:evaluate|compare) [^\n`]+", text)
+    ]
+    kinds = {"evaluate": evaluate.Arguments, "compare": compare.Arguments}
+    seen = []
+    for line in lines:
+        _, _, module, *words = shlex.split(line)
+        name = module.removeprefix("jgen.")
+        words = [word for word in words if not word.startswith("RUN") and word not in ("[RUN", "...]", "...")]
+        while words and not words[0].startswith("-"):
+            words.pop(0)
+        while "--scoring.samples" in words:
+            del words[words.index("--scoring.samples") : words.index("--scoring.samples") + 2]
+        parse(kinds[name], words, "", "")
+        seen.append(name)
+    assert seen.count("evaluate") > 15 and seen.count("compare") >= 3
+
+
+def test_a_row_that_was_repeated_gave_the_same():
+    folder = ROOT / "results" / "comparison-digits"
+    again = json.loads((folder / "pixelcnn_repeated.json").read_text())
+    rows = json.loads((folder / "comparison.json").read_text())["rows"]
+    row = next(row for row in rows if row["system"] == "pixelcnn")
+    assert again["step"] == row["seeds"]["seed0"]["best_step"]
+    found = again["quality"]["frechet_distance"]["value"], again["likelihood"]["bits_per_dim"]["mean"]
+    for name, value in zip(("distance", "bits_per_dim"), found):
+        first, spread = row["seeds"]["seed0"][name], row["scores"][name]["spread"]
+        assert abs(value - first) <= spread, name
+
+
 def test_the_list_has_every_configuration_and_variant_with_a_line(python):
     from jgen.cli import import_config
 
@@ -114,8 +149,6 @@ def test_tables_are_those_of_the_results(python):
 
 
 def test_a_system_says_in_its_file_what_it_reached():
-    import json
-
     scores = {path: json.loads(path.read_text()) for path in (ROOT / "results").glob("score_*.json")}
     systems = {path.stem for path in (ROOT / "jgen" / "models").glob("*/*.py") if "\ndef make(" in path.read_text()}
     assert {score["system"] for score in scores.values()} == systems
@@ -137,8 +170,6 @@ def test_a_system_says_in_its_file_what_it_reached():
 
 
 def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatch):
-    import json
-
     from jgen.cli import import_file
 
     where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}

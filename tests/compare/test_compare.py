@@ -249,6 +249,21 @@ def test_operations_as_the_budget():
     arguments = compare.Arguments(teraflops=0.1)
     assert compare.steps_for(COST, arguments, 1.0) == 5000  # 20 million a step
     assert compare.steps_for(COST, arguments, 0.5) == 2500
+    with pytest.raises(compare.Failed, match="1e-06 teraflops is too short for one step, which takes 2e-05 teraflops"):
+        compare.steps_for(COST, compare.Arguments(teraflops=1e-6), 1.0)
+
+
+def test_every_training_is_given_the_steps_of_the_same_operations(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0], "vq_prior": [9.0]}))
+    args = ["--teraflops", "0.1", "--seeds", "1", "--systems", "vae,vq_prior", "--sizes", "8"]
+    assert compare.command([*args, "--workdir", str(tmp_path)]) == 0
+    steps = lambda system: [
+        compare.steps_of(line)
+        for line in json.loads((tmp_path / system / "seed0.commands.json").read_text())
+        if "--train.steps" in line
+    ]
+    assert steps("vae") == [5000] and steps("vq_prior") == [2500, 2500]
+    assert "as many steps as its operations put into 0.1 teraflops" in (tmp_path / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_signal_is_passed_on_once(cache, tmp_path, number, code, passed_on):
 
 
 def test_a_signal_lets_the_training_save(cache, tmp_path):
-    """Stopped in its first training, which saves; the same command goes on from there."""
+    """Stopped in its first training, which saves, and says how to go on."""
     number, code = 15, 143
     args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
     folder = tmp_path / "vae"
