@@ -294,7 +294,7 @@ class Comparison:
         except (Failed, UserError) as failure:
             wrong = str(failure)
         except Exception as failure:  # a full disk, a file of another jgen: nothing of one system ends the others
-            wrong = f"{type(failure).__name__}: {failure}"
+            wrong = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         if wrong:
             print(f"{system.name}, {name}: {wrong}", file=sys.stderr, flush=True)
         rest = {stage: said for stage, said in errors.items() if stage != name}

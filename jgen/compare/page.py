@@ -32,6 +32,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
   font-weight: 600; }
 th.words, td.words { white-space: normal; min-width: 10em; text-align: left; }
 td.words { color: var(--dim); }
+td.best { font-weight: 700; }
 tr:last-child td { border-bottom: 0; }
 .figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
 .grids { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
@@ -176,10 +177,29 @@ def write_grids(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(fig)
 
 
-def table(cells: list[list[str]], words: tuple[str, ...]) -> str:
-    """An HTML table; columns whose names are in `words` hold text."""
+# Columns of which the least or the most is best, whatever the data.
+LEAST = ("FD", "FID", "kernel distance", "KID", "bits/dim", "MFLOPs an image", "compile, s", "first sample, s")
+LEAST += ("parameters", "memory, MiB")
+MOST = ("precision", "recall", "class accuracy, %", "training images/s", "samples/s")
+
+
+def best_of(name: str, cells: list[str]) -> str:
+    """The cell of a column that is the best, "" where it has none."""
+    choose = min if name in LEAST else max if name in MOST else None
+    found = [cell for cell in cells if cell != "-"] if choose else []
+    return choose(found, key=lambda cell: float(cell.split()[0].replace(",", ""))) if choose and found else ""
+
+
+def table(cells: list[list[str]], words: tuple[str, ...], unlike: tuple[str, ...] = ()) -> str:
+    """An HTML table; columns whose names are in `words` hold text, and the best of others but `unlike` is bold."""
     head, *lines = cells
-    kind = lambda name, cell: " class=words" if name in words or "failed" in cell else ""
+    best = {n: "" if n in unlike else best_of(n, [line[place] for line in lines]) for place, n in enumerate(head)}
+
+    def kind(name: str, cell: str) -> str:
+        if name in words or "failed" in cell:
+            return " class=words"
+        return " class=best" if cell and cell == best[name] else ""
+
     out = ["<div class=scroll><table><thead><tr>"]
     out += [f"<th{kind(name, '')}>{html.escape(name)}</th>" for name in head]
     out.append("</tr></thead><tbody>")
@@ -211,12 +231,14 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
         if said := to_repeat(row):
             gave = [f"# gave {row['gave'][row['shown']]}"] if row["shown"] in row["gave"] else []
             commands.append("\n".join([f"# {row['system']}", *said, *gave]))
+    # Bits of fewer levels are fewer.
+    unlike = ("bits/dim",) if len({row["cost"]["levels"] for row in rows if row["cost"]}) > 1 else ()
     title, lines = html.escape(about["title"]), [f"<p>{html.escape(line)}</p>" for line in about["lines"]]
     body = [
         f"<h1>{title}</h1>",
         *lines[:2],
-        "<h2>Quality</h2>",
-        table(quality_table(rows), ("likelihood", "sampled with", "published (other data)")),
+        "<h2>Quality</h2><p>Bold: the best of a column, by its mean.</p>",
+        table(quality_table(rows), ("likelihood", "sampled with", "published (other data)"), unlike),
         "<h2>Cost</h2>",
         table(cost_table(rows, about["sizes"]), ()),
         "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",

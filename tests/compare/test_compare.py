@@ -113,6 +113,16 @@ def test_the_page_holds_everything_itself(outcome):
     assert not re.findall(r"(?:src|href)=['\"](?!data:)[^'\"#]", text)
 
 
+def test_the_best_of_a_column_is_bold():
+    assert page.best_of("FD", ["9.5 ± 1.0", "-", "10.00 ± 0.1"]) == "9.5 ± 1.0"
+    assert page.best_of("samples/s", ["9,494", "81,928", "57.7", "-"]) == "81,928"
+    assert page.best_of("kernel distance", ["-0.1", "0.2"]) == "-0.1" and page.best_of("KID", ["-"]) == ""
+    assert page.best_of("steps", ["1", "2"]) == ""
+    text = page.table([["system", "FD"], ["a", "9.50"], ["b", "10.00"]], ())
+    assert "<td class=best>9.50</td>" in text and text.count("class=best") == 1
+    assert "class=best" not in page.table([["system", "bits/dim"], ["a", "9.50"]], (), ("bits/dim",))
+
+
 def test_every_grid_is_in_one_picture(tmp_path):
     names = ["vae", "glow", "ddpm", "dcgan", "pixelcnn"]
     for number, name in enumerate(names):
