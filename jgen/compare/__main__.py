@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,20 @@ def stop(number: int, frame: Any) -> None:
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Within it, each of `SIGNALS` that is not ignored, as under nohup, raises `Stopped`."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def environment() -> dict[str, str]:
@@ -368,21 +383,17 @@ def command(args: list[str]) -> int:
     page.pyplot()  # without matplotlib it would fail after hours
     fingerprint, there = look_at_data(a, systems[0])
     comparison = Comparison(a, systems, there)
-    held = lock(comparison.workdir, "is comparing in", "wait for it, or choose another --workdir")
-    check_budget(comparison, fingerprint)
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, stop)
     from jgen.compare.rows import markdown, quality_table
 
-    try:
-        comparison.run()
-        rows = comparison.report()
-    except Stopped as stopped:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 128 + stopped.number
-    finally:
-        held.close()
+    with lock(comparison.workdir, "is comparing in", "wait for it, or choose another --workdir"):
+        check_budget(comparison, fingerprint)
+        try:
+            with heard():
+                comparison.run()
+                rows = comparison.report()
+        except Stopped as stopped:
+            print("stopped; run the same command again to go on", file=sys.stderr)
+            return 128 + stopped.number
     print(markdown(quality_table(rows)))
     print(comparison.workdir / "comparison.html")
     if not any(row["seeds"] for row in rows):

@@ -1,6 +1,7 @@
 """A run that is killed again and again ends in the same bits as one that is not."""
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -327,7 +328,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     def without(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(run_directory.fcntl, "flock", without)
+    monkeypatch.setattr(fcntl, "flock", without)
     run_directory.RunDirectory(tmp_path).close()
     assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
 
