@@ -32,6 +32,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
   font-weight: 600; }
 th.words, td.words { white-space: normal; min-width: 10em; text-align: left; }
 td.words { color: var(--dim); }
+@media (max-width: 700px) { th.words, td.words { min-width: 24em; } }  /* scrolled to: rows stay low */
 td.best { font-weight: 700; }
 tr:last-child td { border-bottom: 0; }
 .figures, .grids { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
