@@ -55,7 +55,7 @@ def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> 
 
 
 def budget(a: Any) -> str:
-    return f"{a.teraflops:g} teraflops" if a.teraflops else f"{a.minutes:g} minutes"
+    return f"{a.teraflops:g} trillion operations" if a.teraflops else f"{a.minutes:g} minutes"
 
 
 def given(a: Any) -> str:
