@@ -273,7 +273,8 @@ def test_every_training_is_given_the_steps_of_the_same_operations(tmp_path, monk
         if "--train.steps" in line
     ]
     assert steps("vae") == [5000] and steps("vq_prior") == [2500, 2500]
-    assert "as many steps as its operations put into 0.1 trillion operations" in (tmp_path / "comparison.md").read_text()
+    table = (tmp_path / "comparison.md").read_text()
+    assert "as many steps as its operations put into 0.1 trillion operations" in table
 
 
 @pytest.mark.parametrize(
