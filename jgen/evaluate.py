@@ -29,7 +29,6 @@ from jgen.core.files import check_writable
 from jgen.data.config import Config as Data
 from jgen.errors import UserError, require, require_seed
 
-AT_ONCE = 1000  # images that are read and binarised at once
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 
 
@@ -81,6 +80,7 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     import jax
 
     import jgen
+    from jgen import held_out
     from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
@@ -103,17 +103,22 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     found: dict[str, Any] = {}
     if arguments.samples:  # first: it mostly takes less than scoring, and options that do not serve are found soon
         start = time.time()
-        where = {"batch_size": arguments.batch_size, "progress": progress("sampling")}
+        where = {"batch_size": arguments.batch_size, "progress": held_out.progress("sampling")}
         images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where, **sampling)
         found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
         found["sampling"]["options"] = sampling
         if arguments.grid:
             write_grid(Path(arguments.grid), to_display(images, gen.model.images.levels), gen.labels(len(images)))
-    found["likelihood"] = likelihood(gen, data, arguments, scoring) if gen.model.log_prob is not None else None
+    found |= {"likelihood": None, "errors": {}}
+    if gen.model.log_prob is not None:
+        try:
+            found["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
+        except UserError as error:  # one image without a number: the distances are found all the same
+            found["errors"]["likelihood"] = str(error)
     if compare and arguments.samples:
         found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples), True)
     if compare and arguments.reconstruct:
-        made, labels, scores = reconstruction(gen, data, arguments)
+        made, labels, scores = held_out.reconstruction(gen, data, arguments)
         found["reconstruction"] = scores | compare(to_display(made, gen.model.images.levels), labels)
     return {
         "run": str(run),
@@ -204,7 +209,8 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
         reader = classifier.load(dataset, recipe, CLASSIFIERS.parent / "classifiers")
     require(
         reader is not None or bool(arguments.inception),
-        f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception",
+        f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception,"
+        " or leave samples out, --samples 0",
     )
     network = quality.of_inception(arguments.inception) if arguments.inception else quality.of_classifier(reader)
 
@@ -233,12 +239,6 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
     return compare
 
 
-def progress(title: str) -> Any:
-    from tqdm import tqdm
-
-    return lambda chunks: tqdm(chunks, desc=title, unit="batch", file=sys.stderr)
-
-
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
     """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row a class."""
     from jgen.data.pictures import make_grid, write_png
@@ -251,80 +251,16 @@ def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None) -> Non
 
 def check_split(dataset: Any, arguments: Arguments) -> None:
     """Raises `UserError` for a split that the data lacks, or more images of it than there are."""
+    from jgen.metrics.quality import FEWEST
+
     splits, few = dataset.splits, arguments.likelihood_images
     require(arguments.split in splits, f"the data has no split {arguments.split}: it has {', '.join(splits)}")
     there = splits[arguments.split].num
     require(arguments.num <= there, f"--num is {arguments.num}: {arguments.split} has {there} images")
     num = arguments.num or there
+    enough = not arguments.reconstruct or num >= FEWEST
+    require(enough, f"{num} images of {arguments.split} would be reconstructed: distances need at least {FEWEST}")
     require(few <= num, f"--likelihood-images is {few}: {num} images of {arguments.split} are scored")
-
-
-def held_out(gen: Any, dataset: Any, arguments: Arguments, num: int) -> tuple[Any, np.ndarray, np.ndarray]:
-    """A key for scoring, and the first images of the split, as the model sees them, with their labels; num 0: all."""
-    import jax
-
-    from jgen.core import keys as rng
-    from jgen.data.transforms import make_transform
-
-    split, parts = dataset.splits[arguments.split], []
-    num = num or arguments.num or split.num
-    key_data, key_score = jax.random.split(jax.random.key(arguments.seed))
-    transform = jax.jit(make_transform(gen.config.data, gen.model.images.levels, train=False))
-    for start in range(0, num, AT_ONCE):
-        places = np.arange(start, min(start + AT_ONCE, num))
-        batch = split.fetch(places)
-        parts.append((np.asarray(transform(rng.image_keys(key_data, places), batch)["image"]), batch["label"]))
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    return key_score, images, labels
-
-
-def reconstruction(gen: Any, dataset: Any, arguments: Arguments) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """What the model makes of the split's images, their labels, and how far they are from the images.
-
-    Returns:
-      uint8 (n, H, W, C), int (n,), and: the mean squared error of images in [0, 1] and its PSNR in dB; of a model of
-      codes their number, how many are used, and the perplexity of their frequencies.
-    """
-    key, images, labels = held_out(gen, dataset, arguments, 0)
-    where = {"label": labels if gen.model.conditional else None, "batch_size": arguments.batch_size}
-    latents = gen.encode(key, images, **where)
-    made = gen.decode(key, latents, **where)
-    error = np.mean(((made.astype(np.float64) - images) / (gen.model.images.levels - 1)) ** 2)
-    found = {"split": arguments.split, "num": len(images), "binarise": gen.config.data.binarise, "mse": error}
-    found["psnr"] = -10 * np.log10(error) if error > 0 else None
-    if gen.model.codes is not None:
-        counts = np.bincount(latents.ravel(), minlength=gen.model.codes.levels)
-        p = counts[counts > 0] / counts.sum()
-        found |= {"codes": len(counts), "codes_used": len(p), "perplexity": np.exp(-np.sum(p * np.log(p)))}
-    return made, labels, found
-
-
-def likelihood(gen: Any, dataset: Any, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
-    """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
-    from jgen.prob.pixels import bits_per_dim
-
-    key_score, images, labels = held_out(gen, dataset, arguments, arguments.likelihood_images)
-    num, label = len(images), labels if gen.model.conditional else None
-    start = time.time()
-    where = {"label": label, "batch_size": arguments.batch_size, "progress": progress("scoring")}
-    nats = gen.log_prob(key_score, images, **where, **options).astype(np.float64)
-    wrong = int(np.sum(~np.isfinite(nats)))
-    require(wrong == 0, f"the likelihood of {wrong} of {num} images is not finite: it cannot be averaged")
-    bits = bits_per_dim(nats, gen.model.images.size)
-    error = lambda x: x.std(ddof=1) / np.sqrt(num) if num > 1 else None
-    levels, binarise = gen.model.images.levels, gen.config.data.binarise
-    protocol = {"split": arguments.split, "num": num, "binarise": binarise, "levels": levels}
-    if gen.model.conditional:
-        protocol["given"] = "class"
-    if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
-        protocol["dequantisation"] = "uniform"
-    return {
-        "kind": gen.likelihood,
-        "nats": {"mean": nats.mean(), "standard_error": error(nats)},
-        "bits_per_dim": {"mean": bits.mean(), "standard_error": error(bits)},
-        "protocol": {**protocol, "seed": arguments.seed, **options},
-        "seconds": round(time.time() - start, 1),
-    }
 
 
 def check_arguments(a: Arguments) -> None:
@@ -409,8 +345,10 @@ def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = Fa
     from jgen.metrics.table import table
     from jgen.train.run_directory import write_json
 
-    done: dict[str, dict[str, Any]] = {}
+    done: list[dict[str, Any]] = []
+    written: list[str] = []
     wrong: list[str] = []
+    where = lambda out: f"{Path(out).parent}: " if len(todo) > 1 else ""
     try:
         for out, outcome in todo:
             try:
@@ -418,13 +356,15 @@ def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = Fa
                 if keep and (path := Path(out)).exists():
                     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
                     path.rename(next(name for name in names if not name.exists()))
+                done.append(found)
                 write_json(Path(out), found)
-                done[out] = found
+                written.append(out)
+                wrong += [f"{where(out)}{said}" for said in found.get("errors", {}).values()]
             except UserError as error:
-                wrong.append(f"{Path(out).parent}: {error}" if len(todo) > 1 else str(error))
+                wrong.append(f"{where(out)}{error}")
     finally:
         if done:
-            print("\n".join([table(list(done.values())), *done]))
+            print("\n".join([table(done), *written]))
     require(not wrong, "; ".join(wrong))
     return 0
 

@@ -43,6 +43,14 @@ def test_every_variant_makes_a_model_of_its_data(system, variant):
     assert model.images == images and model.name
 
 
+def test_systems_that_are_compared_see_the_same_images():
+    """The classifier of the distances is trained on their training images: of other images it would be another."""
+    for variant in SHAPES:
+        data = {system: get(system, variant).data for system, variants in VARIANTS.items() if variant in variants}
+        seen = {(d.name, d.validation, d.levels, d.binarise) for d in data.values()}
+        assert len(data) > 5 and len(seen) == 1, (variant, seen)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
     assert {"digits", "mnist", "fashion_mnist", "tiny"} <= set(VARIANTS[system])

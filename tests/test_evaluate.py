@@ -14,7 +14,8 @@ from PIL import Image
 
 import jgen
 import sample
-from jgen import evaluate
+from jgen import evaluate, held_out
+from jgen.compare import rows
 from jgen.core.model import ImageSpec
 from jgen.data import dataset
 from jgen.data.config import Config as Data
@@ -89,6 +90,12 @@ def test_the_score_and_its_protocol(run, capsys):
     assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
     assert "precision and recall of 20 of each" in protocol
     assert f"classifier {labels['classifier']}" in protocol
+    assert found["kernel_distance"]["num"] == 60 and found["kernel_distance"]["real_num"] == 20
+    # A comparison reads what is written here.
+    scores, said = rows.scores_of(whole), rows.seed_line(whole)
+    assert scores["distance"] == distance["value"] and scores["bits_per_dim"] == document["bits_per_dim"]["mean"]
+    assert f"FD {distance['value']:.2f} ({distance['low']:.2f} to " in said and said.count(" to ") == 5
+    assert rows.sampled_with(whole) == "5 steps of ddim" and set(rows.KEPT) <= set(whole)
 
 
 def test_images_of_another_program(run, tmp_path, monkeypatch):
@@ -201,6 +208,26 @@ def test_a_run_whose_data_is_gone_is_one_line_and_loses_nothing(run, tmp_path):
     assert before == {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
 
 
+def test_distances_stand_where_a_likelihood_is_no_number(run, tmp_path, monkeypatch, capsys):
+    def wrong(*args):
+        raise UserError("the likelihood of 1 of 20 images is not finite")
+
+    monkeypatch.setattr(held_out, "likelihood", wrong)
+    with pytest.raises(UserError, match="^the likelihood of 1 of 20 images is not finite$"):
+        evaluate.command([str(run), "--num", "20", "--samples", "60", "--out", str(tmp_path / "x.json")])
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["quality"]["precision"] and found["likelihood"] is None and "FD" in capsys.readouterr().out
+    assert found["errors"] == {"likelihood": "the likelihood of 1 of 20 images is not finite"}
+
+
+def test_scores_are_printed_also_where_they_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(UserError, match="x.json: Is a directory"):
+        evaluate.finish([(str(tmp_path / "x.json"), outcome)])
+    said = capsys.readouterr().out
+    assert "exact, N 9" in said and "x.json" not in said
+
+
 def test_an_earlier_outcome_is_kept(tmp_path):
     path = tmp_path / "evaluation.json"
     for step in (3, 4, 5):
@@ -215,7 +242,7 @@ def scored(nats, **arguments):
     model = SimpleNamespace(images=ImageSpec(8, 8, 1, 10, 256), conditional=False, log_density=None)
     log_prob = lambda key, x, **options: np.asarray(nats, np.float32)[: len(x)]
     gen = SimpleNamespace(config=SimpleNamespace(data=Data()), model=model, log_prob=log_prob, likelihood="lower_bound")
-    score = lambda: evaluate.likelihood(gen, dataset.load(Data()), evaluate.Arguments(**arguments), {"samples": 3})
+    score = lambda: held_out.likelihood(gen, dataset.load(Data()), evaluate.Arguments(**arguments), {"samples": 3})
     return model, score
 
 
@@ -245,7 +272,7 @@ def test_reconstructions_by_hand(cache):
     gen = SimpleNamespace(config=SimpleNamespace(data=data), model=model, encode=encode, decode=decode)
     batch = dataset.load(data).splits["test"].fetch(np.arange(60))
     images = batch["image"]
-    made, labels, found = evaluate.reconstruction(gen, dataset.load(data), evaluate.Arguments(num=60))
+    made, labels, found = held_out.reconstruction(gen, dataset.load(data), evaluate.Arguments(num=60))
     np.testing.assert_array_equal(made, decode(None, None))
     np.testing.assert_array_equal(labels, batch["label"])
     assert found["mse"] == pytest.approx((4 / 255) ** 2) and found["psnr"] == pytest.approx(20 * np.log10(255 / 4))
@@ -284,8 +311,8 @@ def test_images_are_the_same_however_many_are_read_at_once(cache, monkeypatch):
     model = SimpleNamespace(images=spec, conditional=True, log_density=None)
     gen = SimpleNamespace(config=SimpleNamespace(data=data), model=model, log_prob=log_prob, likelihood="exact")
     for at_once in (1000, 4):
-        monkeypatch.setattr(evaluate, "AT_ONCE", at_once)
-        evaluate.likelihood(gen, dataset.load(data), evaluate.Arguments(num=9), {})
+        monkeypatch.setattr(held_out, "AT_ONCE", at_once)
+        held_out.likelihood(gen, dataset.load(data), evaluate.Arguments(num=9), {})
     for whole, parts in zip(*seen):
         np.testing.assert_array_equal(whole, parts)
     assert seen[0][0].shape == (9, 8, 8, 1) and set(np.unique(seen[0][0])) == {0, 1}

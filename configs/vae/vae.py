@@ -89,7 +89,7 @@ def cifar10() -> Experiment:
         model=Config(
             network="conv", widths=(128, 256, 256), blocks=2, latent=256, kl_warmup_steps=10_000, sampling=MEANS
         ),
-        data=Data(name="cifar10", flip=True),
+        data=Data(name="cifar10", flip=True, validation=0.0),
         train=Train(
             steps=200_000,
             batch_size=128,

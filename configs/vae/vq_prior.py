@@ -72,7 +72,7 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     return Experiment(
         model=Config(features=256, blocks=12, hidden=512, embedding=64, dropout=0.1),
-        data=Data(name="cifar10"),
+        data=Data(name="cifar10", validation=0.0),
         train=Train(
             steps=250_000,
             batch_size=128,

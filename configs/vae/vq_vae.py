@@ -66,7 +66,7 @@ def cifar10() -> Experiment:
     # where the paper has ten for each position. The rate falls, so that the averaged weights come to fit the codebook.
     return Experiment(
         model=Config(widths=(256, 256), blocks=2, num_codes=512, code_dim=64),
-        data=Data(name="cifar10"),
+        data=Data(name="cifar10", validation=0.0),
         train=Train(
             steps=250_000,
             batch_size=128,

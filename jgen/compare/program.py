@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jgen.compare.config import ROOT
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.model import GenerativeModel
@@ -18,8 +19,6 @@ from jgen.errors import require
 from jgen.experiment import Experiment, make_model
 from jgen.train.loop import role_optimisers
 from jgen.train.step import init_state, make_train_step, repeats_of
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Program(NamedTuple):

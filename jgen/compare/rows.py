@@ -91,15 +91,22 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def seed_line(evaluation: dict[str, Any]) -> str:
-    """What one seed's commands gave, to hold a repetition against."""
-    found, interval = scores_of(evaluation), evaluation["quality"]["frechet_distance"]
-    shown = columns(evaluation["quality"]["network"])
-    said = {key: f"{name} {found[key]:.{digits}f}" for key, name, digits in shown if key in found}
-    said["distance"] += f" ({interval['low']:.2f} to {interval['high']:.2f} by bootstrap of the samples)"
-    for key, _, digits in shown:
+    """What one seed's commands gave, each with its interval by bootstrap or its error, to hold a repetition against."""
+    found, quality = scores_of(evaluation), evaluation["quality"]
+    intervals = {"distance": (quality["frechet_distance"], 1), "memorisation": (quality["memorisation"], 100)}
+    intervals |= {name: (quality[name], 1) for name in ("precision", "recall")}
+    intervals["accuracy"] = (evaluation["labels"] or {}, 100)
+    said = []
+    for key, name, digits in columns(quality["network"]):
+        if key not in found:
+            continue
+        said.append(f"{name} {found[key]:.{digits}f}")
+        of, times = intervals.get(key, ({}, 1))
+        if "low" in of:
+            said[-1] += f" ({times * of['low']:.{digits}f} to {times * of['high']:.{digits}f})"
         if (error := found.get(f"{key}_error")) is not None:
-            said[key] += f" ± {error:.{digits}f} over images"
-    return ", ".join(said.values())
+            said[-1] += f" ± {error:.{digits}f} over images"
+    return f"{', '.join(said)}; in brackets, 95 % by bootstrap of the images"
 
 
 def sampled_with(evaluation: dict[str, Any]) -> str:
@@ -179,6 +186,8 @@ def system_row(folder: Path, seeds: int, wanted: Yardstick | None = None) -> dic
         if evaluation is None:
             continue
         wanted = wanted or yardstick(evaluation)
+        if said := evaluation.get("errors"):
+            row["errors"][stage] = "; ".join(said.values())
         row["environments"] += filter(None, [evaluation["environment"], evaluation["training"]])
         row["seeds"][seed], row["gave"][seed] = scores_of(evaluation), seed_line(evaluation)
         row["evaluations"][seed] = {name: evaluation.get(name) for name in KEPT}

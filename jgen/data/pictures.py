@@ -75,7 +75,8 @@ def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | Non
 
     Args:
       path: an .npz with `images` (or the one array `arr_0`) in 0 .. 255, or in 0 .. levels - 1 where it says its
-        `levels`, and perhaps `labels`; or a folder of pictures, whose sub-folders, if it has any, are the classes.
+        `levels`, and perhaps `labels`; or a folder of pictures, whose sub-folders, if it has any, are the classes: of
+        the numbers that are their names, else 0, 1, ... in the names' order.
     Raises:
       UserError: nothing there, a file of another kind or damaged, labels that are not one whole number an image,
         pictures that cannot be read, or of mixed sizes.
@@ -91,6 +92,8 @@ def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | Non
         require(
             images[-1].shape == images[0].shape, f"{file} is {images[-1].shape[:2]}, {files[0]} {images[0].shape[:2]}"
         )
+    if classes and all(name.isdecimal() for name in classes):  # "10" stands before "2", and some may be missing
+        labels = np.array([int(name) for name in classes], np.int32)[labels]
     return np.stack(images), labels if classes else None
 
 

@@ -15,6 +15,8 @@ from jgen.errors import require
 from jgen.metrics.bootstrap import groups
 from jgen.metrics.frechet import check_features
 
+MOST = 10_000  # images of a kind, whose pairs are met
+
 
 def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     """(means over b for each of a, means over a for each of b) of the kernel, some rows at once."""
@@ -26,6 +28,31 @@ def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.nda
     return over_b, over_a
 
 
+def means_of_others(x: np.ndarray, classes: np.ndarray | None, rows: int = 1000) -> np.ndarray:
+    """Mean (n,) of the kernel of each of x (n, D) over what else could be drawn with it.
+
+    Of draws that are independent those are all others. Where the numbers of classes (n,) were given, the others of its
+    own class stand for all of that class: else pairs of one class would be too few, since none is of an image with
+    itself, and their mean too small by (K - 1) / (K (n - 1)) of what pairs within and between K classes differ by.
+    """
+    parts, found = groups(classes, len(x)), np.empty(len(x))
+    own = np.empty(len(x), int)
+    for number, places in enumerate(parts):
+        own[places] = number
+    itself = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
+    for start in range(0, len(x), rows):
+        some = slice(start, start + rows)
+        values = (x[some] @ x.T / x.shape[1] + 1) ** 3
+        sums = np.stack([values[:, places].sum(axis=1) for places in parts], axis=1)
+        places, of = np.arange(len(values)), own[some]
+        sums[places, of] -= itself[some]
+        counts = np.tile([len(part) for part in parts], (len(values), 1))
+        shares = counts / len(x)
+        counts[places, of] -= 1
+        found[some] = (shares * sums / counts).sum(axis=1)
+    return found
+
+
 def variance(values: np.ndarray, classes: np.ndarray | None) -> float:
     """That of a mean of `values` (n,), times n; where the numbers of classes (n,) were given, that within them."""
     parts = groups(classes, len(values))
@@ -35,7 +62,7 @@ def variance(values: np.ndarray, classes: np.ndarray | None) -> float:
 def kernel_distance(
     fake: np.ndarray,
     real: np.ndarray,
-    most: int = 10_000,
+    most: int = MOST,
     seed: int = 0,
     classes: np.ndarray | None = None,
 ) -> tuple[float, float]:
@@ -59,10 +86,9 @@ def kernel_distance(
     (between_x, between_y), spread = kernel_means(x, y), 0.0
     value = -2 * between_x.mean()
     for z, between, of in ((x, between_x, classes), (y, between_y, None)):
-        n, itself = len(z), ((z * z).sum(axis=1) / z.shape[1] + 1) ** 3
-        within = (n * kernel_means(z, z)[0] - itself) / (n - 1)
+        within = means_of_others(z, of)
         value += within.mean()
-        spread += 4 * variance(within - between, of) / n
+        spread += 4 * variance(within - between, of) / len(z)
     return float(value), float(np.sqrt(spread))
 
 

@@ -23,7 +23,7 @@ from jgen.metrics import inception
 from jgen.metrics.bootstrap import PATIENCE, bootstrap
 from jgen.metrics.classifier import Classifier, in_batches
 from jgen.metrics.frechet import distance_of_features, statistics
-from jgen.metrics.kernel import inception_score, kernel_distance
+from jgen.metrics.kernel import MOST, inception_score, kernel_distance
 from jgen.metrics.neighbours import NEEDED, memorisation, neighbour_scores
 
 FEWEST = 50  # samples below which no distance is given
@@ -179,6 +179,7 @@ def quality(
         return bootstrap(statistic, samples, seed=seed, rounds=rounds, classes=classes)._asdict()
 
     kid, kid_error = kernel_distance(features, real.features, seed=seed, classes=classes)
+    of = {"num": min(MOST, len(images)), "real_num": min(MOST, real.num)}
     return {
         "network": network.name,
         "network_hash": network.hash,
@@ -186,7 +187,7 @@ def quality(
         "real": {"split": real.split, "num": real.num},
         "frechet_distance": frechet(features, real.features, 100),
         "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # of many more features
-        "kernel_distance": {"value": kid, "standard_error": kid_error},
+        "kernel_distance": {"value": kid, "standard_error": kid_error, **of},
         # Only of the published network is it called inception score.
         "inception_score" if network.name == "FID" else "classifier_score": inception_score(logits, seed=seed),
         **neighbour_scores(features, real.features, seed, classes),

@@ -8,6 +8,7 @@ import pytest
 from pretended import ARGUMENTS, pretend
 
 from jgen.compare import __main__ as compare
+from jgen.compare import processes
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def first_outcome(tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("first") / "outcome", io.StringIO()
     distances = {"vae": [4.0, 6.0], "dcgan": [1.0, "the disk is full"], "vq_prior": [9.0, 9.5]}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(compare, "run", pretend(distances))
+        patch.setattr(processes, "run", pretend(distances))
         assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
     return folder, said.getvalue()
 

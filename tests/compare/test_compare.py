@@ -10,7 +10,7 @@ from PIL import Image
 from pretended import ARGUMENTS, COST, PROTOCOL, pretend
 
 from jgen.compare import __main__ as compare
-from jgen.compare import page, report, rows
+from jgen.compare import config, page, processes, report, rows, stages
 from jgen.compare.published import LEGEND, PUBLISHED
 from jgen.data.pictures import write_png
 from jgen.errors import UserError
@@ -32,9 +32,10 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     assert "50 steps of ddim, guidance scale 2" in text and "Of vq_prior, which has a first stage" in text
     assert "puts into 2 minutes, on 2 x CPU; seeds 0 to 1" in text and "took 1.0 to 1.0 minutes" in text
     assert "jax 0.12, 0.11, Python 3.12, L, commit 0123456789ab+." in text
-    gave = "FD 4.00 (3.50 to 4.50 by bootstrap of the samples), kernel distance 0.4 ± 0.2 over images"
-    gave += ", precision 0.500, recall 0.250"
-    gave += ", memorisation, % 60.0, class accuracy, % 90.0, bits/dim 2.000 ± 0.010 over images"
+    gave = "FD 4.00 (3.50 to 4.50), kernel distance 0.4 ± 0.2 over images"
+    gave += ", precision 0.500 (0.400 to 0.600), recall 0.250"
+    gave += ", memorisation, % 60.0, class accuracy, % 90.0 (85.0 to 95.0)"
+    gave += ", bits/dim 2.000 ± 0.010 over images; in brackets, 95 % by bootstrap of the images"
     assert f"```\n\ngave {gave}." in text and f"# gave {gave}" in (folder / "comparison.html").read_text()
     assert "5.00 ± 1.41" in said
     with (folder / "comparison.csv").open() as file:
@@ -54,7 +55,7 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
 
 
 def test_the_seed_that_is_shown_is_one_that_was_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run", pretend({"vae": ["the disk is full", 5.0]}))
+    monkeypatch.setattr(processes, "run", pretend({"vae": ["the disk is full", 5.0]}))
     args = ["--seeds", "2", "--systems", "vae", "--sizes", "8", "--workdir", str(tmp_path)]
     assert compare.command(args) == 0
     for name in ("comparison.md", "comparison.html"):
@@ -63,7 +64,7 @@ def test_the_seed_that_is_shown_is_one_that_was_scored(tmp_path, monkeypatch):
 
 
 def test_images_that_there_are_not_are_said_before_training(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0]}))
+    monkeypatch.setattr(processes, "run", pretend({"vae": [4.0]}))
     args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "--workdir", str(tmp_path / "x")]
     with pytest.raises(UserError, match="--num is 298: test of digits has 297 images"):
         compare.command([*args, "--num", "298"])
@@ -76,7 +77,7 @@ def test_images_that_there_are_not_are_said_before_training(cache, tmp_path, mon
 def test_stages_that_were_done_before_say_nothing_about_the_time_left(outcome, monkeypatch, capsys):
     folder, _ = outcome
     (folder / "vq_prior" / "seed1.evaluation.json").unlink()
-    monkeypatch.setattr(compare, "run", pretend({"dcgan": [1.0, 2.0], "vq_prior": [9.0, 9.5]}))
+    monkeypatch.setattr(processes, "run", pretend({"dcgan": [1.0, 2.0], "vq_prior": [9.0, 9.5]}))
     assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.endswith("vae seed 0: train")]
     assert said == ["[4 of 9, about 5 min left] vae seed 0: train"]  # of two trainings, as long as the budget says
@@ -89,8 +90,8 @@ def test_the_time_left_is_that_of_the_stages_ahead_as_the_last_ones_took(tmp_pat
         clock[0] += 300.0 if words[0].endswith("train.py") and "/vae/" in " ".join(words) else 0.0
         pretended(words, log)
 
-    monkeypatch.setattr(compare, "run", run)
-    monkeypatch.setattr(compare.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(processes, "run", run)
+    monkeypatch.setattr(stages.time, "monotonic", lambda: clock[0])
     args = ["--teraflops", "0.01", "--seeds", "2", "--systems", "vae", "--sizes", "8", "--workdir", str(tmp_path)]
     assert compare.command(args) == 0
     said = [line.partition("]")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
@@ -99,7 +100,7 @@ def test_the_time_left_is_that_of_the_stages_ahead_as_the_last_ones_took(tmp_pat
 
 
 def test_images_of_fewer_levels_are_remarked_on_once():
-    arguments = compare.Arguments(minutes=1.0, seeds=1)
+    arguments = config.Arguments(minutes=1.0, seeds=1)
     about = lambda *levels: " ".join(report.about_lines(arguments, [row(n) for n in levels], []))
     row = lambda levels: {"cost": levels and {"levels": levels}, "seeds": {}}
     assert "Images have 17 levels" in about(17, None, 17) and "fewer than" not in about(17, None, 17)
@@ -149,7 +150,7 @@ def test_the_best_checkpoint_is_scored_and_shown_where_a_score_tells_it(outcome)
         assert "--train.validate-every 30 --train.checkpoint-every 30 --train.keep-every 30" in trained
         assert ("--step best" in scored) == best and f"/{system}/seed0.png --out" in scored
     for steps, part in ((247, "31"), (9, "2"), (1, "1")):  # at most eight, the last with them
-        words = compare.train_words("configs/flow/glow.py:mnist", folder, steps, 0, None)
+        words = stages.train_words("configs/flow/glow.py:mnist", folder, steps, 0, None)
         assert words[words.index("--train.keep-every") + 1] == part and -(-steps // int(part)) <= 8
     found = {row["system"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
     assert found["vae"]["grid"] == "vae/seed0.png" and found["vae"]["scores"]["steps"]["mean"] == 240
@@ -158,7 +159,7 @@ def test_the_best_checkpoint_is_scored_and_shown_where_a_score_tells_it(outcome)
 
 
 def test_the_learning_rate_rises_for_a_tenth_of_the_steps_at_most(tmp_path):
-    words = lambda steps: compare.train_words("configs/flow/glow.py:mnist", tmp_path, steps, 0, None)
+    words = lambda steps: stages.train_words("configs/flow/glow.py:mnist", tmp_path, steps, 0, None)
     assert words(1000)[-2:] == ["--train.optimiser.warmup-steps", "100"]
     assert "--train.optimiser.warmup-steps" not in words(5000)  # the configuration's own 500
 
@@ -170,7 +171,7 @@ def test_a_run_goes_on_with_its_steps_in_a_moved_folder_and_at_another_speed(out
     measured["own"]["step_seconds"] = 5.0
     (moved / "dcgan" / "measure.json").write_text(json.dumps(measured))
     ran, mended = [], pretend({"dcgan": [1.0, 2.0]})
-    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), mended(words, log)))
+    monkeypatch.setattr(processes, "run", lambda words, log: (ran.append(words), mended(words, log)))
     assert compare.command([*ARGUMENTS, "--workdir", str(moved)]) == 0
     assert ran[0][ran[0].index("--workdir") + 1] == str(moved / "dcgan" / "seed1") and "240" in ran[0]
 
@@ -178,7 +179,7 @@ def test_a_run_goes_on_with_its_steps_in_a_moved_folder_and_at_another_speed(out
 def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, monkeypatch):
     folder, _ = outcome
     ran, mended = [], pretend({"dcgan": [1.0, 2.0]})
-    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), mended(words, log)))
+    monkeypatch.setattr(processes, "run", lambda words, log: (ran.append(words), mended(words, log)))
     assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
     assert len(ran) == 2 and all("seed1" in " ".join(words) and "dcgan" in " ".join(words) for words in ran)
     found = json.loads((folder / "comparison.json").read_text())["rows"][0]
@@ -207,7 +208,7 @@ def test_distances_are_called_fid_in_the_features_of_the_published_network_only(
     with pytest.raises(UserError, match="^--inception: [^\n]*x.pth[^\n]*$"):  # known before anything is trained
         compare.command([*args, "--workdir", str(tmp_path / "o")])
     monkeypatch.setattr(compare, "check_inception", lambda path: None)
-    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     assert compare.command([*args, "--workdir", str(tmp_path / "o")]) == 0
     assert ran[-1][ran[-1].index("--inception") + 1] == str(tmp_path / "x.pth")
     text = (tmp_path / "o" / "comparison.md").read_text()
@@ -231,7 +232,7 @@ def test_a_system_without_a_likelihood_has_no_protocol(outcome):
 def test_sizes_that_are_missing_are_measured_and_nothing_else(outcome, monkeypatch):
     folder, _ = outcome
     ran, pretended = [], pretend({"dcgan": [1.0, 2.0]})
-    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), pretended(words, log)))
+    monkeypatch.setattr(processes, "run", lambda words, log: (ran.append(words), pretended(words, log)))
     assert compare.command([*ARGUMENTS[:-2], "16", "32", "--seeds", "1", "--workdir", str(folder)]) == 0
     assert [words[1] for words in ran] == ["jgen.compare.measure"] * 3 and all("--add" in words for words in ran)
     text = (folder / "comparison.md").read_text()
@@ -256,19 +257,21 @@ def test_published_numbers_name_their_sources():
 
 
 def test_operations_as_the_budget():
-    arguments = compare.Arguments(teraflops=0.1)
-    assert compare.steps_for(COST, arguments, 1.0) == 5000  # 20 million a step
-    assert compare.steps_for(COST, arguments, 0.5) == 2500
-    with pytest.raises(compare.Failed, match="1e-06 teraflops is too short for one step, which takes 2e-05 teraflops"):
-        compare.steps_for(COST, compare.Arguments(teraflops=1e-6), 1.0)
+    arguments = config.Arguments(teraflops=0.1)
+    assert stages.steps_for(COST, arguments, 1.0) == 5000  # 20 million a step
+    assert stages.steps_for(COST, arguments, 0.5) == 2500
+    with pytest.raises(
+        processes.Failed, match="1e-06 trillion operations is too short for one step, which takes 2e-05 trillion"
+    ):
+        stages.steps_for(COST, config.Arguments(teraflops=1e-6), 1.0)
 
 
 def test_every_training_is_given_the_steps_of_the_same_operations(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0], "vq_prior": [9.0]}))
+    monkeypatch.setattr(processes, "run", pretend({"vae": [4.0], "vq_prior": [9.0]}))
     args = ["--teraflops", "0.1", "--seeds", "1", "--systems", "vae,vq_prior", "--sizes", "8"]
     assert compare.command([*args, "--workdir", str(tmp_path)]) == 0
     steps = lambda system: [
-        compare.steps_of(line)
+        stages.steps_of(line)
         for line in json.loads((tmp_path / system / "seed0.commands.json").read_text())
         if "--train.steps" in line
     ]
@@ -312,7 +315,7 @@ def test_words_of_an_error_are_no_tags():
 
 
 def test_a_budget_too_short_for_one_step_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run", pretend({"vae": [1.0]}))
+    monkeypatch.setattr(processes, "run", pretend({"vae": [1.0]}))
     with pytest.raises(UserError, match="0.001 minutes is too short for one step, which takes 0.5 s"):
         compare.command(["--minutes", "0.001", "--seeds", "1", "--systems", "vae", "--workdir", str(tmp_path)])
 

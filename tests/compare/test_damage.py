@@ -6,13 +6,13 @@ import pytest
 from pretended import ARGUMENTS, pretend
 
 from jgen.compare import __main__ as compare
-from jgen.compare import rows
+from jgen.compare import processes, rows
 from jgen.core.files import lock
 from jgen.errors import UserError
 
 
 def test_a_score_that_is_no_number_is_an_error_of_its_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "run", pretend({"vae": [4.0, float("nan")], "dcgan": [1.0, 2.0]}))
+    monkeypatch.setattr(processes, "run", pretend({"vae": [4.0, float("nan")], "dcgan": [1.0, 2.0]}))
     args = ["--seeds", "2", "--systems", "vae,dcgan", "--sizes", "8", "--workdir", str(tmp_path)]
     assert compare.command(args) == 0
     by_name = {row["system"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
@@ -25,9 +25,9 @@ def test_a_system_that_was_measured_at_its_own_size_alone_is_trained(tmp_path, m
     def run(words, log):
         pretend({"vae": [4.0]})(words, log)
         if "jgen.compare.measure" in words:
-            raise compare.Failed("killed by signal 9")
+            raise processes.Failed("killed by signal 9")
 
-    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     args = ["--seeds", "1", "--systems", "vae", "--sizes", "8", "32", "--workdir", str(tmp_path)]
     assert compare.command(args) == 0
     row = json.loads((tmp_path / "comparison.json").read_text())["rows"][0]
@@ -71,13 +71,17 @@ def test_a_damaged_file_of_one_system_leaves_the_others(outcome, monkeypatch, na
     (folder / "vae" / name).write_text(content)
     if name == "seed0.commands.json":  # which is read to go on with a training
         (folder / "vae" / "seed0.evaluation.json").unlink()
-    monkeypatch.setattr(compare, "run", pretend({"dcgan": [1.0, 2.0], "vae": [4.0, 6.0]}))
+    monkeypatch.setattr(processes, "run", pretend({"dcgan": [1.0, 2.0], "vae": [4.0, 6.0]}))
     assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
     found = {row["system"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
     assert len(found["dcgan"]["seeds"]) == 2 and not found["dcgan"]["errors"]
     said = " ".join(found["vae"]["errors"].values())
     assert "\n" not in said
-    if content != "{}" and name != "errors.json":
+    if name == "errors.json":  # it is written anew
+        assert not found["vae"]["errors"] and json.loads((folder / "vae" / name).read_text()) == {}
+    elif content == "{}" and name != "seed0.evaluation.json":  # nothing is in it: all of it is made anew
+        assert not found["vae"]["errors"] and len(found["vae"]["seeds"]) == 2
+    else:
         assert name in said and "remove it to have it made anew" in said
 
 
@@ -89,7 +93,7 @@ def test_trouble_of_any_kind_in_one_system_leaves_the_others(tmp_path, monkeypat
             raise OSError(28, "No space left on device")
         pretended(words, log)
 
-    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(processes, "run", run)
     args = ["--seeds", "1", "--systems", "dcgan,vae", "--sizes", "8", "--workdir", str(tmp_path)]
     assert compare.command(args) == 0
     found = {row["system"]: row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]}
@@ -112,6 +116,23 @@ def test_one_comparison_works_in_a_folder(outcome):
         compare.command([*ARGUMENTS, "--workdir", str(folder)])
 
 
+def test_runs_that_no_comparison_made_are_left_alone(outcome):
+    """As after one row was repeated by its commands."""
+    folder, _ = outcome
+    (folder / "arguments.json").unlink()
+    with pytest.raises(UserError, match="^.* has runs that no comparison made, of vae, dcgan, vq_prior: use another"):
+        compare.command([*ARGUMENTS, "--workdir", str(folder)])
+
+
+def test_what_an_evaluation_could_not_find_is_an_error_beside_its_scores(outcome):
+    folder, _ = outcome
+    path = folder / "vae" / "seed0.evaluation.json"
+    found = json.loads(path.read_text()) | {"likelihood": None, "errors": {"likelihood": "1 of 20 is not finite"}}
+    path.write_text(json.dumps(found))
+    row = rows.system_row(folder / "vae", 1)
+    assert row["errors"] == {"seed 0": "1 of 20 is not finite"} and row["scores"]["distance"]["mean"] == 4.0
+
+
 def test_other_data_is_refused(outcome):
     folder, _ = outcome
     begun = json.loads((folder / "arguments.json").read_text())
@@ -127,6 +148,6 @@ def test_a_size_that_failed_is_measured_again_and_one_that_does_not_fit_is_not(o
     found["sizes"]["8"] = {"error": "out of memory"}
     path.write_text(json.dumps(found))
     ran, pretended = [], pretend({"dcgan": [1.0, 2.0]})
-    monkeypatch.setattr(compare, "run", lambda words, log: (ran.append(words), pretended(words, log)))
+    monkeypatch.setattr(processes, "run", lambda words, log: (ran.append(words), pretended(words, log)))
     assert compare.command([*ARGUMENTS, "--seeds", "1", "--workdir", str(folder)]) == 0
     assert [words[2] for words in ran] == ["configs/vae/vae.py:digits"]

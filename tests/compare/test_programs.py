@@ -8,17 +8,17 @@ import time
 import pytest
 from conftest import ROOT
 
-from jgen.compare import __main__ as compare
+from jgen.compare import processes
 
 
 def test_a_program_that_is_killed_says_so(tmp_path):
-    with pytest.raises(compare.Failed, match="killed by signal 9: 10 of 20"):
-        compare.run(["-c", "import os; print('10 of 20', flush=True); os.kill(os.getpid(), 9)"], tmp_path / "log")
+    with pytest.raises(processes.Failed, match="killed by signal 9: 10 of 20"):
+        processes.run(["-c", "import os; print('10 of 20', flush=True); os.kill(os.getpid(), 9)"], tmp_path / "log")
 
 
 def test_an_error_of_a_program_is_its_last_line(tmp_path):
-    with pytest.raises(compare.Failed, match="there is no configuration nowhere.py"):
-        compare.run([str(ROOT / "train.py"), "nowhere.py"], tmp_path / "log")
+    with pytest.raises(processes.Failed, match="there is no configuration nowhere.py"):
+        processes.run([str(ROOT / "train.py"), "nowhere.py"], tmp_path / "log")
     assert "nowhere.py" in (tmp_path / "log").read_text()
 
 
@@ -38,9 +38,10 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 from jgen.compare import __main__ as compare
+from jgen.compare import processes, stages
 child, log, number = sys.argv[1:]
 signal.signal(int(number), signal.SIG_DFL)  # as from a terminal, also where the tests run under nohup
-compare.Comparison.run = lambda self: compare.run(["-c", child], Path(log))
+stages.Comparison.run = lambda self: processes.run(["-c", child], Path(log))
 sys.exit(compare.command(["--minutes", "1", "--systems", "vae", "--workdir", str(Path(log).parent)]))
 """
 
@@ -97,4 +98,4 @@ def test_a_signal_lets_the_training_save(cache, tmp_path):
     ],
 )
 def test_a_failure_is_told_by_its_reason(output, wanted):
-    assert compare.reason(output) == wanted
+    assert processes.reason(output) == wanted

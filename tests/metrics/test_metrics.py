@@ -100,6 +100,16 @@ def test_intervals_of_balanced_samples_are_those_within_classes():
     values, errors = np.transpose([kernel_distance(x, y, classes=classes) for (classes, x), y in found])
     assert 0.75 < errors.mean() / values.std() < 1.3
     assert np.mean([kernel_distance(x, y)[1] for (_, x), y in found[:10]]) > 1.5 * values.std()
+    # Its value, of one distribution, is zero on average also where classes have the same numbers on one side alone;
+    # over all pairs it would be low by the 0.9 / 199 of what pairs within and between the ten classes differ by.
+    same = lambda: means[rng.integers(0, 10, 300)] + rng.standard_normal((300, 3))
+    found = [(*of_ten_classes(rng), same()) for _ in range(300)]
+    plain, within = np.transpose([(kernel_distance(x, y)[0], kernel_distance(x, y, classes=c)[0]) for c, x, y in found])
+    x = means[np.repeat(np.arange(10), 300)] + rng.standard_normal((3000, 3))
+    kernel = ((x @ x.T / 3 + 1) ** 3).reshape(10, 300, 10, 300).mean((1, 3))
+    differ = np.diag(kernel).mean() - (kernel.sum() - np.trace(kernel)) / 90
+    np.testing.assert_allclose((within - plain).mean(), 0.9 / 199 * differ, rtol=0.1)
+    assert abs(within.mean()) < 3 * within.std() / np.sqrt(300)
     # Classes of too few samples to be drawn from by themselves are drawn from together.
     classes, x = draws[0]
     assert bootstrap(distance, x, classes=np.arange(200) // 4) == bootstrap(distance, x)

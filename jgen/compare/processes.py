@@ -1,0 +1,89 @@
+"""Programs of jgen's, each in a process of its own: how they are run, why they fail, how a signal reaches them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jgen.compare.config import ROOT
+
+
+class Failed(Exception):
+    """A stage of one system ended with an error."""
+
+
+class Stopped(BaseException):
+    """One of `SIGNALS` came; of no kind that a library would take for its own trouble."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def stop(number: int, frame: Any) -> None:
+    raise Stopped(number)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Within it, each of `SIGNALS` that is not ignored, as under nohup, raises `Stopped`."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def environment() -> dict[str, str]:
+    """That of the programs: they import this jgen."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def run(words: list[str], log: Path) -> None:
+    """A program of jgen's, its progress shown and its output kept. Raises `Failed` with its last line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # A session of its own: Ctrl-C reaches this program alone, which passes it on once, so that a training can save.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    last: deque[bytes] = deque(maxlen=400)
+    process = None
+    try:
+        with log.open("ab", buffering=0) as file:
+            process = subprocess.Popen([sys.executable, *words], env=environment(), **pipes)
+            while piece := process.stdout.read1(4096):
+                file.write(piece)
+                last.append(piece)
+                sys.stderr.buffer.write(piece)
+                sys.stderr.flush()
+        process.wait()
+    except BaseException as error:  # also a full disk: nothing goes on unseen
+        if process is not None and process.poll() is None:
+            by_key = isinstance(error, Stopped) and error.number == signal.SIGINT
+            process.send_signal(signal.SIGINT if by_key else signal.SIGTERM)
+            sys.stderr.buffer.write(process.communicate()[0])
+        raise
+    if process.returncode:
+        said = reason(b"".join(last).decode(errors="replace"))
+        killed = f"killed by signal {-process.returncode}" if process.returncode < 0 else ""
+        raise Failed(": ".join(filter(None, (killed, said))) or f"exit code {process.returncode}")
+
+
+def reason(output: str) -> str:
+    """Why a program failed, by what it printed: its error line, or the exception below a traceback."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if re.match(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return (said or lines or [""])[-1].removeprefix("error: ").strip()
