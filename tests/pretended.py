@@ -52,6 +52,7 @@ def evaluation(distance, bits=None):
             "inception_score": {"value": 9.0},
             "density": {"value": 0.7},
             "coverage": {"value": 0.8},
+            "reference": {"split": "train", "num": 100, "frechet_distance": 0.25, "recall": 0.9},
             "precision": {"value": 0.5, "low": 0.4, "high": 0.6},
             "recall": {"value": 0.25},
         },

@@ -67,6 +67,17 @@ def images_of(row: dict[str, Any]) -> str:
     return "{num} {split} images".format(**row["real"])
 
 
+def reference(row: dict[str, Any]) -> str:
+    """What real images would have in the samples' place, "" where that was not measured."""
+    found = row["evaluations"][row["shown"]]["quality"].get("reference")
+    if not found:
+        return ""
+    of = lambda key: "frechet_distance" if key == "distance" else key
+    shown = [(of(key), name, digits) for key, name, digits in rows.columns(row["network"])]
+    said = ", ".join(f"{name} {found[key]:.{digits}f}" for key, name, digits in shown if key in found)
+    return f"{found['num']} real images of the {found['split']} split, in place of samples, have {said}."
+
+
 def distances(network: str) -> str:
     """What the distances are, by the network whose features they are taken in."""
     if network == "FID":
@@ -96,6 +107,8 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
             f"{distances(scored['network'])}. {scored['samples']} samples against {images_of(scored)}."
             f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}."
         )
+        if real := reference(scored):
+            lines.append(real)
     lines.append(
         "Bits/dim are exact or an upper bound, on the first test images; the likelihood column gives their number and"
         " the protocol. Rows are sorted by distance, and losers stay."

@@ -168,7 +168,8 @@ def quality(
       real: what the distances are to, with spatial features. train, test: between which memorisation is judged.
       classes: (n,) of the samples where they were asked for by class: each had as many as it has, and would again.
     Returns:
-      each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error).
+      each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error), and
+      beside them the scores of real images (`reference`).
     """
     assert real.spatial is not None
     fetch = lambda start, stop: images[start:stop]
@@ -192,4 +193,27 @@ def quality(
         "inception_score" if network.name == "FID" else "classifier_score": inception_score(logits, seed=seed),
         **neighbour_scores(features, real.features, seed, classes),
         "memorisation": memorisation(features, train.features, test.features, seed, classes),
+        "reference": reference(len(images), real, train, seed),
+    }
+
+
+def reference(num: int, real: Real, train: Real, seed: int) -> dict[str, Any] | None:
+    """What the scores would be of real images in the samples' place: how good they can be on this data.
+
+    Finite numbers raise every distance, and a test split may not be quite like the training one. None where samples are
+    compared with the training images themselves.
+
+    Args:
+      num: samples; as many training images are taken at random, or all of them.
+    """
+    if real.split == train.split:
+        return None
+    features = train.features[np.sort(np.random.default_rng(seed).permutation(train.num)[:num])]
+    scores = neighbour_scores(features, real.features, seed)
+    return {
+        "split": train.split,
+        "num": len(features),
+        "frechet_distance": float(distance_of_features(statistics(real.features))(features)),
+        "kernel_distance": kernel_distance(features, real.features, seed=seed)[0],
+        **{name: scores[name]["value"] for name in ("precision", "recall", "density", "coverage")},
     }

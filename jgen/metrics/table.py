@@ -47,6 +47,12 @@ def protocol(document: dict[str, Any]) -> str:
         network, real = f"{found['network']}, weights {found['network_hash']}", found["real"]
         said.append(f"distances: {network}, {found['num']} samples to {real['num']} {real['split']} images, intervals")
         said[-1] += f" by bootstrap of the samples; precision and recall of {found['neighbours_num']} of each"
+        if real := found.get("reference"):
+            said.append(
+                f"{real['num']} {real['split']} images instead: distance {real['frechet_distance']:.3f}, kernel"
+            )
+            said[-1] += f" distance {real['kernel_distance']:.5f}, precision {real['precision']:.3f}, recall"
+            said[-1] += f" {real['recall']:.3f}"
     if found := document.get("reconstruction"):
         distance = found["quality"]["frechet_distance"]["value"]
         said.append(f"reconstructions of {found['num']} {found['split']} images: mean squared error {found['mse']:.5f}")

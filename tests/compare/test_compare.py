@@ -36,6 +36,8 @@ def test_the_table_has_every_system_best_first_with_spread_and_errors(outcome):
     gave += ", precision 0.500 (0.400 to 0.600), recall 0.250"
     gave += ", memorisation, % 60.0, class accuracy, % 90.0 (85.0 to 95.0)"
     gave += ", bits/dim 2.000 ± 0.010 over images; in brackets, 95 % by bootstrap of the images"
+    real = "100 real images of the train split, in place of samples, have FD 0.25, recall 0.900."
+    assert real in text and real in (folder / "comparison.html").read_text()
     assert f"```\n\ngave {gave}." in text and f"# gave {gave}" in (folder / "comparison.html").read_text()
     assert "5.00 ± 1.41" in said
     with (folder / "comparison.csv").open() as file:

@@ -39,6 +39,15 @@ def test_real_images_are_near_noise_is_far_and_copies_are_told(digits, network):
     for name in ("precision", "density", "coverage"):
         assert near[name]["low"] > far[name]["high"]
     assert near["neighbours_num"] == len(unseen) == near["memorisation"]["test_num"]
+    # What it is against: as many training images, whose only distance to the test images is that of finite numbers.
+    places = np.sort(np.random.default_rng(0).permutation(train.num)[:150])
+    chosen = digits.splits["train"].fetch(places)["image"]
+    real_ones, said = quality.quality(chosen, network, test, train, test), near["reference"]
+    assert (said["split"], said["num"]) == ("train", 150)
+    np.testing.assert_allclose(said["frechet_distance"], real_ones["frechet_distance"]["value"], rtol=1e-4)
+    np.testing.assert_allclose(said["kernel_distance"], real_ones["kernel_distance"]["value"], rtol=1e-4)
+    assert all(said[n] == real_ones[n]["value"] for n in ("precision", "recall", "density", "coverage"))
+    assert quality.reference(150, train, train, 0) is None
     assert copied["memorisation"]["value"] > 0.99 and 0.3 < near["memorisation"]["value"] < 0.7
     assert far["memorisation"]["value"] < 0.1
 
