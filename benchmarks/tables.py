@@ -180,7 +180,7 @@ def comparison(data: str) -> str:
     if of is None:
         return f"{made}\n"
     said = f"{distance} is {of['network']}: {of['samples']} samples to {report.images_of(of)}, hash of the data"
-    return f"{made}\n\n{said} {of['data_fingerprint'][:12]}.\n"
+    return f"{made}\n\n{said} {of['data_fingerprint'][:12]}. {report.reference(of)}".rstrip() + "\n"
 
 
 def whole_comparison(data: str) -> str:
