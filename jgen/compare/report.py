@@ -105,10 +105,8 @@ def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]
     if scored:
         lines.append(
             f"{distances(scored['network'])}. {scored['samples']} samples against {images_of(scored)}."
-            f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}."
+            f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}. {reference(scored)}".rstrip()
         )
-        if real := reference(scored):
-            lines.append(real)
     lines.append(
         "Bits/dim are exact or an upper bound, on the first test images; the likelihood column gives their number and"
         " the protocol. Rows are sorted by distance, and losers stay."
