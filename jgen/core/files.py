@@ -22,6 +22,13 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}-{path.name}")
 
 
+def drop_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed while writing left `beside` files of a folder that no other writes to."""
+    for path in folder.glob(".[0-9]*-*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 @contextlib.contextmanager
 def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
     """Around the writing of a file: a path beside `path` and of its ending, moved to `path` when all is written.

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jgen.core.files import lock, written_whole
+from jgen.core.files import drop_unfinished, lock, written_whole
 from jgen.errors import UserError, require
 
 PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
@@ -27,6 +27,8 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self._lock = lock(path, "is training in", "wait for it, or choose another --workdir")
+        for folder in (path, path / "samples"):
+            drop_unfinished(folder)
 
     def close(self) -> None:
         self._lock.close()
