@@ -28,28 +28,18 @@ def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.nda
     return over_b, over_a
 
 
-def means_of_others(x: np.ndarray, classes: np.ndarray | None, rows: int = 1000) -> np.ndarray:
+def means_of_others(x: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     """Mean (n,) of the kernel of each of x (n, D) over what else could be drawn with it.
 
     Of draws that are independent those are all others. Where the numbers of classes (n,) were given, the others of its
     own class stand for all of that class: else pairs of one class would be too few, since none is of an image with
     itself, and their mean too small by (K - 1) / (K (n - 1)) of what pairs within and between K classes differ by.
     """
-    parts, found = groups(classes, len(x)), np.empty(len(x))
-    own = np.empty(len(x), int)
-    for number, places in enumerate(parts):
-        own[places] = number
-    itself = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3
-    for start in range(0, len(x), rows):
-        some = slice(start, start + rows)
-        values = (x[some] @ x.T / x.shape[1] + 1) ** 3
-        sums = np.stack([values[:, places].sum(axis=1) for places in parts], axis=1)
-        places, of = np.arange(len(values)), own[some]
-        sums[places, of] -= itself[some]
-        counts = np.tile([len(part) for part in parts], (len(values), 1))
-        shares = counts / len(x)
-        counts[places, of] -= 1
-        found[some] = (shares * sums / counts).sum(axis=1)
+    itself, found = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3, np.zeros(len(x))
+    for places in groups(classes, len(x)):
+        num, means = len(places), kernel_means(x, x[places])[0]
+        means[places] = (num * means[places] - itself[places]) / (num - 1)
+        found += num / len(x) * means
     return found
 
 
