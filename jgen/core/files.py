@@ -22,9 +22,9 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}-{path.name}")
 
 
-def drop_unfinished(folder: Path) -> None:
-    """Removes what processes that were killed while writing left `beside` files of a folder that no other writes to."""
-    for path in folder.glob(".[0-9]*-*"):
+def drop_unfinished(pattern: Path) -> None:
+    """Removes what killed processes left `beside` the files of a pattern, which no process but this one may write."""
+    for path in pattern.parent.glob(f".[0-9]*-{pattern.name}"):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -27,8 +27,7 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self._lock = lock(path, "is training in", "wait for it, or choose another --workdir")
-        for folder in (path, path / "samples"):
-            drop_unfinished(folder)
+        drop_unfinished(path / "samples" / "step_*.png")  # of the run itself, scores may be being written
 
     def close(self) -> None:
         self._lock.close()

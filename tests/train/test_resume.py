@@ -91,6 +91,8 @@ def test_killed_training_ends_in_the_same_bits(python, tmp_path, devices):
     assert kills >= 5 and in_a_save
     assert not (broken / "samples" / "step_00000400.png").exists()  # it was not done before the last kill
     (broken / "samples" / ".1-step_00000250.png").write_bytes(b"")  # as a kill while one is written leaves it
+    others = broken / ".1-evaluation.json"  # of a program that scores the run meanwhile
+    others.write_bytes(b"")
     python(*args, broken, devices=devices)
     arrays, lines = final_arrays(unbroken)
     arrays_again, lines_again = final_arrays(broken)
@@ -98,6 +100,7 @@ def test_killed_training_ends_in_the_same_bits(python, tmp_path, devices):
     assert arrays.keys() == arrays_again.keys() and any("ema" in name for name in arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, arrays_again[name], err_msg=name)
+    assert others.exists()
     grids = [{p.name: p.read_bytes() for p in (run / "samples").iterdir()} for run in (unbroken, broken)]
     assert grids[0] == grids[1] and len(grids[0]) == 8
     if devices == 1:
