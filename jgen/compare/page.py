@@ -91,6 +91,10 @@ def draw_speed(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
     axes.yaxis.set_minor_formatter(plain)
     axes.grid(alpha=0.25)
     axes.margins(0.12)
+    slow, fast = axes.get_xlim()
+    wide = max(1.0, math.sqrt(20 * slow / fast))  # so that a power of ten is among the speeds, and it alone is written
+    axes.set_xlim(slow / wide, fast * wide)
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     write_names(axes, names)
 
 

@@ -126,6 +126,21 @@ def test_the_best_of_a_column_is_bold():
     assert "class=best" not in page.table([["system", "bits/dim"], ["a", "9.50"]], (), ("bits/dim",))
 
 
+@pytest.mark.parametrize("speeds", [(17_700.0, 20_800.0), (50.0, 50.0), (4.0, 200_000.0)])
+def test_speeds_are_written_as_powers_of_ten(speeds):
+    score = {"distance": {"mean": 3.0, "spread": None}}
+    drawn = [{"system": str(i), "cost": {"samples_per_second": x}, "scores": score} for i, x in enumerate(speeds)]
+    fig, axes = page.pyplot().subplots()
+    page.draw_speed(axes, drawn, "FD")
+    fig.canvas.draw()
+    low, high = axes.get_xlim()
+    shown = [text.get_text() for text in axes.get_xticklabels() if low <= text.get_position()[0] <= high]
+    assert shown and set(shown) <= {f"{10**power:,}" for power in range(8)}
+    assert not any(text.get_text() for text in axes.get_xticklabels(minor=True))
+    assert low < min(speeds) and high > max(speeds)
+    page.pyplot().close(fig)
+
+
 def test_every_grid_is_in_one_picture(tmp_path):
     names = ["vae", "glow", "ddpm", "dcgan", "pixelcnn"]
     for number, name in enumerate(names):
