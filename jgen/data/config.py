@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require, require_choice
 
 
@@ -13,7 +14,8 @@ class Config:
     """Which images, and what is done to them."""
 
     name: str = "digits"
-    """digits, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), or folder:PATH."""
+    """digits, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), or folder:PATH, a folder of pictures,
+    with or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png)."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     size: int = 0
@@ -26,6 +28,16 @@ class Config:
     """Number of values that a pixel takes, 2 to 256, by cutting the range evenly; 0: all that the set has."""
     flip: bool = False
     """Mirror training images left to right at random."""
+    low_resolution: int = 0
+    """Adds the image shrunk by this factor, by area averaging, as field low_resolution; 0 adds none."""
+    fields: tuple[str, ...] = ()
+    """Features of a TFDS set to carry as fields beside its class label, such as caption or attributes.Smiling."""
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    """Tokens of text fields: the bytes of UTF-8, or byte pairs merged by their frequency in the training split."""
+    vocabulary: int = 1024
+    """Number of tokens of bpe at most, the 256 bytes and the three special tokens (padding, start, end) included."""
+    text_length: int = 64
+    """Tokens of a text, start and end included; longer ones are cut, shorter ones padded."""
 
 
 def check_config(config: Config) -> None:
@@ -36,6 +48,19 @@ def check_config(config: Config) -> None:
     )
     require(0 <= config.validation < 1, f"data.validation is {config.validation}: it must be at least 0 and below 1")
     require(config.size >= 0, f"data.size is {config.size}: it must be above zero, or 0 to keep the size")
+    require(
+        config.low_resolution == 0 or config.low_resolution >= 2,
+        f"data.low_resolution is {config.low_resolution}: it must be at least 2, or 0 for none",
+    )
+    require_choice("data.tokenizer", config.tokenizer, ("bytes", "bpe"))
+    require(
+        config.vocabulary >= NUM_BYTES,
+        f"data.vocabulary is {config.vocabulary}: it must be at least {NUM_BYTES}, the bytes and three special tokens",
+    )
+    require(
+        config.text_length >= MIN_LENGTH,
+        f"data.text_length is {config.text_length}: it must be at least {MIN_LENGTH}, for start, a token and end",
+    )
     require_choice("data.binarise", config.binarise, ("none", "threshold", "dynamic", "static"))
     require(
         config.binarise == "none" or config.levels in (0, 2),
