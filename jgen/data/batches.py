@@ -45,11 +45,22 @@ def batch_positions(seed: int, step: int, batch_size: int, num: int) -> np.ndarr
     return positions
 
 
-def train_batches(split: Split, seed: int, batch_size: int, start: int, stop: int, ahead: int = 2) -> Iterator[Any]:
+def train_batches(
+    split: Split,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    ahead: int = 2,
+    rows: slice | np.ndarray | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     """The batches of steps start .. stop - 1, fetched by a thread up to `ahead` steps before they are asked for.
 
+    Args:
+      batch_size: of the global batch, of which the order of the data is a function.
+      rows: those of the global batch that are fetched, by index or as a slice: the ones of this process; None for all.
     Yields:
-      {"image": uint8 (batch_size, H, W, C), "label": int32, "index": int32}.
+      {"image": uint8 (B, H, W, C), "index": int32 (B,), <field>: (B, ...)} of the B rows.
     Raises:
       UserError: from the split, when a record cannot be read.
     """
@@ -69,7 +80,8 @@ def train_batches(split: Split, seed: int, batch_size: int, start: int, stop: in
             for step in range(start, stop):
                 if closed.is_set():
                     return
-                put(split.fetch(batch_positions(seed, step, batch_size, split.num)))
+                positions = batch_positions(seed, step, batch_size, split.num)
+                put(split.fetch(positions if rows is None else positions[rows]))
         except Exception as error:
             put(error)
 

@@ -83,3 +83,23 @@ def test_reading_ahead_stops_when_closed():
     assert not [thread for thread in threading.enumerate() if thread.name == "jgen-batches"]
     with pytest.raises(UserError, match="empty"):
         next(train_batches(Split(0, lambda p: {}), seed=0, batch_size=2, start=0, stop=1))
+
+
+@pytest.mark.parametrize("parts", [[slice(0, 40), slice(40, 100)], [np.arange(0, 100, 2), np.arange(1, 100, 2)]])
+def test_processes_fetch_their_rows_only_and_together_have_the_batch(digits, parts):
+    split = digits.splits["train"]
+    asked = []
+
+    def fetch(positions):
+        asked.append(len(positions))
+        return split.fetch(positions)
+
+    counted = Split(split.num, fetch)
+    whole = list(train_batches(split, seed=1, batch_size=100, start=12, stop=15))
+    pieces = [list(train_batches(counted, seed=1, batch_size=100, start=12, stop=15, rows=rows)) for rows in parts]
+    sizes = [len(np.arange(100)[rows]) for rows in parts]
+    assert sorted(asked) == sorted(sizes * 3)
+    for step, batch in enumerate(whole):
+        for name, array in batch.items():
+            for rows, piece in zip(parts, pieces):
+                np.testing.assert_array_equal(piece[step][name], array[rows])
