@@ -1,6 +1,7 @@
-"""A data set ready for training: disjoint splits, decoded once into memory-mapped uint8 arrays with their hash.
+"""A data set ready for training: disjoint splits of images and the fields beside them, and a hash of the content.
 
-Sets whose decoded images would not fit in half of the memory are read from their records instead.
+Sets are decoded once into memory-mapped arrays. Those that would not fit in half of the memory are read from their
+records instead.
 """
 
 from __future__ import annotations
@@ -8,71 +9,122 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from jgen.core.model import ImageSpec
+from jgen.core.model import ArraySpec, DataSpec
+from jgen.data.cache import decoded, sync
 from jgen.data.config import Config, check_config
-from jgen.data.sources import Records, Source, cache_dir, open_source
+from jgen.data.folders import folder_source
+from jgen.data.sources import Records, Source, cache_dir
+from jgen.data.text import Tokenizer, load_tokenizers, save_tokenizers, train_bpe
+from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
+from jgen.data.transforms import added_fields
 from jgen.errors import UserError, require
 
 STREAMED = "streamed-"  # a hash that is of a set's name, version and sizes, not of its content
-OFFSETS = {"train": 0, "validation": 1 << 28, "test": 2 << 28}  # where the indices of a part's examples start
-CHUNK = 1024
+MAX_EXAMPLES = 1 << 28  # of a part, so that the indices of all parts fit into int32
+# Where the indices of a part's examples start.
+OFFSETS = {"train": 0, "validation": MAX_EXAMPLES, "test": 2 * MAX_EXAMPLES}
+BLOCK = 4096  # texts that are read at once, to learn a tokenizer from
+Cuts = dict[str, tuple[str, int, int]]  # {split: (part of the source, start, stop)}
 
 
 class Split(NamedTuple):
-    """Part of a set. fetch(positions 0 .. num - 1) -> {"image", "label", "index"}; `index` is unique within the set."""
+    """Part of a set.
+
+    num:   how many examples it has.
+    fetch: (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)}; `index` is
+           unique within the set, and stays when splits are cut elsewhere.
+    """
 
     num: int
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Dataset(NamedTuple):
-    """Splits train, validation (where there is one) and test, the images' specification, and a hash of the content."""
+    """A data set.
+
+    spec:        what batches are once `make_transform` has been applied: the images and all fields beside them.
+    splits:      train, validation (where there is one) and test; their batches are what the set stores.
+    fingerprint: a hash of the content.
+    tokenizers:  of the text fields, by name.
+    """
 
     name: str
-    images: ImageSpec
+    spec: DataSpec
     splits: dict[str, Split]
     fingerprint: str
+    tokenizers: Mapping[str, Tokenizer] = {}
 
 
 def memory_limit() -> int:
-    """Bytes of decoded images beyond which a set is read from its records: half of the machine's memory."""
+    """Bytes of decoded examples beyond which a set is read from its records: half of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def load(config: Config) -> Dataset:
+def open_source(config: Config) -> Source:
+    """The source that `config.name` stands for.
+
+    Raises:
+      UserError: an unknown or unprepared set; a folder without images, with mixed sizes or a damaged picture.
+    """
+    if config.name.startswith("folder:"):
+        return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config)
+    if config.name == "digits":
+        return tfds_source(digits_builder(), config)
+    return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
+
+
+def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None) -> Dataset:
     """Opens, decodes on first use, and splits a data set.
 
+    Args:
+      tokenizers: of text fields, by name, such as those that a run keeps; the others are made as `config` says.
     Raises:
       UserError: whatever is wrong with the options, the set, or the folder for the cache, in one line.
     """
     check_config(config)
     source = open_source(config)
-    size = int(np.prod(source.shape)) * sum(records.num for records in source.splits.values())
-    stream = size > memory_limit()
-    # The content where it is decoded, so that a folder may move; the name and the version where it is streamed.
-    hashes: list[Any] = []
-    if stream:
-        hashes.append([source.name, source.version, source.shape, {n: r.num for n, r in source.splits.items()}])
-    parts = {}
-    for name, records in source.splits.items():
-        if not stream:
-            records, digest = decoded(source, name, records)
-            hashes.append([name, digest])
-        parts[name] = records
-    levels = 2 if config.binarise != "none" else config.levels or source.levels
-    images = ImageSpec(*source.shape, num_classes=source.num_classes, levels=levels)
-    fingerprint = STREAMED * stream + hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-    return Dataset(source.name, images, make_splits(parts, config.validation), fingerprint)
+    cuts = cut_splits({name: records.num for name, records in source.splits.items()}, config.validation)
+    tokenizers = make_tokenizers(source, cuts["train"], config, tokenizers or {})
+    source = tokenised(source, tokenizers)
+    image = source.spec.image
+    image = replace(image, levels=2 if config.binarise != "none" else config.levels or image.levels)
+    added = added_fields(config, image)
+    for name in added:
+        require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{name} adds: use one of them")
+    parts, fingerprint = opened(source)
+    splits = {name: slice_split(parts[part], start, stop, OFFSETS[part]) for name, (part, start, stop) in cuts.items()}
+    return Dataset(source.name, DataSpec(image, {**source.spec.fields, **added}), splits, fingerprint, tokenizers)
+
+
+def opened(source: Source) -> tuple[dict[str, Records], str]:
+    """The records of each part, decoded where that fits into memory, and the hash of the set.
+
+    The hash is of the content where it is decoded, so that a folder may move; of the name, the version and the sizes
+    where it is streamed.
+    """
+    specs = [ArraySpec(source.spec.image.shape, "uint8"), *source.spec.fields.values()]
+    example = sum(int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in specs)
+    if example * sum(records.num for records in source.splits.values()) <= memory_limit():
+        pairs = {name: decoded(source, name) for name in source.splits}
+        hashes: list[Any] = [[name, digest] for name, (_, digest) in pairs.items()]
+        return {name: records for name, (records, _) in pairs.items()}, json_hash(hashes)
+    sizes = {name: records.num for name, records in source.splits.items()}
+    hashes = [[source.name, source.version, source.spec.image.shape, sizes]]
+    further = {name: astuple(spec) for name, spec in sorted(source.spec.fields.items()) if name != "label"}
+    if further:
+        hashes.append([further, source.tokens])
+    return source.splits, STREAMED + json_hash(hashes)
+
+
+def json_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def alike(one: str, other: str) -> bool:
@@ -80,18 +132,21 @@ def alike(one: str, other: str) -> bool:
     return one == other or one.startswith(STREAMED) != other.startswith(STREAMED)
 
 
-def reopen(config: Config, fingerprint: str, run: str | Path) -> tuple[Config, Dataset]:
+def reopen(
+    config: Config, fingerprint: str, run: str | Path, tokenizers: Mapping[str, Tokenizer] | None = None
+) -> tuple[Config, Dataset]:
     """The data that a run was trained on, where it was then or, if that folder is gone, where the environment says.
 
     Args:
       fingerprint: the hash that the run keeps.
+      tokenizers: those that the run keeps.
     Raises:
       UserError: data that is gone or has changed. Splits move when a set changes: what is a test image now may have
         been a training image then.
     """
     if config.dir and not Path(config.dir).expanduser().is_dir():
         config = replace(config, dir="")
-    dataset = load(config)
+    dataset = load(config, tokenizers)
     require(
         alike(dataset.fingerprint, fingerprint),
         f"{dataset.name} has changed since {run} was trained on it: its hash was {fingerprint[:12]}, is"
@@ -100,20 +155,28 @@ def reopen(config: Config, fingerprint: str, run: str | Path) -> tuple[Config, D
     return config, dataset
 
 
-def make_splits(parts: dict[str, Records], validation: float) -> dict[str, Split]:
-    """Train, validation and test. What a set lacks is cut from the end of train: a tenth for test, then validation."""
-    stop = whole = parts["train"].num
-    cuts = {name: (name, 0, records.num) for name, records in parts.items() if name != "train"}
-    if "test" not in parts:
+def cut_splits(sizes: Mapping[str, int], validation: float) -> Cuts:
+    """Train, validation and test. What a set lacks is cut from the end of train: a tenth for test, then validation.
+
+    Args:
+      sizes: number of examples of the source's parts.
+    Raises:
+      UserError: parts that are too large for indices, or of which nothing is left for training.
+    """
+    for name, num in sizes.items():
+        require(num <= MAX_EXAMPLES, f"{name} has {num} examples: it must have at most {MAX_EXAMPLES}")
+    stop = whole = sizes["train"]
+    cuts = {name: (name, 0, num) for name, num in sizes.items() if name != "train"}
+    if "test" not in sizes:
         cuts["test"] = ("train", stop := whole - max(1, whole // 10), whole)
-    if "validation" not in parts and validation > 0:
+    if "validation" not in sizes and validation > 0:
         end, stop = stop, stop - max(1, int(stop * validation))
         cuts["validation"] = ("train", stop, end)
     cuts["train"] = ("train", 0, stop)
     require(stop > 0, f"no training images are left: train has {whole}, and data.validation takes {validation}")
-    of_train = sorted(place[1:] for place in cuts.values() if place[0] == "train")
-    assert all(before[1] <= after[0] for before, after in zip(of_train, of_train[1:])), f"splits overlap: {cuts}"
-    return {name: slice_split(parts[part], start, end, OFFSETS[part]) for name, (part, start, end) in cuts.items()}
+    ranges = sorted((start, end) for part, start, end in cuts.values() if part == "train")
+    assert all(before[1] <= after[0] for before, after in zip(ranges, ranges[1:])), f"splits overlap: {cuts}"
+    return cuts
 
 
 def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
@@ -121,72 +184,59 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
 
     def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
         where = np.asarray(positions) + start
-        image, label = records.fetch(where)
-        return {"image": image, "label": label, "index": (where + offset).astype(np.int32)}
+        return {**records.fetch(where), "index": (where + offset).astype(np.int32)}
 
     return Split(stop - start, fetch)
 
 
-def decoded(source: Source, split: str, records: Records) -> tuple[Records, str]:
-    """The records as memory-mapped arrays, decoded now unless that was done before, and the hash of their bytes."""
-    sizes = {name: part.num for name, part in source.splits.items()}
-    key = hashlib.sha256(repr((source.name, source.files, source.shape, sizes)).encode()).hexdigest()[:12]
-    folder = cache_dir() / "decoded" / f"{source.name}-{source.version}-{key}" / split
-    if not intact(folder):
-        try:
-            decode_into(folder, records, f"decoding {source.name} {split}")
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write the cache folder {folder}: {reason}; set JGEN_CACHE to another") from error
-    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
-    digest = json.loads((folder / "hash.json").read_text())["sha256"]
-    return Records(records.num, lambda positions: (images[positions], labels[positions])), digest
+def make_tokenizers(
+    source: Source, train: tuple[str, int, int], config: Config, given: Mapping[str, Tokenizer]
+) -> dict[str, Tokenizer]:
+    """A tokenizer for each text field: that which is given, plain bytes, or byte pairs learned from the training split.
+
+    Args:
+      train: the source's part that is the training split, and where it starts and stops in it.
+    """
+    if config.tokenizer == "bytes":
+        return {name: given.get(name) or Tokenizer(config.text_length) for name in source.texts}
+    return {name: given.get(name) or trained_bpe(source, name, train, config) for name in source.texts}
 
 
-def intact(folder: Path) -> bool:
-    """Whether a decoded split is there and has the bytes that were written."""
+def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config: Config) -> Tokenizer:
+    """Byte pairs learned from the texts of the training split, now unless that was done before: they are cached."""
+    part, start, stop = train
+    identity = json_hash([source.name, source.version, source.files, field, train, config.vocabulary])[:16]
+    path = cache_dir() / "tokenizers" / f"{source.name}-{identity}.json"
     try:
-        return json.loads((folder / "hash.json").read_text())["sha256"] == hash_files(folder)
-    except (OSError, ValueError, KeyError):
-        return False
+        cached = load_tokenizers(path)
+    except UserError:  # it is made anew
+        cached = {}
+    if field not in cached:
+        read = source.splits[part].texts
+        assert read is not None, f"{source.name} has a text field without texts"
+        blocks = (np.arange(i, min(i + BLOCK, stop)) for i in range(start, stop, BLOCK))
+        texts = (text for block in blocks for text in read(field, block))
+        cached = {field: train_bpe(texts, config.vocabulary, config.text_length)}
+        save_tokenizers(path, cached)
+        sync(path.parent)
+    return replace(cached[field], length=config.text_length)
 
 
-def hash_files(folder: Path) -> str:
-    """SHA-256 over the two arrays' files."""
-    digest = hashlib.sha256()
-    for name in ("images.npy", "labels.npy"):
-        with open(folder / name, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+def tokenised(source: Source, tokenizers: Mapping[str, Tokenizer]) -> Source:
+    """The source with its texts as fields of tokens, int32 (n, length)."""
+    if not tokenizers:
+        return source
 
+    def tokenised_records(records: Records) -> Records:
+        def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
+            arrays = records.fetch(positions)
+            tokens = {name: np.stack([each.encode(text) for text in arrays[name]]) for name, each in tokenizers.items()}
+            return {**arrays, **tokens}
 
-def decode_into(folder: Path, records: Records, title: str) -> None:
-    """Decodes all records beside `folder` and moves the result into place whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        first, _ = records.fetch(np.arange(1))
-        shape = (records.num, *first.shape[1:])
-        needed, free = first.nbytes * records.num, shutil.disk_usage(aside).free
-        if free < needed:  # asked before: a write to a mapped file on a full disk ends the process without a word
-            raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk")
-        images = np.lib.format.open_memmap(aside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        labels = np.zeros(records.num, np.int32)
-        with tqdm(total=records.num, desc=title, unit="image", leave=False) as progress:
-            for start in range(0, records.num, CHUNK):
-                positions = np.arange(start, min(start + CHUNK, records.num))
-                images[positions], labels[positions] = records.fetch(positions)
-                progress.update(len(positions))
-        images.flush()
-        np.save(aside / "labels.npy", labels)
-        (aside / "hash.json").write_text(json.dumps({"sha256": hash_files(aside)}))
-        if folder.exists() and not intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(aside, folder)
-        except OSError:  # another process was faster
-            if not intact(folder):
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        return Records(records.num, fetch)
+
+    fields = {name: ArraySpec((each.length,), "int32", each.num_values) for name, each in tokenizers.items()}
+    splits = {name: tokenised_records(records) for name, records in source.splits.items()}
+    tokens = json_hash({name: each.to_json() for name, each in tokenizers.items()})
+    spec = DataSpec(source.spec.image, {**source.spec.fields, **fields})
+    return source._replace(spec=spec, splits=splits, texts=(), tokens=tokens)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jgen.core.files import check_writable, read_arrays, written_whole
-from jgen.data.sources import find_pictures, read_picture
+from jgen.data.folders import find_pictures, read_picture
 from jgen.errors import require
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jgen.data.sources import check_format, digits_builder, import_tfds, tfds_dir
+from jgen.data.features import import_tfds
+from jgen.data.tfds_sets import check_format, digits_builder, tfds_dir
 from jgen.errors import UserError, exit_code
 
 

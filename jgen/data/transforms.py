@@ -1,4 +1,4 @@
-"""What is done to images on the device: random flips, binarisation, fewer levels. Randomness belongs to an example."""
+"""What is done to a batch on the device: flips, binarisation, fewer levels, small copies. Randomness is per example."""
 
 from __future__ import annotations
 
@@ -8,19 +8,42 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch
+from jgen.core.model import ArraySpec, Batch, DataSpec, ImageSpec
 from jgen.data.config import Config
+from jgen.errors import require
 
 STATIC_SEED = 0x62696E  # of the static binarisation: part of the data, and not the seed of a run
 Transform = Callable[[jax.Array, Batch], Batch]
 
 
-def make_transform(config: Config, levels: int, train: bool) -> Transform:
-    """(keys (B,), batch with images 0 .. 255) -> batch with images 0 .. levels - 1; flips only where `train`.
+def added_fields(config: Config, image: ImageSpec) -> dict[str, ArraySpec]:
+    """The fields that `make_transform` adds to a batch of such images.
+
+    Raises:
+      UserError: images whose sides `low_resolution` does not divide.
+    """
+    factor = config.low_resolution
+    if not factor:
+        return {}
+    require(
+        image.height % factor == 0 and image.width % factor == 0,
+        f"data.low_resolution is {factor}: it must divide the images' sides, {image.height} and {image.width}",
+    )
+    shape = (image.height // factor, image.width // factor, image.channels)
+    return {"low_resolution": ArraySpec(shape, "uint8", image.levels)}
+
+
+def make_transform(config: Config, spec: DataSpec, train: bool) -> Transform:
+    """(keys (B,), batch as a `Split` fetches it) -> batch as `spec` says; flips only where `train`.
+
+    Images 0 .. 255 become 0 .. levels - 1, the fields of `added_fields` are added, and all other fields stay as they
+    are.
 
     Args:
-      levels: those of the data set's images, as `ImageSpec` has them; 2 where pixels are binarised.
+      spec: that of the data set, whose images have 2 levels where pixels are binarised.
     """
+    levels = spec.image.levels
+    added = added_fields(config, spec.image)
 
     def transform(keys: jax.Array, batch: Batch) -> Batch:
         key_flip, key_binarise = rng.split(keys, 2)
@@ -36,9 +59,20 @@ def make_transform(config: Config, levels: int, train: bool) -> Transform:
             image = draw_binary(rng.image_keys(jax.random.key(STATIC_SEED), batch["index"]), image)
         elif levels < 256:
             image = (image.astype(jnp.int32) * levels // 256).astype(jnp.uint8)
-        return {**batch, "image": image}
+        batch = {**batch, "image": image}
+        if "low_resolution" in added:
+            batch["low_resolution"] = shrink(image, config.low_resolution)
+        return batch
 
     return transform
+
+
+def shrink(image: jax.Array, factor: int) -> jax.Array:
+    """uint8 (B, H / factor, W / factor, C): the mean of each square of pixels, rounded to the nearest level, .5 up."""
+    n, height, width, channels = image.shape
+    squares = image.reshape(n, height // factor, factor, width // factor, factor, channels).astype(jnp.int32)
+    area = factor * factor
+    return ((2 * squares.sum((2, 4)) + area) // (2 * area)).astype(jnp.uint8)
 
 
 def draw_binary(keys: jax.Array, image: jax.Array) -> jax.Array:
