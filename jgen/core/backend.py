@@ -1,32 +1,33 @@
-"""Whether a computation is written in the form that CPUs run fastest, or in its plain one."""
+"""Whether layers are computed by formulations for CPU, or by the plain operations of XLA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import jax
 
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
+# A context of JAX's, so that functions under `jax.jit` that were traced before are traced again inside `plain_forms`.
+_plain = jax.make_user_context(False)
 
 
 def for_cpu() -> bool:
-    """Whether layers take the form that CPUs run fastest: fewer products, or pieces that a core's cache holds.
+    """Whether layers use the formulations that CPUs run fastest: with fewer products, or in pieces that fit a cache.
 
-    Asked while a program is traced, and true on CPU outside of `plain_forms`.
+    Asked while a program is traced. True on CPU, outside of `plain_forms`.
     """
-    return jax.default_backend() == "cpu" and not _plain.get()
+    return jax.default_backend() == "cpu" and not _plain.value
 
 
 @contextmanager
 def plain_forms() -> Iterator[None]:
-    """Around the tracing of a program whose operations are to be those of the formulas, on every backend.
+    """Makes layers use the plain operations of XLA on every backend, in what is traced inside.
 
-    What was traced before is not traced again: a process that counts operations does nothing else.
+    The formulations for CPU have no forward-mode derivatives, and do other numbers of operations than the formulas say.
+    Use it around `jax.jvp`, or where operations are counted:
+
+        with plain_forms():
+            value, tangent = jax.jvp(loss, (params,), (direction,))
     """
-    token = _plain.set(True)
-    try:
+    with _plain(True):
         yield
-    finally:
-        _plain.reset(token)
