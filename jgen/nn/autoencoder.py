@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.errors import require, require_positive
+from jgen.nn.conv import Conv
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:
@@ -38,7 +39,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features = x.shape[-1]
-        h = nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="conv")(nn.silu(x))
+        h = Conv(features, dtype=self.dtype, cpu="plain", name="conv")(nn.silu(x))
         return x + nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(nn.silu(h))
 
 
@@ -52,7 +53,7 @@ class ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         h = space_to_depth(x.astype(self.dtype))
-        h = nn.Conv(self.widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(h)
+        h = Conv(self.widths[0], dtype=self.dtype, cpu="plain", name="conv_in")(h)
         for level, features in enumerate(self.widths):
             if level > 0:
                 h = nn.Dense(features, dtype=self.dtype, name=f"down{level}")(space_to_depth(h))
@@ -78,7 +79,7 @@ class ConvDecoder(nn.Module):
             if level > 0:
                 h = depth_to_space(nn.Dense(4 * self.widths[level - 1], dtype=self.dtype, name=f"up{level}")(h))
         # What a loss reads is computed in full precision: bfloat16's steps are as large as half a grey level.
-        h = nn.Conv(4 * self.out_channels, (3, 3), padding=1, dtype=jnp.float32, name="conv_out")(nn.silu(h))
+        h = Conv(4 * self.out_channels, dtype=jnp.float32, cpu="plain", name="conv_out")(nn.silu(h))
         return depth_to_space(h)
 
 

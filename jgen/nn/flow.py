@@ -1,8 +1,8 @@
 """Layers of normalising flows (flax.linen), NHWC, and chains of equal layers compiled as one.
 
-A layer is called as layer(x, ..., inverse) and answers (y, log_det): the map forward, from images towards latents, or
-its inverse, and the log of the absolute determinant of the Jacobian of the map that it applied, nats (B,). What starts
-from data does so in `init`, whose x must be the whole first batch.
+A layer is called as layer(x, ..., inverse) and returns (y, log_det): y is x mapped forward, from images towards
+latents, or with `inverse` backward; log_det (B,) is the log of the absolute determinant of that map's Jacobian, nats.
+Layers that are initialised from data are so in `init`, whose x must be the whole first batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.nn.convolution import convolution
+from jgen.nn.conv import conv
 from jgen.prob.bijectors import affine, assemble_lu, invert_lu
 
 SMALLEST_STD = 1e-6
@@ -52,10 +52,15 @@ def standardising(module: nn.Module, y: Callable[[], Any], features: int) -> tup
     """Parameters log_scale and bias (features,) with which the first batch's y becomes standard: scale y + bias."""
     zeros = jnp.zeros(features)  # flax asks for the shapes also when the parameters are there
     first = y() if module.is_initializing() else None
-    log_scale = module.param("log_scale", lambda key: zeros if first is None else -log_std(first))
-    mean = lambda: jnp.mean(first, axis=(0, 1, 2))
-    bias = module.param("bias", lambda key: zeros if first is None else -mean() * jnp.exp(log_scale))
-    return log_scale, bias
+
+    def init_log_scale(key: jax.Array) -> Any:
+        return zeros if first is None else -log_std(first)
+
+    def init_bias(key: jax.Array) -> Any:
+        return zeros if first is None else -jnp.mean(first, axis=(0, 1, 2)) * jnp.exp(log_scale)
+
+    log_scale = module.param("log_scale", init_log_scale)
+    return log_scale, module.param("bias", init_bias)
 
 
 class ActNorm(nn.Module):
@@ -106,15 +111,20 @@ class Permutation(nn.Module):
         zero = spread(jnp.zeros((), x.dtype), x)
         if self.reverse:
             return x[..., ::-1], zero
-        draw = lambda: jax.random.permutation(self.make_rng("params"), x.shape[-1])
-        order = self.variable("fixed", "order", draw).value
+        order = self.variable("fixed", "order", lambda: self.draw(x.shape[-1])).value
         return jnp.take(x, jnp.argsort(order) if inverse else order, axis=-1), zero
+
+    def draw(self, size: int) -> jax.Array:
+        """A random order of the channels."""
+        return jax.random.permutation(self.make_rng("params"), size)
 
 
 def convolve(x: Any, kernel: Any, dtype: Any) -> Any:
-    """x (B, H, W, C), kernel (k, k, C, F), to (B, H, W, F), computed in `dtype`; None: as they are."""
-    x, kernel = cast(x, dtype), cast(kernel, dtype)
-    return x @ kernel[0, 0] if kernel.shape[0] == 1 else convolution(x, kernel)
+    """x (B, H, W, C), kernel (k, k, C, O), to (B, H, W, O), computed in `dtype`; with None, in the type of x.
+
+    Couplings are differentiated inside the scan of `apply_chain`.
+    """
+    return conv(cast(x, dtype), cast(kernel, dtype), cpu="scan")
 
 
 class ScaledConv(nn.Module):
@@ -134,17 +144,20 @@ class ScaledConv(nn.Module):
         """x (B, H, W, C), label int (B,) or None, to (B, H, W, features)."""
         init = nn.initializers.normal(0.05)
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
-        apply = lambda kernel: convolve(x, kernel, self.dtype)
-        log_scale, bias = standardising(self, lambda: apply(kernel).astype(kernel.dtype), self.features)
+
+        def unscaled() -> Any:
+            return convolve(x, kernel, self.dtype).astype(kernel.dtype)
+
+        log_scale, bias = standardising(self, unscaled, self.features)
         offset = bias[None, :]
         if self.num_classes:
             offset = offset + embed(self.num_classes, self.features, label)
-        y = apply(kernel * jnp.exp(log_scale)[None, None, None, :])
+        y = convolve(x, kernel * jnp.exp(log_scale)[None, None, None, :], self.dtype)
         return y + cast(offset, self.dtype)[:, None, None, :]
 
 
 class ZeroConv(nn.Module):
-    """A convolution that starts at zero, so that what it parametrises starts at the identity."""
+    """A convolution initialised at zero, with which a coupling starts as the identity."""
 
     features: int
     size: int = 3
@@ -159,9 +172,10 @@ class ZeroConv(nn.Module):
 
 
 class GaussianPrior(nn.Module):
-    """Standardises z under a learned Gaussian: eps = (z - mean) / std, by channel, class and what is `given`.
+    """Standardises z under a learned Gaussian: eps = (z - mean) / std.
 
-    With `given` (B, H, W, C'), the half that flows on, mean and std come from a 3x3 convolution of it.
+    Mean and std come from a 3x3 convolution of `given` (B, H, W, C'), the channels that the flow goes on with, or where
+    that is None from one parameter a channel; the class adds to both.
     """
 
     num_classes: int = 0
@@ -170,29 +184,29 @@ class GaussianPrior(nn.Module):
     def __call__(self, z: Any, given: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
         """z or eps (B, H, W, C), given or None, label int (B,) or None."""
         features, zeros = 2 * z.shape[-1], nn.initializers.zeros
-        found = jnp.zeros((1, 1, 1, 1), z.dtype)
+        mean_and_log_std = jnp.zeros((1, 1, 1, 1), z.dtype)
         if given is not None:
-            found = found + ZeroConv(features, name="given")(given)
+            mean_and_log_std = mean_and_log_std + ZeroConv(features, name="given")(given)
         else:
-            found = found + self.param("bias", zeros, (features,))[None, None, None, :]
+            mean_and_log_std = mean_and_log_std + self.param("bias", zeros, (features,))[None, None, None, :]
         if self.num_classes:
-            found = found + embed(self.num_classes, features, label)[:, None, None, :]
-        mean, log_std = jnp.split(jnp.broadcast_to(found, (*z.shape[:3], features)), 2, axis=-1)
+            mean_and_log_std = mean_and_log_std + embed(self.num_classes, features, label)[:, None, None, :]
+        mean, log_std = jnp.split(jnp.broadcast_to(mean_and_log_std, (*z.shape[:3], features)), 2, axis=-1)
         return affine(z, -mean, -log_std, inverse)
 
 
-# A chain of `depth` equal layers is one layer with its variables stacked along a first axis, scanned over: it compiles
+# A chain of `depth` equal layers is a scan over one layer, with its variables stacked along a first axis: it compiles
 # in the time of one.
 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (variables of one layer, x) -> (y, log_det)
 
 
 def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: Any, settings: Any) -> tuple[Any, Any]:
-    """Variables of a chain, each layer started on what the one before made of x; and x after the chain.
+    """Variables of a chain, each layer initialised on the output of the one before; and the output of the last.
 
     Args:
-      init: (key, x, setting) -> ((y, log_det), variables) of one layer, as `init_with_output` answers.
-      settings: an array (depth,), what tells one layer from another.
+      init: (key, x, setting) -> ((y, log_det), variables) of one layer, as `init_with_output` returns them.
+      settings: an array (depth,), one setting a layer.
     """
 
     def one(x: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
@@ -208,7 +222,8 @@ def apply_chain(step: Step, stacked: Any, x: Any, inverse: bool = False) -> tupl
     """(y, log_det) of a chain, from its first layer to its last, or back with `inverse`.
 
     Args:
-      step: of one layer, in the direction asked for; stacked: what it takes, with a first axis of length depth.
+      step: (variables, x) -> (y, log_det) of one layer, in the direction asked for.
+      stacked: the variables of all layers, with a first axis of length depth.
     """
 
     def one(carry: tuple[Any, Any], variables: Any) -> tuple[tuple[Any, Any], None]:

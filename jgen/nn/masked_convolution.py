@@ -21,12 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jgen.core.backend import for_cpu
+from jgen.nn.conv import conv
 
 Mask = Literal["A", "B"]
-# On CPU the weight gradient of a convolution of an image's few channels takes five times as long as that of one
-# product with its taps side by side.
-FEW = 4
 
 
 def group_mask(inputs: int, features: int, groups: int, mask: Mask, runs: int = 1) -> np.ndarray:
@@ -62,7 +59,8 @@ class VerticalConv(nn.Module):
         reach = self.size // 2
         if self.mask == "A":
             x = x[:, :-1]
-        out = convolve(x.astype(self.dtype), self.kernel.astype(self.dtype), ((reach, 0), (reach, reach)))
+        padding = ((reach, 0), (reach, reach))
+        out = conv(x.astype(self.dtype), self.kernel.astype(self.dtype), padding=padding, cpu="patches")
         return out + self.bias.astype(self.dtype)[None, None, None, :]
 
     def row(self, window: jax.Array) -> jax.Array:
@@ -111,7 +109,7 @@ class HorizontalConv(nn.Module):
             out = x @ kernel[0]
         else:
             x = x if self.sees_own else x[:, :, :-1]
-            out = convolve(x, kernel[None], ((0, 0), (self.size // 2, 0)))
+            out = conv(x, kernel[None], padding=((0, 0), (self.size // 2, 0)), cpu="patches")
         return out + self.bias.astype(self.dtype)[None, None, None, :]
 
     def pixel(self, left: jax.Array | None, own: jax.Array) -> jax.Array:
@@ -153,14 +151,3 @@ class MaskedConv(nn.Module):
     def pixel(self, left: jax.Array, own: jax.Array, context: jax.Array) -> jax.Array:
         """The output of one pixel, (B, features); context: its column of `row`."""
         return self.left.pixel(left, own) + context
-
-
-def convolve(x: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
-    """A convolution of (B, H, W, inputs) with (rows, columns, inputs, features), stride 1."""
-    rows, columns, inputs, features = kernel.shape
-    if inputs > FEW or not for_cpu():
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    taps = [x[:, a : a + height, b : b + width] for a in range(rows) for b in range(columns)]
-    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, features)

@@ -42,8 +42,8 @@ def spectral_norm(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array
 
 def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:
     """{name: kernel} divided by their spectral norms, and the next {name: u}; `vectors` has the present ones."""
-    found = {name: spectral_norm(kernel, vectors[name]) for name, kernel in kernels.items()}
-    return (
-        {name: kernel / found[name][0] for name, kernel in kernels.items()},
-        {name: new_u for name, (_, new_u) in found.items()},
-    )
+    normalised, new_vectors = {}, {}
+    for name, kernel in kernels.items():
+        sigma, new_vectors[name] = spectral_norm(kernel, vectors[name])
+        normalised[name] = kernel / sigma
+    return normalised, new_vectors

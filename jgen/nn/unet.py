@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.errors import require, require_positive
 from jgen.nn.attention import SelfAttention2D
-from jgen.nn.conv3x3 import Conv3x3
+from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
@@ -35,11 +35,11 @@ class ResnetBlock(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         """x (B, H, W, C), embedding (B, E) after its SiLU, dropout keys (B,) or None, to (B, H, W, features)."""
         h = GroupNorm(self.groups, silu=True, name="norm1")(x)
-        h = Conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
+        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         shift = nn.Dense(self.features, dtype=self.dtype, name="embedding")(embedding)
         h = h + shift[:, None, None, :]
         h = dropout(GroupNorm(self.groups, silu=True, name="norm2")(h), keys, self.dropout_rate)
-        h = Conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(h)
+        h = Conv(self.features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
         return x + h
@@ -80,7 +80,7 @@ class UNet(nn.Module):
         def attend(h: jax.Array, name: str) -> jax.Array:
             return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
 
-        h = Conv3x3(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.blocks):
@@ -89,7 +89,7 @@ class UNet(nn.Module):
                     h = attend(h, f"down{level}_attention{block}")
                 skips.append(h)
             if level < len(self.channels) - 1:
-                h = nn.Conv(features, (3, 3), 2, padding=1, dtype=self.dtype, name=f"down{level}_downsample")(h)
+                h = Conv(features, stride=2, dtype=self.dtype, name=f"down{level}_downsample")(h)
                 skips.append(h)
 
         h = resnet(h, self.channels[-1], "middle_block0")
@@ -102,10 +102,10 @@ class UNet(nn.Module):
                 if h.shape[1] in self.attention:
                     h = attend(h, f"up{level}_attention{block}")
             if level > 0:
-                h = Conv3x3(features, dtype=self.dtype, name=f"up{level}_upsample")(upsample(h))
+                h = Conv(features, dtype=self.dtype, name=f"up{level}_upsample")(upsample(h))
 
         h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
-        return Conv3x3(self.out_channels, zero_init=True, dtype=jnp.float32, name="conv_out")(h)
+        return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
 
     def embed(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
         """The SiLU of the time and class embedding, (B, 4 * channels[0]); every block projects it to its width."""

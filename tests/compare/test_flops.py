@@ -12,9 +12,7 @@ from jgen.core.backend import plain_forms
 from jgen.core.model import ImageSpec
 from jgen.errors import UserError
 from jgen.nn.attention import attention
-from jgen.nn.conv3x3 import conv3x3
-from jgen.nn.convolution import convolution
-from jgen.nn.strided_conv import conv_down, conv_up
+from jgen.nn.conv import conv, conv_transpose
 
 A = jax.ShapeDtypeStruct((16, 16), jnp.float32)
 ONE = 2 * 16**3  # a product of two such matrices
@@ -77,10 +75,10 @@ def test_a_training_step_costs_what_its_unrolled_layers_do():
 @pytest.mark.parametrize(
     "function,arrays,products",
     [
-        (conv3x3, [(2, 16, 16, 32), (3, 3, 32, 64)], 2 * 9 * 32 * 64 * 16**2),
-        (convolution, [(2, 16, 16, 4), (3, 3, 4, 64)], 2 * 9 * 4 * 64 * 16**2),
-        (conv_down, [(2, 32, 32, 16), (4, 4, 16, 32)], 2 * 16 * 16 * 32 * 16**2),
-        (conv_up, [(2, 16, 16, 32), (4, 4, 16, 32)], 2 * 16 * 16 * 32 * 16**2),
+        (conv, [(2, 16, 16, 32), (3, 3, 32, 64)], 2 * 9 * 32 * 64 * 16**2),
+        (lambda x, kernel: conv(x, kernel, cpu="scan"), [(2, 16, 16, 4), (3, 3, 4, 64)], 2 * 9 * 4 * 64 * 16**2),
+        (lambda x, kernel: conv(x, kernel, 2), [(2, 32, 32, 16), (4, 4, 16, 32)], 2 * 16 * 16 * 32 * 16**2),
+        (conv_transpose, [(2, 16, 16, 32), (4, 4, 16, 32)], 2 * 16 * 16 * 32 * 16**2),
         (attention, [(2, 256, 4, 32)] * 3, 2 * 4 * 256**2 * 32 * 2),
     ],
     ids=["3x3", "few channels", "stride 2", "transposed", "attention"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jgen.core import keys as rng
-from jgen.nn.strided_conv import conv_down
+from jgen.nn.conv import conv
 from jgen.prob import adversarial
 
 OUTPUTS = np.array([-3.0, -1.5, -0.4, 0.0, 0.3, 1.0, 2.5])
@@ -54,7 +54,7 @@ def test_a_wasserstein_critics_boundary_is_halfway_between_its_outputs_on_all_de
 def critic_of(weights):
     """A convolutional critic with curvature everywhere, of images (B, 4, 4, 2)."""
     kernel, last = weights
-    return lambda x: jnp.sum(jnp.tanh(conv_down(x, kernel)) * last, axis=(1, 2, 3))
+    return lambda x: jnp.sum(jnp.tanh(conv(x, kernel, 2)) * last, axis=(1, 2, 3))
 
 
 def finite_differences(function, x, step=1e-5):

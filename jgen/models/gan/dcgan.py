@@ -37,8 +37,8 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
 from jgen.errors import require, require_choice, require_labels, require_latents, require_positive
+from jgen.nn.conv import Conv, ConvTranspose
 from jgen.nn.spectral_norm import normalise, start_vector
-from jgen.nn.strided_conv import ConvDown, ConvUp
 from jgen.prob import adversarial
 from jgen.prob.pixels import to_float, to_uint8
 
@@ -97,9 +97,10 @@ class Generator(nn.Module):
         h = nn.Dense(features, use_bias=False, kernel_init=kernel_init, dtype=self.dtype, name="dense")(z)
         h = activate(h.reshape(-1, height, width, self.channels[-1]), "norm0")
         for number, channels in enumerate(reversed(self.channels[:-1]), 1):
-            h = ConvUp(channels, use_bias=False, dtype=self.dtype, name=f"up{number}")(h)
-            h = activate(h, f"norm{number}")
-        h = ConvUp(self.images.channels, dtype=self.dtype, name=f"up{len(self.channels)}")(h)
+            up = ConvTranspose(channels, use_bias=False, kernel_init=kernel_init, dtype=self.dtype, name=f"up{number}")
+            h = activate(up(h), f"norm{number}")
+        name = f"up{len(self.channels)}"
+        h = ConvTranspose(self.images.channels, kernel_init=kernel_init, dtype=self.dtype, name=name)(h)
         return jnp.tanh(h.astype(jnp.float32))
 
 
@@ -115,16 +116,18 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool) -> jax.Array:
+        kernel_init = nn.initializers.normal(0.02)
         h = x
         if self.conditioning == "concatenation":
             maps = jnp.broadcast_to(one_hot[:, None, None, :], (*x.shape[:3], one_hot.shape[-1]))
             h = jnp.concatenate([x, maps], axis=-1)
         for number, channels in enumerate(self.channels, 1):
             norm = self.norm and number > 1
-            h = ConvDown(channels, use_bias=not norm, dtype=self.dtype, name=f"down{number}")(h)
+            h = Conv(
+                channels, 4, 2, use_bias=not norm, kernel_init=kernel_init, dtype=self.dtype, name=f"down{number}"
+            )(h)
             h = batch_norm(self, train, f"norm{number}")(h) if norm else h
             h = nn.leaky_relu(h, 0.2)
-        kernel_init = nn.initializers.normal(0.02)
         h = h.astype(jnp.float32).reshape(h.shape[0], -1)
         out = nn.Dense(1, kernel_init=kernel_init, name="dense")(h)[:, 0]
         if self.conditioning == "projection":

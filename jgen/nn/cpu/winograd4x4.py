@@ -1,15 +1,16 @@
 """4x4 convolutions of stride 2 with nine sixteenths of the multiplications (Winograd; Lavin & Gray 2015, 1509.09308).
 
 Two by two pixels taken as one with four times the channels, a 4x4 convolution of stride 2 is a 2x2 convolution. Along
-an axis, two neighbouring results of a filter (g0, g1) over (d0, d1, d2) need three products instead of four, F(2, 2):
+an axis, two neighbouring outputs of a filter (g0, g1) over (d0, d1, d2) need three products instead of four, F(2, 2):
 
     m0 = (d0 - d1) g0,  m1 = d1 (g0 + g1),  m2 = (d2 - d1) g1;      y0 = d0 g0 + d1 g1 = m0 + m1,  y1 = m1 + m2
 
-Over both axes it takes nine instead of sixteen, each a matrix product over channels for all tiles of 2x2 results. The
+Over both axes it takes nine instead of sixteen, each a matrix product over channels for all tiles of 2x2 outputs. The
 factors are 1 and -1, so float32 loses next to nothing; bfloat16 is left to XLA. XLA's own convolutions reach the speed
-of matrix products on CPU: what is left is to need fewer, and with many channels that is 1.1 to 1.6 times as fast.
+of matrix products on CPU: fewer products are what is left to gain, and with many channels it is 1.1 to 1.6 times as
+fast.
 
-The functions are those of strided_conv.py, for results of even height and width.
+The functions compute the same as those of strided.py, for outputs of even height and width.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jgen.core.backend import for_cpu
-
-FEWEST = 16  # channels below which what is saved in products is lost in moving data
-FEWEST_WEIGHT_GRADIENT = 128  # the same for the weight gradient, whose products are the small ones
+MIN_CHANNELS = 16  # with fewer input or output channels, moving the data costs more than the products saved
+MIN_CHANNELS_WEIGHT_GRADIENT = 128  # the same for the weight gradient, in input channels
 
 
-def serves(dtype: Any, height: int, width: int, channels: int, features: int) -> bool:
-    """Whether to convolve thus on the present device, to (B, height, width, features) with a kernel (4, 4, C, O)."""
+def is_faster(dtype: Any, height: int, width: int, channels: int, features: int) -> bool:
+    """Whether this form serves outputs (B, height, width, features) of a kernel (4, 4, channels, features), and is
+    faster than XLA's convolution."""
     suits = height % 2 == width % 2 == 0 and dtype == jnp.float32
-    return suits and min(channels, features) >= FEWEST and for_cpu()
+    return suits and min(channels, features) >= MIN_CHANNELS
 
 
 def conv_down(x: Any, kernel: Any) -> Any:
@@ -37,15 +37,19 @@ def conv_down(x: Any, kernel: Any) -> Any:
     features = kernel.shape[-1]
     wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2, channels)
     wide = wide.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2 + 1, width // 2 + 1, 4 * channels)
-    inputs = [_inputs(part, 2) for part in _inputs(wide, 1)]
-    filters = [_filters(*row) for row in zip(*(_filters(*row) for row in _split_kernel(kernel)))]
-    product = lambda d, g: (d.reshape(-1, 4 * channels) @ g).reshape(*d.shape[:3], features)
-    # `filters` is by column, then by row of the tile.
-    products = [[product(d, filters[q][p]) for q, d in enumerate(row)] for p, row in enumerate(inputs)]
-    rows = [_results(*row) for row in products]
-    y = [_results(*column) for column in zip(*rows)]  # y[column][row]
+    inputs = [_transform_inputs(part, 2) for part in _transform_inputs(wide, 1)]
+    rows_transformed = [_transform_filters(*row) for row in _split_kernel(kernel)]
+    filters = [_transform_filters(*column) for column in zip(*rows_transformed)]  # filters[column][row]
+    products = [[_product(d, filters[q][p]) for q, d in enumerate(row)] for p, row in enumerate(inputs)]
+    rows = [_transform_outputs(*row) for row in products]
+    y = [_transform_outputs(*column) for column in zip(*rows)]  # y[column][row]
     joined = jnp.stack([jnp.stack([y[column][row] for column in (0, 1)], axis=3) for row in (0, 1)], axis=2)
     return joined.reshape(batch, height // 2, width // 2, features)
+
+
+def _product(d: Any, g: Any) -> Any:
+    """(B, h, w, C) times (C, O), as one matrix product."""
+    return (d.reshape(-1, d.shape[-1]) @ g).reshape(*d.shape[:3], g.shape[-1])
 
 
 def conv_up(y: Any, kernel: Any) -> Any:
@@ -64,36 +68,38 @@ def weight_gradient(x: Any, y: Any) -> Any:
     first = jnp.pad(first, ((0, 0), (0, 0), (1, 1), (1, 1)))
     first = first.reshape(channels, batch, height // 2 + 1, 2, width // 2 + 1, 2).transpose(3, 5, 0, 1, 2, 4)
     first = first.reshape(4 * channels, batch, height // 2 + 1, width // 2 + 1)
-    inputs = [_inputs(part, 3) for part in _inputs(first, 2)]
-    results = [_of_results(part, 2) for part in _of_results(y, 1)]
-    product = lambda d, m: d.reshape(4 * channels, -1) @ m.reshape(-1, features)
-    rows = [_of_filters(*(product(d, m) for d, m in zip(*row))) for row in zip(inputs, results)]
-    return _join_kernel([_of_filters(*column) for column in zip(*rows)], channels, features)
+    inputs = [_transform_inputs(part, 3) for part in _transform_inputs(first, 2)]
+    outputs = [_transpose_outputs(part, 2) for part in _transpose_outputs(y, 1)]
+    rows = []
+    for input_row, output_row in zip(inputs, outputs):
+        products = [d.reshape(4 * channels, -1) @ m.reshape(-1, features) for d, m in zip(input_row, output_row)]
+        rows.append(_transpose_filters(*products))
+    return _join_kernel([_transpose_filters(*column) for column in zip(*rows)], channels, features)
 
 
-def _inputs(d: Any, axis: int) -> tuple[Any, Any, Any]:
+def _transform_inputs(d: Any, axis: int) -> tuple[Any, Any, Any]:
     """The factors (d0 - d1, d1, d2 - d1) of all tiles along an axis of 2 t + 1 entries."""
     count = d.shape[axis]
     d0, d1, d2 = (jax.lax.slice_in_dim(d, start, count - 2 + start, 2, axis) for start in range(3))
     return d0 - d1, d1, d2 - d1
 
 
-def _filters(g0: Any, g1: Any) -> tuple[Any, Any, Any]:
+def _transform_filters(g0: Any, g1: Any) -> tuple[Any, Any, Any]:
     return g0, g0 + g1, g1
 
 
-def _results(m0: Any, m1: Any, m2: Any) -> tuple[Any, Any]:
+def _transform_outputs(m0: Any, m1: Any, m2: Any) -> tuple[Any, Any]:
     return m0 + m1, m1 + m2
 
 
-def _of_results(y: Any, axis: int) -> tuple[Any, Any, Any]:
-    """The transpose of `_results`, over all tiles along an axis."""
+def _transpose_outputs(y: Any, axis: int) -> tuple[Any, Any, Any]:
+    """The transpose of the linear map `_transform_outputs`, over all tiles along an axis."""
     y0, y1 = (jax.lax.slice_in_dim(y, start, None, 2, axis) for start in (0, 1))
     return y0, y0 + y1, y1
 
 
-def _of_filters(m0: Any, m1: Any, m2: Any) -> tuple[Any, Any]:
-    """The transpose of `_filters`."""
+def _transpose_filters(m0: Any, m1: Any, m2: Any) -> tuple[Any, Any]:
+    """The transpose of the linear map `_transform_filters`."""
     return m0 + m1, m1 + m2
 
 

@@ -1,15 +1,17 @@
 """Strided convolutions, their transposes and weight gradients in both forms: against loops and finite differences."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from programs import PLAIN_LAYOUT, conv_layouts
 
-from jgen.nn import strided_conv, winograd
-from jgen.nn.strided_conv import ConvDown, ConvUp, conv_down, conv_up, weight_gradient
+from jgen.core.backend import plain_forms
+from jgen.nn.conv import Conv, ConvTranspose, conv, conv_transpose
+from jgen.nn.cpu import strided
+from jgen.nn.cpu import winograd4x4 as winograd
+from jgen.nn.cpu.strided import conv_down, conv_up, weight_gradient
 
 
 def arrays(height=4, width=6, channels=2, features=3, batch=2):
@@ -54,30 +56,34 @@ def test_gradients_of_first_and_second_order(function):
 
 def test_layers_double_and_halve_and_add_their_bias():
     x = jnp.ones((2, 6, 6, 3))
-    down, up = ConvDown(5), ConvUp(4, use_bias=False)
+    down, up = Conv(5, 4, 2), ConvTranspose(4, use_bias=False)
     params = down.init(jax.random.key(0), x)["params"]
     params["bias"] = jnp.arange(5.0)
     out = down.apply({"params": params}, x)
     np.testing.assert_allclose(out, looped(np.asarray(x), np.asarray(params["kernel"])) + np.arange(5.0), atol=1e-5)
     params = up.init(jax.random.key(0), out)["params"]
-    assert set(params) == {"kernel"} and up.apply({"params": params}, out).shape == (2, 6, 6, 4)
+    assert set(params) == {"kernel"} and params["kernel"].shape == (4, 4, 4, 5)
+    expected = conv_up(out, params["kernel"])
+    np.testing.assert_allclose(up.apply({"params": params}, out), expected, atol=1e-5)
 
 
-def test_the_weight_gradient_of_the_transpose_is_not_slow_on_cpu():
-    """Left to autodiff it takes 30 times as long as the convolution's."""
-    x, kernel, y = (jnp.asarray(a, jnp.float32) for a in arrays(8, 8, 64, 128, 16))
-    gradient = lambda f: jax.jit(jax.grad(lambda k, a: jnp.sum(f(a, k) ** 2)))
+def test_gradients_of_the_transpose_are_plain_convolutions():
+    """Left to autodiff, that of the kernel is of another layout, and 30 times as slow: benchmarks/convolutions.py."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 6, 6, 8), (4, 4, 4, 8))]
 
-    def seconds(function, *args):
-        jax.block_until_ready(function(*args))
-        found = []
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready(function(*args))
-            found.append(time.perf_counter() - start)
-        return np.median(found)
+    def gradients(order):
+        function = conv_transpose
+        for _ in range(order):
+            function = jax.grad(lambda *args, inner=function: total(inner(*args)), (0, 1))
+        return function
 
-    assert seconds(gradient(conv_up), kernel, y) < 6 * seconds(gradient(conv_down), kernel, x)
+    def total(tree):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
+
+    for order in (1, 2):
+        assert set(conv_layouts(gradients(order), *shapes)) == {PLAIN_LAYOUT}
+        with plain_forms():
+            assert set(conv_layouts(gradients(order), *shapes)) > {PLAIN_LAYOUT}
 
 
 @pytest.mark.parametrize("height,width,channels,features", [(4, 6, 3, 2), (2, 8, 2, 5)])
@@ -85,37 +91,38 @@ def test_winograds_form_is_the_convolution_its_transpose_and_its_weight_gradient
     with jax.enable_x64(True):
         x, kernel, y = arrays(height, width, channels, features)
         np.testing.assert_allclose(winograd.conv_down(x, kernel), looped(x, kernel), rtol=1e-11, atol=1e-12)
-        moves = lambda function, at: jax.vjp(function, at)[1](y)[0]
-        plain = lambda x, kernel: jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        np.testing.assert_allclose(plain(x, kernel), looped(x, kernel), rtol=1e-11, atol=1e-12)
-        up = moves(lambda x: plain(x, kernel), x)
+        with plain_forms():
+            down, pull = jax.vjp(lambda x, kernel: conv(x, kernel, 2), x, kernel)
+        up, gradient = pull(y)
+        np.testing.assert_allclose(down, looped(x, kernel), rtol=1e-11, atol=1e-12)
         np.testing.assert_allclose(winograd.conv_up(y, jnp.asarray(kernel)), up, rtol=1e-11, atol=1e-12)
-        gradient = moves(lambda kernel: plain(x, kernel), kernel)
         np.testing.assert_allclose(winograd.weight_gradient(jnp.asarray(x), y), gradient, rtol=1e-11, atol=1e-12)
 
 
 def test_winograds_form_loses_next_to_nothing_in_float32():
     x, kernel, _ = (jnp.asarray(a, jnp.float32) for a in arrays(4, 4, 64, 32))
-    wanted = looped(np.asarray(x, np.float64), np.asarray(kernel, np.float64))
-    error = lambda found: float(np.abs(found - wanted).max() / np.abs(wanted).max())
-    assert error(winograd.conv_down(x, kernel)) < 2e-6
+    exact = looped(np.asarray(x, np.float64), np.asarray(kernel, np.float64))
+    assert np.abs(winograd.conv_down(x, kernel) - exact).max() < 2e-6 * np.abs(exact).max()
 
 
-def test_winograds_form_serves_wide_layers_on_cpu_alone(monkeypatch):
-    serves = lambda *sizes: winograd.serves(jnp.dtype("float32"), *sizes)
-    assert serves(4, 6, 16, 32) and not winograd.serves(jnp.dtype("bfloat16"), 4, 6, 16, 32)
+def test_winograds_form_serves_wide_layers(monkeypatch):
+    def serves(*sizes, dtype="float32"):
+        return winograd.is_faster(jnp.dtype(dtype), *sizes)
+
+    assert serves(4, 6, 16, 32) and not serves(4, 6, 16, 32, dtype="bfloat16")
     assert not serves(7, 6, 16, 32) and not serves(4, 7, 16, 32) and not serves(4, 6, 3, 64) and not serves(4, 6, 64, 8)
     used = []
+
+    def recorded(name, function):
+        return lambda *args: (used.append(name), function(*args))[1]
+
     for name in ("conv_down", "conv_up", "weight_gradient"):
-        function = getattr(winograd, name)
-        monkeypatch.setattr(winograd, name, lambda *args, f=function, n=name: (used.append(n), f(*args))[1])
+        monkeypatch.setattr(winograd, name, recorded(name, getattr(winograd, name)))
     x, kernel, y = (jnp.asarray(a, jnp.float32) for a in arrays(2, 2, 128, 16))
-    found = strided_conv.conv_down(x, kernel), strided_conv.conv_up(y, kernel), strided_conv.weight_gradient(x, y)
+    outputs = strided.conv_down(x, kernel), strided.conv_up(y, kernel), strided.weight_gradient(x, y)
     assert used == ["conv_down", "conv_up", "conv_down", "weight_gradient"]  # the transpose is that of the convolution
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    again = strided_conv.conv_down(x, kernel), strided_conv.conv_up(y, kernel), strided_conv.weight_gradient(x, y)
+    monkeypatch.setattr(winograd, "is_faster", lambda *sizes: False)
+    direct = strided.conv_down(x, kernel), strided.conv_up(y, kernel), strided.weight_gradient(x, y)
     assert len(used) == 4
-    for a, b in zip(found, again):
+    for a, b in zip(outputs, direct):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,149 @@
+"""Convolutions and transposed convolutions, as functions and as layers, NHWC.
+
+They are XLA's convolutions, which every derivative passes through, `jax.jvp` too. On CPU, outside of
+`jgen.core.backend.plain_forms`, some are computed by a formulation of `jgen.nn.cpu` that is faster there and has
+gradients (`jax.grad`, `jax.vjp`, of any order) but no `jax.jvp`. It is chosen by the argument `cpu`:
+
+    "auto"     by the sizes: Winograd's algorithm for wide 3x3 convolutions of stride 1; gradients of any order that are
+               fast for 4x4 convolutions of stride 2
+    "scan"     for a convolution that is differentiated inside `lax.scan`, where XLA's gradient takes 30 times as long:
+               odd sizes, stride 1
+    "patches"  matrix products with patches of the input where that has few channels: stride 1
+    "plain"    XLA's convolution, on CPU too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.core.backend import for_cpu
+from jgen.nn.cpu import patches, scanned, strided, winograd3x3
+
+CpuForm = Literal["auto", "scan", "patches", "plain"]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+Formulation = Callable[[Any, Any], Any]
+
+
+def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, cpu: CpuForm = "auto") -> Any:
+    """Convolution of x (B, H, W, C) with a kernel (m, n, C, O), to (B, h, w, O).
+
+    Args:
+      padding: rows of zeros ((above, below), (left, right)); by default (m - 1) // 2 and (n - 1) // 2 on both sides,
+        with which an odd kernel keeps the size, and one of 3x3 or 4x4 with stride 2 halves an even one.
+      cpu: the formulation on CPU, see above.
+    Raises:
+      ValueError: a convolution that the formulation asked for does not serve.
+    """
+    same = _default_padding(kernel)
+    padding = same if padding is None else padding
+    _check_form(kernel, stride, padding, cpu)
+    if stride == 1 and kernel.shape[:2] == (1, 1) and padding == same:
+        return x @ kernel[0, 0]
+    formulation = _cpu_formulation(x, kernel, stride, padding, cpu) if for_cpu() else None
+    if formulation is not None:
+        return formulation(x, kernel)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def conv_transpose(y: Any, kernel: Any, stride: int = 2) -> Any:
+    """Transpose of `conv` with the same kernel (m, n, C, O) and stride: y (B, h, w, O) to (B, H, W, C).
+
+    H is (h - 1) stride + m - 2 ((m - 1) // 2), and W likewise: with 4x4 kernels and stride 2, it doubles the size.
+    """
+    if for_cpu() and stride == 2 and kernel.shape[:2] == (4, 4):
+        return strided.conv_up(y, kernel)
+    padding = [(size - 1 - low, size - 1 - low) for size, (low, _) in zip(kernel.shape[:2], _default_padding(kernel))]
+    return jax.lax.conv_general_dilated(
+        y,
+        kernel[::-1, ::-1],
+        (1, 1),
+        padding,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+    )
+
+
+def _default_padding(kernel: Any) -> Padding:
+    rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
+    return (rows, rows), (columns, columns)
+
+
+def _check_form(kernel: Any, stride: int, padding: Padding, cpu: CpuForm) -> None:
+    rows, columns = kernel.shape[:2]
+    keeps_size = stride == 1 and rows == columns and rows % 2 == 1 and padding == _default_padding(kernel)
+    serves = {"auto": True, "scan": keeps_size, "patches": stride == 1, "plain": True}
+    if not serves[cpu]:
+        raise ValueError(f"cpu is {cpu!r}: it does not serve a {rows}x{columns} kernel, stride {stride}, {padding}")
+
+
+def _cpu_formulation(x: Any, kernel: Any, stride: int, padding: Padding, cpu: CpuForm) -> Formulation | None:
+    """The function of (x, kernel) that is fastest on CPU; None for XLA's convolution."""
+    size, (channels, features) = kernel.shape[:2], kernel.shape[2:]
+    if cpu == "scan":
+        return scanned.conv
+    if cpu == "patches":
+        return partial(patches.conv, padding=padding) if channels <= patches.MAX_CHANNELS else None
+    if cpu == "auto" and padding == ((1, 1), (1, 1)):
+        if size == (3, 3) and stride == 1 and winograd3x3.is_faster(x, features):
+            return winograd3x3.conv
+        if size == (4, 4) and stride == 2 and x.shape[1] % 2 == x.shape[2] % 2 == 0:
+            return strided.conv_down
+    return None
+
+
+class Conv(nn.Module):
+    """A convolution with a bias, by default 3x3 keeping the size; its parameters are those of `flax.linen.Conv`.
+
+    The kernel is (kernel_size, kernel_size, C, features); padding and `cpu` are those of the function `conv`.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    kernel_init: Any = nn.linear.default_kernel_init
+    dtype: Any = jnp.float32
+    cpu: CpuForm = "auto"
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        """(B, H, W, C) to (B, h, w, features) of `dtype`."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        y = conv(x.astype(self.dtype), kernel, self.stride, cpu=self.cpu)
+        return _add_bias(self, y) if self.use_bias else y
+
+
+class ConvTranspose(nn.Module):
+    """A transposed convolution with a bias, by default 4x4 of stride 2, which doubles the size.
+
+    The kernel is (kernel_size, kernel_size, features, C), as that of the convolution that it transposes.
+    """
+
+    features: int
+    kernel_size: int = 4
+    stride: int = 2
+    use_bias: bool = True
+    kernel_init: Any = nn.linear.default_kernel_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: Any) -> Any:
+        """(B, h, w, C) to (B, H, W, features) of `dtype`."""
+        shape = (self.kernel_size, self.kernel_size, self.features, y.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = conv_transpose(y.astype(self.dtype), kernel, self.stride)
+        return _add_bias(self, x) if self.use_bias else x
+
+
+def _add_bias(layer: Conv | ConvTranspose, y: Any) -> Any:
+    bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32)
+    return y + bias.astype(layer.dtype)[None, None, None, :]

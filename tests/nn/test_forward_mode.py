@@ -1,0 +1,281 @@
+"""Every layer under `jax.jvp`: inside `plain_forms` on CPU, and on other backends without asking for anything.
+
+Jv against finite differences, <w, Jv> = <J^T w, v>, and the Hessian H of a function of the output, taken forward over
+reverse, against its symmetry.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from naive_autoregressive import normal_params
+
+import jgen.nn
+from jgen.core.backend import plain_forms
+from jgen.nn import (
+    attention,
+    autoencoder,
+    conv,
+    dropout,
+    embeddings,
+    flow,
+    gated_pixelcnn,
+    masked_convolution,
+    normalization,
+    pixelcnn,
+    spectral_norm,
+    unet,
+)
+
+KEYS = jax.random.split(jax.random.key(2), 2)
+T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
+DTYPE = jnp.float32
+
+
+def normal(*shape):
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+def layer(module, *inputs, rest=()):
+    """(function, inputs) of a module: differentiated in its parameters and in `inputs`, not in `rest`."""
+
+    def init(key, *inputs):
+        return module.init(key, *inputs, *rest)
+
+    shapes = dict(jax.eval_shape(init, jax.random.key(0), *inputs))
+    params = normal_params(shapes.pop("params", {}))
+    # Parts that are no parameters (orders and signs of a flow) are those of a real start.
+    fixed = {"fixed": init(jax.random.key(0), *map(jnp.asarray, inputs))["fixed"]} if shapes else {}
+
+    def apply(params, *inputs):
+        return module.apply({"params": params, **fixed}, *inputs, *rest)
+
+    return apply, (params, *inputs)
+
+
+def scanned_convolutions():
+    def apply(kernels, x):
+        return jax.lax.scan(lambda x, kernel: (jnp.tanh(conv.conv(x, kernel, cpu="scan")), None), x, kernels)[0]
+
+    return apply, (0.3 * normal(3, 3, 3, 4, 4), normal(2, 6, 5, 4))
+
+
+def chain():
+    step = flow.InvertibleConv()
+
+    def init(key, x, setting):
+        return step.init_with_output(key, x)
+
+    x = normal(2, 2, 2, 4)
+    stacked, _ = flow.init_chain(init, jax.random.key(0), x, jnp.arange(3))
+    fixed = stacked["fixed"]
+
+    def apply(params, x):
+        def run(variables, x):
+            return step.apply({"params": variables[0], "fixed": variables[1]}, x)
+
+        return flow.apply_chain(run, (params, fixed), x)
+
+    return apply, (stacked["params"], x)
+
+
+def integers(network):
+    """A network of integers, differentiated in its parameters."""
+    x = np.random.default_rng(0).integers(0, 4, (2, 4, 5, 2))
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, LABEL)
+    return lambda params: network.apply({"params": params}, x, LABEL), (normal_params(variables["params"]),)
+
+
+def embedding(levels, size):
+    module, x = gated_pixelcnn.PixelEmbedding(levels, size), np.random.default_rng(0).integers(0, levels, (2, 3, 3, 1))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    return lambda params: module.apply({"params": params}, x), (normal_params(variables["params"]),)
+
+
+def spectral():
+    """u is the singular vector: what is constant to the gradient there does not move the norm either."""
+    kernel = normal(3, 3, 2, 4)
+    u = spectral_norm.start_vector(jax.random.key(0), kernel, iterations=100)
+    return lambda kernel: spectral_norm.spectral_norm(kernel, u)[0], (kernel,)
+
+
+UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
+CASES = {
+    "conv 3x3": lambda: (conv.conv, (normal(2, 16, 16, 32), 0.1 * normal(3, 3, 32, 32))),
+    "conv 4x4 stride 2": lambda: (lambda x, k: conv.conv(x, k, 2), (normal(2, 8, 8, 16), 0.1 * normal(4, 4, 16, 16))),
+    "conv_transpose": lambda: (conv.conv_transpose, (normal(2, 4, 4, 16), 0.1 * normal(4, 4, 16, 16))),
+    "convolutions in a scan": scanned_convolutions,
+    "conv of few channels": lambda: (
+        lambda x, kernel: conv.conv(x, kernel, padding=((1, 0), (1, 1)), cpu="patches"),
+        (normal(2, 5, 6, 3), normal(2, 3, 3, 4)),
+    ),
+    "Conv": lambda: layer(conv.Conv(16, 4, 2), normal(2, 8, 8, 16)),
+    "Conv 3x3 stride 2": lambda: layer(conv.Conv(8, stride=2), normal(2, 6, 4, 8)),
+    "ConvTranspose": lambda: layer(conv.ConvTranspose(16), normal(2, 4, 4, 16)),
+    "group_norm": lambda: (
+        lambda *args: normalization.group_norm(*args, 2, silu=True),
+        (normal(2, 3, 4, 6), normal(6), normal(6)),
+    ),
+    "GroupNorm": lambda: layer(normalization.GroupNorm(2), normal(2, 3, 4, 6)),
+    "attention": lambda: (attention.attention, (normal(2, 6, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4))),
+    "SelfAttention2D": lambda: layer(attention.SelfAttention2D(4, 2), normal(2, 3, 4, 8)),
+    "dropout": lambda: (lambda x: dropout.dropout(x, KEYS, 0.5), (normal(2, 3, 4, 5),)),
+    "sinusoidal_embedding": lambda: (lambda t: embeddings.sinusoidal_embedding(0.1 * t, 8), (T,)),
+    "upsample": lambda: (unet.upsample, (normal(2, 2, 3, 4),)),
+    "ResnetBlock": lambda: layer(unet.ResnetBlock(32, 4, 0.1), normal(2, 16, 16, 8), normal(2, 8), rest=(KEYS,)),
+    "UNet": lambda: layer(UNET, normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
+    "ResidualBlock": lambda: layer(autoencoder.ResidualBlock(), normal(2, 4, 4, 8)),
+    "ConvEncoder": lambda: layer(autoencoder.ConvEncoder((8, 16), 1), normal(2, 8, 8, 1)),
+    "ConvDecoder": lambda: layer(autoencoder.ConvDecoder((8, 16), 1, 1), normal(2, 2, 2, 16)),
+    "DenseLayers": lambda: layer(autoencoder.DenseLayers((8, 6), 1), normal(2, 5)),
+    "VerticalConv": lambda: layer(masked_convolution.VerticalConv(2, 4, 5, "A"), normal(2, 5, 4, 2)),
+    "HorizontalConv": lambda: layer(masked_convolution.HorizontalConv(2, 4, 5, "B", 2), normal(2, 5, 4, 2)),
+    "MaskedConv": lambda: layer(masked_convolution.MaskedConv(6, 4, 3, "B"), normal(2, 5, 4, 6)),
+    "PixelEmbedding": lambda: embedding(4, 3),
+    "GatedLayer": lambda: layer(
+        gated_pixelcnn.GatedLayer(4, 4, 3, "B", 2, 0, True, 0.5, DTYPE),
+        normal(2, 3, 4, 4),
+        normal(2, 3, 4, 4),
+        rest=(None, KEYS),
+    ),
+    "GatedPixelCNN": lambda: integers(gated_pixelcnn.GatedPixelCNN(4, 2, 8, 1, 8, num_classes=3)),
+    "pixelcnn.ResidualBlock": lambda: layer(
+        pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
+    ),
+    "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
+    "ActNorm": lambda: layer(flow.ActNorm(), normal(2, 2, 3, 4)),
+    "InvertibleConv": lambda: layer(flow.InvertibleConv(), normal(2, 2, 3, 4), rest=(True,)),
+    "Permutation": lambda: layer(flow.Permutation(), normal(2, 2, 3, 4)),
+    "ScaledConv": lambda: layer(flow.ScaledConv(4, num_classes=3), normal(2, 4, 5, 4), rest=(LABEL,)),
+    "ZeroConv": lambda: layer(flow.ZeroConv(8), normal(2, 4, 5, 2)),
+    "GaussianPrior": lambda: layer(flow.GaussianPrior(3), normal(2, 2, 3, 2), normal(2, 2, 3, 2), rest=(LABEL,)),
+    "chain": chain,
+    "spectral_norm": spectral,
+}
+NETWORKS = ("UNet", "GatedPixelCNN", "PixelCNN", "ConvEncoder", "ConvDecoder")
+REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
+
+
+def modules_of_nn():
+    """The layers defined in jgen.nn: names of public `nn.Module` classes."""
+    for info in pkgutil.iter_modules(jgen.nn.__path__, "jgen.nn."):
+        module = importlib.import_module(info.name)
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == info.name:
+                yield f"{info.name.removeprefix('jgen.nn.')}.{name}"
+
+
+def test_every_layer_has_a_case():
+    assert {name for name in modules_of_nn() if name not in CASES and name.split(".")[1] not in CASES} == set()
+
+
+def like(tree, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(np.shape(leaf)), jnp.float32), tree)
+
+
+def dot(a, b):
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+
+
+def moved(inputs, direction, size):
+    return jax.tree.map(lambda a, b: a + size * b, inputs, direction)
+
+
+def first_order(function, inputs):
+    """(<w, Jv>, <J^T w, v>); Jv and its finite difference, laid end to end."""
+    v = like(inputs, 1)
+    size = 1e-2 / jnp.sqrt(dot(v, v))
+    w = like(jax.eval_shape(function, *inputs), 3)
+    _, tangent = jax.jvp(function, inputs, v)
+    pulled = jax.vjp(function, *inputs)[1](w)
+    above, below = function(*moved(inputs, v, size)), function(*moved(inputs, v, -size))
+    difference = jax.tree.map(lambda a, b: (a - b) / (2 * size), above, below)
+    flat = [jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (tangent, difference)]
+    return (dot(w, tangent), dot(pulled, v)), flat
+
+
+def second_order(function, inputs):
+    """(<u, H v>, <v, H u>)."""
+    v, u = like(inputs, 1), like(inputs, 2)
+    w = like(jax.eval_shape(function, *inputs), 3)
+
+    def loss(inputs):
+        return sum(jnp.sum(a * jnp.sin(b)) for a, b in zip(jax.tree.leaves(w), jax.tree.leaves(function(*inputs))))
+
+    def hessian_product(direction):
+        return jax.jvp(jax.grad(loss), (inputs,), (direction,))[1]
+
+    Hv, Hu = (jax.tree.map(lambda a, i=i: a[i], jax.vmap(hessian_product)(stack(v, u))) for i in range(2))
+    return dot(u, Hv), dot(v, Hu)
+
+
+def stack(a, b):
+    return jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode_in_plain_forms_on_cpu(name):
+    function, inputs = CASES[name]()
+    with plain_forms():
+        products, (tangent, difference) = jax.jit(lambda inputs: first_order(function, inputs))(inputs)
+    size = float(np.linalg.norm(tangent))
+    assert size > 0 and np.linalg.norm(difference - tangent) < 0.03 * size
+    np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4 * size)
+
+
+# Of whole networks it would take long to compile, and their layers are here.
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NETWORKS])
+def test_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
+    function, inputs = CASES[name]()
+    with plain_forms():
+        products = jax.jit(lambda inputs: second_order(function, inputs))(inputs)
+    np.testing.assert_allclose(*products, rtol=2e-3, atol=1e-3 * max(1.0, abs(float(products[0]))))
+
+
+def traced(name):
+    """The programs of values, `jax.jvp` and `jax.jvp` of `jax.grad`, as text without addresses."""
+    function, inputs = CASES[name]()
+
+    def program(inputs):
+        return first_order(function, inputs), second_order(function, inputs)
+
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(program)(inputs)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_backends_have_the_plain_forms_without_asking(name, monkeypatch):
+    with plain_forms():
+        plain = traced(name)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert traced(name) == plain and "custom_vjp" not in plain
+
+
+@pytest.mark.parametrize("name", REVERSE_ONLY)
+def test_the_forms_for_cpu_are_in_use_and_say_that_they_have_no_forward_mode(name):
+    function, inputs = CASES[name]()
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(function, inputs, inputs)
+
+
+@pytest.mark.parametrize("name", [*REVERSE_ONLY, "conv of few channels", "SelfAttention2D", "ResnetBlock"])
+def test_the_forms_for_cpu_have_the_values_and_gradients_of_the_plain_ones(name):
+    function, inputs = CASES[name]()
+    w = like(jax.eval_shape(function, *inputs), 3)
+
+    @jax.jit
+    def value_and_gradients(inputs):
+        value, pull = jax.vjp(function, *inputs)
+        return value, pull(w)
+
+    ours = value_and_gradients(inputs)
+    with plain_forms():
+        plain = value_and_gradients(inputs)  # traced again
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1e-3, float(np.abs(b).max())))
