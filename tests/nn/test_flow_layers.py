@@ -1,3 +1,6 @@
+import operator
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,15 @@ LAYERS = {
 }
 
 
+def jacobian_of(apply, x, *rest, inverse):
+    """The Jacobian of a layer's output, both as vectors."""
+
+    def flat_output(flat):
+        return apply(flat.reshape(x.shape), *rest, inverse=inverse)[0].ravel()
+
+    return jax.jacrev(flat_output)(x.ravel())
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_log_det_is_that_of_the_jacobian_and_the_inverse_undoes(name):
     layer, rest = LAYERS[name]
@@ -38,9 +50,8 @@ def test_log_det_is_that_of_the_jacobian_and_the_inverse_undoes(name):
         variables = {"params": shaken(variables.get("params", {})), **fixed}
         start = jnp.asarray(x)
         for inverse in (False, True):
-            call = lambda x: layer.apply(variables, x, *rest, inverse=inverse)
-            y, log_det = call(start)
-            jacobian = jax.jacrev(lambda flat: call(flat.reshape(x.shape))[0].ravel())(start.ravel())
+            y, log_det = layer.apply(variables, start, *rest, inverse=inverse)
+            jacobian = jacobian_of(partial(layer.apply, variables), start, *rest, inverse=inverse)
             np.testing.assert_allclose(log_det[0], np.linalg.slogdet(np.asarray(jacobian))[1], rtol=0, atol=1e-8)
             if not inverse:
                 start, first = y, log_det
@@ -87,14 +98,20 @@ def test_a_chain_is_its_layers_one_after_another_and_back():
 
     layer, depth = Layer(), 5
     x = np.random.default_rng(0).gamma(2.0, size=(6, 2, 2, 4)).astype(np.float32)
-    init = lambda key, x, number: layer.init_with_output(key, x)
+
+    def init(key, x, number):
+        return layer.init_with_output(key, x)
+
     stacked, last = flow.init_chain(init, jax.random.key(0), x, jnp.arange(depth))
     stacked = {**stacked, "params": shaken(stacked["params"], jnp.float32, 0.05)}
-    apply = lambda inverse: lambda variables, x: layer.apply(variables, x, inverse)
+
+    def apply(inverse):
+        return lambda variables, x: layer.apply(variables, x, inverse)
+
     y, log_det = flow.apply_chain(apply(False), stacked, x)
     wanted, total = x, 0.0
     for number in range(depth):
-        wanted, one = layer.apply(jax.tree.map(lambda a: a[number], stacked), wanted)
+        wanted, one = layer.apply(jax.tree.map(operator.itemgetter(number), stacked), wanted)
         total = total + one
     np.testing.assert_allclose(y, wanted, atol=1e-5)
     np.testing.assert_allclose(log_det, total, atol=1e-5)

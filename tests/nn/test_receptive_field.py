@@ -26,7 +26,10 @@ def dependence(network, channels):
 def wanted(channels, sees):
     """The same from `sees(rows up, columns to the left, channels before)`, for what comes before in raster order."""
     i, j, c, k, m, d = np.indices((H, W, channels, H, W, channels))
-    position = lambda row, column, channel: (row * W + column) * channels + channel
+
+    def position(row, column, channel):
+        return (row * W + column) * channels + channel
+
     before = position(k, m, d) < position(i, j, c)
     return before & sees(i - k, j - m)
 
