@@ -1,8 +1,9 @@
-"""Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--steps 50] --out grid.png
+"""Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--text "..."] [--steps 50] --out grid.png
 
 --out takes a grid (.png), raw arrays (.npz) or a folder.
 
-Options of the run's sampler (steps, guidance_scale, ...) are listed by: python sample.py RUN --help
+Options of the run's sampler (steps, guidance_scale, ...) and what it can be conditioned on are listed by:
+python sample.py RUN --help
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jgen import cli
 from jgen.errors import require, require_seed
@@ -24,8 +25,6 @@ class Arguments:
     """Number of images."""
     seed: int = 0
     """Seed; image i of a seed is the same whatever --num and --batch-size."""
-    label: int | None = None
-    """Class of all images; default: the classes in turn."""
     out: str = "samples.png"
     """A grid (.png), raw arrays (.npz), or a folder of PNGs."""
     start: int = 0
@@ -38,8 +37,6 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
-    first_stage: str = ""
-    """Run of the first stage, where it is neither where it was nor beside this one."""
 
 
 def command(args: list[str]) -> int:
@@ -50,40 +47,48 @@ def command(args: list[str]) -> int:
     run, rest = args[0], args[1:]
     cli.set_up_process()
     import jax
-    import tyro
     from tqdm import tqdm
 
     import jgen
-    from jgen.api import load_experiment
     from jgen.data.pictures import check_out, write_images
+    from jgen.data.text import load_tokenizers
+    from jgen.runs import TOKENIZERS, load_experiment
 
-    sampling = load_experiment(run)[0].model.sampling
-    fields = [
-        ("main", Annotated[Arguments, tyro.conf.arg(name="")], dataclasses.field(default=Arguments())),
-        ("sampling", Annotated[type(sampling), tyro.conf.arg(name="")], dataclasses.field(default=sampling)),
-    ]
-    options = dataclasses.make_dataclass("Options", fields, frozen=True)
-    parsed = cli.parse(options, rest, "sample.py RUN", __doc__)
+    experiment, data = load_experiment(run)
+    parsed = cli.parse(options(experiment, data, load_tokenizers(Path(run) / TOKENIZERS)), rest, "sample.py RUN", __doc__)
     a: Arguments = parsed.main
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
     check_out(Path(a.out))
-    gen = jgen.load(run, step=a.step, ema=a.ema, first_stage=a.first_stage)
-    images = gen.sample(
-        jax.random.key(a.seed),
-        a.num,
-        label=a.label,
-        start=a.start,
-        batch_size=a.batch_size,
-        progress=lambda chunks: tqdm(chunks, desc="sampling", unit="batch", file=sys.stderr),
-        **{f.name: getattr(parsed.sampling, f.name) for f in dataclasses.fields(sampling)},
-    )
-    labels = gen.labels(a.num, a.label, a.start)
+    gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
+    cond = cli.given_conditions(parsed, data)
+    sampling = parsed.sampling if hasattr(parsed, "sampling") else None
+    chosen = {} if sampling is None else {f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)}
+
+    def progress(batches: range) -> Any:
+        return tqdm(batches, desc="sampling", unit="batch", file=sys.stderr)
+
+    where = {"start": a.start, "batch_size": a.batch_size, "progress": progress}
+    images = gen.sample(jax.random.key(a.seed), a.num, **where, **cond, **chosen)
+    labels = gen.conditions(a.num, a.start, **cond).get("label")
     columns = a.columns or math.ceil(math.sqrt(a.num))
     write_images(Path(a.out), images, labels, gen.model.images.levels, columns, a.start)
     print(f"{a.num} images of {gen}: {a.out}")
     return 0
+
+
+def options(experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:
+    """The command line's options: those above, the fields of the run's data, its frozen runs, its sampler's options."""
+    import tyro
+
+    unnamed = tyro.conf.arg(name="")
+    fields: list[Any] = [("main", Annotated[Arguments, unnamed], dataclasses.field(default=Arguments()))]
+    fields += cli.condition_options(data, tokenizers)[0] + cli.frozen_option(experiment)
+    sampling = getattr(experiment.model, "sampling", None)
+    if sampling is not None:
+        fields.append(("sampling", Annotated[type(sampling), unnamed], dataclasses.field(default=sampling)))
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
 if __name__ == "__main__":

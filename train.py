@@ -1,7 +1,7 @@
 """Train an image generator: python train.py CONFIG[:VARIANT] --workdir RUN [--option value ...]
 
 Without arguments: a class-conditional DDPM on 8x8 digits. Running the same command again resumes it. --list shows
-every configuration.
+every system with its variants, --list SYSTEM what its variants are.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 
 def command(args: list[str]) -> int:
     if "--list" in args:
-        print(cli.list_configs(ROOT))
+        print(cli.list_configs(ROOT, *args[args.index("--list") + 1 :][:1]))
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else cli.DEFAULT
     experiment, short = cli.load_config(name, ROOT)
@@ -43,6 +43,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     from jgen.train.loop import Interrupted
 
     steps = experiment.train.steps
+    grid = workdir / "samples" / f"step_{steps:08d}.png"
     again = f"python sample.py {workdir} --num 64 --out samples.png"
     try:
         outcome = jgen.fit(experiment, workdir)
@@ -50,9 +51,12 @@ def train(experiment: Experiment, workdir: Path) -> int:
         print(f"stopped at step {stop.step} of {steps}; saved. To go on, run the same command again.", file=sys.stderr)
         return stop.code
     if outcome == "finished":
-        print(f"{workdir} is finished at step {steps}: train on with --train.steps N, or sample from it:\n  {again}")
+        then = f", or sample from it:\n  {again}" if grid.is_file() else ""
+        print(f"{workdir} is finished at step {steps}: train on with --train.steps N{then}")
+    elif grid.is_file():
+        print(f"samples: {grid}\nnext:    {again}")
     else:
-        print(f"samples: {workdir / 'samples' / f'step_{steps:08d}.png'}\nnext:    {again}")
+        print(f"{workdir} is trained to step {steps}")
     return 0
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
+import importlib.metadata
 import importlib.util
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
@@ -56,18 +59,105 @@ def import_file(path: Path) -> Any:
     return module
 
 
-def list_configs(root: Path) -> str:
-    """One line for every configuration and variant."""
-    rows = []
-    for path in sorted((root / "configs").glob("*/*.py")):
-        for variant, line in import_config(path).VARIANTS.items():
-            rows.append((f"{path.relative_to(root)}:{variant}", line))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {line}" for name, line in rows)
+def list_configs(root: Path, name: str = "") -> str:
+    """A line for every system, by family, with the names of its variants; or, of one system, a line for every variant.
+
+    Raises:
+      UserError: a name that no system has.
+    """
+    paths = sorted((root / "configs").glob("*/*.py"))
+    if name:
+        chosen = [path for path in paths if name in (path.stem, str(path.relative_to(root)))]
+        known = ", ".join(path.stem for path in paths)
+        require(bool(chosen), f"--list {name}: there is no such system; the systems are {known}")
+        rows = [
+            (f"{path.relative_to(root)}:{variant}", line)
+            for path in chosen
+            for variant, line in import_config(path).VARIANTS.items()
+        ]
+    else:
+        rows = [(str(path.relative_to(root)), ", ".join(import_config(path).VARIANTS)) for path in paths]
+    width = max(len(place) for place, _ in rows)
+    return "\n".join(f"{place:<{width}}  {line}" for place, line in rows)
+
+
+def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[str]]:
+    """Command-line options for the fields of a run's data, to be fields of a dataclass: --label 3, --text "...", and
+    --cond.NAME FILE for any other array.
+
+    Args:
+      data: the run's DataSpec; texts: the fields that have a tokenizer.
+    Returns:
+      the fields; the names of those that are given as files.
+    """
+    import tyro
+
+    options, files = [], []
+    for name, spec in data.fields.items():
+        if name in texts:
+            option = Annotated[str | None, tyro.conf.arg(help="Text of all images.")]
+        elif spec.is_class:
+            help_text = f"Class of all images, 0 to {spec.num_values - 1}; default: the classes in turn."
+            option = Annotated[int | None, tyro.conf.arg(help=help_text)]
+        else:
+            files.append(name)
+            continue
+        options.append((name, option, dataclasses.field(default=None)))
+    if files:
+        help_text = "File with the array, of one image or of all: .npy, or .png for an image."
+        entries = [(name, Annotated[str, tyro.conf.arg(help=help_text)], dataclasses.field(default="")) for name in files]
+        cls = dataclasses.make_dataclass("Cond", entries, frozen=True)
+        options.append(("cond", cls, dataclasses.field(default_factory=cls)))
+    return options, files
+
+
+def given_conditions(parsed: Any, data: Any) -> dict[str, Any]:
+    """The conditions that a command line with `condition_options` gives, by field."""
+    given = {name: getattr(parsed, name) for name in data.fields if getattr(parsed, name, None) is not None}
+    paths = vars(parsed.cond) if hasattr(parsed, "cond") else {}
+    return given | {name: read_condition(Path(path), data.fields[name]) for name, path in paths.items() if path}
+
+
+def read_condition(path: Path, spec: Any) -> Any:
+    """The array in a .npy or .png file. Raises `UserError` for a file that cannot be read."""
+    import numpy as np
+
+    require(path.suffix in (".npy", ".png"), f"{path} must be a .npy file, or a .png file of an image")
+    require(path.is_file(), f"there is no file {path}")
+    if path.suffix == ".png":
+        from jgen.data.pictures import read_picture
+
+        require(len(spec.shape) == 3, f"{path} is an image: the condition must be an array {spec.shape}")
+        return read_picture(path, spec.shape[2])
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an array: {error}") from error
+
+
+def frozen_option(experiment: Experiment) -> list[Any]:
+    """The command line's --frozen.ROLE RUN, to be fields of a dataclass; none for a run that stands on no other."""
+    if not experiment.frozen:
+        return []
+    import tyro
+
+    help_text = "Run directory, where it is neither where it was nor beside this one."
+    role_type = Annotated[str, tyro.conf.arg(help=help_text)]
+    roles = [(role, role_type, dataclasses.field(default="")) for role in experiment.frozen]
+    cls = dataclasses.make_dataclass("Frozen", roles, frozen=True)
+    return [("frozen", cls, dataclasses.field(default_factory=cls))]
+
+
+def given_frozen(parsed: Any) -> dict[str, str]:
+    """{role: run directory} that a command line with `frozen_option` gives."""
+    return {role: place for role, place in vars(getattr(parsed, "frozen", Namespace())).items() if place}
 
 
 def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
-    """Command line to a dataclass with tyro; what it finds wrong becomes one line, a `UserError`."""
+    """Command line to a dataclass with tyro; a mistake becomes one line, a `UserError`.
+
+    tyro has no public way to its messages but the box that it prints.
+    """
     import tyro
 
     captured = io.StringIO()
@@ -83,12 +173,12 @@ def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
 def one_line(boxed: str) -> str:
     """The sentences of a tyro message, without its frame, its title and its pointers to help."""
     rows = [re.sub(r"[│╭╮╰╯]|\x1b\[[0-9;]*m", "", row).strip() for row in boxed.splitlines()]
-    said = []
+    message = []
     for row in rows[1:]:
         if set(row) <= set("─ "):
             break  # below the first rule are help texts
-        said.append(row)
-    sentence = " ".join(filter(None, said)) or " ".join(filter(None, rows))
+        message.append(row)
+    sentence = " ".join(filter(None, message)) or " ".join(filter(None, rows))
     wrong = next((word for word in sentence.replace(",", " ").split() if word.startswith("--")), "")
     start = next((i for i, row in enumerate(rows) if row.startswith("Perhaps you meant")), len(rows))
     offered = [row.split()[0].rstrip(",") for row in rows[start:] if row.startswith("--")]
@@ -101,7 +191,8 @@ def set_up_process() -> None:
 
     An unwritable cache is no error.
     """
-    keep_memory()
+    if runs_on_cpu():
+        keep_memory()
     import jax
 
     from jgen.data.sources import cache_dir
@@ -111,6 +202,14 @@ def set_up_process() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)
+
+
+def runs_on_cpu() -> bool:
+    """Whether JAX is going to run on CPU: it is told to, or has no plug-in for an accelerator. Does not start JAX."""
+    if platforms := os.environ.get("JAX_PLATFORMS", ""):
+        return platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
 
 
 def keep_memory() -> None:

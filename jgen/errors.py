@@ -63,10 +63,14 @@ def require_labels(num_classes: int, name: str, value: Any, off: Any) -> None:
 
 def require_latents(latents: Any, wanted: tuple[int, ...], name: str = "latents") -> None:
     """Raises `UserError` unless `latents` is one array (n, *wanted)."""
-    said = lambda shape: f"(n, {', '.join(map(str, shape))})"
-    found = getattr(latents, "shape", None)
-    require(found is not None, f"{name} are a {type(latents).__name__}: they must be one array {said(wanted)}")
-    require(found[1:] == wanted, f"{name} have shape {said(found[1:])}: they must be {said(wanted)}")
+
+    def text(shape: tuple[int, ...]) -> str:
+        return f"(n, {', '.join(map(str, shape))})"
+
+    shape = getattr(latents, "shape", None)
+    require(shape is not None, f"{name} are a {type(latents).__name__}: they must be one array {text(wanted)}")
+    assert shape is not None
+    require(shape[1:] == wanted, f"{name} have shape {text(shape[1:])}: they must be {text(wanted)}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,9 @@ from jgen.data.config import Config as Data
 from jgen.errors import UserError, require, require_seed
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
+CHUNK = 1000  # samples held at a time
+IN_GRID = 1000  # of which a grid may be drawn
+Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
 
 
 @dataclass(frozen=True)
@@ -60,19 +64,23 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
-    first_stage: str = ""
-    """Run of the first stage, where it is neither where it was nor beside the run."""
+    memorisation: bool = True
+    """Judge whether samples repeat training images, and score real images in their place, for which all of them pass
+    through the feature network."""
     out: str = ""
     """JSON file for the outcome; default: evaluation.json in the run."""
     grid: str = ""
     """PNG file for a picture of the first samples, a row a class."""
 
 
-def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
+def evaluate(
+    run: str, arguments: Arguments, scoring: dict[str, Any], sampling: dict[str, Any], frozen: dict[str, str]
+) -> dict[str, Any]:
     """All scores of a run that its model allows, as a JSON document.
 
     Args:
       scoring, sampling: options of the model, such as the number of importance samples, or of a sampler's steps.
+      frozen: {role: run directory} of the runs that it stands on, as `jgen.load` takes it.
     Raises:
       UserError: no run, data that is gone or has changed since the training, no such split, images fewer than asked
         for, or nothing to score: before anything is sampled or scored.
@@ -87,39 +95,30 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
     from jgen.train.logs import validation_scores
     from jgen.train.run_directory import environment, read_config
 
-    gen = jgen.load(run, step=arguments.step, ema=arguments.ema, first_stage=arguments.first_stage)
-    require(
-        gen.model.log_prob is not None or arguments.samples > 0 or arguments.reconstruct,
-        f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
-    )
-    if arguments.reconstruct:
-        require_capability(gen.model, "reconstruct")
+    gen = jgen.load(run, step=arguments.step, ema=arguments.ema, frozen=frozen)
+    check_capabilities(gen, arguments)
     trained = length_of_training(gen, Path(run) / "checkpoints")
-    first_stage, _ = gen.ctx.frozen.get("first_stage", ({}, {}))
-    config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)
+    fingerprint = read_config(Path(run))["data_fingerprint"]
+    config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers)
     check_split(data, arguments)
     compared = arguments.samples > 0 or arguments.reconstruct
-    compare = make_comparison(data, config, arguments, gen.model.conditional) if compared else None
-    found: dict[str, Any] = {}
-    if arguments.samples:  # first: it mostly takes less than scoring, and options that do not serve are found soon
-        start = time.time()
-        where = {"batch_size": arguments.batch_size, "progress": held_out.progress("sampling")}
-        images = gen.sample(jax.random.key(arguments.seed), arguments.samples, **where, **sampling)
-        found["sampling"] = {"num": arguments.samples, "seed": arguments.seed, "seconds": round(time.time() - start, 1)}
-        found["sampling"]["options"] = sampling
-        if arguments.grid:
-            write_grid(Path(arguments.grid), to_display(images, gen.model.images.levels), gen.labels(len(images)))
-    found |= {"likelihood": None, "errors": {}}
+    compare = make_comparison(data, config, arguments, "label" in gen.model.conditions) if compared else None
+    scores: dict[str, Any] = {}
+    if compare and arguments.samples:  # first: options that do not serve are noticed soon
+        scores |= score_samples(gen, data, arguments, sampling, compare)
+    scores |= {"likelihood": None, "errors": {}}
     if gen.model.log_prob is not None:
         try:
-            found["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
+            scores["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
         except UserError as error:  # one image without a number: the distances are found all the same
-            found["errors"]["likelihood"] = str(error)
-    if compare and arguments.samples:
-        found |= compare(to_display(images, gen.model.images.levels), gen.labels(arguments.samples), True)
+            scores["errors"]["likelihood"] = str(error)
     if compare and arguments.reconstruct:
-        made, labels, scores = held_out.reconstruction(gen, data, arguments)
-        found["reconstruction"] = scores | compare(to_display(made, gen.model.images.levels), labels)
+        require_capability(gen.model, "reconstruct")
+        made, cond, reconstruction = held_out.reconstruction(gen, data, arguments)
+        made = to_display(made, gen.model.images.levels)
+        compared_scores = compare(lambda start, stop: made[start:stop], len(made), cond.get("label"))
+        scores["reconstruction"] = reconstruction | compared_scores
+    size = sum(x.size for x in jax.tree.leaves((gen.params, [f.params for f in gen.ctx.frozen.values()])))
     return {
         "run": str(run),
         "system": gen.model.name,
@@ -130,13 +129,65 @@ def evaluate(run: str, arguments: Arguments, scoring: dict[str, Any], sampling: 
         "training": training_record(Path(run)),
         "trained": trained,
         "validation": validation_scores(Path(run)),
+        "best": gen.model.best,
         "batch_size": gen.config.train.batch_size,
-        "ema": arguments.ema and gen.config.train.ema_decay > 0,
-        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, first_stage))),
+        "ema": gen.ctx.averaged and arguments.ema,
+        "parameters": size,
         "command": "python -m jgen.evaluate " + shlex.join(sys.argv[1:]),
         "environment": environment(),
-        **found,
+        **scores,
     }
+
+
+def check_capabilities(gen: Any, arguments: Arguments) -> None:
+    """Raises `UserError` where a model cannot do what is to be scored, or nothing is."""
+    from jgen.core.generate import require_capability
+
+    require(
+        gen.model.log_prob is not None or arguments.samples > 0 or arguments.reconstruct,
+        f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
+    )
+    if arguments.samples:
+        require_capability(gen.model, "sample")
+    if arguments.reconstruct:
+        require_capability(gen.model, "reconstruct")
+
+
+def score_samples(
+    gen: Any, data: Any, arguments: Arguments, sampling: dict[str, Any], compare: Compare
+) -> dict[str, Any]:
+    """Draws samples, some at a time, and compares them with real images."""
+    import jax
+    from tqdm import tqdm
+
+    from jgen import held_out
+    from jgen.data.pictures import to_display
+
+    key, num = jax.random.key(arguments.seed), arguments.samples
+    cond = held_out.sampling_conditions(gen, data, arguments, num)
+    first: list[np.ndarray] = []  # for the grid
+    seconds = 0.0
+
+    def draw(start: int, stop: int) -> np.ndarray:
+        nonlocal seconds
+        began = time.time()
+        part = {name: array[start:stop] for name, array in cond.items()}
+        where = {"start": start, "batch_size": arguments.batch_size}
+        images = to_display(gen.sample(key, stop - start, **where, **part, **sampling), gen.model.images.levels)
+        seconds += time.time() - began
+        bar.update(stop - start)
+        if sum(map(len, first)) < IN_GRID:
+            first.append(images)
+        return images
+
+    with tqdm(total=num, desc="sampling", unit="image", file=sys.stderr) as bar:
+        scores = compare(draw, num, cond.get("label"), asked_for=True)
+    if arguments.grid:
+        images = np.concatenate(first)[:IN_GRID]
+        label = cond.get("label")
+        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)])
+    drawn = {"num": num, "seed": arguments.seed, "seconds": round(seconds, 1), "options": sampling}
+    return {"sampling": drawn, **scores}
 
 
 def length_of_training(gen: Any, folder: Path) -> dict[str, Any]:
@@ -147,7 +198,7 @@ def length_of_training(gen: Any, folder: Path) -> dict[str, Any]:
     since = 0.0
     if newest != gen.step:
         since = checkpoints.seconds_at(folder, newest) - checkpoints.seconds_at(folder, gen.step)
-    return {"steps": newest, "minutes": round((gen.seconds + since) / 60, 2)}  # those of a first stage too
+    return {"steps": newest, "minutes": round((gen.seconds + since) / 60, 2)}  # those of frozen models too
 
 
 def training_record(run: Path) -> dict[str, Any]:
@@ -167,11 +218,12 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
 
     data = dataset.load(arguments.data)
     check_split(data, arguments)
-    images, labels = read_images(Path(arguments.images), data.images.channels)
-    quality.check_images(images, data.images.shape)  # before anything is trained or computed
-    if labels is not None and data.images.num_classes > 1:
-        classifier.check_labels(labels, data.images.num_classes)
-    found = make_comparison(data, arguments.data, arguments, labels is not None)(images, labels)
+    images, labels = read_images(Path(arguments.images), data.spec.image.channels)
+    images = quality.check_images(images, data.spec.image.shape)  # before anything is trained or computed
+    require(len(images) >= quality.FEWEST, f"there are {len(images)} images: distances need at least {quality.FEWEST}")
+    if labels is not None and data.spec.num_classes > 1:
+        classifier.check_labels(labels, data.spec.num_classes)
+    compare = make_comparison(data, arguments.data, arguments, labels is not None)
     return {
         "run": arguments.images,
         "system": "images",
@@ -181,62 +233,89 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
         "environment": environment(),
         "likelihood": None,
         "sampling": {"num": len(images)},
-        **found,
+        **compare(lambda start, stop: images[start:stop], len(images), labels),
     }
 
 
-def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: bool) -> Callable[..., dict[str, Any]]:
-    """(uint8 samples 0 .. 255, their classes or None, whether they were asked for by class) to their distances to real
-    images, and how a classifier reads them.
+def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: bool) -> Compare:
+    """(fetch, num, their classes or None, whether they were asked for by class) to the distances of samples to real
+    images, and how a classifier reads them; fetch(start, stop) gives uint8 samples 0 .. 255.
 
-    Networks are loaded and real images seen here, so that what is wrong with them is found before samples are drawn.
+    Networks are loaded and real images seen here, so that what is wrong with them is noticed before samples are drawn.
 
     Args:
       by_class: whether samples will have classes.
     """
-    import jax
-
-    from jgen.core import keys as rng
-    from jgen.data.pictures import to_display
-    from jgen.data.transforms import make_transform
     from jgen.metrics import classifier, quality
 
-    reader = None
-    if dataset.images.num_classes > 1 and (by_class or not arguments.inception):
-        recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name) if CLASSIFIERS.exists() else classifier.Recipe()
-        if not CLASSIFIERS.exists():
-            print(f"no {CLASSIFIERS}: the classifier of the features is trained by the default recipe", file=sys.stderr)
-        reader = classifier.load(dataset, recipe, CLASSIFIERS.parent / "classifiers")
+    reader = load_reader(dataset, config, arguments, by_class)
     require(
         reader is not None or bool(arguments.inception),
         f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception,"
         " or leave samples out, --samples 0",
     )
     network = quality.of_inception(arguments.inception) if arguments.inception else quality.of_classifier(reader)
+    real, train, test = load_real(dataset, config, arguments, network)
+    reads_apart = reader is not None and bool(arguments.inception)
 
-    transform = jax.jit(make_transform(config, dataset.images.levels, train=False))
-
-    def shown(batch: dict[str, np.ndarray]) -> np.ndarray:
-        keys = rng.image_keys(jax.random.key(arguments.seed), batch["index"])
-        return to_display(np.asarray(transform(keys, batch)["image"]), dataset.images.levels)
-
-    how = f"{config.binarise} {dataset.images.levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
-    features = lambda split, num, places: quality.real_features(dataset, split, num, network, shown, how, places)
-    real = features(arguments.split, arguments.num, True)
-    whole = lambda split: real if (arguments.split, arguments.num) == (split, 0) else features(split, 0, False)
-    train, test = whole("train"), whole("test")
-
-    def compare(images: np.ndarray, labels: np.ndarray | None, asked_for: bool = False) -> dict[str, Any]:
-        images = quality.check_images(images, dataset.images.shape)
-        classes = labels if asked_for else None
-        found = quality.quality(images, network, real, train, test, arguments.seed, classes)
+    def compare(fetch: Any, num: int, labels: np.ndarray | None, asked_for: bool = False) -> dict[str, Any]:
+        networks = [network.apply, *([reader.apply] if reads_apart and labels is not None else [])]
+        answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK)
+        samples, logits = answers[0], answers[-1][2]
+        distances = quality.quality(
+            samples, network, real, train, test, arguments.seed, labels if asked_for else None
+        )
         read = None
         if reader is not None and labels is not None:
-            read = classifier.label_accuracy(reader.apply(images)[2], labels)
-            read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": len(images)}
-        return {"quality": found, "labels": read}
+            read = classifier.label_accuracy(logits, labels)
+            read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": num}
+        return {"quality": distances, "labels": read}
 
     return compare
+
+
+def load_reader(dataset: Any, config: Data, arguments: Arguments, by_class: bool) -> Any:
+    """The classifier that reads samples, and lends its features without --inception; None where neither is wanted."""
+    from jgen.metrics import classifier
+
+    if dataset.spec.num_classes <= 1 or (arguments.inception and not by_class):
+        return None
+    if CLASSIFIERS.exists():
+        recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name)
+    else:
+        recipe = classifier.Recipe()
+        print(f"no {CLASSIFIERS}: the classifier of the features is trained by the default recipe", file=sys.stderr)
+    return classifier.load(dataset, recipe, CLASSIFIERS.parent / "classifiers")
+
+
+def load_real(dataset: Any, config: Data, arguments: Arguments, network: Any) -> tuple[Any, Any, Any]:
+    """Features of the split's real images, and, for memorisation, of all of train and test."""
+    import jax
+
+    from jgen.core import keys as rng
+    from jgen.data.pictures import to_display
+    from jgen.data.transforms import make_transform
+    from jgen.metrics import quality
+
+    levels = dataset.spec.image.levels
+    transform = jax.jit(make_transform(config, dataset.spec, train=False))
+    protocol = f"{config.binarise} {levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
+
+    def show(batch: dict[str, np.ndarray]) -> np.ndarray:
+        keys = rng.image_keys(jax.random.key(arguments.seed), batch["index"])
+        return to_display(np.asarray(transform(keys, batch)["image"]), levels)
+
+    def features(split: str, num: int, places: bool) -> Any:
+        return quality.real_features(dataset, split, num, network, show, protocol, places)
+
+    real = features(arguments.split, arguments.num, True)
+    if not arguments.memorisation:
+        return real, None, None
+
+    def whole(split: str) -> Any:
+        return real if (arguments.split, arguments.num) == (split, 0) else features(split, 0, False)
+
+    return real, whole("train"), whole("test")
 
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
@@ -270,7 +349,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "first_stage", "grid"):
+        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -307,35 +386,39 @@ def command(args: list[str]) -> int:
     cli.set_up_process()
     import tyro
 
-    from jgen.api import load_experiment
+    from jgen.runs import load_experiment
 
     todo: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     for run in runs:
-        model = load_experiment(run)[0].model
-        fields = [("main", Annotated[Arguments, tyro.conf.arg(name="")], dataclasses.field(default=Arguments()))]
-        for part in ("scoring", "sampling"):
-            if (default := getattr(model, part, None)) is not None:
-                fields.append((part, type(default), dataclasses.field(default=default)))
+        experiment = load_experiment(run)[0]
+        parts = {part: getattr(experiment.model, part, None) for part in ("scoring", "sampling")}
+        fields: list[Any] = [("main", Annotated[Arguments, tyro.conf.arg(name="")], dataclasses.field(default=Arguments()))]
+        fields += [(name, type(x), dataclasses.field(default=x)) for name, x in parts.items() if x is not None]
+        fields += cli.frozen_option(experiment)
         options = dataclasses.make_dataclass("Options", fields, frozen=True)
         parsed = cli.parse(options, args, title, __doc__ or "")
-        require(not parsed.main.images, "--images is instead of runs: give one or the other")
-        check_arguments(parsed.main)
-        for name in ("out", "grid"):
-            given = getattr(parsed.main, name)
-            require(not given or len(runs) == 1, f"--{name} is {given}: it takes the outcome of one run")
-        plain = parsed.main.samples > 0 or getattr(parsed, "sampling", None) == getattr(model, "sampling", None)
-        require(plain, "--sampling.* is about samples, of which --samples 0 draws none")
-        options_of = lambda part: dataclasses.asdict(getattr(parsed, part)) if hasattr(parsed, part) else {}
-        chosen = [options_of("scoring"), options_of("sampling")]
+        check_run_arguments(parsed, parts["sampling"], len(runs))
         out = parsed.main.out or str(Path(run) / "evaluation.json")
         for path in filter(None, (out, parsed.main.grid)):
             check_writable(Path(path))
-        todo.append((out, lambda run=run, main=parsed.main, chosen=chosen: evaluate(run, main, *chosen)))
+        chosen = [dataclasses.asdict(getattr(parsed, part)) if parts[part] is not None else {} for part in parts]
+        todo.append((out, partial(evaluate, run, parsed.main, *chosen, cli.given_frozen(parsed))))
     return finish(todo, keep=not parsed.main.out)
 
 
+def check_run_arguments(parsed: Any, sampling: Any, num_runs: int) -> None:
+    """Raises `UserError` for options of a run's scores that are out of range, or that nothing would read."""
+    require(not parsed.main.images, "--images is instead of runs: give one or the other")
+    check_arguments(parsed.main)
+    for name in ("out", "grid"):
+        given = getattr(parsed.main, name)
+        require(not given or num_runs == 1, f"--{name} is {given}: it takes the outcome of one run")
+    plain = parsed.main.samples > 0 or sampling is None or parsed.sampling == sampling
+    require(plain, "--sampling.* is about samples, of which --samples 0 draws none")
+
+
 def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = False) -> int:
-    """Finds and writes outcomes, each to its file; then prints those that were found, also when one goes wrong.
+    """Computes and writes outcomes, each to its file; then prints those that succeeded, also when one goes wrong.
 
     Args:
       keep: whether a file that is there already is kept under another name.
@@ -348,20 +431,20 @@ def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = Fa
     done: list[dict[str, Any]] = []
     written: list[str] = []
     wrong: list[str] = []
-    where = lambda out: f"{Path(out).parent}: " if len(todo) > 1 else ""
     try:
         for out, outcome in todo:
+            where = f"{Path(out).parent}: " if len(todo) > 1 else ""
             try:
-                found = outcome()
+                scores = outcome()
                 if keep and (path := Path(out)).exists():
                     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
                     path.rename(next(name for name in names if not name.exists()))
-                done.append(found)
-                write_json(Path(out), found)
+                done.append(scores)
+                write_json(Path(out), scores)
                 written.append(out)
-                wrong += [f"{where(out)}{said}" for said in found.get("errors", {}).values()]
+                wrong += [f"{where}{message}" for message in scores.get("errors", {}).values()]
             except UserError as error:
-                wrong.append(f"{where(out)}{error}")
+                wrong.append(f"{where}{error}")
     finally:
         if done:
             print("\n".join([table(done), *written]))

@@ -6,10 +6,11 @@ import dataclasses
 import importlib
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jgen.core.model import GenerativeModel, ImageSpec
+from jgen.core.model import DataSpec, GenerativeModel
 from jgen.core.options import as_tuples, check_types
 from jgen.data.config import Config as DataConfig
 from jgen.errors import UserError, require
@@ -23,84 +24,116 @@ class Experiment:
     model: Any
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    first_stage: str = ""
-    """Run directory of the trained model that this one stands on, for systems of two stages."""
+    frozen: dict[str, str] = field(default_factory=dict)
+    """Run directories of the trained models that this one stands on, by role."""
     seed: int = 0
     """Seed of the initialisation, the noise and the order of data."""
 
 
-def make_model(
-    config: Any, images: ImageSpec, axis_name: str | None = None, first_stage: GenerativeModel | None = None
-) -> GenerativeModel:
-    """The model of a system's Config, by `make(config, images, axis_name)` of the module that defines the Config.
+def frozen_roles(config: Any) -> dict[str, bool]:
+    """{role: whether it must be given} of the frozen models that a system stands on: the keyword arguments of `make`."""
+    parameters = inspect.signature(make_of(config)).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    A system of two stages has `make(config, images, axis_name, first_stage)`, and receives the model of the first.
 
-    Raises:
-      UserError: whatever is wrong with the Config or the images, in one line.
-    """
-    require(min(images.shape) >= 1, f"images have the shape {images.shape}: every size must be above zero")
-    require(2 <= images.levels <= 256, f"images have {images.levels} levels: they must have from 2 to 256")
-    require(images.num_classes >= 0, f"images have {images.num_classes} classes: they must have zero or more")
+def make_of(config: Any) -> Any:
+    """The function `make` of the module that defines a Config. Raises `UserError` where there is none."""
     make = getattr(sys.modules[type(config).__module__], "make", None)
     require(make is not None, f"model is {config!r}: it must be the Config of a system")
-    if "first_stage" not in inspect.signature(make).parameters:
-        require(first_stage is None, "first_stage is given, but this system stands on no other: leave it empty")
-        return make(config, images, axis_name)
-    require(first_stage is not None, "first_stage is empty: this system needs the run of a trained first stage")
-    return make(config, images, axis_name, first_stage)
+    return make
+
+
+def make_model(
+    config: Any, data: DataSpec, frozen: Mapping[str, GenerativeModel] | None = None
+) -> GenerativeModel:
+    """The model of a system's Config, by `make(config, data, *, role=model, ...)` of the module that defines it.
+
+    Args:
+      frozen: the models that this one stands on, by role.
+    Raises:
+      UserError: whatever is wrong with the Config, the data or the frozen models, in one line.
+    """
+    image, frozen = data.image, dict(frozen or {})
+    require(min(image.shape) >= 1, f"images have the shape {image.shape}: every size must be above zero")
+    require(2 <= image.levels <= 256, f"images have {image.levels} levels: they must have from 2 to 256")
+    roles = frozen_roles(config)
+    check_types(config, "model")
+    takes = f"this system takes {', '.join(roles)}" if roles else "this system stands on no other"
+    for role in frozen:
+        require(role in roles, f"frozen has {role!r}: {takes}")
+    for role, needed in roles.items():
+        require(role in frozen or not needed, f"frozen.{role} is missing: this system needs the run of a trained {role}")
+    return make_of(config)(config, data, **frozen)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"model.width": 64, ...}: every value of nested dataclasses under its dotted name."""
+    """{"model.width": 64, ...}: every value of nested dataclasses and dictionaries under its dotted name."""
+    if not (dataclasses.is_dataclass(config) or isinstance(config, Mapping)):
+        return {prefix.removesuffix("."): config}
     flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        flat |= (
-            flatten(value, f"{prefix}{f.name}.") if dataclasses.is_dataclass(value) else {f"{prefix}{f.name}": value}
-        )
+    for name, value in entries(config).items():
+        flat |= flatten(value, f"{prefix}{name}.")
     return flat
 
 
-def to_json(config: Any) -> dict[str, Any]:
-    """Nested dataclasses as JSON objects, each with its class as "class": "module:name"."""
-    cls = type(config)
-    document: dict[str, Any] = {"class": f"{cls.__module__}:{cls.__qualname__}"}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        document[f.name] = to_json(value) if dataclasses.is_dataclass(value) else value
-    return document
+def entries(config: Any) -> dict[str, Any]:
+    """{name: value} of a dataclass or a dictionary."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def to_json(config: Any) -> Any:
+    """Nested dataclasses as JSON objects, each with its class as "class": "module:name"; dictionaries as they are."""
+    if not (dataclasses.is_dataclass(config) or isinstance(config, Mapping)):
+        return config
+    document = {name: to_json(value) for name, value in entries(config).items()}
+    if isinstance(config, Mapping):
+        return document
+    return {"class": f"{type(config).__module__}:{type(config).__qualname__}", **document}
 
 
 def from_json(document: Any, where: str = "config.json") -> Any:
-    """The dataclasses of `to_json`. Only modules under `jgen.` are imported.
+    """The dataclasses of `to_json`. A field that is missing takes its default, so that runs of an older jgen load.
+
+    Only modules under `jgen.` are imported.
 
     Raises:
-      UserError: a class outside jgen or unknown, missing or unknown fields, values of a wrong type.
+      UserError: a class outside jgen or unknown, unknown fields, missing ones without a default, values of a wrong type.
     """
     require(isinstance(document, dict) and isinstance(document.get("class"), str), f"{where}: no class is named")
-    module_name, _, class_name = document["class"].partition(":")
-    require(
-        module_name.startswith("jgen."), f"{where}: class {document['class']!r} is outside jgen and is not imported"
-    )
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: class {document['class']!r} does not exist in this jgen") from error
-    require(isinstance(cls, type) and dataclasses.is_dataclass(cls), f"{where}: {document['class']!r} is no dataclass")
-    values = {name: value for name, value in document.items() if name != "class"}
-    names = {f.name for f in dataclasses.fields(cls)}
-    missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
-    require(not missing, f"{where}: {class_name} lacks {', '.join(missing)}")
-    require(not unknown, f"{where}: {class_name} has the unknown {', '.join(map(repr, unknown))}")
-    for name, value in values.items():
-        if isinstance(value, dict):
-            values[name] = from_json(value, where)
-        elif isinstance(value, list):
-            values[name] = as_tuples(value)
+    cls = find_class(document["class"], where)
+    values = {name: from_value(value, where) for name, value in document.items() if name != "class"}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    no_default = dataclasses.MISSING
+    needed = {n for n, f in fields.items() if f.default is no_default and f.default_factory is no_default}
+    missing, unknown = sorted(needed - set(values)), sorted(set(values) - set(fields))
+    require(not missing, f"{where}: {cls.__name__} lacks {', '.join(missing)}")
+    require(not unknown, f"{where}: {cls.__name__} has the unknown {', '.join(map(repr, unknown))}")
     made = cls(**values)
     check_types(made, where)
     if isinstance(made, Experiment):
-        is_system = hasattr(sys.modules[type(made.model).__module__], "make") and hasattr(made.model, "sampling")
+        is_system = hasattr(sys.modules[type(made.model).__module__], "make")
         require(is_system, f"{where}: model is {made.model!r}: it must be the Config of a system")
     return made
+
+
+def from_value(value: Any, where: str) -> Any:
+    """A value of a JSON object: a dataclass where it names its class, lists as tuples."""
+    if isinstance(value, dict):
+        if "class" in value:
+            return from_json(value, where)
+        return {name: from_value(entry, where) for name, entry in value.items()}
+    return as_tuples(value) if isinstance(value, list) else value
+
+
+def find_class(name: str, where: str) -> Any:
+    """The dataclass "module:name". Raises `UserError` for one that is outside jgen, unknown, or no dataclass."""
+    module_name, _, class_name = name.partition(":")
+    require(module_name.startswith("jgen."), f"{where}: class {name!r} is outside jgen and is not imported")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: class {name!r} does not exist in this jgen") from error
+    require(isinstance(cls, type) and dataclasses.is_dataclass(cls), f"{where}: {name!r} is no dataclass")
+    return cls

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +49,8 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
-    first_stage: str = ""
-    """Run of the first stage, where it is neither where it was nor beside this one."""
+    frozen: dict[str, str] = field(default_factory=dict)
+    """Runs that it stands on, by role, where they are neither where they were nor beside it."""
 
 
 def command(args: list[str]) -> int:
@@ -75,10 +75,13 @@ def command(args: list[str]) -> int:
     from jgen.core.generate import require_capability
     from jgen.data.pictures import write_images
 
-    gen = jgen.load(args[0], step=a.step, ema=a.ema, first_stage=a.first_stage)
+    gen = jgen.load(args[0], step=a.step, ema=a.ema, frozen=a.frozen)
     draw, needed = FIGURES[a.kind]
     require_capability(gen.model, needed)
-    require(a.label is None or gen.model.conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
+    others = [name for name in gen.model.conditions if name != "label"]
+    require(not others, f"{gen.model.name} is conditioned on {', '.join(others)}: figures are of classes only")
+    conditional = "label" in gen.model.conditions
+    require(a.label is None or conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
     images, columns = draw(gen, open_split(args[0], gen, a), a)
     write_images(Path(a.out), images, None, gen.model.images.levels, columns)
     print(f"{a.kind} of {gen}: {a.out}")
@@ -90,7 +93,8 @@ def open_split(run: str, gen: Any, a: Arguments) -> Split:
     from jgen.data import dataset
     from jgen.train.run_directory import read_config
 
-    splits = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run)[1].splits
+    fingerprint = read_config(Path(run))["data_fingerprint"]
+    splits = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers)[1].splits
     require(a.split in splits, f"--split is {a.split}: the run's data has {', '.join(splits)}")
     require(a.start < splits[a.split].num, f"--start is {a.start}: {a.split} has {splits[a.split].num} images")
     return splits[a.split]
@@ -106,8 +110,8 @@ def data(gen: Any, split: Split, a: Arguments, n: int) -> tuple[np.ndarray, np.n
     require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
     batch = split.fetch(a.start + np.arange(n))
     keys = rng.image_keys(jax.random.key(a.seed), batch["index"])
-    batch = jax.jit(make_transform(gen.config.data, gen.model.images.levels, train=False))(keys, batch)
-    return np.asarray(batch["image"]), np.asarray(batch["label"]) if gen.model.conditional else None
+    batch = jax.jit(make_transform(gen.config.data, gen.model.data, train=False))(keys, batch)
+    return np.asarray(batch["image"]), np.asarray(batch["label"]) if gen.model.conditions else None
 
 
 def reconstructions(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
@@ -126,7 +130,7 @@ def interpolation(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
     # What the class says, a conditional model's latents do not: there both ends are of one class, found among more.
-    num = min(40 * a.rows, split.num - a.start) if gen.model.conditional else 2 * a.rows
+    num = min(40 * a.rows, split.num - a.start) if gen.model.conditions else 2 * a.rows
     images, label = data(gen, split, a, num)
     if label is not None:
         order = np.argsort(label, kind="stable")
@@ -141,7 +145,7 @@ def interpolation(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int
     return rows.reshape(-1, *first.shape[1:]), a.columns
 
 
-def spread(
+def latent_spread(
     gen: Any, split: Split, a: Arguments
 ) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
     """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
@@ -165,7 +169,7 @@ def traversal(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     """A row a latent dimension, moved from -3 to 3 while the others stay those of one image."""
     import jax
 
-    base, unflatten, order, label = spread(gen, split, a)
+    base, unflatten, order, label = latent_spread(gen, split, a)
     rows = min(a.rows, base.size)
     points = np.tile(base, (rows, a.columns, 1))
     points[np.arange(rows), :, order[:rows]] = np.linspace(-3.0, 3.0, a.columns)
@@ -176,7 +180,7 @@ def manifold(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     """The plane of the two most varied latent dimensions at even quantiles of N(0, 1), the others at zero."""
     import jax
 
-    base, unflatten, order, label = spread(gen, split, a)
+    base, unflatten, order, label = latent_spread(gen, split, a)
     require(base.size >= 2, f"{gen.model.name} has {base.size} latent dimension: a manifold needs 2")
     side = a.columns
     quantiles = [statistics.NormalDist().inv_cdf((i + 0.5) / side) for i in range(side)]

@@ -27,8 +27,9 @@ def pytest_collection_modifyitems(items):
     a process traces a system's programs once."""
 
     def place(item):
-        of_contract = item.module.__name__.endswith("test_contract") and hasattr(item, "callspec")
-        return item.get_closest_marker("long") is None, str(item.callspec.params.get("name", "")) if of_contract else ""
+        name = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
+        of_contract = item.module.__name__.endswith(("test_contract", "test_systems"))
+        return item.get_closest_marker("long") is None, str(name) if of_contract else ""
 
     items.sort(key=place)
 
@@ -77,20 +78,36 @@ def tiny_run(cache, shared):
     return run
 
 
+def program_environment(devices: int, env: dict[str, str]) -> dict[str, str]:
+    """The environment of a program with simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **env}
+
+
+@pytest.fixture
+def start_python(cache):
+    """Starts a Python program from the repository's root with simulated devices; it is killed when the test ends."""
+    started = []
+
+    def start(*args: str, devices: int = 1, **env: str):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        words = [sys.executable, *map(str, args)]
+        started.append(subprocess.Popen(words, cwd=ROOT, env=program_environment(devices, env), **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
 @pytest.fixture
 def python(cache):
     """Runs a Python program from the repository's root with simulated devices; returns the finished process."""
 
     def run(*args: str, devices: int = 1, check: bool = True, cwd: Path = ROOT, timeout: int = 300, **env: str):
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
-            "PYTHONPATH": str(ROOT),
-            **env,
-        }
-        done = subprocess.run(
-            [sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-        )
+        words, environment = [sys.executable, *map(str, args)], program_environment(devices, env)
+        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
         if check:
             assert done.returncode == 0, done.stderr
         return done
@@ -108,7 +125,7 @@ def real_images(data, num: int):
     opened = dataset.load(data)
     batch = opened.splits["test"].fetch(np.arange(num))
     keys = jax.random.split(jax.random.key(0), num)
-    transform = make_transform(data, opened.images.levels, train=False)
+    transform = make_transform(data, opened.spec, train=False)
     return np.asarray(transform(keys, batch)["image"]), batch["label"]
 
 

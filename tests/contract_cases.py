@@ -1,4 +1,4 @@
-"""What the contract tests run over: every configuration's `tiny` variant, and the toy models."""
+"""What the contract tests run over: toy models, one a feature, and every configuration's `tiny` variant."""
 
 from functools import cache
 from pathlib import Path
@@ -11,72 +11,99 @@ import toys
 
 from jgen.cli import import_config
 from jgen.core import parallel
-from jgen.core.model import ImageSpec
+from jgen.core.model import ArraySpec, DataSpec, FrozenModel, ImageSpec
 from jgen.experiment import make_model
 from jgen.train.config import Config, Optimiser
-from jgen.train.optimisers import make_optimiser
-from jgen.train.step import init_state, make_train_step, pack_roles, repeats_of
+from jgen.train.loop import with_place
+from jgen.train.optimisers import average_decay, make_optimiser
+from jgen.train.packing import pack_roles
+from jgen.train.step import init_state, make_train_step, place_state, repeats_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
-CASES = [*SYSTEMS, *(f"toy:{name}" for name in toys.TOYS)]
+TOYS = [f"toy:{name}" for name in toys.TOYS]
 BATCH = 8
 SGD = Optimiser(name="sgd", learning_rate=0.01, beta1=0.0)
 
 
 class Case(NamedTuple):
+    """A model, and the arrays of those that it stands on."""
+
     model: object
     frozen: dict
 
 
 @cache
-def make_case(name: str, axis_name: str | None = parallel.AXIS) -> Case:
+def make_case(name: str) -> Case:
     if name.startswith("toy:"):
-        toy = name.removeprefix("toy:")
-        return Case(toys.TOYS[toy](axis_name), toys.frozen_for(toy))
-    experiment = import_config(SYSTEMS[name]).get_config("tiny")
-    images = ImageSpec(8, 8, 1, 10, 2 if experiment.data.binarise != "none" else 17)
-    if not experiment.first_stage:
-        return Case(make_model(experiment.model, images, axis_name), {})
-    first = make_case(Path(experiment.first_stage).name.removesuffix("-tiny"), axis_name=None).model
-    frozen = {"first_stage": jax.jit(first.init)(jax.random.key(5), make_batch(first))}
-    return Case(make_model(experiment.model, images, axis_name, first), frozen)
+        toy = toys.TOYS[name.removeprefix("toy:")]
+        below = {role: make_case(f"toy:{other}") for role, other in toy.stands_on.items()}
+        model = toy.make(**{role: case.model for role, case in below.items()})
+    else:
+        experiment = import_config(SYSTEMS[name]).get_config("tiny")
+        below = {role: make_case(system_of(run)) for role, run in experiment.frozen.items()}
+        data = DataSpec(image_of(experiment.data), {"label": ArraySpec((), "int32", 10)})
+        model = make_model(experiment.model, data, {role: case.model for role, case in below.items()})
+    return Case(model, {role: freeze(case) for role, case in below.items()})
+
+
+def system_of(run: str) -> str:
+    """The system whose tiny variant trains a run."""
+    return Path(run).name.removesuffix("-tiny")
+
+
+def image_of(data) -> ImageSpec:
+    """The digits as the options of data show them."""
+    return ImageSpec(8, 8, 1, 2 if data.binarise != "none" else 17)
+
+
+def freeze(case: Case) -> FrozenModel:
+    """A model with its first weights, as one that another stands on."""
+    params, extra = jax.jit(case.model.init)(jax.random.key(5), make_batch(case.model), case.frozen)
+    return FrozenModel(params, extra, case.frozen)
 
 
 def make_batch(model, size: int = BATCH, seed: int = 0) -> dict:
-    """Smooth random images: blobs, so that there is something to fit."""
+    """Smooth random images: blobs, so that there is something to fit; and random fields."""
     rng = np.random.default_rng(seed)
     spec = model.images
     y, x = np.mgrid[: spec.height, : spec.width] / spec.height
     centre = rng.uniform(0.2, 0.8, (size, 2, 1, 1))
     blob = np.exp(-20 * ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2))
     image = np.round(blob * (spec.levels - 1)).astype(np.uint8)[..., None].repeat(spec.channels, -1)
-    label = rng.integers(0, max(spec.num_classes, 1), size).astype(np.int32)
-    return {"image": image, "label": label, "index": np.arange(size, dtype=np.int32)}
+    batch = {"image": image, "index": np.arange(size, dtype=np.int32)}
+    for name, field in model.data.fields.items():
+        batch[name] = rng.integers(0, max(field.num_values, 1), (size, *field.shape)).astype(field.dtype)
+    return with_place(batch)
 
 
-def make_run(case: Case, *, optimiser: Optimiser = SGD, ema_decay: float = 0.9, **options):
+def make_run(case: Case, *, optimiser: Optimiser = SGD, config: Config = Config(ema_decay=0.9), **options):
     """(state before step 0, step function) with the batch size of `make_batch`; compiled once for all tests."""
-    init, step = programs(case.model, optimiser, ema_decay, **options)
-    state = init(make_batch(case.model))
+    init, step = programs(case.model, optimiser, config, **options)
+    state = init(make_batch(case.model), case.frozen)
     # Layers that start at zero hide the gradients of those behind them.
     shaken = jax.tree.map(
         lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params
     )
     state = state._replace(params=shaken, ema=pack_roles({role: shaken[role] for role in state.ema}))
-    return parallel.replicate(state), step
+    return place_state(case.model, state), step
 
 
 @cache
-def programs(model, optimiser: Optimiser, ema_decay: float, **options):
+def programs(model, optimiser: Optimiser, config: Config, **options):
     """(init, step) of a model."""
     roles = {role for phase in model.phases for role in phase.trains}
-    optimisers = {role: make_optimiser(Config(optimiser=optimiser)) for role in roles}
-    init = lambda batch: init_state(model, optimisers, jax.random.key(0), batch, ema_decay > 0)
-    return jax.jit(init), make_train_step(model, optimisers, ema_decay=ema_decay, **options)
+    optimisers = {role: make_optimiser(Config(optimiser=optimiser), role) for role in roles}
+    decay = average_decay(config)
+
+    def init(batch, frozen):
+        return init_state(model, optimisers, jax.random.key(0), batch, decay is not None, frozen)
+
+    return jax.jit(init), make_train_step(model, optimisers, ema_decay=decay, **options)
 
 
 def step_batch(model, seed: int = 0) -> dict:
-    """As many batches as a step of the model takes, one after another."""
+    """As many batches as a step of the model takes, one after another; of several processes, this one's rows."""
     parts = [make_batch(model, seed=seed * 100 + r) for r in range(repeats_of(model))]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows = parallel.local_rows(BATCH)
+    return {name: np.concatenate([part[name][rows] for part in parts]) for name in parts[0] if name != "place"}

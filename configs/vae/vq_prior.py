@@ -39,7 +39,7 @@ def get_config(variant: str) -> Experiment:
             sample_every=500,
             checkpoint_every=500,
         ),
-        first_stage="runs/vq_vae-digits",
+        frozen={"autoencoder": "runs/vq_vae-digits"},
     )
     return digits if variant == "digits" else tiny(digits)
 
@@ -49,7 +49,7 @@ def tiny(digits: Experiment) -> Experiment:
         digits,
         model=replace(digits.model, features=8, blocks=1, hidden=8, embedding=4, dropout=0.0),
         train=tiny_training(digits.train),
-        first_stage="runs/vq_vae-tiny",
+        frozen={"autoencoder": "runs/vq_vae-tiny"},
     )
 
 
@@ -65,7 +65,7 @@ def mnist(name: str) -> Experiment:
             validate_every=1000,
             sample_every=5000,
         ),
-        first_stage=f"runs/vq_vae-{name}",
+        frozen={"autoencoder": f"runs/vq_vae-{name}"},
     )
 
 
@@ -80,5 +80,5 @@ def cifar10() -> Experiment:
             sample_every=10_000,
             checkpoint_every=5000,
         ),
-        first_stage="runs/vq_vae-cifar10",
+        frozen={"autoencoder": "runs/vq_vae-cifar10"},
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ from jgen.errors import UserError, require
 
 
 def beside(path: Path) -> Path:
-    """A name in the same folder, of the same ending, of this process's own."""
+    """A path in the same folder with the same ending, which only this process uses."""
     return path.with_name(f".{os.getpid()}-{path.name}")
 
 
 def drop_unfinished(pattern: Path) -> None:
-    """Removes what killed processes left `beside` the files of a pattern, which no process but this one may write."""
+    """Removes unfinished files that killed processes left `beside` those of a pattern; only this process writes them."""
     for path in pattern.parent.glob(f".[0-9]*-{pattern.name}"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -31,7 +32,7 @@ def drop_unfinished(pattern: Path) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
-    """Around the writing of a file: a path beside `path` and of its ending, moved to `path` when all is written.
+    """Around the writing of a file: a path beside `path` and of its ending, moved to `path` when all is on the disk.
 
     Args:
       advice: ends the message of what cannot be written.
@@ -42,12 +43,37 @@ def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        sync(aside)
         aside.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}{advice}") from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk and would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such call for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def finite_or_none(document: Any) -> Any:
+    """A document with None in place of numbers that are not finite, for which JSON has no word."""
+    if isinstance(document, dict):
+        return {name: finite_or_none(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite_or_none(value) for value in document]
+    if isinstance(document, float | np.floating):
+        return float(document) if math.isfinite(document) else None
+    return document
 
 
 def lock(folder: Path, what: str, advice: str) -> IO[str]:
@@ -74,7 +100,7 @@ def lock(folder: Path, what: str, advice: str) -> IO[str]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name. Raises `UserError` for a file that is none, or is damaged."""
+    """The arrays of an .npz by name. Raises `UserError` for a file that is not an .npz, or is damaged."""
     require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
     try:
         with np.load(path, allow_pickle=False) as saved:
@@ -84,7 +110,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def cached_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Those of an .npz that can be made anew: None where there is none, or, with a warning, only a damaged one."""
+    """The arrays of a cache file; None where there is no such file, or, with a warning, where it is damaged."""
     if not path.exists():
         return None
     try:

@@ -1,9 +1,9 @@
-"""Running a model's functions over many images: batched, on all devices, one key an image."""
+"""Running a model's functions over many images: batched, on all devices of this process, one key an image."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,18 +12,19 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Context, GenerativeModel, Roles
+from jgen.core.model import ArraySpec, Cond, Context, GenerativeModel, Roles
 from jgen.core.options import replace_options
 from jgen.errors import NotSupported, UserError, require
 
 Progress = Callable[[range], Iterable[int]]
-Arrays = dict[str, Any]  # {name: tree of arrays (n, ...)}, with "index" int32 (n,) and "label" int32 (n,) in all
+Arrays = dict[str, Any]  # {name: tree of arrays (n, ...)}, with "index" int32 (n,) and the tree "cond" in all
 
-# What each of a model's functions takes beside (params, ctx, keys) and the label, and where its options come from.
+# What each of a model's functions takes between (params, ctx, keys) and cond, and where its options come from.
 INPUTS: dict[str, tuple[str, ...]] = {
     "sample": (),
     "log_prob": ("image",),
     "log_density": ("image",),
+    "energy": ("image",),
     "encode": ("image",),
     "decode": ("latents",),
     "inpaint": ("image", "mask"),
@@ -37,28 +38,47 @@ def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) 
     return replace_options(defaults, options, f"{name} of {model.name}")
 
 
-def resolve_labels(model: GenerativeModel, label: Any, n: int, start: int) -> np.ndarray | None:
-    """int32 (n,) labels of images start .. start + n - 1: given as a number, as n numbers, or None.
+def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int, start: int = 0) -> Cond:
+    """The conditions of images start .. start + n - 1, as {field: array (n, ...)}.
 
-    None gives a conditional model the classes in turn, 0, 1, 2, ..., so that image i has the class i mod num_classes.
+    Each is given as one value for all images, or as n. A class that is not given is the classes in turn, 0, 1, 2, ...,
+    so that image i has the class i mod num_values.
 
     Raises:
-      UserError: labels out of range, or labels for a model without classes.
+      UserError: a field that the model is not conditioned on, one that is missing and is no class, or a value of
+        another shape, type or range.
     """
-    classes = model.images.num_classes
-    if not model.conditional:
-        require(label is None, f"label is {brief(label)}: {model.name} was trained without classes and takes none")
-        return None
-    if label is None:
-        return ((start + np.arange(n)) % classes).astype(np.int32)
-    labels = np.asarray(label)
-    if labels.ndim == 0:
-        labels = np.full(n, labels)
-    require(labels.shape == (n,), f"label has shape {labels.shape}: it must be one number or {n}, one an image")
-    require(labels.dtype.kind in "iu", f"label is {brief(label)}: it must be whole numbers")
-    bad = labels[(labels < 0) | (labels >= classes)]
-    require(bad.size == 0, f"label is {bad[0] if bad.size else ''}: it must be from 0 to {classes - 1}")
-    return labels.astype(np.int32)
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        takes = f"it takes {', '.join(model.conditions)}" if model.conditions else "it takes no conditions"
+        require(name in model.conditions, f"{name} is {brief(value)}: {model.name} was trained without it, {takes}")
+    cond = {}
+    for name in model.conditions:
+        spec = model.data.fields[name]
+        if name in given:
+            cond[name] = resolve_condition(name, spec, given[name], n)
+            continue
+        require(spec.is_class, f"{name} is missing: {model.name} is conditioned on it, and it has no default")
+        cond[name] = ((start + np.arange(n)) % spec.num_values).astype(spec.dtype)
+    return cond
+
+
+def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndarray:
+    """One condition as (n, *spec.shape) of its type. Raises `UserError` for another shape, type or range."""
+    array = np.asarray(value)
+    one = "one number" if spec.shape == () else f"an array {spec.shape}"
+    require(
+        array.shape in (spec.shape, (n, *spec.shape)),
+        f"{name} has shape {array.shape}: it must be {one} or {n}, one an image",
+    )
+    whole = np.issubdtype(np.dtype(spec.dtype), np.integer)
+    kinds = "b" if spec.dtype == "bool" else "iu" if whole else "iuf"
+    words = {"b": "true or false", "iu": "whole numbers", "iuf": "numbers"}[kinds]
+    require(array.dtype.kind in kinds, f"{name} is {brief(value)}: it must be {words}")
+    if spec.num_values:
+        bad = array[(array < 0) | (array >= spec.num_values)]
+        require(bad.size == 0, f"{name} is {bad.flat[0] if bad.size else ''}: it must be from 0 to {spec.num_values - 1}")
+    return np.broadcast_to(array, (n, *spec.shape)).astype(spec.dtype)
 
 
 def brief(value: Any) -> str:
@@ -75,18 +95,28 @@ def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., A
 
     def call(params: Roles, ctx: Context, key: jax.Array, arrays: Arrays) -> Any:
         keys = rng.image_keys(key, arrays["index"])
+        ctx = ctx._replace(key=rng.shared_key(key))
         if name == "validate":
             return function(params, ctx, keys, arrays)
-        label = arrays["label"] if model.conditional else None
-        return function(params, ctx, keys, *(arrays[part] for part in INPUTS[name]), label, **chosen)
+        return function(params, ctx, keys, *(arrays[part] for part in INPUTS[name]), arrays["cond"], **chosen)
 
-    return parallel.pmap(call, split=(None, None, None, 0), split_out=0)
+    return parallel.pmap(call, split=(None, None, None, 0), split_out=0, local=True)
 
 
 def merge(sharded: Any) -> np.ndarray:
     """(devices, b, ...) on the devices to (devices * b, ...) on the host."""
     array = np.asarray(sharded)
     return array.reshape(-1, *array.shape[2:])
+
+
+def batch_of(n: int, batch_size: int) -> int:
+    """Images computed at a time, a multiple of the devices.
+
+    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is.
+    """
+    devices = parallel.local_device_count()
+    size = min(batch_size, 1 << (n - 1).bit_length())
+    return -(-size // devices) * devices
 
 
 def run_over(
@@ -104,8 +134,8 @@ def run_over(
     """A model's function over n images, on the host: a tree of arrays (n, ...).
 
     Args:
-      name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "label".
-      options: of `resolve_options`. The program is compiled once a batch size, a multiple of the devices.
+      name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "cond".
+      options: of `resolve_options`. The program is compiled once for each `batch_of`.
     Raises:
       UserError: no images, batch_size below 1, or what is no key.
     """
@@ -113,15 +143,16 @@ def run_over(
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
-    devices = parallel.device_count()
-    batch = -(-min(n, batch_size) // devices) * devices
+    batch = batch_of(n, batch_size)
     function = compiled(model, name, options)
-    found = []
+    parts = []
     for first in progress(range(0, n, batch)):
-        where = np.minimum(first + np.arange(batch), n - 1)
-        part = parallel.shard(jax.tree.map(lambda array: array[where], arrays))
-        found.append(jax.tree.map(merge, function(params, ctx, key, part)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *found)
+        rows = np.minimum(first + np.arange(batch), n - 1)
+        part = parallel.shard({name: jax.tree.map(lambda x: x[rows], tree) for name, tree in arrays.items()})
+        parts.append(jax.tree.map(merge, function(params, ctx, key, part)))
+    if len(parts) == 1:
+        return jax.tree.map(lambda x: x[:n], parts[0])
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:n], *parts)
 
 
 def sample_images(
@@ -131,7 +162,7 @@ def sample_images(
     key: jax.Array,
     n: int,
     *,
-    label: Any = None,
+    cond: Mapping[str, Any] | None = None,
     start: int = 0,
     batch_size: int = 64,
     progress: Progress = iter,
@@ -139,19 +170,36 @@ def sample_images(
 ) -> np.ndarray:
     """Images start .. start + n - 1: uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, i)`.
 
+    Args:
+      cond: {field: one value for all images, or n}: see `resolve_conditions`.
     Raises:
-      UserError: n or batch_size below 1, start below 0, labels out of range, unknown or impossible options.
+      UserError: n or batch_size below 1, start below 0, conditions out of range, unknown or impossible options.
+      NotSupported: the model draws no images.
     """
+    require_capability(model, "sample")
     whole = isinstance(n, (int, np.integer))
     require(whole and n >= 1, f"the number of images is {n}: it must be a whole number above zero")
     n = int(n)
     require(0 <= start <= 2**31 - n, f"start is {start}: image numbers must be from 0 to 2^31 - 1")
-    labels = resolve_labels(model, label, n, start)
-    arrays = {"index": (start + np.arange(n)).astype(np.int32)}
-    arrays["label"] = np.zeros(n, np.int32) if labels is None else labels
+    arrays = {"index": (start + np.arange(n)).astype(np.int32), "cond": resolve_conditions(model, cond or {}, n, start)}
     chosen = resolve_options(model, "sample", options)
     where = {"options": chosen, "batch_size": batch_size, "progress": progress}
     return run_over(model, "sample", params, ctx, key, arrays, **where)
+
+
+def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, n: int = 256) -> Context:
+    """The context to sample with: its `extra` with what `prepare` finds from n images in place of training's.
+
+    Args:
+      key: the run's own, so that it does not depend on what is sampled.
+    """
+    if model.prepare is None:
+        return ctx
+    key = jax.random.fold_in(key, rng.PREPARE)
+    keys = rng.image_keys(key, jax.numpy.arange(n))
+    ctx_with_key = ctx._replace(key=rng.shared_key(key))
+    extra = jax.jit(model.prepare)(params, ctx_with_key, keys, resolve_conditions(model, {}, n))
+    return ctx._replace(extra={**ctx.extra, **extra})
 
 
 def check_key(key: Any) -> None:
@@ -193,27 +241,27 @@ def check_latents(model: GenerativeModel, latents: Any) -> Any:
     require(len(sizes) == 1 and sizes != {0}, f"latents have {shapes}: they must be arrays (n, ...), n above zero")
     numbers = all(jax.numpy.issubdtype(array.dtype, np.number) for array in arrays)  # bfloat16 is one to JAX alone
     require(numbers, f"latents are {', '.join(str(array.dtype) for array in arrays)}: they must be numbers")
-    if model.codes is not None:
-        top = model.codes.levels - 1
-        for codes in arrays:
-            require(codes.dtype.kind in "iu", f"codes are {codes.dtype}: they must be whole numbers, 0 to {top}")
-            bad = codes[(codes < 0) | (codes > top)]
-            require(bad.size == 0, f"codes have the value {bad[0] if bad.size else ''}: they must be from 0 to {top}")
+    for codes, spec in zip(arrays, model.codes):
+        top = spec.levels - 1
+        require(codes.dtype.kind in "iu", f"codes are {codes.dtype}: they must be whole numbers, 0 to {top}")
+        bad = codes[(codes < 0) | (codes > top)]
+        require(bad.size == 0, f"codes have the value {bad[0] if bad.size else ''}: they must be from 0 to {top}")
     return jax.tree.unflatten(jax.tree.structure(latents), arrays)
 
 
 def capabilities(model: GenerativeModel) -> list[str]:
     """What a model can do, by the names of the API."""
-    found = [name for name in INPUTS if getattr(model, name) is not None]
+    names = [name for name in INPUTS if getattr(model, name) is not None]
     if model.encode is not None and model.decode is not None:
-        found += ["reconstruct"] + ["interpolate"] * (model.codes is None)
-    return found
-
-
-CAPABILITIES = (*INPUTS, "reconstruct", "interpolate", "classify")
+        names += ["reconstruct"] + ["interpolate"] * (not model.codes)
+    scores = model.log_prob is not None or model.energy is not None
+    if scores and any(model.data.fields[name].is_class for name in model.conditions):
+        names.append("classify")
+    return names
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:
     """Raises `NotSupported`, naming the model and what it can do, unless it has that capability."""
     if name not in capabilities(model):
-        raise NotSupported(f"{model.name} cannot {name}: it can {', '.join(capabilities(model))}")
+        can = ", ".join([*capabilities(model), *model.functions])
+        raise NotSupported(f"{model.name} cannot {name}: it can {can or 'only be trained'}")

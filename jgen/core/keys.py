@@ -12,13 +12,21 @@ import jax.numpy as jnp
 
 VALIDATION = 0x5C04E  # the stream of validation scores, of the run's seed
 DATA = 0x0DA7A  # the stream of binarisation and augmentation; phases have the streams 0, 1, 2, ...
+SHARED = 0x80005A4E  # what is folded into a key for `Context.key`: no index of an image, which are below 2^31
+FROZEN = 0x8000F402  # the same for the shared key of a frozen model
+PREPARE = 0x80004EA5  # the stream of `GenerativeModel.prepare`, of the run's seed
 
 
-def example_keys(key: jax.Array, step: Any, stream: int, repeat: int, index: jax.Array) -> jax.Array:
-    """Keys (B,) for the examples with global batch indices `index` (B,), in one repeat of one phase of a step."""
+def phase_key(key: jax.Array, step: Any, stream: int, repeat: int) -> jax.Array:
+    """The key of one repeat of one phase of a step, from which come those of its examples and the shared one."""
     for part in (step, stream, repeat):
         key = jax.random.fold_in(key, part)
-    return image_keys(key, index)
+    return key
+
+
+def shared_key(key: jax.Array) -> jax.Array:
+    """The key that all examples of a phase, or all images of a call, have in common: `Context.key`."""
+    return jax.random.fold_in(key, SHARED)
 
 
 def image_keys(key: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,33 +1,35 @@
-"""The contract: what every generative model in jgen is.
+"""The contract: what every model in jgen is.
 
-A model is a record of pure functions over arrays, made by `make(config, images, axis_name)` in its own module. Every
-model is a distribution over uint8 images with values 0 .. levels - 1: `sample` draws from it and `log_prob` scores
+A model is a record of pure functions over arrays, made by `make(config, data)` in its own module. A model that draws
+images is a distribution over uint8 images with values 0 .. levels - 1: `sample` draws from it and `log_prob` scores
 images under it, in nats of discrete probability, so that unlike families stand in one table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import jax
+
+from jgen.core import keys as rng
 
 Tree = Any  # a pytree of arrays
 Roles = dict[str, Tree]  # {role: tree}, such as {"gen": ..., "disc": ...}
+Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "index": int32 (B,), "place": float32 (B,), <field>: ...}
+Cond = dict[str, Any]  # {field: array (B, ...)}: what a model is conditioned on, {} without
 # What `log_prob` may be, and the word for it in a table; a model without it says "none".
 LIKELIHOODS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What is inferred from the data, once, before a model is made.
-
-    `levels` is the number of values a pixel takes (2 is binary, 256 is 8 bit); `num_classes` is 0 without labels.
-    """
+    """Shape of an image, and `levels`, the number of values that a pixel takes (2 is binary, 256 is 8 bit)."""
 
     height: int
     width: int
     channels: int
-    num_classes: int
     levels: int
 
     @property
@@ -40,44 +42,101 @@ class ImageSpec:
         return self.height * self.width * self.channels
 
 
+@dataclass(frozen=True)
+class ArraySpec:
+    """One example's array beside the image: a class, text tokens, a low-resolution image, style images, a mask.
+
+    `shape` is () for a number, such as a class. Integers run from 0 to `num_values` - 1; 0 for floats and for integers
+    without a bound.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    num_values: int = 0
+
+    @property
+    def is_class(self) -> bool:
+        return self.shape == () and self.num_values > 0
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What is inferred from the data, once, before a model is made: its images and the fields beside them."""
+
+    image: ImageSpec
+    fields: Mapping[str, ArraySpec] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.image, tuple(sorted(self.fields.items(), key=lambda item: item[0]))))
+
+    @property
+    def num_classes(self) -> int:
+        """Values of the field `label`; 0 without such a field."""
+        return self.fields["label"].num_values if "label" in self.fields else 0
+
+
+class FrozenModel(NamedTuple):
+    """The arrays of an earlier run that a model stands on: averaged parameters, state, and its own frozen models."""
+
+    params: Roles
+    extra: Roles
+    frozen: Mapping[str, FrozenModel] = {}
+
+
 class Context(NamedTuple):
-    """What a loss or a sampler may read beside the parameters. It is read-only and has these five fields only.
+    """What a loss or a sampler may read beside the parameters. It is read-only and has these fields only.
 
     step:     int32 scalar, the number of steps taken before this one.
+    key:      one PRNG key for draws that all examples of a phase, or all images of a call, share: the length of a
+              roulette, the offset of low-discrepancy times. All other draws take the keys of the examples.
     ema:      {role: tree}, the moving average of the parameters; of a role that has none, the parameters themselves.
-    extra:    {role: tree}, state that is updated without gradients (batch statistics, codebooks, ...).
-    frozen:   what an earlier run left, never copied into the state or the average; `{"first_stage": (params, extra)}`
-              for a system of two stages: see `first_stage_context`.
+    extra:    {role: tree}, state that is updated without gradients (batch statistics, codebooks, replay buffers).
+    frozen:   {role: FrozenModel}, the arrays of earlier runs, never copied into the state or the average: see
+              `frozen_context`.
     averaged: bool, whether the parameters that a function is given with this context are the average. The trained
               weights and their average have different batch statistics.
     """
 
     step: Any
-    ema: Roles
-    extra: Roles
-    frozen: Roles
+    key: Any = None
+    ema: Roles = {}
+    extra: Roles = {}
+    frozen: Mapping[str, FrozenModel] = {}
     averaged: Any = True
 
 
-def first_stage_context(ctx: Context) -> tuple[Roles, Context]:
-    """The parameters of the frozen first stage and the context to call its functions with."""
-    params, extra = ctx.frozen["first_stage"]
-    return params, Context(ctx.step, params, extra, {})
+def frozen_context(ctx: Context, role: str) -> tuple[Roles, Context]:
+    """The parameters of a frozen model, and the context to call its functions with."""
+    model = ctx.frozen[role]
+    key = None if ctx.key is None else jax.random.fold_in(ctx.key, rng.FROZEN)
+    return model.params, Context(ctx.step, key, model.params, model.extra, model.frozen)
 
 
-Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "label": int32 (B,), "index": int32 (B,)}
 LossFn = Callable[[Roles, Context, Any, Batch], tuple[Any, tuple[dict[str, Any], Roles]]]
+
+
+def always(step: int) -> bool:
+    """The schedule of a phase that runs in every step."""
+    return True
+
+
+def every(number: int) -> Callable[[int], bool]:
+    """The schedule of a phase that runs in the steps that are multiples of `number` (lazy regularisation: 16)."""
+    return always if number == 1 else lambda step: step % number == 0
 
 
 class Phase(NamedTuple):
     """One alternation of a training step: which roles move, by which loss.
 
     loss(params, ctx, keys, batch) -> (scalar, (metrics, new_extra)). The loss and the metrics are means over the
-    examples given; `new_extra` holds the roles of `extra` that changed, whole, and is averaged over devices and
-    accumulation steps, so that statistics which are means over examples come out as over the whole batch.
+    examples given. `new_extra` holds the roles of `extra` that changed, whole. It is averaged over devices and
+    accumulation steps, so that statistics which are means over examples come out as over the whole batch; a role in
+    `GenerativeModel.by_example` belongs to the examples instead, and is not averaged.
 
+    trains:  the roles whose parameters move; () for a phase that only moves `extra`, for which no gradient is computed.
     repeats: how often the phase runs in a step, each time on a batch of its own (WGAN's critic: 5).
-    every:   the phase runs in the steps that are multiples of this number (lazy regularisation: 16).
+    runs:    step -> whether the phase runs in that step (counted from 0), asked on the host: see `every`. A program is
+             compiled for each set of phases that run together.
     project: {role: tree} -> {role: tree}, applied to the parameters of the trained roles after each update (the weight
              clipping of WGAN).
     name:    what its loss and its gradient norm are called in the logs, in a model of several phases; "" takes the
@@ -87,54 +146,82 @@ class Phase(NamedTuple):
     trains: tuple[str, ...]
     loss: LossFn
     repeats: int = 1
-    every: int = 1
+    runs: Callable[[int], bool] = always
     project: Callable[[Roles], Roles] | None = None
     name: str = ""
 
 
 class GenerativeModel(NamedTuple):
-    """A generative model as a record of pure functions. `keys` is always one PRNG key an example, shape (B,).
+    """A model as a record of pure functions. `keys` is always one PRNG key an example, shape (B,).
 
     name:        the system's name, for messages.
-    images:      the images it is a distribution over.
-    init:        (key, batch) -> (params, extra); `batch` is the first global batch.
+    data:        the images it is about and the fields beside them.
+    init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` {role: FrozenModel}.
     phases:      what one training step does, in order.
-    sample:      (params, ctx, keys, label, **sampling) -> uint8 (B, H, W, C); label int32 (B,); None without classes.
+    sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
+                 classifier, a text encoder, an autoencoder without a prior).
     sampling:    a frozen dataclass with the default of every option of `sample` and `inpaint`.
+    conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores an example at the time of validation.
-    log_prob:    (params, ctx, keys, images, label, **scoring) -> float32 (B,), nats of discrete probability an image.
+    best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
+                 tells, as in an adversarial game.
+    log_prob:    (params, ctx, keys, images, cond, **scoring) -> float32 (B,), nats of discrete probability an image.
     scoring:     a frozen dataclass with the default of every option of `log_prob`.
     likelihood:  what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
-    log_density: (params, ctx, keys, x, label) -> float32 (B,), exact nats; x dequantised, floats in [0, levels).
-    encode:      (params, ctx, keys, images, label) -> latents, a tree of arrays (B, ...).
-    decode:      (params, ctx, keys, latents, label) -> uint8 images.
-    codes:       where `encode` gives discrete codes, uint8 or int32 (B, h, w, c): their specification; `levels` is the
-                 size of the codebook, and may be above 256.
-    inpaint:     (params, ctx, keys, images, mask, label, **sampling) -> uint8 images; bool (B, H, W), true where a
+    log_density: (params, ctx, keys, x, cond) -> float32 (B,), exact nats; x dequantised, floats in [0, levels).
+    energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
+    encode:      (params, ctx, keys, images, cond) -> latents, a tree of arrays (B, ...).
+    decode:      (params, ctx, keys, latents, cond) -> uint8 images.
+    codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
+                 grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
+    inpaint:     (params, ctx, keys, images, mask, cond, **sampling) -> uint8 images; bool (B, H, W), true where a
                  pixel is kept.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
+    prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
+                 batch statistics).
+    functions:   {name: (params, ctx, ...) -> ...}, what the model lends to models that are trained on it: `denoise`,
+                 `logits`, `embed_image`.
     averages:    the roles whose average is kept, to sample and score with; None for all.
-    conditional: whether `label` is used.
-    free_form_jacobian: whether the map from noise to images (or back) may be any function; false where it has to be
-                 triangular or invertible layer by layer, so that its determinant can be had.
+    by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global batch
+                 owns entry i, split over devices and accumulation steps (replay buffers, negatives).
     """
 
     name: str
-    images: ImageSpec
+    data: DataSpec
     init: Callable[..., tuple[Roles, Roles]]
     phases: tuple[Phase, ...]
-    sample: Callable[..., Any]
+    sample: Callable[..., Any] | None = None
     sampling: Any = None
+    conditions: tuple[str, ...] = ()
     validate: Callable[..., dict[str, Any]] | None = None
+    best: tuple[str, str] | None = None
     log_prob: Callable[..., Any] | None = None
     scoring: Any = None
     likelihood: str = "none"
     log_density: Callable[..., Any] | None = None
+    energy: Callable[..., Any] | None = None
     encode: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
-    codes: ImageSpec | None = None
+    codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
     check_mask: Callable[[Any], None] | None = None
+    prepare: Callable[..., Roles] | None = None
+    functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None
-    conditional: bool = False
-    free_form_jacobian: bool = True
+    by_example: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.init, self.phases))  # of the functions: `functions` is a mapping and has no hash
+
+    @property
+    def images(self) -> ImageSpec:
+        return self.data.image
+
+    def condition(self, batch: Batch) -> Cond:
+        """The fields of a batch that the model is conditioned on."""
+        return select(batch, self.conditions)
+
+
+def select(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
+    """The fields of a batch with these names."""
+    return {name: batch[name] for name in conditions}

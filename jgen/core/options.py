@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from jgen.errors import require
@@ -27,7 +28,7 @@ def describe(hint: Any) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: plain types, Literal, tuple[...], Any; whole numbers serve as floats."""
+    """Whether a value is of a type: plain types, Literal, tuple[...], mappings; whole numbers serve as floats."""
     if hint is Any:
         return True
     if typing.get_origin(hint) is typing.Literal:
@@ -39,6 +40,9 @@ def fits(value: Any, hint: Any) -> bool:
         if entries[-1] is Ellipsis:
             return all(fits(v, entries[0]) for v in value)
         return len(value) == len(entries) and all(fits(v, entry) for v, entry in zip(value, entries))
+    if typing.get_origin(hint) in (dict, Mapping):
+        entry = typing.get_args(hint)[1]
+        return isinstance(value, Mapping) and all(isinstance(k, str) and fits(v, entry) for k, v in value.items())
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)

@@ -1,49 +1,114 @@
-"""The one place that knows of several devices.
+"""The one place that knows of several devices and processes.
 
 Arrays that are the same everywhere (the state, frozen parameters) are passed whole and come back whole; arrays with a
-batch axis are split over the local devices. Nothing else in jgen sees a device axis.
+batch axis are split over the devices. Nothing else in jgen sees a device axis, and no model takes the name of one: a
+function asks here whether it is being traced for several devices.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jgen.errors import require
 
 AXIS = "devices"
+_inside_pmap: ContextVar[bool] = ContextVar("inside_pmap", default=False)
 
 
 def device_count() -> int:
-    """The number of local devices that `pmap` runs on."""
+    """The number of devices that train together, over all processes."""
+    return jax.device_count()
+
+
+def local_device_count() -> int:
+    """The number of devices of this process."""
     return jax.local_device_count()
 
 
-def pmean(tree: Any, axis_name: str | None) -> Any:
-    """Mean over the devices of an axis; integer and key leaves, equal on all of them, stay. No axis: no change."""
-    if axis_name is None or jax.lax.axis_size(axis_name) == 1:  # of one, XLA would make a copy on CPU
+def is_main_process() -> bool:
+    """Whether this process is the one that writes the run directory."""
+    return jax.process_index() == 0
+
+
+def axis_name() -> str | None:
+    """The name of the device axis inside `pmap`, for layers that take one (BatchNorm); None outside."""
+    return AXIS if _inside_pmap.get() else None
+
+
+def axis_index() -> Any:
+    """The number of this device inside `pmap`, over all processes; 0 outside."""
+    return jax.lax.axis_index(AXIS) if _inside_pmap.get() else 0
+
+
+def axis_size() -> int:
+    """The number of devices inside `pmap`, over all processes; 1 outside."""
+    return jax.lax.axis_size(AXIS) if _inside_pmap.get() else 1
+
+
+def pmin(x: jax.Array) -> jax.Array:
+    """The smallest value of all devices. Outside `pmap`: no change."""
+    return jax.lax.pmin(x, AXIS) if axis_size() > 1 else x
+
+
+def pmean(tree: Any) -> Any:
+    """Mean over the devices; integer and key leaves, which must be equal on all of them, stay. Outside `pmap`: no change."""
+    if axis_size() == 1:  # of one, XLA would make a copy on CPU
         return tree
-    return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
+    return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
+
+
+def all_gather(x: jax.Array) -> jax.Array:
+    """(B, ...) of every device in the order of the global batch, (devices * B, ...). Outside `pmap`: no change."""
+    return jax.lax.all_gather(x, AXIS, tiled=True) if _inside_pmap.get() else x
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    token = _inside_pmap.set(True)
+    try:
+        yield
+    finally:
+        _inside_pmap.reset(token)
 
 
 def pmap(
     fn: Callable[..., Any],
     split: tuple[int | None, ...],
-    split_out: int | None,
+    split_out: int | None | tuple[int | None, ...],
     donate: tuple[int, ...] = (),
+    local: bool = False,
 ) -> Callable[..., Any]:
-    """`fn` on every local device. Under it, `AXIS` is the name to reduce over.
+    """`fn` on every device. Under it, `pmean`, `axis_name` and `axis_index` are about these devices.
 
     Args:
-      split: for each argument the axis that is divided over the devices, or None for an argument that all share.
-        A divided axis has one entry per device: see `shard`.
-      split_out: the axis along which results are stacked, or None for a result that is equal on all devices.
+      split: for each argument the axis that is divided over the devices, or None for an argument that all share. A
+        divided axis has one entry per device of this process: see `shard`.
+      split_out: the axis along which results are stacked, or None for a result that is equal on all devices; a tuple
+        for a tuple of results.
       donate: the arguments whose memory the result may take over.
+      local: use the devices of this process only, where there are several processes.
     """
-    program = jax.pmap(fn, axis_name=AXIS, in_axes=split, out_axes=split_out, donate_argnums=donate)
+
+    def traced(*args: Any) -> Any:
+        with _inside():
+            return fn(*args)
+
+    several = jax.process_count() > 1
+    devices = jax.local_devices() if local and several else None
+    program = jax.pmap(
+        traced, axis_name=AXIS, in_axes=split, out_axes=split_out, donate_argnums=donate, devices=devices
+    )
+    if several:  # inside a jit of its own, a pmap would not see the other processes
+        return program
     compiled = jax.jit(program, donate_argnums=donate, compiler_options=compiler_options())
 
     def run(*args: Any) -> Any:
@@ -73,7 +138,7 @@ def unrolls_loops() -> bool:
 
 
 def replicate(tree: Any) -> Any:
-    """The same arrays on every device, placed as results of `pmap(..., split_out=None)` are, in memory of their own.
+    """The same arrays on every device of this process, placed as results of `pmap(..., split_out=None)` are, copied.
 
     The copy matters: on CPU an array may share the memory of the NumPy array or the file buffer that it was made from,
     and a step that is given such an array to donate would compute in memory that others read or free.
@@ -85,19 +150,68 @@ def replicate(tree: Any) -> Any:
 @cache
 def _replication() -> tuple[Any, Any]:
     """The placement of an array that is on all devices, as `pmap` gives it, and the program that copies to it."""
-    each = jnp.zeros(device_count())
-    placement = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None)(each).sharding
-    return placement, jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=placement)
+    each = jnp.zeros(local_device_count())
+    total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None, devices=jax.local_devices())
+    placement = total(each).sharding
+    return placement, jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placement)
 
 
 def shard(tree: Any, axis: int = 0) -> Any:
-    """Splits a batch axis of size n into (devices, n / devices). The size must be a multiple of `device_count()`."""
-    devices = device_count()
+    """Splits a batch axis of size n into (devices of this process, n / devices); n must be a multiple of them."""
+    devices = local_device_count()
     return jax.tree.map(
         lambda x: x.reshape(*x.shape[:axis], devices, x.shape[axis] // devices, *x.shape[axis + 1 :]), tree
     )
 
 
-def axis_index() -> Any:
-    """Inside `pmap`: the number of this device."""
-    return jax.lax.axis_index(AXIS)
+def place_split(tree: Any) -> Any:
+    """Arrays (B, ...) of the global batch as (devices of this process, B / devices, ...), a part on each device."""
+    share = jax.tree.map(lambda x: np.asarray(x)[local_rows(x.shape[0])], tree)
+    return _copy_split()(shard(share))
+
+
+@cache
+def _copy_split() -> Callable[[Any], Any]:
+    """The program that places a part on each device, as a result of `pmap(..., split_out=0)` is."""
+    return pmap(lambda tree: jax.tree.map(jnp.copy, tree), split=(0,), split_out=0)
+
+
+def gather_split(tree: Any) -> Any:
+    """The inverse of `place_split`, on the host; with several processes all must call it."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        tree = multihost_utils.process_allgather(jax.tree.map(np.asarray, tree))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), tree)
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def local_rows(batch_size: int) -> slice:
+    """The rows of a global batch that the devices of this process compute."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to this point."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def require_averageable(tree: Any, name: str) -> None:
+    """Raises `UserError` for a tree with integers or keys, of which a mean over devices and parts makes no sense."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        fits = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        require(bool(fits), f"{where} is {leaf.dtype}, which has no mean over examples: declare the role by_example")

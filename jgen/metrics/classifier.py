@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,27 +80,28 @@ class Classifier(NamedTuple):
     apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def load(dataset: Dataset, recipe: Recipe, kept: Path | None = None) -> Classifier:
-    """The classifier of a data set, from those that are kept, from the cache, or trained now.
+def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Classifier:
+    """The classifier of a data set: from a folder of published ones, from the cache, or trained now.
 
     Args:
       dataset: with classes. What is read are its images as they are shown, 0 .. 255, whatever its levels.
-      kept: a folder of classifiers, named as in the cache; one of the same data and recipe is taken as it is, so that
-        distances are measured in the same features on every machine.
+      published: a folder of classifiers, named as in the cache; one of the same data and recipe is taken as it is, so
+        that distances are measured in the same features on every machine.
     Raises:
-      UserError: a set without classes, a kept classifier that is damaged, or a cache that cannot be written.
+      UserError: a set without classes, a published classifier that is damaged, or a cache that cannot be written.
     """
-    spec = dataset.images
-    require(spec.num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
-    seen = [dataset.fingerprint, dataset.splits["train"].num, list(spec.shape), spec.num_classes]
-    what = json.dumps([dataclasses.asdict(recipe), *seen])
-    path = cache_dir() / "classifiers" / f"{dataset.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.npz"
-    of_project = kept is not None and (kept / path.name).exists()
-    path = kept / path.name if kept is not None and of_project else path
-    network = Network(recipe, spec.num_classes)
+    spec, num_classes = dataset.spec.image, dataset.spec.num_classes
+    require(num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
+    identity = [dataset.fingerprint, dataset.splits["train"].num, list(spec.shape), num_classes]
+    key = hashlib.sha256(json.dumps([dataclasses.asdict(recipe), *identity]).encode()).hexdigest()[:12]
+    path = cache_dir() / "classifiers" / f"{dataset.name}-{key}.npz"
+    is_published = published is not None and (published / path.name).exists()
+    if published is not None and is_published:
+        path = published / path.name
+    network = Network(recipe, num_classes)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *spec.shape), jnp.uint8))
     leaves, structure = jax.tree.flatten(shapes["params"])
-    saved = read_arrays(path) if of_project else cached_arrays(path)
+    saved = read_arrays(path) if is_published else cached_arrays(path)
     if saved is None:
         params, accuracy = train(network, dataset, recipe)
         trained = {str(i): np.asarray(array) for i, array in enumerate(jax.tree.leaves(params))}
@@ -120,17 +122,17 @@ def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[
         with jax.default_matmul_precision("highest"):  # features of one machine are compared with those of another
             return network.apply({"params": params}, images)
 
-    return lambda images: in_batches(apply, images, batch_size)
+    return partial(in_batches, apply, size=batch_size)
 
 
 def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """What `apply`, a function of `size` images, gives of any number of them, its last batch filled up."""
-    found = []
+    """`apply`, a function of `size` images, over any number of them; the last batch is filled up with zeros."""
+    results = []
     for start in range(0, len(images), size):
         part = images[start : start + size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-        found.append([np.asarray(array)[: len(part)] for array in apply(padded)])
-    return tuple(np.concatenate(arrays) for arrays in zip(*found))
+        results.append([np.asarray(array)[: len(part)] for array in apply(padded)])
+    return tuple(np.concatenate(arrays) for arrays in zip(*results))
 
 
 def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, float]:
@@ -166,8 +168,8 @@ def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, floa
         batch = split.fetch(batch_positions(recipe.seed, number, recipe.batch_size, split.num))
         params, state = compiled(params, state, number, batch["image"], batch["label"])
     test = dataset.splits["test"].fetch(np.arange(dataset.splits["test"].num))
-    found = evaluator(network, params)(test["image"])[2].argmax(-1)
-    return params, float(np.mean(found == test["label"]))
+    predicted = evaluator(network, params)(test["image"])[2].argmax(-1)
+    return params, float(np.mean(predicted == test["label"]))
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:

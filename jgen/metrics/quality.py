@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,19 +79,34 @@ def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
     return FeatureNetwork(name, digest[:8], apply, batch_size)
 
 
-def features_of(
-    network: FeatureNetwork, num: int, fetch: Callable[[int, int], np.ndarray], title: str
-) -> list[np.ndarray]:
-    """Features, spatial features and logits of `num` images, fetch(start, stop) at a time; shows slow progress."""
+Features = tuple[np.ndarray, np.ndarray, np.ndarray]  # features (n, D), spatial features (n, S), logits (n, K)
+Fetch = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 images start .. stop - 1
+
+
+def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str) -> Features:
+    """Features, spatial features and logits of `num` images; shows slow progress."""
+    return features_of_each([network.apply], num, fetch, title, network.batch_size)[0]
+
+
+def features_of_each(
+    networks: Sequence[Callable[[np.ndarray], tuple[np.ndarray, ...]]],
+    num: int,
+    fetch: Fetch,
+    title: str,
+    chunk: int,
+) -> list[tuple[np.ndarray, ...]]:
+    """The answers of several networks to `num` images, of which no more than `chunk` are held at a time."""
     from tqdm import tqdm
 
-    parts = []
-    with tqdm(total=num, desc=title, unit="image", file=sys.stderr, delay=PATIENCE, leave=False) as shown:
-        for start in range(0, num, network.batch_size):
-            stop = min(start + network.batch_size, num)
-            parts.append(network.apply(fetch(start, stop)))
-            shown.update(stop - start)
-    return [np.concatenate(arrays) for arrays in zip(*parts)]
+    parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
+    with tqdm(total=num, desc=title, unit="image", file=sys.stderr, delay=PATIENCE, leave=False) as progress:
+        for start in range(0, num, chunk):
+            stop = min(start + chunk, num)
+            images = fetch(start, stop)
+            for answers, apply in zip(parts, networks):
+                answers.append(apply(images))
+            progress.update(stop - start)
+    return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts]
 
 
 class Real(NamedTuple):
@@ -108,15 +123,15 @@ def real_features(
     split: str,
     num: int,
     network: FeatureNetwork,
-    shown: Callable[[dict], np.ndarray],
-    how: str,
+    show: Callable[[dict], np.ndarray],
+    protocol: str,
     places: bool = True,
 ) -> Real:
     """From the cache, or computed now.
 
     Args:
       num: the first images of the split; 0: all.
-      shown: a batch of the split to uint8 images 0 .. 255, such as after binarisation; how: says what it does.
+      show: a batch of the split to uint8 images 0 .. 255, such as after binarisation; protocol: what it does, in words.
       places: whether spatial features, of which there are many, are wanted.
     Raises:
       UserError: a split that the data lacks, or that has fewer images, or too few for any score, or a cache that cannot
@@ -127,12 +142,15 @@ def real_features(
     require(0 <= num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
     num = num or there
     require(num >= NEEDED, f"there are {num} real images of {split}: scores need at least {NEEDED}")
-    what = (dataset.fingerprint, how, split, there, num)  # `there`: where a part was cut off
-    key = hashlib.sha256(repr((*what, places, network.name, network.hash)).encode()).hexdigest()[:16]
+    identity = (dataset.fingerprint, protocol, split, there, num)  # `there`: where a part was cut off
+    key = hashlib.sha256(repr((*identity, places, network.name, network.hash)).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
     saved = cached_arrays(path)
     if saved is None:
-        fetch = lambda start, stop: shown(dataset.splits[split].fetch(np.arange(start, stop)))
+
+        def fetch(start: int, stop: int) -> np.ndarray:
+            return show(dataset.splits[split].fetch(np.arange(start, stop)))
+
         features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
         saved = {"features": features, **({"spatial": spatial} if places else {})}
         with written_whole(path, "; set JGEN_CACHE to another") as aside:
@@ -141,60 +159,62 @@ def real_features(
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Samples as uint8 (n, H, W, C) of the data's shape.
-
-    Raises:
-      UserError: another shape or type, or fewer than any distance needs.
-    """
+    """Samples as uint8 (n, H, W, C) of the data's shape. Raises `UserError` for another shape or type."""
     x = np.asarray(images)
     require(x.dtype == np.uint8, f"images are {x.dtype}: they must be uint8, 0 to 255")
     require(x.shape[1:] == tuple(shape), f"images have shape {x.shape[1:]}: the data has {tuple(shape)}")
-    require(len(x) >= FEWEST, f"there are {len(x)} images: distances need at least {FEWEST}")
     return x
 
 
 def quality(
-    images: np.ndarray,
+    samples: Features,
     network: FeatureNetwork,
     real: Real,
-    train: Real,
-    test: Real,
+    train: Real | None,
+    test: Real | None,
     seed: int = 0,
     classes: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """All distances of samples (see `check_images`) to real images.
+    """All distances of samples to real images, in the features of one network.
 
     Args:
-      real: what the distances are to, with spatial features. train, test: between which memorisation is judged.
+      samples: their features, as `features_of` gives them.
+      real: what the distances are to, with spatial features.
+      train, test: between which memorisation is judged; None leaves it out, and the scores of real images.
       classes: (n,) of the samples where they were asked for by class: each had as many as it has, and would again.
     Returns:
       each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error), and
       beside them the scores of real images (`reference`).
+    Raises:
+      UserError: fewer samples than any distance needs.
     """
     assert real.spatial is not None
-    fetch = lambda start, stop: images[start:stop]
-    features, spatial, logits = features_of(network, len(images), fetch, "features of samples")
+    features, spatial, logits = samples
+    num = len(features)
+    require(num >= FEWEST, f"there are {num} images: distances need at least {FEWEST}")
 
-    def frechet(samples: np.ndarray, of_real: np.ndarray, rounds: int) -> dict[str, float]:
-        statistic = distance_of_features(statistics(of_real))
-        return bootstrap(statistic, samples, seed=seed, rounds=rounds, classes=classes)._asdict()
+    def frechet(features: np.ndarray, real_features: np.ndarray, rounds: int) -> dict[str, float]:
+        statistic = distance_of_features(statistics(real_features))
+        return bootstrap(statistic, features, seed=seed, rounds=rounds, classes=classes)._asdict()
 
     kid, kid_error = kernel_distance(features, real.features, seed=seed, classes=classes)
-    of = {"num": min(MOST, len(images)), "real_num": min(MOST, real.num)}
-    return {
+    sizes = {"num": min(MOST, num), "real_num": min(MOST, real.num)}
+    scores = {
         "network": network.name,
         "network_hash": network.hash,
-        "num": len(images),
+        "num": num,
         "real": {"split": real.split, "num": real.num},
         "frechet_distance": frechet(features, real.features, 100),
         "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # of many more features
-        "kernel_distance": {"value": kid, "standard_error": kid_error, **of},
+        "kernel_distance": {"value": kid, "standard_error": kid_error, **sizes},
         # Only of the published network is it called inception score.
         "inception_score" if network.name == "FID" else "classifier_score": inception_score(logits, seed=seed),
         **neighbour_scores(features, real.features, seed, classes),
-        "memorisation": memorisation(features, train.features, test.features, seed, classes),
-        "reference": reference(len(images), real, train, seed),
     }
+    if train is not None and test is not None:
+        scores["memorisation"] = memorisation(features, train.features, test.features, seed, classes)
+        scores["reference"] = reference(num, real, train, seed)
+    return scores
 
 
 def reference(num: int, real: Real, train: Real, seed: int) -> dict[str, Any] | None:

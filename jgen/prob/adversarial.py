@@ -52,14 +52,14 @@ def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
     return -fake
 
 
-def decision_boundary(kind: str, real: jax.Array, fake: jax.Array, axis_name: str | None = None) -> jax.Array | float:
+def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array | float:
     """The discriminator's output above which it takes an image for real: halfway between its two targets.
 
     A Wasserstein critic has no targets, and is defined up to a constant: halfway between the means of its outputs for
     real and for generated images, (B,) each, of all devices.
     """
     if kind == "wasserstein":
-        return parallel.pmean(0.5 * (jnp.mean(real) + jnp.mean(fake)), axis_name)
+        return parallel.pmean(0.5 * (jnp.mean(real) + jnp.mean(fake)))
     return 0.5 if kind == "least_squares" else 0.0
 
 
@@ -81,23 +81,23 @@ def r1_penalty(critic: Critic, real: jax.Array) -> jax.Array:
 
 
 def relative_diversity(
-    fake: jax.Array, real: jax.Array, label: jax.Array, num_classes: int, axis_name: str | None = None
+    fake: jax.Array, real: jax.Array, label: jax.Array | None, num_classes: int
 ) -> jax.Array:
     """How much generated images of a class differ, over how much real ones do: about 1, and 0 after a collapse.
 
     The ratio of root mean square distances of images (B, H, W, C) from the mean of their class; the batch is that of
-    all devices. Both sets have the labels (B,). Not a number where no class has two different real images.
+    all devices. Not a number where no class has two different real images.
 
     Args:
-      num_classes: 0 takes all images for one class.
+      label: of both sets, (B,); None takes all images for one class.
     """
-    one_hot = jax.nn.one_hot(label, num_classes) if num_classes else jnp.ones((len(label), 1))
-    count = parallel.pmean(jnp.mean(one_hot, axis=0), axis_name)
+    one_hot = jnp.ones((len(real), 1)) if label is None else jax.nn.one_hot(label, num_classes)
+    count = parallel.pmean(jnp.mean(one_hot, axis=0))
 
     def spread(x: jax.Array) -> jax.Array:
         flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
-        mean = parallel.pmean(one_hot.T @ flat / len(flat), axis_name) / jnp.maximum(count, 1e-12)[:, None]
-        return parallel.pmean(jnp.mean(jnp.sum((flat - one_hot @ mean) ** 2, axis=1)), axis_name)
+        mean = parallel.pmean(one_hot.T @ flat / len(flat)) / jnp.maximum(count, 1e-12)[:, None]
+        return parallel.pmean(jnp.mean(jnp.sum((flat - one_hot @ mean) ** 2, axis=1)))
 
     differ = spread(real)
     return jnp.where(differ > 1e-6, jnp.sqrt(spread(fake) / jnp.maximum(differ, 1e-6)), jnp.nan)

@@ -2,7 +2,8 @@
 
 A checkpoint is `checkpoints/<step>/`, written aside and renamed by Orbax, with the arrays of the state and a small JSON
 document. Beside it `checkpoints/<step>.sha256.json` lists the hash of each of its files; it is written once the
-checkpoint is whole. A checkpoint without its list is unfinished, one that does not agree with it is damaged.
+checkpoint is whole. A checkpoint without its list is unfinished, one that does not agree with it is damaged. Hashes are
+compared for the checkpoint that is read, not for the others.
 """
 
 from __future__ import annotations
@@ -55,9 +56,12 @@ def manifest_path(folder: Path, step: int) -> Path:
 
 
 def hash_tree(folder: Path) -> dict[str, str]:
-    """{relative path: SHA-256} of every file below a folder."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    """{relative path: SHA-256} of every file below a folder, read a piece at a time."""
+    hashes = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def fault(folder: Path, step: int) -> str | None:
@@ -78,11 +82,11 @@ def damage(folder: Path, step: int) -> str | None:
         wanted = None
     if not isinstance(wanted, dict):
         return "has a damaged list of hashes"
-    found = hash_tree(folder / str(step))
+    hashes = hash_tree(folder / str(step))
     for name, digest in wanted.items():
-        if name not in found:
+        if name not in hashes:
             return f"has lost {name}"
-        if found[name] != digest:
+        if hashes[name] != digest:
             return f"is damaged in {name}"
     return None
 
@@ -113,27 +117,29 @@ def newest_good(folder: Path) -> int | None:
     return None
 
 
-def best_good(folder: Path) -> int:
+def best_good(folder: Path, best: tuple[str, str] | None) -> int:
     """The step of the checkpoint with the best validation score; one that is not whole is passed over with a warning.
 
+    Args:
+      best: the score and "min" or "max", as `GenerativeModel.best` has it.
     Raises:
       UserError: no checkpoint was validated, or no score tells which is better, as of an adversarial game.
     """
     lines, steps = validation_scores(folder.parent), set(steps_in(folder))
-    kept = [line for line in lines if line["step"] in steps]
-    while (best := best_of(kept)[1]) is not None:
-        reason = fault(folder, best["step"])
+    left = [line for line in lines if line["step"] in steps]
+    while (line := best_of(left, best)) is not None:
+        reason = fault(folder, line["step"])
         if reason is None:
-            return best["step"]
-        warn(f"checkpoint {folder / str(best['step'])} {reason}: using the next best")
-        kept.remove(best)
-    said = ", ".join(name for name in (lines or [{}])[0] if name not in ("step", "split")) or "no scores"
-    reason = f"its validation has {said}" if best_of(lines)[1] is None else "none that is kept and whole has a score"
+            return line["step"]
+        warn(f"checkpoint {folder / str(line['step'])} {reason}: using the next best")
+        left.remove(line)
+    scores = ", ".join(name for name in (lines or [{}])[0] if name not in ("step", "split")) or "no scores"
+    reason = f"its validation has {scores}" if best_of(lines, best) is None else "no kept and whole checkpoint has a score"
     raise UserError(f"{folder.parent} does not say which checkpoint is best: {reason}; give a step")
 
 
 def seconds_at(folder: Path, step: int) -> float:
-    """Seconds of training up to a checkpoint, those of a first stage apart. Raises `UserError` if it cannot be read."""
+    """Seconds of training up to a checkpoint, those of frozen models apart. Raises `UserError` if it cannot be read."""
     ocp = import_orbax()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -164,26 +170,28 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, cut to a line."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= 200 else said[:197] + "..."
+    """The message of an error, cut to a line."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 200 else message[:197] + "..."
 
 
 class Writer:
     """Writes checkpoints of one run, each in the background, and removes those that are not to be kept.
 
+    Args:
+      first: the step that the run goes on from; later checkpoints, which could not be read, are set aside.
     Raises:
       UserError: from `save` and `close`, when a checkpoint could not be written (a full disk); those before are whole.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int):
+    def __init__(self, folder: Path, keep: int, keep_every: int, first: int = 0):
         ocp = import_orbax()
         self.folder, self.keep, self.keep_every = folder.absolute(), keep, keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._set_aside_bad()
+            self._set_aside_later(first)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, enable_async_checkpointing=True),
@@ -191,19 +199,19 @@ class Writer:
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
 
-    def _set_aside_bad(self) -> None:
+    def _set_aside_later(self, first: int) -> None:
         """Moves checkpoints that are not whole out of the way of new ones, and forgets hashes without a checkpoint."""
         for step in steps_in(self.folder):
-            if damage(self.folder, step) is not None:
+            if step > first:
                 aside = self.folder / f"damaged-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
         self._drop_orphans()
 
     def _drop_orphans(self) -> None:
-        kept = {str(step) for step in steps_in(self.folder)}
+        steps = {str(step) for step in steps_in(self.folder)}
         for path in self.folder.glob("*.sha256.json"):
-            if path.name.split(".")[0] not in kept:
+            if path.name.split(".")[0] not in steps:
                 path.unlink(missing_ok=True)
 
     def _drop_old(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import require, require_positive
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,19 @@ class Optimiser:
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay (adamw only), of every parameter: biases and scales too."""
-    scales: tuple[tuple[str, float], ...] = ()
-    """Roles whose learning rate is a multiple of the one above, such as: disc 2.0."""
     clip_norm: float = 0.0
     """Clip a role's gradient to this global norm; 0 does not."""
+    by_role: tuple[tuple[str, str, float], ...] = ()
+    """Numbers above that differ for a role, such as: disc learning_rate 4e-4 disc beta1 0."""
+
+    def of(self, role: str) -> Optimiser:
+        """The options of a role."""
+        own = {option: value for name, option, value in self.by_role if name == role}
+        whole = {option: int(value) for option, value in own.items() if option == "warmup_steps"}
+        return replace(self, **{**own, **whole})
+
+
+NUMBERS = ("learning_rate", "warmup_steps", "beta1", "beta2", "eps", "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,10 @@ class Config:
     """Decay of the moving average of the weights; 0 keeps none and samples with the weights themselves."""
     ema_warmup: bool = True
     """Cap the decay at (1 + step) / (10 + step), so that a short run's average is not its start."""
+    ema_half_life: float = 0.0
+    """Images after which a weight counts half in the average, in place of ema_decay; 0: by ema_decay."""
+    ema_power: float = 0.0
+    """Exponent of the power-function average, decay (1 - 1/step)^(power + 1), in place of ema_decay; 0: by ema_decay."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     log_every: int = 100
     """Steps between lines of metrics, each the mean since the last."""
@@ -88,7 +101,7 @@ MAY_CHANGE = (
     "model.sampling.",
     "model.scoring.",
     "data.dir",
-    "first_stage",
+    "frozen.",
 )
 
 
@@ -99,12 +112,8 @@ def may_change(name: str) -> bool:
 
 def check_config(config: Config, devices: int) -> None:
     """Raises `UserError` for options out of their range, or a batch that does not divide over devices and parts."""
-    require_positive(
-        **{f"train.{name}": getattr(config, name) for name in ("steps", "batch_size", "accumulation", "log_every")},
-        **{f"train.{name}": getattr(config, name) for name in ("samples_per_class", "checkpoint_every", "keep")},
-        **{"train.validation_images": config.validation_images},
-        **{"train.optimiser.learning_rate": config.optimiser.learning_rate},
-    )
+    names = ("steps", "batch_size", "accumulation", "log_every", "samples_per_class", "checkpoint_every", "keep")
+    require_positive(**{f"train.{name}": getattr(config, name) for name in (*names, "validation_images")})
     for name in ("validate_every", "sample_every", "keep_every"):
         require(getattr(config, name) >= 0, f"train.{name} is {getattr(config, name)}: it must be zero or above")
     parts = devices * config.accumulation
@@ -113,20 +122,49 @@ def check_config(config: Config, devices: int) -> None:
         f"train.batch_size is {config.batch_size}: it must be divisible by {parts}"
         f" ({devices} devices x {config.accumulation} accumulation steps)",
     )
+    check_average(config)
+    check_optimiser(config.optimiser)
+    for role, option, value in config.optimiser.by_role:
+        place = f"train.optimiser.by_role has {role} {option} {value:g}"
+        require(option in NUMBERS, f"{place}: an option of a role must be one of {', '.join(NUMBERS)}")
+        check_optimiser(config.optimiser.of(role), f"train.optimiser.by_role: {role} ")
+
+
+def check_average(config: Config) -> None:
+    """Raises `UserError` for an average of the weights that is out of range, or described in two ways."""
     require(0 <= config.ema_decay < 1, f"train.ema_decay is {config.ema_decay}: it must be at least 0 and below 1")
-    optimiser = config.optimiser
-    require_choice("train.optimiser.name", optimiser.name, ("adam", "adamw", "sgd", "rmsprop"))
-    require_choice("train.optimiser.schedule", optimiser.schedule, ("constant", "cosine", "linear"))
+    for name in ("ema_half_life", "ema_power"):
+        value = getattr(config, name)
+        require(0 <= value < math.inf, f"train.{name} is {value}: it must be zero or above, and finite")
+    both = config.ema_half_life > 0 and config.ema_power > 0
+    require(not both, f"train.ema_half_life is {config.ema_half_life} and train.ema_power {config.ema_power}: set one")
+
+
+def check_optimiser(optimiser: Optimiser, where: str = "train.optimiser.") -> None:
+    """Raises `UserError` for options of an optimiser that are out of their range."""
+    require_positive(**{f"{where}learning_rate": optimiser.learning_rate})
     for name in ("warmup_steps", "weight_decay", "clip_norm", "eps"):
         value = getattr(optimiser, name)
-        fits = 0 <= value < math.inf
-        require(fits, f"train.optimiser.{name} is {value}: it must be zero or above, and finite")
-    for role, scale in optimiser.scales:
-        require(scale > 0, f"train.optimiser.scales has {role} {scale}: it must be above zero")
+        require(0 <= value < math.inf, f"{where}{name} is {value}: it must be zero or above, and finite")
     for name in ("beta1", "beta2"):
         value = getattr(optimiser, name)
-        require(0 <= value < 1, f"train.optimiser.{name} is {value}: it must be at least 0 and below 1")
+        require(0 <= value < 1, f"{where}{name} is {value}: it must be at least 0 and below 1")
     require(
         optimiser.weight_decay == 0 or optimiser.name == "adamw",
-        f"train.optimiser.weight_decay is {optimiser.weight_decay}: only adamw has weight decay",
+        f"{where}weight_decay is {optimiser.weight_decay}: only adamw has weight decay",
     )
+
+
+def ema_enabled(config: Config) -> bool:
+    """Whether a moving average of the weights is kept."""
+    return config.ema_decay > 0 or config.ema_half_life > 0 or config.ema_power > 0
+
+
+def upgrade(document: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object of a `Config` as this version writes it: up to 0.1 a role's learning rate had a multiple."""
+    optimiser = dict(document.get("optimiser", {}))
+    scales = optimiser.pop("scales", [])
+    if scales:
+        rate = optimiser.get("learning_rate", Optimiser.learning_rate)
+        optimiser["by_role"] = [[role, "learning_rate", scale * rate] for role, scale in scales]
+    return {**document, "optimiser": optimiser} if "optimiser" in document else document

@@ -14,13 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jgen.core.files import written_whole
+from jgen.core.files import finite_or_none, written_whole
 from jgen.errors import UserError
-
-# Validation scores by which one step is better than another, the most telling first, and whether higher is better.
-TELLING = {"nll": False, "nll_codes": False, "iwae": True, "elbo": True, "log_prob": True, "bits_per_dim": False}
-TELLING |= {"mse": False}
-
 
 def validation_scores(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's validation scores, {"step": ..., name: value, ...}; none where metrics.jsonl is gone."""
@@ -32,12 +27,13 @@ def validation_scores(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("split") == "validation"]
 
 
-def best_of(lines: list[dict[str, Any]]) -> tuple[str, dict[str, Any] | None]:
-    """The name of the score that tells which of these lines is best, and that line; "" and None where none does."""
-    name = next((name for name in TELLING if any(name in line for line in lines)), "")
-    finite = [line for line in lines if math.isfinite(line.get(name, math.nan))]
-    pick = max if TELLING.get(name) else min
-    return (name, pick(finite, key=lambda line: line[name])) if finite else ("", None)
+def best_of(lines: list[dict[str, Any]], best: tuple[str, str] | None) -> dict[str, Any] | None:
+    """The best of these lines by (score, "min" or "max"); None where no line has a finite one, or there is no score."""
+    if best is None:
+        return None
+    name, order = best
+    finite = [line for line in lines if line.get(name) is not None and math.isfinite(line[name])]
+    return (max if order == "max" else min)(finite, key=lambda line: line[name]) if finite else None
 
 
 class Window:
@@ -92,7 +88,7 @@ class MetricsLog:
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: {"step": ..., "split": "train" or "validation", name: value, ...}."""
         try:
-            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.write(to_json_line({"step": step, "split": split, **values}))
             self._file.flush()
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
@@ -117,15 +113,20 @@ class MetricsLog:
         self._on_board("close")
 
 
+def to_json_line(document: dict[str, Any]) -> str:
+    """A line of JSON, which has no word for a number that is not finite: null stands for it."""
+    return json.dumps(finite_or_none(document), allow_nan=False) + "\n"
+
+
 def cut(path: Path, step: int) -> None:
     """Drops lines past `step`, and a last line that a kill left unfinished."""
     if not path.exists():
         return
     text = path.read_text()
-    kept = "".join(line for line in text.splitlines(keepends=True) if whole_until(line, step))
-    if kept != text:
+    until = "".join(line for line in text.splitlines(keepends=True) if whole_until(line, step))
+    if until != text:
         with written_whole(path) as aside:
-            aside.write_text(kept)
+            aside.write_text(until)
 
 
 def whole_until(line: str, step: float) -> bool:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,28 @@ from tqdm import tqdm
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.generate import run_over, sample_images
-from jgen.core.model import Batch, Context, GenerativeModel, Roles
+from jgen.core.generate import prepared, run_over, sample_images
+from jgen.core.model import Batch, Cond, Context, FrozenModel, GenerativeModel, Roles
 from jgen.data.batches import batch_positions, train_batches
 from jgen.data.config import Config as DataConfig
-from jgen.data.dataset import Dataset
+from jgen.data.dataset import Dataset, Split
 from jgen.data.pictures import make_grid, to_display, write_png
 from jgen.data.transforms import make_transform
 from jgen.errors import UserError, require
 from jgen.train import checkpoints
-from jgen.train.config import Config
+from jgen.train.config import Config, ema_enabled
 from jgen.train.logs import MetricsLog, Window, describe
-from jgen.train.optimisers import make_optimiser
+from jgen.train.optimisers import RoleOptimiser, average_decay, make_optimiser
 from jgen.train.run_directory import RunDirectory, read_config
-from jgen.train.step import TrainState, averaged, init_state, make_train_step, repeats_of
+from jgen.train.step import (
+    TrainState,
+    averaged,
+    gather_state,
+    init_state,
+    make_train_step,
+    place_state,
+    repeats_of,
+)
 
 MAX_SKIPPED = 20  # steps in a row that may be not finite before a run is stopped
 SAMPLED_AT_ONCE = 128  # images of a grid
@@ -47,27 +55,41 @@ class Interrupted(Exception):
         self.step, self.code = step, code
 
 
-def starting_state(model: GenerativeModel, config: Config, data: DataConfig, dataset: Dataset, seed: int) -> TrainState:
+def starting_state(
+    model: GenerativeModel,
+    config: Config,
+    data: DataConfig,
+    dataset: Dataset,
+    seed: int,
+    frozen: Mapping[str, FrozenModel],
+) -> TrainState:
     """The state before step 0, from the first batch of training data."""
     split = dataset.splits["train"]
-    first = split.fetch(batch_positions(seed, 0, config.batch_size, split.num))
+    first = with_place(split.fetch(batch_positions(seed, 0, config.batch_size, split.num)))
     optimisers = role_optimisers(model, config)
     key = jax.random.key(seed)
-    transform = make_transform(data, model.images.levels, train=True)
+    transform = make_transform(data, dataset.spec, train=True)
 
-    def init(batch: Batch) -> TrainState:
-        keys = rng.example_keys(key, 0, rng.DATA, 0, jax.numpy.arange(config.batch_size))
-        return init_state(model, optimisers, key, transform(keys, batch), config.ema_decay > 0)
+    def init(batch: Batch, frozen: Mapping[str, FrozenModel]) -> TrainState:
+        keys = rng.image_keys(rng.phase_key(key, 0, rng.DATA, 0), jax.numpy.arange(config.batch_size))
+        return init_state(model, optimisers, key, transform(keys, batch), ema_enabled(config), frozen)
 
-    return jax.jit(init, compiler_options=parallel.compiler_options())(first)
+    return jax.jit(init, compiler_options=parallel.compiler_options())(first, frozen)
 
 
-def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, Any]:
+def with_place(batch: Batch) -> Batch:
+    """A batch with the place of each example in it: i / B, float32 (B,)."""
+    num = len(batch["index"])
+    return {**batch, "place": np.arange(num, dtype=np.float32) / np.float32(num)}
+
+
+def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, RoleOptimiser]:
     """An optimiser for every role that the phases train. Raises `UserError` for options of a role there is not."""
     roles = sorted({role for phase in model.phases for role in phase.trains})
-    for role, _ in config.optimiser.scales:
-        require(role in roles, f"train.optimiser.scales names {role!r}: {model.name} trains {', '.join(roles)}")
-    return {role: make_optimiser(config, dict(config.optimiser.scales).get(role, 1.0)) for role in roles}
+    for role, _, _ in config.optimiser.by_role:
+        trains = ", ".join(roles) or "no role"
+        require(role in roles, f"train.optimiser.by_role names {role!r}: {model.name} trains {trains}")
+    return {role: make_optimiser(config, role) for role in roles}
 
 
 @contextmanager
@@ -98,7 +120,8 @@ def deferred_signals() -> Iterator[list[int]]:
 class Training:
     """A run to `config.steps`, from the newest good checkpoint of its directory or from the start.
 
-    `frozen` holds the parameters of an earlier run, where the model stands on one.
+    `frozen` holds the arrays of the earlier runs that the model stands on, on the host. Of several processes, the first
+    writes the directory, scores and samples; all of them train.
     """
 
     def __init__(
@@ -109,30 +132,30 @@ class Training:
         data: DataConfig,
         seed: int,
         directory: RunDirectory,
-        frozen: Roles | None = None,
+        frozen: Mapping[str, FrozenModel] | None = None,
     ):
         self.started = time.monotonic()
         self.document = read_config(directory.path)
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
-        start = starting_state(model, config, data, dataset, seed)
+        self.frozen = parallel.replicate(dict(frozen or {}))
+        start = starting_state(model, config, data, dataset, seed, self.frozen)
         newest = checkpoints.newest_good(directory.checkpoints)
         self.window, self.seconds = Window(), 0.0
         if newest is not None:
             start, meta = checkpoints.read(directory.checkpoints, newest, start)
             self.window, self.seconds = Window(meta["window"]), meta["seconds"]
         self.first = int(start.step)
-        self.state = parallel.replicate(start)
-        self.frozen = parallel.replicate(frozen or {})
-        self.validation_transform = jax.jit(make_transform(data, model.images.levels, train=False))
+        self.state = place_state(model, start)
+        self.validation_transform = jax.jit(make_transform(data, dataset.spec, train=False))
         self.step = make_train_step(
             model,
             role_optimisers(model, config),
-            ema_decay=config.ema_decay,
-            ema_warmup=config.ema_warmup,
+            ema_decay=average_decay(config),
             accumulation=config.accumulation,
-            transform=make_transform(data, model.images.levels, train=True),
+            transform=make_transform(data, dataset.spec, train=True),
         )
         self.pending: deque[tuple[int, Any]] = deque()
+        self.main = parallel.is_main_process()
         self.bar: Any = None
 
     def run(self) -> TrainState:
@@ -143,12 +166,11 @@ class Training:
           UserError: 20 steps in a row that are not finite (`make_train_step`), or files that cannot be written.
         """
         config = self.config
-        self.log = MetricsLog(self.directory.path, self.first)
-        self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every)
-        if self.first:
+        self.log = MetricsLog(self.directory.path, self.first) if self.main else None
+        self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every, self.first)
+        if self.first and self.main:
             print(f"resuming at step {self.first} of {config.steps}")
-        batch = config.batch_size * repeats_of(self.model)
-        batches = train_batches(self.dataset.splits["train"], self.seed, batch, self.first, config.steps)
+        batches = self.batches()
         self.bar = tqdm(
             total=config.steps,
             initial=self.first,
@@ -156,27 +178,41 @@ class Training:
             desc=self.model.name,
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10,
+            disable=not self.main,
         )
         self.bar.set_postfix_str("compiling the first step")
         with deferred_signals() as received:  # until the last checkpoint is whole
             try:
-                if self.first and self.due(self.first, config.sample_every):
-                    if not self.directory.samples(self.first).is_file():
-                        self.sample(self.first)  # it was killed between the checkpoint and the grid
+                self.draw_missing_grid()
                 for step, examples in zip(range(self.first + 1, config.steps + 1), batches):
                     self.state, metrics = self.step(self.state, self.frozen, examples, step - 1)
                     self.pending.append((step, metrics))
                     self.read_metrics(RUN_AHEAD)
                     self.bar.update()
                     self.after(step)
-                    if received and step < config.steps:
-                        self.stop(step, received[0])
+                    if self.stopped(step, received):
+                        self.stop(step, received[0] if received else signal.SIGTERM)
             finally:
                 batches.close()
                 self.bar.close()
-                self.log.close()
+                if self.log is not None:
+                    self.log.close()
                 self.writer.close()
         return self.state
+
+    def batches(self) -> Iterator[Batch]:
+        """The rows of every step's batches that this process computes."""
+        batch, repeats = self.config.batch_size, repeats_of(self.model)
+        local = parallel.local_rows(batch)
+        rows = np.concatenate([np.arange(r * batch + local.start, r * batch + local.stop) for r in range(repeats)])
+        split = self.dataset.splits["train"]
+        return train_batches(split, self.seed, batch * repeats, self.first, self.config.steps, rows=rows)
+
+    def stopped(self, step: int, received: list[int]) -> bool:
+        """Whether to stop after this step, before the last: several processes agree on it when a line of metrics is due."""
+        if step == self.config.steps or (jax.process_count() > 1 and step % self.config.log_every):
+            return False
+        return parallel.any_process(bool(received))
 
     def read_metrics(self, leave: int) -> None:
         """Reads the metrics of all but the newest `leave` steps, and writes the lines that come due."""
@@ -192,7 +228,8 @@ class Training:
             self.window.add(values)
             if step % self.config.log_every == 0:
                 line = self.window.line()
-                self.log.write(step, "train", line)
+                if self.log is not None:
+                    self.log.write(step, "train", line)
                 self.bar.set_postfix_str(describe(line, [name for name in line if name.startswith("loss")]))
 
     def due(self, step: int, every: int) -> bool:
@@ -203,19 +240,19 @@ class Training:
         config = self.config
         validate = config.validate_every > 0 and "validation" in self.dataset.splits
         validate = validate and self.due(step, config.validate_every)
-        sample = self.due(step, config.sample_every)
+        sample = self.model.sample is not None and self.due(step, config.sample_every)
         save = self.due(step, config.checkpoint_every)
         if not (validate or sample or save):
             return
         self.read_metrics(0)
         seconds = self.spent()  # the last grid is no training
         try:
-            if validate:
+            if validate and self.main:
                 self.validate(step)
         finally:  # a score or a picture that cannot be made costs no checkpoint
             if save:
                 self.save(seconds)
-        if sample:
+        if sample and self.main:
             self.sample(step)
 
     def spent(self) -> float:
@@ -224,8 +261,9 @@ class Training:
 
     def save(self, seconds: float) -> None:
         """A checkpoint, with the run's configuration and the metrics since the last line."""
-        meta = {"window": self.window.state, "seconds": seconds, "config": self.document}
-        self.writer.save(self.state, meta)
+        state = gather_state(self.model, self.state)
+        if self.main:
+            self.writer.save(state, {"window": self.window.state, "seconds": seconds, "config": self.document})
 
     def stop(self, step: int, number: int) -> None:
         """Saves after an interruption and raises `Interrupted`."""
@@ -237,7 +275,9 @@ class Training:
     def context(self) -> tuple[Roles, Context]:
         """The parameters that samples and scores use, and their context."""
         params = parallel.replicate(averaged(self.state)) if self.state.ema else self.state.params
-        return params, Context(self.state.step, params, self.state.extra, self.frozen, bool(self.state.ema))
+        extra = gather_state(self.model, self.state).extra if jax.process_count() == 1 else self.state.extra
+        ctx = Context(self.state.step, None, params, extra, self.frozen, bool(self.state.ema))
+        return params, ctx
 
     def validate(self, step: int) -> None:
         """Scores a fixed part of the validation split with fixed keys."""
@@ -245,28 +285,57 @@ class Training:
         if getattr(self.model, name) is None:
             return
         split = self.dataset.splits["validation"]
-        batch = split.fetch(np.arange(min(split.num, self.config.validation_images)))
-        params, ctx = self.context()
         key_data, key_score = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), rng.VALIDATION))
-        batch = self.validation_transform(rng.image_keys(key_data, batch["index"]), batch)
-        batch = {name: np.asarray(array) for name, array in batch.items()}
+        batch = self.held_out(split, min(split.num, self.config.validation_images), key_data)
+        arrays = batch if name == "validate" else {**batch, "cond": self.model.condition(batch)}
+        params, ctx = self.context()
         at_once = self.config.batch_size // self.config.accumulation
-        scores = run_over(self.model, name, params, ctx, key_score, batch, batch_size=at_once)
+        scores = run_over(self.model, name, params, ctx, key_score, arrays, batch_size=at_once)
         scores = scores if isinstance(scores, dict) else {"log_prob": scores}
         means = {name: float(np.mean(values, dtype=np.float64)) for name, values in scores.items()}
+        assert self.log is not None
         self.log.write(step, "validation", means)
         tqdm.write(f"step {step}: validation {describe(means)}", file=sys.stderr)
 
+    def held_out(self, split: Split, num: int, key: jax.Array) -> Batch:
+        """The first examples of a split as the model sees them, on the host."""
+        batch = with_place(split.fetch(np.arange(num)))
+        batch = self.validation_transform(rng.image_keys(key, batch["index"]), batch)
+        return {name: np.asarray(array) for name, array in batch.items()}
+
+    def grid_conditions(self) -> tuple[int, Cond]:
+        """Rows of a sample grid, and the conditions of its images.
+
+        A row a class, of many classes some from first to last; for a model with other conditions, a row a held-out
+        example; ten rows without conditions.
+        """
+        model, columns = self.model, self.config.samples_per_class
+        if not model.conditions:
+            return 10, {}
+        if model.conditions == ("label",):
+            rows = min(model.data.num_classes, MOST_ROWS)
+            classes = np.linspace(0, model.data.num_classes - 1, rows).round().astype(np.int32)
+            return rows, {"label": np.repeat(classes, columns)}
+        split = self.dataset.splits.get("validation", self.dataset.splits["test"])
+        rows = min(10, split.num)
+        batch = self.held_out(split, rows, jax.random.key(self.seed))
+        return rows, {name: np.repeat(array, columns, axis=0) for name, array in model.condition(batch).items()}
+
     def sample(self, step: int) -> Path:
-        """Writes a sample grid: a row a class, of many classes some from first to last; ten rows without classes."""
+        """Writes a sample grid."""
         spec, columns = self.model.images, self.config.samples_per_class
-        rows = min(spec.num_classes, MOST_ROWS) if self.model.conditional else 10
-        classes = np.linspace(0, spec.num_classes - 1, rows).round().astype(np.int32)
-        label = np.repeat(classes, columns) if self.model.conditional else None
+        rows, cond = self.grid_conditions()
         params, ctx = self.context()
         key = jax.random.key(self.seed)
+        ctx = prepared(self.model, params, ctx, key)
         at_once = min(rows * columns, SAMPLED_AT_ONCE)
-        images = sample_images(self.model, params, ctx, key, rows * columns, label=label, batch_size=at_once)
+        images = sample_images(self.model, params, ctx, key, rows * columns, cond=cond, batch_size=at_once)
         path = self.directory.samples(step)
         write_png(path, make_grid(to_display(images, spec.levels), columns))
         return path
+
+    def draw_missing_grid(self) -> None:
+        """The grid of the step that the run goes on from, where it was killed between the checkpoint and the grid."""
+        due = self.first > 0 and self.model.sample is not None and self.due(self.first, self.config.sample_every)
+        if due and self.main and not self.directory.samples(self.first).is_file():
+            self.sample(self.first)

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jgen.core.files import drop_unfinished, lock, written_whole
+from jgen.core.files import drop_unfinished, finite_or_none, lock, written_whole
 from jgen.errors import UserError, require
+from jgen.train import config
 
 PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
@@ -60,7 +61,7 @@ class RunDirectory:
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON document. Raises `UserError` when it cannot."""
     with written_whole(path) as aside:
-        aside.write_text(json.dumps(document, indent=1) + "\n")
+        aside.write_text(json.dumps(finite_or_none(document), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -71,18 +72,48 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
+FIRST_VERSION = "0.1.0"  # of runs that do not say which made them
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The document in a run's config.json. Raises `UserError` where there is no run, or the file is damaged."""
+    """The document in a run's config.json, as this version writes it. Raises `UserError` where there is no run, or the
+    file is damaged."""
     file = path / "config.json"
     require(path.is_dir(), f"there is no run at {path}")
     require(file.is_file(), f"{path} is not a run: it has no config.json")
     document = read_json(file)
-    parts = {"experiment", "images", "data_fingerprint", "first_stage_fingerprint"}
     require(isinstance(document, dict), f"{file} is damaged: it lacks its parts")
-    require(parts <= set(document), f"{file} is damaged: it lacks {', '.join(sorted(parts - set(document)))}")
-    for name in ("data_fingerprint", "first_stage_fingerprint"):
-        require(isinstance(document[name], str), f"{file} is damaged: {name} is {document[name]!r}: it must be str")
+    document = upgrade(document)
+    missing = sorted({"experiment", "data", "data_fingerprint", "frozen_fingerprints"} - set(document))
+    require(not missing, f"{file} is damaged: it lacks {', '.join(missing)}")
+    fingerprint, frozen = document["data_fingerprint"], document["frozen_fingerprints"]
+    require(isinstance(fingerprint, str), f"{file} is damaged: data_fingerprint is {fingerprint!r}: it must be str")
+    fits = isinstance(frozen, dict) and all(isinstance(value, str) for value in frozen.values())
+    require(fits, f"{file} is damaged: frozen_fingerprints is {frozen!r}: it must be hashes by role")
     return document
+
+
+def upgrade(document: dict[str, Any]) -> dict[str, Any]:
+    """A run's document as this version writes it. Up to 0.1 a run had one frozen model, its first stage, and the number
+    of classes stood with the shape of the images."""
+    new = {"version": FIRST_VERSION, **document}
+    experiment = new.get("experiment")
+    if isinstance(experiment, dict):
+        experiment = dict(experiment)
+        first = experiment.pop("first_stage", "")
+        if first:
+            experiment["frozen"] = {"autoencoder": first}
+        if isinstance(experiment.get("train"), dict):
+            experiment["train"] = config.upgrade(experiment["train"])
+        new["experiment"] = experiment
+    if isinstance(images := new.pop("images", None), dict):
+        images = dict(images)
+        classes = images.pop("num_classes", 0)
+        label = {"class": "jgen.core.model:ArraySpec", "shape": [], "dtype": "int32", "num_values": classes}
+        new["data"] = {"class": "jgen.core.model:DataSpec", "image": images, "fields": {"label": label} if classes else {}}
+    if isinstance(first := new.pop("first_stage_fingerprint", None), str):
+        new["frozen_fingerprints"] = {"autoencoder": first} if first else {}
+    return new
 
 
 def environment() -> dict[str, Any]:

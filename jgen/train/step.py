@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Batch, Context, GenerativeModel, Phase, Roles, Tree
+from jgen.core.model import Batch, Context, FrozenModel, GenerativeModel, Phase, Roles, always
+from jgen.errors import require
 from jgen.train.optimisers import RoleOptimiser
+from jgen.train.packing import Packed, pack, pack_roles, unpack, unpack_on_host, unpack_roles
 
-LARGE = 1 << 18  # elements from which a leaf is worked on by itself
-Packed = tuple[jax.Array, ...]
+Metrics = dict[str, Any]
 
 
 class TrainState(NamedTuple):
@@ -35,22 +36,48 @@ class TrainState(NamedTuple):
     skipped: Any
 
 
+class Carry(NamedTuple):
+    """What the phases of a step hand on. `packed` holds the same numbers as `params`, as `pack` has them."""
+
+    params: Roles
+    packed: dict[str, Packed]
+    opt: Roles
+    extra: Roles
+    metrics: Metrics
+    finite: Any
+
+
 def init_state(
-    model: GenerativeModel, optimisers: dict[str, RoleOptimiser], key: jax.Array, batch: Batch, ema: bool
+    model: GenerativeModel,
+    optimisers: Mapping[str, RoleOptimiser],
+    key: jax.Array,
+    batch: Batch,
+    ema: bool,
+    frozen: Mapping[str, FrozenModel] | None = None,
 ) -> TrainState:
-    """The state before the first step. `batch` is a global batch, for initialisation that depends on data."""
+    """The state before the first step. `batch` is a global batch, for initialisation that depends on data.
+
+    Raises:
+      UserError: a role of the parameters that no phase trains, or a phase that trains a role there is not.
+    """
     key_init, key_run = jax.random.split(key)
-    params, extra = model.init(key_init, batch)
+    params, extra = model.init(key_init, batch, frozen or {})
+    trained = {role for phase in model.phases for role in phase.trains}
+    require(set(params) == trained, f"{model.name} has parameters of {names(params)}: its phases train {names(trained)}")
     opt = {role: optimisers[role].transform.init(pack(params[role])) for role in params}
-    kept = params if model.averages is None else {role: params[role] for role in model.averages}
-    average = pack_roles(kept) if ema else {}
+    averages = params if model.averages is None else {role: params[role] for role in model.averages}
+    average = pack_roles(averages) if ema else {}
     return TrainState(jnp.int32(0), key_run, params, average, opt, extra, jnp.zeros(2, jnp.int32))
+
+
+def names(roles: Any) -> str:
+    """Names of roles in a message."""
+    return ", ".join(sorted(roles)) or "no roles"
 
 
 def averaged(state: TrainState) -> Roles:
     """The parameters to sample and score with: the average's, on the host, or of a role without one the trained."""
-    cut = {role: pieces(jax.device_get(packed), state.params[role]) for role, packed in state.ema.items()}
-    return {**state.params, **cut}
+    return {**state.params, **{role: unpack_on_host(arrays, state.params[role]) for role, arrays in state.ema.items()}}
 
 
 def repeats_of(model: GenerativeModel) -> int:
@@ -58,205 +85,267 @@ def repeats_of(model: GenerativeModel) -> int:
     return max(phase.repeats for phase in model.phases)
 
 
+def active_phases(model: GenerativeModel, step: int) -> tuple[int, ...]:
+    """The numbers of the phases that run in the step after `step` steps."""
+    return tuple(i for i, phase in enumerate(model.phases) if phase.runs(step))
+
+
+def split_owned(model: GenerativeModel, extra: Roles) -> tuple[Roles, Roles]:
+    """The roles of `extra` that are equal on all devices, and those that belong to the examples."""
+    owned = {role: tree for role, tree in extra.items() if role in model.by_example}
+    return {role: tree for role, tree in extra.items() if role not in owned}, owned
+
+
+def place_state(model: GenerativeModel, state: TrainState) -> TrainState:
+    """The state on the devices, for `make_train_step`: copied to each, but for what belongs to the examples."""
+    whole, owned = split_owned(model, state.extra)
+    placed = parallel.replicate(state._replace(extra=whole))
+    return placed._replace(extra={**placed.extra, **parallel.place_split(owned)} if owned else placed.extra)
+
+
+def gather_state(model: GenerativeModel, state: TrainState) -> TrainState:
+    """The inverse of `place_state`: what belongs to the examples is as one array again, on the host."""
+    whole, owned = split_owned(model, state.extra)
+    return state._replace(extra={**whole, **parallel.gather_split(owned)} if owned else whole)
+
+
 def make_train_step(
     model: GenerativeModel,
-    optimisers: dict[str, RoleOptimiser],
+    optimisers: Mapping[str, RoleOptimiser],
     *,
-    ema_decay: float = 0.0,
-    ema_warmup: bool = True,
+    ema_decay: Callable[[Any], Any] | None = None,
     accumulation: int = 1,
     transform: Callable[[jax.Array, Batch], Batch] | None = None,
-) -> Callable[[TrainState, Roles, Batch], tuple[TrainState, dict[str, Any]]]:
-    """One step of `model` on all local devices, compiled once (once for every set of phases that a step may run).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One step of `model` on all devices, compiled once (once for every set of phases that a step may run).
 
     Args:
       optimisers: {role: optimiser}.
-      ema_decay, ema_warmup: of the moving average ema <- d ema + (1 - d) params; 0 for none.
+      ema_decay: step -> d of the moving average ema <- d ema + (1 - d) params; None for none.
       accumulation: parts that a device's share of the batch is computed in.
       transform: (keys, batch) -> batch, on the device: binarisation, flips.
     Returns:
-      step(state, frozen, batch, number=None) -> (state, metrics). `state` is donated; place it with
-      `parallel.replicate` first. `number` is the value of `state.step`, for a caller who knows it: where phases rest it
-      is otherwise read from the device, which waits for the step before.
-      `batch` holds `repeats_of(model)` global batches, one after another along its first axis; the examples of repeat
-      r of every phase are those of the r-th. `metrics` are float32 scalars, means over the global batch; a phase that
-      rests has none.
+      step(state, frozen, batch, number=None) -> (state, metrics). `state` is donated; `place_state` puts it on the
+      devices. `number` is the value of `state.step`, for a caller who knows it: where phases rest it is otherwise read
+      from the device, which waits for the step before.
+      `batch` holds `repeats_of(model)` global batches (of several processes, this one's rows of them), one after
+      another along its first axis; the examples of repeat r of every phase are those of the r-th. `metrics` are float32
+      scalars, means over the global batch; a phase that rests has none.
       Where a loss, the norm of a gradient or what replaces `extra` is not finite, nothing but `step` and `skipped`
       changes.
     """
-
-    def local_step(
-        active: tuple[int, ...], state: TrainState, frozen: Roles, batch: Batch
-    ) -> tuple[TrainState, dict[str, Any]]:
-        local = jax.tree.leaves(batch)[0].shape[1]
-        index = parallel.axis_index() * local + jnp.arange(local)
-        batches = [jax.tree.map(lambda x: x[r], batch) for r in range(repeats_of(model))]
-        if transform is not None:
-            data_keys = [rng.example_keys(state.key, state.step, rng.DATA, r, index) for r in range(len(batches))]
-            batches = [transform(k, b) for k, b in zip(data_keys, batches)]
-
-        ema = unpack_roles(state.ema, state.params)  # costs nothing where no loss reads it
-        # Repeats are unrolled, and on CPU the parts of a batch: there the gradient of a convolution is 30 times slower
-        # inside a loop.
-        before = pack_roles(state.params)
-        carry = (state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
-        for number in active:
-            carry = run_phase(number, model.phases[number], carry, state, ema, frozen, batches, index)
-        _, packed, opt, extra, metrics, finite = carry
-
-        average = state.ema
-        if ema_decay > 0:
-            decay = average_decay(state.step, ema_decay, ema_warmup)
-            towards = lambda a, p: a + (1 - decay) * (p - a)
-            average = {role: jax.tree.map(towards, a, packed[role]) for role, a in average.items()}
-        moved = {role: arrays for role, arrays in packed.items() if arrays is not before[role]}
-        new = (moved, average, opt, extra)
-        old = ({role: before[role] for role in moved}, state.ema, state.opt, state.extra)
-        moved, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        params = {**state.params, **unpack_roles(moved, state.params)}
-        total, in_a_row = state.skipped[0], state.skipped[1]
-        skipped = jnp.where(finite, jnp.stack([total, 0 * in_a_row]), jnp.stack([total + 1, in_a_row + 1]))
-        metrics = {**metrics, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
-        return TrainState(state.step + 1, state.key, params, average, opt, extra, skipped), metrics
-
-    def run_phase(
-        number: int,
-        phase: Phase,
-        carry: tuple,
-        state: TrainState,
-        ema: Roles,
-        frozen: Roles,
-        batches: list[Batch],
-        index: Any,
-    ) -> tuple:
-        params, packed, opt, extra, metrics, finite = carry  # packed: the same parameters
-        for repeat in range(phase.repeats):
-            keys = rng.example_keys(state.key, state.step, number, repeat, index)
-            ctx = Context(state.step, {**params, **ema}, extra, frozen, averaged=False)
-            loss, found, new_extra, gradients = mean_gradients(phase, params, ctx, keys, batches[repeat], accumulation)
-            loss, found, new_extra, gradients = parallel.pmean((loss, found, new_extra, gradients), parallel.AXIS)
-            slopes = pack_roles(gradients)
-            statistics = [x for x in jax.tree.leaves(new_extra) if jnp.issubdtype(x.dtype, jnp.inexact)]
-            norm = global_norm(slopes)  # finite where all its terms are: one pass over the gradients tells both
-            finite = finite & all_finite((loss, norm, statistics))
-            params, packed, opt = dict(params), dict(packed), dict(opt)
-            for role in phase.trains:
-                transform_, rate = optimisers[role]
-                updates, opt[role] = transform_.update(slopes[role], opt[role], packed[role])
-                step_size = jax.lax.optimization_barrier(rate(state.step))
-                packed[role] = jax.tree.map(lambda p, u: p - step_size * u, packed[role], updates)
-                params[role] = unpack(packed[role], params[role])
-            if phase.project is not None:
-                params |= phase.project({role: params[role] for role in phase.trains})
-                packed |= {role: pack(params[role]) for role in phase.trains}
-            extra = {**extra, **new_extra}
-            tag = "" if len(model.phases) == 1 else "_" + (phase.name or "_".join(phase.trains))
-            metrics = {**metrics, **found, f"loss{tag}": loss, f"grad_norm{tag}": norm}
-        return params, packed, opt, extra, metrics, finite
+    parts = (model, optimisers, ema_decay, accumulation, transform)
+    repeats = repeats_of(model)
+    rests = any(phase.runs is not always for phase in model.phases)
 
     @cache
-    def program(active: tuple[int, ...]) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    def program(active: tuple[int, ...]) -> Callable[..., tuple[TrainState, Roles, Metrics]]:
         # A program for every set of phases that run together, chosen outside: within one, the gradient of a convolution
         # under `lax.cond` is 80 times slower on CPU.
-        return parallel.pmap(partial(local_step, active), split=(None, None, 1), split_out=None, donate=(0,))
+        return parallel.pmap(partial(local_step, *parts, active), (None, 0, None, 1), (None, 0, None), donate=(0, 1))
 
     def step(
-        state: TrainState, frozen: Roles, batch: Batch, number: int | None = None
-    ) -> tuple[TrainState, dict[str, Any]]:
+        state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, number: int | None = None
+    ) -> tuple[TrainState, Metrics]:
         if number is None:
-            number = int(state.step) if any(phase.every > 1 for phase in model.phases) else 0
-        active = tuple(i for i, phase in enumerate(model.phases) if number % phase.every == 0)
-        repeats = repeats_of(model)
+            number = int(state.step) if rests else 0
         batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
-        return program(active)(state, frozen, parallel.shard(batch, axis=1))
+        whole, owned = split_owned(model, state.extra)
+        run = program(active_phases(model, number))
+        state, owned, metrics = run(state._replace(extra=whole), owned, frozen, parallel.shard(batch, axis=1))
+        return state._replace(extra={**state.extra, **owned}), metrics
 
     return step
 
 
-def mean_gradients(
-    phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, parts: int
-) -> tuple[jax.Array, dict[str, Any], Roles, Roles]:
-    """Loss, metrics, new extra and gradients of a phase, means over `parts` equal parts of the batch."""
-    trained = {role: params[role] for role in phase.trains}
+def local_step(
+    model: GenerativeModel,
+    optimisers: Mapping[str, RoleOptimiser],
+    ema_decay: Callable[[Any], Any] | None,
+    accumulation: int,
+    transform: Callable[[jax.Array, Batch], Batch] | None,
+    active: tuple[int, ...],
+    state: TrainState,
+    owned: Roles,
+    frozen: Mapping[str, FrozenModel],
+    batch: Batch,
+) -> tuple[TrainState, Roles, Metrics]:
+    """A device's part of a step that runs the phases `active`.
 
-    def loss(trained: Roles, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        return phase.loss({**params, **trained}, ctx, keys, batch)
-
-    def of_part(examples: tuple[jax.Array, Batch]) -> tuple[jax.Array, dict[str, Any], Roles, Roles]:
-        (value, (metrics, extra)), gradients = jax.value_and_grad(loss, has_aux=True)(trained, *examples)
-        return value, metrics, extra, gradients
-
-    cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), (keys, batch))
-    part = lambda number: jax.tree.map(lambda x: x[number], cut)
-    add = lambda total, examples: jax.tree.map(add_inexact, total, of_part(examples))
-    totals = of_part(part(0))
-    if parallel.unrolls_loops():
-        for number in range(1, parts):
-            totals = add(totals, part(number))
-    elif parts > 1:
-        totals, _ = jax.lax.scan(lambda t, e: (add(t, e), None), totals, jax.tree.map(lambda x: x[1:], cut))
-    return jax.tree.map(lambda x: x / parts if jnp.issubdtype(x.dtype, jnp.inexact) else x, totals)
-
-
-def add_inexact(total: jax.Array, x: jax.Array) -> jax.Array:
-    """The sum of floats; of integers and keys the later value."""
-    return total + x if jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-
-def average_decay(step: Any, decay: float, warmup: bool) -> Any:
-    """Decay of the average at the step after `step` steps: min(decay, (1 + step) / (10 + step)) with warm-up."""
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step)) if warmup else jnp.float32(decay)
-
-
-def pack(tree: Tree) -> Packed:
-    """The leaves of fewer than `LARGE` elements end to end, float32 (n,), then the others as they are.
-
-    Optimisers and averages work on this: one program for all small leaves is compiled in a fraction of the time, while
-    a large one would be copied for longer than its own program takes. Averages stay so in the state: on CPU, cutting a
-    leaf out is a kernel of its own, and takes 5 ms to compile.
+    Args:
+      owned: the roles of `extra` that belong to the device's examples, the other roles being in the state.
+      batch: its examples of each repeat, {name: (repeats, b, ...)}.
     """
-    leaves = jax.tree.leaves(tree)
-    small = [x.ravel() for x in leaves if x.size < LARGE]
-    together = [jax.lax.optimization_barrier(jnp.concatenate(small))] if small else []
-    return (*together, *(x for x in leaves if x.size >= LARGE))
+    state = state._replace(extra={**state.extra, **owned})
+    local = jax.tree.leaves(batch)[0].shape[1]
+    index = parallel.axis_index() * local + jnp.arange(local)
+    batches = [split_repeat(batch, r, index, transform, state) for r in range(repeats_of(model))]
+    ema = unpack_roles(state.ema, state.params)  # costs nothing where no loss reads it
+    before = pack_roles(state.params)
+    carry = Carry(state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
+    # Repeats are unrolled, and on CPU the parts of a batch: there the gradient of a convolution is 30 times slower
+    # inside a loop.
+    for number in active:
+        for repeat in range(model.phases[number].repeats):
+            key = rng.phase_key(state.key, state.step, number, repeat)
+            ctx = Context(
+                state.step, rng.shared_key(key), {**carry.params, **ema}, carry.extra, frozen, averaged=False
+            )
+            keys = rng.image_keys(key, index)
+            carry = run_phase(model, model.phases[number], optimisers, carry, ctx, keys, batches[repeat], accumulation)
+    average = state.ema if ema_decay is None else move_average(state.ema, carry.packed, ema_decay(state.step))
+    state, metrics = keep_if_finite(state, before, carry, average)
+    whole, owned = split_owned(model, state.extra)
+    return state._replace(extra=whole), owned, metrics
 
 
-def unpack(packed: Packed, like: Tree) -> Tree:
-    """The inverse of `pack`, for a tree of the shapes of `like`."""
-    return pieces(jax.lax.optimization_barrier(packed), like)
+def split_repeat(batch: Batch, repeat: int, index: jax.Array, transform: Any, state: TrainState) -> Batch:
+    """The examples of one repeat, transformed, with their place in the global batch."""
+    one = jax.tree.map(lambda x: x[repeat], batch)
+    total = index.shape[0] * parallel.axis_size()
+    one = {**one, "place": index.astype(jnp.float32) / total}
+    if transform is None:
+        return one
+    return transform(rng.image_keys(rng.phase_key(state.key, state.step, rng.DATA, repeat), index), one)
 
 
-def pieces(packed: Any, like: Tree) -> Tree:
-    """`unpack` of arrays on the host as well."""
-    leaves, structure = jax.tree.flatten(like)
-    rest = list(packed)
-    together, start = rest.pop(0) if any(x.size < LARGE for x in leaves) else None, 0
-    found = []
-    for x in leaves:
-        if x.size >= LARGE:
-            found.append(rest.pop(0))
+def run_phase(
+    model: GenerativeModel,
+    phase: Phase,
+    optimisers: Mapping[str, RoleOptimiser],
+    carry: Carry,
+    ctx: Context,
+    keys: jax.Array,
+    batch: Batch,
+    accumulation: int,
+) -> Carry:
+    """One repeat of a phase: gradients, their mean over devices, the update of the roles that it trains."""
+    params, packed, opt = dict(carry.params), dict(carry.packed), dict(carry.opt)
+    owned, (loss, metrics, new_extra, gradients) = mean_gradients(
+        model, phase, params, ctx, keys, batch, accumulation
+    )
+    loss, metrics, new_extra, gradients = parallel.pmean((loss, metrics, new_extra, gradients))
+    packed_gradients = pack_roles(gradients)
+    statistics = [x for x in jax.tree.leaves((new_extra, owned)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    norm = global_norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
+    finite = carry.finite & all_finite((loss, norm, statistics), own=bool(owned))
+    for role in phase.trains:
+        transform, rate = optimisers[role]
+        updates, opt[role] = transform.update(packed_gradients[role], opt[role], packed[role])
+        step_size = jax.lax.optimization_barrier(rate(ctx.step))
+        packed[role] = jax.tree.map(partial(descend, step_size), packed[role], updates)
+        params[role] = unpack(packed[role], params[role])
+    if phase.project is not None:
+        params |= phase.project({role: params[role] for role in phase.trains})
+        packed |= {role: pack(params[role]) for role in phase.trains}
+    tag = "" if len(model.phases) == 1 else "_" + (phase.name or "_".join(phase.trains))
+    metrics = {**carry.metrics, **metrics, f"loss{tag}": loss}
+    if phase.trains:
+        metrics[f"grad_norm{tag}"] = norm
+    return Carry(params, packed, opt, {**carry.extra, **new_extra, **owned}, metrics, finite)
+
+
+def descend(step_size: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
+    """p - step_size update, of the type of p."""
+    return (p - step_size * update).astype(p.dtype)
+
+
+def move_average(ema: Roles, packed: dict[str, Packed], decay: Any) -> Roles:
+    """ema <- decay ema + (1 - decay) params, as ema + (1 - decay) (params - ema)."""
+
+    def towards(a: jax.Array, p: jax.Array) -> jax.Array:
+        return (a + (1 - decay) * (p - a)).astype(a.dtype)
+
+    return {role: jax.tree.map(towards, a, packed[role]) for role, a in ema.items()}
+
+
+def keep_if_finite(
+    state: TrainState, before: dict[str, Packed], carry: Carry, average: Roles
+) -> tuple[TrainState, Metrics]:
+    """The next state and the metrics: where a number was not finite, the old state but for its counters."""
+    moved = {role: arrays for role, arrays in carry.packed.items() if arrays is not before[role]}
+    new = (moved, average, carry.opt, carry.extra)
+    old = ({role: before[role] for role in moved}, state.ema, state.opt, state.extra)
+    moved, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(carry.finite, n, o), new, old)
+    params = {**state.params, **unpack_roles(moved, state.params)}
+    total, in_a_row = state.skipped[0], state.skipped[1]
+    skipped = jnp.where(carry.finite, jnp.stack([total, 0 * in_a_row]), jnp.stack([total + 1, in_a_row + 1]))
+    metrics = {**carry.metrics, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
+    return TrainState(state.step + 1, state.key, params, average, opt, extra, skipped), metrics
+
+
+def mean_gradients(
+    model: GenerativeModel, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, parts: int
+) -> tuple[Roles, tuple[jax.Array, Metrics, Roles, Roles]]:
+    """A phase on one device, its examples computed in `parts` equal parts.
+
+    Returns:
+      the roles of the new extra that belong to the examples; and loss, metrics, the other roles of the new extra and
+      gradients, which are means over the parts.
+    """
+    trained = {role: params[role] for role in phase.trains}
+    owned = {role: tree for role, tree in ctx.extra.items() if role in model.by_example}
+
+    def one_part(keys: jax.Array, batch: Batch, owned: Roles) -> tuple[Roles, tuple]:
+        inside = ctx._replace(extra={**ctx.extra, **owned})
+
+        def loss(trained: Roles) -> tuple[jax.Array, tuple[Metrics, Roles]]:
+            value, (metrics, new_extra) = phase.loss({**params, **trained}, inside, keys, batch)
+            return value, (as_scalars(metrics), new_extra)
+
+        if trained:
+            (value, (metrics, new)), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         else:
-            found.append(together[start : start + x.size].reshape(x.shape))
-            start += x.size
-    return jax.tree.unflatten(structure, found)
+            (value, (metrics, new)), gradients = loss(trained), {}
+        means = {role: tree for role, tree in new.items() if role not in model.by_example}
+        parallel.require_averageable(means, "extra")
+        return {role: tree for role, tree in new.items() if role not in means}, (value, metrics, means, gradients)
+
+    if parts == 1:
+        return one_part(keys, batch, owned)
+    return over_parts(one_part, (keys, batch, owned), parts)
 
 
-def pack_roles(roles: Roles) -> dict[str, Packed]:
-    return {role: pack(tree) for role, tree in roles.items()}
+def over_parts(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int) -> tuple[Any, Any]:
+    """`one_part` over equal parts of the inputs' first axis: its first result joined, its second a mean."""
+    cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
+
+    def part(number: int) -> Any:
+        return jax.tree.map(lambda x: x[number], cut)
+
+    own, totals = one_part(*part(0))
+    if parallel.unrolls_loops():
+        owned = [own]
+        for number in range(1, parts):
+            own, values = one_part(*part(number))
+            owned.append(own)
+            totals = jax.tree.map(jnp.add, totals, values)
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x), *owned)
+    else:
+
+        def add(totals: Any, inputs: Any) -> tuple[Any, Any]:
+            own, values = one_part(*inputs)
+            return jax.tree.map(jnp.add, totals, values), own
+
+        totals, rest = jax.lax.scan(add, totals, jax.tree.map(lambda x: x[1:], cut))
+        joined = jax.tree.map(lambda first, x: jnp.concatenate([first, x.reshape(-1, *x.shape[2:])]), own, rest)
+    return joined, jax.tree.map(lambda x: x / parts, totals)
 
 
-def unpack_roles(packed: dict[str, Packed], like: Roles) -> Roles:
-    return {role: unpack(arrays, like[role]) for role, arrays in packed.items()}
+def as_scalars(metrics: Metrics) -> Metrics:
+    """A loss's metrics as float32 scalars; plain numbers are allowed."""
+    return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of the tree is finite."""
+def all_finite(tree: Any, own: bool = False) -> jax.Array:
+    """Whether every number of the tree is finite; `own`: on every device, where they do not hold the same numbers."""
     flags = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
     # The smallest flag by a sort: XLA would copy any other reduction into each fusion that asks for its outcome, and
     # compile for a minute.
-    return jax.lax.sort(flags.astype(jnp.int32))[0] == 1
+    smallest = jax.lax.sort(flags.astype(jnp.int32))[0]
+    return (parallel.pmin(smallest) if own else smallest) == 1
 
 
 def global_norm(tree: Any) -> jax.Array:
     """Euclidean norm over all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(())))

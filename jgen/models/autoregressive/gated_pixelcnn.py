@@ -24,7 +24,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from jgen.core.model import GenerativeModel, ImageSpec
+from jgen.core.model import DataSpec, GenerativeModel
 from jgen.errors import require
 from jgen.models.autoregressive.raster import Sampling, check_raster, make_raster
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
@@ -55,27 +55,25 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A Gated PixelCNN over images of that shape, number of levels and classes.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over; this model has none and ignores it.
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
     """
-    check_raster(config, images)
+    check_raster(config, data)
     require(config.embedding >= 0, f"embedding is {config.embedding}: it must be above zero, or 0 for scaled values")
     network = GatedPixelCNN(
-        levels=images.levels,
-        channels=images.channels,
+        levels=data.image.levels,
+        channels=data.image.channels,
         features=config.features,
         blocks=config.blocks,
         hidden=config.hidden,
         first_size=config.first_kernel,
         size=config.kernel,
         embedding=config.embedding,
-        num_classes=images.num_classes if config.class_conditional else 0,
+        num_classes=data.num_classes if config.class_conditional else 0,
         dropout_rate=config.dropout,
         dtype=jnp.dtype(config.dtype),
     )
-    return make_raster("gated_pixelcnn", network, config, images)
+    return make_raster("gated_pixelcnn", network, config, data)

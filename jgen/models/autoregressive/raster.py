@@ -9,14 +9,15 @@ inpaint       the same after the pixels that a mask keeps, which must be the fir
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import defaults_of, require_choice, require_labels, require_temperature
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select
+from jgen.errors import defaults_of, require_labels, require_temperature
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
@@ -31,7 +32,16 @@ class Sampling:
     """The logits are divided by it: below 1 the likelier values are drawn more often; above 0."""
 
 
-def make_raster(name: str, network: RasterNetwork, config: Any, images: ImageSpec) -> GenerativeModel:
+class Raster(NamedTuple):
+    """What the functions of such a model are bound to."""
+
+    network: RasterNetwork
+    config: Any
+    data: DataSpec
+    conditions: tuple[str, ...]
+
+
+def make_raster(name: str, network: RasterNetwork, config: Any, data: DataSpec) -> GenerativeModel:
     """A model whose `network` gives the logits of every pixel from those before it.
 
     Args:
@@ -39,76 +49,92 @@ def make_raster(name: str, network: RasterNetwork, config: Any, images: ImageSpe
         "pixelcnn".
       config: of the system, checked by `check_raster`.
     """
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        return {"pixelcnn": network.init(key, batch["image"][:1], batch["label"][:1])["params"]}, {}
-
-    def nats(params: Roles, x: jax.Array, label: jax.Array | None, key_drop: jax.Array | None) -> jax.Array:
-        """log p(x | label), float32 (B,)."""
-        return categorical_log_prob(network.apply({"params": params["pixelcnn"]}, x, label, key_drop), x)
-
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        (key_drop,) = rng.split(keys, 1)
-        log_p = jnp.mean(nats(params, batch["image"], batch["label"], key_drop))
-        return -log_p / images.size, ({"bits_per_dim": bits_per_dim(log_p, images.size)}, {})
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        log_p = nats(params, batch["image"], batch["label"], None)
-        return {"nll": -log_p, "bits_per_dim": bits_per_dim(log_p, images.size)}
-
-    def log_prob(params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        return nats(params, x, label, None)
-
-    def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
-        return complete(params, keys, label, None, None, **options)
-
-    def inpaint(
-        params: Roles,
-        ctx: Context,
-        keys: jax.Array,
-        x: jax.Array,
-        mask: jax.Array,
-        label: jax.Array | None,
-        **options: Any,
-    ) -> jax.Array:
-        return complete(params, keys, label, x, mask, **options)
-
-    def complete(
-        params: Roles,
-        keys: jax.Array,
-        label: jax.Array | None,
-        x: jax.Array | None,
-        mask: jax.Array | None,
-        **options: Any,
-    ) -> jax.Array:
-        o = replace(config.sampling, **options)
-        found = sample_raster(
-            network, params["pixelcnn"], keys, label, images.shape, images.levels, o.temperature, x, mask
-        )
-        return found.astype(jnp.uint8)
-
+    raster = Raster(network, config, data, ("label",) if config.class_conditional else ())
     return GenerativeModel(
         name=name,
-        images=images,
-        init=init,
-        phases=(Phase(trains=("pixelcnn",), loss=loss),),
-        sample=sample,
+        data=data,
+        init=partial(init, raster),
+        phases=(Phase(trains=("pixelcnn",), loss=partial(loss, raster)),),
+        sample=partial(sample, raster),
         sampling=config.sampling,
-        validate=validate,
-        log_prob=log_prob,
+        conditions=raster.conditions,
+        validate=partial(validate, raster),
+        best=("nll", "min"),
+        log_prob=partial(log_prob, raster),
         likelihood="exact",
-        inpaint=inpaint,
+        inpaint=partial(inpaint, raster),
         check_mask=check_prefix,
-        conditional=config.class_conditional,
-        free_form_jacobian=False,  # triangular: a pixel depends on those before it
     )
 
 
-def check_raster(config: Any, images: ImageSpec) -> None:
+def init(raster: Raster, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    label = select(batch, raster.conditions).get("label")
+    label = None if label is None else label[:1]
+    return {"pixelcnn": raster.network.init(key, batch["image"][:1], label)["params"]}, {}
+
+
+def nats(raster: Raster, params: Roles, x: jax.Array, cond: Cond, key_drop: jax.Array | None) -> jax.Array:
+    """log p(x | label), float32 (B,)."""
+    logits = raster.network.apply({"params": params["pixelcnn"]}, x, cond.get("label"), key_drop)
+    return categorical_log_prob(logits, x)
+
+
+def loss(
+    raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    (key_drop,) = rng.split(keys, 1)
+    size = raster.data.image.size
+    log_p = jnp.mean(nats(raster, params, batch["image"], select(batch, raster.conditions), key_drop))
+    return -log_p / size, ({"bits_per_dim": bits_per_dim(log_p, size)}, {})
+
+
+def validate(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    log_p = nats(raster, params, batch["image"], select(batch, raster.conditions), None)
+    return {"nll": -log_p, "bits_per_dim": bits_per_dim(log_p, raster.data.image.size)}
+
+
+def log_prob(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    return nats(raster, params, x, cond, None)
+
+
+def sample(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    return complete(raster, params, keys, cond, None, None, **options)
+
+
+def inpaint(
+    raster: Raster,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    x: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    return complete(raster, params, keys, cond, x, mask, **options)
+
+
+def complete(
+    raster: Raster,
+    params: Roles,
+    keys: jax.Array,
+    cond: Cond,
+    x: jax.Array | None,
+    mask: jax.Array | None,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images, of which the pixels of x that the mask keeps stay."""
+    o = replace(raster.config.sampling, **options)
+    spec, label = raster.data.image, cond.get("label")
+    params = params["pixelcnn"]
+    drawn = sample_raster(raster.network, params, keys, label, spec.shape, spec.levels, o.temperature, x, mask)
+    return drawn.astype(jnp.uint8)
+
+
+def check_raster(config: Any, data: DataSpec) -> None:
     """Raises `UserError` for a Config that no such model can be made of."""
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
-    check_network(images.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
+    check_network(data.image.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     with defaults_of("sampling"):
         require_temperature(config.sampling.temperature)
-    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

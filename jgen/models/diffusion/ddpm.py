@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import defaults_of, require, require_choice, require_labels
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, select
+from jgen.errors import defaults_of, require, require_labels
 from jgen.nn.unet import UNet, check_unet
 from jgen.prob import gaussian_diffusion as gd
 from jgen.prob.likelihoods import mean_image
@@ -94,17 +95,24 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+class Ddpm(NamedTuple):
+    """What the functions of a DDPM are bound to; `null_label` is the class of "no class"."""
+
+    config: Config
+    images: ImageSpec
+    schedule: Schedule
+    unet: UNet
+    conditions: tuple[str, ...]
+    null_label: int
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A DDPM over images of that shape, number of levels and classes.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over; a DDPM has none and ignores it.
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    schedule = check_config(config, images)
-    T = config.num_timesteps
-    null_label = images.num_classes  # the class of "no class"
+    schedule = check_config(config, data)
     unet = UNet(
         channels=config.channels,
         blocks=config.blocks,
@@ -112,78 +120,100 @@ def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> Gen
         head_dim=config.head_dim,
         groups=config.groups,
         dropout_rate=config.dropout,
-        num_classes=images.num_classes + 1 if config.class_conditional else 0,
-        out_channels=images.channels,
+        num_classes=data.num_classes + 1 if config.class_conditional else 0,
+        out_channels=data.image.channels,
         dtype=jnp.dtype(config.dtype),
     )
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        x = to_float(batch["image"][:1], images.levels)
-        return {"unet": unet.init(key, x, jnp.ones(1), batch["label"][:1], None)["params"]}, {}
-
-    def errors(params: Roles, keys: jax.Array, batch: Batch, label: jax.Array, key_drop: jax.Array | None) -> jax.Array:
-        """The squared error of the network's answer at a random t, mean over pixels: float32 (B,)."""
-        key_t, key_eps = rng.split(keys, 2)
-        x_0 = to_float(batch["image"], images.levels)
-        t = rng.randint(key_t, 1, T + 1)
-        eps = rng.normal(key_eps, images.shape)
-        output = unet.apply({"params": params["unet"]}, gd.q_sample(schedule, x_0, t, eps), t, label, key_drop)
-        return mean_image((output - gd.target(config.prediction, schedule, x_0, t, eps)) ** 2)
-
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        key_error, key_drop, key_label = rng.split(keys, 3)
-        label = jnp.where(rng.bernoulli(key_label, config.label_dropout), null_label, batch["label"])
-        mse = jnp.mean(errors(params, key_error, batch, label, key_drop))
-        return mse, ({}, {})
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        return {"mse": errors(params, keys, batch, batch["label"], None)}
-
-    def denoiser(params: Roles, label: jax.Array | None, guidance_scale: float, clip: bool) -> gd.Denoiser:
-        def network(x_t: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
-            return unet.apply({"params": params["unet"]}, x_t, t, label, None)
-
-        guided = network
-        if config.class_conditional:
-            guided = classifier_free_guidance(network, label, null_label, guidance_scale)
-        else:
-            guided = lambda x_t, t: network(x_t, t, None)
-        return lambda x_t, t: gd.interpret(config.prediction, schedule, x_t, t, guided(x_t, t), clip)
-
-    def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
-        o = replace(config.sampling, **options)
-        times = check_sampling(o, config, schedule)
-        key_start, key_steps = rng.split(keys, 2)
-        x_T = rng.normal(key_start, images.shape)
-        denoise = denoiser(params, label, o.guidance_scale, o.clip)
-        if o.sampler == "ddim":
-            x_0 = ddim(denoise, schedule, x_T, key_steps, times, o.eta)
-        else:
-            x_0 = ancestral(denoise, schedule, x_T, key_steps, times, o.variance)
-        return to_uint8(x_0, images.levels)
-
-    def log_prob(params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        denoise = denoiser(params, label, guidance_scale=1.0, clip=True)
-        return gd.variational_bound(denoise, schedule, x, keys, images.levels, config.bound_variance)
-
+    conditions = ("label",) if config.class_conditional else ()
+    ddpm = Ddpm(config, data.image, schedule, unet, conditions, data.num_classes)
     return GenerativeModel(
         name="ddpm",
-        images=images,
-        init=init,
-        phases=(Phase(trains=("unet",), loss=loss),),
-        sample=sample,
+        data=data,
+        init=partial(init, ddpm),
+        phases=(Phase(trains=("unet",), loss=partial(loss, ddpm)),),
+        sample=partial(sample, ddpm),
         sampling=config.sampling,
-        validate=validate,
-        log_prob=log_prob,
+        conditions=conditions,
+        validate=partial(validate, ddpm),
+        best=("mse", "min"),
+        log_prob=partial(log_prob, ddpm),
         likelihood="lower_bound",
-        conditional=config.class_conditional,
     )
+
+
+def init(ddpm: Ddpm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    x = to_float(batch["image"][:1], ddpm.images.levels)
+    label = select(batch, ddpm.conditions).get("label")
+    label = None if label is None else label[:1]
+    return {"unet": ddpm.unet.init(key, x, jnp.ones(1), label, None)["params"]}, {}
+
+
+def errors(
+    ddpm: Ddpm, params: Roles, keys: jax.Array, batch: Batch, label: jax.Array | None, key_drop: jax.Array | None
+) -> jax.Array:
+    """The squared error of the network's answer at a random t, mean over pixels: float32 (B,)."""
+    key_t, key_eps = rng.split(keys, 2)
+    schedule, prediction = ddpm.schedule, ddpm.config.prediction
+    x_0 = to_float(batch["image"], ddpm.images.levels)
+    t = rng.randint(key_t, 1, schedule.num_steps + 1)
+    eps = rng.normal(key_eps, ddpm.images.shape)
+    x_t = gd.q_sample(schedule, x_0, t, eps)
+    output = ddpm.unet.apply({"params": params["unet"]}, x_t, t, label, key_drop)
+    return mean_image((output - gd.target(prediction, schedule, x_0, t, eps)) ** 2)
+
+
+def loss(
+    ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_error, key_drop, key_label = rng.split(keys, 3)
+    label = select(batch, ddpm.conditions).get("label")
+    if label is not None:
+        label = jnp.where(rng.bernoulli(key_label, ddpm.config.label_dropout), ddpm.null_label, label)
+    return jnp.mean(errors(ddpm, params, key_error, batch, label, key_drop)), ({}, {})
+
+
+def validate(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    label = select(batch, ddpm.conditions).get("label")
+    return {"mse": errors(ddpm, params, keys, batch, label, None)}
+
+
+def make_denoiser(ddpm: Ddpm, params: Roles, cond: Cond, guidance_scale: float, clip: bool) -> gd.Denoiser:
+    """(x_t, t) to the predicted x_0 and eps, guided towards the class."""
+    label = cond.get("label")
+
+    def network(x_t: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
+        return ddpm.unet.apply({"params": params["unet"]}, x_t, t, label, None)
+
+    guided = partial(network, label=None)
+    if label is not None:
+        guided = classifier_free_guidance(network, label, ddpm.null_label, guidance_scale)
+
+    def denoise(x_t: jax.Array, t: jax.Array) -> gd.Prediction:
+        return gd.interpret(ddpm.config.prediction, ddpm.schedule, x_t, t, guided(x_t, t), clip)
+
+    return denoise
+
+
+def sample(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(ddpm.config.sampling, **options)
+    times = check_sampling(o, ddpm.config, ddpm.schedule)
+    key_start, key_steps = rng.split(keys, 2)
+    x_T = rng.normal(key_start, ddpm.images.shape)
+    denoise = make_denoiser(ddpm, params, cond, o.guidance_scale, o.clip)
+    if o.sampler == "ddim":
+        x_0 = ddim(denoise, ddpm.schedule, x_T, key_steps, times, o.eta)
+    else:
+        x_0 = ancestral(denoise, ddpm.schedule, x_T, key_steps, times, o.variance)
+    return to_uint8(x_0, ddpm.images.levels)
+
+
+def log_prob(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    denoise = make_denoiser(ddpm, params, cond, guidance_scale=1.0, clip=True)
+    return gd.variational_bound(denoise, ddpm.schedule, x, keys, ddpm.images.levels, ddpm.config.bound_variance)
 
 
 def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int, ...]:
     """The times that a model of `config` samples at. Raises `UserError` for options that it cannot sample with."""
-    require_choice("sampler", o.sampler, ("ddim", "ancestral"))
-    require_choice("variance", o.variance, gd.VARIANCES)
     times = o.times or sampling_times(schedule.num_steps, o.steps, o.spacing)
     check_times(schedule, times)
     check_eta(o.eta)
@@ -197,19 +227,17 @@ def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int
     return times
 
 
-def check_config(config: Config, images: ImageSpec) -> Schedule:
+def check_config(config: Config, data: DataSpec) -> Schedule:
     """The noise schedule. Raises `UserError` for a configuration that no DDPM can be made of."""
+    height, width = data.image.shape[:2]
     check_unet(
-        images.height, images.width, config.channels, config.blocks, config.attention, config.head_dim, config.groups
+        height, width, config.channels, config.blocks, config.attention, config.head_dim, config.groups
     )
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     require(
         0 <= config.label_dropout < 1, f"label_dropout is {config.label_dropout}: it must be at least 0 and below 1"
     )
-    require_choice("prediction", config.prediction, gd.PREDICTIONS)
-    require_choice("bound_variance", config.bound_variance, gd.VARIANCES[:2])
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     schedule = make_schedule(config.schedule, config.num_timesteps, config.beta_1, config.beta_T)
     with defaults_of("sampling"):
         check_sampling(config.sampling, config, schedule)

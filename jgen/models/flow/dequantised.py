@@ -12,14 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles, Tree
-from jgen.errors import defaults_of, require, require_choice, require_labels, require_positive, require_temperature
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, Tree, select
+from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.prob.bijectors import logit
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
 from jgen.prob.likelihoods import normal_log_prob, sum_image
@@ -76,99 +77,132 @@ def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tupl
     return x, log_det - constant
 
 
-def make_flow(
-    name: str, images: ImageSpec, flow: Bijection, conditional: bool, alpha: float, sampling: Sampling, scoring: Scoring
-) -> GenerativeModel:
-    """The generative model of a bijection, with role "flow". `alpha` is that of the logit, 0 for none.
+class Flow(NamedTuple):
+    """What the functions of a flow are bound to; `alpha` is that of the logit, 0 for none."""
 
+    bijection: Bijection
+    images: ImageSpec
+    alpha: float
+    conditions: tuple[str, ...]
+
+
+def make_flow(name: str, data: DataSpec, bijection: Bijection, config: Any) -> GenerativeModel:
+    """The generative model of a bijection, with role "flow".
+
+    Args:
+      config: of the system, checked by `check_flow`.
     Raises:
       UserError: from `sample` a temperature that is not above zero and finite, from `log_prob` samples below 1, from
         `decode` latents of other shapes.
     """
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        key_flow, key_noise = jax.random.split(key)
-        keys = rng.image_keys(key_noise, jnp.arange(batch["image"].shape[0]))
-        x, _ = preprocess(dequantise(keys, batch["image"]), images.levels, alpha)
-        params, fixed = flow.init(key_flow, x, batch["label"] if conditional else None)
-        return {"flow": params}, {"flow": fixed} if jax.tree.leaves(fixed) else {}
-
-    def forward(params: Roles, ctx: Context, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
-        x, first = preprocess(x, images.levels, alpha)
-        latents, log_det = flow.forward(params["flow"], ctx.extra.get("flow", {}), x, label)
-        return latents, first + log_det
-
-    def inverse(params: Roles, ctx: Context, latents: tuple[Any, ...], label: Any) -> jax.Array:
-        x = flow.inverse(params["flow"], ctx.extra.get("flow", {}), latents, label)
-        return quantise(preprocess(x, images.levels, alpha, inverse=True)[0], images.levels)
-
-    def density(params: Roles, ctx: Context, x: Any, label: Any) -> jax.Array:
-        latents, log_det = forward(params, ctx, x, label)
-        return log_det + sum(sum_image(normal_log_prob(eps, 0.0, 0.0)) for eps in latents)
-
-    def log_density(params: Roles, ctx: Context, keys: jax.Array, x: Any, label: Any) -> jax.Array:
-        return density(params, ctx, x, label)
-
-    def bits(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> jax.Array:
-        x = dequantise(keys, batch["image"])
-        return bits_per_dim(density(params, ctx, x, batch["label"] if conditional else None), images.size)
-
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        return jnp.mean(bits(params, ctx, keys, batch)), ({}, {})
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        return {"bits_per_dim": bits(params, ctx, keys, batch)}
-
-    def sample(
-        params: Roles, ctx: Context, keys: jax.Array, label: Any, temperature: float = sampling.temperature
-    ) -> jax.Array:
-        require_temperature(temperature)
-        parts = rng.split(keys, len(flow.shapes))
-        eps = tuple(temperature * rng.normal(key, shape) for key, shape in zip(parts, flow.shapes))
-        return inverse(params, ctx, eps, label)
-
-    def log_prob(
-        params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: Any, samples: int = scoring.samples
-    ) -> jax.Array:
-        require_positive(samples=samples)
-        return importance_bound(lambda x: density(params, ctx, x, label), keys, x, samples)
-
-    def encode(params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: Any) -> tuple[Any, ...]:
-        return forward(params, ctx, dequantise(keys, x, ENCODE_MARGIN), label)[0]
-
-    def decode(params: Roles, ctx: Context, keys: jax.Array, latents: tuple[Any, ...], label: Any) -> jax.Array:
-        leaves = tuple(jax.tree.leaves(latents))
-        shapes = tuple(eps.shape[1:] for eps in leaves)
-        require(shapes == flow.shapes, f"latents have shapes {shapes}: they must be {flow.shapes}")
-        return inverse(params, ctx, leaves, label)
-
+    conditions = ("label",) if config.class_conditional else ()
+    flow = Flow(bijection, data.image, config.logit_alpha, conditions)
     return GenerativeModel(
         name=name,
-        images=images,
-        init=init,
-        phases=(Phase(trains=("flow",), loss=loss),),
-        sample=sample,
-        sampling=sampling,
-        validate=validate,
-        log_prob=log_prob,
-        scoring=scoring,
+        data=data,
+        init=partial(init, flow),
+        phases=(Phase(trains=("flow",), loss=partial(loss, flow)),),
+        sample=partial(sample, flow, temperature=config.sampling.temperature),
+        sampling=config.sampling,
+        conditions=conditions,
+        validate=partial(validate, flow),
+        best=("bits_per_dim", "min"),
+        log_prob=partial(log_prob, flow, samples=config.scoring.samples),
+        scoring=config.scoring,
         likelihood="lower_bound",
-        log_density=log_density,
-        encode=encode,
-        decode=decode,
-        conditional=conditional,
-        free_form_jacobian=False,
+        log_density=partial(log_density, flow),
+        encode=partial(encode, flow),
+        decode=partial(decode, flow),
     )
 
 
-def check_flow(images: ImageSpec, halvings: int, config: Any) -> None:
+def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    key_flow, key_noise = jax.random.split(key)
+    keys = rng.image_keys(key_noise, jnp.arange(batch["image"].shape[0]))
+    x, _ = preprocess(dequantise(keys, batch["image"]), flow.images.levels, flow.alpha)
+    params, fixed = flow.bijection.init(key_flow, x, select(batch, flow.conditions).get("label"))
+    return {"flow": params}, {"flow": fixed} if jax.tree.leaves(fixed) else {}
+
+
+def forward(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> tuple[tuple[Any, ...], Any]:
+    """Latents and log_det of dequantised images."""
+    x, first = preprocess(x, flow.images.levels, flow.alpha)
+    fixed = ctx.extra.get("flow", {})
+    latents, log_det = flow.bijection.forward(params["flow"], fixed, x, cond.get("label"))
+    return latents, first + log_det
+
+
+def inverse(flow: Flow, params: Roles, ctx: Context, latents: tuple[Any, ...], cond: Cond) -> jax.Array:
+    """uint8 images of latents."""
+    x = flow.bijection.inverse(params["flow"], ctx.extra.get("flow", {}), latents, cond.get("label"))
+    return quantise(preprocess(x, flow.images.levels, flow.alpha, inverse=True)[0], flow.images.levels)
+
+
+def density(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> jax.Array:
+    """log p(x) of dequantised images, nats (B,)."""
+    latents, log_det = forward(flow, params, ctx, x, cond)
+    return log_det + sum(sum_image(normal_log_prob(eps, 0.0, 0.0)) for eps in latents)
+
+
+def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: Any, cond: Cond) -> jax.Array:
+    return density(flow, params, ctx, x, cond)
+
+
+def bits(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> jax.Array:
+    """Bits per dimension of uint8 images with one draw of the noise, (B,)."""
+    x = dequantise(keys, batch["image"])
+    return bits_per_dim(density(flow, params, ctx, x, select(batch, flow.conditions)), flow.images.size)
+
+
+def loss(
+    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    return jnp.mean(bits(flow, params, ctx, keys, batch)), ({}, {})
+
+
+def validate(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"bits_per_dim": bits(flow, params, ctx, keys, batch)}
+
+
+def sample(
+    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, *, temperature: float
+) -> jax.Array:
+    require_temperature(temperature)
+    shapes = flow.bijection.shapes
+    parts = rng.split(keys, len(shapes))
+    eps = tuple(temperature * rng.normal(key, shape) for key, shape in zip(parts, shapes))
+    return inverse(flow, params, ctx, eps, cond)
+
+
+def log_prob(
+    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, *, samples: int
+) -> jax.Array:
+    require_positive(samples=samples)
+    return importance_bound(lambda x: density(flow, params, ctx, x, cond), keys, x, samples)
+
+
+def encode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> tuple[Any, ...]:
+    return forward(flow, params, ctx, dequantise(keys, x, ENCODE_MARGIN), cond)[0]
+
+
+def decode(
+    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, latents: tuple[Any, ...], cond: Cond
+) -> jax.Array:
+    leaves = tuple(jax.tree.leaves(latents))
+    shapes, wanted = tuple(eps.shape[1:] for eps in leaves), flow.bijection.shapes
+    require(shapes == wanted, f"latents have shapes {shapes}: they must be {wanted}")
+    return inverse(flow, params, ctx, leaves, cond)
+
+
+def check_flow(data: DataSpec, halvings: int, config: Any) -> None:
     """Raises `UserError` for images that cannot be halved so often, or what any flow cannot be made with.
 
     Args:
       config: of a flow, with `scales`, `logit_alpha`, `class_conditional`, `dtype`, `sampling` and `scoring`.
     """
     require_positive(scales=config.scales)
-    height, width, most = images.height, images.width, 0
+    images, most = data.image, 0
+    height, width = images.height, images.width
     while height % 2 ** (most + 1) == 0 and width % 2 ** (most + 1) == 0:
         most += 1
     fitting = most + config.scales - halvings
@@ -179,8 +213,7 @@ def check_flow(images: ImageSpec, halvings: int, config: Any) -> None:
     )
     alpha = config.logit_alpha
     require(0 <= alpha < 0.5, f"logit_alpha is {alpha}: it must be at least 0 and below 0.5")
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
-    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     with defaults_of("sampling"):
         require_temperature(config.sampling.temperature)
     with defaults_of("scoring"):

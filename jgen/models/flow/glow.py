@@ -28,8 +28,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import GenerativeModel, ImageSpec, Tree
-from jgen.errors import require_choice, require_positive
+from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
+from jgen.errors import require_positive
 from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
 from jgen.nn.flow import (
     ActNorm,
@@ -43,9 +43,6 @@ from jgen.nn.flow import (
     network_dtype,
 )
 from jgen.prob.bijectors import affine, log_sigmoid, squeeze, unsqueeze
-
-COUPLINGS = ("affine", "additive")
-PERMUTATIONS = ("invertible_1x1", "shuffle", "reverse")
 
 
 @dataclass(frozen=True)
@@ -133,24 +130,19 @@ class Step(nn.Module):
         return x, total
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A Glow over images of that shape, number of levels and classes.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over; a flow has none and ignores it.
     Raises:
       UserError: images that the scales cannot split, or options out of their range.
     """
-    check_config(config, images)
-    flow = make_bijection(config, images)
-    return make_flow(
-        "glow", images, flow, config.class_conditional, config.logit_alpha, config.sampling, config.scoring
-    )
+    check_config(config, data)
+    return make_flow("glow", data, make_bijection(config, data), config)
 
 
-def make_bijection(config: Config, images: ImageSpec) -> Bijection:
+def make_bijection(config: Config, data: DataSpec) -> Bijection:
     """Between images (B, H, W, C) and latents, one array a scale."""
-    classes = images.num_classes if config.class_conditional else 0
+    classes = data.num_classes if config.class_conditional else 0
     step = Step(config, classes)
     last = config.scales - 1
     priors = [GaussianPrior(0 if scale < last else classes) for scale in range(config.scales)]
@@ -193,7 +185,7 @@ def make_bijection(config: Config, images: ImageSpec) -> Bijection:
             x = unsqueeze(run(params, fixed, scale, x, label, True)[0])
         return x
 
-    return Bijection(init, forward, inverse, latent_shapes(config, images))
+    return Bijection(init, forward, inverse, latent_shapes(config, data.image))
 
 
 def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, int], ...]:
@@ -205,9 +197,7 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
     return tuple(shapes)
 
 
-def check_config(config: Config, images: ImageSpec) -> None:
+def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` for a configuration that no Glow can be made of."""
-    check_flow(images, config.scales, config)
+    check_flow(data, config.scales, config)
     require_positive(depth=config.depth, width=config.width)
-    require_choice("coupling", config.coupling, COUPLINGS)
-    require_choice("permutation", config.permutation, PERMUTATIONS)

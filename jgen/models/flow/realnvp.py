@@ -27,7 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import GenerativeModel, ImageSpec, Tree
+from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
 from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
 from jgen.nn.flow import ActNorm, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
@@ -124,24 +124,19 @@ def rescale(x: Any, log_s: Any, t: Any, inverse: bool) -> tuple[Any, Any]:
     return x * jnp.exp(log_s) + t, sum_image(log_s)
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A RealNVP over images of that shape, number of levels and classes.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over; a flow has none and ignores it.
     Raises:
       UserError: images that the scales cannot split, or options out of their range.
     """
-    check_config(config, images)
-    flow = make_bijection(config, images)
-    return make_flow(
-        "realnvp", images, flow, config.class_conditional, config.logit_alpha, config.sampling, config.scoring
-    )
+    check_config(config, data)
+    return make_flow("realnvp", data, make_bijection(config, data), config)
 
 
-def make_bijection(config: Config, images: ImageSpec) -> Bijection:
+def make_bijection(config: Config, data: DataSpec) -> Bijection:
     """Between images (B, H, W, C) and latents, one array a scale."""
-    classes = images.num_classes if config.class_conditional else 0
+    classes = data.num_classes if config.class_conditional else 0
     coupling = lambda halvings: Coupling(config, config.width * 2**halvings, classes)
     last = config.scales - 1
 
@@ -190,7 +185,7 @@ def make_bijection(config: Config, images: ImageSpec) -> Bijection:
             x, _ = by_checkerboard(params, scale, unsqueeze(x), label, True)
         return x
 
-    return Bijection(init, forward, inverse, latent_shapes(config, images))
+    return Bijection(init, forward, inverse, latent_shapes(config, data.image))
 
 
 def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, int], ...]:
@@ -201,8 +196,8 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
     return (*leaving, size(last, images.channels * 2**last))
 
 
-def check_config(config: Config, images: ImageSpec) -> None:
+def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` for a configuration that no RealNVP can be made of."""
-    check_flow(images, config.scales - 1, config)
+    check_flow(data, config.scales - 1, config)
     require_positive(couplings=config.couplings, width=config.width)
     require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")

@@ -28,15 +28,29 @@ Measured: 99.8 % of samples read as the class asked for, on MNIST, 8,000 steps o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import require, require_choice, require_labels, require_latents, require_positive
+from jgen.core import parallel
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    Tree,
+    every,
+    select,
+)
+from jgen.errors import require, require_labels, require_latents, require_positive
 from jgen.nn.conv import Conv, ConvTranspose
 from jgen.nn.spectral_norm import normalise, start_vector
 from jgen.prob import adversarial
@@ -85,20 +99,18 @@ class Generator(nn.Module):
     channels: tuple[int, ...]
     images: ImageSpec
     momentum: float
-    axis_name: str | None
     dtype: Any
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         height, width = (size >> len(self.channels) for size in self.images.shape[:2])
-        activate = lambda h, name: nn.relu(batch_norm(self, train, name)(h))
         kernel_init = nn.initializers.normal(0.02)
         features = height * width * self.channels[-1]
         h = nn.Dense(features, use_bias=False, kernel_init=kernel_init, dtype=self.dtype, name="dense")(z)
-        h = activate(h.reshape(-1, height, width, self.channels[-1]), "norm0")
+        h = nn.relu(batch_norm(self, train, "norm0")(h.reshape(-1, height, width, self.channels[-1])))
         for number, channels in enumerate(reversed(self.channels[:-1]), 1):
             up = ConvTranspose(channels, use_bias=False, kernel_init=kernel_init, dtype=self.dtype, name=f"up{number}")
-            h = activate(up(h), f"norm{number}")
+            h = nn.relu(batch_norm(self, train, f"norm{number}")(up(h)))
         name = f"up{len(self.channels)}"
         h = ConvTranspose(self.images.channels, kernel_init=kernel_init, dtype=self.dtype, name=name)(h)
         return jnp.tanh(h.astype(jnp.float32))
@@ -111,7 +123,6 @@ class Discriminator(nn.Module):
     norm: bool
     conditioning: str
     momentum: float
-    axis_name: str | None
     dtype: Any
 
     @nn.compact
@@ -123,9 +134,10 @@ class Discriminator(nn.Module):
             h = jnp.concatenate([x, maps], axis=-1)
         for number, channels in enumerate(self.channels, 1):
             norm = self.norm and number > 1
-            h = Conv(
+            down = Conv(
                 channels, 4, 2, use_bias=not norm, kernel_init=kernel_init, dtype=self.dtype, name=f"down{number}"
-            )(h)
+            )
+            h = down(h)
             h = batch_norm(self, train, f"norm{number}")(h) if norm else h
             h = nn.leaky_relu(h, 0.2)
         h = h.astype(jnp.float32).reshape(h.shape[0], -1)
@@ -138,173 +150,239 @@ class Discriminator(nn.Module):
 
 def batch_norm(network: Generator | Discriminator, train: bool, name: str) -> nn.BatchNorm:
     """Batch normalisation, over all devices; its scale starts as N(1, 0.02^2)."""
-    scale_init = lambda *args: 1.0 + nn.initializers.normal(0.02)(*args)
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=network.momentum,
-        axis_name=network.axis_name,
+        axis_name=parallel.axis_name(),
         dtype=network.dtype,
-        scale_init=scale_init,
+        scale_init=near_one,
         name=name,
     )
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+def near_one(*args: Any) -> jax.Array:
+    """Draws from N(1, 0.02^2)."""
+    return 1.0 + nn.initializers.normal(0.02)(*args)
+
+
+class Dcgan(NamedTuple):
+    """What the functions of a DCGAN are bound to."""
+
+    config: Config
+    data: DataSpec
+    generator: Generator
+    discriminator: Discriminator
+
+    @property
+    def levels(self) -> int:
+        return self.data.image.levels
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return () if self.config.conditioning == "none" else ("label",)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the networks are given, 0 for none."""
+        return self.data.num_classes if self.conditions else 0
+
+    @property
+    def penalised(self) -> bool:
+        return self.config.regulariser in ("gradient_penalty", "r1")
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A DCGAN over images of that shape, number of levels and classes.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over.
     Raises:
       UserError: sizes that cannot be halved so often, or options out of their range.
     """
-    check_config(config, images)
-    conditional = config.conditioning != "none"
-    shared = {"momentum": config.norm_momentum, "axis_name": axis_name, "dtype": jnp.dtype(config.dtype)}
-    generator = Generator(config.channels, images, **shared)
+    check_config(config, data)
+    shared: dict[str, Any] = {"momentum": config.norm_momentum, "dtype": jnp.dtype(config.dtype)}
+    generator = Generator(config.channels, data.image, **shared)
     discriminator = Discriminator(config.channels, config.disc_norm == "batch", config.conditioning, **shared)
-    weight = config.penalty_weight * config.penalty_every
-    lazy = config.regulariser in ("gradient_penalty", "r1") and config.penalty_every > 1
-
-    def one_hot(label: jax.Array | None) -> jax.Array | None:
-        return jax.nn.one_hot(label, images.num_classes) if conditional else None
-
-    def generator_input(z: jax.Array, label: jax.Array | None) -> jax.Array:
-        return jnp.concatenate([z, one_hot(label)], axis=-1) if conditional else z
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        key_gen, key_disc, key_u = jax.random.split(key, 3)
-        x, label = to_float(batch["image"][:1], images.levels), batch["label"][:1]
-        gen = generator.init(key_gen, generator_input(jnp.zeros((1, config.latent)), label), True)
-        disc = discriminator.init(key_disc, x, one_hot(label), True)
-        norm = {kind: disc.get("batch_stats", {}) for kind in ("real", "fake")}
-        stats = {"trained": gen["batch_stats"], "averaged": gen["batch_stats"]}
-        extra = {"gen": stats, "disc": {"norm": norm, "u": {}, "boundary": jnp.zeros(())}}
-        if config.disc_norm == "spectral":
-            for number, (name, kernel) in enumerate(kernels_of(disc["params"]).items()):
-                extra["disc"]["u"][name] = start_vector(jax.random.fold_in(key_u, number), kernel)
-        return {"gen": gen["params"], "disc": disc["params"]}, extra
-
-    def generate(gen: Any, stats: Any, z: jax.Array, label: jax.Array | None, train: bool) -> tuple[Any, Any]:
-        """Images in [-1, 1] and the next running statistics of the generator."""
-        variables = {"params": gen, "batch_stats": stats}
-        x, new = generator.apply(variables, generator_input(z, label), train, mutable=["batch_stats"])
-        return x, new["batch_stats"]
-
-    def generate_anew(params: Roles, ctx: Context, z: jax.Array, label: jax.Array | None) -> jax.Array:
-        """Images in [-1, 1] by running statistics: those of the weights that are given."""
-        of = ctx.extra["gen"]
-        stats = jax.tree.map(lambda a, t: jnp.where(ctx.averaged, a, t), of["averaged"], of["trained"])
-        return generate(params["gen"], stats, z, label, False)[0]
-
-    def latents(keys: jax.Array) -> jax.Array:
-        return rng.normal(keys, (config.latent,))
-
-    def normalised(params: Roles, extra: Roles) -> tuple[Any, Any]:
-        """The discriminator's parameters with its weights normalised, where they are to be, and the next u."""
-        if config.disc_norm != "spectral":
-            return params["disc"], extra["disc"]["u"]
-        kernels, u = normalise(kernels_of(params["disc"]), extra["disc"]["u"])
-        layers = {name: {**layer, "kernel": kernels[name]} for name, layer in params["disc"].items()}
-        return layers, u
-
-    def discriminate(disc: Any, stats: Any, x: jax.Array, label: Any, train: bool = True) -> tuple[Any, Any]:
-        """Outputs (B,) and the next running statistics, from parameters that `normalised` has been over."""
-        variables = {"params": disc, "batch_stats": stats}
-        out, new = discriminator.apply(variables, x, one_hot(label), train, mutable=["batch_stats"])
-        return out, new.get("batch_stats", stats)
-
-    def penalty(disc: Any, stats: Any, keys: jax.Array, real: jax.Array, fake: Any, label: Any) -> jax.Array:
-        critic = lambda x: discriminate(disc, stats, x, label)[0]
-        if config.regulariser == "r1":
-            return jnp.mean(adversarial.r1_penalty(critic, real))
-        return jnp.mean(adversarial.gradient_penalty(critic, real, fake, keys))
-
-    def disc_loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        key_z, key_penalty = rng.split(keys, 2)
-        x, label = to_float(batch["image"], images.levels), batch["label"]
-        fake_x, _ = generate(params["gen"], ctx.extra["gen"]["trained"], latents(key_z), label, True)
-        disc, u = normalised(params, ctx.extra)
-        stats = ctx.extra["disc"]["norm"]
-        real, of_real = discriminate(disc, stats["real"], x, label)
-        fake, of_fake = discriminate(disc, stats["fake"], fake_x, label)
-        loss = jnp.mean(adversarial.discriminator_loss(config.loss, real, fake))
-        boundary = adversarial.decision_boundary(config.loss, real, fake, axis_name)
-        classes = images.num_classes if conditional else 0
-        metrics = {
-            "accuracy_real": jnp.mean(real > boundary),
-            "accuracy_fake": jnp.mean(fake < boundary),
-            "diversity": adversarial.relative_diversity(fake_x, x, label, classes, axis_name),
-        }
-        if config.regulariser in ("gradient_penalty", "r1") and not lazy:
-            metrics["penalty"] = penalty(disc, stats["real"], key_penalty, x, fake_x, label)
-            loss = loss + weight * metrics["penalty"]
-        new = {"norm": {"real": of_real, "fake": of_fake}, "u": u, "boundary": jnp.asarray(boundary, jnp.float32)}
-        return loss, (metrics, {"disc": new})
-
-    def penalty_loss(
-        params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-    ) -> tuple[jax.Array, tuple[dict, Roles]]:
-        key_z, key_penalty = rng.split(keys, 2)
-        x, label = to_float(batch["image"], images.levels), batch["label"]
-        fake_x = None
-        if config.regulariser == "gradient_penalty":
-            fake_x, _ = generate(params["gen"], ctx.extra["gen"]["trained"], latents(key_z), label, True)
-        disc, _ = normalised(params, ctx.extra)
-        found = penalty(disc, ctx.extra["disc"]["norm"]["real"], key_penalty, x, fake_x, label)
-        return weight * found, ({"penalty": found}, {})
-
-    def gen_loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        label = batch["label"]
-        z, of = latents(keys), ctx.extra["gen"]
-        x, trained = generate(params["gen"], of["trained"], z, label, True)
-        disc, _ = normalised(params, ctx.extra)
-        fake, _ = discriminate(disc, ctx.extra["disc"]["norm"]["fake"], x, label)
-        # Samples come from the averaged generator, whose activations have statistics of their own.
-        _, averaged = generate(ctx.ema["gen"], of["averaged"], z, label, True)
-        new = {"gen": {"trained": trained, "averaged": averaged}}
-        return jnp.mean(adversarial.generator_loss(config.loss, fake)), ({}, new)
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Whether the discriminator is right about unseen images and about samples: against overfitting.
-
-        As in training, it normalises real images by the statistics of such, and samples by those of samples; the
-        boundary between the two is the last one of training.
-        """
-        disc, _ = normalised(params, ctx.extra)
-        fake_x = generate_anew(params, ctx, latents(keys), batch["label"])
-        judge = lambda x, kind: discriminate(disc, ctx.extra["disc"]["norm"][kind], x, batch["label"], False)[0]
-        real, fake = judge(to_float(batch["image"], images.levels), "real"), judge(fake_x, "fake")
-        boundary = ctx.extra["disc"]["boundary"]
-        wide = lambda flags: flags.astype(jnp.float32)
-        return {"accuracy_real": wide(real > boundary), "accuracy_fake": wide(fake < boundary)}
-
-    def decode(params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, label: jax.Array | None) -> jax.Array:
-        require_latents(z, (config.latent,))
-        return to_uint8(generate_anew(params, ctx, z, label), images.levels)
-
-    def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None) -> jax.Array:
-        return decode(params, ctx, keys, latents(keys), label)
-
-    def clipped(roles: Roles) -> Roles:
-        return jax.tree.map(lambda w: jnp.clip(w, -config.clip, config.clip), roles)
-
-    project = clipped if config.regulariser == "clip" else None
-    phases = [Phase(("disc",), disc_loss, repeats=config.disc_steps, project=project)]
-    if lazy:
-        phases.append(Phase(("disc",), penalty_loss, every=config.penalty_every, name="penalty"))
-    phases.append(Phase(("gen",), gen_loss))
+    gan = Dcgan(config, data, generator, discriminator)
+    project = partial(clip_weights, config.clip) if config.regulariser == "clip" else None
+    phases = [Phase(("disc",), partial(disc_loss, gan), repeats=config.disc_steps, project=project)]
+    if config.penalty_every > 1:
+        runs = every(config.penalty_every)
+        phases.append(Phase(("disc",), partial(penalty_loss, gan), runs=runs, name="penalty"))
+    phases.append(Phase(("gen",), partial(gen_loss, gan)))
     return GenerativeModel(
         name="dcgan",
-        images=images,
-        init=init,
+        data=data,
+        init=partial(init, gan),
         phases=tuple(phases),
-        sample=sample,
+        sample=partial(sample, gan),
         sampling=config.sampling,
-        validate=validate,
-        decode=decode,
+        conditions=gan.conditions,
+        validate=partial(validate, gan),
+        decode=partial(decode, gan),
         averages=("gen",),
-        conditional=conditional,
     )
+
+
+def init(gan: Dcgan, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    key_gen, key_disc, key_u = jax.random.split(key, 3)
+    x, cond = to_float(batch["image"][:1], gan.levels), jax.tree.map(lambda a: a[:1], select(batch, gan.conditions))
+    gen = gan.generator.init(key_gen, generator_input(gan, jnp.zeros((1, gan.config.latent)), cond), True)
+    disc = gan.discriminator.init(key_disc, x, one_hot(gan, cond), True)
+    norm = {kind: disc.get("batch_stats", {}) for kind in ("real", "fake")}
+    stats = {"trained": gen["batch_stats"], "averaged": gen["batch_stats"]}
+    extra = {"gen": stats, "disc": {"norm": norm, "u": {}, "boundary": jnp.zeros(())}}
+    if gan.config.disc_norm == "spectral":
+        for number, (name, kernel) in enumerate(kernels_of(disc["params"]).items()):
+            extra["disc"]["u"][name] = start_vector(jax.random.fold_in(key_u, number), kernel)
+    return {"gen": gen["params"], "disc": disc["params"]}, extra
+
+
+def one_hot(gan: Dcgan, cond: Cond) -> jax.Array | None:
+    """The class (B, classes); None where there is none."""
+    return jax.nn.one_hot(cond["label"], gan.num_classes) if gan.conditions else None
+
+
+def generator_input(gan: Dcgan, z: jax.Array, cond: Cond) -> jax.Array:
+    """[z, one_hot(y)], (B, latent + classes)."""
+    return jnp.concatenate([z, one_hot(gan, cond)], axis=-1) if gan.conditions else z
+
+
+def draw_latents(gan: Dcgan, keys: jax.Array) -> jax.Array:
+    """z, (B, latent)."""
+    return rng.normal(keys, (gan.config.latent,))
+
+
+def generate(gan: Dcgan, gen: Tree, stats: Tree, z: jax.Array, cond: Cond, train: bool) -> tuple[jax.Array, Tree]:
+    """G(z, y) in [-1, 1], and the generator's next running statistics; with `train` it normalises by the batch's."""
+    variables = {"params": gen, "batch_stats": stats}
+    x, new = gan.generator.apply(variables, generator_input(gan, z, cond), train, mutable=["batch_stats"])
+    return x, new["batch_stats"]
+
+
+def generate_to_show(gan: Dcgan, params: Roles, ctx: Context, z: jax.Array, cond: Cond) -> jax.Array:
+    """G(z, y) in [-1, 1] by running statistics: those of the trained weights or of their average, as `ctx` says."""
+    stats = ctx.extra["gen"]
+    chosen = jax.tree.map(lambda a, t: jnp.where(ctx.averaged, a, t), stats["averaged"], stats["trained"])
+    return generate(gan, params["gen"], chosen, z, cond, False)[0]
+
+
+def normalised_weights(gan: Dcgan, params: Roles, extra: Roles) -> tuple[Tree, Tree]:
+    """The discriminator's parameters, W / sigma(W) where they are spectrally normalised, and the next u."""
+    if gan.config.disc_norm != "spectral":
+        return params["disc"], extra["disc"]["u"]
+    kernels, u = normalise(kernels_of(params["disc"]), extra["disc"]["u"])
+    layers = {name: {**layer, "kernel": kernels[name]} for name, layer in params["disc"].items()}
+    return layers, u
+
+
+def discriminate(
+    gan: Dcgan, disc: Tree, stats: Tree, x: jax.Array, cond: Cond, train: bool = True
+) -> tuple[jax.Array, Tree]:
+    """D(x, y) before any sigmoid, (B,), and the next running statistics.
+
+    Args:
+      disc: of `normalised_weights`; stats: running statistics of real images, or of generated ones.
+    """
+    variables = {"params": disc, "batch_stats": stats}
+    out, new = gan.discriminator.apply(variables, x, one_hot(gan, cond), train, mutable=["batch_stats"])
+    return out, new.get("batch_stats", stats)
+
+
+def penalty(gan: Dcgan, disc: Tree, stats: Tree, keys: jax.Array, x: jax.Array, fake_x: Any, cond: Cond) -> jax.Array:
+    """The mean penalty on the discriminator's gradient, before its weight."""
+
+    def critic(x: jax.Array) -> jax.Array:
+        return discriminate(gan, disc, stats, x, cond)[0]
+
+    if gan.config.regulariser == "r1":
+        return jnp.mean(adversarial.r1_penalty(critic, x))
+    return jnp.mean(adversarial.gradient_penalty(critic, x, fake_x, keys))
+
+
+def disc_loss(
+    gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """L_D, with the penalty unless that is taken in some steps only."""
+    c = gan.config
+    key_z, key_penalty = rng.split(keys, 2)
+    x, cond = to_float(batch["image"], gan.levels), select(batch, gan.conditions)
+    fake_x, _ = generate(gan, params["gen"], ctx.extra["gen"]["trained"], draw_latents(gan, key_z), cond, True)
+    disc, u = normalised_weights(gan, params, ctx.extra)
+    stats = ctx.extra["disc"]["norm"]
+    real, real_stats = discriminate(gan, disc, stats["real"], x, cond)
+    fake, fake_stats = discriminate(gan, disc, stats["fake"], fake_x, cond)
+    loss = jnp.mean(adversarial.discriminator_loss(c.loss, real, fake))
+    boundary = adversarial.decision_boundary(c.loss, real, fake)
+    metrics = {
+        "accuracy_real": jnp.mean(real > boundary),
+        "accuracy_fake": jnp.mean(fake < boundary),
+        "diversity": adversarial.relative_diversity(fake_x, x, cond.get("label"), gan.num_classes),
+    }
+    if gan.penalised and c.penalty_every == 1:
+        metrics["penalty"] = penalty(gan, disc, stats["real"], key_penalty, x, fake_x, cond)
+        loss = loss + c.penalty_weight * metrics["penalty"]
+    norm = {"real": real_stats, "fake": fake_stats}
+    return loss, (metrics, {"disc": {"norm": norm, "u": u, "boundary": jnp.asarray(boundary, jnp.float32)}})
+
+
+def penalty_loss(
+    gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """The penalty alone, `penalty_every` times as strong."""
+    c = gan.config
+    key_z, key_penalty = rng.split(keys, 2)
+    x, cond = to_float(batch["image"], gan.levels), select(batch, gan.conditions)
+    fake_x = None
+    if c.regulariser == "gradient_penalty":
+        fake_x, _ = generate(gan, params["gen"], ctx.extra["gen"]["trained"], draw_latents(gan, key_z), cond, True)
+    disc, _ = normalised_weights(gan, params, ctx.extra)
+    value = penalty(gan, disc, ctx.extra["disc"]["norm"]["real"], key_penalty, x, fake_x, cond)
+    return c.penalty_weight * c.penalty_every * value, ({"penalty": value}, {})
+
+
+def gen_loss(
+    gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """L_G."""
+    cond, z, stats = select(batch, gan.conditions), draw_latents(gan, keys), ctx.extra["gen"]
+    x, trained = generate(gan, params["gen"], stats["trained"], z, cond, True)
+    disc, _ = normalised_weights(gan, params, ctx.extra)
+    fake, _ = discriminate(gan, disc, ctx.extra["disc"]["norm"]["fake"], x, cond)
+    # Samples come from the averaged generator, whose activations have statistics of their own.
+    _, averaged = generate(gan, ctx.ema["gen"], stats["averaged"], z, cond, True)
+    new = {"gen": {"trained": trained, "averaged": averaged}}
+    return jnp.mean(adversarial.generator_loss(gan.config.loss, fake)), ({}, new)
+
+
+def validate(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """Whether the discriminator is right about unseen images and about samples: against overfitting.
+
+    As in training, it normalises real images by the statistics of such, and samples by those of samples; the
+    boundary between the two is the last one of training.
+    """
+    cond, boundary = select(batch, gan.conditions), ctx.extra["disc"]["boundary"]
+    disc, _ = normalised_weights(gan, params, ctx.extra)
+
+    def judge(x: jax.Array, kind: str) -> jax.Array:
+        return discriminate(gan, disc, ctx.extra["disc"]["norm"][kind], x, cond, False)[0]
+
+    fake_x = generate_to_show(gan, params, ctx, draw_latents(gan, keys), cond)
+    real, fake = judge(to_float(batch["image"], gan.levels), "real"), judge(fake_x, "fake")
+    accuracy = {"accuracy_real": real > boundary, "accuracy_fake": fake < boundary}
+    return {name: flags.astype(jnp.float32) for name, flags in accuracy.items()}
+
+
+def decode(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
+    require_latents(z, (gan.config.latent,))
+    return to_uint8(generate_to_show(gan, params, ctx, z, cond), gan.levels)
+
+
+def sample(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:
+    return decode(gan, params, ctx, keys, draw_latents(gan, keys), cond)
+
+
+def clip_weights(limit: float, roles: Roles) -> Roles:
+    """Every weight within +-limit (Wasserstein GAN)."""
+    return jax.tree.map(lambda w: jnp.clip(w, -limit, limit), roles)
 
 
 def kernels_of(disc: Any) -> dict[str, jax.Array]:
@@ -312,15 +390,11 @@ def kernels_of(disc: Any) -> dict[str, jax.Array]:
     return {name: layer["kernel"] for name, layer in disc.items() if "kernel" in layer}
 
 
-def check_config(config: Config, images: ImageSpec) -> None:
+def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` for a configuration that no DCGAN can be made of."""
+    images = data.image
     require_positive(channels=config.channels, latent=config.latent, disc_steps=config.disc_steps, clip=config.clip)
     require_positive(penalty_weight=config.penalty_weight, penalty_every=config.penalty_every)
-    require_choice("loss", config.loss, adversarial.LOSSES)
-    require_choice("disc_norm", config.disc_norm, ("batch", "spectral", "none"))
-    require_choice("regulariser", config.regulariser, ("none", "clip", "gradient_penalty", "r1"))
-    require_choice("conditioning", config.conditioning, ("none", "projection", "concatenation"))
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
     momentum = config.norm_momentum
     require(0 <= momentum < 1, f"norm_momentum is {momentum}: it must be at least 0 and below 1")
     halvings = len(config.channels)
@@ -343,4 +417,4 @@ def check_config(config: Config, images: ImageSpec) -> None:
         "loss is 'wasserstein' without bounded slopes: set the regulariser to clip or gradient_penalty, or disc_norm to"
         " spectral",
     )
-    require_labels(images.num_classes, "conditioning", config.conditioning, "none")
+    require_labels(data.num_classes, "conditioning", config.conditioning, "none")

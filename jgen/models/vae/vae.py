@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -36,11 +37,10 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select
 from jgen.errors import (
     defaults_of,
     require,
-    require_choice,
     require_labels,
     require_latents,
     require_positive,
@@ -48,16 +48,9 @@ from jgen.errors import (
 )
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, DenseLayers, check_conv
 from jgen.prob.importance import importance_weighted_bound
-from jgen.prob.likelihoods import (
-    bernoulli_log_prob,
-    discretised_logistic_log_prob,
-    discretised_normal_log_prob,
-    flatten,
-    normal_kl,
-    normal_log_prob,
-    sum_image,
-)
-from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.likelihoods import normal_kl, normal_log_prob
+from jgen.prob.pixel_distribution import PixelDistribution
+from jgen.prob.pixels import to_float
 
 AT_ONCE = 1024  # images decoded at once in the importance-weighted bound
 MIN_LOG_SCALE = -7.0  # of a learned scale on [-1, 1]: an eighth of the width of one of 256 levels
@@ -144,14 +137,14 @@ class Decoder(nn.Module):
     """(z (B, latent), label (B,) or None) to float32 (B, H, W, C or 2 C): what `pixel_parameters` reads."""
 
     config: Config
-    images: ImageSpec
+    data: DataSpec
 
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None) -> jax.Array:
-        c, spec, dtype = self.config, self.images, jnp.dtype(self.config.dtype)
+        c, spec, dtype = self.config, self.data.image, jnp.dtype(self.config.dtype)
         has_scale = c.decoder != "bernoulli" and c.scale == "pixel"
         channels = spec.channels * (2 if has_scale else 1)
-        h = with_class(z, label, spec.num_classes)
+        h = with_class(z, label, self.data.num_classes)
         if c.network == "conv":
             factor = 2 ** len(c.widths)
             height, width = spec.height // factor, spec.width // factor
@@ -174,179 +167,173 @@ def with_class(h: jax.Array, label: jax.Array | None, num_classes: int) -> jax.A
     return h if label is None else jnp.concatenate([h, jax.nn.one_hot(label, num_classes, dtype=h.dtype)], axis=-1)
 
 
-class PixelDistribution(NamedTuple):
-    """A decoder's distribution of pixels: mean and scale (B, H, W, C) on [-1, 1]; of a Bernoulli the logits."""
+class Vae(NamedTuple):
+    """What the functions of a VAE are bound to."""
 
-    decoder: str
-    levels: int
-    mean: jax.Array
-    scale: Any
+    config: Config
+    data: DataSpec
+    encoder: Encoder
+    decoder: Decoder
 
-    def flat(self) -> tuple[jax.Array, Any]:
-        """Mean and scale, (B, H W C), of a scale for all pixels the scale itself."""
-        for_all = getattr(self.scale, "ndim", 0) == 0
-        return flatten(self.mean), self.scale if for_all else flatten(self.scale)
+    def condition(self, batch: Batch) -> Cond:
+        return select(batch, self.conditions)
 
-    def log_prob(self, images: jax.Array) -> jax.Array:
-        """Nats of uint8 images, float32 (B,)."""
-        x, mean, scale = flatten(images), *self.flat()
-        if self.decoder == "bernoulli":
-            return sum_image(bernoulli_log_prob(x.astype(jnp.float32), mean))
-        of_level = discretised_normal_log_prob if self.decoder == "gaussian" else discretised_logistic_log_prob
-        return sum_image(of_level(x, mean, scale, self.levels))
-
-    def draw(self, keys: jax.Array) -> jax.Array:
-        """uint8 images drawn pixel by pixel. The nearest level is the bin that `log_prob` speaks of."""
-        mean, scale = self.flat()
-        if self.decoder == "gaussian":
-            drawn = to_uint8(mean + scale * rng.normal(keys, mean.shape[1:]), self.levels)
-        else:
-            noise = jax.vmap(lambda key: jax.random.logistic(key, mean.shape[1:]))(keys)
-            binary = self.decoder == "bernoulli"
-            drawn = (mean + noise > 0).astype(jnp.uint8) if binary else to_uint8(mean + scale * noise, self.levels)
-        return drawn.reshape(self.mean.shape)
-
-    def show(self) -> jax.Array:
-        """uint8 images of the mean, to the nearest level."""
-        x = 2.0 * jax.nn.sigmoid(self.mean) - 1.0 if self.decoder == "bernoulli" else self.mean
-        return to_uint8(x, self.levels)
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return ("label",) if self.config.class_conditional else ()
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A VAE over images of that shape, number of levels and classes.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over; a VAE has none and ignores it.
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
     """
-    check_config(config, images)
-    encoder, decoder = Encoder(config, images.num_classes), Decoder(config, images)
-    latent = config.latent
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        key_e, key_d = jax.random.split(key)
-        label = batch["label"][:1] if config.class_conditional else None
-        x = to_float(batch["image"][:1], images.levels)
-        enc = encoder.init(key_e, x, label)["params"]
-        return {"encoder": enc, "decoder": decoder.init(key_d, jnp.zeros((1, latent)), label)["params"]}, {}
-
-    def posterior(params: Roles, x: jax.Array, label: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        return encoder.apply({"params": params["encoder"]}, to_float(x, images.levels), label)
-
-    def pixels(params: Roles, z: jax.Array, label: jax.Array | None) -> PixelDistribution:
-        out = decoder.apply({"params": params["decoder"]}, z, label)
-        scale: Any = config.initial_scale
-        if config.decoder != "bernoulli" and config.scale != "fixed":
-            out, log_scale = jnp.split(out, 2, axis=-1)
-            scale = jnp.exp(jnp.maximum(log_scale + math.log(config.initial_scale), MIN_LOG_SCALE))
-        return PixelDistribution(config.decoder, images.levels, out, scale)
-
-    def decoded_log_prob(
-        params: Roles, mu: jax.Array, logvar: jax.Array, eps: jax.Array, x: jax.Array, label: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """log p(x|z) and log p(z) - log q(z|x), float32 (K, B), at the latents of the noise eps (K, B, latent)."""
-        num = eps.shape[0]
-        z = mu[None, :, :] + jnp.exp(0.5 * logvar)[None, :, :] * eps  # equation 1
-        repeated = lambda a: jnp.broadcast_to(a[None], (num, *a.shape)).reshape(-1, *a.shape[1:])
-        labels = None if label is None else repeated(label)
-        found = pixels(params, z.reshape(-1, latent), labels).log_prob(repeated(x)).reshape(num, -1)
-        # The density of z under q is that of eps, divided by the standard deviation.
-        log_ratio = normal_log_prob(z, 0.0, 0.0) - normal_log_prob(eps, 0.0, 0.0) + 0.5 * logvar[None, :, :]
-        return found, jnp.sum(log_ratio, axis=-1)
-
-    def draw_eps(keys: jax.Array, numbers: jax.Array) -> jax.Array:
-        """Noise (K, B, latent) of the samples with these numbers, int32 (K,)."""
-        return jax.vmap(lambda k: rng.normal(rng.fold_in(keys, k), (latent,)))(numbers)
-
-    def parts(params: Roles, keys: jax.Array, x: jax.Array, label: jax.Array | None, num: int) -> dict[str, jax.Array]:
-        """The terms of both bounds for every image, from `num` latents: (B,), kl by dimension, ratios by latent."""
-        mu, logvar = posterior(params, x, label)
-        eps = draw_eps(keys, jnp.arange(num))
-        log_p_x, log_ratio = decoded_log_prob(params, mu, logvar, eps, x, label)
-        kl = normal_kl(mu, logvar, 0.0, 0.0)
-        return {"log_p_x": log_p_x, "log_ratio": log_ratio, "kl": kl}
-
-    def label_of(batch: Batch) -> jax.Array | None:
-        return batch["label"] if config.class_conditional else None
-
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        found = parts(params, keys, batch["image"], label_of(batch), config.num_samples)
-        weight = config.beta * jnp.ones(())
-        if config.kl_warmup_steps:
-            weight = weight * jnp.minimum(1.0, (ctx.step + 1) / config.kl_warmup_steps)
-        reconstruction, kl = jnp.mean(found["log_p_x"], axis=0), jnp.sum(found["kl"], axis=-1)
-        if config.objective == "elbo":  # equation 4
-            paid = jnp.sum(jnp.maximum(found["kl"], config.free_bits), axis=-1)
-            losses = weight * paid - reconstruction
-        else:  # equation 3
-            log_w = found["log_p_x"] + weight * found["log_ratio"]
-            losses = math.log(config.num_samples) - jax.nn.logsumexp(log_w, axis=0)
-        metrics = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return jnp.mean(losses), ({name: jnp.mean(value) for name, value in metrics.items()}, {})
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        found = parts(params, keys, batch["image"], label_of(batch), config.num_samples)
-        reconstruction, kl = jnp.mean(found["log_p_x"], axis=0), jnp.sum(found["kl"], axis=-1)
-        scores = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        if config.num_samples > 1:
-            log_w = found["log_p_x"] + found["log_ratio"]
-            scores["iwae"] = jax.nn.logsumexp(log_w, axis=0) - math.log(config.num_samples)
-        return scores
-
-    def log_prob(
-        params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: jax.Array | None, **options: Any
-    ) -> jax.Array:
-        num = replace(config.scoring, **options).samples
-        require_positive(samples=num)
-        if num == 1:  # equation 2
-            found = parts(params, keys, x, label, 1)
-            return found["log_p_x"][0] - jnp.sum(found["kl"], axis=-1)
-        mu, logvar = posterior(params, x, label)
-
-        def log_weights(numbers: jax.Array) -> jax.Array:
-            return sum(decoded_log_prob(params, mu, logvar, draw_eps(keys, numbers), x, label))
-
-        return importance_weighted_bound(log_weights, num, min(num, max(1, AT_ONCE // x.shape[0])))
-
-    def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
-        o = replace(config.sampling, **options)
-        require_temperature(o.temperature)
-        key_z, key_x = rng.split(keys, 2)
-        found = pixels(params, o.temperature * rng.normal(key_z, (latent,)), label)
-        return found.show() if o.mean else found.draw(key_x)
-
-    def encode(params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        return posterior(params, x, label)[0]
-
-    def decode(params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, label: jax.Array | None) -> jax.Array:
-        require_latents(z, (latent,))
-        return pixels(params, z, label).show()
-
+    check_config(config, data)
+    vae = Vae(config, data, Encoder(config, data.num_classes), Decoder(config, data))
     return GenerativeModel(
         name="vae",
-        images=images,
-        init=init,
-        phases=(Phase(trains=("encoder", "decoder"), loss=loss),),
-        sample=sample,
+        data=data,
+        init=partial(init, vae),
+        phases=(Phase(trains=("encoder", "decoder"), loss=partial(loss, vae)),),
+        sample=partial(sample, vae),
         sampling=config.sampling,
-        validate=validate,
-        log_prob=log_prob,
+        conditions=vae.conditions,
+        validate=partial(validate, vae),
+        best=("iwae", "max") if config.num_samples > 1 else ("elbo", "max"),
+        log_prob=partial(log_prob, vae),
         scoring=config.scoring,
         likelihood="lower_bound",
-        encode=encode,
-        decode=decode,
-        conditional=config.class_conditional,
+        encode=partial(encode, vae),
+        decode=partial(decode, vae),
     )
 
 
-def check_config(config: Config, images: ImageSpec) -> None:
+def init(vae: Vae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    key_e, key_d = jax.random.split(key)
+    label = vae.condition(batch).get("label")
+    label = None if label is None else label[:1]
+    x = to_float(batch["image"][:1], vae.data.image.levels)
+    enc = vae.encoder.init(key_e, x, label)["params"]
+    dec = vae.decoder.init(key_d, jnp.zeros((1, vae.config.latent)), label)["params"]
+    return {"encoder": enc, "decoder": dec}, {}
+
+
+def posterior(vae: Vae, params: Roles, x: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
+    """mu and logvar of q(z|x), float32 (B, latent)."""
+    x = to_float(x, vae.data.image.levels)
+    return vae.encoder.apply({"params": params["encoder"]}, x, cond.get("label"))
+
+
+def pixels(vae: Vae, params: Roles, z: jax.Array, label: jax.Array | None) -> PixelDistribution:
+    """p(x|z) of latents (B, latent)."""
+    c = vae.config
+    out = vae.decoder.apply({"params": params["decoder"]}, z, label)
+    scale: Any = c.initial_scale
+    if c.decoder != "bernoulli" and c.scale != "fixed":
+        out, log_scale = jnp.split(out, 2, axis=-1)
+        scale = jnp.exp(jnp.maximum(log_scale + math.log(c.initial_scale), MIN_LOG_SCALE))
+    return PixelDistribution(c.decoder, vae.data.image.levels, out, scale)
+
+
+def decoded_log_prob(
+    vae: Vae, params: Roles, mu: jax.Array, logvar: jax.Array, eps: jax.Array, x: jax.Array, cond: Cond
+) -> tuple[jax.Array, jax.Array]:
+    """log p(x|z) and log p(z) - log q(z|x), float32 (K, B), at the latents of the noise eps (K, B, latent)."""
+    num = eps.shape[0]
+    z = mu[None, :, :] + jnp.exp(0.5 * logvar)[None, :, :] * eps  # equation 1
+
+    def repeated(a: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(a[None], (num, *a.shape)).reshape(-1, *a.shape[1:])
+
+    label = cond.get("label")
+    distribution = pixels(vae, params, z.reshape(-1, vae.config.latent), None if label is None else repeated(label))
+    log_p_x = distribution.log_prob(repeated(x)).reshape(num, -1)
+    # The density of z under q is that of eps, divided by the standard deviation.
+    log_ratio = normal_log_prob(z, 0.0, 0.0) - normal_log_prob(eps, 0.0, 0.0) + 0.5 * logvar[None, :, :]
+    return log_p_x, jnp.sum(log_ratio, axis=-1)
+
+
+def draw_eps(vae: Vae, keys: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Noise (K, B, latent) of the samples with these numbers, int32 (K,)."""
+    return jax.vmap(lambda k: rng.normal(rng.fold_in(keys, k), (vae.config.latent,)))(numbers)
+
+
+def bound_terms(vae: Vae, params: Roles, keys: jax.Array, x: jax.Array, cond: Cond, num: int) -> dict[str, jax.Array]:
+    """The terms of both bounds from `num` latents an image: log_p_x and log_ratio (K, B), kl (B, latent)."""
+    mu, logvar = posterior(vae, params, x, cond)
+    eps = draw_eps(vae, keys, jnp.arange(num))
+    log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, eps, x, cond)
+    return {"log_p_x": log_p_x, "log_ratio": log_ratio, "kl": normal_kl(mu, logvar, 0.0, 0.0)}
+
+
+def elbo_terms(terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """ELBO, reconstruction and KL divergence of every image, (B,)."""
+    reconstruction, kl = jnp.mean(terms["log_p_x"], axis=0), jnp.sum(terms["kl"], axis=-1)
+    return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+    c = vae.config
+    terms = bound_terms(vae, params, keys, batch["image"], vae.condition(batch), c.num_samples)
+    weight = c.beta * jnp.ones(())
+    if c.kl_warmup_steps:
+        weight = weight * jnp.minimum(1.0, (ctx.step + 1) / c.kl_warmup_steps)
+    metrics = elbo_terms(terms)
+    if c.objective == "elbo":  # equation 4
+        losses = weight * jnp.sum(jnp.maximum(terms["kl"], c.free_bits), axis=-1) - metrics["reconstruction"]
+    else:  # equation 3
+        log_w = terms["log_p_x"] + weight * terms["log_ratio"]
+        losses = math.log(c.num_samples) - jax.nn.logsumexp(log_w, axis=0)
+    return jnp.mean(losses), ({name: jnp.mean(value) for name, value in metrics.items()}, {})
+
+
+def validate(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    num = vae.config.num_samples
+    terms = bound_terms(vae, params, keys, batch["image"], vae.condition(batch), num)
+    scores = elbo_terms(terms)
+    if num > 1:
+        scores["iwae"] = jax.nn.logsumexp(terms["log_p_x"] + terms["log_ratio"], axis=0) - math.log(num)
+    return scores
+
+
+def log_prob(
+    vae: Vae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    num = replace(vae.config.scoring, **options).samples
+    require_positive(samples=num)
+    if num == 1:  # equation 2
+        terms = bound_terms(vae, params, keys, x, cond, 1)
+        return terms["log_p_x"][0] - jnp.sum(terms["kl"], axis=-1)
+    mu, logvar = posterior(vae, params, x, cond)
+
+    def log_weights(numbers: jax.Array) -> jax.Array:
+        return sum(decoded_log_prob(vae, params, mu, logvar, draw_eps(vae, keys, numbers), x, cond))
+
+    return importance_weighted_bound(log_weights, num, min(num, max(1, AT_ONCE // x.shape[0])))
+
+
+def sample(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(vae.config.sampling, **options)
+    require_temperature(o.temperature)
+    key_z, key_x = rng.split(keys, 2)
+    z = o.temperature * rng.normal(key_z, (vae.config.latent,))
+    distribution = pixels(vae, params, z, cond.get("label"))
+    return distribution.show() if o.mean else distribution.draw(key_x)
+
+
+def encode(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    return posterior(vae, params, x, cond)[0]
+
+
+def decode(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
+    require_latents(z, (vae.config.latent,))
+    return pixels(vae, params, z, cond.get("label")).show()
+
+
+def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` for a configuration that no VAE can be made of."""
-    require_choice("network", config.network, ("dense", "conv"))
-    require_choice("decoder", config.decoder, ("bernoulli", "gaussian", "logistic"))
-    require_choice("scale", config.scale, ("fixed", "shared", "pixel"))
-    require_choice("objective", config.objective, ("elbo", "iwae"))
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
+    images = data.image
     require_positive(latent=config.latent, num_samples=config.num_samples, initial_scale=config.initial_scale)
     if config.network == "conv":
         check_conv(images.height, images.width, config.widths, config.blocks)
@@ -370,4 +357,4 @@ def check_config(config: Config, images: ImageSpec) -> None:
         require_positive(samples=config.scoring.samples)
     with defaults_of("sampling"):
         require_temperature(config.sampling.temperature)
-    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

@@ -1,13 +1,13 @@
 """A prior over the codes of a vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937, section 3.3).
 
-    first stage  codes k = encode(x), images x = decode(k); trained before, and frozen       (`jgen.models.vae.vq_vae`)
+    autoencoder  codes k = encode(x), images x = decode(k); trained before, and frozen       (`jgen.models.vae.vq_vae`)
     prior        p(k | h) = prod_i p(k_i | k_<i, h), a Gated PixelCNN over the h x w codes   (arXiv 1606.05328)
     loss         - log p(k | h), a mean over images and codes
     sampling     k ~ p(k | h), one code after another, with cached activations; x = decode(k)
 
 Glossary: x an image; k its codes, k_<i those above and to the left; h the class as a one-hot vector.
 
-A sample is what the first stage decodes from sampled codes, without pixel noise, so there is no `log_prob` of images;
+A sample is what the autoencoder decodes from sampled codes, without pixel noise, so there is no `log_prob` of images;
 `validate` scores the codes. Differs from the paper: the codes enter the network as learned vectors, not as numbers.
 
 Measured: 94.4 % of samples read as the class asked for, on MNIST, 6,000 steps of
@@ -17,14 +17,26 @@ Measured: 94.4 % of samples read as the class asked for, on MNIST, 6,000 steps o
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles, first_stage_context
-from jgen.errors import defaults_of, require, require_choice, require_labels, require_positive, require_temperature
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    frozen_context,
+    select,
+)
+from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
@@ -41,7 +53,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Config:
-    """A Gated PixelCNN over the codes of a first stage."""
+    """A Gated PixelCNN over the codes of an autoencoder."""
 
     features: int = 64
     """Width of each stack."""
@@ -64,89 +76,112 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def make(
-    config: Config, images: ImageSpec, axis_name: str | None = None, first_stage: GenerativeModel | None = None
-) -> GenerativeModel:
-    """A distribution over images by way of the codes of `first_stage`, whose parameters are in `ctx.frozen`.
+class Prior(NamedTuple):
+    """What the functions of a prior are bound to; `codes` is the specification of the autoencoder's one grid."""
+
+    config: Config
+    autoencoder: GenerativeModel
+    codes: ImageSpec
+    network: GatedPixelCNN
+    conditions: tuple[str, ...]
+
+
+def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> GenerativeModel:
+    """A distribution over images by way of the codes of a frozen autoencoder.
 
     Args:
-      axis_name: the device axis to synchronise batch statistics over; this model has none and ignores it.
-      first_stage: any model that has `codes`, with its `encode` and `decode`.
+      autoencoder: any model that has one grid of `codes`, with its `encode` and `decode`.
     Raises:
-      UserError: a first stage without codes, sizes that the network cannot be built with, or options out of range.
+      UserError: an autoencoder without codes, sizes that the network cannot be built with, or options out of range.
     """
-    spec = check_config(config, images, first_stage)
-    assert first_stage is not None and first_stage.encode is not None and first_stage.decode is not None
-    encode_first, decode_first = first_stage.encode, first_stage.decode
+    codes = check_config(config, data, autoencoder)
+    conditional = config.class_conditional
     network = GatedPixelCNN(
-        levels=spec.levels,
-        channels=spec.channels,
+        levels=codes.levels,
+        channels=codes.channels,
         features=config.features,
         blocks=config.blocks,
         hidden=config.hidden,
         first_size=config.first_kernel,
         size=config.kernel,
         embedding=config.embedding,
-        num_classes=images.num_classes if config.class_conditional else 0,
+        num_classes=data.num_classes if conditional else 0,
         dropout_rate=config.dropout,
         dtype=jnp.dtype(config.dtype),
     )
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        return {"prior": network.init(key, jnp.zeros((1, *spec.shape), jnp.int32), batch["label"][:1])["params"]}, {}
-
-    def nats(params: Roles, ctx: Context, keys: jax.Array, batch: Batch, key_drop: jax.Array | None) -> jax.Array:
-        """log p(k | label) of the images' codes, float32 (B,)."""
-        label = batch["label"] if first_stage.conditional else None
-        codes = encode_first(*first_stage_context(ctx), keys, batch["image"], label)
-        return categorical_log_prob(network.apply({"params": params["prior"]}, codes, batch["label"], key_drop), codes)
-
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        key_encode, key_drop = rng.split(keys, 2)
-        log_p = jnp.mean(nats(params, ctx, key_encode, batch, key_drop))
-        return -log_p / spec.size, ({"bits_per_code": bits_per_dim(log_p, spec.size)}, {})
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        log_p = nats(params, ctx, keys, batch, None)
-        return {"nll_codes": -log_p, "bits_per_code": bits_per_dim(log_p, spec.size)}
-
-    def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
-        o = replace(config.sampling, **options)
-        key_codes, key_decode = rng.split(keys, 2)
-        codes = sample_raster(network, params["prior"], key_codes, label, spec.shape, spec.levels, o.temperature)
-        return decode_first(*first_stage_context(ctx), key_decode, codes, label if first_stage.conditional else None)
-
+    prior = Prior(config, autoencoder, codes, network, ("label",) if conditional else ())
     return GenerativeModel(
         name="vq_prior",
-        images=images,
-        init=init,
-        phases=(Phase(trains=("prior",), loss=loss),),
-        sample=sample,
+        data=data,
+        init=partial(init, prior),
+        phases=(Phase(trains=("prior",), loss=partial(loss, prior)),),
+        sample=partial(sample, prior),
         sampling=config.sampling,
-        validate=validate,
-        conditional=config.class_conditional,
+        conditions=prior.conditions,
+        validate=partial(validate, prior),
+        best=("nll_codes", "min"),
     )
 
 
-def check_config(config: Config, images: ImageSpec, first_stage: GenerativeModel | None) -> ImageSpec:
+def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    label = select(batch, prior.conditions).get("label")
+    codes = jnp.zeros((1, *prior.codes.shape), jnp.int32)
+    return {"prior": prior.network.init(key, codes, None if label is None else label[:1])["params"]}, {}
+
+
+def code_log_prob(
+    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, key_drop: jax.Array | None
+) -> jax.Array:
+    """log p(k | h) of the images' codes, float32 (B,)."""
+    frozen, inner = frozen_context(ctx, "autoencoder")
+    codes = prior.autoencoder.encode(frozen, inner, keys, batch["image"], prior.autoencoder.condition(batch))
+    label = select(batch, prior.conditions).get("label")
+    return categorical_log_prob(prior.network.apply({"params": params["prior"]}, codes, label, key_drop), codes)
+
+
+def loss(
+    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_encode, key_drop = rng.split(keys, 2)
+    log_p = jnp.mean(code_log_prob(prior, params, ctx, key_encode, batch, key_drop))
+    return -log_p / prior.codes.size, ({"bits_per_code": bits_per_dim(log_p, prior.codes.size)}, {})
+
+
+def validate(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    log_p = code_log_prob(prior, params, ctx, keys, batch, None)
+    return {"nll_codes": -log_p, "bits_per_code": bits_per_dim(log_p, prior.codes.size)}
+
+
+def sample(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(prior.config.sampling, **options)
+    key_codes, key_decode = rng.split(keys, 2)
+    spec, label = prior.codes, cond.get("label")
+    codes = sample_raster(
+        prior.network, params["prior"], key_codes, label, spec.shape, spec.levels, o.temperature
+    )
+    frozen, inner = frozen_context(ctx, "autoencoder")
+    return prior.autoencoder.decode(frozen, inner, key_decode, codes, prior.autoencoder.condition(cond))
+
+
+def check_config(config: Config, data: DataSpec, autoencoder: GenerativeModel) -> ImageSpec:
     """The specification of the codes. Raises `UserError` for a configuration that no prior can be made of."""
-    require(first_stage is not None, "first_stage is missing: a prior needs the model whose codes it is about")
-    assert first_stage is not None
+    name = autoencoder.name
     require(
-        first_stage.codes is not None,
-        f"first_stage is a {first_stage.name}, which has no discrete codes: it must be one that has, such as vq_vae",
+        len(autoencoder.codes) == 1,
+        f"frozen.autoencoder is a {name}, which has {len(autoencoder.codes) or 'no'} grids of discrete codes: it must"
+        " have one, as a vq_vae has",
     )
-    assert first_stage.codes is not None
+    other = f"frozen.autoencoder was trained on {autoencoder.images}"
+    require(autoencoder.images == data.image, f"{other}: the data is {data.image}")
     require(
-        not first_stage.conditional or config.class_conditional,
-        f"class_conditional is False, but the first stage, {first_stage.name}, needs the class to decode",
+        not autoencoder.conditions or config.class_conditional,
+        f"class_conditional is False, but the autoencoder, {name}, needs the class to decode",
     )
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
-    channels = first_stage.codes.channels
-    check_network(channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
+    codes = autoencoder.codes[0]
+    check_network(codes.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     require_positive(embedding=config.embedding)
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
     with defaults_of("sampling"):
         require_temperature(config.sampling.temperature)
-    require_labels(images.num_classes, "class_conditional", config.class_conditional, False)
-    return first_stage.codes
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    return codes

@@ -32,21 +32,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, ImageSpec, Phase, Roles
-from jgen.errors import defaults_of, require, require_choice, require_latents, require_positive
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.errors import require, require_latents, require_positive
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float, to_uint8
 
 Book = dict[str, jax.Array]  # the codebook's averages: see `start_book`
-CODES = ("used", "uniform")
 
 
 @dataclass(frozen=True)
@@ -172,97 +172,115 @@ def update(book: Book, keys: jax.Array, z_e: jax.Array, codes: jax.Array, decay:
     one_hot = jax.nn.one_hot(codes.reshape(-1), num)
     count = jnp.mean(one_hot, axis=0)
     total = jnp.matmul(one_hot.T, flat, precision=jax.lax.Precision.HIGHEST)  # a code is a quotient: rounded alike
-    found = {"count": count, "sum": total / flat.shape[0], "use": count}
-    new = {name: decay * book[name] + (1 - decay) * found[name] for name in found}
+    means = {"count": count, "sum": total / flat.shape[0], "use": count}
+    new = {name: decay * book[name] + (1 - decay) * mean for name, mean in means.items()}
     weight, offered = offers(keys, z_e, num)
     return {**new, "offer_weight": weight, "offer_sum": offered}
 
 
-def make(config: Config, images: ImageSpec, axis_name: str | None = None) -> GenerativeModel:
+class VqVae(NamedTuple):
+    """What the functions of a VQ-VAE are bound to; `grid` is the height and width of an image's codes."""
+
+    config: Config
+    images: ImageSpec
+    encoder: Encoder
+    decoder: Decoder
+    grid: tuple[int, int]
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A VQ-VAE over images of that shape and number of levels.
 
-    Args:
-      axis_name: the device axis to synchronise batch statistics over; the codebook needs none, see above.
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
     """
+    images = data.image
     check_config(config, images)
-    encoder, decoder = Encoder(config), Decoder(config, images.channels)
     factor = 2 ** len(config.widths)
     grid = (images.height // factor, images.width // factor)
-    K = config.num_codes
-
-    def init(key: jax.Array, batch: Batch) -> tuple[Roles, Roles]:
-        key_e, key_d, key_book = jax.random.split(key, 3)
-        x = to_float(batch["image"], images.levels)
-        enc = encoder.init(key_e, x[:1])["params"]
-        dec = decoder.init(key_d, jnp.zeros((1, *grid, config.code_dim)))["params"]
-        z_e = encoder.apply({"params": enc}, x).reshape(-1, config.code_dim)
-        chosen = jax.random.choice(key_book, z_e.shape[0], (K,), replace=z_e.shape[0] < K)
-        return {"encoder": enc, "decoder": dec}, {"codebook": start_book(z_e[chosen])}
-
-    def encoded(params: Roles, x: jax.Array) -> jax.Array:
-        return encoder.apply({"params": params["encoder"]}, to_float(x, images.levels))
-
-    def decoded(params: Roles, z: jax.Array) -> jax.Array:
-        return decoder.apply({"params": params["decoder"]}, z)
-
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
-        before = ctx.extra["codebook"]
-        book, revived = revive(before, config.revival)
-        z_e = encoded(params, batch["image"])
-        codes = nearest(centres(book), z_e)
-        z_q = centres(book)[codes]
-        x_hat = decoded(params, straight_through(z_e, z_q))
-        error = jnp.mean((x_hat - to_float(batch["image"], images.levels)) ** 2)
-        commitment = jnp.mean((z_e - z_q) ** 2)
-        new = update(book, keys, jax.lax.stop_gradient(z_e), codes, config.decay)
-        p = before["use"] / jnp.sum(before["use"])
-        metrics = {
-            "mse": error,
-            "commitment": commitment,
-            "perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(p))),
-            "usage": usage(before, config.revival),
-            "revived": jnp.sum(revived.astype(jnp.float32)),
-        }
-        return error + config.commitment * commitment, (metrics, {"codebook": new})
-
-    def validate(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        e, z_e = centres(ctx.extra["codebook"]), encoded(params, batch["image"])
-        z_q = e[nearest(e, z_e)]
-        error = (decoded(params, z_q) - to_float(batch["image"], images.levels)) ** 2
-        return {"mse": mean_image(error), "commitment": mean_image((z_e - z_q) ** 2)}
-
-    def encode(params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        return nearest(centres(ctx.extra["codebook"]), encoded(params, x))[..., None]
-
-    def decode(params: Roles, ctx: Context, keys: jax.Array, codes: jax.Array, label: jax.Array | None) -> jax.Array:
-        require_latents(codes, (*grid, 1), "codes")
-        z_q = centres(ctx.extra["codebook"])[codes[..., 0].astype(jnp.int32)]
-        return to_uint8(decoded(params, z_q), images.levels)
-
-    def sample(params: Roles, ctx: Context, keys: jax.Array, label: jax.Array | None, **options: Any) -> jax.Array:
-        o = replace(config.sampling, **options)
-        require_choice("codes", o.codes, CODES)
-        if o.codes == "uniform":
-            codes = rng.randint(keys, 0, K, grid)
-        else:
-            logits = jnp.log(jnp.maximum(ctx.extra["codebook"]["use"], 1e-30))
-            codes = jax.vmap(lambda key: jax.random.categorical(key, logits, shape=grid))(keys)
-        return decode(params, ctx, keys, codes[..., None], label)
-
+    vq = VqVae(config, images, Encoder(config), Decoder(config, images.channels), grid)
     return GenerativeModel(
         name="vq_vae",
-        images=images,
-        init=init,
-        phases=(Phase(trains=("encoder", "decoder"), loss=loss),),
-        sample=sample,
+        data=data,
+        init=partial(init, vq),
+        phases=(Phase(trains=("encoder", "decoder"), loss=partial(loss, vq)),),
+        sample=partial(sample, vq),
         sampling=config.sampling,
-        validate=validate,
-        encode=encode,
-        decode=decode,
-        codes=ImageSpec(*grid, 1, images.num_classes, K),
+        validate=partial(validate, vq),
+        best=("mse", "min"),
+        encode=partial(encode, vq),
+        decode=partial(decode, vq),
+        codes=(ImageSpec(*grid, 1, config.num_codes),),
     )
+
+
+def init(vq: VqVae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    c = vq.config
+    key_e, key_d, key_book = jax.random.split(key, 3)
+    x = to_float(batch["image"], vq.images.levels)
+    enc = vq.encoder.init(key_e, x[:1])["params"]
+    dec = vq.decoder.init(key_d, jnp.zeros((1, *vq.grid, c.code_dim)))["params"]
+    z_e = vq.encoder.apply({"params": enc}, x).reshape(-1, c.code_dim)
+    chosen = jax.random.choice(key_book, z_e.shape[0], (c.num_codes,), replace=z_e.shape[0] < c.num_codes)
+    return {"encoder": enc, "decoder": dec}, {"codebook": start_book(z_e[chosen])}
+
+
+def encoded(vq: VqVae, params: Roles, x: jax.Array) -> jax.Array:
+    """z_e, float32 (B, h, w, code_dim), of uint8 images."""
+    return vq.encoder.apply({"params": params["encoder"]}, to_float(x, vq.images.levels))
+
+
+def decoded(vq: VqVae, params: Roles, z: jax.Array) -> jax.Array:
+    """x_hat, float32 (B, H, W, C)."""
+    return vq.decoder.apply({"params": params["decoder"]}, z)
+
+
+def loss(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+    c, before = vq.config, ctx.extra["codebook"]
+    book, revived = revive(before, c.revival)
+    z_e = encoded(vq, params, batch["image"])
+    codes = nearest(centres(book), z_e)
+    z_q = centres(book)[codes]
+    x_hat = decoded(vq, params, straight_through(z_e, z_q))
+    error = jnp.mean((x_hat - to_float(batch["image"], vq.images.levels)) ** 2)
+    commitment = jnp.mean((z_e - z_q) ** 2)
+    new = update(book, keys, jax.lax.stop_gradient(z_e), codes, c.decay)
+    p = before["use"] / jnp.sum(before["use"])
+    metrics = {
+        "mse": error,
+        "commitment": commitment,
+        "perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(p))),
+        "usage": usage(before, c.revival),
+        "revived": jnp.sum(revived.astype(jnp.float32)),
+    }
+    return error + c.commitment * commitment, (metrics, {"codebook": new})
+
+
+def validate(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    e, z_e = centres(ctx.extra["codebook"]), encoded(vq, params, batch["image"])
+    z_q = e[nearest(e, z_e)]
+    error = (decoded(vq, params, z_q) - to_float(batch["image"], vq.images.levels)) ** 2
+    return {"mse": mean_image(error), "commitment": mean_image((z_e - z_q) ** 2)}
+
+
+def encode(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    return nearest(centres(ctx.extra["codebook"]), encoded(vq, params, x))[..., None]
+
+
+def decode(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, codes: jax.Array, cond: Cond) -> jax.Array:
+    require_latents(codes, (*vq.grid, 1), "codes")
+    z_q = centres(ctx.extra["codebook"])[codes[..., 0].astype(jnp.int32)]
+    return to_uint8(decoded(vq, params, z_q), vq.images.levels)
+
+
+def sample(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(vq.config.sampling, **options)
+    if o.codes == "uniform":
+        codes = rng.randint(keys, 0, vq.config.num_codes, vq.grid)
+    else:
+        logits = jnp.log(jnp.maximum(ctx.extra["codebook"]["use"], 1e-30))
+        codes = jax.vmap(lambda key: jax.random.categorical(key, logits, shape=vq.grid))(keys)
+    return decode(vq, params, ctx, keys, codes[..., None], cond)
 
 
 def straight_through(z_e: jax.Array, z_q: jax.Array) -> jax.Array:
@@ -274,10 +292,7 @@ def check_config(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for a configuration that no VQ-VAE can be made of."""
     check_conv(images.height, images.width, config.widths, config.blocks)
     require_positive(num_codes=config.num_codes, code_dim=config.code_dim)
-    require_choice("dtype", config.dtype, ("float32", "bfloat16"))
     require(0 <= config.decay < 1, f"decay is {config.decay}: it must be at least 0 and below 1")
     require(0 <= config.revival < 1, f"revival is {config.revival}: it must be at least 0 and below 1")
     fits = 0 <= config.commitment < math.inf
     require(fits, f"commitment is {config.commitment}: it must be zero or above, and finite")
-    with defaults_of("sampling"):
-        require_choice("codes", config.sampling.codes, CODES)

@@ -1,0 +1,258 @@
+"""A trained model as a user has it: sampling, scoring and editing of arrays, jitted and on all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from jgen.core import parallel
+from jgen.core.generate import (
+    Arrays,
+    Progress,
+    check_images,
+    check_latents,
+    prepared,
+    require_capability,
+    resolve_conditions,
+    resolve_options,
+    run_over,
+    sample_images,
+)
+from jgen.core.model import Cond, Context, GenerativeModel, Roles
+from jgen.errors import require
+from jgen.experiment import Experiment
+from jgen.prob.pixels import bits_per_dim
+
+
+class Generator:
+    """A trained model: what `jgen.load` returns. Its functions are jitted and run on all devices of this process.
+
+    What the model is conditioned on is given by name: label=7, text="a red square", or an array of the field's shape;
+    one value for all images, or one an image.
+
+    model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
+    step, seconds: how long it was trained, in steps and in time, compiling and frozen models' training included.
+    likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        params: Roles,
+        ctx: Context,
+        config: Experiment,
+        step: int,
+        seconds: float = 0.0,
+        tokenizers: Mapping[str, Any] | None = None,
+    ):
+        self.model, self.params, self.ctx, self.config = model, params, ctx, config
+        self.step, self.seconds, self.tokenizers = step, seconds, dict(tokenizers or {})
+        self.likelihood = model.likelihood
+        same = ctx.ema is params  # once on each device, then
+        placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))
+        self._placed = placed, rest._replace(ema=placed) if same else rest
+
+    def __repr__(self) -> str:
+        spec = self.model.images
+        size = sum(x.size for x in jax.tree.leaves(self.params))
+        return (
+            f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
+        )
+
+    def conditions(self, n: int, start: int = 0, **given: Any) -> Cond:
+        """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; classes are taken in turn.
+
+        Raises:
+          UserError: a field that the model is not conditioned on, one that is missing, or a value out of range.
+        """
+        return resolve_conditions(self.model, self._tokens(given), n, start)
+
+    @cached_property
+    def _to_sample(self) -> tuple[Roles, Context]:
+        """The parameters, and the context with what `prepare` finds."""
+        params, ctx = self._placed
+        return params, prepared(self.model, params, ctx, jax.random.key(self.config.seed))
+
+    def sample(
+        self,
+        key: jax.Array,
+        n: int,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> np.ndarray:
+        """`n` images, uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, start + i)`.
+
+        Args:
+          batch_size: images at a time; it does not change them.
+          progress: wraps the iterator over batches, as tqdm does.
+          named: conditions, such as label=7 (a class that is not given: the classes in turn), and fields of
+            `model.sampling`, such as steps or guidance_scale.
+        Raises:
+          UserError: n below 1, conditions out of range, options unknown or impossible.
+        """
+        require_capability(self.model, "sample")
+        cond, options = self._split(named)
+        params, ctx = self._to_sample
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        return sample_images(self.model, params, ctx, key, n, cond=self._tokens(cond), **where, **options)
+
+    def log_prob(
+        self, key: jax.Array, images: Any, *, batch_size: int = 64, progress: Progress = iter, **named: Any
+    ) -> np.ndarray:
+        """Log-probability of uint8 images in nats, float32 (n,); `likelihood` says of what kind.
+
+        Args:
+          named: the images' conditions, and fields of `model.scoring`, such as the number of importance samples.
+        Raises:
+          NotSupported: the model has no likelihood. UserError: images of another shape, type or range.
+        """
+        require_capability(self.model, "log_prob")
+        inputs = {"image": check_images(self.model, images)}
+        return self._run("log_prob", key, inputs, named, batch_size=batch_size, progress=progress)
+
+    def bits_per_dim(self, key: jax.Array, images: Any, **named: Any) -> np.ndarray:
+        """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
+        return bits_per_dim(self.log_prob(key, images, **named), self.model.images.size)
+
+    def log_density(self, key: jax.Array, x: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+        """Exact log-density in nats, float32 (n,), of dequantised images: floats (n, H, W, C) in [0, levels)."""
+        require_capability(self.model, "log_density")
+        array, spec = np.asarray(x, np.float32), self.model.images
+        wanted = f"(n, {', '.join(map(str, spec.shape))})"
+        require(len(array) > 0 and array.shape[1:] == spec.shape, f"x has shape {array.shape}: it must be {wanted}")
+        inside = bool(np.all((array >= 0) & (array < spec.levels)))
+        require(inside, f"x has values outside [0, {spec.levels}): log_density is of dequantised images")
+        return self._run("log_density", key, {"image": array}, cond, batch_size=batch_size)
+
+    def energy(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+        """-log p of uint8 images in nats up to a constant, float32 (n,)."""
+        require_capability(self.model, "energy")
+        return self._run("energy", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
+
+    def classify(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """The class under which each uint8 image is likeliest, int32 (n,): the argmax of `log_prob`, or of -`energy`.
+
+        An image is scored with the same key under every class, so that a bound's noise is shared.
+
+        Args:
+          named: other conditions of the images, and fields of `model.scoring`.
+        """
+        require_capability(self.model, "classify")
+        fields = self.model.data.fields
+        name = next(name for name in self.model.conditions if fields[name].is_class)
+        score = self.log_prob if self.model.log_prob is not None else self.energy
+        sign = 1 if self.model.log_prob is not None else -1
+        classes = range(fields[name].num_values)
+        scores = [sign * score(key, images, batch_size=batch_size, **{**named, name: c}) for c in classes]
+        return np.argmax(np.stack(scores), axis=0).astype(np.int32)
+
+    def encode(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> Any:
+        """Latents of uint8 images: a tree of arrays (n, ...)."""
+        require_capability(self.model, "encode")
+        return self._run("encode", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
+
+    def decode(self, key: jax.Array, latents: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+        """uint8 images (n, H, W, C) of latents such as `encode` returns.
+
+        Raises:
+          UserError: latents of other shapes, or codes out of range.
+        """
+        require_capability(self.model, "decode")
+        return self._run("decode", key, {"latents": check_latents(self.model, latents)}, cond, batch_size=batch_size)
+
+    def reconstruct(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+        """`decode` of `encode`: uint8 (n, H, W, C)."""
+        require_capability(self.model, "reconstruct")
+        return self.decode(key, self.encode(key, images, batch_size=batch_size, **cond), batch_size=batch_size, **cond)
+
+    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **cond: Any) -> np.ndarray:
+        """Images between pairs of images, along the line between their latents: uint8 (n, num, H, W, C).
+
+        Args:
+          first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
+        """
+        require_capability(self.model, "interpolate")
+        require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
+        a, b = (self.encode(key, images, **cond) for images in (first, second))
+        n = len(jax.tree.leaves(a)[0])
+        require(len(jax.tree.leaves(b)[0]) == n, f"first has {n} images: second must have as many")
+        weights = np.linspace(0.0, 1.0, num, dtype=np.float32)
+
+        def between(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            w = weights.reshape(1, num, *[1] * (x.ndim - 1))
+            return ((1 - w) * x[:, None] + w * y[:, None]).reshape(n * num, *x.shape[1:]).astype(x.dtype)
+
+        repeated = {name: np.repeat(x, num, axis=0) for name, x in self._resolve("decode", cond, n).items()}
+        images = self.decode(key, jax.tree.map(between, a, b), **repeated)
+        return images.reshape(n, num, *self.model.images.shape)
+
+    def inpaint(self, key: jax.Array, images: Any, mask: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false.
+
+        Args:
+          named: conditions, and fields of `model.sampling`.
+        Raises:
+          NotSupported: the model cannot. UserError: a mask that its order of generation cannot serve.
+        """
+        require_capability(self.model, "inpaint")
+        array, keep = check_images(self.model, images), np.asarray(mask)
+        spec = self.model.images
+        require(keep.dtype == bool, f"mask is {keep.dtype}: it must be bool, true where a pixel is kept")
+        keep = np.broadcast_to(keep, (len(array), *keep.shape)) if keep.ndim == 2 else keep
+        wanted = (len(array), spec.height, spec.width)
+        require(keep.shape == wanted, f"mask has shape {keep.shape}: it must be {wanted[1:]} or {wanted}")
+        for one in np.unique(keep, axis=0):
+            if self.model.check_mask is not None:
+                self.model.check_mask(one)
+        return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
+
+    def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The conditions and the options among keyword arguments."""
+        fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
+        cond = {name: value for name, value in named.items() if name in fields}
+        return cond, {name: value for name, value in named.items() if name not in fields}
+
+    def _tokens(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        """Conditions with texts, one or a sequence of them, as the tokens of the run's tokenizers."""
+        cond = dict(cond)
+        for name in set(self.tokenizers) & set(cond):
+            encode, value = self.tokenizers[name].encode, cond[name]
+            if isinstance(value, str):
+                cond[name] = encode(value)
+            elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+                cond[name] = np.stack([encode(text) for text in value])
+        return cond
+
+    def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
+        """The conditions of given images or latents: none has a default, unlike when sampling."""
+        cond = {field: value for field, value in cond.items() if value is not None}
+        for field in self.model.conditions:
+            given = field in cond
+            require(given, f"{self.model.name} is conditional: {name} needs {field}=, one for all images or one an image")
+        return resolve_conditions(self.model, self._tokens(cond), n)
+
+    def _run(
+        self,
+        name: str,
+        key: jax.Array,
+        inputs: Arrays,
+        named: Mapping[str, Any],
+        *,
+        batch_size: int,
+        progress: Progress = iter,
+    ) -> Any:
+        """One of the model's functions over its inputs (n, ...)."""
+        n = len(jax.tree.leaves(inputs)[0])
+        cond, options = self._split(named)
+        chosen = resolve_options(self.model, name, options)
+        arrays = {**inputs, "index": np.arange(n, dtype=np.int32), "cond": self._resolve(name, cond, n)}
+        params, ctx = self._to_sample if name == "inpaint" else self._placed
+        where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
+        return run_over(self.model, name, params, ctx, key, arrays, **where)

@@ -1,0 +1,56 @@
+"""The distribution of an image's pixels given what a decoder answers: to score, to draw from, to show."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.prob.likelihoods import (
+    bernoulli_log_prob,
+    discretised_logistic_log_prob,
+    discretised_normal_log_prob,
+    flatten,
+    sum_image,
+)
+from jgen.prob.pixels import to_uint8
+
+
+class PixelDistribution(NamedTuple):
+    """A decoder's distribution of pixels: mean and scale (B, H, W, C) on [-1, 1]; of a Bernoulli the logits."""
+
+    decoder: str
+    levels: int
+    mean: jax.Array
+    scale: Any
+
+    def flat(self) -> tuple[jax.Array, Any]:
+        """Mean and scale, (B, H W C); a scale that all pixels share stays a number."""
+        for_all = getattr(self.scale, "ndim", 0) == 0
+        return flatten(self.mean), self.scale if for_all else flatten(self.scale)
+
+    def log_prob(self, images: jax.Array) -> jax.Array:
+        """Nats of uint8 images, float32 (B,)."""
+        x, mean, scale = flatten(images), *self.flat()
+        if self.decoder == "bernoulli":
+            return sum_image(bernoulli_log_prob(x.astype(jnp.float32), mean))
+        log_prob = discretised_normal_log_prob if self.decoder == "gaussian" else discretised_logistic_log_prob
+        return sum_image(log_prob(x, mean, scale, self.levels))
+
+    def draw(self, keys: jax.Array) -> jax.Array:
+        """uint8 images drawn pixel by pixel. The nearest level is the bin that `log_prob` speaks of."""
+        mean, scale = self.flat()
+        if self.decoder == "gaussian":
+            drawn = to_uint8(mean + scale * rng.normal(keys, mean.shape[1:]), self.levels)
+        else:
+            noise = jax.vmap(lambda key: jax.random.logistic(key, mean.shape[1:]))(keys)
+            binary = self.decoder == "bernoulli"
+            drawn = (mean + noise > 0).astype(jnp.uint8) if binary else to_uint8(mean + scale * noise, self.levels)
+        return drawn.reshape(self.mean.shape)
+
+    def show(self) -> jax.Array:
+        """uint8 images of the mean, to the nearest level."""
+        x = 2.0 * jax.nn.sigmoid(self.mean) - 1.0 if self.decoder == "bernoulli" else self.mean
+        return to_uint8(x, self.levels)

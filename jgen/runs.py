@@ -1,0 +1,171 @@
+"""A run directory joined to the models in it: what it was made from, and the earlier runs that it stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jgen
+from jgen.core.model import DataSpec, FrozenModel, GenerativeModel
+from jgen.data.dataset import Dataset, alike
+from jgen.data.text import save_tokenizers
+from jgen.errors import require
+from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
+from jgen.train import checkpoints
+from jgen.train.config import MAY_CHANGE, may_change
+from jgen.train.run_directory import RunDirectory, read_config
+
+TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
+
+
+class FrozenRun(NamedTuple):
+    """A trained model that another stands on: its functions, its arrays, a hash of them, and how long it was trained."""
+
+    model: GenerativeModel
+    arrays: FrozenModel
+    fingerprint: str
+    seconds: float
+
+
+FrozenRuns = dict[str, FrozenRun]  # by role
+
+
+def load_experiment(run: str | Path) -> tuple[Experiment, DataSpec]:
+    """What a run was made from, and the data it is about.
+
+    Raises:
+      UserError: no run, or a config.json that is damaged or names a class outside jgen.
+    """
+    document = read_config(Path(run))
+    where = str(Path(run) / "config.json")
+    experiment, data = from_json(document["experiment"], where), from_json(document["data"], where)
+    require(isinstance(experiment, Experiment), f"{where} is damaged: it does not hold an experiment")
+    require(isinstance(data, DataSpec), f"{where} is damaged: it does not say what the data is")
+    return experiment, data
+
+
+@lru_cache(maxsize=32)
+def _made(config: Any, data: DataSpec, frozen: tuple[tuple[str, GenerativeModel], ...]) -> GenerativeModel:
+    return make_model(config, data, dict(frozen))
+
+
+def model_of(config: Any, data: DataSpec, frozen: FrozenRuns) -> GenerativeModel:
+    """The model of a system's Config: the same functions for every checkpoint of a run, so that they compile once."""
+    return _made(config, data, tuple((role, run.model) for role, run in sorted(frozen.items())))
+
+
+def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:
+    """What goes into `Context.frozen`."""
+    return {role: run.arrays for role, run in frozen.items()}
+
+
+def fingerprint_of(model: FrozenModel) -> str:
+    """SHA-256 of the arrays of a frozen model, and of those that it stands on."""
+    digest = hashlib.sha256()
+    # The name is that of the one role that runs of jgen 0.1 had: their hashes stay what they are.
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"first_stage": (model.params, model.extra)}):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    for role, inner in sorted(model.frozen.items()):
+        digest.update(role.encode() + fingerprint_of(inner).encode())
+    return digest.hexdigest()
+
+
+def load_frozen(places: Mapping[str, str | Path], wanted: Mapping[str, str], load: Callable[..., Any]) -> FrozenRuns:
+    """The averaged weights of earlier runs, by role.
+
+    Args:
+      places: {role: run directory}.
+      wanted: {role: hash of the arrays to take}: of an older checkpoint, where the run was trained on since; a role that
+        is not in it takes the newest good one.
+      load: `jgen.load`.
+    Raises:
+      UserError: no such run or checkpoint.
+    """
+    return {role: load_frozen_run(role, place, wanted.get(role, ""), load) for role, place in places.items()}
+
+
+def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[..., Any]) -> FrozenRun:
+    """One run of `load_frozen`; the newest good checkpoint where none has the hash that is wanted."""
+    advice = f"train the {role} before, or give its --frozen.{role}"
+    require(str(run) != "" and Path(run).is_dir(), f"there is no run at {str(run) or '(empty)'}: {advice}")
+
+    def at(step: int | None) -> FrozenRun:
+        gen = load(run, step)
+        arrays = FrozenModel(gen.params, gen.ctx.extra, gen.ctx.frozen)
+        return FrozenRun(gen.model, arrays, fingerprint_of(arrays), gen.seconds)
+
+    newest, folder = at(None), Path(run) / "checkpoints"
+    if wanted in ("", newest.fingerprint):
+        return newest
+    older = (at(step) for step in checkpoints.steps_in(folder) if checkpoints.fault(folder, step) is None)
+    return next((one for one in older if one.fingerprint == wanted), newest)
+
+
+def find_frozen(run: Path, saved: Mapping[str, str], given: Mapping[str, str | Path]) -> dict[str, Path]:
+    """Where the frozen runs of a run are, by role: where they are said to be, or else where they were when the run was
+    trained, or beside the run.
+
+    Raises:
+      UserError: a run that is at none of these places, or a role that the run does not stand on.
+    """
+    for role in given:
+        stands = f"it stands on {', '.join(saved)}" if saved else "it stands on no other run"
+        require(role in saved, f"frozen has {role!r}, but of {run}: {stands}")
+    places = {}
+    for role, place in saved.items():
+        beside = run.absolute().parent / Path(place).name
+        candidates = [Path(given[role])] if given.get(role) else [Path(place), beside]
+        places[role] = next((one for one in candidates if one.is_dir()), candidates[0])
+        require(
+            places[role].is_dir(),
+            f"{run} stands on the run {place}, which is neither there nor at {beside}: give its place with"
+            f" --frozen.{role}, or jgen.load({str(run)!r}, frozen={{{role!r}: ...}})",
+        )
+    return places
+
+
+def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, frozen: FrozenRuns) -> None:
+    """Writes what a run is into its directory, or compares it with what is there.
+
+    Raises:
+      UserError: fields that differ and may not change, each with its two values.
+    """
+    document = {"version": jgen.__version__, "experiment": to_json(experiment), "data": to_json(dataset.spec)}
+    document["data_fingerprint"] = dataset.fingerprint
+    document["frozen_fingerprints"] = {role: run.fingerprint for role, run in frozen.items()}
+    if (directory.path / "config.json").exists():
+        saved = read_config(directory.path)
+        document["version"] = saved["version"]  # that which began it; environment.json has those that went on
+        check_unchanged(directory.path, saved, document, experiment)
+    directory.write("config.json", document)
+    if dataset.tokenizers:
+        save_tokenizers(directory.path / TOKENIZERS, dataset.tokenizers)
+
+
+def check_unchanged(path: Path, saved: dict[str, Any], document: dict[str, Any], experiment: Experiment) -> None:
+    """Raises `UserError` for fields that differ from a run's and may not change."""
+    before = flatten(from_json(saved["experiment"], str(path / "config.json")))
+    after = flatten(experiment)
+    before["the data's hash"], after["the data's hash"] = saved["data_fingerprint"], document["data_fingerprint"]
+    if alike(saved["data_fingerprint"], document["data_fingerprint"]):
+        after["the data's hash"] = before["the data's hash"]
+    for values, one in ((before, saved), (after, document)):
+        values |= {f"the hash of frozen {role}": digest for role, digest in one["frozen_fingerprints"].items()}
+    names = [n for n in {**before, **after} if before.get(n) != after.get(n) and not may_change(n)]
+    changes = "; ".join(f"{name} was {before.get(name)}, is {after.get(name)}" for name in names)
+    require(
+        not names,
+        f"{path} was started with another configuration: {changes}"
+        f" (use another --workdir; these may change: {', '.join(MAY_CHANGE)})",
+    )
+    steps, schedule = before["train.steps"], experiment.train.optimiser.schedule
+    if steps != experiment.train.steps and schedule != "constant":
+        change = f"train.steps was {steps}, is {experiment.train.steps}: the learning rate follows the {schedule}"
+        print(f"{change} schedule of the new length from here on", file=sys.stderr)
