@@ -299,10 +299,11 @@ def load_real(dataset: Any, config: Data, arguments: Arguments, network: Any) ->
 
     levels = dataset.spec.image.levels
     transform = jax.jit(make_transform(config, dataset.spec, train=False))
-    protocol = f"{config.binarise} {levels} {arguments.seed if config.binarise == 'dynamic' else ''}"
+    # The last number changes with what a seed draws: features in the cache are of it.
+    protocol = f"{config.binarise} {levels} {f'{arguments.seed} 2' if config.binarise == 'dynamic' else ''}"
 
     def show(batch: dict[str, np.ndarray]) -> np.ndarray:
-        keys = rng.image_keys(jax.random.key(arguments.seed), batch["index"])
+        keys = rng.image_keys(rng.stream(rng.seed_key(arguments.seed), rng.DATA), batch["index"])
         return to_display(np.asarray(transform(keys, batch)["image"]), levels)
 
     def features(split: str, num: int, places: bool) -> Any:

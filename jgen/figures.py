@@ -109,7 +109,7 @@ def data(gen: Any, split: Split, a: Arguments, n: int) -> tuple[np.ndarray, np.n
 
     require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
     batch = split.fetch(a.start + np.arange(n))
-    keys = rng.image_keys(jax.random.key(a.seed), batch["index"])
+    keys = rng.image_keys(rng.stream(rng.seed_key(a.seed), rng.DATA), batch["index"])
     batch = jax.jit(make_transform(gen.config.data, gen.model.data, train=False))(keys, batch)
     return np.asarray(batch["image"]), np.asarray(batch["label"]) if gen.model.conditions else None
 

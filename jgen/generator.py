@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import (
     Arrays,
@@ -75,7 +76,7 @@ class Generator:
     def _to_sample(self) -> tuple[Roles, Context]:
         """The parameters, and the context with what `prepare` finds."""
         params, ctx = self._placed
-        return params, prepared(self.model, params, ctx, jax.random.key(self.config.seed))
+        return params, prepared(self.model, params, ctx, rng.seed_key(self.config.seed))
 
     def sample(
         self,
@@ -170,7 +171,9 @@ class Generator:
     def reconstruct(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
         """`decode` of `encode`: uint8 (n, H, W, C)."""
         require_capability(self.model, "reconstruct")
-        return self.decode(key, self.encode(key, images, batch_size=batch_size, **cond), batch_size=batch_size, **cond)
+        key_encode, key_decode = rng.split_key(key, 2)
+        latents = self.encode(key_encode, images, batch_size=batch_size, **cond)
+        return self.decode(key_decode, latents, batch_size=batch_size, **cond)
 
     def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **cond: Any) -> np.ndarray:
         """Images between pairs of images, along the line between their latents: uint8 (n, num, H, W, C).
@@ -180,7 +183,8 @@ class Generator:
         """
         require_capability(self.model, "interpolate")
         require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
-        a, b = (self.encode(key, images, **cond) for images in (first, second))
+        key_first, key_second, key_decode = rng.split_key(key, 3)
+        a, b = self.encode(key_first, first, **cond), self.encode(key_second, second, **cond)
         n = len(jax.tree.leaves(a)[0])
         require(len(jax.tree.leaves(b)[0]) == n, f"first has {n} images: second must have as many")
         weights = np.linspace(0.0, 1.0, num, dtype=np.float32)
@@ -190,7 +194,7 @@ class Generator:
             return ((1 - w) * x[:, None] + w * y[:, None]).reshape(n * num, *x.shape[1:]).astype(x.dtype)
 
         repeated = {name: np.repeat(x, num, axis=0) for name, x in self._resolve("decode", cond, n).items()}
-        images = self.decode(key, jax.tree.map(between, a, b), **repeated)
+        images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
         return images.reshape(n, num, *self.model.images.shape)
 
     def inpaint(self, key: jax.Array, images: Any, mask: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:

@@ -36,7 +36,7 @@ def split_as_seen(gen: Generator, dataset: Dataset, arguments: Any, num: int) ->
     """A key for scoring, and the first examples of the split as the model sees them; num 0: all."""
     split, parts = dataset.splits[arguments.split], []
     num = num or arguments.num or split.num
-    key_data, key_score = jax.random.split(jax.random.key(arguments.seed))
+    key_data, key_score = (rng.stream(rng.seed_key(arguments.seed), purpose) for purpose in (rng.DATA, rng.SCORE))
     transform = jax.jit(make_transform(gen.config.data, dataset.spec, train=False))
     for start in range(0, num, AT_ONCE):
         places = np.arange(start, min(start + AT_ONCE, num))
@@ -65,8 +65,9 @@ def reconstruction(gen: Generator, dataset: Dataset, arguments: Any) -> tuple[np
     """
     key, batch = split_as_seen(gen, dataset, arguments, 0)
     images, cond = batch["image"], gen.model.condition(batch)
-    latents = gen.encode(key, images, batch_size=arguments.batch_size, **cond)
-    made = gen.decode(key, latents, batch_size=arguments.batch_size, **cond)
+    key_encode, key_decode = rng.split_key(key, 2)
+    latents = gen.encode(key_encode, images, batch_size=arguments.batch_size, **cond)
+    made = gen.decode(key_decode, latents, batch_size=arguments.batch_size, **cond)
     error = np.mean(((made.astype(np.float64) - images) / (gen.model.images.levels - 1)) ** 2)
     scores = {"split": arguments.split, "num": len(images), "binarise": gen.config.data.binarise, "mse": error}
     scores["psnr"] = -10 * np.log10(error) if error > 0 else None

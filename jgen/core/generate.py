@@ -139,7 +139,7 @@ def run_over(
     Raises:
       UserError: no images, batch_size below 1, or what is no key.
     """
-    check_key(key)
+    key = check_key(key)
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
@@ -195,20 +195,28 @@ def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array
     """
     if model.prepare is None:
         return ctx
-    key = jax.random.fold_in(key, rng.PREPARE)
+    key = rng.stream(key, rng.PREPARE)
     keys = rng.image_keys(key, jax.numpy.arange(n))
     ctx_with_key = ctx._replace(key=rng.shared_key(key))
     extra = jax.jit(model.prepare)(params, ctx_with_key, keys, resolve_conditions(model, {}, n))
     return ctx._replace(extra={**ctx.extra, **extra})
 
 
-def check_key(key: Any) -> None:
-    """Raises `UserError` for what is no PRNG key, such as a seed."""
+def check_key(key: Any) -> jax.Array:
+    """The key, typed. Raises `UserError` for what is not a PRNG key, such as a seed, or is another generator's.
+
+    Keys of other generators than threefry do not give an image the same noise in every batch.
+    """
     kind = getattr(key, "dtype", None)
-    raw = kind == np.uint32 and key.shape in ((2,), (4,))
+    if kind == np.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(key, impl="threefry2x32")
     typed = kind is not None and jax.dtypes.issubdtype(kind, jax.dtypes.prng_key) and key.ndim == 0
-    if not (raw or typed):
+    if not typed:
         raise UserError(f"key is {brief(key)}: it must be one PRNG key, such as jax.random.key(0)")
+    generator = str(jax.random.key_impl(key))
+    is_threefry = generator == "threefry2x32"
+    require(is_threefry, f"key is one of {generator}: it must be threefry's, jax.random.key(0, impl='threefry2x32')")
+    return key
 
 
 def check_images(model: GenerativeModel, images: Any) -> np.ndarray:

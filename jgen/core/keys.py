@@ -1,6 +1,10 @@
 """Random numbers that belong to an example: every draw takes one key an example, shape (B,).
 
 A batch drawn this way does not depend on how it is split over devices, accumulation steps or sampling batches.
+
+`jax.random.split(key, n)[i]` is `jax.random.fold_in(key, i)`: two ways to derive keys from one key give equal keys. So
+every purpose folds in a number of its own, above all indices and counts, which are below 2^31: image i of a call has
+the key `fold_in(key, i)`, and nothing else is derived from a key by a number that small.
 """
 
 from __future__ import annotations
@@ -10,23 +14,47 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-VALIDATION = 0x5C04E  # the stream of validation scores, of the run's seed
-DATA = 0x0DA7A  # the stream of binarisation and augmentation; phases have the streams 0, 1, 2, ...
-SHARED = 0x80005A4E  # what is folded into a key for `Context.key`: no index of an image, which are below 2^31
-FROZEN = 0x8000F402  # the same for the shared key of a frozen model
-PREPARE = 0x80004EA5  # the stream of `GenerativeModel.prepare`, of the run's seed
+# Purposes of a key: see `stream`.
+INIT = 0x80000001  # the start of the parameters, of the run's seed
+RUN = 0x80000002  # all steps of a run
+DATA = 0x80000003  # binarisation and augmentation, of a step or of held-out images
+VALIDATION = 0x80000004  # validation scores
+SCORE = 0x80000005  # likelihoods of held-out images
+PREPARE = 0x80000006  # what is found once before sampling
+SHARED = 0x80000007  # the draw that the examples of a phase, or the images of a call, have in common
+FROZEN = 0x80000008  # the shared draw of a frozen model
+SPLIT = 0x80000009  # the parts of `split` and `split_key`
 
 
-def phase_key(key: jax.Array, step: Any, stream: int, repeat: int) -> jax.Array:
-    """The key of one repeat of one phase of a step, from which come those of its examples and the shared one."""
-    for part in (step, stream, repeat):
+def seed_key(seed: int) -> jax.Array:
+    """The key of a seed, threefry's whatever JAX's default generator is."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def stream(key: jax.Array, purpose: int) -> jax.Array:
+    """The key for one of the purposes above."""
+    return jax.random.fold_in(key, purpose)
+
+
+def phase_key(key: jax.Array, step: Any, phase: int, repeat: int) -> jax.Array:
+    """The key of one repeat of one phase of a step, from which come those of its examples and the shared one.
+
+    Args:
+      phase: its number, or `DATA` for what is done to its batch.
+    """
+    for part in (step, phase, repeat):
         key = jax.random.fold_in(key, part)
     return key
 
 
 def shared_key(key: jax.Array) -> jax.Array:
     """The key that all examples of a phase, or all images of a call, have in common: `Context.key`."""
-    return jax.random.fold_in(key, SHARED)
+    return stream(key, SHARED)
+
+
+def split_key(key: jax.Array, num: int) -> tuple[jax.Array, ...]:
+    """`num` keys from one, to be named: `key_encode, key_decode = split_key(key, 2)`."""
+    return tuple(jax.random.split(stream(key, SPLIT), num))
 
 
 def image_keys(key: jax.Array, index: jax.Array) -> jax.Array:
@@ -36,7 +64,7 @@ def image_keys(key: jax.Array, index: jax.Array) -> jax.Array:
 
 def split(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
     """`num` arrays of keys (B,), to be named: `key_t, key_eps = split(keys, 2)`. Use each once."""
-    return tuple(jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys))
+    return tuple(jax.vmap(lambda key: jax.random.split(stream(key, SPLIT), num), out_axes=1)(keys))
 
 
 def fold_in(keys: jax.Array, data: Any) -> jax.Array:

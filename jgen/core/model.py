@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
-
 from jgen.core import keys as rng
 
 Tree = Any  # a pytree of arrays
@@ -108,7 +106,7 @@ class Context(NamedTuple):
 def frozen_context(ctx: Context, role: str) -> tuple[Roles, Context]:
     """The parameters of a frozen model, and the context to call its functions with."""
     model = ctx.frozen[role]
-    key = None if ctx.key is None else jax.random.fold_in(ctx.key, rng.FROZEN)
+    key = None if ctx.key is None else rng.stream(ctx.key, rng.FROZEN)
     return model.params, Context(ctx.step, key, model.params, model.extra, model.frozen)
 
 

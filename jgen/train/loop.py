@@ -67,11 +67,12 @@ def starting_state(
     split = dataset.splits["train"]
     first = with_place(split.fetch(batch_positions(seed, 0, config.batch_size, split.num)))
     optimisers = role_optimisers(model, config)
-    key = jax.random.key(seed)
+    key = rng.seed_key(seed)
     transform = make_transform(data, dataset.spec, train=True)
 
     def init(batch: Batch, frozen: Mapping[str, FrozenModel]) -> TrainState:
-        keys = rng.image_keys(rng.phase_key(key, 0, rng.DATA, 0), jax.numpy.arange(config.batch_size))
+        first_step = rng.phase_key(rng.stream(key, rng.RUN), 0, rng.DATA, 0)  # as the first step will see them
+        keys = rng.image_keys(first_step, jax.numpy.arange(config.batch_size))
         return init_state(model, optimisers, key, transform(keys, batch), ema_enabled(config), frozen)
 
     return jax.jit(init, compiler_options=parallel.compiler_options())(first, frozen)
@@ -285,7 +286,7 @@ class Training:
         if getattr(self.model, name) is None:
             return
         split = self.dataset.splits["validation"]
-        key_data, key_score = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), rng.VALIDATION))
+        key_data, key_score = rng.split_key(rng.stream(rng.seed_key(self.seed), rng.VALIDATION), 2)
         batch = self.held_out(split, min(split.num, self.config.validation_images), key_data)
         arrays = batch if name == "validate" else {**batch, "cond": self.model.condition(batch)}
         params, ctx = self.context()
@@ -318,7 +319,7 @@ class Training:
             return rows, {"label": np.repeat(classes, columns)}
         split = self.dataset.splits.get("validation", self.dataset.splits["test"])
         rows = min(10, split.num)
-        batch = self.held_out(split, rows, jax.random.key(self.seed))
+        batch = self.held_out(split, rows, rng.stream(rng.seed_key(self.seed), rng.DATA))
         return rows, {name: np.repeat(array, columns, axis=0) for name, array in model.condition(batch).items()}
 
     def sample(self, step: int) -> Path:
@@ -326,7 +327,7 @@ class Training:
         spec, columns = self.model.images, self.config.samples_per_class
         rows, cond = self.grid_conditions()
         params, ctx = self.context()
-        key = jax.random.key(self.seed)
+        key = rng.seed_key(self.seed)
         ctx = prepared(self.model, params, ctx, key)
         at_once = min(rows * columns, SAMPLED_AT_ONCE)
         images = sample_images(self.model, params, ctx, key, rows * columns, cond=cond, batch_size=at_once)

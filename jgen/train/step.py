@@ -60,14 +60,13 @@ def init_state(
     Raises:
       UserError: a role of the parameters that no phase trains, or a phase that trains a role there is not.
     """
-    key_init, key_run = jax.random.split(key)
-    params, extra = model.init(key_init, batch, frozen or {})
+    params, extra = model.init(rng.stream(key, rng.INIT), batch, frozen or {})
     trained = {role for phase in model.phases for role in phase.trains}
     require(set(params) == trained, f"{model.name} has parameters of {names(params)}: its phases train {names(trained)}")
     opt = {role: optimisers[role].transform.init(pack(params[role])) for role in params}
     averages = params if model.averages is None else {role: params[role] for role in model.averages}
     average = pack_roles(averages) if ema else {}
-    return TrainState(jnp.int32(0), key_run, params, average, opt, extra, jnp.zeros(2, jnp.int32))
+    return TrainState(jnp.int32(0), rng.stream(key, rng.RUN), params, average, opt, extra, jnp.zeros(2, jnp.int32))
 
 
 def names(roles: Any) -> str:
