@@ -56,7 +56,7 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
     frozen = runs.load_frozen({r: p for r, p in experiment.frozen.items() if p or roles.get(r, True)}, wanted, load)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
-    directory = RunDirectory(Path(workdir))
+    directory = RunDirectory(Path(workdir), parallel.is_main_process())
     try:
         newest, steps = checkpoints.newest_good(directory.checkpoints), experiment.train.steps
         fewer = newest is not None and steps < newest

@@ -202,6 +202,27 @@ def set_up_process() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)
+    join_processes()
+
+
+def join_processes() -> None:
+    """Joins the processes that train together, where the environment names them: the address of the first in
+    JAX_COORDINATOR_ADDRESS, their number in JAX_NUM_PROCESSES, this one's number in JAX_PROCESS_ID.
+
+    Raises:
+      UserError: one of the three is missing or is no number.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, num, number = (os.environ.get(name, "") for name in names)
+    if not address:
+        return
+    for name, value in zip(names[1:], (num, number)):
+        require(value.isdecimal(), f"{name} is {value!r}: with {names[0]} it must be a whole number")
+    import jax
+
+    if runs_on_cpu():
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, int(num), int(number))
 
 
 def runs_on_cpu() -> bool:

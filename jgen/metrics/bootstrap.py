@@ -25,9 +25,9 @@ class Interval(NamedTuple):
 def groups(classes: np.ndarray | None, num: int) -> list[np.ndarray]:
     """The places 0 .. num - 1 by class, in whose numbers draws are held; all together where a class has too few."""
     if classes is not None:
-        found = [np.flatnonzero(classes == c) for c in np.unique(classes)]
-        if min(map(len, found)) >= OF_A_CLASS:
-            return found
+        by_class = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        if min(map(len, by_class)) >= OF_A_CLASS:
+            return by_class
     return [np.arange(num)]
 
 
@@ -54,9 +54,10 @@ def bootstrap(
     rng, value = np.random.default_rng(seed), statistic(*samples)
     again: Any = tqdm(range(rounds), desc="bootstrap", unit="round", file=sys.stderr, delay=PATIENCE, leave=False)
     parts = [groups(classes if i == 0 else None, len(x)) for i, x in enumerate(samples)]
-    draw = lambda places: places[rng.integers(0, len(places), len(places))]
-    found = [
-        statistic(*(x[np.concatenate([draw(places) for places in of])] for x, of in zip(samples, parts))) for _ in again
-    ]
-    reach = Z * float(np.std(found, ddof=1))
+
+    def drawn(x: np.ndarray, part: list[np.ndarray]) -> np.ndarray:
+        return x[np.concatenate([places[rng.integers(0, len(places), len(places))] for places in part])]
+
+    values = [statistic(*(drawn(x, part) for x, part in zip(samples, parts))) for _ in again]
+    reach = Z * float(np.std(values, ddof=1))
     return Interval(float(value), max(0.0, float(value) - reach), min(most, float(value) + reach))

@@ -94,8 +94,8 @@ def wasserstein1_estimate(x: np.ndarray, y: np.ndarray) -> float:
     x, y = (check_features(np.reshape(z, (-1, 1)), 1, "samples")[:, 0] for z in (x, y))
     both = np.concatenate([x, y])
     places, inverse = np.unique(both, return_inverse=True)
-    count = lambda where: np.bincount(where, minlength=len(places)) / len(where)
-    return wasserstein1(count(inverse[: len(x)]), count(inverse[len(x) :]), places)
+    p, q = (np.bincount(at, minlength=len(places)) / len(at) for at in (inverse[: len(x)], inverse[len(x) :]))
+    return wasserstein1(p, q, places)
 
 
 def mmd2_estimate(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
@@ -103,7 +103,10 @@ def mmd2_estimate(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
     require(bandwidth > 0, f"bandwidth is {bandwidth}: it must be above zero")
     x, y = check_features(x, 2, "samples"), check_features(y, 2, "samples")
     require(x.shape[1] == y.shape[1], f"samples are {x.shape[1]} and {y.shape[1]} wide: they must be the same")
-    kernel = lambda a, b: np.exp(-squared_distances(a, b) / (2 * bandwidth**2))
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.exp(-squared_distances(a, b) / (2 * bandwidth**2))
+
     xx, yy, (n, m) = kernel(x, x), kernel(y, y), (len(x), len(y))
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
     return float(within - 2 * kernel(x, y).mean())

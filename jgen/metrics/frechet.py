@@ -54,8 +54,8 @@ def distance_to(a: Statistics) -> Callable[[Statistics], float]:
         wide = f"features are {a.mean.size} and {b.mean.size} wide"
         require(a.mean.shape == b.mean.shape, f"{wide}: they must be the same")
         cross = np.sum(np.sqrt(np.clip(np.linalg.eigvalsh(root @ b.covariance @ root), 0, None)))
-        found = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-        return float(max(found, 0.0))
+        squared = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+        return float(max(squared, 0.0))
 
     return distance
 
@@ -75,8 +75,8 @@ def distance_of_features(a: Statistics) -> Callable[[np.ndarray], float]:
         mean = x.mean(axis=0)
         centred = (x - mean) / np.sqrt(n - 1)
         cross = np.sum(np.sqrt(np.clip(np.linalg.eigvalsh(centred @ a.covariance @ centred.T), 0, None)))
-        found = np.sum((a.mean - mean) ** 2) + np.trace(a.covariance) + np.sum(centred**2) - 2 * cross
-        return float(max(found, 0.0))
+        squared = np.sum((a.mean - mean) ** 2) + np.trace(a.covariance) + np.sum(centred**2) - 2 * cross
+        return float(max(squared, 0.0))
 
     return distance
 

@@ -44,8 +44,8 @@ def resize(images: Any) -> Any:
         place = np.arange(SIZE) * (n / SIZE)
         low = np.floor(place).astype(int)
         weight = (place - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
-        at = lambda index, axis=axis: jnp.take(x, index, axis)
-        x = at(low) * (1 - weight) + at(np.minimum(low + 1, n - 1)) * weight
+        above = jnp.take(x, np.minimum(low + 1, n - 1), axis)
+        x = jnp.take(x, low, axis) * (1 - weight) + above * weight
     return jnp.broadcast_to((x - 128) / 128, (*x.shape[:3], 3))
 
 
@@ -55,7 +55,9 @@ def network(layer: Layer, x: Any) -> tuple[Any, Any, Any]:
     Args:
       layer: (name, input, features, kernel (h, w), stride, padding) -> output: convolution, normalisation and ReLU.
     """
-    join = lambda *parts: jnp.concatenate(parts, axis=-1)
+
+    def join(*parts: Any) -> Any:
+        return jnp.concatenate(parts, axis=-1)
 
     def block_a(x: Any, name: str, pool: int) -> Any:
         five = layer(f"{name}.branch5x5_2", layer(f"{name}.branch5x5_1", x, 48), 64, (5, 5))
@@ -117,7 +119,10 @@ def max_pool(x: Any, stride: int, padding: str) -> Any:
 
 def mean_pool(x: Any) -> Any:
     """3x3, over the pixels that there are: padding is not counted."""
-    total = lambda y: jax.lax.reduce_window(y, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+    def total(y: Any) -> Any:
+        return jax.lax.reduce_window(y, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
@@ -173,29 +178,29 @@ def load(path: str | Path) -> Loaded:
     path = Path(path)
     require(path.is_file(), f"there is no file {path}")
     require(path.suffix in (".safetensors", ".pth", ".pt"), f"{path} must be .safetensors, or .pth of PyTorch")
-    said = {}
+    metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(path, "numpy") as file:
-                found, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
         else:
             import torch
 
-            found = {name: tensor.numpy() for name, tensor in torch.load(path, "cpu", weights_only=True).items()}
+            tensors = {name: tensor.numpy() for name, tensor in torch.load(path, "cpu", weights_only=True).items()}
     except ImportError as error:
         raise UserError(f"{path} cannot be read without {error.name}: pip install {error.name}") from error
     except Exception as error:  # whatever the two libraries raise of a file that is none
         raise UserError(f"{path} is not a file of weights: {' '.join(str(error).split())[:200]}") from error
     weights = {}
     for name, shape in layout().items():
-        require(name in found, f"{path} is not the Inception-v3 of FID: it has no tensor {name}")
-        there = tuple(found[name].shape)
-        require(there == shape, f"{path} is not the Inception-v3 of FID: {name} has shape {there}, not {shape}")
-        weights[name] = np.asarray(found[name], np.float32)
+        require(name in tensors, f"{path} is not the Inception-v3 of FID: it has no tensor {name}")
+        own = tuple(tensors[name].shape)
+        require(own == shape, f"{path} is not the Inception-v3 of FID: {name} has shape {own}, not {shape}")
+        weights[name] = np.asarray(tensors[name], np.float32)
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
-    copied = said == {"copy_of": PUBLISHED, "weights": digest}
+    copied = metadata == {"copy_of": PUBLISHED, "weights": digest}
     return Loaded(weights, digest, copied or hashlib.sha256(path.read_bytes()).hexdigest() == PUBLISHED)
 
 
@@ -205,13 +210,13 @@ def copy(source: str | Path, out: str | Path) -> None:
     Raises:
       UserError: as `load` does, or a file that is not the published one.
     """
-    found = load(source)
-    require(found.published, f"{source} is not the published file: its SHA-256 is not {PUBLISHED}")
+    loaded = load(source)
+    require(loaded.published, f"{source} is not the published file: its SHA-256 is not {PUBLISHED}")
     require(Path(out).suffix == ".safetensors", f"{out} must end in .safetensors")
     from safetensors.numpy import save_file
 
     with written_whole(Path(out)) as aside:
-        save_file(found.weights, aside, {"copy_of": PUBLISHED, "weights": found.hash})
+        save_file(loaded.weights, aside, {"copy_of": PUBLISHED, "weights": loaded.hash})
 
 
 def check(source: str | Path) -> None:

@@ -35,12 +35,12 @@ def means_of_others(x: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     own class stand for all of that class: else pairs of one class would be too few, since none is of an image with
     itself, and their mean too small by (K - 1) / (K (n - 1)) of what pairs within and between K classes differ by.
     """
-    itself, found = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3, np.zeros(len(x))
+    itself, total = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3, np.zeros(len(x))
     for places in groups(classes, len(x)):
         num, means = len(places), kernel_means(x, x[places])[0]
         means[places] = (num * means[places] - itself[places]) / (num - 1)
-        found += num / len(x) * means
-    return found
+        total += num / len(x) * means
+    return total
 
 
 def variance(values: np.ndarray, classes: np.ndarray | None) -> float:
@@ -75,10 +75,10 @@ def kernel_distance(
     x, y, classes = x[order], y[other], None if classes is None else np.asarray(classes)[order]
     (between_x, between_y), spread = kernel_means(x, y), 0.0
     value = -2 * between_x.mean()
-    for z, between, of in ((x, between_x, classes), (y, between_y, None)):
-        within = means_of_others(z, of)
+    for z, between, given in ((x, between_x, classes), (y, between_y, None)):
+        within = means_of_others(z, given)
         value += within.mean()
-        spread += 4 * variance(within - between, of) / len(z)
+        spread += 4 * variance(within - between, given) / len(z)
     return float(value), float(np.sqrt(spread))
 
 

@@ -41,8 +41,8 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(n, D), (m, D) to (n, m)."""
     centre = y.mean(axis=0)
     x, y = x - centre, y - centre  # products of large numbers lose the small distances
-    found = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
-    return np.clip(found, 0, None)
+    squares = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
+    return np.clip(squares, 0, None)
 
 
 def blocks(n: int, m: int) -> list[slice]:
@@ -53,12 +53,12 @@ def blocks(n: int, m: int) -> list[slice]:
 
 def radii(x: np.ndarray, k: int) -> np.ndarray:
     """Squared distance (n,) of each row to its k-th neighbour among the others."""
-    found = []
+    distances = []
     for rows in blocks(len(x), len(x)):
         d = squared_distances(x[rows], x)
         d[np.arange(len(d)), rows.start + np.arange(len(d))] = -1.0  # itself, before any other
-        found.append(np.partition(d, k, axis=1)[:, k])
-    return np.concatenate(found)
+        distances.append(np.partition(d, k, axis=1)[:, k])
+    return np.concatenate(distances)
 
 
 def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 5) -> Scores:
@@ -70,16 +70,16 @@ def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 
     needed = max(k, k_density) + 1
     x, y = check_features(fake, needed, "samples"), check_features(real, needed, "real images")
     require(x.shape[1] == y.shape[1], f"features are {x.shape[1]} and {y.shape[1]} wide: they must be the same")
-    of_real, of_fake, of_real_density = radii(y, k), radii(x, k), radii(y, k_density)
+    real_radii, fake_radii, density_radii = radii(y, k), radii(x, k), radii(y, k_density)
     precise, inside = np.zeros(len(x), bool), np.zeros(len(x))
     recalled, nearest = np.zeros(len(y), bool), np.full(len(y), np.inf)
     for rows in blocks(len(x), len(y)):
         d = squared_distances(x[rows], y)
-        precise[rows] = (d <= of_real).any(axis=1)
-        inside[rows] = (d <= of_real_density).sum(axis=1) / k_density
-        recalled |= (d <= of_fake[rows][:, None]).any(axis=0)
+        precise[rows] = (d <= real_radii).any(axis=1)
+        inside[rows] = (d <= density_radii).sum(axis=1) / k_density
+        recalled |= (d <= fake_radii[rows][:, None]).any(axis=0)
         nearest = np.minimum(nearest, d.min(axis=0))
-    return Scores(precise, recalled, inside, nearest <= of_real_density)
+    return Scores(precise, recalled, inside, nearest <= density_radii)
 
 
 def neighbour_scores(
@@ -96,19 +96,19 @@ def neighbour_scores(
     Raises:
       UserError: fewer than six images of a kind, or features of different widths.
     """
-    of_fake, of_real = equal_numbers(len(fake), len(real), seed)
-    found = neighbours(np.asarray(fake)[of_fake], np.asarray(real)[of_real])
-    of = None if classes is None else np.asarray(classes)[of_fake]
+    fake_rows, real_rows = equal_numbers(len(fake), len(real), seed)
+    scores = neighbours(np.asarray(fake)[fake_rows], np.asarray(real)[real_rows])
+    fake_classes = None if classes is None else np.asarray(classes)[fake_rows]
 
-    def draw(values: np.ndarray, most: float, of: np.ndarray | None = None) -> dict[str, float]:
-        return bootstrap(np.mean, values.astype(np.float64), seed=seed, most=most, classes=of)._asdict()
+    def interval(values: np.ndarray, most: float, classes: np.ndarray | None = None) -> dict[str, float]:
+        return bootstrap(np.mean, values.astype(np.float64), seed=seed, most=most, classes=classes)._asdict()
 
     return {
-        "neighbours_num": len(of_fake),
-        "precision": draw(found.precise, 1.0, of),
-        "recall": draw(found.recalled, 1.0),
-        "density": draw(found.inside, np.inf, of),
-        "coverage": draw(found.covered, 1.0),
+        "neighbours_num": len(fake_rows),
+        "precision": interval(scores.precise, 1.0, fake_classes),
+        "recall": interval(scores.recalled, 1.0),
+        "density": interval(scores.inside, np.inf, fake_classes),
+        "coverage": interval(scores.covered, 1.0),
     }
 
 
@@ -148,7 +148,7 @@ def memorisation(
       UserError: features of different widths, or that are not finite.
     """
     chosen = np.asarray(test)[np.random.default_rng(seed).permutation(len(test))[: len(fake)]]
-    of_samples, of_test = nearest_distances(fake, train), nearest_distances(chosen, train)
-    found = bootstrap(below, of_samples, of_test, seed=seed, most=1.0, classes=classes)._asdict()
-    found |= {"samples": float(np.median(of_samples)), "test": float(np.median(of_test))}
-    return {**found, "train_num": len(train), "test_num": len(chosen)}
+    fake_distances, test_distances = nearest_distances(fake, train), nearest_distances(chosen, train)
+    interval = bootstrap(below, fake_distances, test_distances, seed=seed, most=1.0, classes=classes)._asdict()
+    medians = {"samples": float(np.median(fake_distances)), "test": float(np.median(test_distances))}
+    return {**interval, **medians, "train_num": len(train), "test_num": len(chosen)}

@@ -18,18 +18,18 @@ def head(documents: list[dict[str, Any]]) -> list[str]:
 def row(document: dict[str, Any]) -> list[str]:
     """The cells of one outcome; "-" for what it has not."""
     cells = [document["run"], document["system"], document["data"], str(document.get("step", "-"))]
-    if found := document["likelihood"]:
-        nats, num = found["nats"], found["protocol"]["num"]
+    if likelihood := document["likelihood"]:
+        nats, num = likelihood["nats"], likelihood["protocol"]["num"]
         error = "" if nats["standard_error"] is None else f" ± {nats['standard_error']:.3f}"
-        cells += [f"{found['bits_per_dim']['mean']:.4f}", f"{nats['mean']:.3f}{error}"]
-        cells += [f"{LIKELIHOODS[found['kind']]}, N {num}"]
+        cells += [f"{likelihood['bits_per_dim']['mean']:.4f}", f"{nats['mean']:.3f}{error}"]
+        cells += [f"{LIKELIHOODS[likelihood['kind']]}, N {num}"]
     else:
         cells += ["-"] * 3
-    if found := document.get("quality"):
-        distance, kernel = found["frechet_distance"], found["kernel_distance"]
+    if quality := document.get("quality"):
+        distance, kernel = quality["frechet_distance"], quality["kernel_distance"]
         cells += [f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})"]
         cells += [f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}"]
-        cells += [f"{found['precision']['value']:.3f}", f"{found['recall']['value']:.3f}"]
+        cells += [f"{quality['precision']['value']:.3f}", f"{quality['recall']['value']:.3f}"]
     else:
         cells += ["-"] * 4
     labels = document.get("labels")
@@ -38,44 +38,49 @@ def row(document: dict[str, Any]) -> list[str]:
 
 def protocol(document: dict[str, Any]) -> str:
     """What the numbers of one outcome are of, and what they were measured with."""
-    said = [f"data {document['data']}, hash {document['data_fingerprint'][:12]}"]
-    if found := document["likelihood"]:
+    parts = [f"data {document['data']}, hash {document['data_fingerprint'][:12]}"]
+    if likelihood := document["likelihood"]:
         names = {"samples": "K"}  # of importance weights, or of draws of the dequantisation noise
-        values = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
-        said.append(f"likelihood: {values}")
-    if found := document.get("quality"):
-        network, real = f"{found['network']}, weights {found['network_hash']}", found["real"]
-        said.append(f"distances: {network}, {found['num']} samples to {real['num']} {real['split']} images, intervals")
-        said[-1] += f" by bootstrap of the samples; precision and recall of {found['neighbours_num']} of each"
-        if real := found.get("reference"):
-            said.append(
-                f"{real['num']} {real['split']} images instead: distance {real['frechet_distance']:.3f}, kernel"
+        values = ", ".join(f"{names.get(name, name)} {value}" for name, value in likelihood["protocol"].items())
+        parts.append(f"likelihood: {values}")
+    if quality := document.get("quality"):
+        network, real = f"{quality['network']}, weights {quality['network_hash']}", quality["real"]
+        parts.append(
+            f"distances: {network}, {quality['num']} samples to {real['num']} {real['split']} images, intervals by"
+            f" bootstrap of the samples; precision and recall of {quality['neighbours_num']} of each"
+        )
+        if reference := quality.get("reference"):
+            parts.append(
+                f"{reference['num']} {reference['split']} images instead: distance"
+                f" {reference['frechet_distance']:.3f}, kernel distance {reference['kernel_distance']:.5f}, precision"
+                f" {reference['precision']:.3f}, recall {reference['recall']:.3f}"
             )
-            said[-1] += f" distance {real['kernel_distance']:.5f}, precision {real['precision']:.3f}, recall"
-            said[-1] += f" {real['recall']:.3f}"
-    if found := document.get("reconstruction"):
-        distance = found["quality"]["frechet_distance"]["value"]
-        said.append(f"reconstructions of {found['num']} {found['split']} images: mean squared error {found['mse']:.5f}")
-        said[-1] += f", r{found['quality']['network']} {distance:.3f}"
-        if "codes" in found:
-            said[-1] += f", {found['codes_used']} of {found['codes']} codes used, perplexity {found['perplexity']:.1f}"
-    if found := document.get("labels"):
-        said.append(f"classes: classifier {found['classifier']}, {found['classifier_test_accuracy']:.4f} right on real")
-    return "; ".join(said)
+    if made := document.get("reconstruction"):
+        distance, network = made["quality"]["frechet_distance"]["value"], made["quality"]["network"]
+        errors = f"mean squared error {made['mse']:.5f}, r{network} {distance:.3f}"
+        parts.append(f"reconstructions of {made['num']} {made['split']} images: {errors}")
+        for grid in made.get("grids", [made] if "codes" in made else []):
+            parts[-1] += f", {grid['codes_used']} of {grid['codes']} codes used, perplexity {grid['perplexity']:.1f}"
+    if labels := document.get("labels"):
+        accuracy = labels["classifier_test_accuracy"]
+        parts.append(f"classes: classifier {labels['classifier']}, {accuracy:.4f} right on real")
+    return "; ".join(parts)
 
 
 def more(documents: list[dict[str, Any]]) -> list[list[str]]:
     """The other scores of samples, a row a run that has them under their names; nothing where none has."""
     rows = []
     for document in documents:
-        if found := document.get("quality"):
-            score, labels = found.get("inception_score") or found["classifier_score"], document.get("labels")
+        if quality := document.get("quality"):
+            score, labels = quality.get("inception_score") or quality["classifier_score"], document.get("labels")
+            memorised = quality.get("memorisation")
             cells = [
-                f"{found['spatial_frechet_distance']['value']:.3f}",
+                f"{quality['spatial_frechet_distance']['value']:.3f}",
                 f"{score['value']:.3f} ± {score['spread']:.3f}",
+                *(f"{quality[name]['value']:.3f}" for name in ("density", "coverage")),
+                f"{100 * memorised['value']:.1f} %" if memorised else "-",
+                f"{labels['balance']:.4f}" if labels else "-",
             ]
-            cells += [f"{found[name]['value']:.3f}" for name in ("density", "coverage")]
-            cells += [f"{100 * found['memorisation']['value']:.1f} %", f"{labels['balance']:.4f}" if labels else "-"]
             rows.append([document["run"], *cells])
     published = any("inception_score" in document["quality"] for document in documents if document.get("quality"))
     names = ["sFID", "inception score"] if published else ["spatial FD", "classifier's score"]
@@ -90,7 +95,8 @@ def aligned(rows: list[list[str]]) -> list[str]:
 def table(documents: list[dict[str, Any]]) -> str:
     """Aligned rows under their names, then a line for each protocol, which names its runs where there are several."""
     lines = aligned([head(documents), *(row(document) for document in documents)]) + aligned(more(documents))
-    of: dict[str, list[str]] = {}
+    runs: dict[str, list[str]] = {}  # of each protocol
     for document in documents:
-        of.setdefault(protocol(document), []).append(document["run"])
-    return "\n".join([*lines, *(said if len(of) == 1 else f"{', '.join(runs)}: {said}" for said, runs in of.items())])
+        runs.setdefault(protocol(document), []).append(document["run"])
+    protocols = [text if len(runs) == 1 else f"{', '.join(names)}: {text}" for text, names in runs.items()]
+    return "\n".join([*lines, *protocols])

@@ -157,7 +157,7 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
     """
     ocp = import_orbax()
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])),
         jax.eval_shape(to_storable, template),
     )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
@@ -192,10 +192,14 @@ class Writer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._set_aside_later(first)
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, enable_async_checkpointing=True),
+            alone = {}
+            if jax.process_count() > 1:  # this process writes, without waiting for the others
+                only = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+                alone = {"multiprocessing_options": only, "create": False}
+            options = ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=not alone, enable_async_checkpointing=True, **alone
             )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
 

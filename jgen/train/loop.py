@@ -168,7 +168,9 @@ class Training:
         """
         config = self.config
         self.log = MetricsLog(self.directory.path, self.first) if self.main else None
-        self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every, self.first)
+        self.writer = None
+        if self.main:
+            self.writer = checkpoints.Writer(self.directory.checkpoints, config.keep, config.keep_every, self.first)
         if self.first and self.main:
             print(f"resuming at step {self.first} of {config.steps}")
         batches = self.batches()
@@ -196,9 +198,9 @@ class Training:
             finally:
                 batches.close()
                 self.bar.close()
-                if self.log is not None:
-                    self.log.close()
-                self.writer.close()
+                for file in (self.log, self.writer):
+                    if file is not None:
+                        file.close()
         return self.state
 
     def batches(self) -> Iterator[Batch]:
@@ -221,7 +223,8 @@ class Training:
             step, metrics = self.pending.popleft()
             values = jax.device_get(metrics)
             if values["skipped_in_a_row"] >= MAX_SKIPPED:
-                self.writer.wait()
+                if self.writer is not None:
+                    self.writer.wait()
                 newest = checkpoints.newest_good(self.directory.checkpoints)
                 last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is step {newest}"
                 what = "loss, gradient or statistics were not finite"
@@ -263,14 +266,15 @@ class Training:
     def save(self, seconds: float) -> None:
         """A checkpoint, with the run's configuration and the metrics since the last line."""
         state = gather_state(self.model, self.state)
-        if self.main:
+        if self.writer is not None:
             self.writer.save(state, {"window": self.window.state, "seconds": seconds, "config": self.document})
 
     def stop(self, step: int, number: int) -> None:
         """Saves after an interruption and raises `Interrupted`."""
         self.read_metrics(0)
         self.save(self.spent())
-        self.writer.wait()
+        if self.writer is not None:
+            self.writer.wait()
         raise Interrupted(step, 128 + number)
 
     def context(self) -> tuple[Roles, Context]:

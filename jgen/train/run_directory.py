@@ -21,17 +21,22 @@ PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy
 class RunDirectory:
     """Opens a directory for one training process and holds its lock until `close`.
 
+    Args:
+      writes: whether this process is the one of a training that writes the directory; the others hold no lock.
     Raises:
       UserError: a path that cannot be written, or another process that is training here.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, writes: bool = True):
         self.path = path
-        self._lock = lock(path, "is training in", "wait for it, or choose another --workdir")
+        self._lock = lock(path, "is training in", "wait for it, or choose another --workdir") if writes else None
+        if not writes:
+            return
         drop_unfinished(path / "samples" / "step_*.png")  # of the run itself, scores may be being written
 
     def close(self) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def checkpoints(self) -> Path:
