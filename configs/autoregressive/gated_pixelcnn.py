@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.gated_pixelcnn import Config
-from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser, tiny_training
+from jgen.train.config import tiny_training
+from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn in 17 levels, by class; under 3 minutes on 2 CPU cores",
@@ -16,77 +17,49 @@ VARIANTS = {
     "cifar10": "32x32 CIFAR-10, unconditional; for an accelerator",
     "tiny": "8x8 digits in 17 levels, seconds to train; for tests",
 }
+FACTS = Facts(
+    free_form_jacobian=False,
+    published="binarised MNIST: 81.5 nats (P); CIFAR-10: 3.03 bits/dim, FID 65.9 (C)",
+)
 
 
 def get_config(variant: str) -> Experiment:
-    if variant == "cifar10":
-        return cifar10()
-    if variant == "mnist_binary":
-        return mnist_binary()
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    digits = Experiment(
-        model=Config(features=32, blocks=5, first_kernel=5, hidden=64, dropout=0.1),
-        data=Data(name="digits"),
-        train=Train(
-            steps=2500,
-            batch_size=64,
-            ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
-            log_every=50,
-            validate_every=250,
-            validation_images=150,
-            sample_every=1250,
-            checkpoint_every=500,
-        ),
-    )
-    return digits if variant == "digits" else tiny(digits)
+    if variant == "mnist_binary":
+        return mnist_binary()
+    if variant == "cifar10":
+        return cifar10()
+    return digits() if variant == "digits" else tiny(digits())
+
+
+def digits() -> Experiment:
+    model = Config(features=32, blocks=5, first_kernel=5, hidden=64, dropout=0.1)
+    optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
+    return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:
     model = replace(digits.model, features=8, blocks=1, hidden=8)
-    train = tiny_training(digits.train)
-    return replace(digits, model=model, train=train)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    return Experiment(
-        model=Config(features=32, blocks=8, hidden=64),
-        data=Data(name=name),
-        train=Train(
-            steps=8000,
-            batch_size=32,
-            ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-            validate_every=1000,
-            sample_every=1000,
-            checkpoint_every=500,
-        ),
-    )
+    model = Config(features=32, blocks=8, hidden=64)
+    optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
+    return Experiment(model, Data(name=name), mnist_training(8000, optimiser, batch_size=32))
 
 
 def mnist_binary() -> Experiment:
     # Two minutes with batches of 16 at 2e-3 end at 92.5 nats, with batches of 32 at 1e-3 at 96.
-    base = mnist("mnist")
-    optimiser = replace(base.train.optimiser, learning_rate=2e-3)
-    return replace(
-        base,
-        model=Config(features=32, blocks=8, hidden=64, class_conditional=False),
-        data=Data(name="mnist", binarise="dynamic"),
-        train=replace(base.train, steps=24_000, batch_size=16, optimiser=optimiser, validate_every=2000),
-    )
+    model = Config(features=32, blocks=8, hidden=64, class_conditional=False)
+    optimiser = cosine(2e-3, warmup_steps=200, clip_norm=1.0)
+    train = mnist_training(24_000, optimiser, batch_size=16)
+    return Experiment(model, Data(name="mnist", binarise="dynamic"), train)
 
 
 def cifar10() -> Experiment:
-    return Experiment(
-        model=Config(features=192, blocks=15, hidden=768, dropout=0.1, class_conditional=False),
-        data=Data(name="cifar10", flip=True, validation=0.0),
-        train=Train(
-            steps=200_000,
-            batch_size=128,
-            ema_decay=0.9995,
-            optimiser=Optimiser(learning_rate=4e-4, schedule="cosine", warmup_steps=1000, clip_norm=1.0),
-            sample_every=20_000,
-            checkpoint_every=2000,
-        ),
-    )
+    model = Config(features=192, blocks=15, hidden=768, dropout=0.1, class_conditional=False)
+    optimiser = cosine(4e-4, warmup_steps=1000, clip_norm=1.0)
+    data = Data(name="cifar10", flip=True, validation=0.0)
+    return Experiment(model, data, accelerator_training(200_000, optimiser, ema_decay=0.9995))

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.pixelcnn import Config
-from jgen.train.config import Config as Train
-from jgen.train.config import Optimiser, tiny_training
+from jgen.train.config import tiny_training
+from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn in 17 levels; under 3 minutes on 2 CPU cores",
@@ -16,74 +17,38 @@ VARIANTS = {
     "cifar10": "32x32 CIFAR-10; for an accelerator",
     "tiny": "8x8 digits in 17 levels, seconds to train; for tests",
 }
+FACTS = Facts(free_form_jacobian=False, published="binarised MNIST: 81.3 nats; CIFAR-10: 3.14 bits/dim")
 
 
 def get_config(variant: str) -> Experiment:
+    if variant in ("mnist", "fashion_mnist"):
+        return mnist(Data(name=variant))
+    if variant == "mnist_binary":
+        return mnist(Data(name="mnist", binarise="dynamic"))
     if variant == "cifar10":
         return cifar10()
-    if variant == "mnist_binary":
-        return mnist_binary()
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(variant)
-    digits = Experiment(
-        model=Config(features=16, blocks=5, first_kernel=5, hidden=64, dropout=0.1),
-        data=Data(name="digits"),
-        train=Train(
-            steps=2500,
-            batch_size=64,
-            ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
-            log_every=50,
-            validate_every=250,
-            validation_images=150,
-            sample_every=1250,
-            checkpoint_every=500,
-        ),
-    )
-    return digits if variant == "digits" else tiny(digits)
+    return digits() if variant == "digits" else tiny(digits())
+
+
+def digits() -> Experiment:
+    model = Config(features=16, blocks=5, first_kernel=5, hidden=64, dropout=0.1)
+    optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
+    return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:
     model = replace(digits.model, features=8, blocks=1, hidden=8)
-    train = tiny_training(digits.train)
-    return replace(digits, model=model, train=train)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
-def mnist(name: str) -> Experiment:
-    return Experiment(
-        model=Config(features=32, blocks=8, hidden=64),
-        data=Data(name=name),
-        train=Train(
-            steps=8000,
-            batch_size=32,
-            ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-            validate_every=1000,
-            sample_every=1000,
-            checkpoint_every=500,
-        ),
-    )
-
-
-def mnist_binary() -> Experiment:
-    base = mnist("mnist")
-    return replace(
-        base,
-        model=Config(features=32, blocks=8, hidden=64),
-        data=Data(name="mnist", binarise="dynamic"),
-    )
+def mnist(data: Data) -> Experiment:
+    model = Config(features=32, blocks=8, hidden=64)
+    optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
+    return Experiment(model, data, mnist_training(8000, optimiser, batch_size=32))
 
 
 def cifar10() -> Experiment:
-    return Experiment(
-        model=Config(features=192, blocks=15, hidden=768, dropout=0.1),
-        data=Data(name="cifar10", flip=True, validation=0.0),
-        train=Train(
-            steps=200_000,
-            batch_size=128,
-            ema_decay=0.9995,
-            optimiser=Optimiser(learning_rate=4e-4, schedule="cosine", warmup_steps=1000, clip_norm=1.0),
-            sample_every=20_000,
-            checkpoint_every=2000,
-        ),
-    )
+    model = Config(features=192, blocks=15, hidden=768, dropout=0.1)
+    optimiser = cosine(4e-4, warmup_steps=1000, clip_norm=1.0)
+    data = Data(name="cifar10", flip=True, validation=0.0)
+    return Experiment(model, data, accelerator_training(200_000, optimiser, ema_decay=0.9995))

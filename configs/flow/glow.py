@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.glow import Config, Sampling
-from jgen.train.config import Config as Train
 from jgen.train.config import Optimiser, tiny_training
+from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
 
 VARIANTS = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
@@ -16,68 +17,41 @@ VARIANTS = {
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's 3 scales of 32 steps 512 wide; for an accelerator",
     "tiny": "8x8 digits, seconds to train; for tests",
 }
+FACTS = Facts(
+    free_form_jacobian=False,
+    published="MNIST: 1.05 bits/dim (F); CIFAR-10: 3.35 bits/dim, FID 46.0 (C)",
+)
 
 
 def get_config(variant: str) -> Experiment:
-    if variant == "cifar10":
-        return cifar10()
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    digits = Experiment(
-        model=Config(scales=2, depth=8, width=64, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8)),
-        data=Data(name="digits"),
-        train=Train(
-            steps=1500,  # from about 1,000 on the likelihood of held-out digits falls
-            batch_size=64,
-            ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=100.0),
-            log_every=50,
-            validate_every=500,
-            validation_images=150,
-            sample_every=500,
-            checkpoint_every=500,
-        ),
-    )
-    return digits if variant == "digits" else tiny(digits)
+    if variant == "cifar10":
+        return cifar10()
+    return digits() if variant == "digits" else tiny(digits())
+
+
+def digits() -> Experiment:
+    model = Config(scales=2, depth=8, width=64, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8))
+    optimiser = cosine(1e-3, warmup_steps=100, clip_norm=100.0)
+    # From about step 1,000 on the likelihood of held-out digits falls.
+    return Experiment(model, Data(name="digits"), digits_training(1500, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    return replace(
-        digits,
-        model=replace(digits.model, depth=2, width=8),
-        train=tiny_training(digits.train),
-    )
+    return replace(digits, model=replace(digits.model, depth=2, width=8), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
     # Four minutes with the logit reach what an hour without it does not.
-    return Experiment(
-        model=Config(scales=2, depth=16, width=128, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8)),
-        data=Data(name=name),
-        train=Train(
-            steps=6_500,
-            batch_size=64,
-            ema_decay=0.999,
-            optimiser=Optimiser(learning_rate=1e-3, schedule="cosine", warmup_steps=500, clip_norm=100.0),
-            log_every=100,
-            validate_every=1000,
-            sample_every=2500,
-            checkpoint_every=500,
-        ),
-    )
+    model = Config(scales=2, depth=16, width=128, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8))
+    optimiser = cosine(1e-3, warmup_steps=500, clip_norm=100.0)
+    return Experiment(model, Data(name=name), mnist_training(6500, optimiser))
 
 
 def cifar10() -> Experiment:
     # The authors' code: Adamax at 1e-3 with warm-up, batch 64; here Adam at half of it.
-    return Experiment(
-        model=Config(scales=3, depth=32, width=512, class_conditional=False, sampling=Sampling(temperature=0.7)),
-        data=Data(name="cifar10", flip=True, validation=0.0),
-        train=Train(
-            steps=800_000,
-            batch_size=64,
-            optimiser=Optimiser(learning_rate=5e-4, warmup_steps=5000, clip_norm=100.0),
-            sample_every=20_000,
-            checkpoint_every=5000,
-            keep_every=100_000,
-        ),
-    )
+    model = Config(scales=3, depth=32, width=512, class_conditional=False, sampling=Sampling(temperature=0.7))
+    optimiser = Optimiser(learning_rate=5e-4, warmup_steps=5000, clip_norm=100.0)
+    train = accelerator_training(800_000, optimiser, batch_size=64, keep_every=100_000)
+    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
