@@ -5,7 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jgen.cli import import_config
+from jgen.compare.config import ROOT
 from jgen.compare.processes import Failed
+from jgen.compare.systems import System, load_training, model_of
+from jgen.core.model import ArraySpec, DataSpec, ImageSpec
 from jgen.data.pictures import write_png
 
 COST = {
@@ -21,23 +25,23 @@ COST = {
     "likelihood": "lower_bound",
     "levels": 16,
     "exact_density": False,
-    "free_form_jacobian": True,
 }
 
 
-WHERE = {"processor": "2 x CPU", "devices": ["cpu:cpu"], "versions": {"jax": "0.12"}, "python": "3.12", "platform": "L"}
-WHERE |= {"commit": "0123456789abcdef+"}
+ENVIRONMENT = {"processor": "2 x CPU", "devices": ["cpu:cpu"], "versions": {"jax": "0.12"}, "python": "3.12"}
+ENVIRONMENT |= {"platform": "L", "commit": "0123456789abcdef+"}
 PROTOCOL = {"split": "test", "num": 200, "binarise": "none", "levels": 16, "dequantisation": "uniform", "samples": 5}
+STEPS = 240
 
 
-def evaluation(distance, bits=None):
+def evaluation(distance, bits=None, data="fedcba9876543210"):
     return {
-        "trained": {"steps": 240, "minutes": 1.0},
+        "trained": {"steps": STEPS, "minutes": 1.0},
         "step": 180,
-        "data_fingerprint": "fedcba9876543210",
-        "environment": WHERE,
-        "training": {**WHERE, "versions": {"jax": "0.11"}},
-        "sampling": {"options": {"steps": 50, "sampler": "ddim", "guidance_scale": 2.0, "eta": 0.0}},
+        "data_fingerprint": data,
+        "environment": ENVIRONMENT,
+        "training": {**ENVIRONMENT, "versions": {"jax": "0.11"}},
+        "sampling": {"options": {"steps": 50, "sampler": "ddim", "guidance_scale": 2.0}},
         "likelihood": {"bits_per_dim": {"mean": bits, "standard_error": 0.01}, "protocol": PROTOCOL} if bits else None,
         "labels": {"accuracy": 0.9, "low": 0.85, "high": 0.95, "balance": 0.99},
         "quality": {
@@ -59,47 +63,65 @@ def evaluation(distance, bits=None):
     }
 
 
-def pretend(distances):
-    """In place of the programs: files such as they leave; a string is an error."""
+def pretend(distances, data="fedcba9876543210"):
+    """In place of the programs: files such as they leave; a string is an error.
+
+    Args:
+      distances: {system: its distance with each seed}; of the first the likelihood is evaluated too.
+      data: the hash of the data that evaluations state.
+    """
 
     def run(words, log):
-        where = next(words[i + 1] for i, word in enumerate(words) if word in ("--workdir", "--out", "jgen.evaluate"))
-        path = Path(where)
-        system = path.parent.name
+        path = Path(next(words[i + 1] for i, word in enumerate(words) if word in ("--workdir", "--out", "jgen.evaluate")))
+        path.parent.mkdir(parents=True, exist_ok=True)
         if "jgen.compare.measure" in words:
-            at = {"images_per_second": 20.0, "samples_per_second": 50.0, "flops_per_image": 1e6}
-            sizes = {
-                size: {"unfit": "too large"} if size == "16" else at for size in words[words.index("--sizes") + 1 :]
-            }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            document = {"config": words[2], "first_stage": "x" if system == "vq_prior" else "", "environment": WHERE}
-            path.write_text(json.dumps({**document, "own": COST, "sizes": sizes}))
+            measure(words, path)
         elif words[0].endswith("train.py"):
-            name = "accuracy_real" if system == "dcgan" else "elbo"
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "metrics.jsonl").write_text(json.dumps({"step": 180, "split": "validation", name: -1.0}) + "\n")
+            train(path)
         elif "jgen.evaluate" in words:
-            found = distances[system][int(path.name[-1])]
-            if isinstance(found, str):
-                raise Failed(found)
-            path.mkdir(parents=True, exist_ok=True)
-            document = evaluation(found, bits=2.0 if system == "vae" else None)
+            distance = distances[path.parent.name][int(path.name[-1])]
+            if isinstance(distance, str):
+                raise Failed(distance)
+            document = evaluation(distance, 2.0 if path.parent.name == next(iter(distances)) else None, data)
             (path.parent / f"{path.name}.evaluation.json").write_text(json.dumps(document))
             write_png(Path(words[words.index("--grid") + 1]), np.zeros((20, 20, 1), np.uint8))
 
     return run
 
 
-ARGUMENTS = [
-    "--data",
-    "digits",
-    "--minutes",
-    "2",
-    "--seeds",
-    "2",
-    "--systems",
-    "vae,dcgan,vq_prior",
-    "--sizes",
-    "8",
-    "16",
-]
+def measure(words, path):
+    """What `jgen.compare.measure` leaves: images of 16x16 do not fit."""
+    figures = {"images_per_second": 20.0, "samples_per_second": 50.0, "flops_per_image": 1e6}
+    sizes = words[words.index("--sizes") + 1 :]
+    document = {"config": words[2], "environment": ENVIRONMENT, "own": COST}
+    document["sizes"] = {size: {"unfit": "too large"} if size == "16" else figures for size in sizes}
+    path.write_text(json.dumps(document))
+
+
+def train(path):
+    """What training leaves: a validation score of the kind by which the system's checkpoints are told apart."""
+    best = BEST.get(path.parent.name)
+    path.mkdir(parents=True, exist_ok=True)
+    line = {"step": 180, "split": "validation", best[0] if best else "other": -1.0}
+    (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def generators():
+    """The systems that a comparison of digits has, found without loading the data."""
+    systems = []
+    for path in sorted((ROOT / "configs").glob("*/*.py")):
+        if "digits" in import_config(path).VARIANTS:
+            systems.append(System(path.stem, load_training(f"{path.relative_to(ROOT)}:digits")))
+    return [system for system in systems if system.training.facts.compared]
+
+
+DIGITS = DataSpec(ImageSpec(8, 8, 1, 17), {"label": ArraySpec((), "int32", 10)})
+GENERATORS = generators()
+BEST = {system.name: model_of(system.training, DIGITS).best for system in GENERATORS}
+# A system that stands alone and has a best checkpoint, one without a best checkpoint, and one on a frozen model.
+ALONE = next(s for s in GENERATORS if BEST[s.name] and not s.training.frozen)
+NO_BEST = next(s for s in GENERATORS if BEST[s.name] is None)
+STAGED = next(s for s in GENERATORS if s.training.frozen)
+DISTANCES = {ALONE.name: [4.0, 6.0], NO_BEST.name: [1.0, "the disk is full"], STAGED.name: [9.0, 9.5]}
+ARGUMENTS = ["--data", "digits", "--minutes", "2", "--seeds", "2"]
+ARGUMENTS += ["--systems", ",".join(DISTANCES), "--sizes", "8", "16"]

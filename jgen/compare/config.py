@@ -1,14 +1,15 @@
-"""What is compared, at which budget, and the systems that can be."""
+"""What is compared, and at which budget."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from jgen import cli
-from jgen.errors import require
+from jgen.errors import require, require_positive
 
 ROOT = Path(__file__).resolve().parents[2]
+FEWEST = 50  # as jgen.metrics.quality.FEWEST: fewer samples could not be scored after hours of training
 
 
 @dataclass(frozen=True)
@@ -24,53 +25,37 @@ class Arguments:
     seeds: int = 3
     """Trainings of each system, with seeds 0, 1, ..."""
     systems: str = "all"
-    """Names such as ddpm,vae; all: every system that has this data set and makes images."""
+    """Names such as ddpm,vae; all: every generator that has this data set."""
     samples: int = 1000
     """Samples that are scored."""
     num: int = 0
     """Test images that samples are compared with; 0: all."""
     likelihood_images: int = 200
-    """The first of them, at the most, whose likelihood is found; a bound of diffusion takes long."""
+    """The first of them, at the most, whose likelihood is computed; a bound of diffusion takes long."""
     inception: str = ""
     """File of the published Inception network's weights: distances are then FID, as with jgen.evaluate."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Heights and widths at which speed is measured."""
     workdir: str = "runs/compare"
     """Where runs and the outcome are."""
+    into: str = ""
+    """Folder of an earlier comparison, or of its record, to which systems are added: all other options default to its
+    own, and the outcome is written there."""
 
 
-@dataclass(frozen=True)
-class System:
-    """A configuration, and that of its first stage, "" where it stands alone."""
+def check_arguments(a: Arguments) -> None:
+    """Raises `UserError` for options out of their range, before anything is trained."""
+    require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds})
+    one_budget = a.minutes == Arguments.minutes or not a.teraflops
+    require(one_budget, f"--minutes is {a.minutes} and --teraflops {a.teraflops}: a budget is one or the other")
+    require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST}")
+    require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: it must be at least {FEWEST}, or 0 for all test images")
+    require(a.likelihood_images >= 1, f"--likelihood-images is {a.likelihood_images}: it must be above zero")
+    in_range = 0 <= a.teraflops < math.inf
+    require(in_range, f"--teraflops is {a.teraflops}: it must be above zero and finite, or 0 for a budget of time")
+    require(bool(a.sizes) and min(a.sizes) >= 1, f"--sizes is {a.sizes}: sizes must be above zero")
 
-    name: str
-    config: str
-    first_stage: str
 
-
-def find_systems(data: str, wanted: str) -> list[System]:
-    """The systems to compare, by their configurations.
-
-    Raises:
-      UserError: a data set that no configuration has, or a system that is unknown or lacks it.
-    """
-    from jgen.compare.program import first_stage_config
-
-    found, stages, variants = {}, set(), set()
-    for path in sorted((ROOT / "configs").glob("*/*.py")):
-        module = cli.import_config(path)
-        variants |= set(module.VARIANTS)
-        if data in module.VARIANTS:
-            config = f"{path.relative_to(ROOT)}:{data}"
-            first = first_stage_config(config, module.get_config(data))
-            found[path.stem] = System(path.stem, config, first)
-            stages.add(Path(first.partition(":")[0]).stem)
-    require(bool(found), f"--data is {data}: configurations have {', '.join(sorted(variants))}")
-    systems = {name: system for name, system in found.items() if name not in stages}
-    if wanted == "all":
-        return list(systems.values())
-    for name in wanted.split(","):
-        known = f"the systems with {data} are {', '.join(systems)}"
-        require(name not in stages, f"{name} is the first stage of another system and makes no images itself: {known}")
-        require(name in systems, f"there is no system {name!r}: {known}")
-    return [systems[name] for name in dict.fromkeys(wanted.split(","))]
+def describe_budget(a: Arguments) -> str:
+    """The budget in words."""
+    return f"{a.teraflops:g} trillion operations" if a.teraflops else f"{a.minutes:g} minutes"

@@ -1,11 +1,12 @@
 """What a configuration declares about its system for comparisons, beside VARIANTS and get_config:
 
-FACTS = Facts(...)                    what no measurement gives: see `Facts`.
-FROZEN = {role: configuration}        which configuration trains each frozen run that the system stands on, such as
-                                      {"autoencoder": "configs/vae/vq_vae.py"}: of the same variant, unless one is named
-                                      after a colon.
-at_height(experiment, own, height)    the experiment for images of another height than the data's `own`, for a system with
-                                      options that scale with it.
+FACTS = Facts(...)
+    what no measurement gives: see `Facts`.
+FROZEN = {role: configuration}
+    which configuration trains each frozen run that the system stands on, {"autoencoder": "configs/vae/vq_vae.py"}: its
+    variant of the same name, unless another is given after a colon.
+at_height(experiment, own, height)
+    the experiment for images of another height than the data's `own`, for a system with options that scale with it.
 
 Each may be left out; FROZEN may not where the experiment has frozen runs.
 """

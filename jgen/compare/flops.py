@@ -4,38 +4,34 @@ Floating-point operations an image, from XLA's cost analysis of the whole batch'
 optimisation and with layers in their plain form (`core.backend`): the same on every machine. Run on CPU: other backends
 count nothing before they compile.
 
-XLA counts the body of a loop once, however often it runs. Here the count of every `scan` is made good: where X counts
-each loop's body once, the cost of a program is
+XLA counts the body of a loop once, however often it runs, and of the branches of a conditional the dearest. Where X is
+its count, the operations of a program are
 
-    C(program) = X(program) + sum over its loops of [length C(body) - X(body)].
+    C(program) = X(program) + sum over its loops [n C(body) - X(body)],
 
-Loops of unknown length (`while_loop`) still count once.
+n being the length of a scan. A `while_loop`, such as an adaptive solver's, has no length: a program that holds one is
+run on random images, and n is the number of turns that it took; under `vmap`, those of the slowest example.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.extend import core
 
 from jgen import cli
-from jgen.compare.program import at_height, first_stage_config, make_program
+from jgen.compare.loops import Path, count_executions, has_loop, has_while, inner_programs, open_jaxpr
+from jgen.compare.program import Program, initial_state, make_program
+from jgen.compare.systems import Training, data_spec, load_training
 from jgen.core.backend import plain_forms
 from jgen.errors import UserError, require
-from jgen.experiment import Experiment
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -46,64 +42,101 @@ class Arguments:
     """Heights and widths of images, beside those of the data."""
 
 
-def training_flops(experiment: Experiment, first: Experiment | None, images: Any) -> float:
-    """Operations of training, an image, those of a phase that rests in most steps being their mean.
+def training_flops(training: Training, size: int | None = None) -> float:
+    """Operations of training, an image: of phases that come and go, the mean over the steps of the experiment.
 
     Args:
-      first: the experiment of its first stage, whose operations in a step of this one count.
+      size: height and width of the images; default: those of the data.
     Raises:
       UserError: images that the model cannot be made for.
     """
     with plain_forms():
-        program = make_program(experiment, first, images)
-        state = jax.eval_shape(program.init, program.once)
-        frozen = {"first_stage": jax.eval_shape(program.stage.init, jax.random.key(0), program.once)} if first else {}
-        cycle = math.lcm(*(phase.every for phase in program.model.phases))
-        steps = [lambda s, f, b, i=i: program.step(s, f, b, i) for i in range(cycle)]
-        flops = [program_flops(step, state, frozen, program.batch) for step in steps]
-    return statistics.mean(flops) / experiment.train.batch_size
+        program = make_program(training, size)
+        flops = sum(share * step_flops(program, number) for number, share in program.phase_sets.items())
+    return flops / training.experiment.train.batch_size
 
 
-def program_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Operations of one call of `function`, which is traced and lowered but not compiled or run.
+def step_flops(program: Program, number: int) -> float:
+    """Operations of a step that runs the phases of that step."""
+    key = jax.random.key(0)
+    frozen = jax.eval_shape(program.init_frozen, key)
+    state = jax.eval_shape(program.init, key, program.part.batch, frozen)
+
+    def values() -> tuple[Any, ...]:
+        return (*initial_state(program), program.batch)
+
+    return program_flops(program.local_step(number), state, frozen, program.batch, values=values)
+
+
+def program_flops(
+    function: Callable[..., Any], *args: Any, values: Callable[[], tuple[Any, ...]] | None = None
+) -> float:
+    """Operations of one call of `function`, which is traced and lowered, and run only where it holds a `while_loop`.
 
     Args:
       args: arrays, or `jax.ShapeDtypeStruct` in their place.
+      values: gives the arrays to run the function on; default: `args`.
+    Raises:
+      UserError: a backend other than CPU, or a `while_loop` where it cannot be counted.
     """
-    return _cost(jax.make_jaxpr(function)(*args))
+    backend = jax.default_backend()
+    require(backend == "cpu", f"operations are counted on CPU, and this is {backend}: set JAX_PLATFORMS=cpu")
+    program = jax.make_jaxpr(function)(*args)
+    executions: Mapping[Path, int] = {}
+    if has_while(program):
+        executions = count_executions(program, jax.tree.leaves(args if values is None else values()))
+    return total_cost(program, (), 1, executions)
 
 
-def _cost(program: core.ClosedJaxpr) -> float:
-    total = _counted_once(program)
-    for length, body in _loops(program.jaxpr):
-        total += length * _cost(body) - _counted_once(body)
+def total_cost(program: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
+    """C: the operations of one run of a program, the mean of its `runs`."""
+    return xla_count(program) + correction(program, path, runs, executions)
+
+
+def correction(program: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
+    """C - X of a program: what its loops cost beyond what XLA counts."""
+    total = 0.0
+    for number, equation in enumerate(open_jaxpr(program).eqns):
+        name, here = equation.primitive.name, (*path, number)
+        if name == "scan":
+            body, length = equation.params["jaxpr"], equation.params["length"]
+            total += length * total_cost(body, (*here, "body"), runs * length, executions) - xla_count(body)
+        elif name == "while":
+            for part in ("cond", "body"):
+                inner, times = equation.params[f"{part}_jaxpr"], executions.get((*here, part), 0)
+                cost = times / runs * total_cost(inner, (*here, part), times, executions) if times else 0.0
+                total += cost - xla_count(inner)
+        elif name == "cond":
+            total += branches_cost(equation.params["branches"], here, runs, executions)
+        else:
+            for place, inner in inner_programs(equation):
+                total += correction(inner, (*here, place), runs, executions)
     return total
 
 
-def _counted_once(program: core.ClosedJaxpr) -> float:
+def branches_cost(branches: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
+    """C - X of a conditional: C is the mean over the branches as they were taken where the program was run, else the
+    dearest branch's."""
+    if not any(has_loop(branch) for branch in branches):
+        return 0.0
+    taken = [executions.get((*path, number)) for number in range(len(branches))]
+    if None in taken:
+        costs = [total_cost(branch, (*path, number), runs, executions) for number, branch in enumerate(branches)]
+        cost = max(costs)
+    else:
+        pairs = [(number, times) for number, times in enumerate(taken) if times]
+        cost = sum(times * total_cost(branches[n], (*path, n), times, executions) for n, times in pairs) / runs
+    return cost - max(xla_count(branch) for branch in branches)
+
+
+def xla_count(program: core.ClosedJaxpr) -> float:
     """X: XLA's own count, before optimisation, so that it does not depend on the libraries that a backend calls."""
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in program.jaxpr.invars]
-    found = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes).cost_analysis()
-    counts = bool(found) and "flops" in found
-    require(counts, f"{jax.default_backend()} counts no operations: set JAX_PLATFORMS=cpu")
-    return float(found["flops"])
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in open_jaxpr(program).invars]
+    analysis = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes).cost_analysis()
+    return float((analysis or {}).get("flops", 0.0))  # a program that only moves data has none
 
 
-def _loops(jaxpr: Any) -> Iterator[tuple[int, core.ClosedJaxpr]]:
-    """(length, body) of the outermost scans."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            yield equation.params["length"], equation.params["jaxpr"]
-            continue
-        for parameter in equation.params.values():
-            for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
-                if isinstance(inner, core.ClosedJaxpr):
-                    inner = inner.jaxpr
-                if isinstance(inner, core.Jaxpr):
-                    yield from _loops(inner)
-
-
-def at_sizes(name: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
+def flops_at_sizes(config: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
     """{height: operations of training, an image} of a configuration: its data's height first, then `sizes`.
 
     A size that the model cannot be made for has None.
@@ -111,30 +144,25 @@ def at_sizes(name: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
     Raises:
       UserError: no such configuration, or data that cannot be loaded.
     """
-    from jgen.data import dataset
-
-    experiment, _ = cli.load_config(name, ROOT)
-    before = first_stage_config(name, experiment)
-    first = cli.load_config(before, ROOT)[0] if before else None
-    images = dataset.load(experiment.data).images
-    found: dict[str, float | None] = {str(images.height): training_flops(experiment, first, images)}
+    training = load_training(config)
+    flops: dict[str, float | None] = {str(data_spec(training).image.height): training_flops(training)}
     for size in sizes:
-        scaled, scaled_first = (e and at_height(e, images.height, size) for e in (experiment, first))
+        if str(size) in flops:
+            continue
         try:
-            flops = training_flops(scaled, scaled_first, dataclasses.replace(images, height=size, width=size))
+            flops[str(size)] = training_flops(training, size)
         except UserError:
-            flops = None
-        found.setdefault(str(size), flops)
-    return found
+            flops[str(size)] = None
+    return flops
 
 
-def counted_apart(name: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
-    """`at_sizes` by a process of its own, on one device of the CPU. Raises `UserError` with what it says went wrong."""
-    here = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-    words = [sys.executable, "-m", "jgen.compare.flops", name, *(["--sizes", *map(str, sizes)] if sizes else [])]
-    done = subprocess.run(words, env={**os.environ, **here}, capture_output=True, text=True)
+def count_in_process(config: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
+    """`flops_at_sizes` in a process of its own, on one device of the CPU. Raises `UserError` with its error."""
+    one_device = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+    words = [sys.executable, "-m", "jgen.compare.flops", config, *(["--sizes", *map(str, sizes)] if sizes else [])]
+    done = subprocess.run(words, env={**os.environ, **one_device}, capture_output=True, text=True)
     last = (done.stderr.strip() or "no reason").splitlines()[-1].removeprefix("error: ")
-    require(done.returncode == 0, f"operations of {name} could not be counted: {last}")
+    require(done.returncode == 0, f"operations of {config} could not be counted: {last}")
     return json.loads(done.stdout)
 
 
@@ -143,7 +171,7 @@ def command(args: list[str]) -> int:
     name = args.pop(0)
     arguments = cli.parse(Arguments, args, "python -m jgen.compare.flops CONFIG:VARIANT", __doc__ or "")
     require(all(size >= 1 for size in arguments.sizes), f"--sizes is {arguments.sizes}: sizes must be above zero")
-    print(json.dumps(at_sizes(name, arguments.sizes)))
+    print(json.dumps(flops_at_sizes(name, arguments.sizes)))
     return 0
 
 

@@ -6,8 +6,6 @@ Operations are counted by `jgen.compare.flops`.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import resource
 import statistics
 import sys
@@ -19,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jgen import cli
+from jgen.compare.systems import Training, data_spec, load_training
 from jgen.core.files import check_writable
 from jgen.errors import UserError, require, require_positive
-from jgen.experiment import Experiment
 from jgen.train.run_directory import read_json
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = 64  # images sampled at once
 
 
@@ -42,7 +39,7 @@ class Arguments:
     """Keep what the file holds, and measure only the sizes that it lacks."""
 
 
-def timed(run: Callable[[], Any], seconds: float) -> float:
+def median_seconds(run: Callable[[], Any], seconds: float) -> float:
     """Median seconds of a run, runs being made for about that long after one that does not count."""
     times: list[float] = []
     run()
@@ -54,12 +51,12 @@ def timed(run: Callable[[], Any], seconds: float) -> float:
 
 
 def peak_mib() -> float:
-    """Most memory taken so far: of the device where it says, else of this process."""
+    """Most memory taken so far: of the device where it reports that, else of this process."""
     import jax
 
-    found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    if found is not None:
-        return float(found) / 2**20
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if peak is not None:
+        return float(peak) / 2**20
     try:  # getrusage's figure includes that of the program that started this one
         status = Path("/proc/self/status").read_text()
         return float(status.split("VmHWM:")[1].split()[0]) / 2**10
@@ -68,65 +65,73 @@ def peak_mib() -> float:
         return resident / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def measure(experiment: Experiment, first: Experiment | None, images: Any, seconds: float) -> dict[str, Any]:
-    """Training and sampling of an experiment at the images' size; `parameters` are those of its first stage too.
+def measure(training: Training, size: int | None, seconds: float) -> dict[str, Any]:
+    """Speed and memory of training and sampling; `parameters` includes those of frozen models.
 
     Args:
-      first: the experiment of its first stage, which is measured with weights drawn at random.
+      size: height and width of the images; default: those of the data.
+      seconds: time for each figure.
     Raises:
       UserError: images that the model cannot be made for.
     """
     import jax
-    import jax.numpy as jnp
 
-    from jgen.compare.program import make_program
+    from jgen.compare.program import initial_state, make_program
     from jgen.core import parallel
-    from jgen.core.generate import sample_images
-    from jgen.core.model import Context
+    from jgen.train.step import place_state
 
     before = peak_mib()
-    config, key = experiment.train, jax.random.key(0)
-    model, stage, init, step, batch, once = make_program(experiment, first, images)
-    state = jax.jit(init, compiler_options=parallel.compiler_options())(once)
-    frozen = parallel.replicate({"first_stage": jax.jit(stage.init)(key, once)} if stage else {})
-    state = parallel.replicate(state)
+    program = make_program(training, size)
+    model = program.part.model
+    state, frozen = initial_state(program)
+    frozen = parallel.replicate(frozen)
     params, extra = parallel.replicate((state.params, state.extra))
-    held, number = [state], [0]
-
-    def train() -> Any:
-        held[0], metrics = step(held[0], frozen, batch, number[0])
-        number[0] += 1
-        return metrics
-
-    cycle = math.lcm(*(phase.every for phase in model.phases))
-    start = time.perf_counter()
-    jax.block_until_ready(train())
-    first_step = time.perf_counter() - start
-    one_step = training_seconds(train, cycle, seconds)
-    ctx = Context(jnp.int32(0), params, extra, frozen)
-    sample = lambda n: sample_images(model, params, ctx, key, n, batch_size=SAMPLED)
-    start = time.perf_counter()
-    sample(1)
-    first_sample = time.perf_counter() - start
-    sampled = timed(lambda: sample(SAMPLED), seconds)
+    num_parameters = sum(x.size for x in jax.tree.leaves((params, parameters_of(frozen))))
+    figures = time_training(program, place_state(model, state), frozen, seconds)
+    batch_size = training.experiment.train.batch_size
+    figures |= {"batch_size": batch_size, "images_per_second": batch_size / figures["step_seconds"]}
+    if model.sample is not None:
+        figures |= time_sampling(program, params, extra, frozen, seconds)
     return {
-        "batch_size": config.batch_size,
-        "parameters": sum(x.size for x in jax.tree.leaves((params, frozen["first_stage"][0] if stage else {}))),
-        "compile_seconds": first_step - one_step,
-        "step_seconds": one_step,
-        "images_per_second": config.batch_size / one_step,
-        "first_sample_seconds": first_sample,
-        "samples_per_second": SAMPLED / sampled,
+        **figures,
+        "parameters": num_parameters,
         "peak_mib": peak_mib() - before,
         "likelihood": model.likelihood,
-        "levels": images.levels,
+        "levels": program.part.data.image.levels,
         "exact_density": model.likelihood == "exact" or model.log_density is not None,
-        "free_form_jacobian": model.free_form_jacobian,
     }
 
 
-def training_seconds(train: Callable[[], Any], cycle: int, seconds: float) -> float:
-    """Mean seconds of a step, over whole cycles of `cycle` steps for about `seconds`, after one that does not count.
+def parameters_of(frozen: Any) -> list[Any]:
+    """The parameters of frozen models, and of those that they stand on."""
+    return [(model.params, parameters_of(model.frozen)) for model in frozen.values()]
+
+
+def time_training(program: Any, state: Any, frozen: Any, seconds: float) -> dict[str, float]:
+    """Seconds of a step, and of compiling.
+
+    Where phases come and go, each set that runs together is timed by itself, and a step is their mean, weighted by how
+    often they occur.
+    """
+    import jax
+
+    held, steps, first_steps = [state], {}, 0.0
+
+    def train(number: int) -> Any:
+        held[0], metrics = program.step(held[0], frozen, program.batch, number)
+        return metrics
+
+    for number, share in program.phase_sets.items():
+        start = time.perf_counter()
+        jax.block_until_ready(train(number))
+        first_steps += time.perf_counter() - start
+        steps[number] = step_seconds(lambda number=number: train(number), share * seconds)
+    mean = sum(share * steps[number] for number, share in program.phase_sets.items())
+    return {"compile_seconds": first_steps - sum(steps.values()), "step_seconds": mean}
+
+
+def step_seconds(train: Callable[[], Any], seconds: float) -> float:
+    """Mean seconds of a step, over steps for about that long, after one that does not count.
 
     Steps are given to the device ahead of their outcome, as the training loop does.
     """
@@ -134,38 +139,55 @@ def training_seconds(train: Callable[[], Any], cycle: int, seconds: float) -> fl
 
     from jgen.train.loop import RUN_AHEAD
 
-    jax.block_until_ready([train() for _ in range(cycle)])
+    jax.block_until_ready(train())
     pending: deque[Any] = deque()
     start, done = time.perf_counter(), 0
     while done == 0 or time.perf_counter() - start < seconds:
-        for _ in range(cycle):
-            pending.append(train())
-            if len(pending) > RUN_AHEAD:
-                jax.block_until_ready(pending.popleft())
-        done += cycle
+        pending.append(train())
+        if len(pending) > RUN_AHEAD:
+            jax.block_until_ready(pending.popleft())
+        done += 1
     jax.block_until_ready(pending)
     return (time.perf_counter() - start) / done
 
 
-def measure_at(
-    size: int, experiment: Experiment, first: Experiment | None, images: Any, seconds: float, own: dict[str, Any]
-) -> dict[str, Any]:
+def time_sampling(program: Any, params: Any, extra: Any, frozen: Any, seconds: float) -> dict[str, float]:
+    """Seconds until the first sample, compiling included, and samples a second."""
+    import jax
+    import jax.numpy as jnp
+
+    from jgen.compare.program import random_conditions
+    from jgen.core.generate import prepared, sample_images
+    from jgen.core.model import Context
+
+    model, key, cond = program.part.model, jax.random.key(0), random_conditions(program, SAMPLED)
+    ctx = prepared(model, params, Context(jnp.int32(0), None, params, extra, frozen), key)
+
+    def sample(num: int) -> Any:
+        some = {name: value[:num] for name, value in cond.items()}
+        return sample_images(model, params, ctx, key, num, cond=some, batch_size=SAMPLED)
+
+    start = time.perf_counter()
+    sample(1)
+    first_sample = time.perf_counter() - start
+    median = median_seconds(lambda: sample(SAMPLED), seconds)
+    return {"first_sample_seconds": first_sample, "samples_per_second": SAMPLED / median}
+
+
+def measure_at(size: int, training: Training, seconds: float, own: dict[str, Any]) -> dict[str, Any]:
     """Speed at `size` x `size`; `unfit`, why the model cannot be made for that; or `error`, what went wrong this time.
 
     Args:
-      own: what was measured at the size of `images`.
+      own: what was measured at the data's own size.
     """
-    from jgen.compare.program import at_height
-
-    at = dataclasses.replace(images, height=size, width=size)
-    scaled, first = (e and at_height(e, images.height, size) for e in (experiment, first))
+    image = data_spec(training).image
     try:
-        one = own if at == images else measure(scaled, first, at, seconds)
+        figures = own if (size, size) == (image.height, image.width) else measure(training, size, seconds)
     except UserError as error:
         return {"unfit": str(error)}
     except Exception as error:  # such as a lack of memory: the other sizes stand
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
-    return {key: one[key] for key in ("images_per_second", "samples_per_second")}
+    return {key: figures[key] for key in ("images_per_second", "samples_per_second") if key in figures}
 
 
 def command(args: list[str]) -> int:
@@ -173,38 +195,38 @@ def command(args: list[str]) -> int:
     name = args.pop(0)
     arguments = cli.parse(Arguments, args, "python -m jgen.compare.measure CONFIG:VARIANT", __doc__ or "")
     require_positive(**{"--seconds": arguments.seconds})
-    out = Path(arguments.out)
-    check_writable(out)
+    check_writable(Path(arguments.out))
     cli.keep_memory()
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # the environment may name one
-    from jgen.compare.flops import counted_apart
-    from jgen.compare.program import first_stage_config
-    from jgen.data import dataset
+    measure_system(load_training(name), arguments)
+    return 0
+
+
+def measure_system(training: Training, arguments: Arguments) -> None:
+    """Measures a configuration at its own size and at those asked for, and writes each figure as it comes."""
+    from jgen.compare.flops import count_in_process
     from jgen.train.run_directory import environment, write_json
 
-    experiment, _ = cli.load_config(name, ROOT)
-    before = first_stage_config(name, experiment)
-    first = cli.load_config(before, ROOT)[0] if before else None
-    images = dataset.load(experiment.data).images
-    found: dict[str, Any] = {"config": name, "first_stage": before, "environment": environment(), "sizes": {}}
+    out, config = Path(arguments.out), training.config
+    document: dict[str, Any] = {"config": config, "environment": environment(), "sizes": {}}
     if arguments.add and out.is_file():
-        found = read_json(out)
-        require(found["config"] == name, f"--out {out} is of {found['config']}: --add needs one of {name}")
-    todo = [size for size in arguments.sizes if "error" in found["sizes"].get(str(size), {"error": ""})]
-    flops = counted_apart(name, tuple(todo)) if todo or "own" not in found else {}
-    if "own" not in found:
-        print(f"{name}: at {images.height}x{images.width}", file=sys.stderr, flush=True)
-        found["own"] = measure(experiment, first, images, 3 * arguments.seconds)  # by which a budget is counted out
-        found["own"]["flops_per_image"] = flops[str(images.height)]
-        write_json(out, found)
+        document = read_json(out)
+        require(document["config"] == config, f"--out {out} is of {document['config']}: --add needs one of {config}")
+    todo = [size for size in arguments.sizes if "error" in document["sizes"].get(str(size), {"error": ""})]
+    flops = count_in_process(config, tuple(todo)) if todo or "own" not in document else {}
+    image = data_spec(training).image
+    if "own" not in document:
+        print(f"{config}: at {image.height}x{image.width}", file=sys.stderr, flush=True)
+        own = measure(training, None, 3 * arguments.seconds)  # by which a budget is counted out
+        document["own"] = own | {"flops_per_image": flops[str(image.height)]}
+        write_json(out, document)
     for size in todo:
-        print(f"{name}: at {size}x{size}", file=sys.stderr, flush=True)
-        one = measure_at(size, experiment, first, images, arguments.seconds, found["own"])
-        found["sizes"][str(size)] = one | {"flops_per_image": flops[str(size)]}
-        write_json(out, found)
-    return 0
+        print(f"{config}: at {size}x{size}", file=sys.stderr, flush=True)
+        figures = measure_at(size, training, arguments.seconds, document["own"])
+        document["sizes"][str(size)] = figures | {"flops_per_image": flops[str(size)]}
+        write_json(out, document)
 
 
 if __name__ == "__main__":

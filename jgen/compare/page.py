@@ -10,7 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jgen.compare.rows import cost_table, quality_table, to_repeat
+from jgen.compare.rows import Row
+from jgen.compare.tables import cost_table, quality_table, to_repeat
 from jgen.errors import UserError
 
 STYLE = """
@@ -57,24 +58,24 @@ def pyplot() -> Any:
     return plt
 
 
-def drawable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that have a place in the figures."""
-    return [row for row in rows if "distance" in row["scores"] and row["cost"]]
+def drawable(rows: list[Row]) -> list[Row]:
+    """The rows that have a place in the figures: with a distance and a speed of sampling."""
+    return [row for row in rows if "distance" in row["scores"] and (row["cost"] or {}).get("samples_per_second")]
 
 
-def mean(row: dict[str, Any], key: str) -> float:
+def mean(row: Row, key: str) -> float:
     return row["scores"][key]["mean"]
 
 
-def spread(row: dict[str, Any], key: str) -> float:
+def spread(row: Row, key: str) -> float:
     return row["scores"][key]["spread"] or 0.0
 
 
-def colours_of(drawn: list[dict[str, Any]]) -> dict[str, str]:
+def colours_of(drawn: list[Row]) -> dict[str, str]:
     return {row["system"]: f"C{i}" for i, row in enumerate(sorted(drawn, key=lambda row: row["system"]))}
 
 
-def draw_speed(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
+def draw_speed(axes: Any, drawn: list[Row], network: str) -> None:
     """Quality against sampling speed."""
     import matplotlib.ticker
 
@@ -84,7 +85,10 @@ def draw_speed(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
         axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
         names.append((row["system"], (x, y), colour, 3.0))
     axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=f"Fréchet distance, {network}")
-    plain = lambda value, _: f"{value:,.6g}"
+
+    def plain(value: float, position: Any) -> str:
+        return f"{value:,.6g}"
+
     axes.xaxis.set_major_formatter(plain)
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 5)))  # distances may lie within one decade
@@ -98,11 +102,13 @@ def draw_speed(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
     write_names(axes, names)
 
 
-def draw_trilemma(axes: Any, drawn: list[dict[str, Any]], network: str) -> None:
+def draw_trilemma(axes: Any, drawn: list[Row], network: str) -> None:
     """Quality, coverage and speed."""
     colours, names = colours_of(drawn), []
     speeds = [row["cost"]["samples_per_second"] for row in drawn]
     for row in drawn:
+        if not {"precision", "recall"} <= set(row["scores"]):
+            continue
         x, y, colour = mean(row, "recall"), mean(row, "precision"), colours[row["system"]]
         area = 40 + 160 * math.log10(row["cost"]["samples_per_second"] / min(speeds))
         axes.errorbar(x, y, xerr=spread(row, "recall"), yerr=spread(row, "precision"), color=colour, alpha=0.5)
@@ -120,20 +126,20 @@ FIGURES = (
 )
 
 
-def figures(rows: list[dict[str, Any]], network: str) -> list[tuple[str, str]]:
+def figures(rows: list[Row], network: str) -> list[tuple[str, str]]:
     """(SVG, caption) of each of `FIGURES`. Raises `UserError` where matplotlib is not installed."""
-    plt, found = pyplot(), []
+    plt, drawn_figures = pyplot(), []
     for draw, caption in FIGURES if (drawn := drawable(rows)) else ():
         fig, axes = plt.subplots(figsize=(6.4, 4.4))
         draw(axes, drawn, network)
         out = io.StringIO()
         fig.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
         plt.close(fig)
-        found.append((out.getvalue()[out.getvalue().index("<svg") :], caption))
-    return found
+        drawn_figures.append((out.getvalue()[out.getvalue().index("<svg") :], caption))
+    return drawn_figures
 
 
-def write_figures(path: Path, rows: list[dict[str, Any]], network: str) -> None:
+def write_figures(path: Path, rows: list[Row], network: str) -> None:
     """`FIGURES` as one picture, for documents that show no page."""
     plt = pyplot()
     fig, axes = plt.subplots(1, len(FIGURES), figsize=(6.6 * len(FIGURES), 4.6), layout="constrained")
@@ -159,14 +165,14 @@ def write_names(axes: Any, names: list[Any]) -> None:
             shift = {"textcoords": "offset points", "xytext": (dx, dy), "ha": side}
             text = axes.annotate(name, point, color=colour, **shift)
             sides.append((text.get_window_extent().count_overlaps(taken), len(sides), text))
-        *_, kept = min(sides)
+        *_, chosen = min(sides)
         for *_, text in sides:
-            if text is not kept:
+            if text is not chosen:
                 text.remove()
-        taken.append(kept.get_window_extent())
+        taken.append(chosen.get_window_extent())
 
 
-def write_grids(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_grids(path: Path, rows: list[Row]) -> None:
     """One picture of every system's grid under its name, in the table's order; there must be one."""
     shown, plt = [row for row in rows if row.get("grid")], pyplot()
     columns = min(4, len(shown))
@@ -191,8 +197,10 @@ MOST = ("precision", "recall", "class accuracy, %", "training images/s", "sample
 def best_of(name: str, cells: list[str]) -> str:
     """The cell of a column that is the best, "" where it has none."""
     choose = min if name in LEAST else max if name in MOST else None
-    found = [cell for cell in cells if cell != "-"] if choose else []
-    return choose(found, key=lambda cell: float(cell.split()[0].replace(",", ""))) if choose and found else ""
+    values = [cell for cell in cells if cell != "-"]
+    if choose is None or not values:
+        return ""
+    return choose(values, key=lambda cell: float(cell.split()[0].replace(",", "")))
 
 
 def table(cells: list[list[str]], words: tuple[str, ...], unlike: tuple[str, ...] = ()) -> str:
@@ -209,36 +217,47 @@ def table(cells: list[list[str]], words: tuple[str, ...], unlike: tuple[str, ...
     out += [f"<th{kind(name, '')}>{html.escape(name)}</th>" for name in head]
     out.append("</tr></thead><tbody>")
     for line in lines:
-        found = (f"<td{kind(name, cell)}>{html.escape(cell)}</td>" for name, cell in zip(head, line))
-        out += ["<tr>", *found, "</tr>"]
+        tags = (f"<td{kind(name, cell)}>{html.escape(cell)}</td>" for name, cell in zip(head, line))
+        out += ["<tr>", *tags, "</tr>"]
     return "".join([*out, "</tbody></table></div>"])
 
 
-def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
+def grid_figures(folder: Path, rows: list[Row]) -> str:
+    """Each system's grid, inside the page."""
+    parts = []
+    for row in rows:
+        if row.get("grid"):
+            picture = base64.b64encode((folder / row["grid"]).read_bytes()).decode()
+            name = html.escape(row["system"])
+            parts.append(
+                f"<figure><img alt='samples of {name}' src='data:image/png;base64,{picture}'>"
+                f"<figcaption>{name}</figcaption></figure>"
+            )
+    return "".join(parts)
+
+
+def repeat_block(rows: list[Row]) -> str:
+    """The commands that repeat each row, and what they gave."""
+    blocks = []
+    for row in rows:
+        if commands := to_repeat(row):
+            gave = [f"# gave {row['gave'][row['shown']]}"] if row["shown"] in row["gave"] else []
+            blocks.append("\n".join([f"# {row['system']}", *commands, *gave]))
+    return html.escape("\n\n".join(blocks))
+
+
+def write_page(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
     """Writes the page.
 
     Args:
       about: title; lines, what the tables are of, two of them above the tables and the others below the samples;
-        network, that of the features; sizes; command, that of the whole comparison.
+        network, that of the features; sizes; commands, those of the whole comparison.
     """
-    grids = []
-    for row in rows:
-        if row.get("grid"):
-            picture = base64.b64encode((path.parent / row["grid"]).read_bytes()).decode()
-            name = html.escape(row["system"])
-            grids.append(
-                f"<figure><img alt='samples of {name}' src='data:image/png;base64,{picture}'>"
-                f"<figcaption>{name}</figcaption></figure>"
-            )
-    drawn = [f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures(rows, about["network"])]
-    commands = []
-    for row in rows:
-        if said := to_repeat(row):
-            gave = [f"# gave {row['gave'][row['shown']]}"] if row["shown"] in row["gave"] else []
-            commands.append("\n".join([f"# {row['system']}", *said, *gave]))
     # Bits of fewer levels are fewer.
     unlike = ("bits/dim",) if len({row["cost"]["levels"] for row in rows if row["cost"]}) > 1 else ()
+    drawn = [f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures(rows, about["network"])]
     title, lines = html.escape(about["title"]), [f"<p>{html.escape(line)}</p>" for line in about["lines"]]
+    grids, commands = grid_figures(path.parent, rows), repeat_block(rows)
     body = [
         f"<h1>{title}</h1>",
         *lines[:2],
@@ -247,11 +266,11 @@ def write_page(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) ->
         "<h2>Cost</h2>",
         table(cost_table(rows, about["sizes"]), ()),
         "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",
-        "<h2>Samples</h2><div class=grids>" + "".join(grids) + "</div>" if grids else "",
+        "<h2>Samples</h2><div class=grids>" + grids + "</div>" if grids else "",
         "<h2>How it was measured</h2>",
         *lines[2:],
-        f"<pre>{html.escape(about['command'])}</pre>",
-        "<h2>Repeat a row</h2><pre>" + html.escape("\n\n".join(commands)) + "</pre>" if commands else "",
+        *(f"<pre>{html.escape(command)}</pre>" for command in about["commands"]),
+        "<h2>Repeat a row</h2><pre>" + commands + "</pre>" if commands else "",
     ]
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
     document = f"<!doctype html><html lang=en><head>{head}<title>{title}</title><style>{STYLE}</style></head>"

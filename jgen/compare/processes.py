@@ -1,4 +1,4 @@
-"""Programs of jgen's, each in a process of its own: how they are run, why they fail, how a signal reaches them."""
+"""Programs of jgen in processes of their own: how they are run, why they fail, how a signal reaches them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Failed(Exception):
 
 
 class Stopped(BaseException):
-    """One of `SIGNALS` came; of no kind that a library would take for its own trouble."""
+    """One of `SIGNALS` was received. It is no `Exception`, which a library might catch."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
@@ -29,6 +29,7 @@ class Stopped(BaseException):
 
 
 def stop(number: int, frame: Any) -> None:
+    """A signal handler that raises `Stopped`."""
     raise Stopped(number)
 
 
@@ -36,7 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Within it, each of `SIGNALS` that is not ignored, as under nohup, raises `Stopped`."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -50,7 +51,7 @@ def heard() -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """That of the programs: they import this jgen."""
+    """The environment of the programs, in which they import this jgen."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -77,13 +78,13 @@ def run(words: list[str], log: Path) -> None:
             sys.stderr.buffer.write(process.communicate()[0])
         raise
     if process.returncode:
-        said = reason(b"".join(last).decode(errors="replace"))
+        error_line = reason(b"".join(last).decode(errors="replace"))
         killed = f"killed by signal {-process.returncode}" if process.returncode < 0 else ""
-        raise Failed(": ".join(filter(None, (killed, said))) or f"exit code {process.returncode}")
+        raise Failed(": ".join(filter(None, (killed, error_line))) or f"exit code {process.returncode}")
 
 
 def reason(output: str) -> str:
     """Why a program failed, by what it printed: its error line, or the exception below a traceback."""
     lines = [line for line in output.splitlines() if line.strip()]
-    said = [line for line in lines if re.match(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
-    return (said or lines or [""])[-1].removeprefix("error: ").strip()
+    errors = [line for line in lines if re.match(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return (errors or lines or [""])[-1].removeprefix("error: ").strip()

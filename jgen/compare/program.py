@@ -3,85 +3,168 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jgen.compare.config import ROOT
+from jgen.compare.systems import Training, data_spec
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import GenerativeModel
-from jgen.data.transforms import make_transform
-from jgen.errors import require
-from jgen.experiment import Experiment, make_model
-from jgen.train.loop import role_optimisers
-from jgen.train.step import init_state, make_train_step, repeats_of
+from jgen.core.model import ArraySpec, Batch, DataSpec, FrozenModel, GenerativeModel
+from jgen.data.transforms import added_fields, make_transform
+from jgen.experiment import make_model
+from jgen.train.config import ema_enabled
+from jgen.train.loop import role_optimisers, with_place
+from jgen.train.optimisers import average_decay
+from jgen.train.step import active_phases, init_state, local_step, make_train_step, repeats_of
+
+
+class Part(NamedTuple):
+    """A model with a transformed batch of random examples, and the models that it stands on."""
+
+    training: Training
+    model: GenerativeModel
+    data: DataSpec
+    batch: Batch
+    frozen: Mapping[str, Part]
+
+
+def make_part(training: Training, size: int | None = None) -> Part:
+    """The model of a training, its options as they are declared for square images of another size.
+
+    Args:
+      size: height and width of the images; default: those of the data. Where a frozen model's data has images of other
+        sizes, they scale alike.
+    Raises:
+      UserError: images that the model, or one that it stands on, cannot be made for.
+    """
+    own = data_spec(training)
+    data, experiment = own, training.experiment
+    frozen = {role: make_part(inner, inner_size(inner, own, size)) for role, inner in training.frozen.items()}
+    if size is not None:
+        image = dataclasses.replace(own.image, height=size, width=size)
+        data = DataSpec(image, {**own.fields, **added_fields(experiment.data, image)})
+        experiment = training.at_height(experiment, own.image.height, size)
+        training = dataclasses.replace(training, experiment=experiment)
+    model = make_model(experiment.model, data, {role: part.model for role, part in frozen.items()})
+    examples = random_examples(training, data, experiment.train.batch_size)
+    keys = rng.image_keys(jax.random.key(0), examples["index"])
+    batch = jax.jit(make_transform(experiment.data, data, train=True))(keys, with_place(examples))
+    return Part(training, model, data, batch, frozen)
+
+
+def inner_size(inner: Training, own: DataSpec, size: int | None) -> int | None:
+    """The size of a frozen model's images where those of the model on it, `own.image`, have another."""
+    return None if size is None else max(1, round(data_spec(inner).image.height * size / own.image.height))
+
+
+def random_examples(training: Training, data: DataSpec, num: int) -> Batch:
+    """Random examples as a data set stores them: pixels from 0 to 255, classes in turn."""
+    draw = np.random.default_rng(0)
+    added = added_fields(training.experiment.data, data.image)
+    batch = {"image": draw.integers(0, 256, (num, *data.image.shape)).astype(np.uint8)}
+    batch |= {name: random_field(draw, spec, num) for name, spec in data.fields.items() if name not in added}
+    return {**batch, "index": np.arange(num, dtype=np.int32)}
+
+
+def random_field(draw: np.random.Generator, spec: ArraySpec, num: int) -> np.ndarray:
+    """Random values of a field, (num, *spec.shape)."""
+    if spec.is_class:
+        return (np.arange(num) % spec.num_values).astype(spec.dtype)
+    if np.issubdtype(np.dtype(spec.dtype), np.floating):
+        return draw.standard_normal((num, *spec.shape)).astype(spec.dtype)
+    return draw.integers(0, spec.num_values or 2, (num, *spec.shape)).astype(spec.dtype)
 
 
 class Program(NamedTuple):
-    """A training, as the loop runs it, and a global batch of random images for it.
+    """A training as the loop runs it, and what a step of it is given.
 
-    stage: the model of its first stage, or None. init: `once`, a transformed global batch, to the state. step: as
-    `make_train_step` gives it.
+    init:        (key, batch, {role: FrozenModel}) -> the state before step 0; `batch` is `part.batch`.
+    init_frozen: key -> {role: FrozenModel}, with weights drawn at random.
+    step:        as `make_train_step` gives it.
+    local_step:  number of a step -> (state, frozen, batch) -> the same on one device, not compiled.
+    batch:       random examples of all repeats of a step.
+    phase_sets:  {number of a step: share of the experiment's steps that run the same phases as that one}.
     """
 
-    model: GenerativeModel
-    stage: GenerativeModel | None
+    part: Part
     init: Callable[..., Any]
+    init_frozen: Callable[..., Any]
     step: Callable[..., Any]
-    batch: dict[str, np.ndarray]
-    once: Any
+    local_step: Callable[[int], Callable[..., Any]]
+    batch: Batch
+    phase_sets: dict[int, float]
 
 
-def make_program(experiment: Experiment, first: Experiment | None, images: Any) -> Program:
-    """The training of an experiment on images of the spec `images`.
+def make_program(training: Training, size: int | None = None) -> Program:
+    """The training of a configuration on random images. Arguments and errors: as of `make_part`."""
+    part = make_part(training, size)
+    model, config = part.model, part.training.experiment.train
+    optimisers = role_optimisers(model, config)
+    batch = random_examples(part.training, part.data, config.batch_size * repeats_of(model))
+    transform = make_transform(part.training.experiment.data, part.data, train=True)
+    decay, accumulation = average_decay(config), config.accumulation
+
+    def init(key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> Any:
+        return init_state(model, optimisers, key, batch, ema_enabled(config), frozen)
+
+    def local(number: int) -> Callable[..., Any]:
+        active = active_phases(model, number)
+
+        def run(state: Any, frozen: Any, batch: Batch) -> Any:
+            repeats = repeats_of(model)
+            batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
+            return local_step(model, optimisers, decay, accumulation, transform, active, state, frozen, batch)
+
+        return run
+
+    step = make_train_step(model, optimisers, ema_decay=decay, accumulation=accumulation, transform=transform)
+    shares = phase_sets(tuple(phase.runs for phase in model.phases), config.steps)
+    return Program(part, init, partial(init_frozen, part), step, local, batch, shares)
+
+
+def init_frozen(part: Part, key: jax.Array) -> dict[str, FrozenModel]:
+    """The arrays of the models that a part stands on, drawn at random."""
+    arrays = {}
+    for role, inner in part.frozen.items():
+        below = init_frozen(inner, key)
+        arrays[role] = FrozenModel(*inner.model.init(key, inner.batch, below), below)
+    return arrays
+
+
+@lru_cache(maxsize=32)
+def phase_sets(runs: tuple[Callable[[int], bool], ...], steps: int) -> dict[int, float]:
+    """How often each set of phases runs together, exactly, in steps 0 .. steps - 1.
 
     Args:
-      first: the experiment of its first stage.
-    Raises:
-      UserError: images that the model cannot be made for.
+      runs: `Phase.runs` of each phase.
+    Returns:
+      {the first step that runs the set: its share of the steps}.
     """
-    config, key = experiment.train, jax.random.key(0)
-    stage = make_model(first.model, images, None, None) if first else None
-    model = make_model(experiment.model, images, parallel.AXIS, stage)
-    optimisers = role_optimisers(model, config)
-    num = config.batch_size * repeats_of(model)
-    draw = np.random.default_rng(0)
-    batch = {"image": draw.integers(0, 256, (num, *images.shape)).astype(np.uint8)}
-    batch["label"] = (np.arange(num) % max(1, images.num_classes)).astype(np.int32)
-    batch["index"] = np.arange(num, dtype=np.int32)
-    transform = make_transform(experiment.data, images.levels, train=True)
-    first_images = jax.tree.map(lambda x: x[: config.batch_size], batch)
-    once = jax.jit(transform)(rng.image_keys(key, first_images["index"]), first_images)
-    init = lambda b: init_state(model, optimisers, key, b, config.ema_decay > 0)
-    options = {"ema_decay": config.ema_decay, "accumulation": config.accumulation, "transform": transform}
-    return Program(model, stage, init, make_train_step(model, optimisers, **options), batch, once)
+    first: dict[tuple[bool, ...], int] = {}
+    counts: Counter[tuple[bool, ...]] = Counter()
+    for step in range(steps):
+        active = tuple(run(step) for run in runs)
+        first.setdefault(active, step)
+        counts[active] += 1
+    return {first[active]: count / steps for active, count in counts.items()}
 
 
-def first_stage_config(config: str, experiment: Experiment) -> str:
-    """The configuration that trains the first stage of an experiment, "" for one that stands alone.
-
-    Raises:
-      UserError: an experiment whose first stage no configuration trains.
-    """
-    if not experiment.first_stage:
-        return ""
-    system, _, variant = Path(experiment.first_stage).name.rpartition("-")
-    found = sorted((ROOT / "configs").glob(f"*/{system}.py"))
-    require(bool(found), f"{config} stands on {experiment.first_stage}: no configuration trains that")
-    return f"{found[0].relative_to(ROOT)}:{variant}"
+def initial_state(program: Program) -> tuple[Any, dict[str, FrozenModel]]:
+    """The state before step 0 and the frozen arrays, on the default device."""
+    options, key = parallel.compiler_options(), jax.random.key(0)
+    frozen = jax.jit(program.init_frozen, compiler_options=options)(key)
+    return jax.jit(program.init, compiler_options=options)(key, program.part.batch, frozen), frozen
 
 
-def at_height(experiment: Experiment, own: int, height: int) -> Experiment:
-    """The experiment for images of another height than its own: attention stays at the levels where it stands.
-
-    A model's `attention` names heights of feature maps, which scale with the images'.
-    """
-    heights = getattr(experiment.model, "attention", ())
-    if not heights:
-        return experiment
-    scaled = tuple(max(1, round(there * height / own)) for there in heights)
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention=scaled))
+def random_conditions(program: Program, num: int) -> dict[str, Any]:
+    """Random conditions of `num` samples."""
+    training, data = program.part.training, program.part.data
+    examples = random_examples(training, data, num)
+    keys = rng.image_keys(jax.random.key(0), examples["index"])
+    batch = make_transform(training.experiment.data, data, train=False)(keys, examples)
+    return {name: np.asarray(value) for name, value in program.part.model.condition(batch).items()}

@@ -2,133 +2,180 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from jgen.compare import page, rows
-from jgen.compare.published import LEGEND
+from jgen.compare import page, rows, tables
+from jgen.compare.config import Arguments, describe_budget
+from jgen.compare.facts import legend
+from jgen.compare.rows import Row
 from jgen.core.files import written_whole
+from jgen.errors import UserError
+from jgen.train.run_directory import write_json
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # by which the numbers of a row are repeated
+Environment = dict[str, Any]
 
 
-def write_report(workdir: Path, arguments: Any, found: list[dict[str, Any]]) -> None:
-    """Writes the rows of a comparison, with all that they are of, into `workdir`.
+def write_report(folder: Path, arguments: Arguments, compared: list[Row], command: str) -> None:
+    """Writes the rows of a comparison, with all that they are of, into a folder.
 
     Args:
-      arguments: of the command.
+      command: that of the comparison, for rows that have none of their own.
     Raises:
       UserError: a file that cannot be written.
     """
-    from jgen.train.run_directory import write_json
-
-    a, where = arguments, [found_in for row in found for found_in in row["environments"]]
-    scored = next((row for row in found if row["seeds"]), None)
-    network, lines = scored["network"] if scored else "-", about_lines(a, found, where)
-    command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
-    about = {"title": f"jgen: every family on {a.data}", "lines": lines, "network": network, "sizes": list(a.sizes)}
-    about["command"] = command
-    document = {"command": command, "data": a.data, "budget": budget(a), "rows": found}
-    parts = [f"# {about['title']}", *lines, f"`{command}`", "## Quality", rows.markdown(rows.quality_table(found))]
-    parts += ["## Cost", rows.markdown(rows.cost_table(found, list(a.sizes)))]
-    for row in found:
-        if commands := rows.to_repeat(row):
-            said = "\n".join(commands)
-            parts += [f"## Repeat {row['system']}", f"```bash\n{said}\n```"]
-            parts += [f"gave {row['gave'][row['shown']]}."] if row["shown"] in row["gave"] else []
-    write_json(workdir / "comparison.json", document)
+    network = next((row["network"] for row in compared if row["seeds"]), "-")
+    lines, commands = about_lines(arguments, compared), commands_of(folder, compared, command)
+    title = f"jgen: every family on {arguments.data}"
+    about = {"title": title, "lines": lines, "network": network, "sizes": list(arguments.sizes), "commands": commands}
+    saved = dataclasses.asdict(dataclasses.replace(arguments, into=""))
+    document = {"command": commands[0], "commands": commands, "arguments": saved}
+    document |= {"data": arguments.data, "budget": describe_budget(arguments), "rows": compared}
+    write_json(folder / "comparison.json", document)
     writers: dict[str, Callable[[Path], Any]] = {
-        "comparison.csv": lambda path: rows.write_csv(path, found),
-        "comparison.md": lambda path: path.write_text("\n\n".join(parts) + "\n"),
-        "comparison.html": lambda path: page.write_page(path, found, about),
+        "comparison.csv": lambda path: tables.write_csv(path, compared),
+        "comparison.md": lambda path: path.write_text(markdown_report(compared, about)),
+        "comparison.html": lambda path: page.write_page(path, compared, about),
     }
-    if page.drawable(found):
-        writers["figures.png"] = lambda path: page.write_figures(path, found, network)
-    if any(row.get("grid") for row in found):
-        writers["grids.png"] = lambda path: page.write_grids(path, found)
+    if page.drawable(compared):
+        writers["figures.png"] = lambda path: page.write_figures(path, compared, network)
+    if any(row.get("grid") for row in compared):
+        writers["grids.png"] = lambda path: page.write_grids(path, compared)
     for name, write in writers.items():
-        with written_whole(workdir / name) as aside:
+        with written_whole(folder / name) as aside:
             write(aside)
 
 
-def budget(a: Any) -> str:
-    return f"{a.teraflops:g} trillion operations" if a.teraflops else f"{a.minutes:g} minutes"
+def commands_of(folder: Path, compared: list[Row], command: str) -> list[str]:
+    """The commands of the comparisons that rows are of, that of the record in `folder` first."""
+    try:
+        before = rows.read(folder / "comparison.json") or {}
+    except UserError:  # damaged: it is written anew
+        before = {}
+    first = before.get("command", command)
+    return list(dict.fromkeys([first, *(row.get("comparison", first) for row in compared)]))
 
 
-def given(a: Any) -> str:
-    steps = "Each system was given as many steps as its operations put into" if a.teraflops else ""
-    return f"{steps or 'Each system was given the steps that its measured speed puts into'} {budget(a)}"
+def markdown_report(compared: list[Row], about: dict[str, Any]) -> str:
+    """The report in Markdown. `about`: as of `page.write_page`."""
+    parts = [f"# {about['title']}", *about["lines"], *(f"`{command}`" for command in about["commands"])]
+    parts += ["## Quality", tables.markdown(tables.quality_table(compared))]
+    parts += ["## Cost", tables.markdown(tables.cost_table(compared, about["sizes"]))]
+    for row in compared:
+        if commands := tables.to_repeat(row):
+            block = "\n".join(commands)
+            parts += [f"## Repeat {row['system']}", f"```bash\n{block}\n```"]
+            parts += [f"gave {row['gave'][row['shown']]}."] if row["shown"] in row["gave"] else []
+    return "\n\n".join(parts) + "\n"
 
 
-def images_of(row: dict[str, Any]) -> str:
+def real_images(row: Row) -> str:
+    """What samples were compared with."""
     return "{num} {split} images".format(**row["real"])
 
 
-def reference(row: dict[str, Any]) -> str:
+def reference(row: Row) -> str:
     """What real images would have in the samples' place, "" where that was not measured."""
-    found = row["evaluations"][row["shown"]]["quality"].get("reference")
-    if not found:
+    scores = row["evaluations"][row["shown"]]["quality"].get("reference")
+    if not scores:
         return ""
-    of = lambda key: "frechet_distance" if key == "distance" else key
-    shown = [(of(key), name, digits) for key, name, digits in rows.columns(row["network"])]
-    said = ", ".join(f"{name} {found[key]:.{digits}f}" for key, name, digits in shown if key in found)
-    return f"{found['num']} real images of the {found['split']} split, in place of samples, have {said}."
+    keys = {"distance": "frechet_distance"}
+    shown = [(keys.get(key, key), name, digits) for key, name, digits in rows.columns(row["network"])]
+    text = ", ".join(f"{name} {scores[key]:.{digits}f}" for key, name, digits in shown if key in scores)
+    return f"{scores['num']} real images of the {scores['split']} split, in place of samples, have {text}."
 
 
 def distances(network: str) -> str:
     """What the distances are, by the network whose features they are taken in."""
     if network == "FID":
         return "FID and KID, in the features of the published Inception-v3 network"
-    said = f"Fréchet distance (FD) and kernel distance in the features of {network}"
+    text = f"Fréchet distance (FD) and kernel distance in the features of {network}"
     if network.startswith("FD-inception"):
-        return f"{said}, an Inception-v3 network whose weights are not the published ones: not FID"
-    return f"{said}, which is trained on the data: not FID, and not comparable between data sets"
+        return f"{text}, an Inception-v3 network whose weights are not the published ones: not FID"
+    return f"{text}, which is trained on the data: not FID, and not comparable between data sets"
 
 
-def about_lines(a: Any, found: list[dict[str, Any]], where: list[dict[str, Any]]) -> list[str]:
-    """What stands above the tables: budget, machine, protocol and versions.
-
-    Args:
-      where: the environments of all that was measured, trained and scored.
-    """
-    of = lambda name: ", ".join(dict.fromkeys(str(name(one)) for one in where)) or "-"
-    on = of(lambda w: w["processor"] if w["devices"][0].startswith("cpu") else ", ".join(w["devices"]))
-    seeds = f"seeds 0 to {a.seeds - 1}, mean ± standard deviation" if a.seeds > 1 else "seed 0"
-    lines = [f"{given(a)}, on {on}; {seeds}."]
-    if took := [one["minutes"] for row in found for one in row["seeds"].values()]:
-        lines[0] += f" Trainings took {min(took):.1f} to {max(took):.1f} minutes, compiling and validation included."
-    lines[0] += " Scored is the checkpoint of eight with the best validation score; the last where there is none."
-    scored = next((row for row in found if row["seeds"]), None)
+def about_lines(arguments: Arguments, compared: list[Row]) -> list[str]:
+    """What stands above the tables: budget, machine, protocol and versions."""
+    environments = [one for row in compared for one in row.get("environments", [])]
+    lines = [budget_line(arguments, compared, environments)]
+    scored = next((row for row in compared if row["seeds"]), None)
     if scored:
         lines.append(
-            f"{distances(scored['network'])}. {scored['samples']} samples against {images_of(scored)}."
+            f"{distances(scored['network'])}. {scored['samples']} samples against {real_images(scored)}."
             f" Hash of the data: {scored['data_fingerprint'][:12] or '-'}. {reference(scored)}".rstrip()
         )
     lines.append(
         "Bits/dim are exact or an upper bound, on the first test images; the likelihood column gives their number and"
         " the protocol. Rows are sorted by distance, and losers stay."
     )
-    levels = sorted({row["cost"]["levels"] for row in found if row["cost"]})
+    lines += level_lines(sorted({row["cost"]["levels"] for row in compared if row["cost"]}))
+    published = legend(row.get("published", "") for row in compared)
+    lines.append(f"At sizes other than the data's, attention stays at the same levels of the network. {published}")
+    return [*lines, *staged_lines(compared), version_line(environments)]
+
+
+def budget_line(arguments: Arguments, compared: list[Row], environments: list[Environment]) -> str:
+    """What each training was given, and where."""
+    by = "as many steps as its operations put" if arguments.teraflops else "the steps that its measured speed puts"
+    machines = each_once(machine_of(one) for one in environments)
+    seeds = f"seeds 0 to {arguments.seeds - 1}, mean ± standard deviation" if arguments.seeds > 1 else "seed 0"
+    line = f"Each system was given {by} into {describe_budget(arguments)}, on {machines}; {seeds}."
+    if took := [scores["minutes"] for row in compared for scores in row["seeds"].values()]:
+        line += f" Trainings took {min(took):.1f} to {max(took):.1f} minutes, compiling and validation included."
+    return line + " Scored is the checkpoint of eight with the best validation score; the last where there is none."
+
+
+def level_lines(levels: list[int]) -> list[str]:
+    """A remark on images of fewer than 256 levels."""
     if len(levels) == 1 and levels[0] < 256:
-        lines.append(f"Images have {levels[0]} levels: bits/dim do not compare with those of 256.")
-    elif len(levels) > 1:
-        lines.append(
+        return [f"Images have {levels[0]} levels: bits/dim do not compare with those of 256."]
+    if len(levels) > 1:
+        return [
             "A system that is trained on fewer than 256 levels says so: its bits/dim do not compare with the"
             " others', and its samples are compared with test images of as many levels."
-        )
-    lines.append("At sizes other than the data's, attention stays at the same levels of the network. " + LEGEND)
-    staged = [row["system"] for row in found if row.get("first_stage")]
-    if staged:
-        lines.append(
-            f"Of {', '.join(staged)}, which has a first stage, speed, operations, compile time and steps are those of"
-            " the second, samples are decoded by the first, and parameters and minutes are of both."
-        )
-    commit = lambda w: (w["commit"] or "-")[:12] + ("+" if str(w["commit"]).endswith("+") else "")
-    packages = [name for name in VERSIONS if any(w["versions"].get(name) for w in where)]
-    versions = ", ".join(f"{name} {of(lambda w, name=name: w['versions'].get(name))}" for name in packages)
-    on = f"Python {of(lambda w: w['python'])}, {of(lambda w: w['platform'])}"
-    lines.append(f"{versions or 'jax -'}, {on}, commit {of(commit)}.")
-    return lines
+        ]
+    return []
+
+
+def staged_lines(compared: list[Row]) -> list[str]:
+    """A remark on systems that stand on frozen models."""
+    texts = []
+    for row in compared:
+        *frozen, _ = row.get("trainings") or [*filter(None, [row.get("first_stage")]), ""]
+        if frozen:
+            texts.append(f"{row['system']} on {', '.join(Path(config.partition(':')[0]).stem for config in frozen)}")
+    if not texts:
+        return []
+    return [
+        f"Trained on frozen models: {'; '.join(texts)}. The budget is divided evenly between the trainings; speed,"
+        " operations, compile time and steps are those of the last, parameters and minutes of all."
+    ]
+
+
+def version_line(environments: list[Environment]) -> str:
+    """Versions and commits of all that was measured, trained and scored."""
+    packages = [name for name in VERSIONS if any(one["versions"].get(name) for one in environments)]
+    versions = [f"{name} {each_once(one['versions'].get(name) for one in environments)}" for name in packages]
+    python, platform = (each_once(one[name] for one in environments) for name in ("python", "platform"))
+    commits = each_once(short_commit(one["commit"]) for one in environments)
+    return f"{', '.join(versions) or 'jax -'}, Python {python}, {platform}, commit {commits}."
+
+
+def each_once(values: Iterable[Any]) -> str:
+    """The values, each once."""
+    return ", ".join(dict.fromkeys(map(str, values))) or "-"
+
+
+def machine_of(environment: Environment) -> str:
+    """The processor, or the accelerators where there are."""
+    devices = environment["devices"]
+    return environment["processor"] if devices[0].startswith("cpu") else ", ".join(devices)
+
+
+def short_commit(commit: str | None) -> str:
+    """The first characters of a commit, with "+" for local changes."""
+    return (commit or "-")[:12] + ("+" if str(commit).endswith("+") else "")

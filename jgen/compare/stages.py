@@ -12,48 +12,54 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jgen import cli
 from jgen.compare import processes
-from jgen.compare.config import ROOT, Arguments, System
+from jgen.compare.config import ROOT, Arguments, describe_budget
 from jgen.compare.processes import Failed
-from jgen.compare.rows import read
+from jgen.compare.record import Record, with_grids
+from jgen.compare.rows import Row, all_rows, by_distance, read
+from jgen.compare.systems import System, Training
 from jgen.errors import UserError, require
 from jgen.experiment import flatten
 from jgen.train.logs import best_of, validation_scores
 from jgen.train.run_directory import write_json
 
+CHECKPOINTS = 8  # of a training, the best of which is scored
+Stage = tuple[System, str, tuple[int, ...]]  # a system, "measure" or "train", and the seed of a training
+
 
 def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
-    """Training steps that the budget allows. Raises `Failed` when it is too short for one."""
+    """Training steps that a share of the budget allows. Raises `Failed` when it is too short for one."""
     if arguments.teraflops:
         one = cost["flops_per_image"] * cost["batch_size"] / 1e12
-        steps, said = share * arguments.teraflops / one, f"{arguments.teraflops} trillion operations"
-        needs = f"{one:.3g} trillion"
+        steps, needs = share * arguments.teraflops / one, f"{one:.3g} trillion"
     else:
         one = cost["step_seconds"]
-        steps, said, needs = share * arguments.minutes * 60 / one, f"{arguments.minutes} minutes", f"{one:.3g} s"
+        steps, needs = share * arguments.minutes * 60 / one, f"{one:.3g} s"
     if steps < 1:
-        raise Failed(f"a budget of {said} is too short for one step, which takes {needs}")
+        raise Failed(f"a budget of {describe_budget(arguments)} is too short for one step, which takes {needs}")
     return int(steps)
 
 
-# What `train_words` and the seed of a run say in place of a configuration.
-OWN = ("seed", "first_stage", "train.steps", "train.sample_every")
+# What `train_words` and the seed of a run give in place of a configuration.
+OWN = ("seed", "train.steps", "train.log_every", "train.sample_every", "train.validation_images")
 OWN += ("train.validate_every", "train.checkpoint_every", "train.keep_every")
 
 
-def train_words(config: str, run_path: Path, steps: int, seed: int, first: Path | None) -> list[str]:
-    """A training as a command of train.py, with a grid at the end only, and eight checkpoints to choose the best of.
+def train_words(training: Training, run: Path, steps: int, seed: int, frozen: dict[str, Path]) -> list[str]:
+    """A training as a command of train.py, with a grid at the end only, and checkpoints to choose the best of.
 
     The learning rate rises for at most a tenth of the steps, whatever the configuration's own training needs.
+
+    Args:
+      frozen: {role: run directory} of the models that it stands on.
     """
-    part = str(-(-steps // 8))
-    warmup = cli.load_config(config, ROOT)[0].train.optimiser.warmup_steps
-    words = ["train.py", config, "--workdir", str(run_path), "--seed", str(seed), "--train.steps", str(steps)]
+    part = str(-(-steps // CHECKPOINTS))
+    warmup = training.experiment.train.optimiser.warmup_steps
+    words = ["train.py", training.config, "--workdir", str(run), "--seed", str(seed), "--train.steps", str(steps)]
     words += ["--train.sample-every", "0", "--train.validate-every", part]
     words += ["--train.checkpoint-every", part, "--train.keep-every", part]
     words += ["--train.optimiser.warmup-steps", str(steps // 10)] if warmup > steps // 10 else []
-    return words + (["--first-stage", str(first)] if first else [])
+    return words + [word for role, path in frozen.items() for word in (f"--frozen.{role}", str(path))]
 
 
 def steps_of(command: str) -> int:
@@ -62,145 +68,179 @@ def steps_of(command: str) -> int:
     return int(words[words.index("--train.steps") + 1])
 
 
-def has_sizes(path: Path, wanted: list[str]) -> bool:
-    """Whether a file holds what was measured of a system at its own size and all that are wanted."""
-    found = read(path) or {"sizes": {}}
-    return "own" in found and all("error" not in found["sizes"].get(size, {"error": ""}) for size in wanted)
+def has_sizes(path: Path, sizes: list[str]) -> bool:
+    """Whether a file holds what was measured of a configuration at its own size and all of these."""
+    document = read(path) or {"sizes": {}}
+    return "own" in document and all("error" not in document["sizes"].get(size, {"error": ""}) for size in sizes)
 
 
 class Comparison:
-    """The stages of a comparison, each of which leaves a file by which it is known to be done."""
+    """The stages of a comparison, each of which leaves a file by which it is known to be done.
 
-    def __init__(self, arguments: Arguments, systems: list[System], test_images: int):
+    Args:
+      test_images: the number that there are.
+      record: the comparison that the systems are added to, or None.
+    """
+
+    def __init__(self, arguments: Arguments, systems: list[System], test_images: int, record: Record | None = None):
         self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir)
-        self.test_images = test_images  # that there are
-        self.costs: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        self.test_images, self.record = test_images, record
+        self.costs: dict[str, list[dict[str, Any]]] = {}  # of each training of a system, in their order
         self.changed = False  # since the last report
 
     def measure(self, system: System) -> None:
-        """measure.json of the system, and of its first stage."""
-        todo = self.to_measure(system)
+        """The file of measurements of each training of a system."""
+        files = self.measurements(system)
         try:
-            for config, path, sizes in todo:
+            for training, path, sizes in files:
                 if has_sizes(path, sizes):
                     continue
-                words = ["-m", "jgen.compare.measure", config, "--out", str(path), "--add", "--sizes", *sizes]
+                words = ["-m", "jgen.compare.measure", training.config, "--out", str(path), "--add", "--sizes", *sizes]
                 self.changed = True
                 processes.run(words, path.with_name("measure.log"))
-        finally:  # what was found before it went wrong at another size is enough to train
-            found = [one["own"] for _, path, _ in todo if (one := read(path)) and "own" in one]
-            if len(found) == len(todo):
-                self.costs[system.name] = found[-1], found[0] if system.first_stage else None
+        finally:  # what was measured before it went wrong at another size is enough to train
+            measured = [document["own"] for _, path, _ in files if (document := read(path)) and "own" in document]
+            if len(measured) == len(files):
+                self.costs[system.name] = measured
 
-    def to_measure(self, system: System) -> list[tuple[str, Path, list[str]]]:
-        """(configuration, file, sizes beside its own) of the system, after that of its first stage."""
-        folder = self.workdir / system.name
-        first = [(system.first_stage, folder / "first_measure.json", [])] if system.first_stage else []
-        return [*first, (system.config, folder / "measure.json", [str(size) for size in self.arguments.sizes])]
+    def measurements(self, system: System) -> list[tuple[Training, Path, list[str]]]:
+        """(training, file, sizes beside its own) of each training of a system, in their order."""
+        folder, sizes = self.workdir / system.name, [str(size) for size in self.arguments.sizes]
+        *frozen, own = system.training.in_order()
+        files = [(training, folder / f"measure-{training.name}.json", list[str]()) for training in frozen]
+        return [*files, (own, folder / "measure.json", sizes)]
 
     def outcome(self, system: System, seed: int) -> Path:
         """The file by which a training is known to be scored."""
         return self.workdir / system.name / f"seed{seed}.evaluation.json"
 
     def train(self, system: System, seed: int) -> None:
-        """A run, and its evaluation. A system of two stages divides the budget evenly."""
-        folder = self.workdir / system.name
-        cost, first_cost = self.costs[system.name]
-        path, log = folder / f"seed{seed}", folder / f"seed{seed}.log"
-        outcome = self.outcome(system, seed)
-        if outcome.is_file():
+        """The runs of a system, and the evaluation of the last. The budget is divided evenly between them."""
+        if self.outcome(system, seed).is_file():
             return
         self.changed = True
-        said = folder / f"seed{seed}.commands.json"
-        if before := read(said):  # the speed may be measured anew, but a run goes on as it was begun
-            steps = [steps_of(line) for line in before if "--train.steps" in line]
-        else:
-            share = 0.5 if first_cost else 1.0
-            steps = [steps_for(one, self.arguments, share) for one in (first_cost, cost) if one]
-        first = folder / f"seed{seed}-first" if first_cost else None
-        commands = [train_words(system.first_stage, first, steps[0], seed, None)] if first else []
-        commands.append(train_words(system.config, path, steps[-1], seed, first))
-        a = self.arguments
-        evaluation = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
-        evaluation += ["--likelihood-images", str(min(a.likelihood_images, a.num or self.test_images))]
-        evaluation += ["--num", str(a.num)] if a.num else []
-        evaluation += ["--inception", a.inception] if a.inception else []
-        keep = lambda: write_json(said, [shlex.join(["python", *words]) for words in commands])
-        keep()
-        for words in commands:
+        folder = self.workdir / system.name
+        path, log = folder / f"seed{seed}", folder / f"seed{seed}.log"
+        trainings = self.training_commands(system, seed)
+        self.write_commands(system, seed, trainings)
+        for words in trainings:
             processes.run([str(ROOT / words[0]), *words[1:]], log)
         # On few images many systems fit what they have seen long before the time is up.
-        _, best = best_of(validation_scores(path))
-        chosen = ["--step", "best"] if best else []
-        commands.append([*evaluation, *chosen, "--grid", str(path.with_suffix(".png")), "--out", str(outcome)])
-        keep()
-        processes.run(commands[-1], log)
+        best = best_of(validation_scores(path), system.model.best)
+        evaluation = self.evaluation_command(system, seed, ["--step", "best"] if best else [])
+        self.write_commands(system, seed, [*trainings, evaluation])
+        processes.run(evaluation, log)
 
-    def stage(self, system: System, what: str, *args: Any) -> None:
+    def commands_file(self, system: System, seed: int) -> Path:
+        """The file of the commands that gave a seed's outcome."""
+        return self.workdir / system.name / f"seed{seed}.commands.json"
+
+    def write_commands(self, system: System, seed: int, commands: list[list[str]]) -> None:
+        """Writes commands as one would type them."""
+        write_json(self.commands_file(system, seed), [shlex.join(["python", *words]) for words in commands])
+
+    def training_commands(self, system: System, seed: int) -> list[list[str]]:
+        """The words of each training of a system, in their order."""
+        folder, trainings = self.workdir / system.name, system.training.in_order()
+        steps: list[int] = []
+        if before := read(self.commands_file(system, seed)):  # the speed may be measured anew, a run goes on as begun
+            steps = [steps_of(command) for command in before if "--train.steps" in command]
+        if len(steps) != len(trainings):
+            share = 1 / len(trainings)
+            steps = [steps_for(cost, self.arguments, share) for cost in self.costs[system.name]]
+        runs = {training.config: folder / f"seed{seed}-{training.name}" for training in trainings}
+        runs[system.training.config] = folder / f"seed{seed}"
+        commands = []
+        for training, number in zip(trainings, steps):
+            frozen = {role: runs[inner.config] for role, inner in training.frozen.items()}
+            commands.append(train_words(training, runs[training.config], number, seed, frozen))
+        return commands
+
+    def evaluation_command(self, system: System, seed: int, checkpoint: list[str]) -> list[str]:
+        """The words of an evaluation of a system's run."""
+        a, path = self.arguments, self.workdir / system.name / f"seed{seed}"
+        words = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
+        words += ["--likelihood-images", str(min(a.likelihood_images, a.num or self.test_images))]
+        words += ["--num", str(a.num)] if a.num else []
+        words += ["--inception", a.inception] if a.inception else []
+        grid, out = path.with_suffix(".png"), self.outcome(system, seed)
+        return [*words, *checkpoint, "--grid", str(grid), "--out", str(out)]
+
+    def attempt(self, system: System, what: str, seeds: tuple[int, ...]) -> None:
         """One stage; what goes wrong in it is kept for the table, and the others go on."""
         path = self.workdir / system.name / "errors.json"
-        name = what if not args else f"seed {args[0]}"
+        name = what if not seeds else f"seed {seeds[0]}"
         errors, wrong = {}, ""
         with contextlib.suppress(UserError):  # of a file that is damaged: it is written anew
             errors = read(path) or {}
         try:
-            getattr(self, what)(system, *args)
+            getattr(self, what)(system, *seeds)
         except (Failed, UserError) as failure:
             wrong = str(failure)
         except Exception as failure:  # a full disk, a file of another jgen: nothing of one system ends the others
             wrong = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         if wrong:
             print(f"{system.name}, {name}: {wrong}", file=sys.stderr, flush=True)
-        rest = {stage: said for stage, said in errors.items() if stage != name}
+        rest = {stage: error for stage, error in errors.items() if stage != name}
         write_json(path, rest | ({name: wrong} if wrong else {}))
 
     def run(self) -> None:
         """All stages: measuring, then every system with seed 0, with seed 1, ..."""
-        stages: list[tuple[System, str, tuple[int, ...]]] = [(system, "measure", ()) for system in self.systems]
+        stages: list[Stage] = [(system, "measure", ()) for system in self.systems]
         stages += [(system, "train", (seed,)) for seed in range(self.arguments.seeds) for system in self.systems]
         took, guessed = {"measure": 0.0, "train": 0.0}, {"measure": 0.0, "train": 0.0}
-        for number, (system, what, args) in enumerate(stages):
-            guesses = {"measure": 0.0, "train": 0.0}
-            for stage in stages[number:]:
-                guesses[stage[1]] += self.guess(*stage)
-            ahead = sum(left * (took[kind] / guessed[kind] if guessed[kind] else 1.0) for kind, left in guesses.items())
-            where = f"{number + 1} of {len(stages)}, about {ahead / 60:.0f} min left"
-            seed = f" seed {args[0]}" if args else ""
-            print(f"[{where}] {system.name}{seed}: {what}", file=sys.stderr, flush=True)
+        for number, (system, what, seeds) in enumerate(stages):
+            left = self.seconds_left(stages[number:], took, guessed)
+            place = f"{number + 1} of {len(stages)}, about {left / 60:.0f} min left"
+            seed = f" seed {seeds[0]}" if seeds else ""
+            print(f"[{place}] {system.name}{seed}: {what}", file=sys.stderr, flush=True)
             if what == "train" and system.name not in self.costs:
                 continue  # it could not be measured
-            begun, guess = time.monotonic(), self.guess(system, what, args)
-            self.stage(system, what, *args)
+            begun, guess = time.monotonic(), self.guess(system, what, seeds)
+            self.attempt(system, what, seeds)
             if self.changed:
-                if not self.guess(system, what, args):  # it is done
+                if not self.guess(system, what, seeds):  # it is done
                     took[what] += time.monotonic() - begun
                     guessed[what] += guess
                 self.report()
                 self.changed = False
 
-    def guess(self, system: System, what: str, args: tuple[int, ...]) -> float:
-        """Seconds that a stage is going to take, 0 for one that is done, before it is known how far guesses hold."""
+    def seconds_left(self, stages: list[Stage], took: dict[str, float], guessed: dict[str, float]) -> float:
+        """Seconds that stages are going to take, if guesses of their kind are as far off as they were until now."""
+        guesses = {"measure": 0.0, "train": 0.0}
+        for stage in stages:
+            guesses[stage[1]] += self.guess(*stage)
+        return sum(left * (took[kind] / guessed[kind] if guessed[kind] else 1.0) for kind, left in guesses.items())
+
+    def guess(self, system: System, what: str, seeds: tuple[int, ...]) -> float:
+        """Seconds that a stage is going to take, 0 for one that is done."""
         try:
             if what == "measure":
-                todo = [sizes for _, path, sizes in self.to_measure(system) if not has_sizes(path, sizes)]
+                todo = [sizes for _, path, sizes in self.measurements(system) if not has_sizes(path, sizes)]
                 return sum(20.0 * (2 + len(sizes)) for sizes in todo)
-        except UserError:  # damaged: it will be said
+        except UserError:  # damaged: the stage itself reports it
             return 0.0
-        if self.outcome(system, *args).is_file():
+        if self.outcome(system, *seeds).is_file():
             return 0.0
         if not self.arguments.teraflops:
             return 60.0 * self.arguments.minutes + 30.0
-        found = [one for one in self.costs.get(system.name, ()) if one]
-        rates = [one["step_seconds"] / (one["flops_per_image"] * one["batch_size"] / 1e12) for one in found]
+        costs = self.costs.get(system.name, [])
+        rates = [cost["step_seconds"] / (cost["flops_per_image"] * cost["batch_size"] / 1e12) for cost in costs]
         return self.arguments.teraflops * sum(rates) / max(1, len(rates)) + 30.0
 
-    def report(self) -> list[dict[str, Any]]:
+    def report(self) -> list[Row]:
         """Writes the outcome as far as it stands; returns its rows."""
-        from jgen.compare import report, rows
+        from jgen.compare import report
 
-        found = rows.all_rows(self.workdir, [system.name for system in self.systems], self.arguments.seeds)
-        report.write_report(self.workdir, self.arguments, found)
-        return found
+        wanted = self.record.protocol(self.systems) if self.record else None
+        rows = all_rows(self.workdir, self.systems, self.arguments.seeds, wanted)
+        command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
+        rows = [row | {"workdir": str(self.workdir), "comparison": command} for row in rows]
+        earlier = self.record.other_rows(self.systems) if self.record else []
+        folder = self.record.folder if self.record else self.workdir
+        rows = by_distance([*with_grids(folder, rows, self.workdir), *with_grids(folder, earlier, folder)])
+        report.write_report(folder, self.arguments, rows, command)
+        return rows
 
 
 def check_budget(comparison: Comparison, fingerprint: str) -> None:
@@ -210,28 +250,28 @@ def check_budget(comparison: Comparison, fingerprint: str) -> None:
     Args:
       fingerprint: of the data.
     """
-    path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir")
+    path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir", "into")
     now = {k: v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
     now["hash of the data"] = fingerprint
     if comparison.arguments.inception:
         weights = Path(comparison.arguments.inception).read_bytes()
         now["hash of the file of --inception"] = hashlib.sha256(weights).hexdigest()
     for system in comparison.systems:
-        for config in filter(None, (system.config, system.first_stage)):
-            fields = flatten(cli.load_config(config, ROOT)[0])
-            now |= {f"{name} of {config}": value for name, value in fields.items() if name not in OWN}
+        for training in system.training.in_order():
+            fields = {k: v for k, v in flatten(training.experiment).items() if k not in OWN}
+            now |= {f"{k} of {training.config}": v for k, v in fields.items() if not k.startswith("frozen.")}
     now = json.loads(json.dumps(now))  # tuples as lists
-    if found := read(path):
-        plain = {k: v for k, v in dataclasses.asdict(Arguments()).items() if k in now}
-        before = plain | found
+    if saved := read(path):
+        options = {k: v for k, v in dataclasses.asdict(Arguments()).items() if k in now}
+        before = options | saved
         changed = [k for k, v in now.items() if before.get(k, v) != v]
-        option = lambda k: f"--{k.replace('_', '-')}" if k in plain else k
-        said = "; ".join(f"{option(k)} was {before[k]}, is {now[k]}" for k in changed)
-        require(not changed, f"{comparison.workdir} was begun otherwise: {said} (use another --workdir)")
+        names = {k: f"--{k.replace('_', '-')}" if k in options else k for k in changed}
+        changes = "; ".join(f"{names[k]} was {before[k]}, is {now[k]}" for k in changed)
+        require(not changed, f"{comparison.workdir} was begun otherwise: {changes} (use another --workdir)")
         now = before | now
     else:
-        own = [comparison.workdir / system.name for system in comparison.systems]
-        runs = [path.name for path in own if any(path.glob("seed*"))]
-        said = f"{comparison.workdir} has runs that no comparison made, of {', '.join(runs)}: use another --workdir"
-        require(not runs, said)
+        folders = [comparison.workdir / system.name for system in comparison.systems]
+        runs = ", ".join(folder.name for folder in folders if any(folder.glob("seed*")))
+        message = f"{comparison.workdir} has runs that no comparison made, of {runs}: use another --workdir"
+        require(not runs, message)
     write_json(path, now)

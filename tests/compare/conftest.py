@@ -5,25 +5,36 @@ import io
 import shutil
 
 import pytest
-from pretended import ARGUMENTS, pretend
+from pretended import ARGUMENTS, DISTANCES, pretend
 
 from jgen.compare import __main__ as compare
 from jgen.compare import processes
 
 
 @pytest.fixture(scope="session")
-def first_outcome(tmp_path_factory):
+def first_outcome(cache, tmp_path_factory):
     """A comparison's folder and what it printed."""
-    folder, said = tmp_path_factory.mktemp("first") / "outcome", io.StringIO()
-    distances = {"vae": [4.0, 6.0], "dcgan": [1.0, "the disk is full"], "vq_prior": [9.0, 9.5]}
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(processes, "run", pretend(distances))
+    folder, printed = tmp_path_factory.mktemp("first") / "outcome", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(processes, "run", pretend(DISTANCES))
         assert compare.command([*ARGUMENTS, "--workdir", str(folder)]) == 0
-    return folder, said.getvalue()
+    return folder, printed.getvalue()
 
 
 @pytest.fixture
 def outcome(first_outcome, tmp_path):
     """A copy of it, to go on with."""
-    folder, said = first_outcome
-    return shutil.copytree(folder, tmp_path / "outcome"), said
+    folder, printed = first_outcome
+    return shutil.copytree(folder, tmp_path / "outcome"), printed
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Runs pretended programs; returns the words of those that were run."""
+
+    def start(distances, **options):
+        words_of_all, run = [], pretend(distances, **options)
+        monkeypatch.setattr(processes, "run", lambda words, log: (words_of_all.append(words), run(words, log)))
+        return words_of_all
+
+    return start

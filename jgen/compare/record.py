@@ -1,0 +1,166 @@
+"""The record of an earlier comparison, to which systems are added: comparison.json, and the grids beside it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jgen import cli
+from jgen.compare.config import Arguments
+from jgen.compare.rows import Protocol, Row, row_protocol
+from jgen.compare.systems import System
+from jgen.core.files import written_whole
+from jgen.data.dataset import alike
+from jgen.errors import require
+from jgen.train.run_directory import read_json
+
+GRIDS = "grids"  # folder of the systems' grids in a record
+SHARED = ("data", "minutes", "teraflops", "samples", "num", "likelihood_images")  # options that all rows must have
+
+
+class Record(NamedTuple):
+    """An earlier comparison.
+
+    folder:    where comparison.json is.
+    arguments: those it was made with.
+    workdir:   where the systems that are added have their runs.
+    """
+
+    folder: Path
+    document: dict[str, Any]
+    arguments: Arguments
+    workdir: Path
+
+    def is_own(self, row: Row) -> bool:
+        """Whether a row is of a system whose runs are in `workdir`, so that the comparison there may go on with it."""
+        if self.folder.resolve() == self.workdir.resolve():
+            return True
+        same = row.get("workdir", self.arguments.workdir) == str(self.workdir)
+        return same and (self.workdir / row["system"]).is_dir()
+
+    def other_rows(self, systems: list[System]) -> list[Row]:
+        """The rows of all other systems, as they were written."""
+        names = {system.name for system in systems}
+        return [row for row in self.document["rows"] if row["system"] not in names]
+
+    def protocol(self, systems: list[System]) -> Protocol | None:
+        """What the distances of the rows of all other systems were measured with; None where none was scored."""
+        return next((row_protocol(row) for row in self.other_rows(systems) if row["seeds"]), None)
+
+
+def parse_arguments(args: list[str], prog: str, description: str) -> tuple[Arguments, Record | None]:
+    """The command line, and the record that --into names, whose options are the defaults.
+
+    Raises:
+      UserError: a mistake in the command line; a folder without a record, or options that its rows do not have.
+    """
+    a = cli.parse(Arguments, args, prog, description)
+    if not a.into:
+        return a, None
+    folder = Path(a.into)
+    file = folder / "comparison.json"
+    require(file.is_file(), f"--into is {a.into}: there is no comparison.json of an earlier comparison")
+    document = read_json(file)
+    complete = isinstance(document, dict) and {"command", "rows"} <= set(document)
+    require(complete, f"{file} is no record of a comparison: it lacks its command or its rows")
+    before = arguments_of(document)
+    is_workdir = (folder / "arguments.json").is_file()
+    workdir = a.into if is_workdir else f"runs/{folder.resolve().name}"
+    a = cli.parse(Arguments, ["--workdir", workdir, *option_words(before), *args], prog, description)
+    check_shared(a, before)
+    return a, Record(folder, document, before, Path(a.workdir))
+
+
+def arguments_of(document: dict[str, Any]) -> Arguments:
+    """The arguments that a record was made with: up to 0.1 its command alone tells them."""
+    if "arguments" in document:
+        saved = {name: tuple(v) if isinstance(v, list) else v for name, v in document["arguments"].items()}
+        return Arguments(**saved)
+    return cli.parse(Arguments, shlex.split(document["command"])[3:], "python -m jgen.compare", "")
+
+
+def option_words(arguments: Arguments) -> list[str]:
+    """The options of a record as words of a command, but for those that say what is trained where."""
+    words = []
+    for field in dataclasses.fields(Arguments):
+        value = getattr(arguments, field.name)
+        if value != field.default and field.name not in ("systems", "workdir", "into"):
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+def check_shared(arguments: Arguments, before: Arguments) -> None:
+    """Raises `UserError` for options by which new rows would not compare with those of a record."""
+    changes = []
+    for name in SHARED:
+        old, new = getattr(before, name), getattr(arguments, name)
+        if old != new:
+            changes.append(f"--{name.replace('_', '-')} was {old}, is {new}")
+    if bool(before.inception) != bool(arguments.inception):
+        changes.append(f"--inception was {before.inception or 'not given'}, is {arguments.inception or 'not given'}")
+    require(not changes, f"{arguments.into} was made otherwise, and rows would not compare: {'; '.join(changes)}")
+
+
+def check_data(record: Record, fingerprint: str) -> None:
+    """Raises `UserError` where a record is of other data. `fingerprint`: the hash of the data that is there now."""
+    hashes = {row["data_fingerprint"] for row in record.document["rows"] if row.get("data_fingerprint")}
+    for before in sorted(hashes):
+        message = f"{record.folder} is of data with the hash {before[:12]}, that of the data here is {fingerprint[:12]}"
+        require(alike(before, fingerprint), f"{message}: rows would not compare")
+
+
+def choose_systems(record: Record, systems: list[System], named: bool) -> list[System]:
+    """The systems to compare: those that the record lacks, and those that its comparison goes on with.
+
+    Args:
+      named: whether they were asked for by name.
+    Raises:
+      UserError: a system that is named and in the record already, or none that the record lacks.
+    """
+    there = {row["system"] for row in record.document["rows"] if not record.is_own(row)}
+    for system in systems:
+        require(not named or system.name not in there, f"{record.folder} has a row of {system.name} already")
+    new = [system for system in systems if system.name not in there]
+    require(bool(new), f"{record.folder} has rows of all systems: {', '.join(system.name for system in systems)}")
+    return new
+
+
+def with_grids(folder: Path, rows: list[Row], source: Path) -> list[Row]:
+    """Rows whose grids are stored in the record `folder`, each under its system's name.
+
+    Args:
+      source: the folder from which their paths start now.
+    """
+    return [row | {"grid": store_grid(folder, row, source)} for row in rows]
+
+
+def store_grid(folder: Path, row: Row, source: Path) -> str:
+    """Stores the grid of one row; returns its path from the folder, "" where there is none.
+
+    The records of jgen 0.1 have grids in their page only.
+    """
+    name = f"{GRIDS}/{row['system']}.png"
+    path = source / row["grid"]
+    if not row["grid"]:
+        return ""
+    picture = path.read_bytes() if path.is_file() else grid_in_page(source / "comparison.html", row["system"])
+    if picture is None:
+        return ""
+    if not (folder / name).is_file() or (folder / name).read_bytes() != picture:
+        with written_whole(folder / name) as aside:
+            aside.write_bytes(picture)
+    return name
+
+
+def grid_in_page(page: Path, system: str) -> bytes | None:
+    """The grid of a system in the page of a comparison."""
+    if not page.is_file():
+        return None
+    pattern = f"alt='samples of {re.escape(system)}' src='data:image/png;base64,([^']*)'"
+    match = re.search(pattern, page.read_text())
+    return base64.b64decode(match[1]) if match else None
