@@ -8,6 +8,7 @@ timed, and the time scaled to 784.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def make_jgen(side: str, levels: int, folder: Path) -> Side:
         about = about_jax()
     else:
         naive = jax.jit(lambda p, n: sample_naively(network, p, keys, None, shape, levels, positions=n))
-        call = lambda p: naive(p, PASSES)
+        call = partial(naive, n=PASSES)
         about = about_jax() | {"runs": SIZE * SIZE / PASSES}
     logits = jax.jit(network.apply)({"params": params}, images(levels))[:, :, :, 0]
     return Side({"sample": lambda: jax.block_until_ready(call(params))}, np.asarray(logits), about)

@@ -29,32 +29,38 @@ def make_jgen(folder: Path) -> Side:
 
     from jgen.core import parallel
     from jgen.core.generate import run_over, sample_images
-    from jgen.core.model import Context, ImageSpec
+    from jgen.core.model import Context, DataSpec, ImageSpec
     from jgen.models.gan import dcgan
     from jgen.train.config import Config, Optimiser
-    from jgen.train.optimisers import make_optimiser
-    from jgen.train.step import init_state, make_train_step
+    from jgen.train.optimisers import average_decay, make_optimiser
+    from jgen.train.step import TrainState, init_state, make_train_step
 
     images, z = inputs()
     config = dcgan.Config(channels=CHANNELS, latent=LATENT, conditioning="none")
-    model = dcgan.make(config, ImageSpec(SIZE, SIZE, IMAGE_CHANNELS, 0, 256), parallel.AXIS)
-    optimisers = {role: make_optimiser(Config(optimiser=Optimiser(beta1=0.5))) for role in ("gen", "disc")}
-    batch = {"image": images, "label": np.zeros(BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
-    init = lambda b: init_state(model, optimisers, jax.random.key(0), b, True)
+    model = dcgan.make(config, DataSpec(ImageSpec(SIZE, SIZE, IMAGE_CHANNELS, 256)))
+    training = Config(optimiser=Optimiser(beta1=0.5), ema_decay=0.999)
+    optimisers = {role: make_optimiser(training) for role in ("gen", "disc")}
+    batch = {"image": images, "index": np.arange(BATCH, dtype=np.int32)}
+
+    def init(batch: dict[str, np.ndarray]) -> TrainState:
+        return init_state(model, optimisers, jax.random.key(0), batch, True)
+
     state = jax.jit(init, compiler_options=parallel.compiler_options())(batch)
     save_weights(folder, state.params)
     held = [parallel.replicate(state)]
     params = parallel.replicate(state.params)
-    ctx = parallel.replicate(Context(jnp.int32(0), params, state.extra, {}))
+    ctx = parallel.replicate(Context(jnp.int32(0), None, params, state.extra))
     key = jax.random.key(0)
-    arrays = {"latents": z, "label": batch["label"], "index": batch["index"]}
-    step = make_train_step(model, optimisers, ema_decay=0.999)
+    arrays = {"latents": z, "cond": {}, "index": batch["index"]}
+    step = make_train_step(model, optimisers, ema_decay=average_decay(training))
 
     def train() -> None:
         held[0], _ = step(held[0], {}, batch)
         jax.block_until_ready(held[0])
 
-    sample = lambda: sample_images(model, params, ctx, key, BATCH, batch_size=BATCH)
+    def sample() -> None:
+        sample_images(model, params, ctx, key, BATCH, batch_size=BATCH)
+
     output = run_over(model, "decode", params, ctx, key, arrays, batch_size=BATCH)
     return Side({"train": train, "sample": sample}, output, about_jax())
 
@@ -77,7 +83,9 @@ def make_peer(variant: str, folder: Path) -> Side:
     images, z = inputs()
     real = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
     real = real.contiguous(memory_format=layout)
-    latents = lambda: torch.randn(BATCH, LATENT, device=device)
+
+    def latents() -> torch.Tensor:
+        return torch.randn(BATCH, LATENT, device=device)
 
     def train() -> None:
         with torch.no_grad():

@@ -31,12 +31,13 @@ def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
 
     from jgen.core import parallel
     from jgen.core.generate import sample_images
-    from jgen.core.model import Context, ImageSpec
+    from jgen.core.model import Context, DataSpec, ImageSpec
     from jgen.models.diffusion import ddpm
     from jgen.nn.unet import UNet
     from jgen.train.config import Config
-    from jgen.train.optimisers import make_optimiser
-    from jgen.train.step import init_state, make_train_step, pack_roles
+    from jgen.train.optimisers import average_decay, make_optimiser
+    from jgen.train.packing import pack_roles
+    from jgen.train.step import TrainState, init_state, make_train_step
 
     x, _, t = inputs()
     config = ddpm.Config(
@@ -48,11 +49,15 @@ def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
         dropout=0.0,
         class_conditional=False,
     )
-    model = ddpm.make(config, ImageSpec(SIZE, SIZE, 3, 0, 256))
-    optimisers = {"unet": make_optimiser(Config())}
+    model = ddpm.make(config, DataSpec(ImageSpec(SIZE, SIZE, 3, 256)))
+    training = Config(ema_decay=0.999)
+    optimisers = {"unet": make_optimiser(training)}
     images = np.random.default_rng(1).integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8)
-    batch = {"image": images, "label": np.zeros(BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
-    init = lambda b: init_state(model, optimisers, jax.random.key(0), b, True)
+    batch = {"image": images, "index": np.arange(BATCH, dtype=np.int32)}
+
+    def init(batch: dict[str, np.ndarray]) -> TrainState:
+        return init_state(model, optimisers, jax.random.key(0), batch, True)
+
     state = jax.jit(init, compiler_options=parallel.compiler_options())(batch)
     if side == "jgen":
         save_weights(folder, shaken(state.params["unet"], 0.02))
@@ -62,8 +67,8 @@ def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
     unet = UNet(CHANNELS, BLOCKS, ATTENTION, head_dim, GROUPS, 0.0, 0, 3)
     forward = jax.jit(lambda p, x, t: unet.apply({"params": p}, x, t, None, None))
     placed = parallel.replicate(params)
-    ctx = parallel.replicate(Context(jnp.int32(0), params, {}, {}))
-    step = make_train_step(model, optimisers, ema_decay=0.999)
+    ctx = parallel.replicate(Context(jnp.int32(0), None, params))
+    step = make_train_step(model, optimisers, ema_decay=average_decay(training))
 
     def train() -> None:
         held[0], _ = step(held[0], {}, batch)
@@ -94,14 +99,16 @@ def make_peer(variant: str, head_dim: int, folder: Path) -> Side:
     run = torch.compile(net) if "compile" in variant else net
     optimiser = torch.optim.Adam(net.parameters(), lr=2e-4, fused=True)
     x, eps, t = inputs()
-    to = lambda a: torch.from_numpy(a).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout)
-    x, eps, t = to(x), to(eps), torch.from_numpy(t).to(device)
+    x, eps = (
+        torch.from_numpy(array).permute(0, 3, 1, 2).to(device).contiguous(memory_format=layout) for array in (x, eps)
+    )
+    t = torch.from_numpy(t).to(device)
 
     def forward(network: Any = run) -> Any:
         with torch.no_grad():
-            found = network(x, t).sample
+            predicted = network(x, t).sample
         sync()
-        return found
+        return predicted
 
     def train() -> None:
         alpha_bar = torch.rand(BATCH, 1, 1, 1, device=device)

@@ -31,16 +31,18 @@ def make_jgen(folder: Path) -> Side:
 
     from jgen.core import parallel
     from jgen.core.generate import sample_images
-    from jgen.core.model import Context, ImageSpec
+    from jgen.core.model import Context, DataSpec, ImageSpec
     from jgen.models.flow import glow
     from jgen.train.config import Config
-    from jgen.train.optimisers import make_optimiser
-    from jgen.train.step import init_state, make_train_step, pack_roles
+    from jgen.train.optimisers import average_decay, make_optimiser
+    from jgen.train.packing import pack_roles
+    from jgen.train.step import init_state, make_train_step
 
     config = glow.Config(scales=SCALES, depth=DEPTH, width=WIDTH, class_conditional=False)
-    model = glow.make(config, ImageSpec(*SHAPE, 0, 256))
-    optimisers = {"flow": make_optimiser(Config())}
-    batch = {"image": images(), "label": np.zeros(BATCH, np.int32), "index": np.arange(BATCH, dtype=np.int32)}
+    model = glow.make(config, DataSpec(ImageSpec(*SHAPE, 256)))
+    training = Config(ema_decay=0.999)
+    optimisers = {"flow": make_optimiser(training)}
+    batch = {"image": images(), "index": np.arange(BATCH, dtype=np.int32)}
     state = jax.jit(lambda b: init_state(model, optimisers, jax.random.key(0), b, True))(batch)
     params = shaken(state.params, 0.02)
     for scale in range(SCALES - 1):  # normflows' priors do not depend on what flows on
@@ -49,10 +51,10 @@ def make_jgen(folder: Path) -> Side:
     save_weights(folder, {"params": params["flow"], "fixed": jax.device_get(state.extra["flow"])})
 
     placed = parallel.replicate(params)
-    ctx = parallel.replicate(Context(jnp.int32(0), params, state.extra, {}))
+    ctx = parallel.replicate(Context(jnp.int32(0), None, params, state.extra))
     x = images().astype(np.float32) + 0.5
-    density = jax.jit(lambda p, c: model.log_density(p, c, None, x, None))
-    step = make_train_step(model, optimisers, ema_decay=0.999)
+    density = jax.jit(lambda p, c: model.log_density(p, c, None, x, {}))
+    step = make_train_step(model, optimisers, ema_decay=average_decay(training))
     held = [parallel.replicate(state._replace(params=params, ema=pack_roles(params)))]
 
     def train() -> None:
@@ -64,7 +66,7 @@ def make_jgen(folder: Path) -> Side:
         "log_prob": lambda: jax.block_until_ready(density(placed, ctx)),
         "sample": lambda: sample_images(model, placed, ctx, jax.random.key(0), BATCH, batch_size=BATCH),
     }
-    return Side(tasks, np.asarray(model.log_density(placed, ctx, None, x, None)) / np.prod(SHAPE), about_jax())
+    return Side(tasks, np.asarray(model.log_density(placed, ctx, None, x, {})) / np.prod(SHAPE), about_jax())
 
 
 def make_peer(variant: str, folder: Path) -> Side:

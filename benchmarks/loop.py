@@ -35,7 +35,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from jgen.api import make_model, open_run
+    from jgen import runs
     from jgen.core import parallel
     from jgen.data import dataset as datasets
     from jgen.train.loop import Training
@@ -46,11 +46,11 @@ def main() -> None:
     often = {"log_every": 10, "checkpoint_every": args.steps, "validate_every": 0, "sample_every": 0}
     train = dataclasses.replace(experiment.train, steps=total, **often)
     dataset = datasets.load(experiment.data)
-    model = make_model(experiment.model, dataset.images, parallel.AXIS)
+    model = runs.model_of(experiment.model, dataset.spec, {})
     bare_times, loop_times = [], []
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder))
-        open_run(directory, experiment, dataset.images, dataset.fingerprint, "")
+        runs.open_run(directory, experiment, dataset, {})
         training = Training(model, dataset, train, experiment.data, experiment.seed, directory, frozen={})
         training.sample = lambda step: None  # the grid at the end is not part of the rate
         held = [parallel.replicate(jax.device_get(training.state))]

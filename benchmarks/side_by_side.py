@@ -200,8 +200,8 @@ def compare(benchmark: Benchmark, args: argparse.Namespace, setting: str) -> lis
     with tempfile.TemporaryDirectory() as folder:
         sides = ["jgen", *(variant for variants in benchmark.peers.values() for variant in variants)]
         sides = [side for side in sides if side == "jgen" or side in args.sides]
-        python = lambda side: sys.executable if side.startswith("jgen") else args.peer_python
-        workers = {side: Worker(python(side), side, setting, folder) for side in sides}
+        pythons = {side: sys.executable if side.startswith("jgen") else args.peer_python for side in sides}
+        workers = {side: Worker(pythons[side], side, setting, folder) for side in sides}
         difference = check_outputs(benchmark, Path(folder))
         fastest: dict[tuple[str, str], str] = {}
         for task in args.tasks:
@@ -230,10 +230,10 @@ def compare(benchmark: Benchmark, args: argparse.Namespace, setting: str) -> lis
 def print_row(row: dict[str, Any]) -> None:
     times = "  ".join(f"{side} {seconds:.4g}" for side, seconds in row["seconds"].items())
     best = row["best_variant"]
-    both = lambda name: f"{row[name]['jgen']:.1f} / {row[name][best]:.1f}"
+    first, peak = (f"{row[name]['jgen']:.1f} / {row[name][best]:.1f}" for name in ("first_seconds", "peak_gib"))
     print(
         f"{row['task']} {row['setting']}: seconds {times}  ratio {row['ratio']:.3f}"
-        f"  first run {both('first_seconds')} s  memory so far {both('peak_gib')} GiB",
+        f"  first run {first} s  memory so far {peak} GiB",
         flush=True,
     )
 

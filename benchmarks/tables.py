@@ -15,10 +15,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jgen.compare import report, rows  # noqa: E402
-from jgen.compare.published import LEGEND, PUBLISHED  # noqa: E402
+from jgen.compare import report, rows, tables  # noqa: E402
+from jgen.compare.facts import legend  # noqa: E402
+from jgen.compare.systems import Training, load_training, sampling_defaults  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
 from jgen.train.logs import best_of  # noqa: E402
+
+# Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
+OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
 
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
@@ -28,7 +32,8 @@ def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    return rows.markdown([head, *lines])
+    """A table in Markdown."""
+    return tables.markdown([head, *lines])
 
 
 def speed() -> str:
@@ -44,104 +49,112 @@ def speed() -> str:
             peer += f" ({row['best_variant']})" if len(row["seconds"]) > 2 else ""
             ratio = f"**{row['ratio']:.{2 if row['ratio'] > 0.1 else 3}f}**"
             lines.append([name, f"{mine:.3g} s", f"{best:.3g} s: {peer}", ratio])
-        said = ", ".join(f"{name} {version}" for name, version in versions.items())
-        where = f"{document['case']}; {document['processor']}; {said}; commit {short(document['commit'])}"
-        records.append(f"- [{Path(path).name}]({path}): `{document['command']}`; {where}")
-    made = table(["case", "jgen", "peer", "jgen / peer"], lines)
-    return f"{made}\n\n{loop()}\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+        origin = f"{document['case']}; {document['processor']}; {packages}; commit {short(document['commit'])}"
+        records.append(f"- [{Path(path).name}]({path}): `{document['command']}`; {origin}")
+    speeds = table(["case", "jgen", "peer", "jgen / peer"], lines)
+    return f"{speeds}\n\n{loop()}\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
 
 
 def loop() -> str:
     """What the training loop's rate is beside that of the bare compiled step."""
-    said = []
+    sentences = []
     for path, document in read("loop_*.json"):
         looped, bare = median(document["loop"]), median(document["bare"])
         seconds = f"{looped:.3g} s a step beside {bare:.3g} s, **{100 * document['ratio']:.0f} %** of its rate"
-        where = f"`{document['command']}`; {document['processor']}; jax {document['jax']}; commit"
-        said.append(f"{document['config']}: {seconds} ([record]({path}): {where} {short(document['commit'])})")
-    if not said:
+        origin = f"`{document['command']}`; {document['processor']}; jax {document['jax']}; commit"
+        sentences.append(f"{document['config']}: {seconds} ([record]({path}): {origin} {short(document['commit'])})")
+    if not sentences:
         return ""
-    return f"The training loop, with data, logging and checkpoints, beside the bare compiled step: {'; '.join(said)}."
+    beside = "The training loop, with data, logging and checkpoints, beside the bare compiled step"
+    return f"{beside}: {'; '.join(sentences)}."
 
 
 def scores() -> str:
     """One row a scored run, and the commands of each."""
     lines, commands = [], []
     for path, document in read("score_*.json"):
-        found, kind = scored(document)
-        training = "; ".join(filter(None, [trained(document), kept(path.replace("score_", "kept_"))]))
-        lines.append([f"[{document['system']}]({path})", document["data"], found, kind, training])
-        lines[-1].append(PUBLISHED.get(document["system"], "-"))
+        score, kind = scored(document)
+        training = "; ".join(filter(None, [trained(document), by_checkpoint(path.replace("score_", "kept_"))]))
+        published = training_of(document).facts.published or "-"
+        lines.append([f"[{document['system']}]({path})", document["data"], score, kind, training, published])
         commands += ["", f"# {Path(path).stem}: {origin(document)}"]
         commands += [" ".join(["python", *latest(document)["command"]]), document["command"]]
     if not lines:
         return ""
     head = ["system", "data", "score", "of what", "training", "published"]
     block = "\n".join(["```text", *commands[1:], "```"])
-    return f"Measured. {LEGEND}\n\n{table(head, lines)}\n\nThe commands of these rows:\n\n{block}\n"
+    marks = legend(line[-1] for line in lines)
+    return f"Measured. {marks}\n\n{table(head, lines)}\n\nThe commands of these rows:\n\n{block}\n"
+
+
+def training_of(document: dict[str, Any]) -> Training:
+    """The configuration that a scored run was trained by."""
+    return load_training(latest(document)["command"][1])
 
 
 def scored(document: dict[str, Any]) -> tuple[str, str]:
     """The scores of a run, and of what they are: kind of likelihood, protocol."""
     cells, kinds = [], []
-    if document.get("likelihood"):
-        found = document["likelihood"]
+    if likelihood := document.get("likelihood"):
         names = {"samples": "K", "num": "N"}
-        protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in found["protocol"].items())
-        nats = f"{-found['nats']['mean']:.2f} ± {found['nats']['standard_error']:.2f} nats"
-        cells.append(f"**{found['bits_per_dim']['mean']:.3f} bits/dim**, {nats}")
-        kinds.append(f"{LIKELIHOODS[found['kind']]}: {protocol}")
-    if document.get("labels"):
-        found = document["labels"]
-        cells.append(f"class accuracy **{100 * found['accuracy']:.1f} %**")
-        kinds.append(f"{found['num']} samples, {rows.sampled_with(document)}")
-    if document.get("reconstruction"):
-        found = document["reconstruction"]
-        cells.append(reconstruction(found))
-        kinds.append(f"reconstructions of {found['num']} {found['split']} images")
+        protocol = ", ".join(f"{names.get(name, name)} {value}" for name, value in likelihood["protocol"].items())
+        nats = f"{-likelihood['nats']['mean']:.2f} ± {likelihood['nats']['standard_error']:.2f} nats"
+        cells.append(f"**{likelihood['bits_per_dim']['mean']:.3f} bits/dim**, {nats}")
+        kinds.append(f"{LIKELIHOODS[likelihood['kind']]}: {protocol}")
+    if labels := document.get("labels"):
+        defaults = sampling_defaults(training_of(document))
+        sampling = rows.describe_sampling(document["sampling"]["options"], defaults)
+        cells.append(f"class accuracy **{100 * labels['accuracy']:.1f} %**")
+        kinds.append(f"{labels['num']} samples, {sampling}")
+    if scores := document.get("reconstruction"):
+        cells.append(reconstruction(scores))
+        kinds.append(f"reconstructions of {scores['num']} {scores['split']} images")
     return "; ".join(cells), "; ".join(kinds)
 
 
-def reconstruction(found: dict[str, Any]) -> str:
+def reconstruction(scores: dict[str, Any]) -> str:
     """How near a model's reconstructions are to held-out images, and the use of its codes."""
-    distance = f"r{found['quality']['network']} {found['quality']['frechet_distance']['value']:.2f}"
-    error = "exact" if found["psnr"] is None else f"PSNR **{found['psnr']:.2f} dB**"
-    said = f"{error}, {distance}"
-    if "codes" in found:
-        said += f"; perplexity **{found['perplexity']:.1f}** of {found['codes']} codes, {found['codes_used']} used"
-    return said
+    distance = f"r{scores['quality']['network']} {scores['quality']['frechet_distance']['value']:.2f}"
+    error = "exact" if scores["psnr"] is None else f"PSNR **{scores['psnr']:.2f} dB**"
+    text = f"{error}, {distance}"
+    for grid in scores.get("grids", [scores] if "codes" in scores else []):
+        text += f"; perplexity **{grid['perplexity']:.1f}** of {grid['codes']} codes, {grid['codes_used']} used"
+    return text
 
 
 def trained(document: dict[str, Any]) -> str:
     """How long a run was trained, and its best and last validation score."""
     steps, minutes = document["step"], document["training_minutes"]
     whole = document.get("trained", {"steps": steps, "minutes": minutes})
-    said = f"{whole['steps']:,} steps, {whole['minutes']:.0f} min"
-    said += f"; scored at step {steps:,}" if steps != whole["steps"] else ""
-    return "; ".join(filter(None, [said, best_and_last(document["validation"])]))
+    length = f"{whole['steps']:,} steps, {whole['minutes']:.0f} min"
+    length += f"; scored at step {steps:,}" if steps != whole["steps"] else ""
+    return "; ".join(filter(None, [length, best_and_last(document)]))
 
 
-def kept(path: str) -> str:
+def by_checkpoint(path: str) -> str:
     """Of a run without a validation score: its best and last kept checkpoint by class accuracy, "" without a record."""
     if not (ROOT / path).is_file():
         return ""
-    of = json.loads((ROOT / path).read_text())
-    best, last = max(of, key=lambda one: one["class_accuracy"]), of[-1]
-    said = f"{100 * best['class_accuracy']:.1f} % at best (step {best['step']:,})"
-    samples = f"{len(of)} checkpoints, {last['num']} samples each"
-    return f"[by checkpoint]({path}) {said}, {100 * last['class_accuracy']:.1f} % at last ({samples})"
+    checkpoints = json.loads((ROOT / path).read_text())
+    best, last = max(checkpoints, key=lambda one: one["class_accuracy"]), checkpoints[-1]
+    at_best = f"{100 * best['class_accuracy']:.1f} % at best (step {best['step']:,})"
+    samples = f"{len(checkpoints)} checkpoints, {last['num']} samples each"
+    return f"[by checkpoint]({path}) {at_best}, {100 * last['class_accuracy']:.1f} % at last ({samples})"
 
 
 def short(commit: str | None) -> str:
+    """The first characters of a commit, with "+" for local changes."""
     return (commit or "-")[:8] + ("+" if str(commit).endswith("+") else "")
 
 
 def starts(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each start of a run's training said of itself; later ones say only what changed."""
+    """The environment of each start of a run's training; that of a later one holds only what changed."""
     return [document["training"], *document["training"].get("resumed", [])]
 
 
 def latest(document: dict[str, Any]) -> dict[str, Any]:
+    """The environment of the last start of a run's training."""
     return {name: value for start in starts(document) for name, value in start.items()}
 
 
@@ -155,11 +168,17 @@ def origin(document: dict[str, Any]) -> str:
     return f"seed {last['seed']}; {last['processor']}, jax {last['versions']['jax']}; {', '.join(commits)}"
 
 
-def best_and_last(validation: list[dict[str, Any]]) -> str:
+def best_and_last(document: dict[str, Any]) -> str:
     """The best and the last validation score of a run, "" where it has none that has a best."""
-    name, best = best_of(validation)
-    if best is None:
+    validation = document["validation"]
+    score = document.get("best")
+    if "best" not in document:
+        names = [name for name in OLD_SCORES if any(name in line for line in validation)]
+        score = (names[0], OLD_SCORES[names[0]]) if names else None
+    best = best_of(validation, score)
+    if score is None or best is None:
         return ""
+    name = score[0]
     return f"validation {name} {best[name]:.4g} at best (step {best['step']:,}), {validation[-1][name]:.4g} at last"
 
 
@@ -168,23 +187,24 @@ def comparison(data: str) -> str:
     path = ROOT / "results" / f"comparison-{data}" / "comparison.json"
     if not path.is_file():
         return ""
-    found = json.loads(path.read_text())["rows"]
-    quality, cost = rows.quality_table(found), rows.cost_table(found, [])
+    compared = json.loads(path.read_text())["rows"]
+    quality, cost = tables.quality_table(compared), tables.cost_table(compared, [])
     both = [[*of_quality, *of_cost[1:]] for of_quality, of_cost in zip(quality, cost)]
     distance = quality[0][1]  # FD, or FID
     wanted = ("system", distance, "precision", "recall", "class accuracy, %", "sampled with", "bits/dim", "likelihood")
     wanted += ("training images/s", "samples/s", "parameters")
     places = [both[0].index(name) for name in wanted]
-    made = rows.markdown([[line[place] for place in places] for line in both])
-    of = next((row for row in found if row["seeds"]), None)
-    if of is None:
-        return f"{made}\n"
-    said = f"{distance} is {of['network']}: {of['samples']} samples to {report.images_of(of)}, hash of the data"
-    return f"{made}\n\n{said} {of['data_fingerprint'][:12]}. {report.reference(of)}".rstrip() + "\n"
+    short_table = tables.markdown([[line[place] for place in places] for line in both])
+    row = next((row for row in compared if row["seeds"]), None)
+    if row is None:
+        return f"{short_table}\n"
+    protocol = f"{distance} is {row['network']}: {row['samples']} samples to {report.real_images(row)}"
+    protocol += f", hash of the data {row['data_fingerprint'][:12]}"
+    return f"{short_table}\n\n{protocol}. {report.reference(row)}".rstrip() + "\n"
 
 
 def whole_comparison(data: str) -> str:
-    """What a comparison says of itself, its tables and its commands; its titles a level lower than in its own file."""
+    """The whole report of a comparison; its titles a level lower than in its own file."""
     path = ROOT / "results" / f"comparison-{data}" / "comparison.md"
     if not path.is_file():
         return ""
@@ -193,24 +213,26 @@ def whole_comparison(data: str) -> str:
 
 
 def main() -> None:
-    made = {"speed": speed(), "scores": scores()}
+    """Writes the tables, or with --check exits where a document has others."""
+    blocks = {"speed": speed(), "scores": scores()}
     for folder in sorted((ROOT / "results").glob("comparison-*")):
         data = folder.name.partition("-")[2]
-        made |= {f"comparison {data}": comparison(data), f"whole comparison {data}": whole_comparison(data)}
+        blocks |= {f"comparison {data}": comparison(data), f"whole comparison {data}": whole_comparison(data)}
     placed = set()
     for name in ("README.md", "docs/comparison.md"):
         path = ROOT / name
         text = before = path.read_text()
-        for block, table in made.items():
+        for block, content in blocks.items():
             place = re.compile(f"(<!-- {block} -->\n).*?(<!-- /{block} -->)", re.DOTALL)
-            text, times = place.subn(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
+            text, times = place.subn(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
             placed |= {block} if times else set()
         if text != before and "--check" in sys.argv:
             sys.exit(f"{name} is not what results/ says: run python benchmarks/tables.py")
         elif text != before:
             path.write_text(text)
     # The short tables of comparisons but the first are not shown anywhere.
-    missing = [block for block in made if block not in placed and made[block] and not block.startswith("comparison ")]
+    shown = [block for block in blocks if blocks[block] and not block.startswith("comparison ")]
+    missing = [block for block in shown if block not in placed]
     missing += [] if "comparison digits" in placed else ["comparison digits"]
     if missing:
         sys.exit(f"no document has a place for the tables {', '.join(missing)}")

@@ -9,6 +9,7 @@ over tensors laid ready in their order.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def make_jgen(batch: int, folder: Path) -> Side:
     import jax
 
     from jgen.core import parallel
-    from jgen.core.model import Context, ImageSpec
+    from jgen.core.model import Context, DataSpec, ImageSpec
     from jgen.data.batches import train_batches
     from jgen.data.dataset import Split
     from jgen.models.vae import vae
@@ -39,16 +40,19 @@ def make_jgen(batch: int, folder: Path) -> Side:
     from jgen.train.optimisers import make_optimiser
     from jgen.train.step import init_state, make_train_step
 
-    data, label = images(), np.zeros(NUM, np.int32)
-    fetch = lambda where: {"image": data[where], "label": label[where], "index": where.astype(np.int32)}
+    data = images()
+
+    def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": data[positions], "index": positions.astype(np.int32)}
+
     config = vae.Config(network="dense", widths=(HIDDEN,), blocks=0, latent=LATENT, decoder="bernoulli")
-    model = vae.make(config, ImageSpec(28, 28, 1, 0, 2))
-    optimiser = lambda: make_optimiser(Config(optimiser=Optimiser(learning_rate=RATE)))
-    optimisers = {"encoder": optimiser(), "decoder": optimiser()}
+    model = vae.make(config, DataSpec(ImageSpec(28, 28, 1, 2)))
+    training = Config(optimiser=Optimiser(learning_rate=RATE))
+    optimisers = {role: make_optimiser(training) for role in ("encoder", "decoder")}
     state = init_state(model, optimisers, jax.random.key(0), fetch(np.arange(1)), False)
     save_weights(folder, state.params)
-    ctx = Context(0, state.params, state.extra, {})
-    means = model.encode(state.params, ctx, None, data[:batch], label[:batch])
+    ctx = Context(0, None, state.params, state.extra)
+    means = model.encode(state.params, ctx, None, data[:batch], {})
     step = make_train_step(model, optimisers)
     held, passes = [parallel.replicate(state)], [0]
 
@@ -92,7 +96,7 @@ def make_peer(variant: str, batch: int, folder: Path) -> Side:
         config = BaseTrainerConfig(output_dir=str(folder / "pythae"), **options)
         trainer = BaseTrainer(model, BaseDataset(x, torch.zeros(NUM)), training_config=config)
         trainer.prepare_training()
-        train = lambda: trainer.train_step(1)
+        train = partial(trainer.train_step, 1)
     return Side({"train": train}, means, about_torch("pythae"))
 
 

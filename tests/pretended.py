@@ -72,7 +72,8 @@ def pretend(distances, data="fedcba9876543210"):
     """
 
     def run(words, log):
-        path = Path(next(words[i + 1] for i, word in enumerate(words) if word in ("--workdir", "--out", "jgen.evaluate")))
+        place = next(i for i, word in enumerate(words) if word in ("--workdir", "--out", "jgen.evaluate"))
+        path = Path(words[place + 1])
         path.parent.mkdir(parents=True, exist_ok=True)
         if "jgen.compare.measure" in words:
             measure(words, path)

@@ -85,22 +85,6 @@ def test_every_command_runs(python, pictures, tmp_path):
     shutil.rmtree(tmp_path / "runs")
 
 
-def test_every_training_of_a_record_is_still_a_command(monkeypatch):
-    """Those beside the scores and the comparisons: parsed, not trained."""
-    import train
-
-    started = []
-    monkeypatch.setattr(train, "train", lambda experiment, workdir: started.append(workdir))
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "comparison.md").read_text()
-    blocks = re.findall(r"```(?:text|bash)\n(.*?)```", text, re.DOTALL)
-    commands = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
-    commands = [command for command in commands if command.startswith("python train.py configs/")]
-    for command in commands:
-        if "--help" not in command:
-            train.command(shlex.split(command)[2:])
-    assert len(started) > 15 and any("dcgan" in str(workdir) for workdir in started)
-
-
 def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
     """Parsed, not run; a run's own options are those of its model."""
     text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/comparison.md", "docs/gallery.md"))
@@ -120,17 +104,6 @@ def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
         parse(kinds[name], words, "", "")
         seen.append(name)
     assert seen.count("evaluate") > 15 and seen.count("compare") >= 3
-
-
-def test_a_row_that_was_repeated_gave_the_same():
-    from jgen.compare.rows import seed_line
-
-    folder = ROOT / "results" / "comparison-digits"
-    again = json.loads((folder / "pixelcnn_repeated.json").read_text())
-    rows = json.loads((folder / "comparison.json").read_text())["rows"]
-    row = next(row for row in rows if row["system"] == "pixelcnn")
-    assert again["step"] == row["seeds"]["seed0"]["best_step"]
-    assert seed_line(again) == row["gave"]["seed0"]  # to every digit that is printed
 
 
 def test_the_list_has_every_configuration_and_variant_with_a_line(python):

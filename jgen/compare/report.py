@@ -12,7 +12,6 @@ from jgen.compare.config import Arguments, describe_budget
 from jgen.compare.facts import legend
 from jgen.compare.rows import Row
 from jgen.core.files import written_whole
-from jgen.errors import UserError
 from jgen.train.run_directory import write_json
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # by which the numbers of a row are repeated
@@ -23,16 +22,15 @@ def write_report(folder: Path, arguments: Arguments, compared: list[Row], comman
     """Writes the rows of a comparison, with all that they are of, into a folder.
 
     Args:
-      command: that of the comparison, for rows that have none of their own.
+      command: the comparison's; rows that were added to it later have their own.
     Raises:
       UserError: a file that cannot be written.
     """
     network = next((row["network"] for row in compared if row["seeds"]), "-")
-    lines, commands = about_lines(arguments, compared), commands_of(folder, compared, command)
+    lines, commands = about_lines(arguments, compared), commands_of(compared, command)
     title = f"jgen: every family on {arguments.data}"
     about = {"title": title, "lines": lines, "network": network, "sizes": list(arguments.sizes), "commands": commands}
-    saved = dataclasses.asdict(dataclasses.replace(arguments, into=""))
-    document = {"command": commands[0], "commands": commands, "arguments": saved}
+    document = {"command": command, "commands": commands, "arguments": dataclasses.asdict(arguments)}
     document |= {"data": arguments.data, "budget": describe_budget(arguments), "rows": compared}
     write_json(folder / "comparison.json", document)
     writers: dict[str, Callable[[Path], Any]] = {
@@ -49,14 +47,9 @@ def write_report(folder: Path, arguments: Arguments, compared: list[Row], comman
             write(aside)
 
 
-def commands_of(folder: Path, compared: list[Row], command: str) -> list[str]:
-    """The commands of the comparisons that rows are of, that of the record in `folder` first."""
-    try:
-        before = rows.read(folder / "comparison.json") or {}
-    except UserError:  # damaged: it is written anew
-        before = {}
-    first = before.get("command", command)
-    return list(dict.fromkeys([first, *(row.get("comparison", first) for row in compared)]))
+def commands_of(compared: list[Row], command: str) -> list[str]:
+    """The commands of the comparisons that rows are of, `command` first."""
+    return list(dict.fromkeys([command, *(row.get("comparison", command) for row in compared)]))
 
 
 def markdown_report(compared: list[Row], about: dict[str, Any]) -> str:

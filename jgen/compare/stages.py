@@ -232,14 +232,17 @@ class Comparison:
         """Writes the outcome as far as it stands; returns its rows."""
         from jgen.compare import report
 
-        wanted = self.record.protocol(self.systems) if self.record else None
+        record, arguments, folder = self.record, self.arguments, self.workdir
+        first = command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
+        wanted, earlier = None, []
+        if record:
+            wanted, earlier, folder = record.protocol(self.systems), record.other_rows(self.systems), record.folder
+            sizes = tuple(sorted({*record.arguments.sizes, *arguments.sizes}))
+            first, arguments = record.document["command"], dataclasses.replace(record.arguments, sizes=sizes)
         rows = all_rows(self.workdir, self.systems, self.arguments.seeds, wanted)
-        command = "python -m jgen.compare " + shlex.join(sys.argv[1:])
         rows = [row | {"workdir": str(self.workdir), "comparison": command} for row in rows]
-        earlier = self.record.other_rows(self.systems) if self.record else []
-        folder = self.record.folder if self.record else self.workdir
         rows = by_distance([*with_grids(folder, rows, self.workdir), *with_grids(folder, earlier, folder)])
-        report.write_report(folder, self.arguments, rows, command)
+        report.write_report(folder, arguments, rows, first)
         return rows
 
 

@@ -1,86 +1,106 @@
 """`python -m jgen.compare.measure`: what one system costs, at several sizes."""
 
 import json
+from dataclasses import replace
 
+import jax
 import pytest
-from conftest import ROOT
+from pretended import ALONE, GENERATORS, STAGED
 
-from jgen.cli import import_config
-from jgen.compare import flops, measure, program
-from jgen.core.model import ImageSpec
+from jgen.compare import flops, measure
+from jgen.compare.facts import attention_at_height
+from jgen.compare.program import make_part, make_program, phase_sets
+from jgen.compare.systems import load_training, same_at_every_height
+from jgen.core.model import always, every
 from jgen.errors import UserError
-from jgen.experiment import make_model
 
-COST = {"images_per_second": 20.0, "samples_per_second": 50.0}
+FIGURES = {"images_per_second": 20.0, "samples_per_second": 50.0}
+CONFIG = ALONE.training.config
+SCALED = [system for system in GENERATORS if system.training.at_height is not same_at_every_height]
 
 
 @pytest.fixture(autouse=True)
 def counted(monkeypatch):
     """Operations are those of the size, without a process that counts them."""
-    monkeypatch.setattr(flops, "counted_apart", lambda name, sizes: {str(size): 1e6 * size for size in (8, *sizes)})
+    monkeypatch.setattr(flops, "count_in_process", lambda name, sizes: {str(size): 1e6 * size for size in (8, *sizes)})
 
 
 def test_measuring_adds_to_what_the_file_holds(cache, tmp_path, monkeypatch):
-    out, at = tmp_path / "measure.json", []
+    out, measured = tmp_path / "measure.json", []
 
-    def pretended(experiment, first, images, seconds):
-        at.append((images.height, experiment.model.attention))
-        return COST
+    def pretended(training, size, seconds):
+        measured.append((training.config, size))
+        return FIGURES
 
     monkeypatch.setattr(measure, "measure", pretended)
     for sizes in (["16"], ["16", "32"]):
-        args = ["configs/diffusion/ddpm.py:digits", "--out", str(out), "--add", "--sizes", *sizes]
-        assert measure.command(args) == 0
-    assert at == [(8, (4,)), (16, (8,)), (32, (16,))]
+        assert measure.command([CONFIG, "--out", str(out), "--add", "--sizes", *sizes]) == 0
+    assert measured == [(CONFIG, None), (CONFIG, 16), (CONFIG, 32)]
     assert list(json.loads(out.read_text())["sizes"]) == ["16", "32"]
-    with pytest.raises(UserError, match="is of configs/diffusion/ddpm.py:digits: --add needs one of configs/vae"):
-        measure.command(["configs/vae/vae.py:tiny", "--out", str(out), "--add"])
+    other = STAGED.training.config
+    with pytest.raises(UserError, match=f"is of {CONFIG}: --add needs one of {other}"):
+        measure.command([other, "--out", str(out), "--add"])
 
 
 def test_a_size_that_cannot_be_run_leaves_the_others(cache, tmp_path, monkeypatch):
-    def pretended(experiment, first, images, seconds):
-        if images.height == 16:
+    def pretended(training, size, seconds):
+        if size == 16:
             raise MemoryError("no room for 16x16\nfor once")
-        return COST
+        return FIGURES
 
     monkeypatch.setattr(measure, "measure", pretended)
-    assert measure.command(["configs/vae/vae.py:digits", "--out", str(tmp_path / "x.json"), "--sizes", "16", "32"]) == 0
-    found = json.loads((tmp_path / "x.json").read_text())
-    assert found["own"] == COST | {"flops_per_image": 8e6}
-    assert found["sizes"]["16"] == {"error": "MemoryError: no room for 16x16", "flops_per_image": 16e6}
-    assert found["sizes"]["32"]["images_per_second"] == 20.0
-    monkeypatch.setattr(measure, "measure", lambda experiment, first, images, seconds: COST | {"again": images.height})
-    args = ["configs/vae/vae.py:digits", "--out", str(tmp_path / "x.json"), "--add", "--sizes", "16", "32"]
+    assert measure.command([CONFIG, "--out", str(tmp_path / "x.json"), "--sizes", "16", "32"]) == 0
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert document["own"] == FIGURES | {"flops_per_image": 8e6}
+    assert document["sizes"]["16"] == {"error": "MemoryError: no room for 16x16", "flops_per_image": 16e6}
+    assert document["sizes"]["32"]["images_per_second"] == 20.0
+    monkeypatch.setattr(measure, "measure", lambda training, size, seconds: FIGURES | {"again": size})
+    args = [CONFIG, "--out", str(tmp_path / "x.json"), "--add", "--sizes", "16", "32"]
     assert measure.command(args) == 0  # what failed once may not again
     assert "error" not in json.loads((tmp_path / "x.json").read_text())["sizes"]["16"]
 
 
 def test_a_size_that_does_not_fit_is_told_from_one_that_failed(cache, tmp_path):
-    out = tmp_path / "x.json"
-    assert measure.command(["configs/flow/glow.py:tiny", "--out", str(out), "--sizes", "7", "--seconds", "0.01"]) == 0
-    found = json.loads(out.read_text())
-    assert "7" in found["sizes"]["7"]["unfit"] and found["own"]["images_per_second"] > 0
+    out, config = tmp_path / "x.json", STAGED.training.config.replace(":digits", ":tiny")
+    assert measure.command([config, "--out", str(out), "--sizes", "7", "--seconds", "0.01"]) == 0
+    document = json.loads(out.read_text())
+    assert "7" in document["sizes"]["7"]["unfit"] and document["own"]["images_per_second"] > 0
+    assert document["own"]["samples_per_second"] > 0
+    program = make_program(load_training(config))
+    params, _ = jax.eval_shape(lambda key: program.part.model.init(key, program.part.batch, {}), jax.random.key(0))
+    own = sum(x.size for x in jax.tree.leaves(params))
+    assert document["own"]["parameters"] > own  # and those of the frozen model
 
 
-def test_an_outcome_that_cannot_be_written_is_said_before_measuring(cache, tmp_path):
+def test_an_outcome_that_cannot_be_written_is_reported_before_measuring(cache, tmp_path):
     with pytest.raises(UserError, match="^cannot write "):
-        measure.command(["configs/vae/vae.py:digits", "--out", str(tmp_path)])
+        measure.command([CONFIG, "--out", str(tmp_path)])
 
 
-def test_seconds_of_a_step_are_a_mean_over_whole_cycles(monkeypatch):
-    clock, steps = [0.0], []
+def test_phases_that_run_together_are_counted_over_all_steps():
+    assert phase_sets((always, always), 10) == {0: 1.0}
+    assert phase_sets((always, every(4)), 10) == {0: 0.3, 1: 0.7}
+    assert phase_sets((lambda step: step < 8, lambda step: step >= 6), 10) == {0: 0.6, 6: 0.2, 8: 0.2}
 
-    def train():
-        steps.append(len(steps))
-        clock[0] += 3.0 if steps[-1] % 4 == 0 else 1.0  # a phase that rests in three steps of four
+
+def test_seconds_of_a_step_are_a_mean_weighted_by_how_often_phases_run(monkeypatch):
+    clock = [0.0]
+
+    class Program:
+        phase_sets = {0: 0.25, 1: 0.75}
+        batch = None
+
+        def step(self, state, frozen, batch, number):
+            clock[0] += 3.0 if number == 0 else 1.0
+            return state, {}
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    assert measure.training_seconds(train, 4, 10.0) == 1.5 and len(steps) == 12
+    figures = measure.time_training(Program(), None, {}, 40.0)
+    assert figures == {"step_seconds": 0.25 * 3.0 + 0.75 * 1.0, "compile_seconds": 0.0}
 
 
 def test_memory_of_a_device_that_has_taken_none_is_none(monkeypatch):
     """Not that of this process, which the device's would then be taken from."""
-    import jax
 
     class Device:
         def memory_stats(self):
@@ -92,12 +112,17 @@ def test_memory_of_a_device_that_has_taken_none_is_none(monkeypatch):
     assert 50 < measure.peak_mib() < 20_000  # of this process
 
 
-@pytest.mark.parametrize("variant,size,heights", [("digits", 16, (8,)), ("mnist", 16, (8, 4)), ("mnist", 32, (16, 8))])
-def test_attention_stays_at_its_levels_when_images_are_of_another_size(variant, size, heights):
-    experiment = import_config(ROOT / "configs" / "diffusion" / "ddpm.py").get_config(variant)
-    own = 8 if variant == "digits" else 28
-    scaled = program.at_height(experiment, own, size)
-    assert scaled.model.attention == heights and program.at_height(experiment, own, own) == experiment
-    make_model(scaled.model, ImageSpec(size, size, 1, 10, 256))
-    other = import_config(ROOT / "configs" / "vae" / "vae.py").get_config("digits")
-    assert program.at_height(other, 8, size) is other
+@pytest.mark.parametrize("training", [s.training for s in SCALED], ids=[s.name for s in SCALED])
+def test_a_system_with_options_of_the_height_is_made_at_other_sizes(cache, training):
+    assert training.at_height(training.experiment, 8, 8) == training.experiment
+    part = make_part(training, 16)
+    assert part.model.images.shape == (16, 16, 1) and part.training.experiment != training.experiment
+
+
+def test_attention_stays_at_its_levels_when_images_are_of_another_size():
+    experiment = next(
+        s.training.experiment for s in GENERATORS if getattr(s.training.experiment.model, "attention", ())
+    )
+    experiment = replace(experiment, model=replace(experiment.model, attention=(14, 7)))
+    for height, levels in ((28, (14, 7)), (16, (8, 4)), (32, (16, 8))):
+        assert attention_at_height(experiment, 28, height).model.attention == levels

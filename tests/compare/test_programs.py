@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from pretended import ALONE
 
 from jgen.compare import processes
 
@@ -25,7 +26,7 @@ def test_an_error_of_a_program_is_its_last_line(tmp_path):
 CHILD = """
 import signal, sys, time
 def note(number, frame):
-    print("heard", number, flush=True)
+    print("received", number, flush=True)
     sys.exit(0)
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, note)
@@ -39,35 +40,35 @@ import signal, sys
 from pathlib import Path
 from jgen.compare import __main__ as compare
 from jgen.compare import processes, stages
-child, log, number = sys.argv[1:]
+child, log, number, system = sys.argv[1:]
 signal.signal(int(number), signal.SIG_DFL)  # as from a terminal, also where the tests run under nohup
 stages.Comparison.run = lambda self: processes.run(["-c", child], Path(log))
-sys.exit(compare.command(["--minutes", "1", "--systems", "vae", "--workdir", str(Path(log).parent)]))
+sys.exit(compare.command(["--minutes", "1", "--systems", system, "--workdir", str(Path(log).parent)]))
 """
 
 
 @pytest.mark.parametrize("number,code,passed_on", [(1, 129, 15), (2, 130, 2), (15, 143, 15)])
 def test_a_signal_is_passed_on_once(cache, tmp_path, number, code, passed_on):
     log = tmp_path / "log"
-    command = [sys.executable, "-c", PARENT, CHILD, str(log), str(number)]
+    command = [sys.executable, "-c", PARENT, CHILD, str(log), str(number), ALONE.name]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     while not (log.exists() and "ready" in log.read_text()):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == code and said.count("heard") == 1, said
-    assert f"heard {passed_on}" in said and "go on" in said
+    output = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code and output.count("received") == 1, output
+    assert f"received {passed_on}" in output and "go on" in output
 
 
 def test_a_signal_lets_the_training_save(cache, tmp_path):
     """Stopped in its first training, which saves, and says how to go on."""
     number, code = 15, 143
-    args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", "vae", "--sizes", "8"]
-    folder = tmp_path / "vae"
+    args = ["--data", "tiny", "--minutes", "60", "--seeds", "1", "--systems", ALONE.name, "--sizes", "8"]
+    folder = tmp_path / ALONE.name
     folder.mkdir()
     own = {"step_seconds": 0.5, "likelihood": "lower_bound"}
-    measured = {"config": "", "first_stage": "", "environment": {}, "own": own, "sizes": {"8": {"unfit": ""}}}
+    measured = {"config": "", "environment": {}, "own": own, "sizes": {"8": {"unfit": ""}}}
     (folder / "measure.json").write_text(json.dumps(measured))
     # It hears the signal as from a terminal, also where the tests themselves run under nohup.
     program = "import runpy, signal, sys; signal.signal(int(sys.argv.pop(1)), signal.SIG_DFL);"
@@ -79,8 +80,8 @@ def test_a_signal_lets_the_training_save(cache, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == code and "stopped at step" in said and "go on" in said
+    output = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code and "stopped at step" in output and "go on" in output
     assert any((folder / "seed0" / "checkpoints").glob("[0-9]*"))
 
 
