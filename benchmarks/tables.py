@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/comparison.md from results/: python benchmarks/tables.py [--check]
+"""Writes the tables of README.md and docs/ from results/: python benchmarks/tables.py [--check]
 
 Every number of a table stands in a JSON file with the command, commit and machine that gave it.
 """
@@ -15,7 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jgen.compare import report, rows, tables  # noqa: E402
+from jgen.cli import import_config  # noqa: E402
+from jgen.compare import rows, tables  # noqa: E402
 from jgen.compare.facts import legend  # noqa: E402
 from jgen.compare.systems import Training, load_training, sampling_defaults  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
@@ -68,6 +69,27 @@ def loop() -> str:
         return ""
     beside = "The training loop, with data, logging and checkpoints, beside the bare compiled step"
     return f"{beside}: {'; '.join(sentences)}."
+
+
+def systems() -> str:
+    """One row a system: its name and paper, its configuration, and the first score that was measured of it."""
+    measured: dict[str, str] = {}
+    for path, document in read("score_*.json"):
+        score = scored(document)[0].partition(",")[0].partition(";")[0]
+        likelihood = document.get("likelihood")
+        if likelihood:
+            score += f" ({LIKELIHOODS[likelihood['kind']]})"
+        binarised = "binarised " if likelihood and likelihood["protocol"]["binarise"] != "none" else ""
+        measured.setdefault(document["system"], f"[{score} on {binarised}{document['data']}]({path})")
+    lines = []
+    for path in sorted((ROOT / "configs").glob("*/*.py")):
+        title = (import_config(path).__doc__ or "").partition("\n")[0]
+        name, _, reference = title.partition(" (")
+        number = re.search(r"arXiv (\d{4}\.\d{4,5})", reference)
+        paper = f"[{number[1]}](https://arxiv.org/abs/{number[1]})" if number else "-"
+        place = path.relative_to(ROOT)
+        lines.append([name, paper, f"[{place}]({place})", measured.get(path.stem, "-")])
+    return table(["system", "paper", "configuration", "measured"], lines) + "\n"
 
 
 def scores() -> str:
@@ -183,27 +205,6 @@ def best_and_last(document: dict[str, Any]) -> str:
 
 
 def comparison(data: str) -> str:
-    """The table of a comparison in results/comparison-DATA, as few columns as a first look needs."""
-    path = ROOT / "results" / f"comparison-{data}" / "comparison.json"
-    if not path.is_file():
-        return ""
-    compared = json.loads(path.read_text())["rows"]
-    quality, cost = tables.quality_table(compared), tables.cost_table(compared, [])
-    both = [[*of_quality, *of_cost[1:]] for of_quality, of_cost in zip(quality, cost)]
-    distance = quality[0][1]  # FD, or FID
-    wanted = ("system", distance, "precision", "recall", "class accuracy, %", "sampled with", "bits/dim", "likelihood")
-    wanted += ("training images/s", "samples/s", "parameters")
-    places = [both[0].index(name) for name in wanted]
-    short_table = tables.markdown([[line[place] for place in places] for line in both])
-    row = next((row for row in compared if row["seeds"]), None)
-    if row is None:
-        return f"{short_table}\n"
-    protocol = f"{distance} is {row['network']}: {row['samples']} samples to {report.real_images(row)}"
-    protocol += f", hash of the data {row['data_fingerprint'][:12]}"
-    return f"{short_table}\n\n{protocol}. {report.reference(row)}".rstrip() + "\n"
-
-
-def whole_comparison(data: str) -> str:
     """The whole report of a comparison; its titles a level lower than in its own file."""
     path = ROOT / "results" / f"comparison-{data}" / "comparison.md"
     if not path.is_file():
@@ -214,15 +215,17 @@ def whole_comparison(data: str) -> str:
 
 def main() -> None:
     """Writes the tables, or with --check exits where a document has others."""
-    blocks = {"speed": speed(), "scores": scores()}
+    blocks = {"systems": systems(), "speed": speed(), "scores": scores()}
     for folder in sorted((ROOT / "results").glob("comparison-*")):
         data = folder.name.partition("-")[2]
-        blocks |= {f"comparison {data}": comparison(data), f"whole comparison {data}": whole_comparison(data)}
+        blocks[f"comparison {data}"] = comparison(data)
     placed = set()
-    for name in ("README.md", "docs/comparison.md"):
+    for name in ("README.md", "docs/comparison.md", "docs/results.md"):
         path = ROOT / name
         text = before = path.read_text()
         for block, content in blocks.items():
+            if name.startswith("docs/"):
+                content = content.replace("](results/", "](../results/")
             place = re.compile(f"(<!-- {block} -->\n).*?(<!-- /{block} -->)", re.DOTALL)
             text, times = place.subn(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
             placed |= {block} if times else set()
@@ -230,10 +233,7 @@ def main() -> None:
             sys.exit(f"{name} is not what results/ says: run python benchmarks/tables.py")
         elif text != before:
             path.write_text(text)
-    # The short tables of comparisons but the first are not shown anywhere.
-    shown = [block for block in blocks if blocks[block] and not block.startswith("comparison ")]
-    missing = [block for block in shown if block not in placed]
-    missing += [] if "comparison digits" in placed else ["comparison digits"]
+    missing = [block for block, content in blocks.items() if content and block not in placed]
     if missing:
         sys.exit(f"no document has a place for the tables {', '.join(missing)}")
 
