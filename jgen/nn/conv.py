@@ -44,7 +44,7 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, c
     padding = same if padding is None else padding
     _check_form(kernel, stride, padding, cpu)
     if stride == 1 and kernel.shape[:2] == (1, 1) and padding == same:
-        return x @ kernel[0, 0]
+        return patches.product(x, kernel[0, 0]) if cpu == "patches" and for_cpu() else x @ kernel[0, 0]
     formulation = _cpu_formulation(x, kernel, stride, padding, cpu) if for_cpu() else None
     if formulation is not None:
         return formulation(x, kernel)

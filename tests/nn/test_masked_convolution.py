@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jgen.core.backend import plain_forms
 from jgen.nn.masked_convolution import HorizontalConv, MaskedConv, VerticalConv, group_mask
 
 H, W = 5, 4
@@ -99,6 +100,25 @@ def test_both_parts_make_the_masked_convolution(mask):
     taps = vertical_taps(params["above"]["kernel"], 5, "A") + horizontal_taps(params["left"]["kernel"], 5, mask, 3, 1)
     wanted = by_hand(X, taps) + params["above"]["bias"] + params["left"]["bias"]
     np.testing.assert_allclose(conv.apply({"params": params}, X), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["A", "B"])
+@pytest.mark.parametrize("inputs,groups", [(1, 1), (3, 3), (6, 1), (6, 3)])
+def test_the_form_for_cpus_has_the_plain_forms_values_and_gradients(inputs, groups, mask):
+    conv = MaskedConv(inputs, 9, 5, mask, groups)
+    x = jnp.asarray(X[..., :inputs])
+    params = conv.init(jax.random.key(1), x)["params"]
+    # The trees hold the same names and shapes in both forms.
+    with plain_forms():
+        plain_params = conv.init(jax.random.key(1), x)["params"]
+        wanted = jax.value_and_grad(scalar, (1, 2))(conv, params, x)
+    jax.tree.map(np.testing.assert_array_equal, params, plain_params)
+    actual = jax.value_and_grad(scalar, (1, 2))(conv, params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), actual, wanted)
+
+
+def scalar(conv, params, x):
+    return jnp.sum(jnp.sin(conv.apply({"params": params}, x)))
 
 
 def test_the_order_of_channels():

@@ -16,7 +16,15 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def conv(x: Any, kernel: Any, padding: Padding) -> Any:
     """Convolution of stride 1: x (B, H, W, C), kernel (m, n, C, O)."""
     rows, columns, channels, features = kernel.shape
-    return extract_patches(x, rows, columns, padding) @ kernel.reshape(rows * columns * channels, features)
+    return product(extract_patches(x, rows, columns, padding), kernel.reshape(rows * columns * channels, features))
+
+
+def product(x: Any, matrix: Any) -> Any:
+    """(..., C) with (C, O) to (..., O), as a product of two matrices.
+
+    Its weight gradient takes two to four times as long over several leading axes as over one.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def extract_patches(x: Any, rows: int, columns: int, padding: Padding) -> Any:
