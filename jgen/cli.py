@@ -92,7 +92,9 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
     """
     import tyro
 
-    options, files = [], []
+    options: list[Any] = []
+    files: list[str] = []
+    option: Any
     for name, spec in data.fields.items():
         if name in texts:
             option = Annotated[str | None, tyro.conf.arg(help="Text of all images.")]

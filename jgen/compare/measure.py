@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def time_training(program: Any, state: Any, frozen: Any, seconds: float) -> dict
         start = time.perf_counter()
         jax.block_until_ready(train(number))
         first_steps += time.perf_counter() - start
-        steps[number] = step_seconds(lambda number=number: train(number), share * seconds)
+        steps[number] = step_seconds(partial(train, number), share * seconds)
     mean = sum(share * steps[number] for number, share in program.phase_sets.items())
     return {"compile_seconds": first_steps - sum(steps.values()), "step_seconds": mean}
 

@@ -159,7 +159,7 @@ def write_names(axes: Any, names: list[Any]) -> None:
     halves = [max(9.0, radius * axes.figure.dpi / 72) for *_, radius in names]
     taken = [Bbox.from_bounds(x - half, y - half, 2 * half, 2 * half) for (x, y), half in zip(places, halves)]
     for name, point, colour, radius in names:
-        sides = []
+        sides: list[Any] = []
         out, up, down = 0.7 * radius + 4, 0.7 * radius + 3, -0.7 * radius - 11
         for dx, dy, side in ((out, up, "left"), (-out, up, "right"), (out, down, "left"), (-out, down, "right")):
             shift = {"textcoords": "offset points", "xytext": (dx, dy), "ha": side}
@@ -189,7 +189,7 @@ def write_grids(path: Path, rows: list[Row]) -> None:
 
 
 # Columns of which the least or the most is best, whatever the data.
-LEAST = ("FD", "FID", "kernel distance", "KID", "bits/dim", "MFLOPs an image", "compile, s", "first sample, s")
+LEAST: tuple[str, ...] = ("FD", "FID", "kernel distance", "KID", "bits/dim", "MFLOPs an image", "compile, s", "first sample, s")
 LEAST += ("parameters", "memory, MiB")
 MOST = ("precision", "recall", "class accuracy, %", "training images/s", "samples/s")
 

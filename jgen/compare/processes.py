@@ -59,7 +59,7 @@ def run(words: list[str], log: Path) -> None:
     """A program of jgen's, its progress shown and its output kept. Raises `Failed` with its last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # A session of its own: Ctrl-C reaches this program alone, which passes it on once, so that a training can save.
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
     last: deque[bytes] = deque(maxlen=400)
     process = None
     try:

@@ -41,7 +41,7 @@ def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
 
 
 # What `train_words` and the seed of a run give in place of a configuration.
-OWN = ("seed", "train.steps", "train.log_every", "train.sample_every", "train.validation_images")
+OWN: tuple[str, ...] = ("seed", "train.steps", "train.log_every", "train.sample_every", "train.validation_images")
 OWN += ("train.validate_every", "train.checkpoint_every", "train.keep_every")
 
 
@@ -170,7 +170,8 @@ class Comparison:
         """One stage; what goes wrong in it is kept for the table, and the others go on."""
         path = self.workdir / system.name / "errors.json"
         name = what if not seeds else f"seed {seeds[0]}"
-        errors, wrong = {}, ""
+        errors: dict[str, str] = {}
+        wrong = ""
         with contextlib.suppress(UserError):  # of a file that is damaged: it is written anew
             errors = read(path) or {}
         try:

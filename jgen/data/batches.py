@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 from typing import Any
 
@@ -53,7 +53,7 @@ def train_batches(
     stop: int,
     ahead: int = 2,
     rows: slice | np.ndarray | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """The batches of steps start .. stop - 1, fetched by a thread up to `ahead` steps before they are asked for.
 
     Args:
