@@ -59,7 +59,8 @@ def count_executions(program: core.ClosedJaxpr, values: Sequence[Any]) -> dict[P
 
 def evaluate(program: Any, inputs: Sequence[Any], path: Path) -> tuple[list[Any], Counts]:
     """The outputs of a jaxpr and the executions of what it holds. It can be traced."""
-    jaxpr, counts = open_jaxpr(program), {}
+    jaxpr = open_jaxpr(program)
+    counts: Counts = {}
     environment = dict(zip(jaxpr.constvars, getattr(program, "consts", ())))
     environment |= dict(zip(jaxpr.invars, inputs))
 

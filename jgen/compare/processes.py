@@ -65,7 +65,8 @@ def run(words: list[str], log: Path) -> None:
     try:
         with log.open("ab", buffering=0) as file:
             process = subprocess.Popen([sys.executable, *words], env=environment(), **pipes)
-            while piece := process.stdout.read1(4096):
+            output: Any = process.stdout
+            while piece := output.read1(4096):
                 file.write(piece)
                 last.append(piece)
                 sys.stderr.buffer.write(piece)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,8 @@ def write_images(
     if out.suffix == ".png":
         write_png(out, make_grid(to_display(images, levels), columns))
     elif out.suffix == ".npz":
-        arrays = {"images": images, "levels": np.int32(levels)} | ({} if labels is None else {"labels": labels})
+        arrays: dict[str, Any] = {"images": images, "levels": np.int32(levels)}
+        arrays |= {} if labels is None else {"labels": labels}
         with written_whole(out) as aside:
             np.savez_compressed(aside, **arrays)
     else:

@@ -102,7 +102,8 @@ def tfds_source(builder: Any, config: Config) -> Source:
     files = state_of(folder, sorted(p for p in folder.iterdir() if p.is_file()))
     arrays = {name: field.spec for name, field in fields.items() if field.spec is not None}
     texts = tuple(name for name, field in fields.items() if field.spec is None)
-    spec = DataSpec(ImageSpec(*shape, levels=levels), arrays)
+    height, width, channels = shape
+    spec = DataSpec(ImageSpec(height, width, channels, levels), arrays)
     return Source(builder.name, str(builder.version), files, spec, splits, texts)
 
 

@@ -40,8 +40,8 @@ def cut(packed: Any, like: Tree) -> Tree:
     """The leaves of `like` from packed arrays."""
     leaves, structure = jax.tree.flatten(like)
     rest = list(packed)
-    together, start = rest.pop(0) if any(x.size < LARGE for x in leaves) else None, 0
-    parts = []
+    together: Any = rest.pop(0) if any(x.size < LARGE for x in leaves) else None
+    start, parts = 0, []
     for x in leaves:
         if x.size >= LARGE:
             parts.append(rest.pop(0))

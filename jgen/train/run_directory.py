@@ -125,7 +125,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices, commit and command, for whoever reads the run later."""
     import jax
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

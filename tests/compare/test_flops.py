@@ -184,7 +184,7 @@ def test_a_training_step_costs_what_its_unrolled_layers_do():
         state = jax.jit(lambda: init_state(model, optimisers, jax.random.key(0), batch, False))()
 
         def step(state, batch):
-            return local_step(model, optimisers, None, 1, None, (0,), state, {}, batch)
+            return local_step(model, optimisers, None, 1, None, (0,), state, {}, {}, batch)
 
         return program_flops(step, state, {name: array[None] for name, array in batch.items()})
 
