@@ -15,7 +15,7 @@ import jgen
 import sample
 from jgen.core import keys as rng
 from jgen.core.generate import resolve_options, run_over
-from jgen.core.model import Context, ImageSpec
+from jgen.core.model import ArraySpec, Context, DataSpec, ImageSpec
 from jgen.data.pictures import to_display
 from jgen.errors import UserError
 from jgen.models.autoregressive import pixelcnn
@@ -58,19 +58,19 @@ def test_what_load_returns(gen, run):
 
 
 def test_samples(gen):
-    found = gen.sample(KEY, 3)
-    assert found.shape == (3, 8, 8, 1) and found.dtype == np.uint8 and isinstance(found, np.ndarray)
-    np.testing.assert_array_equal(found, gen.sample(KEY, 3))
-    assert np.any(found != gen.sample(jax.random.key(4), 3))
-    assert np.any(found[0] != found[1])
+    samples = gen.sample(KEY, 3)
+    assert samples.shape == (3, 8, 8, 1) and samples.dtype == np.uint8 and isinstance(samples, np.ndarray)
+    np.testing.assert_array_equal(samples, gen.sample(KEY, 3))
+    assert np.any(samples != gen.sample(jax.random.key(4), 3))
+    assert np.any(samples[0] != samples[1])
 
 
 def test_labels(gen):
-    np.testing.assert_array_equal(gen.labels(12), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
-    np.testing.assert_array_equal(gen.labels(3, start=9), [9, 0, 1])
-    np.testing.assert_array_equal(gen.labels(2, label=7), [7, 7])
-    np.testing.assert_array_equal(gen.labels(2, label=[7, 1]), [7, 1])
-    assert gen.labels(2).dtype == np.int32
+    np.testing.assert_array_equal(gen.conditions(12)["label"], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
+    np.testing.assert_array_equal(gen.conditions(3, start=9)["label"], [9, 0, 1])
+    np.testing.assert_array_equal(gen.conditions(2, label=7)["label"], [7, 7])
+    np.testing.assert_array_equal(gen.conditions(2, label=[7, 1])["label"], [7, 1])
+    assert set(gen.conditions(2)) == {"label"} and gen.conditions(2)["label"].dtype == np.int32
     in_turn = gen.sample(KEY, 3)
     np.testing.assert_array_equal(in_turn, gen.sample(KEY, 3, label=[0, 1, 2]))
     np.testing.assert_array_equal(in_turn, gen.sample(KEY, 3, label=np.arange(3)))
@@ -84,9 +84,15 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for(gen):
     assert_same_images(gen.sample(KEY, 3), whole[:3])
     assert_same_images(gen.sample(KEY, 3, start=4), whole[4:])
     assert_same_images(gen.sample(KEY, 7), whole)
-    counted = []
-    gen.sample(KEY, 7, batch_size=3, progress=lambda chunks: (counted.append(c) or c for c in chunks))
-    assert len(counted) == 3
+    batches = []
+
+    def progress(starts):
+        for start in starts:
+            batches.append(start)
+            yield start
+
+    gen.sample(KEY, 7, batch_size=3, progress=progress)
+    assert len(batches) == 3
 
 
 def test_the_average_and_the_weights_themselves(run, gen):
@@ -100,8 +106,8 @@ def test_the_average_and_the_weights_themselves(run, gen):
 def test_options_are_resolved_over_those_of_the_run(gen):
     assert resolve_options(gen.model, "sample", {}) == gen.config.model.sampling == gen.model.sampling
     assert gen.model.sampling.steps == 5
-    found = resolve_options(gen.model, "sample", {"steps": 3, "times": [5, 2]})
-    assert found == dataclasses.replace(gen.model.sampling, steps=3, times=(5, 2))
+    options = resolve_options(gen.model, "sample", {"steps": 3, "times": [5, 2]})
+    assert options == dataclasses.replace(gen.model.sampling, steps=3, times=(5, 2))
     default = gen.sample(KEY, 3)
     np.testing.assert_array_equal(default, gen.sample(KEY, 3, steps=5))
     np.testing.assert_array_equal(default, gen.sample(KEY, 3, times=[10, 8, 6, 4, 2]))
@@ -139,16 +145,18 @@ def test_the_functions_work_under_jit_vmap_and_grad_of_the_user(gen, images):
     image, label = images
     model, params, ctx = gen.model, gen.params, gen.ctx
     index = jnp.arange(5)
-    batch = {"image": image, "label": label, "index": index}
+    batch, cond = {"image": image, "label": label, "index": index}, {"label": jnp.asarray(label)}
     keys = rng.image_keys(KEY, index)
-    score = jax.jit(lambda params, keys: model.log_prob(params, ctx, keys, image, label))
+    score = jax.jit(lambda params, keys: model.log_prob(params, ctx, keys, image, cond))
     np.testing.assert_allclose(score(params, keys), gen.log_prob(KEY, image, label=label), rtol=1e-4)
 
     options = {**dataclasses.asdict(model.sampling), "steps": 2}
-    drawn = jax.jit(lambda keys: model.sample(params, ctx, keys, jnp.asarray(label), **options))(keys)
+    drawn = jax.jit(lambda keys: model.sample(params, ctx, keys, cond, **options))(keys)
     assert_same_images(np.asarray(drawn), gen.sample(KEY, 5, label=label, steps=2))
 
-    loss = lambda params, keys: model.phases[0].loss(params, ctx, keys, batch)[0]
+    def loss(params, keys):
+        return model.phases[0].loss(params, ctx, keys, batch)[0]
+
     two = jnp.stack([keys, rng.image_keys(jax.random.key(9), index)])
     many = jax.jit(jax.vmap(loss, (None, 0)))(params, two)
     both = jax.jit(jax.value_and_grad(loss))
@@ -161,7 +169,7 @@ def test_the_functions_work_under_jit_vmap_and_grad_of_the_user(gen, images):
 
 # Functions that a model of diffusion does not have, of small models that have not been trained.
 
-SMALL = ImageSpec(4, 4, 1, 2, 4)
+SMALL = DataSpec(ImageSpec(4, 4, 1, 4), {"label": ArraySpec((), "int32", 2)})
 UNTRAINED = {
     "pixelcnn": pixelcnn.Config(features=6, blocks=1, hidden=6, class_conditional=True),
     "realnvp": realnvp.Config(scales=1, couplings=2, width=4, blocks=0),
@@ -176,20 +184,21 @@ SOME = np.random.default_rng(0).integers(0, 4, (5, 4, 4, 1)).astype(np.uint8)
 def untrained(name):
     experiment = jgen.Experiment(model=UNTRAINED[name])
     model = jgen.make(experiment, SMALL)
-    params, extra = jax.jit(model.init)(jax.random.key(0), {"image": SOME, "label": np.arange(5, dtype=np.int32) % 2})
-    return jgen.Generator(model, params, Context(jnp.int32(0), params, extra, {}), experiment, step=0)
+    batch = {"image": SOME, "label": np.arange(5, dtype=np.int32) % 2}
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
+    return jgen.Generator(model, params, Context(jnp.int32(0), None, params, extra), experiment, step=0)
 
 
 def test_inpaint_keeps_the_masked_pixels_and_draws_the_rest():
     gen = untrained("pixelcnn")
     mask = np.arange(16).reshape(4, 4) < 6
-    found = gen.inpaint(KEY, SOME, mask, label=1, temperature=0.8)
-    assert found.shape == SOME.shape and found.dtype == np.uint8 and found.max() < 4
-    np.testing.assert_array_equal(found[:, mask], SOME[:, mask])
-    assert np.any(found[:, ~mask] != SOME[:, ~mask])
+    completed = gen.inpaint(KEY, SOME, mask, label=1, temperature=0.8)
+    assert completed.shape == SOME.shape and completed.dtype == np.uint8 and completed.max() < 4
+    np.testing.assert_array_equal(completed[:, mask], SOME[:, mask])
+    assert np.any(completed[:, ~mask] != SOME[:, ~mask])
     masks = np.broadcast_to(mask, (5, 4, 4))
     again = gen.inpaint(KEY, SOME, masks, label=[1] * 5, temperature=0.8, batch_size=2)
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(completed, again)
     nothing = gen.inpaint(KEY, SOME, np.zeros((4, 4), bool), label=1)
     np.testing.assert_array_equal(nothing, gen.sample(KEY, 5, label=1))
     np.testing.assert_array_equal(gen.inpaint(KEY, SOME, np.ones((4, 4), bool), label=1), SOME)
@@ -218,17 +227,17 @@ def test_masks_and_options_that_inpaint_cannot_serve(mask, options, words):
 def test_log_density_is_what_log_prob_draws_from():
     gen, label = untrained("realnvp"), np.arange(5) % 2
     keys = rng.fold_in(rng.image_keys(KEY, jnp.arange(5)), 0)
-    x = SOME + np.asarray(rng.uniform(keys, SMALL.shape))
-    found = gen.log_density(KEY, x, label=label, batch_size=2)
-    assert found.shape == (5,) and found.dtype == np.float32
-    np.testing.assert_allclose(found, gen.log_prob(KEY, SOME, label=label), rtol=1e-5)
+    x = SOME + np.asarray(rng.uniform(keys, SMALL.image.shape))
+    nats = gen.log_density(KEY, x, label=label, batch_size=2)
+    assert nats.shape == (5,) and nats.dtype == np.float32
+    np.testing.assert_allclose(nats, gen.log_prob(KEY, SOME, label=label), rtol=1e-5)
     for wrong, words in (
         (x[:0], "x has shape (0, 4, 4, 1): it must be (n, 4, 4, 1)"),
         (x[0], "x has shape (4, 4, 1): it must be (n, 4, 4, 1)"),
         (x + 4, "x has values outside [0, 4)"),
         (x * np.nan, "x has values outside [0, 4)"),
     ):
-        assert words in mistake(lambda: gen.log_density(KEY, wrong, label=label))
+        assert words in mistake(functools.partial(gen.log_density, KEY, wrong, label=label))
     assert "vae cannot log_density: it can sample" in mistake(lambda: untrained("vae").log_density(KEY, x))
 
 
@@ -261,8 +270,9 @@ def test_no_images_are_one_line():
     assert "images have shape (0, 4, 4, 1)" in mistake(lambda: gen.encode(KEY, SOME[:0]))
     assert "images have shape (0, 4, 4, 1)" in mistake(lambda: gen.log_prob(KEY, SOME[:0]))
     arrays = {"image": SOME[:0], "index": np.arange(0), "label": np.arange(0)}
-    run = lambda: run_over(gen.model, "validate", gen.params, gen.ctx, KEY, arrays)
-    assert "number of images is 0" in mistake(run)
+    assert "number of images is 0" in mistake(
+        lambda: run_over(gen.model, "validate", gen.params, gen.ctx, KEY, arrays)
+    )
 
 
 def mistake(call):
@@ -301,11 +311,11 @@ def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys)
 
 
 def test_sample_py_without_the_average(run, tmp_path):
-    found = []
+    samples = []
     for option in ("--ema", "--no-ema"):
         out = tmp_path / f"{option}.npz"
         assert sample.command([str(run), "--num", "3", "--seed", "3", option, "--out", str(out)]) == 0
         with np.load(out) as arrays:
-            found.append(arrays["images"])
-    np.testing.assert_array_equal(found[0], jgen.load(run).sample(KEY, 3))
-    np.testing.assert_array_equal(found[1], jgen.load(run, ema=False).sample(KEY, 3))
+            samples.append(arrays["images"])
+    np.testing.assert_array_equal(samples[0], jgen.load(run).sample(KEY, 3))
+    np.testing.assert_array_equal(samples[1], jgen.load(run, ema=False).sample(KEY, 3))
