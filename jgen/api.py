@@ -13,7 +13,7 @@ from jgen.core import parallel
 from jgen.core.model import Context, DataSpec, GenerativeModel
 from jgen.core.options import check_types
 from jgen.errors import require, require_seed
-from jgen.experiment import Experiment, frozen_roles, make_model
+from jgen.experiment import Experiment, check_roles, frozen_roles, make_model
 from jgen.generator import Generator
 from jgen.train.config import check_config, ema_enabled
 from jgen.train.run_directory import RunDirectory, read_config
@@ -48,12 +48,14 @@ def fit(experiment: Experiment, workdir: str | Path) -> str:
 
     check_types(experiment, "experiment")
     check_config(experiment.train, parallel.device_count())
+    check_roles(experiment.model, experiment.frozen)
     require_seed(experiment.seed)
     dataset = datasets.load(experiment.data, load_tokenizers(Path(workdir) / runs.TOKENIZERS))
     started = (Path(workdir) / "config.json").exists()
     wanted = read_config(Path(workdir))["frozen_fingerprints"] if started else {}
     roles = frozen_roles(experiment.model)
-    frozen = runs.load_frozen({r: p for r, p in experiment.frozen.items() if p or roles.get(r, True)}, wanted, load)
+    places = {role: place for role, place in experiment.frozen.items() if place or roles.get(role, True)}
+    frozen = runs.load_frozen(places, wanted, load)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
     directory = RunDirectory(Path(workdir), parallel.is_main_process())

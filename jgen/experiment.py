@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,16 @@ def make_of(config: Any) -> Any:
     return make
 
 
+def check_roles(config: Any, frozen: Iterable[str]) -> None:
+    """Raises `UserError` for a role that a system does not take, or one that it needs and is not given."""
+    given, roles = set(frozen), frozen_roles(config)
+    takes = f"this system takes {', '.join(roles)}" if roles else "this system stands on no other"
+    for role in sorted(given):
+        require(role in roles, f"frozen has {role!r}: {takes}")
+    for role, needed in roles.items():
+        require(role in given or not needed, f"frozen.{role} is missing: this system needs the run of a trained {role}")
+
+
 def make_model(
     config: Any, data: DataSpec, frozen: Mapping[str, GenerativeModel] | None = None
 ) -> GenerativeModel:
@@ -56,13 +66,8 @@ def make_model(
     image, frozen = data.image, dict(frozen or {})
     require(min(image.shape) >= 1, f"images have the shape {image.shape}: every size must be above zero")
     require(2 <= image.levels <= 256, f"images have {image.levels} levels: they must have from 2 to 256")
-    roles = frozen_roles(config)
     check_types(config, "model")
-    takes = f"this system takes {', '.join(roles)}" if roles else "this system stands on no other"
-    for role in frozen:
-        require(role in roles, f"frozen has {role!r}: {takes}")
-    for role, needed in roles.items():
-        require(role in frozen or not needed, f"frozen.{role} is missing: this system needs the run of a trained {role}")
+    check_roles(config, frozen)
     return make_of(config)(config, data, **frozen)
 
 
