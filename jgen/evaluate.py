@@ -176,7 +176,7 @@ def score_samples(
         images = to_display(gen.sample(key, stop - start, **where, **part, **sampling), gen.model.images.levels)
         seconds += time.time() - began
         bar.update(stop - start)
-        if sum(map(len, first)) < IN_GRID:
+        if arguments.grid and sum(map(len, first)) < IN_GRID:
             first.append(images)
         return images
 

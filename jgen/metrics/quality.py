@@ -105,6 +105,7 @@ def features_of_each(
             images = fetch(start, stop)
             for answers, apply in zip(parts, networks):
                 answers.append(apply(images))
+            del images  # before more are made
             progress.update(stop - start)
     return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts]
 

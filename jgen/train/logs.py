@@ -17,6 +17,7 @@ from typing import Any
 from jgen.core.files import finite_or_none, written_whole
 from jgen.errors import UserError
 
+
 def validation_scores(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's validation scores, {"step": ..., name: value, ...}; none where metrics.jsonl is gone."""
     try:
