@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -16,13 +17,12 @@ import sample
 import train
 from jgen.cli import import_config
 from jgen.core import parallel
-from jgen.core.generate import resolve_labels
-from jgen.core.model import ImageSpec
+from jgen.core.generate import resolve_conditions
+from jgen.core.model import ArraySpec, DataSpec, ImageSpec
 from jgen.data import dataset as datasets
 from jgen.data.config import Config as Data
 from jgen.errors import NotSupported, UserError
 from jgen.experiment import make_model
-from jgen.train.config import Optimiser
 
 TINY = "configs/diffusion/ddpm.py:tiny"
 TINY_RUN = [TINY, "--train.steps", "4", "--train.sample-every", "0", "--train.validate-every", "0"]
@@ -48,10 +48,10 @@ def mistake(call, *words, kind=UserError):
     with pytest.raises(UserError) as caught:
         call()
     assert type(caught.value) is kind
-    said = str(caught.value)
-    assert said and "\n" not in said
+    message = str(caught.value)
+    assert message and "\n" not in message
     for word in words:
-        assert word in said, (word, said)
+        assert word in message, (word, message)
 
 
 # In processes of their own: one line on stderr, exit code 2.
@@ -119,6 +119,14 @@ def test_a_batch_that_does_not_divide_over_devices(own, monkeypatch):
         (["--train.log-every", "0"], ["train.log_every is 0"]),
         (["--train.keep", "0"], ["train.keep is 0"]),
         (["--train.ema-decay", "1"], ["train.ema_decay is 1.0"]),
+        (["--train.ema-half-life", "-1"], ["train.ema_half_life is -1.0"]),
+        (["--train.ema-power", "inf"], ["train.ema_power is inf"]),
+        (["--train.ema-power", "6", "--train.ema-half-life", "9"], ["half_life is 9.0", "ema_power 6.0", "set one"]),
+        (["--train.optimiser.by-role", "disc", "learning_rate", "2"], ["by_role names 'disc'", "trains unet"]),
+        (["--train.optimiser.by-role", "unet", "rate", "2"], ["by_role has unet rate 2", "one of learning_rate"]),
+        (["--train.optimiser.by-role", "unet", "beta1", "2"], ["by_role: unet beta1 is 2.0"]),
+        (["--train.optimiser.by-role", "unet", "beta1", "x"], ["by-role", "'x'"]),
+        (["--frozen", "autoencoder", "x"], ["frozen has 'autoencoder'", "this system stands on no other"]),
         (["--train.optimiser.learning-rate", "0"], ["learning_rate is 0"]),
         (["--train.optimiser.weight-decay", "0.1"], ["weight_decay is 0.1", "adamw"]),
         (["--model.channels", "0", "8"], ["channels is (0, 8)"]),
@@ -288,7 +296,7 @@ def test_the_number_of_images(gen):
 
 def test_what_is_no_key(gen):
     for key in (0, None, np.zeros(2), jax.random.split(KEY)):
-        mistake(lambda: gen.sample(key, 2), "key is ", "one PRNG key")
+        mistake(functools.partial(gen.sample, key, 2), "key is ", "one PRNG key")
     images = gen.sample(KEY, 2)
     np.testing.assert_array_equal(gen.sample(jax.random.key_data(KEY), 2), images)  # as of older programs
 
@@ -296,9 +304,10 @@ def test_what_is_no_key(gen):
 def test_a_label_for_a_model_without_classes():
     experiment = import_config(ROOT / "configs/diffusion/ddpm.py").get_config("tiny")
     config = dataclasses.replace(experiment.model, class_conditional=False)
-    model = jgen.make(dataclasses.replace(experiment, model=config), ImageSpec(8, 8, 1, 10, 256))
-    assert resolve_labels(model, None, 3, 0) is None
-    mistake(lambda: resolve_labels(model, 3, 2, 0), "label is 3", "without classes")
+    data = DataSpec(ImageSpec(8, 8, 1, 256), {"label": ArraySpec((), "int32", 10)})
+    model = jgen.make(dataclasses.replace(experiment, model=config), data)
+    assert resolve_conditions(model, {}, 3) == resolve_conditions(model, {"label": None}, 3) == {}
+    mistake(lambda: resolve_conditions(model, {"label": 3}, 2), "label is 3", "trained without it", "no conditions")
 
 
 ZEROS = np.zeros((2, 8, 8, 1), np.uint8)
@@ -322,7 +331,7 @@ def test_images_of_another_kind(gen, images, words):
 
 def test_images_out_of_range(gen):
     images = dataclasses.replace(gen.model.images, levels=17)
-    model = jgen.make(gen.config, images)
+    model = jgen.make(gen.config, dataclasses.replace(gen.model.data, image=images))
     other = jgen.Generator(model, gen.params, gen.ctx, gen.config, gen.step)
     mistake(lambda: other.log_prob(KEY, ZEROS + np.uint8(17), label=0), "value 17", "0 to 16")
     mistake(lambda: gen.log_prob(KEY, ZEROS), "conditional", "label=")
@@ -341,15 +350,29 @@ def test_options_of_a_wrong_type(gen):
     assert gen.sample(KEY, 1, times=np.array([3, 1])).shape == (1, 8, 8, 1)
 
 
-def test_first_stages_that_are_none(gen, tmp_path):
+PRIOR = "configs/vae/vq_prior.py"
+
+
+def test_frozen_runs_that_are_none(gen, tiny_run, tmp_path):
     def start(**changes):
         jgen.fit(dataclasses.replace(gen.config, **changes), tmp_path / "run")
 
-    mistake(lambda: start(first_stage=str(tmp_path / "none")), "there is no run at", "train the first stage")
-    with pytest.raises(UserError, match="this system stands on no other"):
-        make_model(gen.config.model, gen.model.images, None, gen.model)
-    train = dataclasses.replace(gen.config.train, optimiser=Optimiser(scales=(("disc", 2.0),)))
-    mistake(lambda: start(train=train), "scales names 'disc'", "trains unet")
+    prior = import_config(ROOT / PRIOR).get_config("tiny").model
+    none = str(tmp_path / "none")
+    mistake(
+        lambda: start(model=prior, frozen={"autoencoder": none}),
+        f"there is no run at {none}: train the autoencoder before, or give its --frozen.autoencoder",
+    )
+    mistake(lambda: start(model=prior, frozen={"autoencoder": ""}), "there is no run at (empty)")
+    mistake(lambda: start(model=prior), "frozen.autoencoder is missing", "the run of a trained autoencoder")
+    mistake(lambda: start(model=prior, frozen={"autoencoder": str(tiny_run)}), "ddpm")
+    mistake(lambda: start(frozen={"teacher": none}), "frozen has 'teacher'", "stands on no other")
+    mistake(lambda: start(frozen={"teacher": str(tiny_run)}), "frozen has 'teacher'", "stands on no other")
+    mistake(lambda: make_model(gen.config.model, gen.model.data, {"x": gen.model}), "frozen has 'x'")
+    mistake(lambda: make_model(prior, gen.model.data), "frozen.autoencoder is missing")
+    mistake(lambda: jgen.load(tiny_run, frozen={"teacher": none}), "frozen has 'teacher'", "stands on no other run")
+    words = [str(tiny_run), "--num", "2", "--frozen.autoencoder", none]
+    mistake(lambda: sample.command(words), "--frozen.autoencoder")
     assert not (tmp_path / "run").exists()
 
 
@@ -358,9 +381,9 @@ def test_what_a_model_cannot_do_says_what_it_can(gen):
     mistake(lambda: gen.decode(KEY, ZEROS), "ddpm cannot decode", kind=NotSupported)
     with pytest.raises(AttributeError):
         gen.nothing  # noqa: B018
-    assert hasattr(gen, "log_prob") and not hasattr(gen, "classify")
     without = jgen.Generator(gen.model._replace(log_prob=None), gen.params, gen.ctx, gen.config, gen.step)
     mistake(lambda: without.log_prob(KEY, ZEROS, label=0), "cannot log_prob", "can sample", kind=NotSupported)
+    mistake(lambda: without.classify(KEY, ZEROS), "cannot classify", "can sample", kind=NotSupported)
 
 
 def test_sample_py_on_options_that_are_wrong(own, tmp_path):
@@ -376,7 +399,7 @@ def test_sample_py_on_options_that_are_wrong(own, tmp_path):
         (["--num", "2", "--columns", "-1"], ["--columns is -1"]),
         (["--num", "2", "--label", "x"], ["--label"]),
     ):
-        mistake(lambda: sample.command([str(own), *options, "--out", str(out)]), *words)
+        mistake(functools.partial(sample.command, [str(own), *options, "--out", str(out)]), *words)
         assert not out.exists()
     assert snapshot(own) == before
 
@@ -394,9 +417,9 @@ def test_out_with_an_unknown_ending(own, tmp_path):
 
 def test_directories_that_are_no_run(own, tmp_path):
     for call in (jgen.load, lambda path: sample.command([str(path), "--num", "2"])):
-        mistake(lambda: call(tmp_path / "none"), "there is no run at", "none")
+        mistake(functools.partial(call, tmp_path / "none"), "there is no run at", "none")
         (tmp_path / "empty").mkdir(exist_ok=True)
-        mistake(lambda: call(tmp_path / "empty"), "is not a run", "config.json")
+        mistake(functools.partial(call, tmp_path / "empty"), "is not a run", "config.json")
     shutil.rmtree(own / "checkpoints")
     before = snapshot(own)
     mistake(lambda: jgen.load(own), "no checkpoint")
@@ -424,11 +447,16 @@ def changed(document, path, value):
     "path,value,words",
     [
         ("experiment", REMOVE, ["lacks"]),
-        ("images", REMOVE, ["lacks images"]),
-        ("first_stage_fingerprint", REMOVE, ["lacks first_stage_fingerprint"]),
+        ("data", REMOVE, ["lacks data"]),
+        ("frozen_fingerprints", REMOVE, ["lacks frozen_fingerprints"]),
+        ("frozen_fingerprints", [], ["frozen_fingerprints is []", "hashes by role"]),
+        ("frozen_fingerprints", {"autoencoder": 5}, ["frozen_fingerprints is {'autoencoder': 5}"]),
+        ("experiment.frozen", "runs/x", ["frozen is 'runs/x'"]),
+        ("experiment.frozen", {"autoencoder": 5}, ["frozen"]),
         ("data_fingerprint", 5, ["data_fingerprint is 5"]),
         ("experiment", 5, ["no class"]),
-        ("experiment.model.blocks", REMOVE, ["lacks blocks"]),
+        ("experiment.model.blocks", REMOVE, ["does not hold this model"]),  # it takes its default
+        ("data.image.height", REMOVE, ["lacks height"]),
         ("experiment.model.nothing", 1, ["unknown", "nothing"]),
         ("experiment.model.nothing\n", 1, ["unknown", "nothing"]),
         ("experiment.model.blocks", "1", ["blocks is '1'", "int"]),
@@ -438,17 +466,24 @@ def changed(document, path, value):
         ("experiment.model.channels", 8, ["channels is 8"]),
         ("experiment.model.channels", ["8", "8"], ["channels is"]),
         ("experiment.model.schedule", "round", ["schedule is 'round'", "cosine"]),
-        ("experiment.model.sampling", {"steps": 3}, ["no class"]),
+        ("experiment.model.sampling", {"steps": 3}, ["sampling is {'steps': 3}", "Sampling"]),
         ("experiment.model", 5, ["model is 5", "Config of a system"]),
         ("experiment.model", None, ["model is None"]),
-        ("experiment.model", {"class": "jgen.train.config:Optimiser"}, ["lacks"]),
+        ("experiment.model", {"class": "jgen.train.config:Optimiser"}, ["Config of a system"]),
         ("experiment.train.ema_decay", "0.9", ["ema_decay", "float"]),
         ("experiment.seed", 0.5, ["seed is 0.5"]),
-        ("images.height", "8", ["height is '8'"]),
-        ("images.height", 9, ["9x8"]),
-        ("images.channels", 0, ["above zero"]),
-        ("images.levels", 1, ["1 levels"]),
-        ("images.class", "jgen.experiment:Experiment", ["lacks"]),
+        ("data.image.height", "8", ["height is '8'"]),
+        ("data.image.height", 9, ["9x8"]),
+        ("data.image.channels", 0, ["above zero"]),
+        ("data.image.levels", 1, ["1 levels"]),
+        ("data.image.class", "jgen.experiment:Experiment", ["lacks"]),
+        ("data.image", 5, ["image is 5"]),
+        ("data.fields", 5, ["fields is 5"]),
+        ("data.fields.label", 5, ["label"]),
+        ("data.fields.label.shape", "x", ["shape is 'x'"]),
+        ("data.fields.label.num_values", "x", ["num_values is 'x'"]),
+        ("data.fields.label.num_values", 12, ["does not hold this model"]),
+        ("data.class", "jgen.core.model:ImageSpec", ["lacks channels"]),
         ("experiment.class", "jgen.experiment:Nothing", ["does not exist"]),
         ("experiment.class", "jgen.nothing:Config", ["does not exist"]),
         ("experiment.class", "jgen.experiment:to_json", ["no dataclass"]),
@@ -488,7 +523,7 @@ def test_a_class_outside_jgen_is_not_imported(own, tmp_path, monkeypatch):
     (tmp_path / "hostile_module.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Config: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     document = json.loads((own / "config.json").read_text())
-    for path in ("experiment.class", "experiment.model.class", "experiment.model.sampling.class", "images.class"):
+    for path in ("experiment.class", "experiment.model.class", "experiment.model.sampling.class", "data.image.class"):
         (own / "config.json").write_text(json.dumps(changed(document, path, "hostile_module:Config")))
         mistake(lambda: jgen.load(own), "hostile_module:Config", "outside jgen")
         if path.startswith("experiment"):

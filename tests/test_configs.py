@@ -8,10 +8,11 @@ from contract_cases import SYSTEMS
 
 import jgen
 from jgen.cli import import_config
-from jgen.core.model import ImageSpec
+from jgen.core.model import ArraySpec, DataSpec, ImageSpec
 from jgen.errors import UserError
 from jgen.experiment import Experiment, make_model
 from jgen.train.config import check_config
+from jgen.train.loop import role_optimisers
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 VARIANTS = {stem: import_config(path).VARIANTS for stem, path in SYSTEMS.items()}
@@ -21,9 +22,10 @@ def get(system, variant):
     return import_config(SYSTEMS[system]).get_config(variant)
 
 
-def images_of(data):
+def spec_of(data):
     levels = 17 if data.name == "digits" else 256
-    return ImageSpec(*SHAPES[data.name], 10, 2 if data.binarise != "none" else levels)
+    image = ImageSpec(*SHAPES[data.name], 2 if data.binarise != "none" else levels)
+    return DataSpec(image, {"label": ArraySpec((), "int32", 10)})
 
 
 @pytest.mark.parametrize("system,variant", [(s, v) for s, variants in VARIANTS.items() for v in variants])
@@ -33,14 +35,15 @@ def test_every_variant_makes_a_model_of_its_data(system, variant):
     if variant in SHAPES:
         assert experiment.data.name == variant
     check_config(experiment.train, 1)
-    images, first = images_of(experiment.data), None
-    if experiment.first_stage:
-        stage, _, name = experiment.first_stage.removeprefix("runs/").rpartition("-")
-        before = get(stage, name)
-        assert images_of(before.data) == images
-        first = make_model(before.model, images)
-    model = make_model(experiment.model, images, None, first)
-    assert model.images == images and model.name
+    data, frozen = spec_of(experiment.data), {}
+    for role, run in experiment.frozen.items():
+        stem, _, name = run.removeprefix("runs/").rpartition("-")
+        below = get(stem, name)
+        assert spec_of(below.data) == data
+        frozen[role] = make_model(below.model, data)
+    model = make_model(experiment.model, data, frozen)
+    assert model.data == data and model.name
+    role_optimisers(model, experiment.train)
 
 
 def test_systems_that_are_compared_see_the_same_images():
@@ -68,6 +71,8 @@ def test_every_system_has_the_common_variants(system):
         ("model", "channels", [8]),
         ("model", "channels", (8, "8")),
         ("", "seed", 0.5),
+        ("", "frozen", "runs/x"),
+        ("", "frozen", {"autoencoder": 3}),
     ],
 )
 def test_wrong_types_from_a_program(cache, tmp_path, part, field, value):
@@ -76,8 +81,8 @@ def test_wrong_types_from_a_program(cache, tmp_path, part, field, value):
     if part:
         change = {part: dataclasses.replace(getattr(experiment, part), **change)}
     experiment = dataclasses.replace(experiment, **change)
-    images = ImageSpec(8, 8, 1, 10, 17)
-    for call in (lambda: jgen.make(experiment, images), lambda: jgen.fit(experiment, tmp_path / "run")):
+    data = spec_of(get("ddpm", "tiny").data)
+    for call in (lambda: jgen.make(experiment, data), lambda: jgen.fit(experiment, tmp_path / "run")):
         with pytest.raises(UserError, match=f"^[^\n]*{re.escape(f'{field} is {value!r}: it must be')}[^\n]*$"):
             call()
     assert not (tmp_path / "run").exists()

@@ -1,8 +1,10 @@
 """`python -m jgen.evaluate`: the score is that of the API, and its protocol stands beside it."""
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +18,7 @@ import jgen
 import sample
 from jgen import evaluate, held_out
 from jgen.compare import rows
-from jgen.core.model import ImageSpec
+from jgen.core.model import ArraySpec, DataSpec, GenerativeModel, ImageSpec
 from jgen.data import dataset
 from jgen.data.config import Config as Data
 from jgen.errors import UserError
@@ -52,15 +54,15 @@ def test_the_score_and_its_protocol(run, capsys):
     assert [line["step"] for line in whole["validation"]] == [4] and "train.py" in whole["training"]["command"]
     assert 0 <= labels["accuracy"] <= 0.6 and labels["num"] == 60  # of a model that has learned nothing
     assert labels["classifier_test_accuracy"] > 0.95
-    found = whole["quality"]
-    assert found["network"] == f"FD-{labels['classifier']}" == "FD-digits-ad971574"  # of configs/classifiers
-    assert found["num"] == 60
-    assert found["real"] == {"split": "test", "num": 20}
+    scores = whole["quality"]
+    assert scores["network"] == f"FD-{labels['classifier']}" == "FD-digits-ad971574"  # of configs/classifiers
+    assert scores["num"] == 60
+    assert scores["real"] == {"split": "test", "num": 20}
     assert whole["data_fingerprint"] == dataset.load(gen.config.data).fingerprint
     head, line, more_head, more, protocol, path = capsys.readouterr().out.splitlines()
     assert path == str(run / "evaluation.json")
     cells = dict(zip(re.split("  +", head), re.split("  +", line)))
-    distance, kernel = found["frechet_distance"], found["kernel_distance"]
+    distance, kernel = scores["frechet_distance"], scores["kernel_distance"]
     assert cells == {
         "run": str(run),
         "system": "ddpm",
@@ -71,30 +73,30 @@ def test_the_score_and_its_protocol(run, capsys):
         "likelihood": "bound, N 20",
         "FD": f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})",
         "kernel distance": f"{kernel['value']:.5f} ± {kernel['standard_error']:.5f}",
-        "precision": f"{found['precision']['value']:.3f}",
-        "recall": f"{found['recall']['value']:.3f}",
+        "precision": f"{scores['precision']['value']:.3f}",
+        "recall": f"{scores['recall']['value']:.3f}",
         "class accuracy": f"{labels['accuracy']:.4f} of 60",
     }
     assert all(head.index(name) == line.index(cells[name]) for name in ("log p(x), nats", "likelihood", "FD"))
     assert dict(zip(re.split("  +", more_head), re.split("  +", more))) == {
         "run": str(run),
-        "spatial FD": f"{found['spatial_frechet_distance']['value']:.3f}",
-        "classifier's score": f"{found['classifier_score']['value']:.3f} ± {found['classifier_score']['spread']:.3f}",
-        "density": f"{found['density']['value']:.3f}",
-        "coverage": f"{found['coverage']['value']:.3f}",
-        "memorisation": f"{100 * found['memorisation']['value']:.1f} %",
+        "spatial FD": f"{scores['spatial_frechet_distance']['value']:.3f}",
+        "classifier's score": f"{scores['classifier_score']['value']:.3f} ± {scores['classifier_score']['spread']:.3f}",
+        "density": f"{scores['density']['value']:.3f}",
+        "coverage": f"{scores['coverage']['value']:.3f}",
+        "memorisation": f"{100 * scores['memorisation']['value']:.1f} %",
         "class balance": f"{labels['balance']:.4f}",
     }
     assert f"data digits, hash {whole['data_fingerprint'][:12]}" in protocol
     assert "split test, num 20, binarise none, levels 17, given class, seed 0" in protocol
-    assert f"FD-digits-ad971574, weights {found['network_hash']}, 60 samples to 20 test images" in protocol
+    assert f"FD-digits-ad971574, weights {scores['network_hash']}, 60 samples to 20 test images" in protocol
     assert "precision and recall of 20 of each" in protocol
     assert f"classifier {labels['classifier']}" in protocol
-    assert found["kernel_distance"]["num"] == 60 and found["kernel_distance"]["real_num"] == 20
+    assert scores["kernel_distance"]["num"] == 60 and scores["kernel_distance"]["real_num"] == 20
     # A comparison reads what is written here.
-    scores, said = rows.scores_of(whole), rows.seed_line(whole)
-    assert scores["distance"] == distance["value"] and scores["bits_per_dim"] == document["bits_per_dim"]["mean"]
-    assert f"FD {distance['value']:.2f} ({distance['low']:.2f} to " in said and said.count(" to ") == 5
+    read, summary = rows.scores_of(whole), rows.seed_line(whole)
+    assert read["distance"] == distance["value"] and read["bits_per_dim"] == document["bits_per_dim"]["mean"]
+    assert f"FD {distance['value']:.2f} ({distance['low']:.2f} to " in summary and summary.count(" to ") == 5
     assert rows.sampled_with(whole) == "5 steps of ddim" and set(rows.KEPT) <= set(whole)
 
 
@@ -137,9 +139,9 @@ def test_a_row_a_run_and_a_line_a_protocol():
     fid |= {"frechet_distance": {"value": 2.0, "low": 1.0, "high": 3.0}, "spatial_frechet_distance": {"value": 5.0}}
     fid |= {"density": {"value": 0.5}, "coverage": {"value": 0.5}, "memorisation": {"value": 0.5}}
     fid |= {"inception_score": {"value": 9.0, "spread": 0.1}}
-    said = table([outcome(quality=fid)])
-    assert "FID  " in said and "2.000 (1.000 to 3.000)" in said and "sFID  " in said and "9.000 ± 0.100" in said
-    assert "inception score" in said and "classifier's score" not in said
+    lines = table([outcome(quality=fid)])
+    assert "FID  " in lines and "2.000 (1.000 to 3.000)" in lines and "sFID  " in lines and "9.000 ± 0.100" in lines
+    assert "inception score" in lines and "classifier's score" not in lines
 
 
 def test_several_runs_are_scored_by_one_command(run, tmp_path, capsys):
@@ -158,15 +160,51 @@ def test_a_folder_of_pictures_has_the_scores_of_the_same_images_in_a_file(run, t
     for name in ("x.npz", "folder"):
         words = ["--images", str(tmp_path / name), "--data.name", "digits", "--num", "20"]
         assert evaluate.command([*words, "--out", str(tmp_path / f"{name}.json")]) == 0
-    found = [json.loads((tmp_path / name).read_text()) for name in ("x.npz.json", "folder.json")]
-    assert found[0]["quality"] == found[1]["quality"] and "folder" in capsys.readouterr().out
+    scores = [json.loads((tmp_path / name).read_text()) for name in ("x.npz.json", "folder.json")]
+    assert scores[0]["quality"] == scores[1]["quality"] and "folder" in capsys.readouterr().out
 
 
 def test_sampling_and_scoring_show_their_progress(run, tmp_path, capsys):
     words = ["--num", "20", "--samples", "60", "--batch-size", "20", "--out", str(tmp_path / "x.json")]
     assert evaluate.command([str(run), *words]) == 0
-    said = capsys.readouterr().err
-    assert re.search(r"sampling: .*3/3 \[\d+:\d+<\d+:\d+", said) and re.search(r"scoring: .*1/1 \[", said)
+    shown = capsys.readouterr().err
+    assert re.search(r"sampling: .*60/60 \[\d+:\d+<\d+:\d+", shown) and re.search(r"scoring: .*1/1 \[", shown)
+
+
+def test_few_samples_are_held_at_a_time_and_their_parts_change_no_score(run, tmp_path, monkeypatch):
+    """Of those that were drawn before, nothing is left when more are."""
+    features_of_each, sizes, left, drawn = quality.features_of_each, [], [], []
+
+    def spy(networks, num, fetch, title, chunk):
+        def fetch_and_note(start, stop):
+            gc.collect()
+            left.append(sum(len(images()) for images in drawn if images() is not None))
+            images = fetch(start, stop)
+            drawn.append(weakref.ref(images))
+            sizes.append(len(images))
+            return images
+
+        return features_of_each(networks, num, fetch_and_note, title, chunk)
+
+    monkeypatch.setattr(quality, "features_of_each", spy)
+    words = [str(run), "--num", "20", "--samples", "60", "--batch-size", "20", "--no-memorisation"]
+    documents = []
+    for chunk in (evaluate.CHUNK, 20):
+        monkeypatch.setattr(evaluate, "CHUNK", chunk)
+        out = tmp_path / f"{chunk}.json"
+        assert evaluate.command([*words, "--out", str(out)]) == 0
+        documents.append(json.loads(out.read_text()))
+    assert sizes == [60, 20, 20, 20] and left == [0] * 4
+    assert documents[0]["quality"] == documents[1]["quality"] and documents[0]["labels"] == documents[1]["labels"]
+
+
+def test_memorisation_is_judged_where_it_is_asked_for(run, tmp_path, capsys):
+    words = ["--num", "20", "--samples", "60", "--no-memorisation", "--out", str(tmp_path / "x.json")]
+    assert evaluate.command([str(run), *words]) == 0
+    scores = json.loads((tmp_path / "x.json").read_text())["quality"]
+    assert "memorisation" not in scores and "reference" not in scores and scores["frechet_distance"]["value"] > 0
+    head, cells = capsys.readouterr().out.splitlines()[2:4]
+    assert dict(zip(re.split("  +", head), re.split("  +", cells)))["memorisation"] == "-"
 
 
 def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
@@ -176,8 +214,8 @@ def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
     names = [str(tmp_path / name / "x.json") for name in "abc"]
     with pytest.raises(UserError, match=f"^{tmp_path}/b: its data is gone$"):
         evaluate.finish([(names[0], outcome), (names[1], fail), (names[2], outcome)])
-    said = capsys.readouterr().out
-    assert said.count("exact, N 9") == 2 and names[0] in said and names[1] not in said and names[2] in said
+    shown = capsys.readouterr().out
+    assert shown.count("exact, N 9") == 2 and names[0] in shown and names[1] not in shown and names[2] in shown
     assert all(json.loads((tmp_path / name / "x.json").read_text())["system"] == "vae" for name in "ac")
 
 
@@ -215,101 +253,122 @@ def test_distances_stand_where_a_likelihood_is_no_number(run, tmp_path, monkeypa
     monkeypatch.setattr(held_out, "likelihood", wrong)
     with pytest.raises(UserError, match="^the likelihood of 1 of 20 images is not finite$"):
         evaluate.command([str(run), "--num", "20", "--samples", "60", "--out", str(tmp_path / "x.json")])
-    found = json.loads((tmp_path / "x.json").read_text())
-    assert found["quality"]["precision"] and found["likelihood"] is None and "FD" in capsys.readouterr().out
-    assert found["errors"] == {"likelihood": "the likelihood of 1 of 20 images is not finite"}
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert document["quality"]["precision"] and document["likelihood"] is None and "FD" in capsys.readouterr().out
+    assert document["errors"] == {"likelihood": "the likelihood of 1 of 20 images is not finite"}
 
 
 def test_scores_are_printed_also_where_they_cannot_be_written(tmp_path, capsys):
     (tmp_path / "x.json").mkdir()
     with pytest.raises(UserError, match="x.json: Is a directory"):
         evaluate.finish([(str(tmp_path / "x.json"), outcome)])
-    said = capsys.readouterr().out
-    assert "exact, N 9" in said and "x.json" not in said
+    shown = capsys.readouterr().out
+    assert "exact, N 9" in shown and "x.json" not in shown
 
 
 def test_an_earlier_outcome_is_kept(tmp_path):
     path = tmp_path / "evaluation.json"
     for step in (3, 4, 5):
         evaluate.finish([(str(path), lambda step=step: outcome(step=step))], keep=True)
-    found = [tmp_path / name for name in ("evaluation.1.json", "evaluation.2.json", "evaluation.json")]
-    assert sorted(tmp_path.iterdir()) == found
-    assert [json.loads(file.read_text())["step"] for file in found] == [3, 4, 5]
+    files = [tmp_path / name for name in ("evaluation.1.json", "evaluation.2.json", "evaluation.json")]
+    assert sorted(tmp_path.iterdir()) == files
+    assert [json.loads(file.read_text())["step"] for file in files] == [3, 4, 5]
 
 
-def scored(nats, **arguments):
+def generator_of(images, data, conditions=(), codes=(), log_density=None, **functions):
+    """Something like a Generator of images, with these functions."""
+    model = GenerativeModel("pretended", DataSpec(images, {"label": ArraySpec((), "int32", 10)}), None, ())
+    model = model._replace(conditions=conditions, codes=codes, log_density=log_density)
+    return SimpleNamespace(config=SimpleNamespace(data=data), model=model, likelihood="lower_bound", **functions)
+
+
+def scored(nats, log_density=None, **arguments):
     """The likelihood of the first digits by a model that says `nats` of each."""
-    model = SimpleNamespace(images=ImageSpec(8, 8, 1, 10, 256), conditional=False, log_density=None)
-    log_prob = lambda key, x, **options: np.asarray(nats, np.float32)[: len(x)]
-    gen = SimpleNamespace(config=SimpleNamespace(data=Data()), model=model, log_prob=log_prob, likelihood="lower_bound")
-    score = lambda: held_out.likelihood(gen, dataset.load(Data()), evaluate.Arguments(**arguments), {"samples": 3})
-    return model, score
+
+    def log_prob(key, images, **options):
+        return np.asarray(nats, np.float32)[: len(images)]
+
+    gen = generator_of(ImageSpec(8, 8, 1, 256), Data(), log_density=log_density, log_prob=log_prob)
+    return held_out.likelihood(gen, dataset.load(Data()), evaluate.Arguments(**arguments), {"samples": 3})
 
 
 def test_dequantisation_is_part_of_the_protocol(cache):
-    model, score = scored(-np.ones(5), num=5)
-    assert "dequantisation" not in score()["protocol"]
-    model.log_density = lambda *args: None
-    assert score()["protocol"]["dequantisation"] == "uniform" and score()["protocol"]["samples"] == 3
+    assert "dequantisation" not in scored(-np.ones(5), num=5)["protocol"]
+    protocol = scored(-np.ones(5), num=5, log_density=pytest.fail)["protocol"]
+    assert protocol["dequantisation"] == "uniform" and protocol["samples"] == 3
 
 
 def test_likelihoods_that_have_no_error_or_no_mean(cache):
-    found = scored([-2.0], num=1)[1]()
-    assert found["nats"] == {"mean": -2.0, "standard_error": None}
-    assert "-2.000  " in table([outcome(likelihood=found)])
-    found = scored(-np.arange(7.0), likelihood_images=3)[1]()["nats"]
-    assert found["mean"] == -1.0 and found["standard_error"] == pytest.approx(1 / np.sqrt(3))
+    scores = scored([-2.0], num=1)
+    assert scores["nats"] == {"mean": -2.0, "standard_error": None}
+    assert "-2.000  " in table([outcome(likelihood=scores)])
+    nats = scored(-np.arange(7.0), likelihood_images=3)["nats"]
+    assert nats["mean"] == -1.0 and nats["standard_error"] == pytest.approx(1 / np.sqrt(3))
     with pytest.raises(UserError, match="the likelihood of 2 of 4 images is not finite"):
-        scored([0.0, np.nan, 1.0, -np.inf], num=4)[1]()
+        scored([0.0, np.nan, 1.0, -np.inf], num=4)
 
 
 def test_reconstructions_by_hand(cache):
     """A model whose codes are one pixel of an image, and whose images are four levels off."""
-    data, codes = Data(), ImageSpec(1, 1, 1, 10, 20)
-    encode = lambda key, x, **where: x[:, 2:3, 2:3].astype(np.int32) // 15
-    decode = lambda key, codes, **where: np.where(images < 128, images + 4, images - 4).astype(np.uint8)
-    model = SimpleNamespace(images=ImageSpec(8, 8, 1, 10, 256), conditional=False, codes=codes)
-    gen = SimpleNamespace(config=SimpleNamespace(data=data), model=model, encode=encode, decode=decode)
-    batch = dataset.load(data).splits["test"].fetch(np.arange(60))
+    data = Data()
+    opened = dataset.load(data)
+    batch = opened.splits["test"].fetch(np.arange(60))
     images = batch["image"]
-    made, labels, found = held_out.reconstruction(gen, dataset.load(data), evaluate.Arguments(num=60))
-    np.testing.assert_array_equal(made, decode(None, None))
-    np.testing.assert_array_equal(labels, batch["label"])
-    assert found["mse"] == pytest.approx((4 / 255) ** 2) and found["psnr"] == pytest.approx(20 * np.log10(255 / 4))
+
+    def encode(key, x, label, **where):
+        np.testing.assert_array_equal(label, batch["label"])
+        return x[:, 2:3, 2:3].astype(np.int32) // 15
+
+    def decode(key, codes, label, **where):
+        np.testing.assert_array_equal(label, batch["label"])
+        return np.where(images < 128, images + 4, images - 4).astype(np.uint8)
+
+    functions = {"conditions": ("label",), "encode": encode, "decode": decode}
+    gen = generator_of(ImageSpec(8, 8, 1, 256), data, codes=(ImageSpec(1, 1, 1, 20),), **functions)
+    made, cond, scores = held_out.reconstruction(gen, opened, evaluate.Arguments(num=60))
+    np.testing.assert_array_equal(made, decode(None, None, batch["label"]))
+    assert set(cond) == {"label"}
+    np.testing.assert_array_equal(cond["label"], batch["label"])
+    assert scores["mse"] == pytest.approx((4 / 255) ** 2) and scores["psnr"] == pytest.approx(20 * np.log10(255 / 4))
     counts = np.unique(images[:, 2, 2] // 15, return_counts=True)[1]
-    assert found["codes"] == 20 and found["codes_used"] == len(counts) > 3 and found["num"] == 60
-    assert found["perplexity"] == pytest.approx(np.exp(scipy.stats.entropy(counts)))
+    assert scores["codes"] == 20 and scores["codes_used"] == len(counts) > 3 and scores["num"] == 60
+    assert scores["perplexity"] == pytest.approx(np.exp(scipy.stats.entropy(counts)))
+    # Of several grids of codes, each has scores of its own.
+    several = gen.model._replace(codes=(ImageSpec(1, 1, 1, 20), ImageSpec(1, 1, 1, 300)))
+    gen = SimpleNamespace(**{**vars(gen), "model": several})
+    gen.encode = lambda key, x, **where: (encode(key, x, **where), np.full((60, 1, 1, 1), 299))
+    first, second = held_out.reconstruction(gen, opened, evaluate.Arguments(num=60))[2]["grids"]
+    assert first == {name: scores[name] for name in ("codes", "codes_used", "perplexity")}
+    assert second == {"codes": 300, "codes_used": 1, "perplexity": 1.0}
 
 
 def test_the_whole_training_is_told_beside_the_step_that_is_scored(monkeypatch):
-    """120 s of training to step 10, those of a first stage among them, and 60 more to the newest."""
+    """120 s of training to step 10, those of a frozen model among them, and 60 more to the newest."""
     at = {10: 100.0, 30: 160.0}
     monkeypatch.setattr(checkpoints, "newest_good", lambda folder: 30)
     monkeypatch.setattr(checkpoints, "seconds_at", lambda folder, step: at[step])
-    found = evaluate.length_of_training(SimpleNamespace(step=10, seconds=120.0), None)
-    assert found == {"steps": 30, "minutes": 3.0}
+    trained = evaluate.length_of_training(SimpleNamespace(step=10, seconds=120.0), None)
+    assert trained == {"steps": 30, "minutes": 3.0}
 
 
 def test_the_picture_has_the_first_images_of_every_class(tmp_path):
     images = np.arange(45, dtype=np.uint8).reshape(45, 1, 1, 1) + 100
-    first = lambda path: np.unique(np.asarray(Image.open(path))).tolist()
     evaluate.write_grid(tmp_path / "a.png", images, np.arange(45) % 20)  # of 20 classes, two have but two images
-    assert first(tmp_path / "a.png") == [64, *range(100, 110), *range(120, 130)]
+    assert np.unique(Image.open(tmp_path / "a.png")).tolist() == [64, *range(100, 110), *range(120, 130)]
     evaluate.write_grid(tmp_path / "b.png", images, None)
-    assert first(tmp_path / "b.png") == [64, *range(100, 145)]
+    assert np.unique(Image.open(tmp_path / "b.png")).tolist() == [64, *range(100, 145)]
 
 
 def test_images_are_the_same_however_many_are_read_at_once(cache, monkeypatch):
     """Binarised by their own keys, whatever stands beside them."""
-    seen, spec = [], ImageSpec(8, 8, 1, 10, 2)
+    seen = []
 
     def log_prob(key, images, **where):
         seen.append((images, where["label"]))
         return -np.ones(len(images), np.float32)
 
     data = Data(binarise="dynamic")
-    model = SimpleNamespace(images=spec, conditional=True, log_density=None)
-    gen = SimpleNamespace(config=SimpleNamespace(data=data), model=model, log_prob=log_prob, likelihood="exact")
+    gen = generator_of(ImageSpec(8, 8, 1, 2), data, conditions=("label",), log_prob=log_prob)
     for at_once in (1000, 4):
         monkeypatch.setattr(held_out, "AT_ONCE", at_once)
         held_out.likelihood(gen, dataset.load(data), evaluate.Arguments(num=9), {})

@@ -36,12 +36,12 @@ def draw(run, tmp_path, *options):
     sheet = np.asarray(Image.open(out))
     cell, gap = 48, 2
     rows, columns = (sheet.shape[0] - gap) // (cell + gap), (sheet.shape[1] - gap) // (cell + gap)
-    at = lambda i, n: slice(gap + i * (cell + gap), gap + i * (cell + gap) + cell, cell // n)
-    cells = np.stack([[sheet[at(r, 8), at(c, 8)] for c in range(columns)] for r in range(rows)])
+    at = [slice(gap + i * (cell + gap), gap + i * (cell + gap) + cell, cell // 8) for i in range(max(rows, columns))]
+    cells = np.stack([[sheet[at[r], at[c]] for c in range(columns)] for r in range(rows)])
     levels = jgen.load(run).model.images.levels
-    found = np.round(cells / 255 * (levels - 1)).astype(np.uint8)
-    np.testing.assert_array_equal(to_display(found, levels), cells)
-    return found
+    values = np.round(cells / 255 * (levels - 1)).astype(np.uint8)
+    np.testing.assert_array_equal(to_display(values, levels), cells)
+    return values
 
 
 def images_of(run, n):
