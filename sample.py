@@ -55,7 +55,8 @@ def command(args: list[str]) -> int:
     from jgen.runs import TOKENIZERS, load_experiment
 
     experiment, data = load_experiment(run)
-    parsed = cli.parse(options(experiment, data, load_tokenizers(Path(run) / TOKENIZERS)), rest, "sample.py RUN", __doc__)
+    tokenizers = load_tokenizers(Path(run) / TOKENIZERS)
+    parsed = cli.parse(options(experiment, data, tokenizers), rest, "sample.py RUN", __doc__)
     a: Arguments = parsed.main
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require_seed(a.seed, "--seed")

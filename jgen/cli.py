@@ -107,7 +107,8 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
         options.append((name, option, dataclasses.field(default=None)))
     if files:
         help_text = "File with the array, of one image or of all: .npy, or .png for an image."
-        entries = [(name, Annotated[str, tyro.conf.arg(help=help_text)], dataclasses.field(default="")) for name in files]
+        path = Annotated[str, tyro.conf.arg(help=help_text)]
+        entries = [(name, path, dataclasses.field(default="")) for name in files]
         cls = dataclasses.make_dataclass("Cond", entries, frozen=True)
         options.append(("cond", cls, dataclasses.field(default_factory=cls)))
     return options, files

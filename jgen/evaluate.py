@@ -393,7 +393,8 @@ def command(args: list[str]) -> int:
     for run in runs:
         experiment = load_experiment(run)[0]
         parts = {part: getattr(experiment.model, part, None) for part in ("scoring", "sampling")}
-        fields: list[Any] = [("main", Annotated[Arguments, tyro.conf.arg(name="")], dataclasses.field(default=Arguments()))]
+        unnamed = Annotated[Arguments, tyro.conf.arg(name="")]
+        fields: list[Any] = [("main", unnamed, dataclasses.field(default=Arguments()))]
         fields += [(name, type(x), dataclasses.field(default=x)) for name, x in parts.items() if x is not None]
         fields += cli.frozen_option(experiment)
         options = dataclasses.make_dataclass("Options", fields, frozen=True)

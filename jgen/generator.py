@@ -239,7 +239,8 @@ class Generator:
         cond = {field: value for field, value in cond.items() if value is not None}
         for field in self.model.conditions:
             given = field in cond
-            require(given, f"{self.model.name} is conditional: {name} needs {field}=, one for all images or one an image")
+            needs = f"{name} needs {field}=, one for all images or one an image"
+            require(given, f"{self.model.name} is conditional: {needs}")
         return resolve_conditions(self.model, self._tokens(cond), n)
 
     def _run(

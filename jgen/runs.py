@@ -26,7 +26,7 @@ TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
 
 
 class FrozenRun(NamedTuple):
-    """A trained model that another stands on: its functions, its arrays, a hash of them, and how long it was trained."""
+    """A trained model that another stands on: functions, arrays, their hash, and seconds of training."""
 
     model: GenerativeModel
     arrays: FrozenModel
@@ -82,8 +82,8 @@ def load_frozen(places: Mapping[str, str | Path], wanted: Mapping[str, str], loa
 
     Args:
       places: {role: run directory}.
-      wanted: {role: hash of the arrays to take}: of an older checkpoint, where the run was trained on since; a role that
-        is not in it takes the newest good one.
+      wanted: {role: hash of the arrays to take}: of an older checkpoint, where the run was trained on since; a role
+        that is not in it takes the newest good one.
       load: `jgen.load`.
     Raises:
       UserError: no such run or checkpoint.

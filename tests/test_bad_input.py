@@ -297,6 +297,7 @@ def test_the_number_of_images(gen):
 def test_what_is_no_key(gen):
     for key in (0, None, np.zeros(2), jax.random.split(KEY)):
         mistake(functools.partial(gen.sample, key, 2), "key is ", "one PRNG key")
+    mistake(lambda: gen.sample(jax.random.key(0, impl="rbg"), 2), "key is one of rbg", "threefry")
     images = gen.sample(KEY, 2)
     np.testing.assert_array_equal(gen.sample(jax.random.key_data(KEY), 2), images)  # as of older programs
 

@@ -7,7 +7,6 @@ import shutil
 import weakref
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -18,6 +17,7 @@ import jgen
 import sample
 from jgen import evaluate, held_out
 from jgen.compare import rows
+from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, DataSpec, GenerativeModel, ImageSpec
 from jgen.data import dataset
 from jgen.data.config import Config as Data
@@ -43,7 +43,7 @@ def test_the_score_and_its_protocol(run, capsys):
     document, labels = whole["likelihood"], whole["labels"]
     gen = jgen.load(run)
     image, label = real_images(gen.config.data, 20)
-    nats = gen.log_prob(jax.random.split(jax.random.key(0))[1], image, label=label)
+    nats = gen.log_prob(rng.stream(rng.seed_key(0), rng.SCORE), image, label=label)
     assert document["nats"]["mean"] == pytest.approx(nats.mean(), rel=1e-5)
     assert document["bits_per_dim"]["mean"] == pytest.approx(-nats.mean() / (64 * np.log(2)), rel=1e-5)
     assert document["nats"]["standard_error"] == pytest.approx(nats.std(ddof=1) / np.sqrt(20), rel=1e-4)

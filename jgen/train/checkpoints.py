@@ -134,7 +134,8 @@ def best_good(folder: Path, best: tuple[str, str] | None) -> int:
         warn(f"checkpoint {folder / str(line['step'])} {reason}: using the next best")
         left.remove(line)
     scores = ", ".join(name for name in (lines or [{}])[0] if name not in ("step", "split")) or "no scores"
-    reason = f"its validation has {scores}" if best_of(lines, best) is None else "no kept and whole checkpoint has a score"
+    scored = best_of(lines, best) is not None
+    reason = "no kept and whole checkpoint has a score" if scored else f"its validation has {scores}"
     raise UserError(f"{folder.parent} does not say which checkpoint is best: {reason}; give a step")
 
 

@@ -212,7 +212,7 @@ class Training:
         return train_batches(split, self.seed, batch * repeats, self.first, self.config.steps, rows=rows)
 
     def stopped(self, step: int, received: list[int]) -> bool:
-        """Whether to stop after this step, before the last: several processes agree on it when a line of metrics is due."""
+        """Whether to stop after this step, before the last; several processes agree on it when a line is due."""
         if step == self.config.steps or (jax.process_count() > 1 and step % self.config.log_every):
             return False
         return parallel.any_process(bool(received))

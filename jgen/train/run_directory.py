@@ -115,7 +115,8 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
         images = dict(images)
         classes = images.pop("num_classes", 0)
         label = {"class": "jgen.core.model:ArraySpec", "shape": [], "dtype": "int32", "num_values": classes}
-        new["data"] = {"class": "jgen.core.model:DataSpec", "image": images, "fields": {"label": label} if classes else {}}
+        fields = {"label": label} if classes else {}
+        new["data"] = {"class": "jgen.core.model:DataSpec", "image": images, "fields": fields}
     if isinstance(first := new.pop("first_stage_fingerprint", None), str):
         new["frozen_fingerprints"] = {"autoencoder": first} if first else {}
     return new

@@ -62,7 +62,8 @@ def init_state(
     """
     params, extra = model.init(rng.stream(key, rng.INIT), batch, frozen or {})
     trained = {role for phase in model.phases for role in phase.trains}
-    require(set(params) == trained, f"{model.name} has parameters of {names(params)}: its phases train {names(trained)}")
+    roles = f"{model.name} has parameters of {names(params)}: its phases train {names(trained)}"
+    require(set(params) == trained, roles)
     opt = {role: optimisers[role].transform.init(pack(params[role])) for role in params}
     averages = params if model.averages is None else {role: params[role] for role in model.averages}
     average = pack_roles(averages) if ema else {}

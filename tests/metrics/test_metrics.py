@@ -29,8 +29,8 @@ def test_frechet_distance_against_scipy_and_closed_forms():
     assert frechet_distance(a, a) < 1e-9
     # Gaussians with the same axes: |m1 - m2|^2 + sum (s1 - s2)^2.
     s1, s2, m = np.array([1.0, 2.0, 0.0]), np.array([3.0, 0.5, 1.0]), np.array([0.0, 1.0, 2.0])
-    found = frechet_distance(Statistics(9, 0 * m, np.diag(s1**2)), Statistics(9, m, np.diag(s2**2)))
-    np.testing.assert_allclose(found, np.sum(m**2) + np.sum((s1 - s2) ** 2), rtol=1e-12)
+    distance = frechet_distance(Statistics(9, 0 * m, np.diag(s1**2)), Statistics(9, m, np.diag(s2**2)))
+    np.testing.assert_allclose(distance, np.sum(m**2) + np.sum((s1 - s2) ** 2), rtol=1e-12)
 
 
 def test_frechet_distance_of_fewer_images_than_features():
@@ -46,7 +46,10 @@ def test_frechet_distance_of_fewer_images_than_features():
 def test_frechet_distance_of_unlike_subspaces(n):
     """tr (S1^1/2 S2 S1^1/2)^1/2 is the sum of the singular values of X Y^T, over both numbers of images less one."""
     x, y = RNG.standard_normal((8, 30)) * 3, RNG.standard_normal((n, 30)) + 1
-    centred = lambda z: (z - z.mean(0)) / np.sqrt(len(z) - 1)
+
+    def centred(z):
+        return (z - z.mean(0)) / np.sqrt(len(z) - 1)
+
     cross = np.linalg.svd(centred(x) @ centred(y).T, compute_uv=False).sum()
     expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(centred(x) ** 2) + np.sum(centred(y) ** 2) - 2 * cross
     np.testing.assert_allclose(frechet_distance(statistics(x), statistics(y)), expected, rtol=1e-6)
@@ -56,12 +59,15 @@ def test_frechet_distance_of_unlike_subspaces(n):
 def test_bootstrap_intervals_are_as_wide_as_repeated_draws_say():
     """The spread over new draws of 200 is about that over draws again from one of them."""
     to_real = distance_to(statistics(RNG.standard_normal((5000, 5)) + 1.0))
-    distance, draw = lambda x: to_real(statistics(x)), lambda: RNG.standard_normal((200, 5))
-    values = [distance(draw()) for _ in range(300)]
-    found = [bootstrap(distance, draw()) for _ in range(20)]
-    width = np.mean([high - low for _, low, high in found]) / (2 * 1.96)
+
+    def distance(x):
+        return to_real(statistics(x))
+
+    values = [distance(RNG.standard_normal((200, 5))) for _ in range(300)]
+    intervals = [bootstrap(distance, RNG.standard_normal((200, 5))) for _ in range(20)]
+    width = np.mean([high - low for _, low, high in intervals]) / (2 * 1.96)
     assert 0.85 < width / np.std(values) < 1.15
-    covered = [low < np.mean(values) < high for _, low, high in found]
+    covered = [low < np.mean(values) < high for _, low, high in intervals]
     assert np.mean(covered) > 0.75  # 0.95 of them, or 15 of 20 in all but a few of ten thousand cases
     # Of a part, its standard error is known; what cannot be exceeded is not.
     value, low, high = bootstrap(np.mean, np.arange(400) < 40, rounds=2000)
@@ -86,25 +92,33 @@ def test_intervals_of_balanced_samples_are_those_within_classes():
     rng = np.random.default_rng(11)
     real = of_ten_classes(rng)[1] + 1.0
     to_real = distance_to(statistics(real))
-    distance = lambda x: to_real(statistics(x))
+
+    def distance(x):
+        return to_real(statistics(x))
+
+    def half(interval):
+        return (interval.high - interval.low) / (2 * 1.96)
+
     draws = [of_ten_classes(rng) for _ in range(300)]
     spread = np.std([distance(x) for _, x in draws])
-    half = lambda found: (found.high - found.low) / (2 * 1.96)
     within = np.mean([half(bootstrap(distance, x, classes=classes)) for classes, x in draws[:20]])
     over_all = np.mean([half(bootstrap(distance, x)) for _, x in draws[:20]])
     assert 0.85 < within / spread < 1.15 < 2 < over_all / spread
     # The kernel distance's error is of both kinds of images: of many real ones, whose classes are drawn, less.
     means = 4 * np.random.default_rng(5).standard_normal((10, 3))
-    other = lambda: means[rng.integers(0, 10, 1500)] + 1.0 + rng.standard_normal((1500, 3))
-    found = [(of_ten_classes(rng), other()) for _ in range(60)]
-    values, errors = np.transpose([kernel_distance(x, y, classes=classes) for (classes, x), y in found])
+
+    def of_any_class(num):
+        return means[rng.integers(0, 10, num)] + rng.standard_normal((num, 3))
+
+    pairs = [(of_ten_classes(rng), 1.0 + of_any_class(1500)) for _ in range(60)]
+    values, errors = np.transpose([kernel_distance(x, y, classes=classes) for (classes, x), y in pairs])
     assert 0.75 < errors.mean() / values.std() < 1.3
-    assert np.mean([kernel_distance(x, y)[1] for (_, x), y in found[:10]]) > 1.5 * values.std()
+    assert np.mean([kernel_distance(x, y)[1] for (_, x), y in pairs[:10]]) > 1.5 * values.std()
     # Its value, of one distribution, is zero on average also where classes have the same numbers on one side alone;
     # over all pairs it would be low by the 0.9 / 199 of what pairs within and between the ten classes differ by.
-    same = lambda: means[rng.integers(0, 10, 300)] + rng.standard_normal((300, 3))
-    found = [(*of_ten_classes(rng), same()) for _ in range(300)]
-    plain, within = np.transpose([(kernel_distance(x, y)[0], kernel_distance(x, y, classes=c)[0]) for c, x, y in found])
+    triples = [(*of_ten_classes(rng), of_any_class(300)) for _ in range(300)]
+    pairs = [(kernel_distance(x, y)[0], kernel_distance(x, y, classes=c)[0]) for c, x, y in triples]
+    plain, within = np.transpose(pairs)
     x = means[np.repeat(np.arange(10), 300)] + rng.standard_normal((3000, 3))
     kernel = ((x @ x.T / 3 + 1) ** 3).reshape(10, 300, 10, 300).mean((1, 3))
     differ = np.diag(kernel).mean() - (kernel.sum() - np.trace(kernel)) / 90
@@ -113,14 +127,17 @@ def test_intervals_of_balanced_samples_are_those_within_classes():
     # Classes of too few samples to be drawn from by themselves are drawn from together.
     classes, x = draws[0]
     assert bootstrap(distance, x, classes=np.arange(200) // 4) == bootstrap(distance, x)
-    found = [neighbour_scores(x, real, classes=c)["density"] for c in (None, classes)]
-    assert found[0]["value"] == found[1]["value"] and found[0] != found[1]
+    densities = [neighbour_scores(x, real, classes=c)["density"] for c in (None, classes)]
+    assert densities[0]["value"] == densities[1]["value"] and densities[0] != densities[1]
 
 
 def test_kernel_distance_is_unbiased_and_its_error_is_right():
     """Of one distribution it is zero on average, as often above as below; of others it is the double sum."""
     x, y = RNG.standard_normal((40, 6)), RNG.standard_normal((30, 6)) + 0.3
-    kernel = lambda a, b: (a @ b / 6 + 1) ** 3
+
+    def kernel(a, b):
+        return (a @ b / 6 + 1) ** 3
+
     within = sum(np.mean([kernel(p, q) for i, p in enumerate(z) for j, q in enumerate(z) if i != j]) for z in (x, y))
     between = np.mean([kernel(p, q) for p in x for q in y])
     np.testing.assert_allclose(kernel_distance(x, y)[0], within - 2 * between, rtol=1e-9)
@@ -130,7 +147,10 @@ def test_kernel_distance_is_unbiased_and_its_error_is_right():
 
     values, errors = np.transpose([kernel_distance(*RNG.standard_normal((2, 100, 6))) for _ in range(400)])
     assert abs(values.mean()) < 3 * values.std() / 20 and 0.6 < values.std() / errors.mean() < 0.9  # 1 / sqrt 2
-    draw = lambda: (RNG.standard_normal((150, 6)), 1.2 * RNG.standard_normal((100, 6)) + 0.5)
+
+    def draw():
+        return RNG.standard_normal((150, 6)), 1.2 * RNG.standard_normal((100, 6)) + 0.5
+
     values, errors = np.transpose([kernel_distance(*draw()) for _ in range(400)])
     assert 0.85 < errors.mean() / values.std() < 1.15
 
@@ -140,11 +160,11 @@ def test_inception_score_of_known_classifiers():
     assert inception_score(sure, splits=1)["value"] == pytest.approx(10, rel=1e-6)
     # Of sure answers the score of a split is the exponential of its classes' entropy; files may be sorted by class.
     for labels in (np.arange(1000) % 10, np.arange(1000) // 100):
-        found = inception_score(np.log(np.eye(10)[labels] + 1e-30), seed=5)
+        score = inception_score(np.log(np.eye(10)[labels] + 1e-30), seed=5)
         parts = np.split(labels[np.random.default_rng(5).permutation(1000)], 10)
         wanted = [np.exp(scipy.stats.entropy(np.bincount(part, minlength=10))) for part in parts]
-        assert found["value"] == pytest.approx(np.mean(wanted), rel=1e-6) and found["value"] > 9
-        assert found["spread"] == pytest.approx(np.std(wanted), rel=1e-5) and found["splits"] == 10
+        assert score["value"] == pytest.approx(np.mean(wanted), rel=1e-6) and score["value"] > 9
+        assert score["spread"] == pytest.approx(np.std(wanted), rel=1e-5) and score["splits"] == 10
     assert inception_score(np.zeros((100, 10)))["value"] == pytest.approx(1)
     assert inception_score(np.tile(sure[:1], (100, 1)))["value"] == pytest.approx(1)
     assert inception_score(sure[:99])["splits"] == 1  # of fifty images or more
@@ -152,32 +172,35 @@ def test_inception_score_of_known_classifiers():
 
 def test_neighbour_scores_by_their_definitions():
     x, y, k, kd = RNG.standard_normal((30, 3)), RNG.standard_normal((40, 3)) * 1.3, 3, 5
-    ball = lambda z, i, n: np.sort(np.linalg.norm(z - z[i], axis=1))[n]  # the 0-th is itself
-    inside = lambda p, z, i, n: np.linalg.norm(p - z[i]) <= ball(z, i, n)
+
+    def inside(p, z, i, n):
+        radius = np.sort(np.linalg.norm(z - z[i], axis=1))[n]  # the 0-th is itself
+        return np.linalg.norm(p - z[i]) <= radius
+
     precision = np.mean([any(inside(p, y, i, k) for i in range(40)) for p in x])
     recall = np.mean([any(inside(q, x, i, k) for i in range(30)) for q in y])
     density = np.mean([sum(inside(p, y, i, kd) for i in range(40)) / kd for p in x])
     coverage = np.mean([any(inside(p, y, i, kd) for p in x) for i in range(40)])
-    found = neighbours(x, y, k, kd)
+    scores = neighbours(x, y, k, kd)
     wanted = (precision, recall, density, coverage)
-    np.testing.assert_allclose([np.mean(part) for part in found], wanted, rtol=1e-12)
+    np.testing.assert_allclose([np.mean(part) for part in scores], wanted, rtol=1e-12)
     assert all(np.all(part == 0) for part in neighbours(x + 100, y, k, kd))
 
 
 def test_neighbour_scores_of_real_images_are_near_those_that_equal_numbers_have():
     """Of n and n images of one distribution, a ball to the fifth neighbour is empty with P about 2^-5."""
     x, y = RNG.standard_normal((400, 3)), RNG.standard_normal((4000, 3))
-    found = neighbour_scores(x, y)
-    assert found["neighbours_num"] == 400
-    assert found == neighbour_scores(x, y) != neighbour_scores(x, y, seed=1)
+    scores = neighbour_scores(x, y)
+    assert scores["neighbours_num"] == 400
+    assert scores == neighbour_scores(x, y) != neighbour_scores(x, y, seed=1)
     for _ in range(2):
-        assert found["coverage"]["value"] == pytest.approx(
+        assert scores["coverage"]["value"] == pytest.approx(
             1 - np.prod([(399 - j) / (799 - j) for j in range(5)]), abs=0.04
         )
-        assert found["density"]["value"] == pytest.approx(1, abs=0.15)
-        found = neighbour_scores(y, x)
-    assert found["neighbours_num"] == 400 and found["coverage"]["low"] < found["coverage"]["value"]
-    assert found["coverage"]["high"] <= 1.0
+        assert scores["density"]["value"] == pytest.approx(1, abs=0.15)
+        scores = neighbour_scores(y, x)
+    assert scores["neighbours_num"] == 400 and scores["coverage"]["low"] < scores["coverage"]["value"]
+    assert scores["coverage"]["high"] <= 1.0
     same = neighbour_scores(x, x)
     assert {same[name]["value"] for name in ("precision", "recall", "coverage")} == {1.0}
 

@@ -22,14 +22,18 @@ def real(digits, network, split, num=0):
     return quality.real_features(digits, split, num, network, lambda batch: batch["image"], "as they are")
 
 
+def compare(images, network, *real):
+    """The scores of images."""
+    samples = quality.features_of(network, len(images), lambda start, stop: images[start:stop], "")
+    return quality.quality(samples, network, *real)
+
+
 def test_real_images_are_near_noise_is_far_and_copies_are_told(digits, network):
     train, test = real(digits, network, "train"), real(digits, network, "test")
     unseen = digits.splits["validation"].fetch(np.arange(digits.splits["validation"].num))["image"]
     copies = digits.splits["train"].fetch(np.arange(150))["image"]
     noise = np.random.default_rng(0).integers(0, 256, unseen.shape).astype(np.uint8)
-    near = quality.quality(unseen, network, test, train, test)
-    far = quality.quality(noise, network, test, train, test)
-    copied = quality.quality(copies, network, test, train, test)
+    near, far, copied = (compare(images, network, test, train, test) for images in (unseen, noise, copies))
     assert near["num"] == len(unseen)
     assert near["network"].startswith("FD-digits-") and near["network"].endswith(near["network_hash"])
     for name in ("frechet_distance", "kernel_distance"):
@@ -42,14 +46,17 @@ def test_real_images_are_near_noise_is_far_and_copies_are_told(digits, network):
     # What it is against: as many training images, whose only distance to the test images is that of finite numbers.
     places = np.sort(np.random.default_rng(0).permutation(train.num)[:150])
     chosen = digits.splits["train"].fetch(places)["image"]
-    real_ones, said = quality.quality(chosen, network, test, train, test), near["reference"]
-    assert (said["split"], said["num"]) == ("train", 150)
-    np.testing.assert_allclose(said["frechet_distance"], real_ones["frechet_distance"]["value"], rtol=1e-4)
-    np.testing.assert_allclose(said["kernel_distance"], real_ones["kernel_distance"]["value"], rtol=1e-4)
-    assert all(said[n] == real_ones[n]["value"] for n in ("precision", "recall", "density", "coverage"))
+    real_ones, reference = compare(chosen, network, test, train, test), near["reference"]
+    assert (reference["split"], reference["num"]) == ("train", 150)
+    np.testing.assert_allclose(reference["frechet_distance"], real_ones["frechet_distance"]["value"], rtol=1e-4)
+    np.testing.assert_allclose(reference["kernel_distance"], real_ones["kernel_distance"]["value"], rtol=1e-4)
+    assert all(reference[n] == real_ones[n]["value"] for n in ("precision", "recall", "density", "coverage"))
     assert quality.reference(150, train, train, 0) is None
     assert copied["memorisation"]["value"] > 0.99 and 0.3 < near["memorisation"]["value"] < 0.7
     assert far["memorisation"]["value"] < 0.1
+    # Without all of train and test, whose features are dear, only these two are left out.
+    without = compare(unseen, network, test, None, None)
+    assert without == {name: value for name, value in near.items() if name not in ("memorisation", "reference")}
 
 
 def test_real_features_are_kept_with_what_they_were_measured_on(digits, network, capsys):
@@ -63,14 +70,13 @@ def test_real_features_are_kept_with_what_they_were_measured_on(digits, network,
     np.testing.assert_array_equal(real(digits, network, "test", 60).features, first.features)
     assert "is damaged: it is made anew" in capsys.readouterr().err
     # Of other data under the same name, or of images shown otherwise, they are computed anew.
-    as_before = lambda data, how: quality.real_features(data, "test", 60, silent, lambda b: b["image"], how)
     for data, how in ((digits._replace(fingerprint="other"), "as they are"), (digits, "binary")):
         with pytest.raises(pytest.fail.Exception, match="computed again"):
-            as_before(data, how)
+            quality.real_features(data, "test", 60, silent, lambda batch: batch["image"], how)
     # The first images of another part of train are others.
     less = dataset.load(Config(name="digits", validation=0.2))
-    found = [real(data, network, "validation", 50).features for data in (digits, less)]
-    assert np.any(found[0] != found[1])
+    features = [real(data, network, "validation", 50).features for data in (digits, less)]
+    assert np.any(features[0] != features[1])
     with pytest.raises(UserError, match="9999 images were asked for: test of digits has"):
         real(digits, network, "test", 9999)
 
@@ -86,7 +92,10 @@ def test_spatial_features_of_large_images_are_averaged_to_few_places():
 
 def test_features_do_not_depend_on_the_batches(digits, network):
     images = digits.splits["test"].fetch(np.arange(60))["image"]
-    fetch = lambda start, stop: images[start:stop]
+
+    def fetch(start, stop):
+        return images[start:stop]
+
     whole = quality.features_of(network, 60, fetch, "")
     assert [len(array) for array in whole] == [60, 60, 60]
     for a, b in zip(quality.features_of(network._replace(batch_size=7), 60, fetch, ""), whole):
@@ -98,11 +107,11 @@ def test_progress_is_shown_where_features_and_intervals_take_long(monkeypatch, c
     for module in (quality, bootstrap):
         monkeypatch.setattr(module, "PATIENCE", 0.0 if slow else 60.0)
     features = np.random.default_rng(0).standard_normal((60, 4))
-    apply = lambda images: (images, images, images)
-    quality.features_of(quality.FeatureNetwork("FID", "", apply), 60, lambda a, b: features[a:b], "features of test")
+    network = quality.FeatureNetwork("FID", "", lambda images: (images, images, images))
+    quality.features_of(network, 60, lambda a, b: features[a:b], "features of test")
     bootstrap.bootstrap(np.mean, features)
-    said = capsys.readouterr().err
-    assert ("features of test" in said and "bootstrap" in said) if slow else said == ""
+    shown = capsys.readouterr().err
+    assert ("features of test" in shown and "bootstrap" in shown) if slow else shown == ""
 
 
 @pytest.mark.parametrize(
@@ -110,13 +119,20 @@ def test_progress_is_shown_where_features_and_intervals_take_long(monkeypatch, c
     [
         (np.zeros((60, 8, 8, 1), np.float32), "float32"),
         (np.zeros((60, 9, 8, 1), np.uint8), "(9, 8, 1)"),
-        (np.zeros((49, 8, 8, 1), np.uint8), "at least 50"),
     ],
 )
 def test_samples_that_cannot_be_compared(images, words):
     with pytest.raises(UserError) as caught:
         quality.check_images(images, (8, 8, 1))
     assert words in str(caught.value)
+
+
+def test_too_few_samples_are_refused():
+    few = np.zeros((49, 4))
+    real = quality.Real("test", 60, np.zeros((60, 4)), np.zeros((60, 4)))
+    network = quality.FeatureNetwork("FID", "", lambda images: (images, images, images))
+    with pytest.raises(UserError, match="^there are 49 images: distances need at least 50$"):
+        quality.quality((few, few, few), network, real, None, None)
 
 
 def test_images_of_any_program_are_read_as_they_were_written(digits, tmp_path):
@@ -151,9 +167,9 @@ def test_images_of_fewer_levels_are_read_as_they_are_shown(tmp_path, levels):
     images = np.random.default_rng(0).integers(0, levels, (6, 4, 4, 1)).astype(np.uint8)
     write_images(tmp_path / "x.npz", images, None, levels, 4)
     write_images(tmp_path / "folder", images, None, levels, 4)
-    found, _ = read_images(tmp_path / "x.npz", 1)
-    np.testing.assert_array_equal(found, to_display(images, levels))
-    np.testing.assert_array_equal(found, read_images(tmp_path / "folder", 1)[0])
+    read, _ = read_images(tmp_path / "x.npz", 1)
+    np.testing.assert_array_equal(read, to_display(images, levels))
+    np.testing.assert_array_equal(read, read_images(tmp_path / "folder", 1)[0])
     np.savez(tmp_path / "none.npz", images=images)  # of another program, which says nothing: 0 .. 255
     np.testing.assert_array_equal(read_images(tmp_path / "none.npz", 1)[0], images)
 

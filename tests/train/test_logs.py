@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 
+import numpy as np
 import pytest
 
 from jgen.errors import UserError
@@ -50,15 +51,15 @@ def events(folder):
     """(step, tag, value) of every scalar in a folder's event files: records of length, checksum, bytes, checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    scalars = []
     for path in sorted(folder.glob("events*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + length])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             data = data[16 + length :]
-    return found
+    return scalars
 
 
 def test_tensorboard_receives_every_value_where_it_is_installed(tmp_path):
@@ -108,15 +109,27 @@ def test_closing_the_log_does_not_hide_that_the_disk_is_full(tmp_path):
     assert log._file.closed
 
 
-def test_the_best_step_is_told_by_the_most_telling_score():
+def test_the_best_step_is_told_by_the_models_score():
     lines = [
         {"step": 1, "elbo": -3.0, "mse": 1.0},
         {"step": 2, "elbo": -2.0, "mse": 2.0},
         {"step": 3, "elbo": math.nan},
+        {"step": 4, "elbo": None},  # as a number that is not finite stands in metrics.jsonl
     ]
-    assert logs.best_of(lines) == ("elbo", lines[1])
-    assert logs.best_of([{"step": 1, "mse": 1.0}, {"step": 2, "mse": 0.5}])[1]["step"] == 2
-    assert logs.best_of([{"step": 1, "accuracy_real": 1.0}]) == logs.best_of([]) == ("", None)
+    assert logs.best_of(lines, ("elbo", "max")) == lines[1]
+    assert logs.best_of(lines, ("elbo", "min")) == logs.best_of(lines, ("mse", "min")) == lines[0]
+    assert logs.best_of(lines, None) is logs.best_of([], ("elbo", "max")) is logs.best_of(lines, ("fd", "min")) is None
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    log.write(10, "train", {"loss": math.nan, "grad_norm": math.inf})
+    log.write(20, "train", {"loss": np.float32(0.5)})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines[0] == {"step": 10, "split": "train", "loss": None, "grad_norm": None} and lines[1]["loss"] == 0.5
 
 
 def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path, capsys):
@@ -127,27 +140,35 @@ def test_the_best_checkpoint_is_one_that_is_whole_and_was_validated(tmp_path, ca
     scores = {10: -4.0, 15: -1.0, 20: -2.0, 30: -3.0}
     lines = [{"step": step, "split": "validation", "elbo": elbo} for step, elbo in scores.items()]
     lines.append({"step": 40, "split": "train", "elbo": 0.0})
-    write = lambda lines: (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    best = ("elbo", "max")
+
+    def write(lines):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
     write(lines)
-    assert checkpoints.best_good(folder) == 20
+    assert checkpoints.best_good(folder, best) == 20 and checkpoints.best_good(folder, ("elbo", "min")) == 10
     (folder / "20.sha256.json").unlink()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "spl')  # as a run that is being trained, or was killed
-    assert checkpoints.best_good(folder) == 30
+    assert checkpoints.best_good(folder, best) == 30
     assert capsys.readouterr().err == f"warning: checkpoint {folder / '20'} was not finished: using the next best\n"
     write(lines[1:2])
-    with pytest.raises(UserError, match="not say which checkpoint is best: none that is kept and whole has a score"):
-        checkpoints.best_good(folder)
+    with pytest.raises(UserError, match="not say which checkpoint is best: no kept and whole checkpoint has a score"):
+        checkpoints.best_good(folder, best)
     write([{"step": 10, "split": "validation", "accuracy_real": 0.5, "accuracy_fake": 0.5}])
-    with pytest.raises(UserError, match="its validation has accuracy_real, accuracy_fake; give a step"):
-        checkpoints.best_good(folder)
+    for nothing in (None, best):
+        with pytest.raises(UserError, match="its validation has accuracy_real, accuracy_fake; give a step"):
+            checkpoints.best_good(folder, nothing)
     write([])
     with pytest.raises(UserError, match="its validation has no scores; give a step"):
-        checkpoints.best_good(folder)
+        checkpoints.best_good(folder, best)
 
 
 def test_a_commit_tells_of_changes_to_the_program_and_not_to_its_records(tmp_path, monkeypatch):
-    git = lambda *args: subprocess.check_output(["git", "-C", tmp_path, *args], stderr=subprocess.DEVNULL, text=True)
+
+    def git(*args):
+        return subprocess.check_output(["git", "-C", tmp_path, *args], stderr=subprocess.DEVNULL, text=True)
+
     module = tmp_path / "jgen" / "train" / "run_directory.py"
     module.parent.mkdir(parents=True)
     (tmp_path / "results").mkdir()

@@ -10,21 +10,21 @@ from jgen.train.optimisers import learning_rate, make_optimiser
 STEPS = 40
 
 
-def run(options, gradients, scale=1.0):
+def run(options, gradients, role=""):
     """Parameters after a step along each gradient, from ones: (steps, n)."""
-    optimiser = make_optimiser(Config(steps=STEPS, optimiser=options), scale)
+    optimiser = make_optimiser(Config(steps=STEPS, optimiser=options), role)
     p = jnp.ones(gradients.shape[1])
-    state, found = optimiser.transform.init(p), []
+    state, parameters = optimiser.transform.init(p), []
     for step, g in enumerate(gradients):
         updates, state = optimiser.transform.update(jnp.asarray(g), state, p)
         p = p - optimiser.learning_rate(step) * updates
-        found.append(np.asarray(p))
-    return np.stack(found)
+        parameters.append(np.asarray(p))
+    return np.stack(parameters)
 
 
-def by_hand(name, gradients, rate, clip=0.0, decay=0.0, beta1=0.8, beta2=0.9, eps=1e-3, scale=1.0):
+def by_hand(name, gradients, rate, clip=0.0, decay=0.0, beta1=0.8, beta2=0.9, eps=1e-3):
     p, m, v = np.ones(gradients.shape[1]), 0.0, 0.0
-    found = []
+    parameters = []
     for t, g in enumerate(gradients.astype(np.float64)):
         if clip:
             g = g * min(1.0, clip / np.linalg.norm(g))
@@ -37,9 +37,9 @@ def by_hand(name, gradients, rate, clip=0.0, decay=0.0, beta1=0.8, beta2=0.9, ep
         else:
             m = beta1 * m + g
             direction = m
-        p = p - scale * rate(t) * (direction + decay * p)
-        found.append(p)
-    return np.stack(found)
+        p = p - rate * (direction + decay * p)
+        parameters.append(p)
+    return np.stack(parameters)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
@@ -49,8 +49,24 @@ def test_steps_follow_the_formulas(name, clip):
     decay = 0.1 if name == "adamw" else 0.0
     options = Optimiser(name=name, learning_rate=0.05, beta1=0.8, beta2=0.9, eps=1e-3, clip_norm=clip)
     options = Optimiser(**{**vars(options), "weight_decay": decay})
-    wanted = by_hand(name, gradients, lambda step: 0.05, clip, decay, scale=0.5)
-    np.testing.assert_allclose(run(options, gradients, scale=0.5), wanted, rtol=2e-5, atol=1e-6)
+    wanted = by_hand(name, gradients, 0.05, clip, decay)
+    np.testing.assert_allclose(run(options, gradients), wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_a_role_has_options_of_its_own():
+    gradients = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+    own = (("disc", "learning_rate", 0.1), ("disc", "beta1", 0.3), ("disc", "clip_norm", 0.5), ("gen", "eps", 0.1))
+    options = Optimiser(learning_rate=0.05, beta1=0.8, beta2=0.9, eps=1e-3, by_role=own)
+    by_role = {
+        "disc": by_hand("adam", gradients, 0.1, clip=0.5, beta1=0.3),
+        "gen": by_hand("adam", gradients, 0.05, eps=0.1),
+        "other": by_hand("adam", gradients, 0.05),
+    }
+    for role, wanted in by_role.items():
+        np.testing.assert_allclose(run(options, gradients, role), wanted, rtol=2e-5, atol=1e-6)
+    warm = Optimiser(warmup_steps=2, by_role=(("disc", "warmup_steps", 8.0),))
+    assert warm.of("disc").warmup_steps == 8 and isinstance(warm.of("disc").warmup_steps, int)
+    assert warm.of("gen") == warm.of("") == warm
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])

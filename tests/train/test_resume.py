@@ -21,7 +21,7 @@ import pytest
 from conftest import QUICK, ROOT, assert_user_mistake
 
 import train
-from jgen import api
+from jgen import api, runs
 from jgen.errors import UserError
 from jgen.models.vae import vae
 from jgen.train import checkpoints, loop, run_directory
@@ -53,7 +53,10 @@ def start(args, devices):
 def kill_in_the_middle(args, run, devices, rng, while_saving, in_start_up=False):
     """Starts a training, lets it get on a little, and kills it: (whether it did, whether within a save)."""
     metrics, folder = run / "metrics.jsonl", run / "checkpoints"
-    unfinished = lambda: {p for p in folder.glob("[0-9]*") if p.is_dir() and not Path(f"{p}.sha256.json").exists()}
+
+    def unfinished():
+        return {p for p in folder.glob("[0-9]*") if p.is_dir() and not Path(f"{p}.sha256.json").exists()}
+
     there = unfinished()
     before = metrics.stat().st_size if metrics.exists() else 0
     process = start(args, devices)
@@ -125,7 +128,7 @@ def test_every_system_ends_in_the_same_bits_after_kills(python, tmp_path, path):
     args += ["--train.validate-every", "0", "--train.sample-every", "0", "--train.steps", "300"]
     if path.stem == "vq_prior":
         python("train.py", "configs/vae/vq_vae.py:tiny", "--workdir", tmp_path / "first", "--train.steps", "20")
-        args += ["--first-stage", tmp_path / "first"]
+        args += ["--frozen.autoencoder", tmp_path / "first"]
     if path.stem == "dcgan":
         args += ["--model.disc-norm", "spectral", "--model.regulariser", "r1", "--model.penalty-every", "4"]
     args.append("--workdir")
@@ -155,7 +158,7 @@ def short_run(cache, tmp_path_factory):
 
 def test_a_checkpoint_tells_its_seconds_of_training(short_run, tmp_path):
     at = [checkpoints.seconds_at(short_run / "checkpoints", step) for step in (20, 30)]
-    assert 0 < at[0] < at[1] < 600
+    assert 0 < at[0] < at[1]
     with pytest.raises(UserError, match="checkpoint .*7 cannot be read: "):
         checkpoints.seconds_at(tmp_path, 7)
 
@@ -175,11 +178,11 @@ def test_signals_save_and_say_how_to_go_on(short_run, tmp_path, number, code):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, shown = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "run the same command again" in said and "Traceback" not in said
+    assert "run the same command again" in shown and "Traceback" not in shown
     step = checkpoints.newest_good(run / "checkpoints")
-    assert f"stopped at step {step} of" in said and step > 30
+    assert f"stopped at step {step} of" in shown and step > 30
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] <= step < last["step"] + 3
 
@@ -217,7 +220,7 @@ def test_a_changed_configuration_is_refused_field_by_field(short_run, tmp_path):
 
 def test_a_signal_while_the_last_checkpoint_is_written_loses_nothing(short_run, tmp_path, monkeypatch):
     run = copy(short_run, tmp_path)
-    experiment, _ = api.load_experiment(run)
+    experiment, _ = runs.load_experiment(run)
     close = checkpoints.Writer.close
 
     def interrupted(writer):
@@ -234,7 +237,7 @@ def test_a_slow_save_holds_the_metrics_of_its_own_step(short_run, tmp_path, monk
     import orbax.checkpoint as ocp
 
     run = copy(short_run, tmp_path)
-    experiment, _ = api.load_experiment(run)
+    experiment, _ = runs.load_experiment(run)
     save = ocp.CheckpointManager.save
 
     def slow(manager, step, **kwargs):
@@ -268,19 +271,19 @@ def test_a_grid_that_is_missing_at_the_end_is_drawn_again(short_run, tmp_path):
     grid = run / "samples" / "step_00000030.png"
     before = grid.read_bytes()
     grid.unlink()
-    experiment, _ = api.load_experiment(run)
+    experiment, _ = runs.load_experiment(run)
     assert api.fit(experiment, run) == "finished" and grid.read_bytes() == before
 
 
 def test_a_grid_that_a_kill_has_left_out_is_drawn_on_resuming(short_run, tmp_path):
     """As after a kill between a checkpoint in the middle and its grid: the same picture as of an unbroken run."""
     run = copy(short_run, tmp_path)
-    experiment, _ = api.load_experiment(run)
-    longer = lambda steps: replace(experiment, train=replace(experiment.train, steps=steps, sample_every=10))
+    experiment, _ = runs.load_experiment(run)
+    longer = replace(experiment, train=replace(experiment.train, steps=31, sample_every=10))
     grid = run / "samples" / "step_00000030.png"
     before = grid.read_bytes()
     grid.unlink()
-    api.fit(longer(31), run)
+    api.fit(longer, run)
     assert grid.read_bytes() == before
 
 
@@ -299,8 +302,8 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(short_run, tmp_path, mo
 
         monkeypatch.setattr(checkpoints, "hash_tree", hash_tree)
     assert checkpoints.newest_good(folder) == 20
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and ("Input/output error" in said or "damaged list of hashes" in said)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and ("Input/output error" in warning or "damaged list of hashes" in warning)
 
 
 def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
@@ -311,7 +314,7 @@ def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
     run = copy(short_run, tmp_path)
     (run / "samples" / "step_00000030.png").unlink()
     monkeypatch.setattr(loop, "MOST_ROWS", 4)
-    api.fit(api.load_experiment(run)[0], run)
+    api.fit(runs.load_experiment(run)[0], run)
     gen, label = api.load(run), np.repeat([0, 3, 6, 9], 10)
     images = gen.sample(jax.random.key(gen.config.seed), 40, label=label, batch_size=40)
     grid = np.asarray(Image.open(run / "samples" / "step_00000030.png"))
@@ -319,13 +322,13 @@ def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
 
 
 def test_a_training_runs_in_a_thread_of_the_users_program(short_run, tmp_path):
-    run, said = copy(short_run, tmp_path), []
-    experiment, _ = api.load_experiment(run)
+    run, outcomes = copy(short_run, tmp_path), []
+    experiment, _ = runs.load_experiment(run)
     longer = replace(experiment, train=replace(experiment.train, steps=31))
-    thread = threading.Thread(target=lambda: said.append(api.fit(longer, run)))
+    thread = threading.Thread(target=lambda: outcomes.append(api.fit(longer, run)))
     thread.start()
     thread.join()
-    assert said == ["trained"] and checkpoints.newest_good(run / "checkpoints") == 31
+    assert outcomes == ["trained"] and checkpoints.newest_good(run / "checkpoints") == 31
 
 
 def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, capsys):
@@ -339,7 +342,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
 
 def test_a_schedule_of_a_new_length_is_said(short_run, tmp_path, capsys):
     run = copy(short_run, tmp_path)
-    experiment, _ = api.load_experiment(run)
+    experiment, _ = runs.load_experiment(run)
     api.fit(replace(experiment, train=replace(experiment.train, steps=31)), run)
     assert "train.steps was 30, is 31: the learning rate follows the cosine schedule" in capsys.readouterr().err
 
@@ -381,7 +384,7 @@ def test_a_damaged_checkpoint_is_passed_over(short_run, tmp_path, capsys, how):
         assert gen.step == 20, name
         assert "warning: checkpoint" in capsys.readouterr().err
     # Training goes on from the one before, keeps the damaged one aside, and ends in the same bits.
-    experiment, _ = api.load_experiment(run)
+    experiment, _ = runs.load_experiment(run)
     assert api.fit(experiment, run) == "trained"
     again = final_arrays(run)[0]
     for name, array in good.items():
@@ -393,12 +396,15 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(short_run, 
     run = copy(short_run, tmp_path)
     for step in checkpoints.steps_in(run / "checkpoints"):
         (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("x")
-    content = lambda: {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+    def content():
+        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
     before = content()
-    experiment, _ = api.load_experiment(run)
-    said = r"^no checkpoint in .* is whole any more: that of step 30 is damaged in meta/metadata; restore"
+    experiment, _ = runs.load_experiment(run)
+    message = r"^no checkpoint in .* is whole any more: that of step 30 is damaged in meta/metadata; restore"
     for call in (lambda: api.fit(experiment, run), lambda: api.load(run)):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             call()
     assert content() == before
 
@@ -414,8 +420,8 @@ def test_checkpoints_are_kept_as_asked(cache, tmp_path):
 def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, monkeypatch):
     run, make = copy(short_run, tmp_path), vae.make
 
-    def poisoned(*args):
-        model = make(*args)
+    def poisoned(*args, **frozen):
+        model = make(*args, **frozen)
         phase = model.phases[0]
 
         def loss(params, ctx, keys, batch):
@@ -465,7 +471,7 @@ exit $code
 def test_too_little_room_on_the_disk_leaves_the_last_checkpoint(short_run, tmp_path, monkeypatch):
     """The same where no file system can be mounted: the disk says how much is free."""
     run = copy(short_run, tmp_path)
-    experiment, _ = api.load_experiment(run)
+    experiment, _ = runs.load_experiment(run)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"cannot write a checkpoint to .* 0\.0 MB are free on the disk"):
@@ -477,7 +483,10 @@ def test_later_starts_are_noted_by_what_has_changed(tmp_path, monkeypatch):
     where = {"commit": "aaa", "command": ["train.py"], "devices": ["cpu"]}
     monkeypatch.setattr(run_directory, "environment", lambda: dict(where))
     directory = run_directory.RunDirectory(tmp_path)
-    read = lambda: json.loads((tmp_path / "environment.json").read_text())
+
+    def read():
+        return json.loads((tmp_path / "environment.json").read_text())
+
     directory.note_start(0, 3)
     first = {**where, "seed": 3}
     assert read() == first
