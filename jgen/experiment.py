@@ -53,9 +53,7 @@ def check_roles(config: Any, frozen: Iterable[str]) -> None:
         require(role in given or not needed, f"frozen.{role} is missing: this system needs the run of a trained {role}")
 
 
-def make_model(
-    config: Any, data: DataSpec, frozen: Mapping[str, GenerativeModel] | None = None
-) -> GenerativeModel:
+def make_model(config: Any, data: DataSpec, frozen: Mapping[str, GenerativeModel] | None = None) -> GenerativeModel:
     """The model of a system's Config, by `make(config, data, *, role=model, ...)` of the module that defines it.
 
     Args:

@@ -129,6 +129,49 @@ def real_images(data, num: int):
     return np.asarray(transform(keys, batch)["image"]), batch["label"]
 
 
+@pytest.fixture
+def own(tiny_run, tmp_path):
+    """A copy of the run that a test may damage."""
+    import shutil
+
+    return shutil.copytree(tiny_run, tmp_path / "own")
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def mistake(call, *words, kind=None):
+    """The one line of the error that a call ends in has the words.
+
+    Args:
+      kind: its class; None for UserError.
+    """
+    from jgen.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is (kind or UserError) and message and "\n" not in message
+    for word in words:
+        assert word in message, (word, message)
+
+
+def final_arrays(run):
+    """Every array of the newest checkpoint, bit for bit, and the metrics' bytes."""
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    from jgen.train import checkpoints
+
+    step = checkpoints.newest_good(run / "checkpoints")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore())
+        restored = checkpointer.restore((run / "checkpoints" / str(step)).absolute(), args)
+    arrays = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(restored.state)}
+    return arrays, (run / "metrics.jsonl").read_bytes()
+
+
 def assert_user_mistake(done, *words: str) -> None:
     """One line on stderr that has the words, exit code 2, no traceback."""
     assert done.returncode == 2, (done.returncode, done.stderr)

@@ -270,9 +270,7 @@ def test_no_images_are_one_line():
     assert "images have shape (0, 4, 4, 1)" in mistake(lambda: gen.encode(KEY, SOME[:0]))
     assert "images have shape (0, 4, 4, 1)" in mistake(lambda: gen.log_prob(KEY, SOME[:0]))
     arrays = {"image": SOME[:0], "index": np.arange(0), "label": np.arange(0)}
-    assert "number of images is 0" in mistake(
-        lambda: run_over(gen.model, "validate", gen.params, gen.ctx, KEY, arrays)
-    )
+    assert "number of images is 0" in mistake(lambda: run_over(gen.model, "validate", gen.params, gen.ctx, KEY, arrays))
 
 
 def mistake(call):

@@ -310,7 +310,7 @@ def test_likelihoods_that_have_no_error_or_no_mean(cache):
 
 def test_reconstructions_by_hand(cache):
     """A model whose codes are one pixel of an image, and whose images are four levels off."""
-    data = Data()
+    data = Data(levels=256)
     opened = dataset.load(data)
     batch = opened.splits["test"].fetch(np.arange(60))
     images = batch["image"]

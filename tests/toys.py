@@ -236,7 +236,8 @@ def classifier():
         return network.apply({"params": params["classifier"]}, x)
 
     def cross_entropy(params, ctx, batch):
-        return -jnp.sum(jax.nn.log_softmax(logits(params, ctx, flat(batch["image"]))) * jax.nn.one_hot(batch["label"], 10), 1)
+        log_probs = jax.nn.log_softmax(logits(params, ctx, flat(batch["image"])))
+        return -jnp.sum(log_probs * jax.nn.one_hot(batch["label"], 10), axis=1)
 
     def loss(params, ctx, keys, batch):
         return jnp.mean(cross_entropy(params, ctx, batch)), ({}, {})
@@ -294,7 +295,8 @@ def energy():
         num = batch["image"].shape[0]
         negatives = rng.uniform(rng.image_keys(key, jnp.arange(num)), (SLOTS, IMAGES.size))
         moves = jnp.zeros((num, SLOTS), jnp.int32)
-        return {"energy": network.init(key, flat(batch["image"]))["params"]}, {"buffer": {"x": negatives, "moves": moves}}
+        params = network.init(key, flat(batch["image"]))["params"]
+        return {"energy": params}, {"buffer": {"x": negatives, "moves": moves}}
 
     def energies(params, x):
         return network.apply({"params": params["energy"]}, x)[:, 0]
@@ -323,16 +325,20 @@ def energy():
     return GenerativeModel("toy energy", DATA, init, phases, sample, energy=energy, by_example=("buffer",))
 
 
-def conditional():
+def conditional(data=CAPTIONED):
     """Conditions of every kind: a class, text tokens, a low-resolution image, a mask."""
     network = Mlp((32, IMAGES.size))
-    names = tuple(CAPTIONED.fields)
+    names = tuple(data.fields)
 
     def features(cond):
-        text = jax.nn.one_hot(cond["text"], 20).reshape(cond["text"].shape[0], -1)
-        small = to_float(cond["low_resolution"], 256).reshape(text.shape[0], -1)
-        mask = cond["mask"].astype(jnp.float32).reshape(text.shape[0], -1)
-        return jnp.concatenate([jax.nn.one_hot(cond["label"], 10), text, small, mask], axis=1)
+        parts = []
+        for name, spec in data.fields.items():
+            if spec.dtype == "int32":  # a class, or tokens
+                x = jax.nn.one_hot(cond[name], spec.num_values)
+            else:
+                x = to_float(cond[name], 256) if spec.dtype == "uint8" else cond[name].astype(jnp.float32)
+            parts.append(x.reshape(x.shape[0], -1))
+        return jnp.concatenate(parts, axis=1)
 
     def init(key, batch, frozen):
         return {"network": network.init(key, features(batch))["params"]}, {}
@@ -350,14 +356,15 @@ def conditional():
         return to_images(predict(params, cond) + 0.1 * rng.normal(keys, (IMAGES.size,)))
 
     can = {"log_prob": log_prob, "likelihood": "estimate", "conditions": names}
-    return GenerativeModel("toy conditional", CAPTIONED, init, (Phase(("network",), loss),), sample, **can)
+    return GenerativeModel("toy conditional", data, init, (Phase(("network",), loss),), sample, **can)
 
 
 def fitted():
     """A phase that trains nothing: a Gaussian whose moments are means over all batches, in `extra`."""
 
     def init(key, batch, frozen):
-        return {}, {"moments": {"weight": jnp.zeros(()), "mean": jnp.zeros(IMAGES.size), "square": jnp.zeros(IMAGES.size)}}
+        zeros = jnp.zeros(IMAGES.size)
+        return {}, {"moments": {"weight": jnp.zeros(()), "mean": zeros, "square": zeros}}
 
     def loss(params, ctx, keys, batch):
         x, old = flat(batch["image"]), ctx.extra["moments"]

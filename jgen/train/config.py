@@ -59,9 +59,9 @@ class Config:
     ema_warmup: bool = True
     """Cap the decay at (1 + step) / (10 + step), so that a short run's average is not its start."""
     ema_half_life: float = 0.0
-    """Images after which a weight counts half in the average, in place of ema_decay; 0: by ema_decay."""
+    """Half-life of the average in images, in place of ema_decay; 0: none."""
     ema_power: float = 0.0
-    """Exponent of the power-function average, decay (1 - 1/step)^(power + 1), in place of ema_decay; 0: by ema_decay."""
+    """Exponent of the power-function average, decay (1 - 1 / step)^(power + 1), in place of ema_decay; 0: none."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     log_every: int = 100
     """Steps between lines of metrics, each the mean since the last."""

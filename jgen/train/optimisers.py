@@ -55,8 +55,8 @@ def average_decay(config: Config) -> Callable[[Any], Any] | None:
 
         ema_decay      min(decay, (1 + step) / (10 + step)), or the decay itself without ema_warmup
         ema_half_life  0.5^(batch_size / half_life); with ema_warmup the half-life is at most a twentieth of the images
-                       seen so far                                      (Karras et al. 2022, arXiv 2206.00364, code)
-        ema_power      (1 - 1 / (step + 1))^(power + 1)                 (Karras et al. 2024, arXiv 2312.02696, section 3)
+                       seen so far                                     (Karras et al. 2022, arXiv 2206.00364, code)
+        ema_power      (1 - 1 / (step + 1))^(power + 1)                (Karras et al. 2024, arXiv 2312.02696, section 3)
     """
 
     def by_decay(step: Any) -> Any:

@@ -188,9 +188,7 @@ def local_step(
     for number in active:
         for repeat in range(model.phases[number].repeats):
             key = rng.phase_key(state.key, state.step, number, repeat)
-            ctx = Context(
-                state.step, rng.shared_key(key), {**carry.params, **ema}, carry.extra, frozen, averaged=False
-            )
+            ctx = Context(state.step, rng.shared_key(key), {**carry.params, **ema}, carry.extra, frozen, averaged=False)
             keys = rng.image_keys(key, index)
             carry = run_phase(model, model.phases[number], optimisers, carry, ctx, keys, batches[repeat], accumulation)
     average = state.ema if ema_decay is None else move_average(state.ema, carry.packed, ema_decay(state.step))
@@ -221,9 +219,7 @@ def run_phase(
 ) -> Carry:
     """One repeat of a phase: gradients, their mean over devices, the update of the roles that it trains."""
     params, packed, opt = dict(carry.params), dict(carry.packed), dict(carry.opt)
-    owned, (loss, metrics, new_extra, gradients) = mean_gradients(
-        model, phase, params, ctx, keys, batch, accumulation
-    )
+    owned, (loss, metrics, new_extra, gradients) = mean_gradients(model, phase, params, ctx, keys, batch, accumulation)
     loss, metrics, new_extra, gradients = parallel.pmean((loss, metrics, new_extra, gradients))
     packed_gradients = pack_roles(gradients)
     statistics = [x for x in jax.tree.leaves((new_extra, owned)) if jnp.issubdtype(x.dtype, jnp.inexact)]

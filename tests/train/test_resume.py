@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import QUICK, ROOT, assert_user_mistake
+from conftest import QUICK, ROOT, assert_user_mistake, final_arrays
 
 import train
 from jgen import api, runs
@@ -29,18 +29,6 @@ from jgen.train.step import TrainState
 
 TINY = ["train.py", "configs/vae/vae.py:tiny", "--train.checkpoint-every", "10", "--train.log-every", "3"]
 TINY += ["--train.validate-every", "50", "--train.sample-every", "0"]
-
-
-def final_arrays(run):
-    """Every array of the newest checkpoint, bit for bit, and the metrics' bytes."""
-    import orbax.checkpoint as ocp
-
-    step = checkpoints.newest_good(run / "checkpoints")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore())
-        restored = checkpointer.restore((run / "checkpoints" / str(step)).absolute(), args)
-    arrays = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(restored.state)}
-    return arrays, (run / "metrics.jsonl").read_bytes()
 
 
 def start(args, devices):
