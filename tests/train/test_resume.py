@@ -23,7 +23,6 @@ from conftest import QUICK, ROOT, assert_user_mistake, final_arrays
 import train
 from jgen import api, runs
 from jgen.errors import UserError
-from jgen.models.vae import vae
 from jgen.train import checkpoints, loop, run_directory
 from jgen.train.step import TrainState
 
@@ -81,6 +80,7 @@ def test_killed_training_ends_in_the_same_bits(python, tmp_path, devices):
             break
     assert kills >= 5 and in_a_save
     assert not (broken / "samples" / "step_00000400.png").exists()  # it was not done before the last kill
+    (broken / "samples").mkdir(exist_ok=True)
     (broken / "samples" / ".1-step_00000250.png").write_bytes(b"")  # as a kill while one is written leaves it
     others = broken / ".1-evaluation.json"  # of a program that scores the run meanwhile
     others.write_bytes(b"")
@@ -406,10 +406,10 @@ def test_checkpoints_are_kept_as_asked(cache, tmp_path):
 
 
 def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, monkeypatch):
-    run, make = copy(short_run, tmp_path), vae.make
+    run, model_of = copy(short_run, tmp_path), runs.model_of
 
-    def poisoned(*args, **frozen):
-        model = make(*args, **frozen)
+    def poisoned(*args):
+        model = model_of(*args)
         phase = model.phases[0]
 
         def loss(params, ctx, keys, batch):
@@ -418,7 +418,7 @@ def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, monkeypatch
 
         return model._replace(phases=(phase._replace(loss=loss),))
 
-    monkeypatch.setattr(vae, "make", poisoned)
+    monkeypatch.setattr(runs, "model_of", poisoned)
     with pytest.raises(UserError, match="20 steps up to step 55.*last good checkpoint is step"):
         train.command([*TINY[1:], "--train.steps", "100", "--workdir", str(run)])
     state, _ = final_arrays(run)
