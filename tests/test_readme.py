@@ -1,16 +1,20 @@
-"""Every command of the README runs: trainings with few steps and, where their data has to be prepared, on pictures."""
+"""Every command of the README and the guide runs: trainings with few steps and, where their data has to be prepared, on
+pictures."""
 
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
+import train
 from jgen import evaluate
-from jgen.cli import parse
+from jgen.cli import import_config, import_file, load_config, parse
 from jgen.compare import __main__ as compare
+from jgen.errors import UserError
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
@@ -18,9 +22,10 @@ FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2", "
 FEW_DIFFUSION += ["--model.channels", "8", "--model.head-dim", "8", "--model.groups", "4", "--model.attention", "8"]
 
 
-def readme_commands():
-    """The lines of the README's bash blocks, split at && and without comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def commands():
+    """The lines of the bash blocks of the README, then of the guide, split at && and without comments."""
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines if line for part in line.split("&&")]
 
@@ -45,26 +50,23 @@ def pictures(tmp_path_factory):
 
 @pytest.mark.long
 def test_every_command_runs(python, pictures, tmp_path):
-    import shutil
-
-    from jgen.cli import load_config
-
     for name in ("configs", "train.py", "sample.py", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
     ran = []
-    for command in readme_commands():
+    for command in commands():
         words = shlex.split(command)
         if words[0] in ("pip", "pytest"):
             continue  # what the tests themselves are run with, and what continuous integration runs
+        if "--text" in words or "--cond.low-resolution" in words:
+            continue  # of runs with captions: tests/test_toy_conditions.py
         assert words[0] == "python", command
-        words = [f"folder:{pictures}" if word == "folder:PATH" else word for word in words[1:]]
+        places = {"folder:PATH": f"folder:{pictures}", "RUN": "runs/ddpm-digits"}
+        words = [places.get(word, word) for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
             config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
-            if "--train.steps" in words:
-                del words[words.index("--train.steps") : words.index("--train.steps") + 2]
             words += FEW + (FEW_DIFFUSION if "diffusion" in config else [])
             experiment, _ = load_config(config, ROOT)
-            if experiment.data.name != "digits":
+            if experiment.data.name != "digits" and "--data.name" not in words:
                 words += ["--data.name", f"folder:{pictures}"]
         if words[:2] == ["-m", "jgen.evaluate"] and "--images" not in words:
             words += ["--samples", "60"]
@@ -87,7 +89,7 @@ def test_every_command_runs(python, pictures, tmp_path):
 
 def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
     """Parsed, not run; a run's own options are those of its model."""
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/comparison.md", "docs/gallery.md"))
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
     lines = [
         line.split("  #")[0].strip("`") for line in re.findall(r"python -m jgen\.(?:evaluate|compare) [^\n`]+", text)
     ]
@@ -106,13 +108,20 @@ def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
     assert seen.count("evaluate") > 15 and seen.count("compare") >= 3
 
 
-def test_the_list_has_every_configuration_and_variant_with_a_line(python):
-    from jgen.cli import import_config
-
-    said = python("train.py", "--list").stdout
-    for path in sorted((ROOT / "configs").glob("*/*.py")):
-        for variant, line in import_config(path).VARIANTS.items():
-            assert re.search(rf"{path.relative_to(ROOT)}:{variant} .*{re.escape(line)}", said), (path, variant)
+def test_the_list_has_a_line_a_system_and_one_a_variant_of_a_system(capsys):
+    paths = sorted((ROOT / "configs").glob("*/*.py"))
+    variants = {str(path.relative_to(ROOT)): import_config(path).VARIANTS for path in paths}
+    train.command(["--list"])
+    lines = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[name, ", ".join(of_system)] for name, of_system in variants.items()]
+    for path in paths:
+        name = str(path.relative_to(ROOT))
+        for given in (path.stem, name):
+            train.command(["--list", given])
+            lines = [re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+            assert lines == [[f"{name}:{variant}", line] for variant, line in variants[name].items()]
+    with pytest.raises(UserError, match="^--list nothing: there is no such system; the systems are .*ddpm"):
+        train.command(["--list", "nothing"])
 
 
 def test_tables_are_those_of_the_results(python):
@@ -125,25 +134,23 @@ def test_a_system_says_in_its_file_what_it_reached():
     systems = {path.stem for path in (ROOT / "jgen" / "models").glob("*/*.py") if "\ndef make(" in path.read_text()}
     assert {score["system"] for score in scores.values()} == systems
     for path, score in scores.items():
-        said = next((ROOT / "jgen" / "models").glob(f"*/{score['system']}.py")).read_text().split('"""')[1]
-        measured = " ".join(said.partition("Measured: ")[2].split())
-        found = []
+        docstring = next((ROOT / "jgen" / "models").glob(f"*/{score['system']}.py")).read_text().split('"""')[1]
+        measured = " ".join(docstring.partition("Measured: ")[2].split())
+        numbers = []
         if score["likelihood"] and score["likelihood"]["protocol"]["levels"] == 2:
-            found.append(f"{-score['likelihood']['nats']['mean']:.2f} nats")
+            numbers.append(f"{-score['likelihood']['nats']['mean']:.2f} nats")
         elif score["likelihood"]:
-            found.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
+            numbers.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
         elif score.get("labels"):
-            found.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
+            numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
         else:
             codes = score["reconstruction"]
-            found.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
-        for words in (*found, f"{score['step']:,} steps of", score["training"]["command"][1]):
+            numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
+        for words in (*numbers, f"{score['step']:,} steps of", score["training"]["command"][1]):
             assert words in measured, (path.name, words, measured)
 
 
 def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatch):
-    from jgen.cli import import_file
-
     where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}
     where["command"] = ["train.py", "configs/vae/vae.py:mnist"]
     where |= {"seed": 0, "resumed": [{"step": 400, "commit": "fedcba9876543210+", "command": ["train.py", "--again"]}]}
@@ -170,15 +177,15 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     quantised |= {"step": 60000, "trained": {"steps": 80000, "minutes": 61.0}}
     (tmp_path / "results" / "score_c.json").write_text(json.dumps(quantised))
     made = tables.scores()
-    of_vae, of_dcgan, of_codes = (line for line in made.splitlines() if line.startswith("| ["))
-    assert "PSNR **21.00 dB**, rFD-digits-12 2.35; perplexity **76.7** of 128 codes, 100 used" in of_codes
-    assert "| reconstructions of 60 test images |" in of_codes
-    assert "80,000 steps, 61 min; scored at step 60,000;" in of_codes
-    assert "80,000 steps, 59 min; validation elbo -91.25 at best (step 7), -92.5 at last" in of_vae
-    assert "90.03 ± 0.22 nats | bound: split test, N 500, binarise dynamic, seed 0, K 5000" in of_vae
-    assert "[vae](results/score_a.json)" in of_vae and "86.8" in of_vae
-    assert "class accuracy **97.5 %** | 1000 samples" in of_dcgan
-    said, trained, scored = made[made.index("# score_a") :].splitlines()[:3]
+    vae, dcgan, codes = (line for line in made.splitlines() if line.startswith("| ["))
+    assert "PSNR **21.00 dB**, rFD-digits-12 2.35; perplexity **76.7** of 128 codes, 100 used" in codes
+    assert "| reconstructions of 60 test images |" in codes
+    assert "80,000 steps, 61 min; scored at step 60,000;" in codes
+    assert "80,000 steps, 59 min; validation elbo -91.25 at best (step 7), -92.5 at last" in vae
+    assert "90.03 ± 0.22 nats | bound: split test, N 500, binarise dynamic, seed 0, K 5000" in vae
+    assert "[vae](results/score_a.json)" in vae and "86.8" in vae
+    assert "class accuracy **97.5 %** | 1000 samples" in dcgan
+    title, trained, scored = made[made.index("# score_a") :].splitlines()[:3]
     commits = "commit 01234567, from step 400 fedcba98+, scored at 00112233"
-    assert said == f"# score_a: seed 0; 2 x CPU, jax 0.12; {commits}"
+    assert title == f"# score_a: seed 0; 2 x CPU, jax 0.12; {commits}"
     assert (trained, scored) == ("python train.py --again", "python -m jgen.evaluate RUN")
