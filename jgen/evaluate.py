@@ -85,15 +85,12 @@ def evaluate(
       UserError: no run, data that is gone or has changed since the training, no such split, images fewer than asked
         for, or nothing to score: before anything is sampled or scored.
     """
-    import jax
-
     import jgen
     from jgen import held_out
     from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
-    from jgen.train.logs import validation_scores
-    from jgen.train.run_directory import environment, read_config
+    from jgen.train.run_directory import read_config
 
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema, frozen=frozen)
     check_capabilities(gen, arguments)
@@ -118,25 +115,36 @@ def evaluate(
         made = to_display(made, gen.model.images.levels)
         compared_scores = compare(lambda start, stop: made[start:stop], len(made), cond.get("label"))
         scores["reconstruction"] = reconstruction | compared_scores
-    size = sum(x.size for x in jax.tree.leaves((gen.params, [f.params for f in gen.ctx.frozen.values()])))
+    return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
+
+
+def record_of(gen: Any, run: Path) -> dict[str, Any]:
+    """What is scored, how it was trained, and by which command and on which machine it is scored."""
+    import jax
+
+    from jgen.train.logs import validation_scores
+    from jgen.train.run_directory import environment
+
     return {
         "run": str(run),
         "system": gen.model.name,
         "data": gen.config.data.name,
-        "data_fingerprint": data.fingerprint,
         "step": gen.step,
         "training_minutes": round(gen.seconds / 60, 2),
-        "training": training_record(Path(run)),
-        "trained": trained,
-        "validation": validation_scores(Path(run)),
+        "training": training_record(run),
+        "validation": validation_scores(run),
         "best": gen.model.best,
         "batch_size": gen.config.train.batch_size,
-        "ema": gen.ctx.averaged and arguments.ema,
-        "parameters": size,
+        "ema": bool(gen.ctx.averaged),
+        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, all_frozen(gen.ctx.frozen)))),
         "command": "python -m jgen.evaluate " + shlex.join(sys.argv[1:]),
         "environment": environment(),
-        **scores,
     }
+
+
+def all_frozen(frozen: Any) -> list[Any]:
+    """The parameters of the models that a model stands on, and of those that they stand on in turn."""
+    return [[model.params, all_frozen(model.frozen)] for model in frozen.values()]
 
 
 def check_capabilities(gen: Any, arguments: Arguments) -> None:
@@ -262,9 +270,7 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
         networks = [network.apply, *([reader.apply] if reads_apart and labels is not None else [])]
         answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK)
         samples, logits = answers[0], answers[-1][2]
-        distances = quality.quality(
-            samples, network, real, train, test, arguments.seed, labels if asked_for else None
-        )
+        distances = quality.quality(samples, network, real, train, test, arguments.seed, labels if asked_for else None)
         read = None
         if reader is not None and labels is not None:
             read = classifier.label_accuracy(logits, labels)

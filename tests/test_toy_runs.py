@@ -199,7 +199,7 @@ def test_frozen_runs_are_known_by_their_roles_and_hashes(moved, trained):
     words = ["--samples", "60", "--no-memorisation", "--frozen.classifier", other["classifier"]]
     assert evaluate.command([str(moved / "guided"), *words]) == 0
     document = json.loads((moved / "guided" / "evaluation.json").read_text())
-    frozen = [jgen.load(trained(name)).params for name in ("classifier", "latent_prior")]
+    frozen = [jgen.load(trained(name)).params for name in ("classifier", "latent_prior", "vae")]
     assert document["parameters"] == sum(x.size for x in jax.tree.leaves((gen.params, frozen)))
 
 

@@ -49,66 +49,72 @@ def resize(images: Any) -> Any:
     return jnp.broadcast_to((x - 128) / 128, (*x.shape[:3], 3))
 
 
+def join(*parts: Any) -> Any:
+    """Channels one after another."""
+    return jnp.concatenate(parts, axis=-1)
+
+
+def block_a(layer: Layer, x: Any, name: str, pool: int) -> Any:
+    five = layer(f"{name}.branch5x5_2", layer(f"{name}.branch5x5_1", x, 48), 64, (5, 5))
+    three = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 64), 96, (3, 3))
+    three = layer(f"{name}.branch3x3dbl_3", three, 96, (3, 3))
+    return join(layer(f"{name}.branch1x1", x, 64), five, three, layer(f"{name}.branch_pool", mean_pool(x), pool))
+
+
+def block_b(layer: Layer, x: Any, name: str) -> Any:
+    double = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 64), 96, (3, 3))
+    double = layer(f"{name}.branch3x3dbl_3", double, 96, (3, 3), 2, "VALID")
+    return join(layer(f"{name}.branch3x3", x, 384, (3, 3), 2, "VALID"), double, max_pool(x, 2, "VALID"))
+
+
+def block_c(layer: Layer, x: Any, name: str, width: int) -> tuple[Any, Any]:
+    seven = layer(f"{name}.branch7x7_2", layer(f"{name}.branch7x7_1", x, width), width, (1, 7))
+    seven = layer(f"{name}.branch7x7_3", seven, 192, (7, 1))
+    double = layer(f"{name}.branch7x7dbl_1", x, width)
+    for number, (features, kernel) in enumerate(
+        [(width, (7, 1)), (width, (1, 7)), (width, (7, 1)), (192, (1, 7))], start=2
+    ):
+        double = layer(f"{name}.branch7x7dbl_{number}", double, features, kernel)
+    first = layer(f"{name}.branch1x1", x, 192)
+    return join(first, seven, double, layer(f"{name}.branch_pool", mean_pool(x), 192)), first
+
+
+def block_d(layer: Layer, x: Any, name: str) -> Any:
+    three = layer(f"{name}.branch3x3_2", layer(f"{name}.branch3x3_1", x, 192), 320, (3, 3), 2, "VALID")
+    seven = layer(f"{name}.branch7x7x3_2", layer(f"{name}.branch7x7x3_1", x, 192), 192, (1, 7))
+    seven = layer(f"{name}.branch7x7x3_3", seven, 192, (7, 1))
+    return join(three, layer(f"{name}.branch7x7x3_4", seven, 192, (3, 3), 2, "VALID"), max_pool(x, 2, "VALID"))
+
+
+def block_e(layer: Layer, x: Any, name: str, pool: Callable[[Any], Any]) -> Any:
+    three = layer(f"{name}.branch3x3_1", x, 384)
+    three = join(*(layer(f"{name}.branch3x3_2{p}", three, 384, k) for p, k in (("a", (1, 3)), ("b", (3, 1)))))
+    double = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 448), 384, (3, 3))
+    double = join(*(layer(f"{name}.branch3x3dbl_3{p}", double, 384, k) for p, k in (("a", (1, 3)), ("b", (3, 1)))))
+    return join(layer(f"{name}.branch1x1", x, 320), three, double, layer(f"{name}.branch_pool", pool(x), 192))
+
+
 def network(layer: Layer, x: Any) -> tuple[Any, Any, Any]:
     """(features (B, 2048), spatial features (B, 17, 17, 7), logits (B, 1008)) of (B, 299, 299, 3).
 
     Args:
       layer: (name, input, features, kernel (h, w), stride, padding) -> output: convolution, normalisation and ReLU.
     """
-
-    def join(*parts: Any) -> Any:
-        return jnp.concatenate(parts, axis=-1)
-
-    def block_a(x: Any, name: str, pool: int) -> Any:
-        five = layer(f"{name}.branch5x5_2", layer(f"{name}.branch5x5_1", x, 48), 64, (5, 5))
-        three = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 64), 96, (3, 3))
-        three = layer(f"{name}.branch3x3dbl_3", three, 96, (3, 3))
-        return join(layer(f"{name}.branch1x1", x, 64), five, three, layer(f"{name}.branch_pool", mean_pool(x), pool))
-
-    def block_b(x: Any, name: str) -> Any:
-        double = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 64), 96, (3, 3))
-        double = layer(f"{name}.branch3x3dbl_3", double, 96, (3, 3), 2, "VALID")
-        return join(layer(f"{name}.branch3x3", x, 384, (3, 3), 2, "VALID"), double, max_pool(x, 2, "VALID"))
-
-    def block_c(x: Any, name: str, width: int) -> tuple[Any, Any]:
-        seven = layer(f"{name}.branch7x7_2", layer(f"{name}.branch7x7_1", x, width), width, (1, 7))
-        seven = layer(f"{name}.branch7x7_3", seven, 192, (7, 1))
-        double = layer(f"{name}.branch7x7dbl_1", x, width)
-        for number, (features, kernel) in enumerate(
-            [(width, (7, 1)), (width, (1, 7)), (width, (7, 1)), (192, (1, 7))], start=2
-        ):
-            double = layer(f"{name}.branch7x7dbl_{number}", double, features, kernel)
-        first = layer(f"{name}.branch1x1", x, 192)
-        return join(first, seven, double, layer(f"{name}.branch_pool", mean_pool(x), 192)), first
-
-    def block_d(x: Any, name: str) -> Any:
-        three = layer(f"{name}.branch3x3_2", layer(f"{name}.branch3x3_1", x, 192), 320, (3, 3), 2, "VALID")
-        seven = layer(f"{name}.branch7x7x3_2", layer(f"{name}.branch7x7x3_1", x, 192), 192, (1, 7))
-        seven = layer(f"{name}.branch7x7x3_3", seven, 192, (7, 1))
-        return join(three, layer(f"{name}.branch7x7x3_4", seven, 192, (3, 3), 2, "VALID"), max_pool(x, 2, "VALID"))
-
-    def block_e(x: Any, name: str, pool: Callable[[Any], Any]) -> Any:
-        three = layer(f"{name}.branch3x3_1", x, 384)
-        three = join(*(layer(f"{name}.branch3x3_2{p}", three, 384, k) for p, k in (("a", (1, 3)), ("b", (3, 1)))))
-        double = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 448), 384, (3, 3))
-        double = join(*(layer(f"{name}.branch3x3dbl_3{p}", double, 384, k) for p, k in (("a", (1, 3)), ("b", (3, 1)))))
-        return join(layer(f"{name}.branch1x1", x, 320), three, double, layer(f"{name}.branch_pool", pool(x), 192))
-
     x = layer("Conv2d_1a_3x3", x, 32, (3, 3), 2, "VALID")
     x = layer("Conv2d_2a_3x3", x, 32, (3, 3), 1, "VALID")
     x = max_pool(layer("Conv2d_2b_3x3", x, 64, (3, 3)), 2, "VALID")
     x = layer("Conv2d_3b_1x1", x, 80, (1, 1), 1, "VALID")
     x = max_pool(layer("Conv2d_4a_3x3", x, 192, (3, 3), 1, "VALID"), 2, "VALID")
     for name, pool in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
-        x = block_a(x, name, pool)
-    x = block_b(x, "Mixed_6a")
+        x = block_a(layer, x, name, pool)
+    x = block_b(layer, x, "Mixed_6a")
     spatial = None
     for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
-        x, first = block_c(x, name, width)
+        x, first = block_c(layer, x, name, width)
         spatial = first[..., :SPATIAL_CHANNELS] if name == "Mixed_6d" else spatial
-    x = block_d(x, "Mixed_7a")
-    x = block_e(x, "Mixed_7b", mean_pool)
-    x = block_e(x, "Mixed_7c", lambda y: max_pool(y, 1, "SAME"))
+    x = block_d(layer, x, "Mixed_7a")
+    x = block_e(layer, x, "Mixed_7b", mean_pool)
+    x = block_e(layer, x, "Mixed_7c", lambda y: max_pool(y, 1, "SAME"))
     features = x.mean(axis=(1, 2))
     return features, spatial, layer("fc", features, CLASSES)
 

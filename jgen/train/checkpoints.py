@@ -157,9 +157,9 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
       UserError: it cannot be read, or holds other arrays than the template.
     """
     ocp = import_orbax()
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])),
-        jax.eval_shape(to_storable, template),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), jax.eval_shape(to_storable, template)
     )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
     try:
@@ -193,9 +193,10 @@ class Writer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._set_aside_later(first)
-            alone = {}
+            alone: dict[str, Any] = {}
             if jax.process_count() > 1:  # this process writes, without waiting for the others
-                only = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+                own = jax.process_index()
+                only = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
                 alone = {"multiprocessing_options": only, "create": False}
             options = ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=not alone, enable_async_checkpointing=True, **alone
