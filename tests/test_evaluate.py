@@ -97,7 +97,8 @@ def test_the_score_and_its_protocol(run, capsys):
     read, summary = rows.scores_of(whole), rows.seed_line(whole)
     assert read["distance"] == distance["value"] and read["bits_per_dim"] == document["bits_per_dim"]["mean"]
     assert f"FD {distance['value']:.2f} ({distance['low']:.2f} to " in summary and summary.count(" to ") == 5
-    assert rows.sampled_with(whole) == "5 steps of ddim" and set(rows.KEPT) <= set(whole)
+    options = whole["sampling"]["options"]
+    assert rows.describe_sampling(options, gen.model.sampling) == "5 steps of ddim" and set(rows.KEPT) <= set(whole)
 
 
 def test_images_of_another_program(run, tmp_path, monkeypatch):
