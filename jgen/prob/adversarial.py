@@ -1,7 +1,7 @@
 """Objectives of generative adversarial networks: losses, penalties on the discriminator's gradient, and diversity.
 
-`real` and `fake` are the discriminator's outputs before any sigmoid, (B,); D is the sigmoid of them where a probability
-is meant. Each loss is to be minimised.
+`real` and `fake` are the discriminator's outputs before any sigmoid, (B,). In the formulas of the first two losses, D
+is a probability: the sigmoid of that output. Each loss is to be minimised.
 
     minimax          L_D = -E log D(x) - E log(1 - D(G(z)))     L_G =  E log(1 - D(G(z)))    Goodfellow 2014, 1406.2661
     non_saturating   L_D as above                               L_G = -E log D(G(z))         the same, section 3
@@ -29,7 +29,7 @@ Critic = Callable[[jax.Array], jax.Array]  # images (B, H, W, C) to outputs (B,)
 
 
 def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array:
-    """The discriminator's loss of an example, (B,): of the real image and of the generated one, together."""
+    """The discriminator's loss for each pair of a real and a generated image, (B,)."""
     if kind in ("minimax", "non_saturating"):
         return jax.nn.softplus(-real) + jax.nn.softplus(fake)
     if kind == "least_squares":
@@ -41,7 +41,7 @@ def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array
 
 
 def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
-    """The generator's loss of an example, (B,)."""
+    """The generator's loss for each generated image, (B,)."""
     if kind == "minimax":
         return -jax.nn.softplus(fake)
     if kind == "non_saturating":
@@ -53,10 +53,10 @@ def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
 
 
 def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array | float:
-    """The discriminator's output above which it takes an image for real: halfway between its two targets.
+    """The output above which the discriminator classifies an image as real: halfway between its two targets.
 
-    A Wasserstein critic has no targets, and is defined up to a constant: halfway between the means of its outputs for
-    real and for generated images, (B,) each, of all devices.
+    A Wasserstein critic has no targets and is defined only up to a constant: its boundary is halfway between the means
+    of its outputs for real and for generated images, (B,) each, over all devices.
     """
     if kind == "wasserstein":
         return parallel.pmean(0.5 * (jnp.mean(real) + jnp.mean(fake)))
@@ -64,14 +64,15 @@ def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array 
 
 
 def squared_gradient(critic: Critic, x: jax.Array) -> jax.Array:
-    """|grad D(x)|^2 of each image, (B,). The critic must treat examples apart, which batch normalisation does not."""
+    """|grad D(x)|^2 of each image, (B,). The critic must not mix examples, as batch normalisation does."""
     return sum_image(jax.grad(lambda images: jnp.sum(critic(images)))(x) ** 2)
 
 
 def gradient_penalty(critic: Critic, real: jax.Array, fake: jax.Array, keys: jax.Array) -> jax.Array:
     """(|grad D(x_hat)| - 1)^2 of each pair of images, (B,), at a point drawn uniformly between the two."""
     u = rng.uniform(keys, (1, 1, 1))
-    norm = jnp.sqrt(squared_gradient(critic, u * real + (1.0 - u) * fake) + 1e-12)  # the root has a slope at zero
+    # 1e-12, since the gradient of a square root is infinite at zero.
+    norm = jnp.sqrt(squared_gradient(critic, u * real + (1.0 - u) * fake) + 1e-12)
     return (norm - 1.0) ** 2
 
 
@@ -80,16 +81,14 @@ def r1_penalty(critic: Critic, real: jax.Array) -> jax.Array:
     return 0.5 * squared_gradient(critic, real)
 
 
-def relative_diversity(
-    fake: jax.Array, real: jax.Array, label: jax.Array | None, num_classes: int
-) -> jax.Array:
-    """How much generated images of a class differ, over how much real ones do: about 1, and 0 after a collapse.
+def relative_diversity(fake: jax.Array, real: jax.Array, label: jax.Array | None, num_classes: int) -> jax.Array:
+    """Diversity of generated images within a class relative to that of real images: about 1, and 0 after mode collapse.
 
-    The ratio of root mean square distances of images (B, H, W, C) from the mean of their class; the batch is that of
-    all devices. Not a number where no class has two different real images.
+    The ratio of root mean square distances of images (B, H, W, C) from the mean of their class, over the batch of all
+    devices. NaN where no class has two different real images.
 
     Args:
-      label: of both sets, (B,); None takes all images for one class.
+      label: int (B,), the class of both the real and the generated image; None treats all images as one class.
     """
     one_hot = jnp.ones((len(real), 1)) if label is None else jax.nn.one_hot(label, num_classes)
     count = parallel.pmean(jnp.mean(one_hot, axis=0))
@@ -99,5 +98,6 @@ def relative_diversity(
         mean = parallel.pmean(one_hot.T @ flat / len(flat)) / jnp.maximum(count, 1e-12)[:, None]
         return parallel.pmean(jnp.mean(jnp.sum((flat - one_hot @ mean) ** 2, axis=1)))
 
-    differ = spread(real)
-    return jnp.where(differ > 1e-6, jnp.sqrt(spread(fake) / jnp.maximum(differ, 1e-6)), jnp.nan)
+    real_spread = spread(real)
+    varied = real_spread > 1e-6
+    return jnp.where(varied, jnp.sqrt(spread(fake) / jnp.maximum(real_spread, 1e-6)), jnp.nan)

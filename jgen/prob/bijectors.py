@@ -1,7 +1,7 @@
 """Bijections without parameters of their own, for normalising flows; NHWC.
 
-Each maps forward from images towards latents. A function that changes volumes answers (y, log_det) with log_det, nats
-(B,), the log of the absolute determinant of the Jacobian of the map that it applied; the others keep volumes.
+Each maps forward from images towards latents. A function that changes volume returns (y, log_det), where log_det (B,)
+is the log of the absolute determinant of the Jacobian of the map that was applied; the others preserve volume.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def unsqueeze(x: Any) -> Any:
 def split_blocks(x: Any) -> tuple[Any, Any]:
     """(B, H, W, 4C) of `squeeze` to two (B, H, W, 2C): the pixels on the diagonal of every block, and the other two."""
     blocks = x.reshape(*x.shape[:3], x.shape[3] // 4, 4)
-    half = lambda pair: pair.reshape(*x.shape[:3], x.shape[3] // 2)
-    return half(blocks[..., ::3]), half(blocks[..., 1:3])
+    shape = (*x.shape[:3], x.shape[3] // 2)
+    return blocks[..., ::3].reshape(shape), blocks[..., 1:3].reshape(shape)
 
 
 def join_blocks(diagonal: Any, others: Any) -> Any:
@@ -47,12 +47,12 @@ def join_blocks(diagonal: Any, others: Any) -> Any:
 
 def checkerboard(height: int, width: int, parity: Any) -> Any:
     """Mask (1, H, W, 1) of zeros and ones, one where row + column + parity is even; parity may be traced."""
-    place = jnp.arange(height)[:, None] + jnp.arange(width)[None, :] + parity
-    return (1 - place % 2)[None, :, :, None]
+    position = jnp.arange(height)[:, None] + jnp.arange(width)[None, :] + parity
+    return (1 - position % 2)[None, :, :, None]
 
 
 def swap_halves(x: Any) -> Any:
-    """Exchanges the first and the second half of the channels, an even number; its own inverse."""
+    """Exchanges the first and the second half of an even number of channels; its own inverse."""
     return jnp.concatenate(jnp.split(x, 2, axis=-1)[::-1], axis=-1)
 
 
@@ -68,8 +68,8 @@ def affine(x: Any, shift: Any, log_scale: Any, inverse: bool = False) -> tuple[A
 
 
 def log_sigmoid(x: Any) -> Any:
-    """log(1 / (1 + exp(-x))), to an absolute error of 1e-7; vectorised on CPU also where channels are few."""
-    # minimum(x, -x), not -abs(x): jax gives abs a slope of 1 at 0, where the sum's would then be 1 instead of 1/2.
+    """log(1 / (1 + exp(-x))), to an absolute error of 1e-7; on CPU, XLA vectorises it for few channels too."""
+    # minimum(x, -x), not -abs(x): the gradient of abs at 0 is 1 in JAX, with which that of the sum would be 1, not 1/2.
     return jnp.minimum(x, 0) - jnp.log(1 + jnp.exp(jnp.minimum(x, -x)))
 
 
@@ -89,16 +89,17 @@ def logit(x: Any, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
 
 
 def assemble_lu(lower: Any, upper: Any, diagonal: Any, order: Any) -> Any:
-    """W = P L U (C, C) of a matrix with known determinant: the rows of L U in `order` (Kingma & Dhariwal 2018, eq. 10).
+    """W = P L U (C, C), whose determinant is known: the rows of L U in `order` (Kingma & Dhariwal 2018, equation 10).
 
     Args:
-      lower: (C, C), read below its diagonal; L has ones on the diagonal.
-      upper: (C, C), read above its diagonal; diagonal: (C,) of U. |det W| is the product of |diagonal|.
+      lower: (C, C), of which only what is below the diagonal is used; L has ones on the diagonal.
+      upper: (C, C), of which only what is above the diagonal is used.
+      diagonal: (C,), the diagonal of U. |det W| is the product of |diagonal|.
       order: int (C,), a permutation: row i of W is row order[i] of L U.
     """
     size = diagonal.shape[0]
     unit, above = jnp.tril(lower, -1) + jnp.eye(size, dtype=diagonal.dtype), jnp.triu(upper, 1) + jnp.diag(diagonal)
-    # In full float32, here and below: accelerators round otherwise, and an inverse of something else is none.
+    # Full float32 precision, here and below: at an accelerator's default precision the inverse would not match.
     return jnp.matmul(unit, above, precision="highest")[order]
 
 
@@ -106,14 +107,14 @@ def invert_lower(lower: Any) -> Any:
     """The inverse (C, C) of a lower triangular matrix, in 2 log2(C) products of matrices.
 
     Blocks twice as large at each level: [[A, 0], [B, D]] has the inverse [[A', 0], [-D' B A', D']], which is X - X B X
-    with X the blocks' inverses so far and B placed in zeros. With LAPACK's triangular solves, which wake threads of
-    their own beside XLA's, sampling a Glow took a third longer on CPU; a loop over rows would be slow on GPU.
+    with X the inverses of the blocks so far and B padded with zeros. With LAPACK's triangular solves, which use threads
+    of their own beside XLA's, sampling a Glow took a third longer on CPU; a loop over rows would be slow on GPU.
     """
-    place = jnp.arange(lower.shape[0])
+    row = jnp.arange(lower.shape[0])
     inverse = jnp.diag(1 / jnp.diag(lower))
     size = 1
     while size < lower.shape[0]:
-        block = place // size
+        block = row // size
         below = (block[:, None] % 2 == 1) & (block[:, None] == block[None, :] + 1)
         product = jnp.matmul(jnp.where(below, lower, 0), inverse, precision="highest")
         inverse = inverse - jnp.matmul(inverse, product, precision="highest")

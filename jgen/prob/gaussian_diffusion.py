@@ -2,11 +2,11 @@
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,  eps ~ N(0, I)
 
+Ho, Jain & Abbeel 2020 (arXiv 2006.11239), to whose equations the numbers refer.
+
 Glossary: x_0 data in [-1, 1]; x_t noisy data; eps the compound noise; ab_t = alpha_bar_t;
 v = sqrt(ab_t) eps - sqrt(1 - ab_t) x_0 (Salimans & Ho 2022, arXiv 2202.00512). Between any two times s < t,
 alpha_{t|s} = ab_t / ab_s and beta_{t|s} = 1 - alpha_{t|s}; for s = t - 1 they are alpha_t and beta_t.
-Ho, Jain & Abbeel 2020 (arXiv 2006.11239) and
-the course's lecture on diffusion models; equation numbers are of the paper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VARIANCES = ("beta", "beta_tilde", "none")
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t: the data in it and the noise in it, each of x_t's shape."""
+    """A denoiser's estimates from x_t of the data x_0 and the noise eps, each of the shape of x_t."""
 
     x0: jax.Array
     eps: jax.Array
@@ -56,7 +56,7 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -
 
 
 def target(prediction: str, schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
-    """What a network of that kind of `prediction` should answer at x_t."""
+    """The regression target at x_t of a network that predicts "eps", "x0" or "v"."""
     if prediction == "eps":
         return eps
     if prediction == "x0":
@@ -68,11 +68,11 @@ def target(prediction: str, schedule: Schedule, x_0: jax.Array, t: jax.Array, ep
 def interpret(
     prediction: str, schedule: Schedule, x_t: jax.Array, t: jax.Array, output: jax.Array, clip: bool
 ) -> Prediction:
-    """The data and the noise that a network's `output` at x_t stands for.
+    """The estimates of x_0 and eps that follow from a network's `output` at x_t.
 
     Args:
-      prediction: "eps", "x0" or "v", what the network was trained to answer.
-      clip: clips x_0 to [-1, 1] and takes the eps that belongs to the clipped x_0.
+      prediction: "eps", "x0" or "v", what the network was trained to predict.
+      clip: whether x_0 is clipped to [-1, 1] and eps recomputed from the clipped x_0.
     """
     signal, noise = signal_and_noise(schedule, t, x_t)
     if prediction == "eps":
@@ -88,7 +88,7 @@ def interpret(
 
 
 class Posterior(NamedTuple):
-    """q(x_s | x_t, x_0) = N(x0 * x_0 + xt * x_t, beta_tilde), and beta_{t|s}: float64, one entry a pair (t, s)."""
+    """q(x_s | x_t, x_0) = N(x0 * x_0 + xt * x_t, beta_tilde), and beta_{t|s}: float64, indexed by pairs (t, s)."""
 
     x0: np.ndarray
     xt: np.ndarray
@@ -119,7 +119,7 @@ def reverse_variance(coefficients: Posterior, variance: str) -> np.ndarray:
 
 
 def prior_kl(schedule: Schedule, x_0: jax.Array) -> jax.Array:
-    """L_T = KL(q(x_T | x_0) || N(0, I)), nats an image, (B,)."""
+    """L_T = KL(q(x_T | x_0) || N(0, I)), nats per image, (B,)."""
     ab = float(schedule.alpha_bar[-1])
     return sum_image(normal_kl(np.sqrt(ab) * x_0, float(np.log1p(-ab)), 0.0, 0.0))
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 
 def importance_weighted_bound(log_weights: Callable[[jax.Array], jax.Array], samples: int, chunk: int) -> Any:
-    """log (1 / K) sum_k w_k, w_k = p(x, z_k) / q(z_k | x): float32 (B,), in chunks of samples, so that any K fits.
+    """log (1 / K) sum_k w_k, w_k = p(x, z_k) / q(z_k | x): float32 (B,), computed in chunks of samples to bound memory.
 
     Its mean rises with K from the ELBO (K = 1) to log p(x) (equation 8).
 
     Args:
-      log_weights: k, int32 (chunk,), the samples' numbers, to log w_k, float32 (chunk, B). Sample k must be drawn
-        with keys that depend on k, and nothing else of the chunk, so that the bound does not depend on `chunk`.
+      log_weights: sample numbers k, int32 (chunk,), to log w_k, float32 (chunk, B). Sample k must be drawn with keys
+        that depend on k alone, so that the bound does not depend on `chunk`.
       samples: K, 1 or more.
       chunk: samples computed at once.
     """
@@ -25,7 +25,7 @@ def importance_weighted_bound(log_weights: Callable[[jax.Array], jax.Array], sam
     numbers = jnp.arange(rounds * chunk, dtype=jnp.int32).reshape(rounds, chunk)
 
     def add(carry: tuple[jax.Array, jax.Array], k: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        # The sum is kept as top + log(rest), where no weight overflows.
+        # A running log-sum-exp, top + log(rest), in which no weight overflows.
         top, rest = carry
         log_w = jnp.where((k < samples)[:, None], log_weights(k), -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(log_w, axis=0))

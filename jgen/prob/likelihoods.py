@@ -1,4 +1,4 @@
-"""Log-probabilities and divergences: Bernoulli; Gaussians, continuous and discretised; discretised logistics."""
+"""Log-probabilities and KL divergences: Bernoulli, Gaussian, discretised Gaussian and discretised logistic."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LOG_2PI = math.log(2.0 * math.pi)
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """(B, ...) to (B, n). On CPU, XLA takes 15 times as long for exp and log over images of one channel as over these:
-    it makes vectors of the last axis."""
+    """(B, ...) to (B, n). On CPU, XLA vectorises over the last axis: exp and log over images of one channel take
+    15 times as long as over these."""
     return x.reshape(x.shape[0], -1)
 
 
@@ -52,7 +52,7 @@ def discretised_normal_log_prob(level: jax.Array, mean: jax.Array, std: Any, lev
     x = level.astype(jnp.float32) * width - 1.0
     upper = (x - mean + 0.5 * width) / std
     lower = (x - mean - 0.5 * width) / std
-    # Mirror bins above the mean: in the lower tail both log-cdfs keep their relative precision.
+    # Bins above the mean are mirrored: in the lower tail both log-cdfs have full relative precision.
     mirror = upper + lower > 0
     high = jnp.where(mirror, -lower, upper)
     low = jnp.where(mirror, -upper, lower)
@@ -71,7 +71,7 @@ def discretised_normal_log_prob(level: jax.Array, mean: jax.Array, std: Any, lev
 def bernoulli_log_prob(x: jax.Array, logits: jax.Array) -> jax.Array:
     """Elementwise log-probability of x in {0, 1}, where 1 has the probability sigmoid(logits)."""
     # softplus as max(l, 0) + log(1 + exp(-|l|)), which XLA computes in half the time of log1p and logaddexp.
-    # minimum(l, -l), not -|l|: jax gives the latter a slope at 0 that makes the sum's wrong.
+    # minimum(l, -l), not -|l|: with JAX's gradient of abs at 0 that of the sum would be wrong there.
     return x * logits - jnp.maximum(logits, 0.0) - jnp.log(1.0 + jnp.exp(jnp.minimum(logits, -logits)))
 
 

@@ -1,4 +1,4 @@
-"""The distribution of an image's pixels given what a decoder answers: to score, to draw from, to show."""
+"""The distribution of an image's pixels given the output of a decoder: its log-probability, samples and mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jgen.prob.pixels import to_uint8
 
 
 class PixelDistribution(NamedTuple):
-    """A decoder's distribution of pixels: mean and scale (B, H, W, C) on [-1, 1]; of a Bernoulli the logits."""
+    """A decoder's distribution of pixels: mean and scale (B, H, W, C) on [-1, 1]; Bernoulli: `mean` has the logits."""
 
     decoder: str
     levels: int
@@ -27,9 +27,9 @@ class PixelDistribution(NamedTuple):
     scale: Any
 
     def flat(self) -> tuple[jax.Array, Any]:
-        """Mean and scale, (B, H W C); a scale that all pixels share stays a number."""
-        for_all = getattr(self.scale, "ndim", 0) == 0
-        return flatten(self.mean), self.scale if for_all else flatten(self.scale)
+        """Mean and scale, (B, H W C); a scale shared by all pixels remains a scalar."""
+        is_scalar = getattr(self.scale, "ndim", 0) == 0
+        return flatten(self.mean), self.scale if is_scalar else flatten(self.scale)
 
     def log_prob(self, images: jax.Array) -> jax.Array:
         """Nats of uint8 images, float32 (B,)."""
@@ -40,7 +40,7 @@ class PixelDistribution(NamedTuple):
         return sum_image(log_prob(x, mean, scale, self.levels))
 
     def draw(self, keys: jax.Array) -> jax.Array:
-        """uint8 images drawn pixel by pixel. The nearest level is the bin that `log_prob` speaks of."""
+        """uint8 images, each pixel drawn independently and rounded to the nearest level: the bins of `log_prob`."""
         mean, scale = self.flat()
         if self.decoder == "gaussian":
             drawn = to_uint8(mean + scale * rng.normal(keys, mean.shape[1:]), self.levels)
@@ -51,6 +51,6 @@ class PixelDistribution(NamedTuple):
         return drawn.reshape(self.mean.shape)
 
     def show(self) -> jax.Array:
-        """uint8 images of the mean, to the nearest level."""
+        """The mean as uint8 images, rounded to the nearest level."""
         x = 2.0 * jax.nn.sigmoid(self.mean) - 1.0 if self.decoder == "bernoulli" else self.mean
         return to_uint8(x, self.levels)

@@ -41,7 +41,7 @@ def make_schedule(
     beta_1: float = 1e-4,
     beta_T: float = 0.02,
 ) -> Schedule:
-    """The schedule of one `kind` with T = `num_steps`.
+    """The noise schedule `kind` with T = `num_steps`.
 
     Raises:
       UserError: an unknown kind, T below 1, or betas that are not 0 < beta_1 <= beta_T < 1.
@@ -72,8 +72,8 @@ def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing") ->
     linspace  evenly from 1 to T, both included
     trailing  T, T - T / steps, ..., rounded (starts at T)
 
-    The first two are those of diffusers, whose times count from 0 where these count from 1; so is the third wherever
-    T / steps is whole. Elsewhere diffusers' may differ by one, or have one time more, which would be t = 0 here.
+    The first two are those of diffusers, whose times count from 0 where these count from 1. So is the third where steps
+    divides T; elsewhere the times of diffusers may differ by one, or have one more, which would be t = 0 here.
 
     Raises:
       UserError: `steps` outside 1 .. T, or an unknown spacing.

@@ -1,1 +1,1 @@
-"""Samplers: functions over one convention (a denoiser), with explicit times and injected keys."""
+"""Samplers: functions of a denoiser or of a network, with explicit times and explicit random keys."""

@@ -1,13 +1,13 @@
 """Sampling pixel by pixel in raster order, channels within a pixel in order, with cached activations.
 
-A new pixel never runs the network over the image. What a row takes from the rows above is found once a row, for all
-its columns; each channel of a pixel, one after another (three for RGB), then costs one product of (B, features) with
-each kernel, of features kept from the pixels left of it. The draw of channel c at row i, column j of an image with key
-k is the Gumbel-max of
+The network is never evaluated over the whole image. What a row depends on in the rows above is computed once for the
+row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
+(B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
+image with key k is drawn by the Gumbel-max trick from
 
     logits / temperature,  noise from fold_in(k, (i W + j) C + c)
 
-so that it does not depend on how the logits were computed.
+so that the draw does not depend on how the logits were computed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ import numpy as np
 from jgen.core.backend import for_cpu
 from jgen.errors import require, require_temperature
 
-CHUNK = 16  # images at a time on CPU: beyond it, features outgrow the cache and an image costs up to twice as much
+CHUNK = 16  # images at a time on CPU: with more, features exceed the cache and an image takes up to twice as long
 
 
 class RasterNetwork(Protocol):
-    """What the sampler asks of a network: methods of a linen module, pure but for its parameters.
+    """The methods that the sampler calls on a linen module.
 
     start(batch, width) -> (rows, columns)            caches above the first row, and left of the first column
-    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, B, ...), what a row takes from those above
+    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, B, ...), what a row depends on in those above
     at_pixel(columns, contexts, pixel) -> (logits, inputs)   of one column j: contexts (B, ...), pixel int32 (B, C) with
                                                       the channels drawn so far; logits float32 (B, C, levels);
-                                                      inputs: a list of what to keep of the pixel, (B, ...), one an
-                                                      entry of columns, which hold the newest last along axis 0
-    embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that the last channel enters
+                                                      inputs: a list of what to cache of the pixel, (B, ...), one
+                                                      for each entry of columns, in which the newest is the last
+                                                      along axis 0
+    embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that depends on the last channel
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
     """
 
@@ -68,8 +69,8 @@ def sample_raster(
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
       keys: (B,); label: int32 (B,) or None; shape: (H, W, C).
       temperature: above 0; the logits are divided by it.
-      images, mask: integers (B, H, W, C) and bool (B, H, W): pixels of the images to keep, true where kept. The others
-        are drawn given all pixels before them.
+      images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
+        others are drawn given all pixels before them.
     Raises:
       UserError: a temperature that is not above zero and finite.
     """
@@ -86,9 +87,9 @@ def sample_raster(
     if count == 1:
         return chunk((keys, label, images, mask))
     size = math.ceil(batch / count)
-    # The last chunk is filled up with copies of the last image.
-    where = np.minimum(np.arange(count * size), batch - 1).reshape(count, size)
-    parts = jax.tree.map(lambda x: x[where], (keys, label, images, mask))
+    # The last chunk is padded with copies of the last image.
+    index = np.minimum(np.arange(count * size), batch - 1).reshape(count, size)
+    parts = jax.tree.map(lambda x: x[index], (keys, label, images, mask))
     return jax.lax.map(chunk, parts).reshape(count * size, *shape)[:batch]
 
 
@@ -105,58 +106,62 @@ def _sample_chunk(
 ) -> jax.Array:
     height, width, channels = shape
     batch = keys.shape[0]
-    call = lambda method, *args: network.apply({"params": params}, *args, method=method)
+
+    def call(method: str, *args: Any) -> Any:
+        return network.apply({"params": params}, *args, method=method)
+
     rows, columns = call("start", batch, width)
 
     def row_noise(i: jax.Array) -> jax.Array:
-        """(W, C, B, levels) of row i."""
+        """Gumbel noise (W, C, B, levels) of row i."""
         positions = i * (width * channels) + jnp.arange(width * channels)
         noise = jax.vmap(lambda position: gumbel(keys, position, levels))(positions)
         return noise.reshape(width, channels, batch, levels)
 
     def at_row(rows: Any, inputs: tuple) -> tuple[Any, jax.Array]:
-        i, kept = inputs
+        i, given = inputs
         rows, contexts = call("enter_row", rows, label)
-        _, (pixels, features) = jax.lax.scan(at_column, columns, (contexts, row_noise(i), kept))
+        _, (pixels, features) = jax.lax.scan(at_column, columns, (contexts, row_noise(i), given))
         return call("leave_row", rows, features), pixels
 
     def at_column(columns: Any, inputs: tuple) -> tuple[Any, tuple]:
-        contexts, noise, kept = inputs
+        contexts, noise, given = inputs
 
         def channel(c: jax.Array, carry: tuple) -> tuple:
             pixel, _ = carry
             logits, features = call("at_pixel", columns, contexts, pixel)
             value = draw(logits[:, c], noise[c], temperature)
-            if kept is not None:
-                value = jnp.where(kept[1], kept[0][:, c], value)
+            if given is not None:
+                image, mask = given
+                value = jnp.where(mask, image[:, c], value)
             return pixel.at[:, c].set(value), features
 
         pixel = jnp.zeros((batch, channels), jnp.int32)
         _, shapes = jax.eval_shape(lambda: call("at_pixel", columns, contexts, pixel))
         start = (pixel, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
         pixel, features = jax.lax.fori_loop(0, channels, channel, start)
-        # The last pass saw all channels but the last, which enters only the first layer's input.
+        # The last pass had all channels but the last, on which only the first layer's input depends.
         features = [call("embed_pixel", pixel), *features[1:]]
         after = [jnp.concatenate([old[1:], new[None].astype(old.dtype)]) for old, new in zip(columns, features)]
         return after, (pixel, features)
 
-    kept = None
+    given = None
     if images is not None and mask is not None:
-        kept = (images.transpose(1, 2, 0, 3), mask.transpose(1, 2, 0))  # rows, columns, images
-    _, pixels = jax.lax.scan(at_row, rows, (jnp.arange(height), kept))
+        given = (images.transpose(1, 2, 0, 3), mask.transpose(1, 2, 0))  # rows, columns, images
+    _, pixels = jax.lax.scan(at_row, rows, (jnp.arange(height), given))
     return pixels.transpose(2, 0, 1, 3)
 
 
 def check_prefix(mask: Any) -> None:
-    """Raises `UserError` for a completion mask, bool (H, W), whose kept pixels are not the first in raster order."""
+    """Raises `UserError` for an inpainting mask, bool (H, W), whose true pixels are not the first in raster order."""
     flat = np.asarray(mask).reshape(-1)
     first = int(np.argmin(flat)) if not flat.all() else flat.size
     late = np.flatnonzero(flat[first:])
     if late.size:
         width = np.asarray(mask).shape[1]
-        kept, missing = divmod(first + int(late[0]), width), divmod(first, width)
+        (row, column), missing = divmod(first + int(late[0]), width), divmod(first, width)
         require(
             False,
-            f"mask keeps the pixel at row {kept[0]}, column {kept[1]} but not the one at row {missing[0]}, column"
+            f"mask keeps the pixel at row {row}, column {column} but not the one at row {missing[0]}, column"
             f" {missing[1]}: pixels are drawn row by row from the top left, so the kept ones must be the first",
         )

@@ -1,8 +1,8 @@
 """Samplers of Gaussian diffusion, each one compiled scan over explicit times.
 
-A sampler takes a denoiser (x_t, t) -> (x0, eps), a start x_T, one key an image, and a decreasing tuple of times; it
-goes from each time to the next and from the last one to t = 0, which is data. Nothing here assumes that times are
-evenly spaced or start at T.
+A sampler takes a denoiser (x_t, t) -> (x0, eps), initial noise x_T, one key per image, and a decreasing tuple of times;
+it steps from each time to the next and from the last one to t = 0, which is data. Times need not be evenly spaced, nor
+start at T.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_times(schedule: Schedule, times: Sequence[int]) -> np.ndarray:
 
 
 def check_eta(eta: float) -> None:
-    """Raises `UserError` for an amount of DDIM's noise that is not from 0 to 1."""
+    """Raises `UserError` unless eta is from 0 to 1."""
     require(0.0 <= eta <= 1.0, f"eta is {eta}: it must be from 0 (deterministic) to 1 (ancestral)")
 
 
@@ -46,8 +46,8 @@ def ancestral(
 
     Args:
       x_T: float (B, H, W, C), noise at times[0]; keys: (B,).
-      variance: sigma^2 is "beta" (beta_{t|s}), "beta_tilde" (the posterior's) or "none" (0: images collapse towards
-        blurred means of the data, as the noise that carries diversity is missing).
+      variance: sigma^2 is "beta" (beta_{t|s}), "beta_tilde" (the posterior's) or "none" (0: without noise, images
+        collapse towards blurred means of the data).
     Returns:
       x_0, float (B, H, W, C).
     """
@@ -107,7 +107,7 @@ def classifier_free_guidance(
 ) -> Callable[..., jax.Array]:
     """(x_t, t) -> guided output: out(null) + scale (out(label) - out(null)) (Ho & Salimans 2022, arXiv 2207.12598).
 
-    scale = 1 is the plain conditional network and scale = 0 the unconditional one, at one evaluation a step; any other
+    scale = 1 is the conditional network and scale = 0 the unconditional one, with one evaluation per step; any other
     scale evaluates both, in one batch of 2 B.
     """
     if scale == 1.0:
@@ -117,8 +117,8 @@ def classifier_free_guidance(
         return lambda x_t, t: network(x_t, t, null)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        double = lambda x: jnp.concatenate([x, x])
-        conditional, unconditional = jnp.split(network(double(x_t), double(t), jnp.concatenate([label, null])), 2)
+        both = (jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), jnp.concatenate([label, null]))
+        conditional, unconditional = jnp.split(network(*both), 2)
         return unconditional + scale * (conditional - unconditional)
 
     return guided

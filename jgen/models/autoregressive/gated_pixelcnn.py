@@ -7,11 +7,11 @@
     sampling  x_i ~ softmax(logits_i / temperature), one after another
 
 Glossary: x an image; x_<i the pixels above and to the left; h the class as a one-hot vector, W the masked kernels of a
-vertical stack (all rows above) and a horizontal one (the own row, and what the vertical stack found).
+vertical stack (all rows above) and a horizontal one (the own row, and the output of the vertical stack).
 
 Differs from the paper: the class enters both stacks; the first layer has no residual connection, its input being an
-image; dropout is an option; no up- or down-sampling and no location-dependent conditioning. Sampling keeps activations,
-so that a channel of a pixel costs one column of the network.
+image; dropout is an option; no up- or down-sampling and no location-dependent conditioning. Sampling caches
+activations: to draw one channel of a pixel, the network is evaluated at that pixel only.
 
 Measured: 83.98 nats on dynamically binarised MNIST, 24,000 steps of
 `python train.py configs/autoregressive/gated_pixelcnn.py:mnist_binary`.
@@ -45,7 +45,7 @@ class Config:
     hidden: int = 256
     """Width of the output's middle layer; a multiple of the images' channels."""
     embedding: int = 0
-    """Length of the vector learned for each level, in place of its value; 0: the value, scaled to [-1, 1]."""
+    """Size of a learned embedding of each level; 0: the level itself, scaled to [-1, 1], is the input."""
     dropout: float = 0.0
     """Dropout rate in the gated layers."""
     class_conditional: bool = True
@@ -56,7 +56,7 @@ class Config:
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A Gated PixelCNN over images of that shape, number of levels and classes.
+    """A Gated PixelCNN over images of the shape, the number of levels and the classes of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.

@@ -1,9 +1,9 @@
-"""What autoregressive models over pixels in raster order share: all but the network.
+"""What all autoregressive models over pixels in raster order share: everything but the network.
 
 loss          -log p(x | h), a mean over images and dimensions
 log_prob      sum_i log p(x_i | x_<i, h), exact
 sample        x_i ~ softmax(logits_i / temperature), one after another, with cached activations
-inpaint       the same after the pixels that a mask keeps, which must be the first in raster order
+inpaint       as `sample`, given the pixels that a mask keeps, which must be the first in raster order
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """The logits are divided by it: below 1 the likelier values are drawn more often; above 0."""
+    """The logits are divided by it: below 1 favours the likelier values; above 0."""
 
 
 class Raster(NamedTuple):
-    """What the functions of such a model are bound to."""
+    """What `make_raster` binds the functions below to."""
 
     network: RasterNetwork
     config: Any
@@ -47,7 +47,7 @@ def make_raster(name: str, network: RasterNetwork, config: Any, data: DataSpec) 
     Args:
       network: a linen module, (x, label, key_drop) to logits (B, H, W, C, levels), whose parameters become the role
         "pixelcnn".
-      config: of the system, checked by `check_raster`.
+      config: the system's Config, checked by `check_raster`.
     """
     raster = Raster(network, config, data, ("label",) if config.class_conditional else ())
     return GenerativeModel(
@@ -123,7 +123,7 @@ def complete(
     mask: jax.Array | None,
     **options: Any,
 ) -> jax.Array:
-    """uint8 images, of which the pixels of x that the mask keeps stay."""
+    """uint8 images: sampled, but for the pixels where the mask is true, which are those of x; None samples all."""
     o = replace(raster.config.sampling, **options)
     spec, label = raster.data.image, cond.get("label")
     params = params["pixelcnn"]

@@ -7,12 +7,12 @@
 
 Glossary: x_0 data in [-1, 1]; x_t noisy data; eps the compound noise; v = sqrt(ab_t) eps - sqrt(1 - ab_t) x_0.
 
-Differs from the paper: the loss is a mean over pixels, not a sum; the network may answer x_0 or v instead of eps;
+Differs from the paper: the loss is a mean over pixels, not a sum; the network may predict x_0 or v instead of eps;
 class conditioning with classifier-free guidance (arXiv 2207.12598), DDIM sampling (arXiv 2010.02502) and the cosine,
-quadratic and sigmoid schedules are added; attention has several heads; every draw belongs to an example.
+quadratic and sigmoid schedules are added; attention has several heads; every random draw has a key of its example.
 
-Measured: bound 3.259 bits/dim on the 8x8 digits in 17 levels, 99.9 % of samples read as the class asked for,
-2,000 steps of `python train.py configs/diffusion/ddpm.py:digits`.
+Measured: bound 3.259 bits/dim on the 8x8 digits in 17 levels, a classifier assigns 99.9 % of samples to
+the class that they were conditioned on, 2,000 steps of `python train.py configs/diffusion/ddpm.py:digits`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Sampling:
     steps: int = 50
     """Evaluations of the network an image (twice that with guidance); 1 to T."""
     spacing: Literal["trailing", "linspace", "leading"] = "trailing"
-    """How the steps are chosen from 1 .. T: starting at T, over 1 .. T evenly, or counted from 1."""
+    """Spacing of the steps within 1 .. T: ending at T, evenly from 1 to T, or starting at 1."""
     times: tuple[int, ...] = ()
-    """The times themselves, decreasing, in place of steps and spacing."""
+    """Explicit times, decreasing, in place of steps and spacing."""
     eta: float = 0.0
-    """DDIM's noise: 0 is deterministic, 1 is ancestral. Of no effect on the ancestral sampler."""
+    """Noise of DDIM: 0 is deterministic, 1 is ancestral. The ancestral sampler ignores it."""
     variance: Literal["beta", "beta_tilde", "none"] = "beta_tilde"
-    """Variance of an ancestral step. Of no effect on DDIM."""
+    """Variance of an ancestral step. DDIM ignores it."""
     guidance_scale: float = 1.0
     """Classifier-free guidance: 1 is none, above 1 trades diversity for class fidelity."""
     clip: bool = True
@@ -65,7 +65,7 @@ class Config:
     channels: tuple[int, ...] = (128, 256, 256, 256)
     """Width of each U-Net level, from full resolution down."""
     blocks: int = 2
-    """Residual blocks a level."""
+    """Residual blocks of each level."""
     attention: tuple[int, ...] = (16,)
     """Heights of the feature maps that have self-attention."""
     head_dim: int = 64
@@ -87,7 +87,7 @@ class Config:
     beta_T: float = 0.02
     """Last variance (all schedules but cosine)."""
     prediction: Literal["eps", "x0", "v"] = "eps"
-    """What the network answers."""
+    """What the network predicts."""
     bound_variance: Literal["beta", "beta_tilde"] = "beta"
     """Variance of the reverse process in log_prob."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -96,7 +96,7 @@ class Config:
 
 
 class Ddpm(NamedTuple):
-    """What the functions of a DDPM are bound to; `null_label` is the class of "no class"."""
+    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
 
     config: Config
     images: ImageSpec
@@ -107,7 +107,7 @@ class Ddpm(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A DDPM over images of that shape, number of levels and classes.
+    """A DDPM over images of the shape, the number of levels and the classes of `data`.
 
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
@@ -151,7 +151,7 @@ def init(ddpm: Ddpm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
 def errors(
     ddpm: Ddpm, params: Roles, keys: jax.Array, batch: Batch, label: jax.Array | None, key_drop: jax.Array | None
 ) -> jax.Array:
-    """The squared error of the network's answer at a random t, mean over pixels: float32 (B,)."""
+    """Squared error of the network's output at a random t, mean over pixels: float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     schedule, prediction = ddpm.schedule, ddpm.config.prediction
     x_0 = to_float(batch["image"], ddpm.images.levels)
@@ -178,7 +178,7 @@ def validate(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 
 def make_denoiser(ddpm: Ddpm, params: Roles, cond: Cond, guidance_scale: float, clip: bool) -> gd.Denoiser:
-    """(x_t, t) to the predicted x_0 and eps, guided towards the class."""
+    """A function of (x_t, t) that returns the predicted x_0 and eps, with classifier-free guidance."""
     label = cond.get("label")
 
     def network(x_t: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
@@ -213,7 +213,7 @@ def log_prob(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, x: jax.Ar
 
 
 def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int, ...]:
-    """The times that a model of `config` samples at. Raises `UserError` for options that it cannot sample with."""
+    """The times of sampling with these options. Raises `UserError` for options that the model cannot sample with."""
     times = o.times or sampling_times(schedule.num_steps, o.steps, o.spacing)
     check_times(schedule, times)
     check_eta(o.eta)
@@ -230,9 +230,7 @@ def check_sampling(o: Sampling, config: Config, schedule: Schedule) -> tuple[int
 def check_config(config: Config, data: DataSpec) -> Schedule:
     """The noise schedule. Raises `UserError` for a configuration that no DDPM can be made of."""
     height, width = data.image.shape[:2]
-    check_unet(
-        height, width, config.channels, config.blocks, config.attention, config.head_dim, config.groups
-    )
+    check_unet(height, width, config.channels, config.blocks, config.attention, config.head_dim, config.groups)
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     require(
         0 <= config.label_dropout < 1, f"label_dropout is {config.label_dropout}: it must be at least 0 and below 1"

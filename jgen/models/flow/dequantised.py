@@ -1,10 +1,10 @@
-"""What the flows share: from a bijection between dequantised images and latents to a generative model.
+"""What all flows share: a generative model from a bijection between dequantised images and latents.
 
     log p(x) = log N(f(x); 0, I) + log |det df/dx|,   x = image + u in [0, levels)^D
     log P(image) >= E_u log p(image + u)
 
-A flow answers its latents standardised: the Gaussian of each, learned or not, is a last affine step of f. So the
-latents of an image are standard normal under the model, and a temperature scales them all.
+Latents are returned standardised: where a latent has a learned Gaussian, its mean and scale are a last affine step of
+f. So the latents of an image are standard normal under the model, and a temperature scales all of them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from jgen.prob.dequantisation import dequantise, importance_bound, quantise
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
 
-# An image is encoded with u this far from the borders between levels, so that the rounding of a deep flow in float32
-# and back cannot carry a pixel over one. With networks in bfloat16 it still may: inputs that differ by float32's
-# rounding can fall to either side of one of theirs.
+# An image is encoded with u at least this far from 0 and from 1, so that the rounding errors of a deep flow in float32,
+# there and back, cannot change a pixel's level. With networks in bfloat16 they still may: inputs that differ by a
+# rounding error of float32 can be rounded to different bfloat16 numbers.
 ENCODE_MARGIN = 1 / 16
-# For images on black: the logit of nearly all of [0, 1], as FFJORD's on MNIST (arXiv 1810.01367). The noise on a black
-# pixel, one level wide, is then spread as widely as all other levels.
+# For images with a black background: the logit of nearly all of [0, 1], as FFJORD has it on MNIST (arXiv 1810.01367).
+# It makes the interval of level 0, over which dequantisation spreads black pixels, as wide as that of all other levels.
 LOGIT_ALPHA = 1e-6
 
 
@@ -40,7 +40,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """Standard deviation of the latents: 1 draws from the model, less trades diversity for likely images."""
+    """Standard deviation of the latents: 1 samples from the model, below 1 trades diversity for likelier images."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise; their densities' mean comes closer to the probability the more there are."""
+    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
 
 
 class Bijection(NamedTuple):
-    """A flow of images (B, H, W, C), about -1/2 .. 1/2 or logits, to latents, a tuple of (B, h, w, c).
+    """An invertible map of images (B, H, W, C), in [-1/2, 1/2] or as logits, to latents, a tuple of (B, h, w, c).
 
-    init:    (key, x, label) -> (params, fixed), from the whole first batch.
+    init:    (key, x, label) -> (params, fixed), where x is the whole first batch; `fixed` holds what is not trained.
     forward: (params, fixed, x, label) -> (latents, log_det).
     inverse: (params, fixed, latents, label) -> x.
-    shapes:  of the latents of one image.
+    shapes:  shapes of the latents of one image.
     """
 
     init: Callable[[jax.Array, Any, Any], tuple[Tree, Tree]]
@@ -67,7 +67,7 @@ class Bijection(NamedTuple):
 
 
 def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
-    """[0, levels) to x / levels - 1/2, or where alpha > 0 to its logit, and log_det (B,); or back."""
+    """x in [0, levels) to x / levels - 1/2, or for alpha > 0 to the logit of x / levels; or back: (y, log_det)."""
     constant = jnp.full(x.shape[:1], x[0].size * math.log(levels), x.dtype)
     if inverse:
         x, log_det = logit(x, alpha, inverse=True) if alpha > 0 else (x + 0.5, 0.0)
@@ -78,7 +78,7 @@ def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tupl
 
 
 class Flow(NamedTuple):
-    """What the functions of a flow are bound to; `alpha` is that of the logit, 0 for none."""
+    """What `make_flow` binds the functions below to; `alpha` is the alpha of the logit, 0 for none."""
 
     bijection: Bijection
     images: ImageSpec
@@ -87,10 +87,10 @@ class Flow(NamedTuple):
 
 
 def make_flow(name: str, data: DataSpec, bijection: Bijection, config: Any) -> GenerativeModel:
-    """The generative model of a bijection, with role "flow".
+    """The generative model of a bijection, whose parameters are the role "flow".
 
     Args:
-      config: of the system, checked by `check_flow`.
+      config: the system's Config, checked by `check_flow`.
     Raises:
       UserError: from `sample` a temperature that is not above zero and finite, from `log_prob` samples below 1, from
         `decode` latents of other shapes.
@@ -126,10 +126,10 @@ def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
 
 def forward(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> tuple[tuple[Any, ...], Any]:
     """Latents and log_det of dequantised images."""
-    x, first = preprocess(x, flow.images.levels, flow.alpha)
+    x, log_det_preprocess = preprocess(x, flow.images.levels, flow.alpha)
     fixed = ctx.extra.get("flow", {})
     latents, log_det = flow.bijection.forward(params["flow"], fixed, x, cond.get("label"))
-    return latents, first + log_det
+    return latents, log_det_preprocess + log_det
 
 
 def inverse(flow: Flow, params: Roles, ctx: Context, latents: tuple[Any, ...], cond: Cond) -> jax.Array:
@@ -164,9 +164,7 @@ def validate(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     return {"bits_per_dim": bits(flow, params, ctx, keys, batch)}
 
 
-def sample(
-    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, *, temperature: float
-) -> jax.Array:
+def sample(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, *, temperature: float) -> jax.Array:
     require_temperature(temperature)
     shapes = flow.bijection.shapes
     parts = rng.split(keys, len(shapes))
@@ -185,9 +183,7 @@ def encode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Arra
     return forward(flow, params, ctx, dequantise(keys, x, ENCODE_MARGIN), cond)[0]
 
 
-def decode(
-    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, latents: tuple[Any, ...], cond: Cond
-) -> jax.Array:
+def decode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, latents: tuple[Any, ...], cond: Cond) -> jax.Array:
     leaves = tuple(jax.tree.leaves(latents))
     shapes, wanted = tuple(eps.shape[1:] for eps in leaves), flow.bijection.shapes
     require(shapes == wanted, f"latents have shapes {shapes}: they must be {wanted}")
@@ -195,20 +191,21 @@ def decode(
 
 
 def check_flow(data: DataSpec, halvings: int, config: Any) -> None:
-    """Raises `UserError` for images that cannot be halved so often, or what any flow cannot be made with.
+    """Raises `UserError` for images that cannot be halved `halvings` times, or options that no flow can be made with.
 
     Args:
-      config: of a flow, with `scales`, `logit_alpha`, `class_conditional`, `dtype`, `sampling` and `scoring`.
+      config: a flow's Config, with `scales`, `logit_alpha`, `class_conditional`, `dtype`, `sampling` and `scoring`.
     """
     require_positive(scales=config.scales)
-    images, most = data.image, 0
-    height, width = images.height, images.width
-    while height % 2 ** (most + 1) == 0 and width % 2 ** (most + 1) == 0:
-        most += 1
-    fitting = most + config.scales - halvings
-    advice = f"scales can be at most {fitting}" if fitting >= 1 else "one scale halves too: use images with even sides"
+    height, width = data.image.height, data.image.width
+    max_halvings = 0
+    while height % 2 ** (max_halvings + 1) == 0 and width % 2 ** (max_halvings + 1) == 0:
+        max_halvings += 1
+    max_scales = max_halvings + config.scales - halvings
+    advice = "one scale halves too: use images with even sides"
+    advice = f"scales can be at most {max_scales}" if max_scales >= 1 else advice
     require(
-        halvings <= most,
+        halvings <= max_halvings,
         f"images are {height}x{width}: scales {config.scales} needs sides divisible by {2**halvings}; {advice}",
     )
     alpha = config.logit_alpha

@@ -5,18 +5,19 @@
 a step     y = s x + b                                    actnorm                                    (table 1)
            y = W x,  W = P L (U + diag(s))                invertible 1x1 convolution                 (equations 9 to 11)
            y_b = (x_b + t(x_a)) s(x_a),  y_a = x_a        coupling, s = sigmoid(raw + 2) or 1        (table 1)
-a scale    squeeze, `depth` steps, then half of the channels leaves as latents                       (figure 2b)
-a prior    eps = (z - mean) / std, mean and std learned: of a half that leaves from the half that stays
+a scale    squeeze, `depth` steps, then half of the channels is factored out as latents z          (figure 2b)
+a prior    eps = (z - mean) / std, mean and std predicted from the half that is not factored out
 
 Glossary: x_a, x_b halves of the channels; z latents, eps the same standardised; log_det nats (B,).
 
-Differs from the paper: what starts a prior or a coupling at zero has no extra learned scale exp(3 logs), and
-convolutions pad with zeros and no border channel, both of which are in the authors' code only. With classes, the last
-scale's mean and std are by class, as there, and the class also shifts the first hidden layer of every coupling. The
-logit of section 4.1 of Dinh et al. (2017) is an option. No gradient checkpoints: activations are kept.
+Differs from the paper: with classes, the last scale's mean and std depend on the class, as in the authors' code, and
+the class also adds a bias to the first hidden layer of every coupling; the logit of section 4.1 of Dinh et al. (2017)
+is an option; activations are stored, not recomputed in the backward pass. Two things are in the authors' code only and
+left out: a learned scale exp(3 logs) of convolutions initialised at zero, and a channel that marks the border in
+padding.
 
 Measured: 1.128 bits/dim on MNIST, 8 bit, 6,500 steps of `python train.py configs/flow/glow.py:mnist`; of its samples at
-temperature 0.8, 92 % are read as the class asked for.
+temperature 0.8, a classifier assigns 92 % to the class that they were conditioned on.
 """
 
 from __future__ import annotations
@@ -52,17 +53,17 @@ class Config:
     scales: int = 3
     """Scales, each half as high and wide as the one before; the sides of an image must be multiples of 2^scales."""
     depth: int = 32
-    """Steps a scale."""
+    """Steps of each scale."""
     width: int = 512
     """Channels of the two hidden layers in a coupling's network."""
     coupling: Literal["affine", "additive"] = "affine"
     """Whether a coupling scales and shifts, or only shifts."""
     permutation: Literal["invertible_1x1", "shuffle", "reverse"] = "invertible_1x1"
-    """How a step mixes channels: a learned matrix, a permutation drawn at the start, or reversal."""
+    """How a step mixes channels: a learned matrix, a permutation drawn at initialisation, or reversal."""
     actnorm: bool = True
-    """Scale and shift channels before every permutation, started from the first batch."""
+    """Scale and shift channels before every permutation, initialised from the first batch."""
     logit_alpha: float = 0.0
-    """Model logit(alpha + (1 - 2 alpha) x) in place of x; 0 does not."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
     class_conditional: bool = True
     """Condition on the label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -72,7 +73,7 @@ class Config:
 
 
 class Network(nn.Module):
-    """What a coupling is parametrised by: 3x3, 1x1 and 3x3 convolutions with ReLU between, the last started at zero."""
+    """The network inside a coupling: 3x3, 1x1 and 3x3 convolutions with ReLU between, the last initialised at zero."""
 
     width: int
     features: int
@@ -87,7 +88,7 @@ class Network(nn.Module):
 
 
 class Coupling(nn.Module):
-    """y_b = (x_b + t) s of y_a = x_a."""
+    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a)."""
 
     width: int
     coupling: str
@@ -109,7 +110,7 @@ class Coupling(nn.Module):
 
 
 class Step(nn.Module):
-    """Actnorm, permutation, coupling; or backwards, inverted."""
+    """Actnorm, permutation, coupling; with `inverse` their inverses in reverse order."""
 
     config: Config
     num_classes: int
@@ -131,7 +132,7 @@ class Step(nn.Module):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A Glow over images of that shape, number of levels and classes.
+    """A Glow over images of the shape, the number of levels and the classes of `data`.
 
     Raises:
       UserError: images that the scales cannot split, or options out of their range.
@@ -141,7 +142,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
-    """Between images (B, H, W, C) and latents, one array a scale."""
+    """The flow between images (B, H, W, C) and latents, one array for each scale."""
     classes = data.num_classes if config.class_conditional else 0
     step = Step(config, classes)
     last = config.scales - 1
@@ -149,7 +150,10 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
 
     def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
         params, fixed = {}, {}
-        init_step = lambda key, x, number: step.init_with_output(key, x, label)
+
+        def init_step(key: jax.Array, x: Any, number: Any) -> Any:
+            return step.init_with_output(key, x, label)
+
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
             key_steps, key_prior = jax.random.split(key_scale)
             steps, x = init_chain(init_step, key_steps, squeeze(x), jnp.arange(config.depth))
@@ -170,11 +174,11 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
         latents, total = [], jnp.zeros(x.shape[:1], x.dtype)
         for scale in range(config.scales):
-            x, of_steps = run(params, fixed, scale, squeeze(x), label, False)
+            x, log_det_steps = run(params, fixed, scale, squeeze(x), label, False)
             x, z = jnp.split(x, 2, axis=-1) if scale < last else (None, x)
-            eps, of_prior = standardise(params, scale, z, x, label, False)
+            eps, log_det_prior = standardise(params, scale, z, x, label, False)
             latents.append(eps)
-            total = total + of_steps + of_prior
+            total = total + log_det_steps + log_det_prior
         return tuple(latents), total
 
     def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
@@ -189,7 +193,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
 
 
 def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, int], ...]:
-    """(h, w, c) of the latents that leave at each scale."""
+    """(h, w, c) of the latents that are factored out at each scale."""
     shapes, channels = [], images.channels
     for scale in range(1, config.scales + 1):
         channels = 4 * channels if scale == config.scales else 2 * channels

@@ -4,18 +4,18 @@
 
 coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
 a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
-               leave as latents; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
+               are factored out; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
 
 Glossary: b a mask of zeros and ones, z latents, log_det nats (B,).
 
-Differs from the paper: actnorm (arXiv 1807.03039) stands before every coupling in place of batch normalisation, so that
+Differs from the paper: actnorm (arXiv 1807.03039) precedes every coupling in place of batch normalisation, so that
 the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
-started from the first batch, in place of weight and batch normalisation. As in the authors' code, networks are twice as
-wide after each squeeze, the pixels that stay are those on the diagonal of each block of four, and the logit is
-symmetric. Class conditioning, by a shift of every network's first layer, is added.
+initialised from the first batch, in place of weight and batch normalisation. As in the authors' code, networks are
+twice as wide after each squeeze, the pixels that are not factored out are those on the diagonal of each block of four,
+and the logit is symmetric. Class conditioning, by a bias in every network's first layer, is added.
 
 Measured: 1.165 bits/dim on MNIST, 8 bit, 6,000 steps of `python train.py configs/flow/realnvp.py:mnist`; of its samples
-at temperature 0.8, 94 % are read as the class asked for.
+at temperature 0.8, a classifier assigns 94 % to the class that they were conditioned on.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class Config:
     scales: int = 3
     """Scales, each half as high and wide as the one before: the sides of an image must be multiples of 2^(scales-1)."""
     couplings: int = 3
-    """Couplings with each kind of mask a scale; the last scale has one more, with checkerboard masks."""
+    """Couplings with each kind of mask in a scale; the last scale has one more, with checkerboard masks only."""
     width: int = 64
     """Channels of the residual networks at the images' own size; twice as many after each squeeze."""
     blocks: int = 8
     """Residual blocks of a network."""
     actnorm: bool = True
-    """Scale and shift channels before every coupling, started from the first batch."""
+    """Scale and shift channels before every coupling, initialised from the first batch."""
     logit_alpha: float = 0.05
-    """Model logit(alpha + (1 - 2 alpha) x) in place of x; 0 does not."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
     class_conditional: bool = True
     """Condition on the label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -60,7 +60,7 @@ class Config:
 
 
 class Network(nn.Module):
-    """A residual network of 3x3 convolutions (B, H, W, C) to (B, H, W, features), started at zero."""
+    """A residual network of 3x3 convolutions, (B, H, W, C) to (B, H, W, features); its output starts at zero."""
 
     width: int
     blocks: int
@@ -80,7 +80,7 @@ class Network(nn.Module):
 class Coupling(nn.Module):
     """Actnorm, then the coupling with a mask: `parity` 0 or 1 of a checkerboard, or None for halves of the channels.
 
-    Halves change places afterwards, so that the next coupling transforms the other.
+    The halves are swapped afterwards, so that the next coupling transforms the other one.
     """
 
     config: Config
@@ -89,14 +89,14 @@ class Coupling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, parity: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
-        of_norm = jnp.zeros(x.shape[:1], x.dtype)
+        log_det_norm = jnp.zeros(x.shape[:1], x.dtype)
         if self.config.actnorm and not inverse:
-            x, of_norm = ActNorm(name="actnorm")(x)
+            x, log_det_norm = ActNorm(name="actnorm")(x)
         transform = self.by_channels if parity is None else self.by_checkerboard
         x, log_det = transform(x, parity, label, inverse)
         if self.config.actnorm and inverse:
-            x, of_norm = ActNorm(name="actnorm")(x, True)
-        return x, of_norm + log_det
+            x, log_det_norm = ActNorm(name="actnorm")(x, True)
+        return x, log_det_norm + log_det
 
     def by_checkerboard(self, x: Any, parity: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
         mask = checkerboard(x.shape[1], x.shape[2], parity).astype(x.dtype)
@@ -125,7 +125,7 @@ def rescale(x: Any, log_s: Any, t: Any, inverse: bool) -> tuple[Any, Any]:
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A RealNVP over images of that shape, number of levels and classes.
+    """A RealNVP over images of the shape, the number of levels and the classes of `data`.
 
     Raises:
       UserError: images that the scales cannot split, or options out of their range.
@@ -135,48 +135,54 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
-    """Between images (B, H, W, C) and latents, one array a scale."""
+    """The flow between images (B, H, W, C) and latents, one array for each scale."""
     classes = data.num_classes if config.class_conditional else 0
-    coupling = lambda halvings: Coupling(config, config.width * 2**halvings, classes)
     last = config.scales - 1
+
+    def coupling(halvings: int) -> Coupling:
+        return Coupling(config, config.width * 2**halvings, classes)
 
     def parities(scale: int) -> Any:
         return jnp.arange(config.couplings + (scale == last)) % 2
 
     def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
-        def started(halvings: int, masked: bool) -> Any:
-            start = coupling(halvings).init_with_output
-            return lambda key, x, parity: start(key, x, parity if masked else None, label)
+        def init_coupling(halvings: int, masked: bool) -> Any:
+            init_with_output = coupling(halvings).init_with_output
+            return lambda key, x, parity: init_with_output(key, x, parity if masked else None, label)
 
         params = {}
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
             key_board, key_half = jax.random.split(key_scale)
-            board, x = init_chain(started(scale, True), key_board, x, parities(scale))
+            board, x = init_chain(init_coupling(scale, True), key_board, x, parities(scale))
             params[f"scale{scale}"] = {"checkerboard": board["params"]}
             if scale < last:
-                half, x = init_chain(started(scale + 1, False), key_half, squeeze(x), parities(scale))
+                half, x = init_chain(init_coupling(scale + 1, False), key_half, squeeze(x), parities(scale))
                 params[f"scale{scale}"]["channels"] = half["params"]
                 x, _ = split_blocks(x)
         return params, {}
 
     def by_checkerboard(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
-        step = lambda v, x: coupling(scale).apply({"params": v[0]}, x, v[1], label, inverse)
+        def step(v: Tree, x: Any) -> tuple[Any, Any]:
+            return coupling(scale).apply({"params": v[0]}, x, v[1], label, inverse)
+
         return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse)
 
     def by_channels(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
-        step = lambda v, x: coupling(scale + 1).apply({"params": v}, x, None, label, inverse)
+        def step(v: Tree, x: Any) -> tuple[Any, Any]:
+            return coupling(scale + 1).apply({"params": v}, x, None, label, inverse)
+
         return apply_chain(step, params[f"scale{scale}"]["channels"], x, inverse)
 
     def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
         latents, total = [], jnp.zeros(x.shape[:1], x.dtype)
         for scale in range(last):
-            x, of_board = by_checkerboard(params, scale, x, label, False)
-            x, of_half = by_channels(params, scale, squeeze(x), label, False)
+            x, log_det_checkerboard = by_checkerboard(params, scale, x, label, False)
+            x, log_det_channels = by_channels(params, scale, squeeze(x), label, False)
             x, z = split_blocks(x)
             latents.append(z)
-            total = total + of_board + of_half
-        z, of_board = by_checkerboard(params, last, x, label, False)
-        return (*latents, z), total + of_board
+            total = total + log_det_checkerboard + log_det_channels
+        z, log_det_checkerboard = by_checkerboard(params, last, x, label, False)
+        return (*latents, z), total + log_det_checkerboard
 
     def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         x, _ = by_checkerboard(params, last, latents[last], label, True)
@@ -189,11 +195,13 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
 
 
 def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, int], ...]:
-    """(h, w, c) of the latents that leave at each scale."""
+    """(h, w, c) of the latents that are factored out at each scale."""
     last = config.scales - 1
-    size = lambda halvings, channels: (images.height // 2**halvings, images.width // 2**halvings, channels)
-    leaving = [size(scale + 1, images.channels * 2 ** (scale + 1)) for scale in range(last)]
-    return (*leaving, size(last, images.channels * 2**last))
+
+    def size(halvings: int) -> tuple[int, int, int]:
+        return (images.height // 2**halvings, images.width // 2**halvings, images.channels * 2**halvings)
+
+    return (*(size(scale + 1) for scale in range(last)), size(last))
 
 
 def check_config(config: Config, data: DataSpec) -> None:

@@ -7,21 +7,21 @@
     losses      minimax, non-saturating, least squares, hinge, Wasserstein: jgen/prob/adversarial.py
     Lipschitz   weight clipping |w| <= c (1701.07875); gradient penalty (1704.00028); R1 (1801.04406);
                 spectral normalisation W / sigma(W) of D (1802.05957)
-    lazy        a penalty taken every n-th step only, n times as strong (Karras 2020, 1912.04958, appendix B)
+    lazy        a penalty computed in every n-th step only, n times as strong (Karras 2020, 1912.04958, appendix B)
     classes     G(z, y) has [z, one_hot(y)] at its input; D(x, y) has one_hot(y) as further channels of x
-                (concatenation), or adds <embedding(y), its last features>, a dense layer of the class's own
+                (concatenation), or adds the inner product <embedding(y), last features of D>
                 (projection: 1802.05637, equation 3)
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator (a critic, in the
-Wasserstein GAN); k `disc_steps`; u the vector of a power iteration.
+Wasserstein GAN); k `disc_steps`; u the vector of the power iteration for sigma(W).
 
-Differs from the paper: kernels are 4x4, not 5x5, so that every output pixel is reached equally often; z is normal, not
-uniform; the number of halvings is a choice, since images may be 8x8 or 28x28; real and generated images have batch
-statistics apart (as the paper's successors do); samples come from averaged weights of G, whose running statistics are
-kept beside those of the trained. Lazy penalties share D's Adam moments as they are, without the correction of
-1912.04958.
+Differs from the paper: kernels are 4x4, not 5x5, so that every output pixel is reached by equally many weights; z is
+normal, not uniform; the number of halvings is an option, since images may be 8x8 or 28x28; real and generated images
+are normalised separately, each by their own batch statistics; samples come from the averaged weights of G, which have
+running statistics of their own beside those of the trained weights. Lazy penalties use D's Adam moments without the
+correction of 1912.04958.
 
-Measured: 99.8 % of samples read as the class asked for, on MNIST, 8,000 steps of
+Measured: a classifier assigns 99.8 % of samples to the class that they were conditioned on, on MNIST, 8,000 steps of
 `python train.py configs/gan/dcgan.py:mnist`.
 """
 
@@ -67,7 +67,7 @@ class Config:
     """A convolutional generator and discriminator."""
 
     channels: tuple[int, ...] = (64, 128, 256)
-    """Width of each halving, from full resolution down; the generator is the discriminator's mirror."""
+    """Channels at 1/2, 1/4, ... of the image's size in the discriminator; the generator has them in reverse order."""
     latent: int = 100
     """Dimensions of z."""
     loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein"] = "non_saturating"
@@ -75,17 +75,17 @@ class Config:
     disc_norm: Literal["batch", "spectral", "none"] = "batch"
     """Normalisation of the discriminator: of its features (all but the first), of its weights, or none."""
     regulariser: Literal["none", "clip", "gradient_penalty", "r1"] = "none"
-    """What holds the discriminator's slope: clipped weights, or a penalty on its gradient."""
+    """What bounds the discriminator's gradient: clipped weights, or a penalty."""
     clip: float = 0.01
     """Largest absolute weight of the discriminator, with the regulariser clip."""
     penalty_weight: float = 10.0
     """Weight of the penalty (for R1, of half the squared gradient)."""
     penalty_every: int = 1
-    """Above 1, the penalty is taken in every such step only, and is so many times as strong."""
+    """n: above 1, the penalty is computed in every n-th step only, n times as strong."""
     disc_steps: int = 1
-    """k: updates of the discriminator for one of the generator, each on a batch of its own."""
+    """k: updates of the discriminator for each update of the generator, each on a different batch."""
     conditioning: Literal["none", "projection", "concatenation"] = "projection"
-    """How the discriminator is given the class; with none the generator is not given it either."""
+    """How the discriminator is conditioned on the class; with none, neither network is."""
     norm_momentum: float = 0.9
     """Decay of the running statistics of batch normalisation, which sampling uses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -149,7 +149,7 @@ class Discriminator(nn.Module):
 
 
 def batch_norm(network: Generator | Discriminator, train: bool, name: str) -> nn.BatchNorm:
-    """Batch normalisation, over all devices; its scale starts as N(1, 0.02^2)."""
+    """Batch normalisation over all devices; its scale is initialised from N(1, 0.02^2)."""
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=network.momentum,
@@ -166,7 +166,7 @@ def near_one(*args: Any) -> jax.Array:
 
 
 class Dcgan(NamedTuple):
-    """What the functions of a DCGAN are bound to."""
+    """What `make` binds the functions below to."""
 
     config: Config
     data: DataSpec
@@ -183,7 +183,7 @@ class Dcgan(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Classes that the networks are given, 0 for none."""
+        """Number of classes that the networks are conditioned on, 0 for none."""
         return self.data.num_classes if self.conditions else 0
 
     @property
@@ -192,10 +192,10 @@ class Dcgan(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A DCGAN over images of that shape, number of levels and classes.
+    """A DCGAN over images of the shape, the number of levels and the classes of `data`.
 
     Raises:
-      UserError: sizes that cannot be halved so often, or options out of their range.
+      UserError: images that cannot be halved `len(channels)` times, or options out of their range.
     """
     check_config(config, data)
     shared: dict[str, Any] = {"momentum": config.norm_momentum, "dtype": jnp.dtype(config.dtype)}
@@ -237,7 +237,7 @@ def init(gan: Dcgan, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
 
 
 def one_hot(gan: Dcgan, cond: Cond) -> jax.Array | None:
-    """The class (B, classes); None where there is none."""
+    """The class as one-hot, (B, classes); None in an unconditional model."""
     return jax.nn.one_hot(cond["label"], gan.num_classes) if gan.conditions else None
 
 
@@ -252,21 +252,21 @@ def draw_latents(gan: Dcgan, keys: jax.Array) -> jax.Array:
 
 
 def generate(gan: Dcgan, gen: Tree, stats: Tree, z: jax.Array, cond: Cond, train: bool) -> tuple[jax.Array, Tree]:
-    """G(z, y) in [-1, 1], and the generator's next running statistics; with `train` it normalises by the batch's."""
+    """G(z, y) in [-1, 1], and the updated running statistics; with `train` it normalises by the batch's."""
     variables = {"params": gen, "batch_stats": stats}
     x, new = gan.generator.apply(variables, generator_input(gan, z, cond), train, mutable=["batch_stats"])
     return x, new["batch_stats"]
 
 
 def generate_to_show(gan: Dcgan, params: Roles, ctx: Context, z: jax.Array, cond: Cond) -> jax.Array:
-    """G(z, y) in [-1, 1] by running statistics: those of the trained weights or of their average, as `ctx` says."""
+    """G(z, y) in [-1, 1], by running statistics, of the averaged or trained weights as `ctx.averaged` says."""
     stats = ctx.extra["gen"]
     chosen = jax.tree.map(lambda a, t: jnp.where(ctx.averaged, a, t), stats["averaged"], stats["trained"])
     return generate(gan, params["gen"], chosen, z, cond, False)[0]
 
 
 def normalised_weights(gan: Dcgan, params: Roles, extra: Roles) -> tuple[Tree, Tree]:
-    """The discriminator's parameters, W / sigma(W) where they are spectrally normalised, and the next u."""
+    """The discriminator's parameters, with W / sigma(W) under spectral normalisation, and the updated u."""
     if gan.config.disc_norm != "spectral":
         return params["disc"], extra["disc"]["u"]
     kernels, u = normalise(kernels_of(params["disc"]), extra["disc"]["u"])
@@ -277,10 +277,10 @@ def normalised_weights(gan: Dcgan, params: Roles, extra: Roles) -> tuple[Tree, T
 def discriminate(
     gan: Dcgan, disc: Tree, stats: Tree, x: jax.Array, cond: Cond, train: bool = True
 ) -> tuple[jax.Array, Tree]:
-    """D(x, y) before any sigmoid, (B,), and the next running statistics.
+    """D(x, y) before any sigmoid, (B,), and the updated running statistics.
 
     Args:
-      disc: of `normalised_weights`; stats: running statistics of real images, or of generated ones.
+      disc: parameters from `normalised_weights`; stats: running statistics of real images, or of generated ones.
     """
     variables = {"params": disc, "batch_stats": stats}
     out, new = gan.discriminator.apply(variables, x, one_hot(gan, cond), train, mutable=["batch_stats"])
@@ -301,7 +301,7 @@ def penalty(gan: Dcgan, disc: Tree, stats: Tree, keys: jax.Array, x: jax.Array, 
 def disc_loss(
     gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    """L_D, with the penalty unless that is taken in some steps only."""
+    """L_D, with the penalty unless that has a phase of its own."""
     c = gan.config
     key_z, key_penalty = rng.split(keys, 2)
     x, cond = to_float(batch["image"], gan.levels), select(batch, gan.conditions)
@@ -327,7 +327,7 @@ def disc_loss(
 def penalty_loss(
     gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    """The penalty alone, `penalty_every` times as strong."""
+    """The penalty alone, `penalty_every` times as strong: the loss of the lazy phase."""
     c = gan.config
     key_z, key_penalty = rng.split(keys, 2)
     x, cond = to_float(batch["image"], gan.levels), select(batch, gan.conditions)
@@ -347,17 +347,17 @@ def gen_loss(
     x, trained = generate(gan, params["gen"], stats["trained"], z, cond, True)
     disc, _ = normalised_weights(gan, params, ctx.extra)
     fake, _ = discriminate(gan, disc, ctx.extra["disc"]["norm"]["fake"], x, cond)
-    # Samples come from the averaged generator, whose activations have statistics of their own.
+    # Samples come from the averaged generator, whose activations have other statistics than the trained one's.
     _, averaged = generate(gan, ctx.ema["gen"], stats["averaged"], z, cond, True)
     new = {"gen": {"trained": trained, "averaged": averaged}}
     return jnp.mean(adversarial.generator_loss(gan.config.loss, fake)), ({}, new)
 
 
 def validate(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Whether the discriminator is right about unseen images and about samples: against overfitting.
+    """The discriminator's accuracy on held-out images and on samples: overfitting shows as held-out images judged fake.
 
-    As in training, it normalises real images by the statistics of such, and samples by those of samples; the
-    boundary between the two is the last one of training.
+    As in training, real images and samples are normalised by their own running statistics each; the decision boundary
+    is the last one of training.
     """
     cond, boundary = select(batch, gan.conditions), ctx.extra["disc"]["boundary"]
     disc, _ = normalised_weights(gan, params, ctx.extra)
@@ -381,7 +381,7 @@ def sample(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond)
 
 
 def clip_weights(limit: float, roles: Roles) -> Roles:
-    """Every weight within +-limit (Wasserstein GAN)."""
+    """Clips every weight to [-limit, limit] (Wasserstein GAN)."""
     return jax.tree.map(lambda w: jnp.clip(w, -limit, limit), roles)
 
 
@@ -414,7 +414,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     )
     require(
         config.loss != "wasserstein" or config.regulariser != "none" or config.disc_norm == "spectral",
-        "loss is 'wasserstein' without bounded slopes: set the regulariser to clip or gradient_penalty, or disc_norm to"
-        " spectral",
+        "loss is 'wasserstein', for which the critic's gradient must be bounded: set the regulariser to clip or"
+        " gradient_penalty, or disc_norm to spectral",
     )
     require_labels(data.num_classes, "conditioning", config.conditioning, "none")

@@ -9,11 +9,11 @@
                                                                                    et al. 2016; Kingma et al. 2016 (4)
 
 Decoders: Bernoulli for binary images; a Gaussian or a logistic with the decoder's mean, cut into the image's levels
-(`jgen.prob.likelihoods`), with a scale that is fixed, learned as one number, or answered for every pixel. All three are
-probabilities of uint8 images: `log_prob` is the bound (2), and with `samples=K` the bound (3), in nats.
+(`jgen.prob.likelihoods`), with a scale that is fixed, learned as one number, or predicted for every pixel. All three
+are probabilities of uint8 images: `log_prob` is the bound (2), and with `samples=K` the bound (3), in nats.
 
 Images: `sample` draws from the model, the decoder's noise included, since that is the distribution that `log_prob`
-scores; `mean=True` shows the decoder's mean in place of a draw, which looks smoother. `decode` gives means.
+scores; `mean=True` returns the decoder's mean in place of a draw, which looks smoother. `decode` returns means.
 
 Glossary: x image; z latent; mu, logvar of the encoder; eps standard normal; kl_j divergence of latent dimension j.
 
@@ -61,9 +61,9 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """Standard deviation of the latents drawn: below 1 trades diversity for typical images."""
+    """Standard deviation of the latents: 1 samples from the model, below 1 trades diversity for typical images."""
     mean: bool = False
-    """Show the decoder's mean rather than draw pixels from it: smoother, but no draw from the model."""
+    """Return the decoder's mean rather than draw pixels: smoother, but not a sample of the model."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,25 @@ class Config:
     widths: tuple[int, ...] = (64, 128)
     """Units of each dense layer (none: a linear model), or channels at 1/2, 1/4, ... of the image's size."""
     blocks: int = 1
-    """Residual blocks after each width."""
+    """Residual blocks of each width."""
     hidden: tuple[int, ...] = ()
-    """Units of dense layers between the convolutions and the latents; the decoder has them the other way round."""
+    """Units of dense layers between the convolutions and the latents; the decoder has them in reverse order."""
     latent: int = 32
     """Dimensions of z."""
     decoder: Literal["bernoulli", "gaussian", "logistic"] = "logistic"
     """Distribution of a pixel: Bernoulli (2 levels only), discretised Gaussian or discretised logistic."""
     scale: Literal["fixed", "shared", "pixel"] = "pixel"
-    """Scale of the Gaussian or logistic: fixed, one learned number, or the network's answer for every pixel."""
+    """Scale of the Gaussian or logistic: fixed, one learned number, or predicted by the network for every pixel."""
     initial_scale: float = 0.1
-    """The fixed scale, or where a learned one starts; the image's range is [-1, 1]."""
+    """The fixed scale, or the initial value of a learned one; the image's range is [-1, 1]."""
     objective: Literal["elbo", "iwae"] = "elbo"
-    """The bound that is trained."""
+    """The bound that is maximised."""
     num_samples: int = 1
     """Latents drawn for an image in training, K."""
     beta: float = 1.0
     """Weight of the KL divergence in the loss."""
     free_bits: float = 0.0
-    """Nats of KL divergence a latent dimension that cost nothing (elbo only)."""
+    """Nats of KL divergence in each latent dimension that are not penalised (elbo only)."""
     kl_warmup_steps: int = 0
     """Steps over which the weight of the KL divergence rises from zero to beta."""
     class_conditional: bool = False
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(z (B, latent), label (B,) or None) to float32 (B, H, W, C or 2 C): what `pixel_parameters` reads."""
+    """(z (B, latent), label (B,) or None) to float32 (B, H, W, C or 2 C): mean or logits, then any log scale."""
 
     config: Config
     data: DataSpec
@@ -168,7 +168,7 @@ def with_class(h: jax.Array, label: jax.Array | None, num_classes: int) -> jax.A
 
 
 class Vae(NamedTuple):
-    """What the functions of a VAE are bound to."""
+    """What `make` binds the functions below to."""
 
     config: Config
     data: DataSpec
@@ -184,7 +184,7 @@ class Vae(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VAE over images of that shape, number of levels and classes.
+    """A VAE over images of the shape, the number of levels and the classes of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -255,7 +255,7 @@ def decoded_log_prob(
 
 
 def draw_eps(vae: Vae, keys: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Noise (K, B, latent) of the samples with these numbers, int32 (K,)."""
+    """Noise (K, B, latent); sample k of an image has a key folded from the image's key and `numbers[k]`, int32 (K,)."""
     return jax.vmap(lambda k: rng.normal(rng.fold_in(keys, k), (vae.config.latent,)))(numbers)
 
 

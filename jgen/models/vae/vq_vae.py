@@ -4,25 +4,25 @@
     straight through  the decoder reads z_e + sg(z_q - z_e): its gradient reaches z_e as if z_q were z_e
     loss          mean (x_hat - x)^2 + commitment mean (z_e - sg(z_q))^2                        (equation 3)
     codebook      N_j <- g N_j + (1 - g) n_j,  m_j <- g m_j + (1 - g) s_j,  e_j = m_j / N_j     (appendix A.1)
-                  n_j the part of all encoded vectors that took code j, s_j their sum over the number of all
-    perplexity    exp(- sum_j p_j log p_j), p_j = N_j / sum N: the number of codes in use, were all used alike; a code
-                  that was revived counts for nothing until vectors take it
+                  n_j the fraction of encoded vectors assigned to code j, s_j their sum over the number of all vectors
+    perplexity    exp(- sum_j p_j log p_j), p_j = N_j / sum N: the number of codes that, used equally often, would have
+                  this entropy; a revived code does not count until vectors are assigned to it
 
 `encode` gives the codes, int32 (B, h, w, 1), `decode` the images of codes. Alone, a VQ-VAE has no good distribution
-over codes: `sample` draws every code by itself, alike or by how often it is used, and its images show what the codebook
-knows, not what images are like. A prior over the codes is a second run.
+over codes: `sample` draws every code independently, uniformly or by how often it is used, so its images show the
+codebook, not the data's structure. A prior over the codes is a second run (`jgen.models.vae.vq_prior`).
 
-Dead codes: a code whose average use falls below `revival` / num_codes is put where an encoded vector is. Everything
-that `extra` holds is a mean over examples, so that devices and accumulation steps need not talk: each vector is offered
-to one code at random, with a random weight so unequal (its smallest uniform decides) that a code's weighted mean lies
-next to one vector; the next step moves its dead codes there.
+Dead codes: a code whose average use falls below `revival` / num_codes is moved to an encoded vector. Everything in
+`extra` is a mean over examples, so that devices and accumulation steps need not exchange vectors: each vector is
+offered to one code at random, with a heavy-tailed random weight, so that one vector dominates the weighted mean that is
+offered to a code; the next step moves its dead codes there.
 
 Glossary: z_e encoder's vectors; z_q their codes' vectors; sg stop-gradient; g decay.
 
 Differs from the paper: the codebook starts at encoded vectors; dead codes are revived; the residual blocks use SiLU;
 halving and doubling go through channels (`jgen.nn.autoencoder`); the errors are not divided by the data's variance, as
 the authors' code does, so that on images in [-1, 1] commitment weighs about four times as much; images are encoded by
-averaged weights, whereas the codebook follows the trained ones: let the learning rate fall, and the two meet.
+averaged weights, whereas the codebook follows the trained ones: with a decaying learning rate the two converge.
 
 Measured: on MNIST's test images perplexity 76.4 of 128 codes, all of them used, and mean squared error 0.0020 of images
 in [0, 1]; 15,000 steps of `python train.py configs/vae/vq_vae.py:mnist`.
@@ -54,7 +54,7 @@ class Sampling:
     """Options of sampling."""
 
     codes: Literal["used", "uniform"] = "used"
-    """Every code by itself: as often as training used it, or all alike."""
+    """Distribution of each code, drawn independently: its frequency in training, or uniform."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,19 @@ class Config:
     """A vector-quantised autoencoder."""
 
     widths: tuple[int, ...] = (64, 128)
-    """Channels at 1/2, 1/4, ... of the image's size; codes stand at the last."""
+    """Channels at 1/2, 1/4, ... of the image's size; the last is the resolution of the codes."""
     blocks: int = 2
-    """Residual blocks a level."""
+    """Residual blocks of each level."""
     num_codes: int = 256
     """Vectors in the codebook."""
     code_dim: int = 32
-    """Dimensions of a vector."""
+    """Dimensions of a codebook vector."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     decay: float = 0.99
-    """Decay of the codebook's averages, a step."""
+    """Decay g of the codebook's averages in each step."""
     revival: float = 0.1
-    """Codes used less than this part of an even share are moved to an encoded vector; 0: never."""
+    """Codes used less often than this fraction of 1 / num_codes are moved to an encoded vector; 0: never."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters, codebook and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -106,10 +106,11 @@ class Decoder(nn.Module):
 
 
 def start_book(vectors: jax.Array) -> Book:
-    """A codebook of these vectors (K, D), as averages of even use.
+    """The averages of a codebook of these vectors (K, D), all used equally often.
 
     count (K,), sum (K, D): N and m; use (K,): N without what revival adds, to report and to sample from;
-    offer_weight (K,), offer_sum (K, D): weights and weighted sum of what the last step offers to each code.
+    offer_weight (K,), offer_sum (K, D): sum of weights and weighted sum of the vectors offered to each code in the last
+    step.
     """
     even = 1.0 / vectors.shape[0]
     zeros = jnp.zeros(vectors.shape[0])
@@ -128,7 +129,7 @@ def centres(book: Book) -> jax.Array:
 
 
 def revive(book: Book, threshold: float) -> tuple[Book, jax.Array]:
-    """The codebook with its dead codes moved to their offers, and which were, bool (K,). It reads the book alone."""
+    """The codebook with its dead codes moved to the vectors offered to them, and which codes were moved, bool (K,)."""
     even = 1.0 / book["count"].shape[0]
     dead = (book["count"] < threshold * even) & (book["offer_weight"] > 0)
     offer = book["offer_sum"] / jnp.maximum(book["offer_weight"], 1e-30)[:, None]
@@ -137,14 +138,14 @@ def revive(book: Book, threshold: float) -> tuple[Book, jax.Array]:
 
 
 def usage(book: Book, threshold: float) -> jax.Array:
-    """The part of the codes that are used, and not less than `revive` lets them: a scalar."""
+    """The fraction of codes that are used, and often enough that `revive` would not move them: a scalar."""
     use = book["use"]
     return jnp.mean(((use >= threshold / use.shape[0]) & (use > 0)).astype(jnp.float32))
 
 
 def nearest(vectors: jax.Array, z_e: jax.Array) -> jax.Array:
-    """Codes int32 (...) of z_e (..., D): the nearest of the vectors (K, D), the first of equals."""
-    # ||z||^2 is the same for every code and left out. Full float32: near ties must fall alike everywhere.
+    """Codes int32 (...) of z_e (..., D): the index of the nearest of the vectors (K, D), on ties the lowest."""
+    # ||z||^2 is the same for every code and left out. Full float32 precision: near ties resolve alike everywhere.
     flat = z_e.reshape(-1, z_e.shape[-1])
     products = jnp.matmul(flat, vectors.T, precision=jax.lax.Precision.HIGHEST)
     distance = jnp.sum(vectors**2, axis=-1)[None, :] - 2.0 * products
@@ -154,24 +155,25 @@ def nearest(vectors: jax.Array, z_e: jax.Array) -> jax.Array:
 def offers(keys: jax.Array, z_e: jax.Array, num_codes: int) -> tuple[jax.Array, jax.Array]:
     """Weights (K,) and weighted sums (K, D) of the vectors z_e (B, h, w, D), each offered to one code at random.
 
-    Weights are u^-4 with u uniform: the largest of n such is about three quarters of their sum, whatever n is.
+    Weights are u^-4 with u uniform: the largest of n of them is about three quarters of their sum, for any n.
     """
-    key_slot, key_weight = rng.split(keys, 2)
+    key_code, key_weight = rng.split(keys, 2)
     shape = z_e.shape[1:-1]
-    slot = rng.randint(key_slot, 0, num_codes, shape)
+    code = rng.randint(key_code, 0, num_codes, shape)
     weight = jnp.maximum(rng.uniform(key_weight, shape), 1e-6) ** -4
-    spread = (jax.nn.one_hot(slot, num_codes) * weight[..., None]).reshape(-1, num_codes)
-    total = jnp.matmul(spread.T, z_e.reshape(-1, z_e.shape[-1]), precision=jax.lax.Precision.HIGHEST)
-    return jnp.mean(spread, axis=0), total / spread.shape[0]
+    weights = (jax.nn.one_hot(code, num_codes) * weight[..., None]).reshape(-1, num_codes)
+    total = jnp.matmul(weights.T, z_e.reshape(-1, z_e.shape[-1]), precision=jax.lax.Precision.HIGHEST)
+    return jnp.mean(weights, axis=0), total / weights.shape[0]
 
 
 def update(book: Book, keys: jax.Array, z_e: jax.Array, codes: jax.Array, decay: float) -> Book:
-    """The codebook's averages after these vectors (B, h, w, D) took these codes (B, h, w): means over the vectors."""
+    """The codebook's averages, updated with the vectors z_e (B, h, w, D) and the codes (B, h, w) assigned to them."""
     num = book["count"].shape[0]
     flat = z_e.reshape(-1, z_e.shape[-1])
     one_hot = jax.nn.one_hot(codes.reshape(-1), num)
     count = jnp.mean(one_hot, axis=0)
-    total = jnp.matmul(one_hot.T, flat, precision=jax.lax.Precision.HIGHEST)  # a code is a quotient: rounded alike
+    # As exact as `count`, by which it is divided.
+    total = jnp.matmul(one_hot.T, flat, precision=jax.lax.Precision.HIGHEST)
     means = {"count": count, "sum": total / flat.shape[0], "use": count}
     new = {name: decay * book[name] + (1 - decay) * mean for name, mean in means.items()}
     weight, offered = offers(keys, z_e, num)
@@ -179,7 +181,7 @@ def update(book: Book, keys: jax.Array, z_e: jax.Array, codes: jax.Array, decay:
 
 
 class VqVae(NamedTuple):
-    """What the functions of a VQ-VAE are bound to; `grid` is the height and width of an image's codes."""
+    """What `make` binds the functions below to; `grid` is the height and width of an image's codes."""
 
     config: Config
     images: ImageSpec
@@ -189,7 +191,7 @@ class VqVae(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VQ-VAE over images of that shape and number of levels.
+    """A VQ-VAE over images of the shape and the number of levels of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -284,7 +286,7 @@ def sample(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, 
 
 
 def straight_through(z_e: jax.Array, z_q: jax.Array) -> jax.Array:
-    """z_q forwards; backwards its gradient goes to z_e whole, and z_q gets none."""
+    """z_q in the forward pass; in the backward pass the whole gradient goes to z_e, and none to z_q."""
     return z_e + jax.lax.stop_gradient(z_q - z_e)
 
 
