@@ -9,16 +9,24 @@ from jgen.core import keys as rng
 
 
 def test_keys_are_of_step_stream_repeat_and_example():
-    key, index, found = jax.random.key(3), np.array([5, 0, 17]), {}
+    key, index, distinct = jax.random.key(3), np.array([5, 0, 17]), set()
     for step, stream, repeat in itertools.product((0, 1, 7), (0, 1, rng.DATA), (0, 1)):
-        keys = rng.example_keys(key, step, stream, repeat, index)
+        keys = rng.image_keys(rng.phase_key(key, step, stream, repeat), index)
         assert keys.shape == (3,)
+        by_hand = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, step), stream), repeat)
         for number, one in zip(index, keys):
-            wanted = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, step), stream), repeat)
-            wanted = jax.random.key_data(jax.random.fold_in(wanted, int(number)))
-            np.testing.assert_array_equal(jax.random.key_data(one), wanted)
-            found[tuple(np.asarray(wanted).tolist())] = step, stream, repeat, number
-    assert len(found) == 3 * 3 * 2 * 3  # all unlike
+            expected = jax.random.key_data(jax.random.fold_in(by_hand, int(number)))
+            np.testing.assert_array_equal(jax.random.key_data(one), expected)
+            distinct.add(tuple(np.asarray(expected).tolist()))
+        distinct.add(tuple(np.asarray(jax.random.key_data(rng.shared_key(by_hand))).tolist()))
+    assert len(distinct) == 3 * 3 * 2 * (3 + 1)
+
+
+def test_the_numbers_of_streams_and_shared_keys_are_no_numbers_of_phases_or_examples():
+    """Phases count from 0, and the examples of a run are fewer than 2^31."""
+    assert len({rng.VALIDATION, rng.DATA, rng.PREPARE, rng.SHARED, rng.FROZEN}) == 5
+    assert min(rng.VALIDATION, rng.DATA, rng.PREPARE) > 1000
+    assert all(2**31 <= number < 2**32 for number in (rng.SHARED, rng.FROZEN))
 
 
 def test_draws_of_an_example_are_its_own():

@@ -1,17 +1,30 @@
 """Adversarial losses against the papers' formulas in numpy, penalties against finite differences, diversity by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jgen.core import keys as rng
+from jgen.core import parallel
 from jgen.nn.conv import conv
 from jgen.prob import adversarial
 
 OUTPUTS = np.array([-3.0, -1.5, -0.4, 0.0, 0.3, 1.0, 2.5])
-log_d = lambda out: np.log(1 / (1 + np.exp(-out)))
-log_not_d = lambda out: np.log(1 - 1 / (1 + np.exp(-out)))
+
+
+def log_d(out):
+    """log D for an output before the sigmoid."""
+    return np.log(1 / (1 + np.exp(-out)))
+
+
+def log_not_d(out):
+    """log (1 - D)."""
+    return np.log(1 - 1 / (1 + np.exp(-out)))
+
+
 PAPERS = {
     "minimax": (lambda r, f: -(log_d(r) + log_not_d(f)), lambda f: log_not_d(f)),
     "non_saturating": (lambda r, f: -(log_d(r) + log_not_d(f)), lambda f: -log_d(f)),
@@ -24,31 +37,41 @@ PAPERS = {
 @pytest.mark.parametrize("kind", adversarial.LOSSES)
 def test_losses_are_those_of_the_papers(kind):
     real, fake = (grid.ravel() for grid in np.meshgrid(OUTPUTS, OUTPUTS))
-    of_disc, of_gen = PAPERS[kind]
+    disc_formula, gen_formula = PAPERS[kind]
     disc = adversarial.discriminator_loss(kind, jnp.asarray(real), jnp.asarray(fake))
-    np.testing.assert_allclose(disc, of_disc(real, fake), rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(disc, disc_formula(real, fake), rtol=2e-6, atol=1e-6)
     gen = adversarial.generator_loss(kind, jnp.asarray(fake))
-    np.testing.assert_allclose(gen, of_gen(fake), rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(gen, gen_formula(fake), rtol=2e-6, atol=1e-6)
     assert PAPERS.keys() == set(adversarial.LOSSES)
     far = jnp.array([-1e4, 1e4])
-    slope = jax.grad(lambda f: jnp.sum(adversarial.generator_loss(kind, f)))(far)
-    assert np.all(np.isfinite(adversarial.discriminator_loss(kind, -far, far))) and np.all(np.isfinite(slope))
+    gradient = jax.grad(lambda f: jnp.sum(adversarial.generator_loss(kind, f)))(far)
+    assert np.all(np.isfinite(adversarial.discriminator_loss(kind, -far, far))) and np.all(np.isfinite(gradient))
     # The boundary is where the discriminator has no reason to move an output that is real as often as not.
     boundary = adversarial.decision_boundary(kind, jnp.asarray(real), jnp.asarray(fake))
     move = jax.grad(lambda out: adversarial.discriminator_loss(kind, out, out))(jnp.float32(boundary))
     np.testing.assert_allclose(move, 0.0, atol=1e-7)
 
 
-def test_a_wasserstein_critics_boundary_is_halfway_between_its_outputs_on_all_devices():
+def on_two_devices(monkeypatch, function):
+    """A function of arrays (2 B, ...) to the results (2,) of two devices, simulated by `vmap`, that have halves."""
+    monkeypatch.setattr(parallel, "axis_size", lambda: 2)
+
+    def call(*arrays):
+        halves = [x.reshape(2, -1, *x.shape[1:]) for x in arrays]
+        return jax.vmap(function, axis_name=parallel.AXIS)(*halves)
+
+    return call
+
+
+def test_a_wasserstein_critics_boundary_is_halfway_between_its_outputs_on_all_devices(monkeypatch):
     """It moves with a constant added to the critic; the other losses know their boundary."""
     real, fake = jnp.array([3.0, 5.0, 8.0, 0.0]), jnp.array([1.0, -1.0, 2.0, -2.0])
     assert float(adversarial.decision_boundary("wasserstein", real, fake)) == 2.0
     assert float(adversarial.decision_boundary("wasserstein", real + 7.0, fake + 7.0)) == 9.0
     assert adversarial.decision_boundary("least_squares", real, fake) == 0.5
     assert adversarial.decision_boundary("hinge", real, fake) == 0.0
-    of_part = lambda real, fake: adversarial.decision_boundary("wasserstein", real, fake, "devices")
-    parts = jax.vmap(of_part, axis_name="devices")(real.reshape(2, 2), fake.reshape(2, 2))
-    np.testing.assert_allclose(parts, [2.0, 2.0])
+    boundary = functools.partial(adversarial.decision_boundary, "wasserstein")
+    np.testing.assert_allclose(on_two_devices(monkeypatch, boundary)(real, fake), [2.0, 2.0])
 
 
 def critic_of(weights):
@@ -79,9 +102,11 @@ def test_penalties_and_their_gradients_against_finite_differences(kind):
         u = np.array([[jax.random.uniform(key, (), jnp.float32)] for key in keys]).reshape(2, 1, 1, 1)
         assert 0 < u[0, 0, 0, 0] != u[1, 0, 0, 0] < 1
         points = real if kind == "r1" else u * real + (1 - u) * fake
-        one = lambda i: lambda x: float(critic_of(weights)(x[None])[0])
-        slopes = [finite_differences(one(i), points[i]) for i in range(2)]
-        squares = np.array([np.sum(slope**2) for slope in slopes])
+
+        def output(x):
+            return float(critic_of(weights)(x[None])[0])
+
+        squares = np.array([np.sum(finite_differences(output, point) ** 2) for point in points])
         wanted = squares / 2 if kind == "r1" else (np.sqrt(squares) - 1) ** 2
 
         def penalty(weights):
@@ -98,36 +123,43 @@ def test_penalties_and_their_gradients_against_finite_differences(kind):
         np.testing.assert_allclose(jax.grad(total)(weights[0]), differences, rtol=1e-5, atol=1e-8)
 
 
-def test_a_critic_of_slope_one_has_no_gradient_penalty_and_a_constant_one_a_finite_gradient():
+def plane(scale):
+    """A critic with |grad| = scale everywhere, of images (B, 2, 2, 1)."""
+    return lambda x: scale * jnp.sum(x, axis=(1, 2, 3)) / 2.0
+
+
+def test_a_critic_of_gradient_norm_one_has_no_gradient_penalty_and_a_constant_one_a_finite_gradient():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 1)), jnp.float32)
     keys = rng.image_keys(jax.random.key(0), jnp.arange(3))
-    plane = lambda scale: lambda x: scale * jnp.sum(x, axis=(1, 2, 3)) / 2.0  # |grad| = scale * sqrt(4) / 2
     np.testing.assert_allclose(adversarial.gradient_penalty(plane(1.0), x, -x, keys), np.zeros(3), atol=1e-6)
     np.testing.assert_allclose(adversarial.gradient_penalty(plane(3.0), x, -x, keys), np.full(3, 4.0), rtol=1e-5)
     np.testing.assert_allclose(adversarial.r1_penalty(plane(3.0), x), np.full(3, 4.5), rtol=1e-5)
-    slope = jax.grad(lambda s: jnp.sum(adversarial.gradient_penalty(plane(s), x, -x, keys)))(0.0)
-    assert np.isfinite(slope)
+    gradient = jax.grad(lambda s: jnp.sum(adversarial.gradient_penalty(plane(s), x, -x, keys)))(0.0)
+    assert np.isfinite(gradient)
+
+
+def pixels(*values):
+    """Images of one pixel."""
+    return jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1)
 
 
 def test_diversity_by_hand():
-    image = lambda *values: jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1)
     label = jnp.array([0, 0, 1, 1])
     # Class means 2 and 10: squared distances 1, 1, 4, 4. Generated: means 5 and 8; 4, 4, 0, 0.
-    real, fake = image(1, 3, 8, 12), image(3, 7, 8, 8)
+    real, fake = pixels(1, 3, 8, 12), pixels(3, 7, 8, 8)
     np.testing.assert_allclose(adversarial.relative_diversity(fake, real, label, 2), np.sqrt(8 / 10), rtol=1e-6)
     # As one class: means 6 and 6.5; squares 25 + 9 + 4 + 36 and 12.25 + 0.25 + 2.25 + 2.25.
-    np.testing.assert_allclose(adversarial.relative_diversity(fake, real, label, 0), np.sqrt(17 / 74), rtol=1e-6)
-    collapsed = image(4, 4, 9, 9)  # one image a class
+    np.testing.assert_allclose(adversarial.relative_diversity(fake, real, None, 0), np.sqrt(17 / 74), rtol=1e-6)
+    collapsed = pixels(4, 4, 9, 9)  # one image a class
     assert adversarial.relative_diversity(collapsed, real, label, 2) < 1e-3
-    assert adversarial.relative_diversity(collapsed, real, label, 0) > 0.3  # why classes are taken apart
+    assert adversarial.relative_diversity(collapsed, real, None, 0) > 0.3  # why classes are taken apart
     assert np.isnan(adversarial.relative_diversity(fake, real, jnp.arange(4), 4))
 
 
-def test_diversity_is_of_the_batch_of_all_devices():
+def test_diversity_is_of_the_batch_of_all_devices(monkeypatch):
     draw = np.random.default_rng(0).standard_normal
     real, fake = jnp.asarray(draw((8, 2, 2, 1))), jnp.asarray(0.5 * draw((8, 2, 2, 1)))
     label = jnp.arange(8) % 3
     whole = adversarial.relative_diversity(fake, real, label, 3)
-    halves = lambda x: x.reshape(2, 4, *x.shape[1:])
-    split = jax.vmap(lambda *parts: adversarial.relative_diversity(*parts, 3, "devices"), axis_name="devices")
-    np.testing.assert_allclose(split(halves(fake), halves(real), halves(label)), np.full(2, whole), rtol=1e-5)
+    diversity = on_two_devices(monkeypatch, functools.partial(adversarial.relative_diversity, num_classes=3))
+    np.testing.assert_allclose(diversity(fake, real, label), np.full(2, whole), rtol=1e-5)

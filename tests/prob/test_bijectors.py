@@ -1,3 +1,7 @@
+"""Bijections against the Jacobian and their own inverse; dequantisation against integrals by hand."""
+
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,19 +63,19 @@ def test_affine_and_logit_have_the_determinant_of_their_jacobian(inverse):
         for alpha in (0.05, 1e-6):
             x = jax.nn.sigmoid(x)
             start = bijectors.logit(x, alpha)[0] if inverse else x
-            y = check_log_det(lambda x: bijectors.logit(x, alpha, inverse), start)
+            y = check_log_det(functools.partial(bijectors.logit, alpha=alpha, inverse=inverse), start)
             np.testing.assert_allclose(bijectors.logit(y, alpha, not inverse)[0], start, atol=1e-10)
         np.testing.assert_allclose(
             bijectors.logit(x, 0.05)[0], np.log((0.05 + 0.9 * x) / (0.95 - 0.9 * x)), rtol=1e-10, atol=1e-12
         )
 
 
-def test_log_sigmoid_and_its_slope():
+def test_log_sigmoid_and_its_gradient():
     with jax.enable_x64(True):
         x = np.array([-800.0, -30.0, -1.0, 0.0, 0.5, 30.0, 800.0])
         np.testing.assert_allclose(bijectors.log_sigmoid(x), -np.logaddexp(0.0, -x), rtol=1e-12, atol=1e-15)
-        slope = jax.vmap(jax.grad(bijectors.log_sigmoid))(x)
-        np.testing.assert_allclose(slope, np.exp(-np.logaddexp(0.0, x)), rtol=1e-12, atol=1e-15)
+        gradient = jax.vmap(jax.grad(bijectors.log_sigmoid))(x)
+        np.testing.assert_allclose(gradient, np.exp(-np.logaddexp(0.0, x)), rtol=1e-12, atol=1e-15)
         np.testing.assert_array_equal(bijectors.log_sigmoid(x.astype(np.float32)[[0, 3, 6]])[::2], [-800.0, 0.0])
 
 
@@ -85,8 +89,8 @@ def test_lu_matrix_has_its_determinant_and_its_inverse(size):
         np.testing.assert_allclose(log_det, np.log(np.abs(diagonal)).sum(), rtol=0, atol=1e-8)
         parity = np.linalg.det(np.eye(size)[order])
         assert sign == np.sign(parity * np.prod(diagonal))
-        found = bijectors.invert_lu(jnp.asarray(lower), jnp.asarray(upper), jnp.asarray(diagonal), jnp.asarray(order))
-        np.testing.assert_allclose(found @ W, np.eye(size), atol=1e-7)
+        inverse = bijectors.invert_lu(jnp.asarray(lower), jnp.asarray(upper), jnp.asarray(diagonal), jnp.asarray(order))
+        np.testing.assert_allclose(inverse @ W, np.eye(size), atol=1e-7)
 
 
 def test_dequantised_images_are_uniform_in_their_bins():
@@ -106,7 +110,10 @@ def test_importance_bound_against_a_density_that_is_integrated_by_hand():
     """p(x) = x / 8 on [0, 4), one pixel: P(k) = (2 k + 1) / 16; one draw answers with log p(k + u)."""
     images = np.repeat(np.arange(4, dtype=np.uint8), 500).reshape(-1, 1, 1, 1)
     keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
-    log_density = lambda x: jnp.log(x[:, 0, 0, 0] / 8)
+
+    def log_density(x):
+        return jnp.log(x[:, 0, 0, 0] / 8)
+
     many = np.asarray(importance_bound(log_density, keys[::500], images[::500], 4000))
     np.testing.assert_allclose(np.exp(many), np.array([1, 3, 5, 7]) / 16, rtol=0.05)
     one = np.asarray(importance_bound(log_density, keys, images, 1)).reshape(4, 500).mean(1)

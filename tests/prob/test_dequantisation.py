@@ -14,7 +14,7 @@ def test_no_draw_reaches_the_next_level(monkeypatch):
     largest = np.nextafter(np.float32(1), np.float32(0))
     assert np.float32(255) + largest == 256
     for u in (largest, np.float32(0)):
-        monkeypatch.setattr(rng, "uniform", lambda keys, shape: jnp.full((len(keys), *shape), u))
+        monkeypatch.setattr(rng, "uniform", lambda keys, shape, u=u: jnp.full((len(keys), *shape), u))
         x = dequantise(rng.image_keys(jax.random.key(0), jnp.arange(16)), images)
         assert x.dtype == jnp.float32 and np.all(x >= images) and np.all(x < images.astype(jnp.float32) + 1)
         np.testing.assert_array_equal(quantise(x, 256), images)

@@ -47,9 +47,12 @@ def test_discretised_normal_gradient_is_finite_far_away():
 
 
 @cache
-def normal_and_slopes(levels):
-    """(mean, log std), (levels,) each, to the log-probabilities and slopes of all levels, compiled once."""
-    logp = lambda m, s: likelihoods.discretised_normal_log_prob(jnp.arange(levels), m, jnp.exp(s), levels)
+def normal_and_gradients(levels):
+    """(mean, log std), (levels,) each, to the log-probabilities and gradients of all levels, compiled once."""
+
+    def logp(m, s):
+        return likelihoods.discretised_normal_log_prob(jnp.arange(levels), m, jnp.exp(s), levels)
+
     return jax.jit(lambda m, s: (logp(m, s), jax.grad(lambda m, s: logp(m, s).sum(), argnums=(0, 1))(m, s)))
 
 
@@ -57,14 +60,14 @@ def normal_and_slopes(levels):
 @pytest.mark.parametrize("std", [9e-4, 1e-3, 0.02])
 @pytest.mark.parametrize("mean", [-50.0, -8.0, -5.0, 0.77, 5.0, 8.0, 50.0])
 def test_discretised_normal_is_finite_at_extreme_means_and_scales(levels, std, mean):
-    """A learned scale may fall to exp(-7) = 9e-4, and a mean is not bounded: values and slopes stay numbers."""
+    """A learned scale may fall to exp(-7) = 9e-4, and a mean is not bounded: values and gradients stay finite."""
     where = np.full(levels, mean, np.float32), np.full(levels, np.log(std), np.float32)
-    found, slopes = normal_and_slopes(levels)(*where)
-    assert all(np.all(np.isfinite(values)) for values in (found, *slopes)) and np.all(found <= 0)
-    # All the mass is where the mean is, and far from it a slope pulls towards the level.
-    assert int(jnp.argmax(found)) == round(np.clip((mean + 1) / 2, 0, 1) * (levels - 1))
+    log_prob, gradients = normal_and_gradients(levels)(*where)
+    assert all(np.all(np.isfinite(values)) for values in (log_prob, *gradients)) and np.all(log_prob <= 0)
+    # All the mass is where the mean is, and far from it the gradient in the mean points to the level.
+    assert int(jnp.argmax(log_prob)) == round(np.clip((mean + 1) / 2, 0, 1) * (levels - 1))
     if abs(mean) > 1:
-        assert np.all(np.sign(slopes[0])[1:-1] == -np.sign(mean))
+        assert np.all(np.sign(gradients[0])[1:-1] == -np.sign(mean))
 
 
 def test_normal_kl_against_monte_carlo():
@@ -122,7 +125,10 @@ def test_discretised_logistic_matches_scipy():
 def test_discretised_logistic_gradient_is_finite_far_away():
     level = jnp.array([0, 128, 128, 128, 255])
     mean, log_scale = jnp.array([30.0, -30.0, 0.0, 30.0, -30.0]), jnp.full(5, -9.0)
-    logp = lambda m, s: likelihoods.discretised_logistic_log_prob(level, m, jnp.exp(s), 256).sum()
+
+    def logp(m, s):
+        return likelihoods.discretised_logistic_log_prob(level, m, jnp.exp(s), 256).sum()
+
     gradients = jax.grad(logp, argnums=(0, 1))(mean, log_scale)
     assert all(np.all(np.isfinite(g)) for g in gradients) and np.all(gradients[0][jnp.array([0, 1, 3, 4])] != 0)
 

@@ -24,7 +24,10 @@ def test_betas_follow_the_lecture(kind, T):
 
 def test_cosine_alpha_bar_is_f_over_f0():
     T, s = 1000, 0.008
-    f = lambda t: math.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
+
+    def f(t):
+        return math.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
+
     schedule = make_schedule("cosine", T)
     # The clipping of beta at 0.999 touches only the very last steps.
     expected = [f(t) / f(0) for t in range(T - 2)]

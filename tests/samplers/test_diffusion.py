@@ -70,7 +70,10 @@ def test_samplers_recover_the_covariance_of_pixels(sampler):
     schedule, n = make_schedule("linear", 1000), 20_000
     key_start, key_steps = rng.split(rng.image_keys(jax.random.key(1), jnp.arange(n)), 2)
     x_T = rng.normal(key_start, SHAPE)
-    run = lambda x_T, keys: sampler(exact_denoiser(schedule), schedule, x_T, keys, range(1000, 0, -1))
+
+    def run(x_T, keys):
+        return sampler(exact_denoiser(schedule), schedule, x_T, keys, range(1000, 0, -1))
+
     # Long to run, unlike the other programs of the tests: worth optimising.
     x = jax.jit(run, compiler_options={"xla_backend_optimization_level": 2})(x_T, key_steps)
     x = np.asarray(x, np.float64).reshape(n, 4)

@@ -68,20 +68,25 @@ def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(
 
 def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     network, params, keys, label, shape, levels, temperature = make("gated, colours, classes")
-    draw = lambda n: jax.jit(lambda p: sample_raster(network, p, keys[:n], label[:n], shape, levels, temperature))(
-        params
-    )
-    chunks = np.asarray(draw(19))
+
+    def draw(n):
+        call = jax.jit(lambda p: sample_raster(network, p, keys[:n], label[:n], shape, levels, temperature))
+        return np.asarray(call(params))
+
+    chunks = draw(19)
     monkeypatch.setattr(autoregressive, "CHUNK", 19)
-    np.testing.assert_array_equal(np.asarray(draw(19)), chunks)
-    np.testing.assert_array_equal(np.asarray(draw(5)), chunks[:5])
+    np.testing.assert_array_equal(draw(19), chunks)
+    np.testing.assert_array_equal(draw(5), chunks[:5])
 
 
 @pytest.mark.parametrize("name", ["gated", "pixelcnn", "pixelcnn, colours, classes"])
 def test_the_program_holds_no_image_wide_convolution(name):
     """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
     network, params, keys, label, shape, levels, temperature = make(name)
-    lowered = lambda s: jax.jit(lambda p: s(network, p, keys, label, shape, levels)).lower(params).as_text()
+
+    def lowered(sampler):
+        return jax.jit(lambda p: sampler(network, p, keys, label, shape, levels)).lower(params).as_text()
+
     assert "stablehlo.convolution" in lowered(sample_naively)
     assert "stablehlo.convolution" not in lowered(sample_raster)
 
