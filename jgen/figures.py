@@ -10,17 +10,19 @@ KIND is one of
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from jgen.core.files import check_writable
 from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive, require_seed
+from jgen.experiment import Experiment
 
 SEEN = 1000  # images from which is told how much a latent dimension varies
 
@@ -49,8 +51,6 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
-    frozen: dict[str, str] = field(default_factory=dict)
-    """Runs that it stands on, by role, where they are neither where they were nor beside it."""
 
 
 def command(args: list[str]) -> int:
@@ -60,22 +60,16 @@ def command(args: list[str]) -> int:
         if "--help" in args or "-h" in args:
             cli.parse(Arguments, ["--help"], "python -m jgen.figures RUN", __doc__ or "")
         raise UserError("which run? python -m jgen.figures RUN --kind reconstructions --out figure.png")
-    a = cli.parse(Arguments, args[1:], "python -m jgen.figures RUN", __doc__ or "")
-    require_positive(**{"--rows": a.rows, "--columns": a.columns})
-    require_seed(a.seed, "--seed")
-    require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
-    require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
-    check_writable(Path(a.out))
-    moved = a.kind in ("traversal", "manifold")
-    require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
-    square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
-    require(a.kind != "manifold" or a.rows == Arguments.rows, square)
     cli.set_up_process()
     import jgen
     from jgen.core.generate import require_capability
     from jgen.data.pictures import write_images
+    from jgen.runs import load_experiment
 
-    gen = jgen.load(args[0], step=a.step, ema=a.ema, frozen=a.frozen)
+    parsed = cli.parse(options(load_experiment(args[0])[0]), args[1:], "python -m jgen.figures RUN", __doc__ or "")
+    a: Arguments = parsed.main
+    check_arguments(a)
+    gen = jgen.load(args[0], step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     draw, needed = FIGURES[a.kind]
     require_capability(gen.model, needed)
     others = [name for name in gen.model.conditions if name != "label"]
@@ -86,6 +80,30 @@ def command(args: list[str]) -> int:
     write_images(Path(a.out), images, None, gen.model.images.levels, columns)
     print(f"{a.kind} of {gen}: {a.out}")
     return 0
+
+
+def options(experiment: Experiment) -> type:
+    """The command line's options: those above, and the run's frozen runs."""
+    import tyro
+
+    from jgen import cli
+
+    main = Annotated[Arguments, tyro.conf.arg(name="")]
+    fields: list[Any] = [("main", main, dataclasses.field(default=Arguments()))]
+    return dataclasses.make_dataclass("Options", fields + cli.frozen_option(experiment), frozen=True)
+
+
+def check_arguments(a: Arguments) -> None:
+    """Raises `UserError` for options that are out of range, or that nothing would read."""
+    require_positive(**{"--rows": a.rows, "--columns": a.columns})
+    require_seed(a.seed, "--seed")
+    require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
+    require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
+    check_writable(Path(a.out))
+    moved = a.kind in ("traversal", "manifold")
+    require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
+    square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
+    require(a.kind != "manifold" or a.rows == Arguments.rows, square)
 
 
 def open_split(run: str, gen: Any, a: Arguments) -> Split:

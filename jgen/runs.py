@@ -121,7 +121,11 @@ def find_frozen(run: Path, saved: Mapping[str, str], given: Mapping[str, str | P
     places = {}
     for role, place in saved.items():
         beside = run.absolute().parent / Path(place).name
-        candidates = [Path(given[role])] if given.get(role) else [Path(place), beside]
+        if given.get(role):
+            places[role] = Path(given[role])
+            require(places[role].is_dir(), f"there is no run at {places[role]}, which was given as frozen.{role}")
+            continue
+        candidates = [Path(place), beside]
         places[role] = next((one for one in candidates if one.is_dir()), candidates[0])
         require(
             places[role].is_dir(),

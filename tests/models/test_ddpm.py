@@ -7,19 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from specs import data_of
 
 from jgen.core import keys as rng
-from jgen.core.model import Context, ImageSpec
+from jgen.core.model import Context
 from jgen.models.diffusion import ddpm
 from jgen.prob.gaussian_diffusion import interpret
 from jgen.prob.pixels import to_uint8
 from jgen.prob.schedules import make_schedule, sampling_times
 from jgen.samplers.diffusion import ancestral, ddim
 
-T, IMAGES, CLASSES = 5, ImageSpec(2, 2, 1, 3, 256), 3
+T, CLASSES = 5, 3
+DATA = data_of(2, 2, 1, 256, CLASSES)
 SMALL = {"channels": (8,), "blocks": 1, "attention": (), "head_dim": 8, "groups": 4, "num_timesteps": T}
 X_0 = np.array([0, 255, 100, 30], np.uint8).reshape(1, 2, 2, 1)
-keys_of = lambda n: rng.image_keys(jax.random.key(1), jnp.arange(n))
+CTX = Context(jnp.int32(0))
+
+
+def keys_of(n):
+    return rng.image_keys(jax.random.key(1), jnp.arange(n))
 
 
 @pytest.fixture
@@ -39,15 +45,12 @@ def network(monkeypatch):
     return stub
 
 
-def make(images=IMAGES, **options):
-    return ddpm.make(ddpm.Config(**{**SMALL, "sampling": ddpm.Sampling(steps=3), **options}), images)
+def make(data=DATA, **options):
+    return ddpm.make(ddpm.Config(**{**SMALL, "sampling": ddpm.Sampling(steps=3), **options}), data)
 
 
 def batch_of(n):
     return {"image": np.broadcast_to(X_0, (n, 2, 2, 1)), "label": (np.arange(n) % CLASSES).astype(np.int32)}
-
-
-CTX = Context(0, {}, {}, {})
 
 
 def oracle(prediction, schedule):
@@ -57,8 +60,8 @@ def oracle(prediction, schedule):
     def answer(x_t, t, label):
         ab = schedule.alpha_bar[np.asarray(t)].reshape(-1, 1, 1, 1)
         eps = (x_t - np.sqrt(ab) * x_0) / np.sqrt(1 - ab)
-        every = {"eps": eps, "x0": x_0 + 0 * eps, "v": np.sqrt(ab) * eps - np.sqrt(1 - ab) * x_0}
-        return jnp.asarray(every[prediction], jnp.float32)
+        targets = {"eps": eps, "x0": x_0 + 0 * eps, "v": np.sqrt(ab) * eps - np.sqrt(1 - ab) * x_0}
+        return jnp.asarray(targets[prediction], jnp.float32)
 
     return answer
 
@@ -67,15 +70,18 @@ def oracle(prediction, schedule):
 def test_the_loss_of_the_right_answer_is_zero_and_of_no_answer_its_square(network, prediction):
     model, n = make(prediction=prediction), 4000
     network.answer = oracle(prediction, make_schedule("linear", T))
-    loss = lambda: float(model.phases[0].loss({"unet": {}}, CTX, keys_of(n), batch_of(n))[0])
+
+    def loss():
+        return float(model.phases[0].loss({"unet": {}}, CTX, keys_of(n), batch_of(n))[0])
+
     validated = model.validate({"unet": {}}, CTX, keys_of(n), batch_of(n))["mse"]
     assert loss() < 1e-6 and validated.shape == (n,) and np.max(validated) < 1e-4
     network.answer = lambda x_t, t, label: jnp.zeros_like(x_t)
     x_0 = np.asarray(X_0, np.float64) / 127.5 - 1
     ab = make_schedule("linear", T).alpha_bar[1:]
     square = np.mean(x_0**2)
-    wanted = {"eps": 1.0, "x0": square, "v": np.mean(ab + (1 - ab) * square)}[prediction]
-    assert loss() == pytest.approx(wanted, abs=5 * np.sqrt(2 / (4 * n)))
+    expected = {"eps": 1.0, "x0": square, "v": np.mean(ab + (1 - ab) * square)}[prediction]
+    assert loss() == pytest.approx(expected, abs=5 * np.sqrt(2 / (4 * n)))
 
 
 def test_times_are_uniform_and_labels_are_dropped_in_training_alone(network):
@@ -104,22 +110,25 @@ def test_guided_samples_are_those_of_the_guided_network(network, sampler, scale)
     model, n = make(prediction="v", sampling=ddpm.Sampling(sampler=sampler, steps=3, eta=0.5)), 6
     network.answer = lambda x_t, t, label: 0.3 * x_t + 0.2 * (label - 1.0).reshape(-1, 1, 1, 1)
     label, schedule = jnp.array([0, 1, 2, 0, 1, 2]), make_schedule("linear", T)
-    found = model.sample({"unet": {}}, CTX, keys_of(n), label, guidance_scale=scale)
+    samples = model.sample({"unet": {}}, CTX, keys_of(n), {"label": label}, guidance_scale=scale)
     mixed = (CLASSES + scale * (label - CLASSES)).reshape(-1, 1, 1, 1)
-    denoise = lambda x_t, t: interpret("v", schedule, x_t, t, 0.3 * x_t + 0.2 * (mixed - 1.0), True)
+
+    def denoise(x_t, t):
+        return interpret("v", schedule, x_t, t, 0.3 * x_t + 0.2 * (mixed - 1.0), True)
+
     key_start, key_steps = rng.split(keys_of(n), 2)
     run = functools.partial(ddim, eta=0.5) if sampler == "ddim" else functools.partial(ancestral, variance="beta_tilde")
     times = sampling_times(T, 3, "trailing")
-    x = run(denoise, schedule, rng.normal(key_start, IMAGES.shape), key_steps, times)
-    assert np.max(np.abs(np.asarray(found, int) - np.asarray(to_uint8(x, 256), int))) <= 1
-    assert len(np.unique(np.asarray(found).reshape(n, -1), axis=0)) == n
+    x = run(denoise, schedule, rng.normal(key_start, DATA.image.shape), key_steps, times)
+    assert np.max(np.abs(np.asarray(samples, int) - np.asarray(to_uint8(x, 256), int))) <= 1
+    assert len(np.unique(np.asarray(samples).reshape(n, -1), axis=0)) == n
 
 
 def test_a_model_without_classes_gives_none_to_its_network(network):
-    model = make(ImageSpec(2, 2, 1, 0, 256), class_conditional=False)
-    assert not model.conditional
-    assert model.sample({"unet": {}}, CTX, keys_of(2), None).shape == (2, 2, 2, 1)
+    model = make(data_of(2, 2, 1, 256), class_conditional=False)
+    assert not model.conditions
+    assert model.sample({"unet": {}}, CTX, keys_of(2), {}).shape == (2, 2, 2, 1)
     assert network.asked and all(label is None for _, _, label, _ in network.asked)
     network.asked.clear()
-    assert model.log_prob({"unet": {}}, CTX, keys_of(2), batch_of(2)["image"], None).shape == (2,)
+    assert model.log_prob({"unet": {}}, CTX, keys_of(2), batch_of(2)["image"], {}).shape == (2,)
     assert network.asked and all(label is None for _, _, label, _ in network.asked)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from naive_autoregressive import normal_params
 from scipy.stats import chisquare
+from specs import data_of
 
 from jgen.core import keys as rng
-from jgen.core.generate import check_images, resolve_labels, resolve_options, sample_images
-from jgen.core.model import Context, ImageSpec
+from jgen.core.generate import check_images, resolve_conditions, resolve_options, sample_images
+from jgen.core.model import Context
 from jgen.errors import UserError
+from jgen.experiment import make_model
 from jgen.models.autoregressive import gated_pixelcnn, pixelcnn
 from jgen.prob.autoregressive import categorical_log_prob
 
@@ -30,20 +32,18 @@ SIZES = {
 
 
 def make(system, size, **options):
-    height, width, channels, levels = SIZES[size]
     config = SYSTEMS[system].Config(features=6, blocks=2, hidden=6, class_conditional=True)
-    return SYSTEMS[system].make(replace(config, **options), ImageSpec(height, width, channels, CLASSES, levels))
+    return make_model(replace(config, **options), data_of(*SIZES[size], CLASSES))
 
 
 def make_params(model):
     """Parameters far from their start, so that no probability is as any other."""
     batch = {"image": np.zeros((1, *model.images.shape), np.uint8), "label": np.zeros(1, np.int32)}
-    shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch)
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch, {})
     return normal_params(shapes, gain=GAIN[model.name])
 
 
-def context(params):
-    return Context(jnp.int32(0), params, {}, {})
+CTX = Context(jnp.int32(0))
 
 
 def all_images(spec):
@@ -52,12 +52,11 @@ def all_images(spec):
     return np.array(values, np.uint8).reshape(-1, *spec.shape)
 
 
-def enumerate_log_prob(model, params, label, **options):
+def enumerate_log_prob(model, params, label):
     images = all_images(model.images)
-    labels = np.full(len(images), label, np.int32)
+    cond = {"label": np.full(len(images), label, np.int32)}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
-    found = jax.jit(model.log_prob)(params, context(params), keys, images, labels)
-    return np.asarray(found, np.float64)
+    return np.asarray(jax.jit(model.log_prob)(params, CTX, keys, images, cond), np.float64)
 
 
 def numbers(images, levels):
@@ -71,11 +70,11 @@ def numbers(images, levels):
 def test_the_probabilities_of_all_images_sum_to_one(system, size):
     model = make(system, size)
     params = make_params(model)
-    found = [enumerate_log_prob(model, params, label) for label in range(CLASSES)]
-    for log_p in found:
+    by_class = [enumerate_log_prob(model, params, label) for label in range(CLASSES)]
+    for log_p in by_class:
         assert abs(np.exp(log_p).sum() - 1) < 1e-5
         assert np.ptp(log_p) > 1  # far from uniform
-    assert np.abs(found[0] - found[1]).max() > 0.1  # the class matters
+    assert np.abs(by_class[0] - by_class[1]).max() > 0.1  # the class matters
 
 
 def pooled_chisquare(images, levels, log_p):
@@ -83,8 +82,8 @@ def pooled_chisquare(images, levels, log_p):
     counts = np.bincount(numbers(images, levels), minlength=len(log_p))
     expected = np.exp(log_p) / np.exp(log_p).sum() * len(images)
     rare = expected < 5
-    pool = lambda x: np.append(x[~rare], x[rare].sum()) if rare.any() else x
-    counts, expected = pool(counts), pool(expected)
+    if rare.any():
+        counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
     if rare.any() and expected[-1] < 1:  # too rare to test: fold into the last
         counts, expected = (np.append(x[:-2], x[-2:].sum()) for x in (counts, expected))
     assert len(counts) > 3
@@ -96,7 +95,7 @@ def test_frequencies_of_samples_are_the_enumerated_probabilities(system, size):
     model = make(system, size)
     params = make_params(model)
     n, label = 4000, 1
-    images = sample_images(model, params, context(params), jax.random.key(3), n, label=label, batch_size=n)
+    images = sample_images(model, params, CTX, jax.random.key(3), n, cond={"label": label}, batch_size=n)
     log_p = [enumerate_log_prob(model, params, c) for c in range(CLASSES)]
     assert pooled_chisquare(images, model.images.levels, log_p[label]) > 1e-3
     assert pooled_chisquare(images, model.images.levels, log_p[0]) < 1e-6  # the test can fail
@@ -111,7 +110,7 @@ def test_temperature_divides_the_logits():
     n = 4000
     for temperature in (0.5, 2.0):
         drawn = sample_images(
-            model, params, context(params), jax.random.key(4), n, label=0, batch_size=n, temperature=temperature
+            model, params, CTX, jax.random.key(4), n, cond={"label": 0}, batch_size=n, temperature=temperature
         )
         log_p = np.asarray(categorical_log_prob(logits / temperature, images), np.float64)
         assert pooled_chisquare(drawn, 3, log_p) > 1e-3
@@ -126,8 +125,8 @@ def test_completion_draws_from_the_conditional_distribution():
     model.check_mask(mask)
     keys = rng.image_keys(jax.random.key(5), jnp.arange(n))
     masks = jnp.broadcast_to(mask, (n, 3, 3))
-    labels = jnp.ones(n, jnp.int32)
-    drawn = np.asarray(jax.jit(model.inpaint)(params, context(params), keys, given, masks, labels))
+    cond = {"label": jnp.ones(n, jnp.int32)}
+    drawn = np.asarray(jax.jit(model.inpaint)(params, CTX, keys, given, masks, cond))
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn[:, mask], given[:, mask])
     log_p = enumerate_log_prob(model, params, 1)
@@ -140,8 +139,8 @@ def test_log_prob_is_the_sum_of_log_softmax_at_the_image():
     logits = np.random.default_rng(0).normal(0, 3, (2, 3, 2, 1, 5))
     x = np.random.default_rng(1).integers(0, 5, (2, 3, 2, 1))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    wanted = [sum(np.log(p[b, i, j, 0, x[b, i, j, 0]]) for i in range(3) for j in range(2)) for b in range(2)]
-    np.testing.assert_allclose(categorical_log_prob(jnp.asarray(logits), x), wanted, rtol=1e-5)
+    expected = [sum(np.log(p[b, i, j, 0, x[b, i, j, 0]]) for i in range(3) for j in range(2)) for b in range(2)]
+    np.testing.assert_allclose(categorical_log_prob(jnp.asarray(logits), x), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -151,12 +150,11 @@ def test_the_loss_is_the_negative_log_probability_a_dimension(system):
     images = all_images(model.images)[::7]
     batch = {"image": images, "label": np.arange(len(images), dtype=np.int32) % CLASSES}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
-    ctx = context(params)
     log_p, (loss, (metrics, _)), scores = jax.jit(
         lambda p: (
-            model.log_prob(p, ctx, keys, images, batch["label"]),
-            model.phases[0].loss(p, ctx, keys, batch),
-            model.validate(p, ctx, keys, batch),
+            model.log_prob(p, CTX, keys, images, {"label": batch["label"]}),
+            model.phases[0].loss(p, CTX, keys, batch),
+            model.validate(p, CTX, keys, batch),
         )
     )(params)
     np.testing.assert_allclose(loss, -np.mean(log_p) / 4, rtol=1e-5)
@@ -194,12 +192,12 @@ def test_configurations_that_no_model_can_be_made_of(system, options, words):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_a_model_cannot_be_asked_for(system):
-    spec = ImageSpec(4, 4, 1, 0, 2)
+    data = data_of(4, 4, 1, 2)
     with pytest.raises(UserError, match="class_conditional is True, but the data has no labels"):
-        SYSTEMS[system].make(SYSTEMS[system].Config(class_conditional=True), spec)
-    model = SYSTEMS[system].make(SYSTEMS[system].Config(features=6, blocks=1, class_conditional=False), spec)
-    with pytest.raises(UserError, match=f"label is 3: {system} was trained without classes and takes none"):
-        resolve_labels(model, 3, 4, 0)
+        SYSTEMS[system].make(SYSTEMS[system].Config(class_conditional=True), data)
+    model = SYSTEMS[system].make(SYSTEMS[system].Config(features=6, blocks=1, class_conditional=False), data)
+    with pytest.raises(UserError, match=f"label is 3: {system} was trained without it, it takes no conditions"):
+        resolve_conditions(model, {"label": 3}, 4)
     with pytest.raises(UserError, match="unknown option 'steps': sample of .* takes temperature"):
         resolve_options(model, "sample", {"steps": 3})
     with pytest.raises(UserError, match="images have the value 2: they must be from 0 to 1"):
@@ -209,4 +207,4 @@ def test_what_a_model_cannot_be_asked_for(system):
     params = make_params(model)
     for temperature in (0.0, -0.5):
         with pytest.raises(UserError, match="temperature is .*: it must be above zero"):
-            sample_images(model, params, context(params), jax.random.key(0), 1, temperature=temperature)
+            sample_images(model, params, CTX, jax.random.key(0), 1, temperature=temperature)

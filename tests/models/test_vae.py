@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from specs import data_of
 
 from jgen.core import keys as rng
 from jgen.core.generate import resolve_options
-from jgen.core.model import Context, ImageSpec
+from jgen.core.model import Context
 from jgen.errors import UserError
+from jgen.experiment import make_model
 from jgen.models.vae import vae
+from jgen.prob.pixel_distribution import PixelDistribution
 
-IMAGES = ImageSpec(4, 4, 1, 0, 256)
+DATA = data_of(4, 4, 1, 256)
 LINEAR = vae.Config(network="dense", widths=(), blocks=0, latent=2, decoder="gaussian", scale="fixed")
 KEY = jax.random.key(0)
-
-
-def context(params, step=0):
-    return Context(jnp.int32(step), params, {}, {})
+CTX = Context(jnp.int32(0))
 
 
 def keys_of(n, seed=0):
@@ -32,7 +32,7 @@ def linear_gaussian(logvar_shift=0.0, initial_scale=0.1):
 
     The encoder is the exact posterior, but its variance is exp(logvar_shift) times what it should be.
     """
-    model = vae.make(replace(LINEAR, initial_scale=initial_scale), IMAGES)
+    model = vae.make(replace(LINEAR, initial_scale=initial_scale), DATA)
     gen = np.random.default_rng(1)
     # Orthogonal columns, so that the exact posterior is diagonal.
     W = np.linalg.qr(gen.standard_normal((16, 2)))[0] * np.array([0.5, 0.3])
@@ -56,9 +56,9 @@ def linear_gaussian(logvar_shift=0.0, initial_scale=0.1):
     return model, params, level.reshape(64, 4, 4, 1), exact + 16 * np.log(2 / 255), (x - b) @ to_mu
 
 
-def scorer(model, params, images, label=None, **options):
+def scorer(model, params, images, cond=None, **options):
     """seed -> bounds (n,), compiled once."""
-    run = jax.jit(lambda keys: model.log_prob(params, context(params), keys, images, label, **options))
+    run = jax.jit(lambda keys: model.log_prob(params, CTX, keys, images, cond or {}, **options))
     return lambda seed: np.asarray(run(keys_of(len(images), seed)))
 
 
@@ -68,10 +68,9 @@ def score(*args, **options):
 
 def test_the_linear_encoder_gives_the_exact_posterior_and_its_parameters_are_the_models():
     model, params, images, _, mean = linear_gaussian()
-    made, _ = model.init(KEY, {"image": images, "label": np.zeros(64, np.int32)})
+    made, _ = model.init(KEY, {"image": images}, {})
     assert jax.tree.map(jnp.shape, made) == {k: {"out": jax.tree.map(np.shape, v["out"])} for k, v in params.items()}
-    found = model.encode(params, context(params), keys_of(64), images, None)
-    np.testing.assert_allclose(found, mean, atol=1e-4)
+    np.testing.assert_allclose(model.encode(params, CTX, keys_of(64), images, {}), mean, atol=1e-4)
 
 
 def test_with_the_exact_posterior_every_weight_is_the_likelihood():
@@ -85,84 +84,88 @@ def test_with_the_exact_posterior_every_weight_is_the_likelihood():
 
 def test_bounds_rise_with_the_samples_to_the_exact_likelihood():
     model, params, images, exact, _ = linear_gaussian(logvar_shift=1.5)
-    found = {k: score(model, params, images, samples=k) for k in (5, 50, 5000)}
+    bounds = {k: score(model, params, images, samples=k) for k in (5, 50, 5000)}
     once = scorer(model, params, images)
     elbo = np.stack([once(seed) for seed in range(30)]).mean(0)
-    assert elbo.mean() < found[5].mean() - 0.1 < found[50].mean() - 0.1
-    assert found[50].mean() < exact.mean() + 0.05
+    assert elbo.mean() < bounds[5].mean() - 0.1 < bounds[50].mean() - 0.1
+    assert bounds[50].mean() < exact.mean() + 0.05
     assert elbo.mean() < exact.mean() - 1.0  # without samples the bound is far from tight: there was something to gain
-    np.testing.assert_allclose(found[5000], exact, atol=0.1)
+    np.testing.assert_allclose(bounds[5000], exact, atol=0.1)
 
 
 @pytest.mark.parametrize("decoder,peer", [("gaussian", scipy.stats.norm), ("logistic", scipy.stats.logistic)])
 @pytest.mark.parametrize("scale", ["fixed", "shared", "pixel"])
 def test_the_model_scores_by_the_scale_that_it_names(decoder, peer, scale):
     """All images of 1x2 pixels of 3 levels, with a posterior that is the prior and a decoder that reads no latents."""
-    spec, initial, mean = ImageSpec(1, 2, 1, 0, 3), 0.6, np.array([-0.4, 0.7], np.float32)
+    initial, mean = 0.6, np.array([-0.4, 0.7], np.float32)
     log_scale = {"fixed": np.zeros(2), "shared": np.full(2, 0.4), "pixel": np.array([0.5, -0.3])}[scale]
-    model = vae.make(replace(LINEAR, decoder=decoder, scale=scale, initial_scale=initial), spec)
-    made = jax.eval_shape(model.init, KEY, {"image": np.zeros((1, 1, 2, 1), np.uint8)})[0]
+    model = vae.make(replace(LINEAR, decoder=decoder, scale=scale, initial_scale=initial), data_of(1, 2, 1, 3))
+    made = jax.eval_shape(model.init, KEY, {"image": np.zeros((1, 1, 2, 1), np.uint8)}, {})[0]
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), made)
     bias = np.stack([mean, log_scale], axis=-1).ravel() if scale == "pixel" else mean
     params["decoder"]["out"]["bias"] = bias.astype(np.float32)
     if scale == "shared":
         params["decoder"]["log_scale"] = np.float32(0.4)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 2, indexing="ij"), -1).reshape(-1, 1, 2, 1).astype(np.uint8)
-    found = score(model, params, grid)
+    log_p = score(model, params, grid)
     edges = np.array([-np.inf, -0.5, 0.5, np.inf])
     p = np.stack([np.diff(peer.cdf(edges, m, initial * np.exp(s))) for m, s in zip(mean, log_scale)])
-    np.testing.assert_allclose(found, np.log(p[0][grid[:, 0, 0, 0]] * p[1][grid[:, 0, 1, 0]]), rtol=1e-5)
-    np.testing.assert_allclose(np.exp(found).sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(log_p, np.log(p[0][grid[:, 0, 0, 0]] * p[1][grid[:, 0, 1, 0]]), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(log_p).sum(), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("decoder,levels", [("gaussian", 3), ("logistic", 3), ("bernoulli", 2)])
 def test_the_decoder_is_a_distribution_and_draws_from_it(decoder, levels):
     """All images of 1x2 pixels: probabilities sum to 1, and frequencies of draws match them (chi-square)."""
     grid = np.stack(np.meshgrid(*[np.arange(levels)] * 2, indexing="ij"), -1).reshape(-1, 1, 2, 1).astype(np.uint8)
-    scale_ = 0.5 + jnp.arange(2.0).reshape(1, 1, 2, 1) if decoder != "bernoulli" else None
-    mean = jnp.array([-0.4, 0.7]).reshape(1, 1, 2, 1)
-    wide = lambda a, n: None if a is None else jnp.broadcast_to(a, (n, 1, 2, 1))
-    of = lambda n: vae.PixelDistribution(decoder, levels, wide(mean, n), wide(scale_, n))
-    p = np.exp(np.asarray(of(len(grid)).log_prob(grid), np.float64))
+
+    def distribution(n):
+        mean = jnp.broadcast_to(jnp.array([-0.4, 0.7]).reshape(1, 1, 2, 1), (n, 1, 2, 1))
+        scale = jnp.broadcast_to(0.5 + jnp.arange(2.0).reshape(1, 1, 2, 1), (n, 1, 2, 1))
+        return PixelDistribution(decoder, levels, mean, None if decoder == "bernoulli" else scale)
+
+    p = np.exp(np.asarray(distribution(len(grid)).log_prob(grid), np.float64))
     np.testing.assert_allclose(p.sum(), 1.0, atol=1e-5)
     n = 20_000
-    drawn = np.asarray(of(n).draw(keys_of(n)))
+    drawn = np.asarray(distribution(n).draw(keys_of(n)))
     counts = np.bincount(drawn[:, 0, 0, 0].astype(int) * levels + drawn[:, 0, 1, 0], minlength=levels**2)
     assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-4
 
 
 def test_a_model_of_binary_images_sums_to_one():
     """log_prob with many samples over all 16 binary 2x2 images, and the frequencies of `sample`."""
-    spec = ImageSpec(2, 2, 1, 2, 2)
     config = vae.Config(network="dense", widths=(8,), latent=2, decoder="bernoulli", class_conditional=True)
-    model = vae.make(config, spec)
+    model = vae.make(config, data_of(2, 2, 1, 2, num_classes=2))
     images = (np.arange(16)[:, None] >> np.arange(4) & 1).astype(np.uint8).reshape(16, 2, 2, 1)
     label = np.ones(16, np.int32)
-    params, _ = model.init(KEY, {"image": images, "label": label})
-    shake = lambda x: x + 0.5 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
-    # An encoder that says the prior is far from the best, and sure to be wide enough.
+    params, _ = model.init(KEY, {"image": images, "label": label}, {})
+
+    def shake(x):
+        return x + 0.5 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+
+    # An encoder that returns the prior is far from the best, and sure to be wide enough.
     params = {
         "encoder": jax.tree.map(jnp.zeros_like, params["encoder"]),
         "decoder": jax.tree.map(shake, params["decoder"]),
     }
-    p = np.exp(score(model, params, images, label, samples=4000).astype(np.float64))
+    p = np.exp(score(model, params, images, {"label": label}, samples=4000).astype(np.float64))
     np.testing.assert_allclose(p.sum(), 1.0, atol=0.02)
     n = 5000
-    drawn = np.asarray(jax.jit(lambda k: model.sample(params, context(params), k, jnp.ones(n, jnp.int32)))(keys_of(n)))
+    cond = {"label": jnp.ones(n, jnp.int32)}
+    drawn = np.asarray(jax.jit(lambda k: model.sample(params, CTX, k, cond))(keys_of(n)))
     counts = np.bincount((drawn.reshape(n, 4) << np.arange(4)).sum(1), minlength=16)
     assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-4
     # The other class is another distribution.
-    other = np.exp(score(model, params, images, 0 * label, samples=500))
+    other = np.exp(score(model, params, images, {"label": 0 * label}, samples=500))
     assert np.abs(other - p).sum() > 0.05
 
 
 def make_loss(**options):
     config = replace(vae.Config(network="dense", widths=(8,), latent=3, decoder="gaussian", scale="shared"), **options)
-    model = vae.make(config, IMAGES)
+    model = vae.make(config, DATA)
     batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1)).astype(np.uint8)}
-    batch["label"] = np.zeros(8, np.int32)
-    params, _ = jax.jit(model.init)(KEY, batch)
-    run = jax.jit(lambda step: model.phases[0].loss(params, context(params, step), keys_of(8), batch))
+    params, _ = jax.jit(model.init)(KEY, batch, {})
+    run = jax.jit(lambda step: model.phases[0].loss(params, Context(step), keys_of(8), batch))
     return model, params, batch, run
 
 
@@ -170,9 +173,10 @@ def test_beta_warmup_and_free_bits_follow_their_formulas():
     _, params, _, run = make_loss()
     base, (metrics, _) = run(0)
     assert float(base) == pytest.approx(float(metrics["kl"] - metrics["reconstruction"]), rel=1e-6)
-    weighted = lambda weight: pytest.approx(float(weight * metrics["kl"] - metrics["reconstruction"]), rel=1e-5)
     warm = make_loss(beta=2.0, kl_warmup_steps=10)[3]
-    assert [float(warm(step)[0]) for step in (0, 4, 9, 100)] == [weighted(w) for w in (0.2, 1.0, 2.0, 2.0)]
+    losses = [float(warm(step)[0]) for step in (0, 4, 9, 100)]
+    weighted = [float(weight * metrics["kl"] - metrics["reconstruction"]) for weight in (0.2, 1.0, 2.0, 2.0)]
+    assert losses == pytest.approx(weighted, rel=1e-5)
     # So many free bits that every dimension has them all: the loss is flat in the KL divergence.
     free, (metrics, _) = make_loss(free_bits=100.0)[3](0)
     assert float(free) == pytest.approx(float(300.0 - metrics["reconstruction"]), rel=1e-5)
@@ -184,16 +188,19 @@ def test_the_iwae_objective_is_the_bound_that_log_prob_gives():
     bound = score(model, params, batch["image"], samples=6)
     assert float(loss) == pytest.approx(-bound.mean(), rel=1e-6)
     assert float(loss) < -float(metrics["elbo"])
-    scores = jax.jit(lambda: model.validate(params, context(params), keys_of(8), batch))()
+    scores = jax.jit(lambda: model.validate(params, CTX, keys_of(8), batch))()
     np.testing.assert_allclose(scores["iwae"], bound, rtol=1e-5)
     np.testing.assert_allclose(scores["elbo"], scores["reconstruction"] - scores["kl"], rtol=1e-6)
 
 
 def test_temperature_and_mean():
     model, params, *_ = make_loss()
-    draw = lambda **o: np.asarray(model.sample(params, context(params), keys_of(200), None, **o), np.float64)
+
+    def draw(**options):
+        return np.asarray(model.sample(params, CTX, keys_of(200), {}, **options), np.float64)
+
     z = np.zeros((1, 3), np.float32)
-    centre = np.asarray(model.decode(params, context(params), keys_of(1), z, None), np.float64)
+    centre = np.asarray(model.decode(params, CTX, keys_of(1), z, {}), np.float64)
     cold, warm = (draw(temperature=t, mean=True) - centre for t in (1e-6, 1.0))
     assert np.abs(cold).max() <= 1 < np.abs(warm).max()  # one level: rounding
     # Draws scatter about the means by the decoder's scale, 0.1 on [-1, 1].
@@ -224,7 +231,7 @@ def test_temperature_and_mean():
 )
 def test_bad_options_are_one_line(options, levels, words):
     with pytest.raises(UserError, match="^[^\n]*$") as caught:
-        vae.make(replace(vae.Config(widths=(8,)), **options), replace(IMAGES, levels=levels))
+        make_model(replace(vae.Config(widths=(8,)), **options), data_of(4, 4, 1, levels))
     assert words in str(caught.value)
 
 
@@ -238,6 +245,6 @@ def test_bad_options_of_sampling_and_scoring_are_one_line():
         resolve_options(model, name, options)
         inputs = () if name == "sample" else (images,)
         with pytest.raises(UserError, match=words):
-            getattr(model, name)(params, context(params), keys_of(64), *inputs, None, **options)
+            getattr(model, name)(params, CTX, keys_of(64), *inputs, {}, **options)
     with pytest.raises(UserError, match="unknown option 'steps'"):
         resolve_options(model, "sample", {"steps": 3})

@@ -1,4 +1,4 @@
-"""The prior over codes: its images are decoded codes, its codes have the probabilities it says, and its first stage."""
+"""The prior over codes: its images are decoded codes, with the probabilities that it gives; its frozen autoencoder."""
 
 import json
 import shutil
@@ -9,45 +9,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from specs import data_of
 
 import jgen
 import sample
 import train
 from jgen import evaluate, figures
 from jgen.core import keys as rng
-from jgen.core.model import Context, GenerativeModel, ImageSpec
+from jgen.core.model import Context, FrozenModel, GenerativeModel, ImageSpec
 from jgen.errors import UserError
+from jgen.experiment import make_model
 from jgen.models.vae import vae, vq_prior
 
-IMAGES = ImageSpec(1, 2, 1, 2, 256)
+DATA = data_of(1, 2, 1, 256, num_classes=2)
 LEVELS = 3
 CONFIG = vq_prior.Config(features=6, blocks=1, first_kernel=3, hidden=6, embedding=4)
 
 
-def first_stage():
-    """A stage whose codes are its pixels divided by 100: 0, 1 and 2 for the values 0, 100 and 200."""
-    encode = lambda params, ctx, keys, x, label: (x // 100).astype(jnp.int32) + params["add"]
-    decode = lambda params, ctx, keys, codes, label: ((codes - params["add"]) * 100).astype(jnp.uint8)
-    nothing = lambda *_, **__: None
-    codes = ImageSpec(1, 2, 1, 2, LEVELS)
-    return GenerativeModel("digits", IMAGES, nothing, (), nothing, encode=encode, decode=decode, codes=codes)
+def encode(params, ctx, keys, x, cond):
+    return (x // 100).astype(jnp.int32) + params["add"]
+
+
+def decode(params, ctx, keys, codes, cond):
+    return ((codes - params["add"]) * 100).astype(jnp.uint8)
+
+
+def make_autoencoder(num_grids=1):
+    """An autoencoder whose codes are its pixels divided by 100: 0, 1 and 2 for the values 0, 100 and 200."""
+    codes = (ImageSpec(1, 2, 1, LEVELS),) * num_grids
+    return GenerativeModel("hundreds", DATA, None, (), encode=encode, decode=decode, codes=codes)
+
+
+def frozen_with(add):
+    return {"autoencoder": FrozenModel({"add": jnp.int32(add)}, {})}
 
 
 def make_prior():
-    model = vq_prior.make(CONFIG, IMAGES, None, first_stage())
+    model = vq_prior.make(CONFIG, DATA, autoencoder=make_autoencoder())
     batch = {"image": np.zeros((2, 1, 2, 1), np.uint8), "label": np.array([0, 1], np.int32)}
-    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
+    params, _ = jax.jit(model.init)(jax.random.key(0), batch, frozen_with(0))
     params = jax.tree.map(lambda x: x + 0.5 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
-    return model, params, Context(jnp.int32(0), params, extra, {"first_stage": ({"add": jnp.int32(0)}, {})})
+    return model, params, Context(jnp.int32(0), frozen=frozen_with(0))
 
 
 def test_decoded_samples_are_as_frequent_as_their_codes_are_likely():
     """All 9 images of 1x2 codes, for each class: `validate` sums to 1, and sampling agrees (chi-square)."""
     model, params, ctx = make_prior()
     pairs = np.stack(np.meshgrid(*[np.arange(LEVELS)] * 2, indexing="ij"), -1).reshape(-1, 1, 2, 1)
-    draw = jax.jit(lambda keys, label: model.sample(params, ctx, keys, label))
+    draw = jax.jit(lambda keys, cond: model.sample(params, ctx, keys, cond))
     score = jax.jit(lambda keys, batch: model.validate(params, ctx, keys, batch))
-    seen = []
+    by_class = []
     for label in (0, 1):
         batch = {"image": (pairs * 100).astype(np.uint8), "label": np.full(9, label, np.int32)}
         scores = score(rng.image_keys(jax.random.key(0), jnp.arange(9)), batch)
@@ -55,24 +66,26 @@ def test_decoded_samples_are_as_frequent_as_their_codes_are_likely():
         np.testing.assert_allclose(p.sum(), 1.0, atol=1e-5)
         np.testing.assert_allclose(scores["bits_per_code"], -np.log2(p) / 2, rtol=1e-4)
         n = 4000
-        images = np.asarray(draw(rng.image_keys(jax.random.key(3), jnp.arange(n)), jnp.full(n, label)))
+        images = np.asarray(draw(rng.image_keys(jax.random.key(3), jnp.arange(n)), {"label": jnp.full(n, label)}))
         assert images.dtype == np.uint8 and set(np.unique(images)) <= {0, 100, 200}
         counts = np.bincount((images.reshape(n, 2) // 100) @ np.array([3, 1]), minlength=9)
         assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-4
-        seen.append(p)
-    assert np.abs(seen[0] - seen[1]).sum() > 0.05
+        by_class.append(p)
+    assert np.abs(by_class[0] - by_class[1]).sum() > 0.05
 
 
 def test_the_loss_is_the_mean_over_codes_and_reads_the_frozen_parameters():
     model, params, ctx = make_prior()
     batch = {"image": np.array([0, 100, 100, 0], np.uint8).reshape(2, 1, 2, 1), "label": np.array([0, 1], np.int32)}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(2))
-    run = jax.jit(
-        lambda ctx: (model.phases[0].loss(params, ctx, keys, batch)[0], model.validate(params, ctx, keys, batch))
-    )
+
+    @jax.jit
+    def run(ctx):
+        return model.phases[0].loss(params, ctx, keys, batch)[0], model.validate(params, ctx, keys, batch)
+
     loss, scores = run(ctx)
     assert float(loss) == pytest.approx(float(scores["nll_codes"].mean()) / 2)
-    other = ctx._replace(frozen={"first_stage": ({"add": jnp.int32(1)}, {})})
+    other = ctx._replace(frozen=frozen_with(1))
     assert float(run(other)[0]) != pytest.approx(float(loss), rel=1e-3)
 
 
@@ -89,29 +102,37 @@ def test_the_loss_is_the_mean_over_codes_and_reads_the_frozen_parameters():
 )
 def test_bad_options_are_one_line(options, words):
     with pytest.raises(UserError, match="^[^\n]*$") as caught:
-        vq_prior.make(replace(CONFIG, **options), IMAGES, None, first_stage())
+        make_model(replace(CONFIG, **options), DATA, {"autoencoder": make_autoencoder()})
     assert words in str(caught.value)
 
 
-def test_a_first_stage_without_codes_is_a_mistake():
-    continuous = vae.make(vae.Config(network="dense", widths=(4,), latent=2), IMAGES)
-    with pytest.raises(UserError, match="first_stage is a vae, which has no discrete codes"):
-        vq_prior.make(CONFIG, IMAGES, None, continuous)
-    with pytest.raises(UserError, match="class_conditional is True, but the data has no labels"):
-        vq_prior.make(CONFIG, replace(IMAGES, num_classes=0), None, first_stage())
+def test_an_autoencoder_that_cannot_serve_is_a_mistake():
+    continuous = vae.make(vae.Config(network="dense", widths=(4,), latent=2), DATA)
+    by_class = make_autoencoder()._replace(conditions=("label",))
+    for config, data, autoencoder, message in (
+        (CONFIG, DATA, continuous, "frozen.autoencoder is a vae, which has no grids of discrete codes"),
+        (CONFIG, DATA, make_autoencoder(2), "frozen.autoencoder is a hundreds, which has 2 grids of discrete codes"),
+        (CONFIG, data_of(1, 2, 1, 17, 2), make_autoencoder(), "frozen.autoencoder was trained on"),
+        (CONFIG, data_of(1, 2, 1, 256), make_autoencoder(), "class_conditional is True, but the data has no labels"),
+        (replace(CONFIG, class_conditional=False), DATA, by_class, "needs the class to decode"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_model(config, data, {"autoencoder": autoencoder})
+    with pytest.raises(UserError, match="frozen.autoencoder is missing"):
+        make_model(CONFIG, DATA)
 
 
 def assert_same_parameters(a, b):
-    """Of two generators, the frozen ones of their first stages with them."""
+    """Of two generators, with those of their frozen models."""
     both = ((gen.params, gen.ctx.frozen) for gen in (a, b))
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path, monkeypatch, capsys):
+def test_two_runs_make_images_and_a_changed_autoencoder_is_noticed(cache, tmp_path, monkeypatch, capsys):
     quick = ["--train.validate-every", "0", "--train.sample-every", "0"]
     first, second = tmp_path / "first", tmp_path / "second"
-    prior = ["configs/vae/vq_prior.py:tiny", "--train.steps", "1", *quick, "--first-stage", str(first)]
-    with pytest.raises(UserError, match="there is no run at .*first: train the first stage before"):
+    prior = ["configs/vae/vq_prior.py:tiny", "--train.steps", "1", *quick, "--frozen.autoencoder", str(first)]
+    with pytest.raises(UserError, match="there is no run at .*first: train the autoencoder before"):
         train.command([*prior, "--workdir", str(second)])
     assert not second.exists()
     code = ["configs/vae/vq_vae.py:tiny", "--workdir", str(first), *quick, "--train.steps"]
@@ -123,13 +144,14 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
     scored = json.loads((first / "evaluation.json").read_text())
     assert scored["likelihood"] is None and "quality" not in scored and scored["reconstruction"]["num"] == 60
     assert scored["reconstruction"]["quality"]["num"] == scored["reconstruction"]["labels"]["num"] == 60
-    said = f"reconstructions of 60 test images: mean squared error {scored['reconstruction']['mse']:.5f}, rFD-digits-"
-    assert said in capsys.readouterr().out
+    mse = scored["reconstruction"]["mse"]
+    message = f"reconstructions of 60 test images: mean squared error {mse:.5f}, rFD-digits-"
+    assert message in capsys.readouterr().out
     gen = jgen.load(second)
     images = gen.sample(jax.random.key(0), 4, label=3)
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8
 
-    # Moved together, and loaded from another folder: the first stage is found beside the run.
+    # Moved together, and loaded from another folder: the autoencoder is beside the run.
     moved, apart = tmp_path / "moved", tmp_path / "apart"
     moved.mkdir()
     first.rename(moved / "first")
@@ -138,22 +160,25 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
         elsewhere.chdir(moved)
         assert_same_parameters(jgen.load("second"), gen)
     (moved / "first").rename(apart)
-    with pytest.raises(UserError, match=f"{first}, which is .* nor at {moved / 'first'}: .*first_stage=") as caught:
+    message = f"{first}, which is .* nor at {moved / 'first'}: .*--frozen.autoencoder"
+    with pytest.raises(UserError, match=message) as caught:
         jgen.load(moved / "second")
     assert "jgen.load(" in str(caught.value) and "\n" not in str(caught.value)
-    assert_same_parameters(jgen.load(moved / "second", first_stage=apart), gen)
+    assert_same_parameters(jgen.load(moved / "second", frozen={"autoencoder": apart}), gen)
     with pytest.raises(UserError, match=f"there is no run at {tmp_path / 'none'}"):
-        jgen.load(moved / "second", first_stage=tmp_path / "none")
+        jgen.load(moved / "second", frozen={"autoencoder": tmp_path / "none"})
+    with pytest.raises(UserError, match="frozen has 'teacher', but .* stands on autoencoder"):
+        jgen.load(moved / "second", frozen={"teacher": apart})
     grid = ["--out", str(tmp_path / "x.png")]
     for command, words in ((sample.command, grid), (evaluate.command, []), (figures.command, grid)):
         with pytest.raises(UserError, match=f"there is no run at {tmp_path / 'none'}"):
-            command([str(moved / "second"), *words, "--first-stage", str(tmp_path / "none")])
-    assert sample.command([str(moved / "second"), "--num", "4", *grid, "--first-stage", str(apart)]) == 0
+            command([str(moved / "second"), *words, "--frozen.autoencoder", str(tmp_path / "none")])
+    assert sample.command([str(moved / "second"), "--num", "4", *grid, "--frozen.autoencoder", str(apart)]) == 0
     assert (tmp_path / "x.png").stat().st_size > 0
     apart.rename(first)
     (moved / "second").rename(second)
 
-    # The first stage trains on: the prior speaks of the codes of its older checkpoint, as long as that is there.
+    # The autoencoder is trained further: the prior takes its older checkpoint, as long as that is there.
     assert train.command([*code, "2"]) == 0
     assert_same_parameters(jgen.load(second), gen)
     assert train.command([*prior[:2], "2", *prior[3:], "--workdir", str(second)]) == 0
@@ -161,5 +186,5 @@ def test_two_runs_make_images_and_a_changed_first_stage_is_found(cache, tmp_path
     shutil.rmtree(first / "checkpoints" / "1")
     with pytest.raises(UserError, match="has changed since"):
         jgen.load(second)
-    with pytest.raises(UserError, match="the first stage was .*, is "):
+    with pytest.raises(UserError, match="the hash of frozen autoencoder was .*, is "):
         train.command([*prior[:2], "3", *prior[3:], "--workdir", str(second)])

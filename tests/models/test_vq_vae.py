@@ -1,5 +1,6 @@
 """The VQ-VAE's parts against NumPy and by hand: quantisation, straight-through, the codebook's averages, revival."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -7,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from specs import data_of
 
 from jgen.core import keys as rng
 from jgen.core.model import Context, ImageSpec
 from jgen.errors import UserError
+from jgen.experiment import make_model
 from jgen.models.vae import vq_vae
 
-IMAGES = ImageSpec(8, 8, 1, 0, 256)
+DATA = data_of(8, 8, 1, 256)
 CONFIG = vq_vae.Config(widths=(8,), blocks=1, num_codes=6, code_dim=3, decay=0.9, revival=0.0)
 
 
@@ -21,21 +24,20 @@ def keys_of(n, seed=0):
     return rng.image_keys(jax.random.key(seed), jnp.arange(n))
 
 
-def make_model(**options):
-    model = vq_vae.make(replace(CONFIG, **options), IMAGES)
-    image = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)
-    batch = {"image": image, "label": np.zeros(5, np.int32)}
-    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
-    return model, params, Context(jnp.int32(0), params, extra, {}), batch
+def make_parts(**options):
+    model = vq_vae.make(replace(CONFIG, **options), DATA)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)}
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
+    return model, params, Context(jnp.int32(0), extra=extra), batch
 
 
 def test_nearest_is_the_argmin_of_distances():
     gen = np.random.default_rng(0)
     z, e = gen.standard_normal((4, 3, 2, 5)).astype(np.float32), gen.standard_normal((11, 5)).astype(np.float32)
-    wanted = ((z[..., None, :] - e) ** 2).sum(-1).argmin(-1)
-    found = vq_vae.nearest(jnp.asarray(e), jnp.asarray(z))
-    np.testing.assert_array_equal(found, wanted)
-    assert found.dtype == jnp.int32
+    expected = ((z[..., None, :] - e) ** 2).sum(-1).argmin(-1)
+    codes = vq_vae.nearest(jnp.asarray(e), jnp.asarray(z))
+    np.testing.assert_array_equal(codes, expected)
+    assert codes.dtype == jnp.int32
 
 
 def test_quantising_is_idempotent():
@@ -47,7 +49,10 @@ def test_quantising_is_idempotent():
 def test_the_straight_through_gradient_by_hand():
     """Of f(z_q) = sum a z_q^2: forwards at z_q, backwards 2 a z_q, all of it to z_e."""
     z_e, z_q, a = (jax.random.normal(jax.random.key(i), (2, 3)) for i in range(3))
-    f = lambda z_e, z_q: jnp.sum(a * vq_vae.straight_through(z_e, z_q) ** 2)
+
+    def f(z_e, z_q):
+        return jnp.sum(a * vq_vae.straight_through(z_e, z_q) ** 2)
+
     value, (to_encoder, to_codes) = jax.value_and_grad(f, argnums=(0, 1))(z_e, z_q)
     np.testing.assert_allclose(value, np.sum(a * z_q**2), rtol=1e-5)
     np.testing.assert_allclose(to_encoder, 2 * a * z_q, rtol=1e-5)
@@ -55,7 +60,7 @@ def test_the_straight_through_gradient_by_hand():
 
 
 def test_the_encoders_gradient_is_the_decoders_at_the_codes_and_the_commitments():
-    model, params, ctx, batch = make_model(commitment=0.7)
+    model, params, ctx, batch = make_parts(commitment=0.7)
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: model.phases[0].loss(p, ctx, keys_of(5), batch)[0]))(params)
     encoder, decoder = vq_vae.Encoder(replace(CONFIG, commitment=0.7)), vq_vae.Decoder(CONFIG, 1)
     x = batch["image"] / 127.5 - 1
@@ -65,14 +70,14 @@ def test_the_encoders_gradient_is_the_decoders_at_the_codes_and_the_commitments(
     z_q = jnp.asarray(e[((np.asarray(z_e)[..., None, :] - e) ** 2).sum(-1).argmin(-1)])
     error = jax.jit(lambda z: jnp.mean((decoder.apply({"params": params["decoder"]}, z) - x) ** 2))
     by_hand = jax.grad(error)(z_q) + 0.7 * 2 * (z_e - z_q) / z_e.size
-    wanted = back(by_hand)[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients["encoder"], wanted)
+    expected = back(by_hand)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradients["encoder"], expected)
     assert float(loss) == pytest.approx(float(error(z_q) + 0.7 * np.mean((z_e - z_q) ** 2)), rel=1e-5)
 
 
 def test_the_codebook_follows_its_averages_over_steps():
     """Three steps against NumPy, from the vectors that the encoder gives."""
-    model, params, ctx, batch = make_model()
+    model, params, ctx, batch = make_parts()
     book = {name: np.asarray(value, np.float64) for name, value in ctx.extra["codebook"].items()}
     encode = jax.jit(vq_vae.Encoder(CONFIG).apply)
     z = np.asarray(encode({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0))
@@ -94,7 +99,7 @@ def test_the_codebook_follows_its_averages_over_steps():
 
 
 def test_the_start_is_at_encoded_vectors():
-    model, params, ctx, batch = make_model()
+    model, params, ctx, batch = make_parts()
     encode = jax.jit(vq_vae.Encoder(CONFIG).apply)
     z = encode({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0).reshape(-1, 3)
     gap = np.abs(np.asarray(vq_vae.centres(ctx.extra["codebook"]))[:, None] - np.asarray(z)[None]).max(-1).min(1)
@@ -139,11 +144,12 @@ def test_offers_of_halves_average_to_those_of_the_whole():
 
 
 def test_codes_are_what_their_specification_says_and_decode_to_the_reconstruction():
-    model, params, ctx, batch = make_model()
-    codes = jax.jit(lambda: model.encode(params, ctx, keys_of(5), batch["image"], None))()
-    assert codes.shape == (5, *model.codes.shape) == (5, 4, 4, 1) and codes.dtype == jnp.int32
-    assert codes.min() >= 0 and codes.max() < model.codes.levels == 6
-    images = np.asarray(jax.jit(lambda codes: model.decode(params, ctx, keys_of(5), codes, None))(codes))
+    model, params, ctx, batch = make_parts()
+    codes = jax.jit(lambda: model.encode(params, ctx, keys_of(5), batch["image"], {}))()
+    assert model.codes == (ImageSpec(4, 4, 1, 6),)
+    assert codes.shape == (5, 4, 4, 1) and codes.dtype == jnp.int32
+    assert codes.min() >= 0 and codes.max() < 6
+    images = np.asarray(jax.jit(lambda codes: model.decode(params, ctx, keys_of(5), codes, {}))(codes))
     assert images.dtype == np.uint8 and images.shape == (5, 8, 8, 1)
     mse = np.mean(np.square((images - batch["image"].astype(np.float64)) / 127.5), axis=(1, 2, 3))
     scores = jax.jit(model.validate)(params, ctx, keys_of(5), batch)
@@ -152,25 +158,25 @@ def test_codes_are_what_their_specification_says_and_decode_to_the_reconstructio
 
 def test_sampled_codes_are_as_frequent_as_asked_for():
     """Images of one code each, told apart by what the codes decode to: chi-square against the counts."""
-    images = replace(IMAGES, height=2, width=2)
-    model = vq_vae.make(CONFIG, images)
-    params, extra = jax.jit(model.init)(jax.random.key(0), {"image": np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)})
+    model = vq_vae.make(CONFIG, data_of(2, 2, 1, 256))
+    batch = {"image": np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)}
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
     used = np.array([0.5, 0.3, 0.15, 0.05, 0.0, 0.0])
     vectors = 3 * jax.random.normal(jax.random.key(2), (6, 3))
     even = jnp.full(6, 1 / 6)
     book = {**extra["codebook"], "count": even, "sum": vectors * even[:, None], "use": jnp.maximum(used, 1e-12)}
-    ctx = Context(0, params, {"codebook": book}, {})
-    decode = jax.jit(lambda codes: model.decode(params, ctx, None, codes, None))
+    ctx = Context(jnp.int32(0), extra={"codebook": book})
+    decode = jax.jit(lambda codes: model.decode(params, ctx, None, codes, {}))
     shown = np.asarray(decode(jnp.arange(6).reshape(6, 1, 1, 1))).reshape(6, 4)
     assert len(np.unique(shown, axis=0)) == 6
     n = 4000
-    for codes, wanted in (("used", used), ("uniform", np.full(6, 1 / 6))):
-        drawn = np.asarray(jax.jit(lambda k: model.sample(params, ctx, k, None, codes=codes))(keys_of(n)))
+    for codes, p in (("used", used), ("uniform", np.full(6, 1 / 6))):
+        drawn = np.asarray(jax.jit(functools.partial(model.sample, params, ctx, cond={}, codes=codes))(keys=keys_of(n)))
         same = np.all(drawn.reshape(n, 1, 4) == shown, axis=2)
         assert np.all(same.sum(1) == 1)
-        counts, possible = same.sum(0), wanted > 0
+        counts, possible = same.sum(0), p > 0
         assert counts[~possible].sum() == 0
-        assert scipy.stats.chisquare(counts[possible], n * wanted[possible]).pvalue > 1e-3
+        assert scipy.stats.chisquare(counts[possible], n * p[possible]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("revival,usage,revived", [(0.3, 4 / 6, 2), (0.9, 3 / 6, 3), (0.0, 5 / 6, 0)])
@@ -179,7 +185,7 @@ def test_usage_and_revival_by_hand(revival, usage, revived):
 
     What is reported is of `use`, which being moved does not raise.
     """
-    model, params, ctx, batch = make_model(revival=revival)
+    model, params, ctx, batch = make_parts(revival=revival)
     count = jnp.array([0.5, 0.3, 0.1, 0.04, 0.03, 0.0])
     use = jnp.array([0.4, 0.2, 0.06, 0.16, 0.02, 0.0])
     offered = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
@@ -190,10 +196,10 @@ def test_usage_and_revival_by_hand(revival, usage, revived):
         "offer_weight": offered,
         "offer_sum": jnp.ones((6, 3)),
     }
-    found = jax.jit(model.phases[0].loss)(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
-    assert float(found["usage"]) == pytest.approx(usage) and float(found["revived"]) == revived
+    metrics = jax.jit(model.phases[0].loss)(params, ctx._replace(extra={"codebook": book}), keys_of(5), batch)[1][0]
+    assert float(metrics["usage"]) == pytest.approx(usage) and float(metrics["revived"]) == revived
     p = np.asarray(use)[:5] / np.sum(use)
-    assert float(found["perplexity"]) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-5)
+    assert float(metrics["perplexity"]) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -204,11 +210,11 @@ def test_usage_and_revival_by_hand(revival, usage, revived):
         ({"decay": 1.0}, "decay is 1.0"),
         ({"revival": -0.1}, "revival is -0.1"),
         ({"commitment": -1.0}, "commitment is -1.0"),
-        ({"sampling": vq_vae.Sampling(codes="odd")}, "codes is 'odd': it must be one of used, uniform: set --model."),
+        ({"sampling": vq_vae.Sampling(codes="odd")}, "codes is 'odd': it must be one of used, uniform"),
         ({"widths": (8, 8, 8, 8)}, "images are 8x8: 4 convolutional widths need sizes divisible by 16"),
     ],
 )
 def test_bad_options_are_one_line(options, words):
     with pytest.raises(UserError, match="^[^\n]*$") as caught:
-        vq_vae.make(replace(CONFIG, **options), IMAGES)
+        make_model(replace(CONFIG, **options), DATA)
     assert words in str(caught.value)
