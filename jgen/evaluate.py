@@ -269,7 +269,8 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
     def compare(fetch: Any, num: int, labels: np.ndarray | None, asked_for: bool = False) -> dict[str, Any]:
         networks = [network.apply, *([reader.apply] if reads_apart and labels is not None else [])]
         answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK)
-        samples, logits = answers[0], answers[-1][2]
+        features, spatial, logits = answers[0]
+        samples, logits = (features, spatial, logits), answers[-1][2]
         distances = quality.quality(samples, network, real, train, test, arguments.seed, labels if asked_for else None)
         read = None
         if reader is not None and labels is not None:
@@ -410,7 +411,8 @@ def command(args: list[str]) -> int:
         for path in filter(None, (out, parsed.main.grid)):
             check_writable(Path(path))
         chosen = [dataclasses.asdict(getattr(parsed, part)) if parts[part] is not None else {} for part in parts]
-        todo.append((out, partial(evaluate, run, parsed.main, *chosen, cli.given_frozen(parsed))))
+        scoring, sampling = chosen
+        todo.append((out, partial(evaluate, run, parsed.main, scoring, sampling, cli.given_frozen(parsed))))
     return finish(todo, keep=not parsed.main.out)
 
 

@@ -31,7 +31,7 @@ class Experiment:
 
 
 def frozen_roles(config: Any) -> dict[str, bool]:
-    """{role: whether it must be given} of the frozen models that a system stands on: the keyword arguments of `make`."""
+    """{role: whether it must be given} of the models that a system stands on: the keyword arguments of its `make`."""
     parameters = inspect.signature(make_of(config)).parameters.values()
     return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -102,7 +102,7 @@ def from_json(document: Any, where: str = "config.json") -> Any:
     Only modules under `jgen.` are imported.
 
     Raises:
-      UserError: a class outside jgen or unknown, unknown fields, missing ones without a default, values of a wrong type.
+      UserError: a class outside jgen or unknown, unknown fields, missing ones without a default, wrong types.
     """
     require(isinstance(document, dict) and isinstance(document.get("class"), str), f"{where}: no class is named")
     cls = find_class(document["class"], where)

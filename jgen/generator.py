@@ -193,7 +193,8 @@ class Generator:
             w = weights.reshape(1, num, *[1] * (x.ndim - 1))
             return ((1 - w) * x[:, None] + w * y[:, None]).reshape(n * num, *x.shape[1:]).astype(x.dtype)
 
-        repeated = {name: np.repeat(x, num, axis=0) for name, x in self._resolve("decode", cond, n).items()}
+        resolved = self._resolve("decode", cond, n)
+        repeated: dict[str, Any] = {name: np.repeat(x, num, axis=0) for name, x in resolved.items()}
         images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
         return images.reshape(n, num, *self.model.images.shape)
 

@@ -77,7 +77,10 @@ def make_batch(model, size: int = BATCH, seed: int = 0) -> dict:
     return with_place(batch)
 
 
-def make_run(case: Case, *, optimiser: Optimiser = SGD, config: Config = Config(ema_decay=0.9), **options):
+AVERAGED = Config(ema_decay=0.9)
+
+
+def make_run(case: Case, *, optimiser: Optimiser = SGD, config: Config = AVERAGED, **options):
     """(state before step 0, step function) with the batch size of `make_batch`; compiled once for all tests."""
     init, step = programs(case.model, optimiser, config, **options)
     state = init(make_batch(case.model), case.frozen)

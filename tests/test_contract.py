@@ -1,6 +1,5 @@
 """The contract, feature by feature, over toy models of which each has one."""
 
-import functools
 import json
 
 import chex
@@ -26,13 +25,13 @@ from jgen.cli import set_up_process
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import batch_of, compiled, prepared, require_capability
-from jgen.core.model import Context, FrozenModel, every
+from jgen.core.model import Context, every
 from jgen.data.config import Config as Data
 from jgen.data.transforms import make_transform
 from jgen.errors import NotSupported, UserError
 from jgen.train.config import Config, Optimiser
 from jgen.train.optimisers import average_decay
-from jgen.train.step import averaged, gather_state, init_state, make_train_step, place_state
+from jgen.train.step import averaged, gather_state
 
 # BatchNorm normalises what is computed at once: it is synchronised over devices, not over accumulation steps.
 WITHOUT_BATCH_NORM = [name for name in TOYS if "gan" not in name and name != "toy:standing"]
@@ -73,7 +72,8 @@ def test_phases_that_come_and_go_compile_a_program_each_set():
         for seed in range(6):
             before = jax.device_get(state.params)
             state, metrics = step(state, {}, step_batch(case.model, seed))
-            moved.append([role for role in ("small", "large") if np.any(flat(state.params[role]) != flat(before[role]))])
+            differ = {role: np.any(flat(state.params[role]) != flat(before[role])) for role in ("small", "large")}
+            moved.append([role for role, moves in differ.items() if moves])
             assert {role for role in ("small", "large") if f"loss_{role}" in metrics} == set(moved[-1])
     assert moved == [["small"]] * 2 + [["small", "large"]] * 2 + [["large"]] * 2
     programs = [line for line in messages if "Compiling" in line and "local_step" in line]
@@ -216,7 +216,8 @@ def test_standing_statistics_are_found_before_sampling():
 
 def test_frozen_models_are_read_by_role_and_stay_out_of_the_state():
     case = make_case("toy:guided")
-    assert set(case.frozen) == {"classifier", "autoencoder"} and set(case.frozen["autoencoder"].frozen) == {"autoencoder"}
+    assert set(case.frozen) == {"classifier", "autoencoder"}
+    assert set(case.frozen["autoencoder"].frozen) == {"autoencoder"}
     state, step = make_run(case)
     sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.params, state.ema)]
     assert set(state.params) == set(state.ema) == set(state.opt) == {"push"} and sizes[0] == sizes[1]

@@ -18,7 +18,10 @@ def read_by_a_classifier(images: np.ndarray, labels: np.ndarray) -> float:
 
     splits = dataset.load(Config(name="digits")).splits
     real = {name: split.fetch(np.arange(split.num)) for name, split in splits.items()}
-    flat = lambda x: x.reshape(len(x), -1) / 16.0
+
+    def flat(x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(x), -1) / 16.0
+
     seen = [np.concatenate([real[name][key] for name in ("train", "test")]) for key in ("image", "label")]
     classifier = SVC(gamma=0.001).fit(flat(seen[0]), seen[1])
     accuracy = classifier.score(flat(real["validation"]["image"]), real["validation"]["label"])

@@ -58,8 +58,10 @@ def test_gradients_and_samplers_are_exported_for_every_platform(name):
         return Context(jnp.int32(0), jax.random.key(2), params, extra, case.frozen)
 
     def gradients(params, extra):
-        losses = [jax.grad(lambda p, loss=phase.loss: loss(p, context(p, extra), keys, batch)[0]) for phase in model.phases]
-        return [loss(params) for loss in losses]
+        def value(params, loss):
+            return loss(params, context(params, extra), keys, batch)[0]
+
+        return [jax.grad(value)(params, phase.loss) for phase in model.phases]
 
     def samples(params, extra):
         return model.sample(params, context(params, extra), keys, model.condition(batch))

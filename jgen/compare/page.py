@@ -189,8 +189,8 @@ def write_grids(path: Path, rows: list[Row]) -> None:
 
 
 # Columns of which the least or the most is best, whatever the data.
-LEAST: tuple[str, ...] = ("FD", "FID", "kernel distance", "KID", "bits/dim", "MFLOPs an image", "compile, s", "first sample, s")
-LEAST += ("parameters", "memory, MiB")
+LEAST: tuple[str, ...] = ("FD", "FID", "kernel distance", "KID", "bits/dim", "MFLOPs an image", "compile, s")
+LEAST += ("first sample, s", "parameters", "memory, MiB")
 MOST = ("precision", "recall", "class accuracy, %", "training images/s", "samples/s")
 
 

@@ -78,7 +78,8 @@ def parse_arguments(args: list[str], prog: str, description: str) -> tuple[Argum
 def arguments_of(document: dict[str, Any]) -> Arguments:
     """The arguments that a record was made with: up to 0.1 its command alone tells them."""
     if "arguments" in document:
-        saved: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in document["arguments"].items()}
+        arguments: dict[str, Any] = document["arguments"]
+        saved: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in arguments.items()}
         return Arguments(**saved)
     return cli.parse(Arguments, shlex.split(document["command"])[3:], "python -m jgen.compare", "")
 

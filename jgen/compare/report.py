@@ -29,7 +29,8 @@ def write_report(folder: Path, arguments: Arguments, compared: list[Row], comman
     network = next((row["network"] for row in compared if row["seeds"]), "-")
     lines, commands = about_lines(arguments, compared), commands_of(compared, command)
     title = f"jgen: every family on {arguments.data}"
-    about: dict[str, Any] = {"title": title, "lines": lines, "network": network, "sizes": list(arguments.sizes), "commands": commands}
+    about: dict[str, Any] = {"title": title, "lines": lines, "network": network}
+    about |= {"sizes": list(arguments.sizes), "commands": commands}
     document: dict[str, Any] = {"command": command, "commands": commands, "arguments": dataclasses.asdict(arguments)}
     document |= {"data": arguments.data, "budget": describe_budget(arguments), "rows": compared}
     write_json(folder / "comparison.json", document)

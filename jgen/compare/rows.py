@@ -30,7 +30,8 @@ SCORES = (
 )
 
 # What is measured of a system.
-COSTS: tuple[str, ...] = ("batch_size", "parameters", "flops_per_image", "compile_seconds", "step_seconds", "images_per_second")
+COSTS: tuple[str, ...] = ("batch_size", "parameters", "flops_per_image", "compile_seconds", "step_seconds")
+COSTS += ("images_per_second",)
 COSTS += ("first_sample_seconds", "samples_per_second", "peak_mib", "likelihood", "levels", "exact_density")
 # What a row keeps of each evaluation: every number with its interval and protocol, and validation on the way.
 KEPT = ("quality", "labels", "likelihood", "sampling", "validation")

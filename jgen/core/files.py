@@ -24,7 +24,7 @@ def beside(path: Path) -> Path:
 
 
 def drop_unfinished(pattern: Path) -> None:
-    """Removes unfinished files that killed processes left `beside` those of a pattern; only this process writes them."""
+    """Removes unfinished files that killed processes left beside those of a pattern; only this process writes them."""
     for path in pattern.parent.glob(f".[0-9]*-{pattern.name}"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -107,6 +107,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: np.asarray(saved[name]) for name in saved.files}
     except Exception as error:  # zipfile, zlib and NumPy each raise their own of a file that is damaged
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def save_arrays(path: Path, arrays: dict[str, Any], compressed: bool = False) -> None:
+    """Writes arrays by name to an .npz file."""
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(path, **arrays)
 
 
 def cached_arrays(path: Path) -> dict[str, np.ndarray] | None:

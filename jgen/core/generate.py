@@ -77,7 +77,8 @@ def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndar
     require(array.dtype.kind in kinds, f"{name} is {brief(value)}: it must be {words}")
     if spec.num_values:
         bad = array[(array < 0) | (array >= spec.num_values)]
-        require(bad.size == 0, f"{name} is {bad.flat[0] if bad.size else ''}: it must be from 0 to {spec.num_values - 1}")
+        first = bad.flat[0] if bad.size else ""
+        require(bad.size == 0, f"{name} is {first}: it must be from 0 to {spec.num_values - 1}")
     return np.broadcast_to(array, (n, *spec.shape)).astype(spec.dtype)
 
 
@@ -147,12 +148,16 @@ def run_over(
     function = compiled(model, name, options)
     parts = []
     for first in progress(range(0, n, batch)):
-        rows = np.minimum(first + np.arange(batch), n - 1)
-        part = parallel.shard({name: jax.tree.map(lambda x: x[rows], tree) for name, tree in arrays.items()})
+        part = parallel.shard(take_rows(arrays, np.minimum(first + np.arange(batch), n - 1)))
         parts.append(jax.tree.map(merge, function(params, ctx, key, part)))
     if len(parts) == 1:
         return jax.tree.map(lambda x: x[:n], parts[0])
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:n], *parts)
+
+
+def take_rows(arrays: Arrays, rows: np.ndarray) -> Arrays:
+    """These rows of every array."""
+    return {name: jax.tree.map(lambda x: x[rows], tree) for name, tree in arrays.items()}
 
 
 def sample_images(

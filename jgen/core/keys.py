@@ -57,7 +57,7 @@ def split_key(key: jax.Array, num: int) -> tuple[jax.Array, ...]:
     return tuple(jax.random.split(stream(key, SPLIT), num))
 
 
-def image_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+def image_keys(key: jax.Array, index: Any) -> jax.Array:
     """Keys (B,): `fold_in(key, index[i])`. Image `i` of a sampler has the key of its index."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 

@@ -154,7 +154,7 @@ class GenerativeModel(NamedTuple):
 
     name:        the system's name, for messages.
     data:        the images it is about and the fields beside them.
-    init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` {role: FrozenModel}.
+    init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` that of a context.
     phases:      what one training step does, in order.
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
                  classifier, a text encoder, an autoencoder without a prior).
@@ -180,8 +180,8 @@ class GenerativeModel(NamedTuple):
     functions:   {name: (params, ctx, ...) -> ...}, what the model lends to models that are trained on it: `denoise`,
                  `logits`, `embed_image`.
     averages:    the roles whose average is kept, to sample and score with; None for all.
-    by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global batch
-                 owns entry i, split over devices and accumulation steps (replay buffers, negatives).
+    by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
+                 batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
     """
 
     name: str

@@ -60,7 +60,7 @@ def pmin(x: jax.Array) -> jax.Array:
 
 
 def pmean(tree: Any) -> Any:
-    """Mean over the devices; integer and key leaves, which must be equal on all of them, stay. Outside `pmap`: no change."""
+    """Mean over the devices; integer and key leaves, which must be equal on all, stay. Outside `pmap`: no change."""
     if axis_size() == 1:  # of one, XLA would make a copy on CPU
         return tree
     return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)

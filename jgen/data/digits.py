@@ -7,6 +7,8 @@ test split: they come from writers that the first 1,500 hardly share.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,7 +32,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -40,7 +42,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(images[NUM_TRAIN:], digits.target[NUM_TRAIN:]),
         }
 
-    def _generate_examples(self, images, labels):
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, label) in enumerate(zip(images, labels)):
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jgen.core.files import check_writable, read_arrays, written_whole
+from jgen.core.files import check_writable, read_arrays, save_arrays, written_whole
 from jgen.data.folders import find_pictures, read_picture
 from jgen.errors import require
 
@@ -66,7 +66,7 @@ def write_images(
         arrays: dict[str, Any] = {"images": images, "levels": np.int32(levels)}
         arrays |= {} if labels is None else {"labels": labels}
         with written_whole(out) as aside:
-            np.savez_compressed(aside, **arrays)
+            save_arrays(aside, arrays, compressed=True)
     else:
         for i, image in enumerate(to_display(images, levels), start):
             write_png(out / f"{i:06d}.png", image)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jgen.core.files import cached_arrays, read_arrays, written_whole
+from jgen.core.files import cached_arrays, read_arrays, save_arrays, written_whole
 from jgen.data.batches import batch_positions
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
@@ -107,7 +107,7 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
         trained = {str(i): np.asarray(array) for i, array in enumerate(jax.tree.leaves(params))}
         saved = {"accuracy": np.asarray(accuracy), **trained}
         with written_whole(path, "; set JGEN_CACHE to another") as aside:
-            np.savez(aside, **saved)
+            save_arrays(aside, saved)
     arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
     run = evaluator(network, jax.tree.unflatten(structure, arrays))

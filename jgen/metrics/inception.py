@@ -231,7 +231,8 @@ def check(source: str | Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m jgen.metrics.inception", description=copy.__doc__.split("\n")[0])
+    title = (copy.__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m jgen.metrics.inception", description=title)
     parser.add_argument("source", help="the published .pth; reading it needs PyTorch")
     parser.add_argument("out", nargs="?", help="the .safetensors to write; without it the file is only checked")
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jgen.core.files import cached_arrays, written_whole
+from jgen.core.files import cached_arrays, save_arrays, written_whole
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
@@ -85,7 +85,8 @@ Fetch = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 images start 
 
 def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str) -> Features:
     """Features, spatial features and logits of `num` images; shows slow progress."""
-    return features_of_each([network.apply], num, fetch, title, network.batch_size)[0]
+    features, spatial, logits = features_of_each([network.apply], num, fetch, title, network.batch_size)[0]
+    return features, spatial, logits
 
 
 def features_of_each(
@@ -155,7 +156,7 @@ def real_features(
         features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
         saved = {"features": features, **({"spatial": spatial} if places else {})}
         with written_whole(path, "; set JGEN_CACHE to another") as aside:
-            np.savez(aside, **saved)
+            save_arrays(aside, saved)
     return Real(split, num, saved["features"], saved.get("spatial"))
 
 

@@ -135,10 +135,8 @@ class GatedPixelCNN(nn.Module):
         shared = (self.channels, self.num_classes)
         self.embed = PixelEmbedding(self.levels, self.embedding)
         first = GatedLayer(inputs, self.features, self.first_size, "A", *shared, False, 0.0, self.dtype)
-        block = lambda: GatedLayer(
-            self.features, self.features, self.size, "B", *shared, True, self.dropout_rate, self.dtype
-        )
-        self.layers = [first, *(block() for _ in range(self.blocks))]
+        sizes = (self.features, self.features, self.size, "B", *shared, True, self.dropout_rate, self.dtype)
+        self.layers = [first, *(GatedLayer(*sizes) for _ in range(self.blocks))]
         outputs = self.channels * self.levels
         self.out1 = HorizontalConv(self.features, self.hidden, 1, "B", self.channels, 1, self.dtype)
         self.out2 = HorizontalConv(self.hidden, outputs, 1, "B", self.channels)

@@ -81,8 +81,8 @@ class PixelCNN(nn.Module):
         C, wide, dtype = self.channels, 2 * self.features, self.dtype
         self.embed = PixelEmbedding(self.levels)
         self.first = MaskedConv(C, wide, self.first_size, "A", C, dtype)
-        block = lambda: ResidualBlock(self.features, self.size, C, self.num_classes, self.dropout_rate, dtype)
-        self.layers = [block() for _ in range(self.blocks)]
+        sizes = (self.features, self.size, C, self.num_classes, self.dropout_rate, dtype)
+        self.layers = [ResidualBlock(*sizes) for _ in range(self.blocks)]
         self.out1 = HorizontalConv(wide, self.hidden, 1, "B", C, dtype=dtype)
         self.out2 = HorizontalConv(self.hidden, C * self.levels, 1, "B", C)
 
@@ -101,9 +101,8 @@ class PixelCNN(nn.Module):
         """Of each masked convolution: its input in the rows above, (n // 2, W, B, inputs), and in the pixels to the
         left, (n // 2, B, inputs); zeros, as outside of the image."""
         convs = [self.first, *(block.conv for block in self.layers)]
-        reach = lambda conv: conv.size // 2
-        rows = [jnp.zeros((reach(conv), width, batch, conv.inputs)) for conv in convs]
-        return rows, [jnp.zeros((reach(conv), batch, conv.inputs)) for conv in convs]
+        rows = [jnp.zeros((conv.size // 2, width, batch, conv.inputs)) for conv in convs]
+        return rows, [jnp.zeros((conv.size // 2, batch, conv.inputs)) for conv in convs]
 
     def enter_row(self, rows: list[jax.Array], label: jax.Array | None) -> tuple[list[jax.Array], list[jax.Array]]:
         """The rows as they are, and what the pixels of a row take from them."""

@@ -39,6 +39,8 @@ class RasterNetwork(Protocol):
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
     """
 
+    def init(self, key: Any, *args: Any) -> Any: ...
+
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
@@ -77,7 +79,8 @@ def sample_raster(
     require_temperature(temperature)
 
     def chunk(part: tuple) -> jax.Array:
-        return _sample_chunk(network, params, *part, shape, levels, temperature)
+        keys, label, images, mask = part
+        return _sample_chunk(network, params, keys, label, images, mask, shape, levels, temperature)
 
     batch = keys.shape[0]
     size = CHUNK if for_cpu() else batch

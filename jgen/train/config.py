@@ -36,9 +36,10 @@ class Optimiser:
 
     def of(self, role: str) -> Optimiser:
         """The options of a role."""
-        own = {option: value for name, option, value in self.by_role if name == role}
-        whole = {option: int(value) for option, value in own.items() if option == "warmup_steps"}
-        return replace(self, **{**own, **whole})
+        own: dict[str, Any] = {option: value for name, option, value in self.by_role if name == role}
+        if "warmup_steps" in own:
+            own["warmup_steps"] = int(own["warmup_steps"])
+        return replace(self, **own)
 
 
 NUMBERS = ("learning_rate", "warmup_steps", "beta1", "beta2", "eps", "weight_decay", "clip_norm")

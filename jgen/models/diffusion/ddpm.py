@@ -18,6 +18,7 @@ the class that they were conditioned on, 2,000 steps of `python train.py configs
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -184,7 +185,7 @@ def make_denoiser(ddpm: Ddpm, params: Roles, cond: Cond, guidance_scale: float, 
     def network(x_t: jax.Array, t: jax.Array, label: jax.Array | None) -> jax.Array:
         return ddpm.unet.apply({"params": params["unet"]}, x_t, t, label, None)
 
-    guided = partial(network, label=None)
+    guided: Callable[..., jax.Array] = partial(network, label=None)
     if label is not None:
         guided = classifier_free_guidance(network, label, ddpm.null_label, guidance_scale)
 

@@ -122,7 +122,7 @@ class Step(nn.Module):
             InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
         )
         coupling = Coupling(c.width, c.coupling, self.num_classes, network_dtype(c.dtype), name="coupling")
-        layers = [ActNorm(name="actnorm")] if c.actnorm else []
+        layers: list[Any] = [ActNorm(name="actnorm")] if c.actnorm else []
         layers += [mix, lambda x, inverse: coupling(x, label, inverse)]
         total = jnp.zeros(x.shape[:1], x.dtype)
         for layer in reversed(layers) if inverse else layers:

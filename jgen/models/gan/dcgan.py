@@ -129,7 +129,7 @@ class Discriminator(nn.Module):
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool) -> jax.Array:
         kernel_init = nn.initializers.normal(0.02)
         h = x
-        if self.conditioning == "concatenation":
+        if self.conditioning == "concatenation" and one_hot is not None:
             maps = jnp.broadcast_to(one_hot[:, None, None, :], (*x.shape[:3], one_hot.shape[-1]))
             h = jnp.concatenate([x, maps], axis=-1)
         for number, channels in enumerate(self.channels, 1):
@@ -243,7 +243,8 @@ def one_hot(gan: Dcgan, cond: Cond) -> jax.Array | None:
 
 def generator_input(gan: Dcgan, z: jax.Array, cond: Cond) -> jax.Array:
     """[z, one_hot(y)], (B, latent + classes)."""
-    return jnp.concatenate([z, one_hot(gan, cond)], axis=-1) if gan.conditions else z
+    label = one_hot(gan, cond)
+    return z if label is None else jnp.concatenate([z, label], axis=-1)
 
 
 def draw_latents(gan: Dcgan, keys: jax.Array) -> jax.Array:

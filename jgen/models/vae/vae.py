@@ -308,7 +308,8 @@ def log_prob(
     mu, logvar = posterior(vae, params, x, cond)
 
     def log_weights(numbers: jax.Array) -> jax.Array:
-        return sum(decoded_log_prob(vae, params, mu, logvar, draw_eps(vae, keys, numbers), x, cond))
+        log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, draw_eps(vae, keys, numbers), x, cond)
+        return log_p_x + log_ratio
 
     return importance_weighted_bound(log_weights, num, min(num, max(1, AT_ONCE // x.shape[0])))
 

@@ -134,6 +134,7 @@ def code_log_prob(
 ) -> jax.Array:
     """log p(k | h) of the images' codes, float32 (B,)."""
     frozen, inner = frozen_context(ctx, "autoencoder")
+    assert prior.autoencoder.encode is not None
     codes = prior.autoencoder.encode(frozen, inner, keys, batch["image"], prior.autoencoder.condition(batch))
     label = select(batch, prior.conditions).get("label")
     return categorical_log_prob(prior.network.apply({"params": params["prior"]}, codes, label, key_drop), codes)
@@ -158,6 +159,7 @@ def sample(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Con
     spec, label = prior.codes, cond.get("label")
     codes = sample_raster(prior.network, params["prior"], key_codes, label, spec.shape, spec.levels, o.temperature)
     frozen, inner = frozen_context(ctx, "autoencoder")
+    assert prior.autoencoder.decode is not None
     return prior.autoencoder.decode(frozen, inner, key_decode, codes, prior.autoencoder.condition(cond))
 
 

@@ -48,7 +48,8 @@ def conv_up(y: Any, kernel: Any) -> Any:
 @jax.custom_vjp
 def weight_gradient(x: Any, y: Any) -> Any:
     """dT/dk: x (B, 2h, 2w, C), y (B, h, w, O), to (4, 4, C, O)."""
-    wide = winograd4x4.is_faster(x.dtype, *y.shape[1:3], x.shape[-1], y.shape[-1])
+    height, width = y.shape[1:3]
+    wide = winograd4x4.is_faster(x.dtype, height, width, x.shape[-1], y.shape[-1])
     if wide and x.shape[-1] >= winograd4x4.MIN_CHANNELS_WEIGHT_GRADIENT:
         return winograd4x4.weight_gradient(x, y)
     return jax.lax.conv_general_dilated(
