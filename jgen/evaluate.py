@@ -111,9 +111,9 @@ def evaluate(
             scores["errors"]["likelihood"] = str(error)
     if compare and arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
-        made, cond, reconstruction = held_out.reconstruction(gen, data, arguments)
+        made, labels, reconstruction = held_out.reconstruction(gen, data, arguments)
         made = to_display(made, gen.model.images.levels)
-        compared_scores = compare(lambda start, stop: made[start:stop], len(made), cond.get("label"))
+        compared_scores = compare(lambda start, stop: made[start:stop], len(made), labels)
         scores["reconstruction"] = reconstruction | compared_scores
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
 

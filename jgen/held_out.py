@@ -56,12 +56,14 @@ def sampling_conditions(gen: Generator, dataset: Dataset, arguments: Any, num: i
     return {name: array[rows] for name, array in gen.model.condition(batch).items()}
 
 
-def reconstruction(gen: Generator, dataset: Dataset, arguments: Any) -> tuple[np.ndarray, Cond, dict[str, Any]]:
-    """What the model makes of the split's images, their conditions, and how far they are from the images.
+def reconstruction(
+    gen: Generator, dataset: Dataset, arguments: Any
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """What the model makes of the split's images, their classes if any, and how far they are from the images.
 
     Returns:
-      uint8 (n, H, W, C), conditions, and: the mean squared error of images in [0, 1] and its PSNR in dB; of a model of
-      codes, over all its grids, their number, how many are used, and the perplexity of their frequencies.
+      uint8 (n, H, W, C), int (n,) or None, and: the mean squared error of images in [0, 1] and its PSNR in dB; of a
+      model of codes, over all its grids, their number, how many are used, and the perplexity of their frequencies.
     """
     key, batch = split_as_seen(gen, dataset, arguments, 0)
     images, cond = batch["image"], gen.model.condition(batch)
@@ -76,7 +78,7 @@ def reconstruction(gen: Generator, dataset: Dataset, arguments: Any) -> tuple[np
         scores |= grids[0]
     elif grids:
         scores["grids"] = grids
-    return made, cond, scores
+    return made, batch.get("label"), scores
 
 
 def code_use(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
