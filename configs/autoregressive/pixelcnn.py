@@ -10,9 +10,9 @@ from jgen.train.config import tiny_training
 from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
 
 VARIANTS = {
-    "digits": "8x8 digits of scikit-learn in 17 levels; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST in 256 levels",
-    "fashion_mnist": "28x28 Fashion-MNIST in 256 levels",
+    "digits": "8x8 digits of scikit-learn by class, in 17 levels; under 3 minutes on 2 CPU cores",
+    "mnist": "28x28 MNIST by class, in 256 levels",
+    "fashion_mnist": "28x28 Fashion-MNIST by class, in 256 levels",
     "mnist_binary": "28x28 MNIST, dynamically binarised, unconditional; an hour on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10; for an accelerator",
     "tiny": "8x8 digits in 17 levels, seconds to train; for tests",
@@ -22,16 +22,17 @@ FACTS = Facts(free_form_jacobian=False, published="binarised MNIST: 81.3 nats; C
 
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
-        return mnist(Data(name=variant))
+        return mnist(Data(name=variant), class_conditional=True)
     if variant == "mnist_binary":
-        return mnist(Data(name="mnist", binarise="dynamic"))
+        return mnist(Data(name="mnist", binarise="dynamic"), class_conditional=False)
     if variant == "cifar10":
         return cifar10()
     return digits() if variant == "digits" else tiny(digits())
 
 
 def digits() -> Experiment:
-    model = Config(features=16, blocks=5, first_kernel=5, hidden=64, dropout=0.1)
+    # By class, as its neighbours are: FD 26 and 1.76 bits/dim, where without classes it has 47 and 1.83.
+    model = Config(features=16, blocks=5, first_kernel=5, hidden=64, dropout=0.1, class_conditional=True)
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
     return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
@@ -41,8 +42,8 @@ def tiny(digits: Experiment) -> Experiment:
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
-def mnist(data: Data) -> Experiment:
-    model = Config(features=32, blocks=8, hidden=64)
+def mnist(data: Data, class_conditional: bool) -> Experiment:
+    model = Config(features=32, blocks=8, hidden=64, class_conditional=class_conditional)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
     return Experiment(model, data, mnist_training(8000, optimiser, batch_size=32))
 

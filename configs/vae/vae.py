@@ -10,9 +10,9 @@ from jgen.train.config import tiny_training
 from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
 
 VARIANTS = {
-    "digits": "8x8 digits of scikit-learn; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST, 8 bit, discretised logistic decoder",
-    "fashion_mnist": "28x28 Fashion-MNIST, 8 bit, discretised logistic decoder",
+    "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
+    "mnist": "28x28 MNIST by class, 8 bit, discretised logistic decoder",
+    "fashion_mnist": "28x28 Fashion-MNIST by class, 8 bit, discretised logistic decoder",
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, Bernoulli decoder; 89.4 nats in an hour on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10, 8 bit; for an accelerator",
     "tiny": "8x8 digits, seconds to train; for tests",
@@ -37,18 +37,24 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(network="conv", widths=(32, 64), blocks=1, latent=16, sampling=MEANS)
+    # Few latents and a beta above 1 leave no holes in the prior for samples to fall into: FD 29 where 16 latents without
+    # classes at beta 1 have 112, at the same likelihood or better; at beta 3 recall falls to 0.04.
+    model = Config(network="conv", widths=(32, 64), blocks=1, latent=8, beta=1.5)
+    model = replace(model, class_conditional=True, sampling=MEANS)
     return Experiment(model, Data(name="digits"), digits_training(4000, cosine(1e-3, warmup_steps=100)))
 
 
 def tiny(digits: Experiment) -> Experiment:
     small = {"widths": (8,), "hidden": (8,), "latent": 4, "kl_warmup_steps": 20, "free_bits": 0.01}
-    model = replace(digits.model, **small, class_conditional=True)
+    model = replace(digits.model, **small, beta=1.0)
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    model = Config(network="conv", widths=(32, 64), blocks=1, latent=40, sampling=MEANS)
+    # After 5,000 steps FD 164, and 86 % of samples read as asked; the same without beta and with 16 latents has 320 and
+    # 32 %, convolutions with 16 latents and beta 6 have 181 and 72 %.
+    model = Config(network="dense", widths=(512, 512), blocks=0, latent=8, beta=4.0)
+    model = replace(model, class_conditional=True, sampling=MEANS)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=200.0)
     return Experiment(model, Data(name=name), mnist_training(30_000, optimiser, batch_size=128))
 
@@ -57,7 +63,7 @@ def mnist_binary() -> Experiment:
     # Under an hour on two CPU cores, 71 epochs: residual convolutions see fewer images a second than dense layers of
     # the same cost, but fit test images as well as training images, where dense ones soon differ by nats. Small batches
     # at a high rate get further in that time than large ones at a low rate.
-    model = replace(mnist("mnist").model, decoder="bernoulli", hidden=(256,), sampling=Sampling())
+    model = Config(network="conv", widths=(32, 64), blocks=1, latent=40, decoder="bernoulli", hidden=(256,))
     optimiser = cosine(4e-3, warmup_steps=200, clip_norm=200.0)
     return Experiment(model, Data(name="mnist", binarise="dynamic"), mnist_training(60_000, optimiser))
 
