@@ -91,7 +91,7 @@ class Generator:
         """`n` images, uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, start + i)`.
 
         Args:
-          batch_size: images at a time; it does not change them.
+          batch_size: images at a time; it does not change them. Small networks are faster with more, such as 512.
           progress: wraps the iterator over batches, as tqdm does.
           named: conditions, such as label=7 (a class that is not given: the classes in turn), and fields of
             `model.sampling`, such as steps or guidance_scale.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "decode": ("latents",),
     "inpaint": ("image", "mask"),
 }
+RUN_AHEAD = 2  # batches given to the devices before the first is fetched
 OPTIONS = {"sample": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
 
 
@@ -146,10 +148,14 @@ def run_over(
     require(n >= 1, f"the number of images is {n}: it must be above zero")
     batch = batch_of(n, batch_size)
     function = compiled(model, name, options)
-    parts = []
+    parts: list[Any] = []
+    running: deque[Any] = deque()  # given to the devices, and not fetched yet: they need not wait for the host
     for first in progress(range(0, n, batch)):
         part = parallel.shard(take_rows(arrays, np.minimum(first + np.arange(batch), n - 1)))
-        parts.append(jax.tree.map(merge, function(params, ctx, key, part)))
+        running.append(function(params, ctx, key, part))
+        if len(running) > RUN_AHEAD:
+            parts.append(jax.tree.map(merge, running.popleft()))
+    parts += [jax.tree.map(merge, result) for result in running]
     if len(parts) == 1:
         return jax.tree.map(lambda x: x[:n], parts[0])
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:n], *parts)

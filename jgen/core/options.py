@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from jgen.errors import require
@@ -12,12 +13,18 @@ from jgen.errors import require
 
 def check_types(config: Any, where: str) -> None:
     """Raises `UserError` for a field whose value is not of its annotated type, in nested dataclasses."""
-    hints = typing.get_type_hints(type(config))
+    hints = type_hints(type(config))
     for f in dataclasses.fields(config):
         value, hint = getattr(config, f.name), hints[f.name]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_types(value, where)
         require(fits(value, hint), f"{where}: {f.name} is {value!r}: it must be {describe(hint)}")
+
+
+@cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; to evaluate them takes longer than a small model's sample."""
+    return typing.get_type_hints(cls)
 
 
 def describe(hint: Any) -> str:
