@@ -55,11 +55,11 @@ class Discriminator(nn.Module):
 
 def as_torch(gen: Any, disc: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The torch names and layouts of jgen's trees for the two networks (parameters or gradients)."""
-    found = []
+    named = []
     for tree, up in ((gen, True), (disc, False)):
         parts = [_layer(layer, leaves, tree, up) for layer, leaves in tree.items()]
-        found.append({name: tensor for part in parts for name, tensor in part.items()})
-    return found[0], found[1]
+        named.append({name: tensor for part in parts for name, tensor in part.items()})
+    return named[0], named[1]
 
 
 def _layer(layer: str, leaves: dict[str, Any], tree: Any, up: bool) -> dict[str, torch.Tensor]:
@@ -68,7 +68,7 @@ def _layer(layer: str, leaves: dict[str, Any], tree: Any, up: bool) -> dict[str,
         place = f"norms.{number if up else number - 2}"
     else:
         place = layer if layer == "dense" else f"{'ups' if up else 'downs'}.{number - 1}"
-    found = {}
+    tensors = {}
     for leaf, array in leaves.items():
         array = np.asarray(array)
         if layer == "dense" and leaf == "kernel":
@@ -82,8 +82,8 @@ def _layer(layer: str, leaves: dict[str, Any], tree: Any, up: bool) -> dict[str,
             # jgen's (4, 4, C, O) with C of the larger image; torch's are (in, out, ...) of a transposed convolution and
             # (out, in, ...) of a convolution: (O, C, 4, 4) both times.
             array = array.transpose(3, 2, 0, 1)
-        found[f"{place}.{'bias' if leaf == 'bias' else 'weight'}"] = torch.from_numpy(array.copy())
-    return found
+        tensors[f"{place}.{'bias' if leaf == 'bias' else 'weight'}"] = torch.from_numpy(array.copy())
+    return tensors
 
 
 def _last_width(disc: Any) -> int:
@@ -96,11 +96,11 @@ def make_peers(
     """The two networks with the weights of jgen's {"gen": ..., "disc": ...}; no parameter is left over."""
     gen = Generator(channels, latent, size, image_channels)
     disc = Discriminator(channels, size, image_channels, norm)
-    for network, found in zip((gen, disc), as_torch(params["gen"], params["disc"])):
-        wanted = dict(network.named_parameters())
-        assert wanted.keys() == found.keys(), wanted.keys() ^ found.keys()
+    for network, tensors in zip((gen, disc), as_torch(params["gen"], params["disc"])):
+        parameters = dict(network.named_parameters())
+        assert parameters.keys() == tensors.keys(), parameters.keys() ^ tensors.keys()
         with torch.no_grad():
-            for name, parameter in wanted.items():
-                assert parameter.shape == found[name].shape, name
-                parameter.copy_(found[name])
+            for name, parameter in parameters.items():
+                assert parameter.shape == tensors[name].shape, name
+                parameter.copy_(tensors[name])
     return gen, disc

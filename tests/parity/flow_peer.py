@@ -38,9 +38,13 @@ def copy_weights(peer: Any, params: dict, fixed: dict) -> None:
             part, constants = params[f"scale{scale}"], fixed[f"scale{scale}"]
             blocks = list(peer.flows[level])[:-1]
             for i, block in enumerate(reversed(blocks)):
-                at = lambda tree: {k: at(v) if isinstance(v, dict) else np.asarray(v[i]) for k, v in tree.items()}
-                copy_block(block, at(part["steps"]), at(constants))
+                copy_block(block, entry(part["steps"], i), entry(constants, i))
             copy_prior(peer.q0[level], part["prior"])
+
+
+def entry(tree: dict, i: int) -> dict:
+    """Entry i of every array of a tree: one layer of a chain."""
+    return {name: entry(v, i) if isinstance(v, dict) else np.asarray(v[i]) for name, v in tree.items()}
 
 
 def put(target: torch.Tensor, value: Any) -> None:

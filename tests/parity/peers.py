@@ -97,15 +97,15 @@ def to_torch_layout(array: Any, shape: tuple[int, ...]) -> torch.Tensor:
 
 def as_torch(params: dict[str, Any], like: dict[str, torch.Tensor], levels: int) -> dict[str, torch.Tensor]:
     """jgen parameters (or gradients) by their torch names; every name of `like` appears, and no other."""
-    found = {}
+    tensors = {}
     for name, array in flatten(params).items():
         names = torch_name(name, levels)
         for torch_key, part in zip(names, np.split(np.asarray(array), len(names), axis=-1)):
             if name.startswith("classes"):
                 part = part.T
-            found[torch_key] = to_torch_layout(part, tuple(like[torch_key].shape))
-    assert found.keys() == like.keys(), set(found) ^ set(like)
-    return found
+            tensors[torch_key] = to_torch_layout(part, tuple(like[torch_key].shape))
+    assert tensors.keys() == like.keys(), set(tensors) ^ set(like)
+    return tensors
 
 
 def copy_unet_weights(peer: UNet2DModel, params: dict[str, Any]) -> None:

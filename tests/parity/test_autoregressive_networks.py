@@ -50,9 +50,9 @@ def test_outputs_and_gradients_are_those_of_pytorch(kind):
     total.backward()
     expected = make(kind)[4]  # to hold jgen's gradients, laid out as torch's weights
     expected.copy_from(jax.tree.map(np.asarray, gradients))
-    wanted = dict(peer.named_parameters())
+    parameters = dict(peer.named_parameters())
     for name, parameter in expected.named_parameters():
-        found, gradient = parameter.detach().numpy(), wanted[name].grad.numpy()
+        ours, theirs = parameter.detach().numpy(), parameters[name].grad.numpy()
         if kind == "plain" and name.endswith("bias") and ("conv" in name or name.startswith("first")):
-            found = found / 2  # two biases are one in torch: each has its gradient
-        np.testing.assert_allclose(found, gradient, atol=2e-3, rtol=1e-3, err_msg=name)
+            ours = ours / 2  # two biases are one in torch: each has its gradient
+        np.testing.assert_allclose(ours, theirs, atol=2e-3, rtol=1e-3, err_msg=name)

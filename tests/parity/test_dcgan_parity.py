@@ -8,9 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import dcgan_peer  # noqa: E402
+from specs import data_of  # noqa: E402
 
 from jgen.core import keys as rng  # noqa: E402
-from jgen.core.model import Context, ImageSpec  # noqa: E402
+from jgen.core.model import Context  # noqa: E402
 from jgen.models.gan.dcgan import Config, Generator, make  # noqa: E402
 from jgen.nn.spectral_norm import spectral_norm  # noqa: E402
 from jgen.prob import adversarial  # noqa: E402
@@ -18,9 +19,7 @@ from jgen.prob.pixels import to_float  # noqa: E402
 
 F = torch.nn.functional
 CHANNELS, LATENT, SIZE, BATCH = (8, 16), 5, 16, 6
-IMAGES = ImageSpec(SIZE, SIZE, 3, 0, 256)
-to_torch = lambda x: torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy())
-of_torch = lambda x: x.detach().numpy().transpose(0, 2, 3, 1)
+DATA = data_of(SIZE, SIZE, 3, 256)
 LOSSES = {
     "minimax": (
         lambda r, f: (
@@ -41,33 +40,40 @@ LOSSES["non_saturating"] = (
 )
 
 
+def to_torch(x):
+    """NHWC to a tensor NCHW."""
+    return torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy())
+
+
+def from_torch(x):
+    """A tensor NCHW to NHWC."""
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
 def setting(loss, **changes):
     """A model with shaken parameters and its peer, images, keys, and the latents that the losses draw from the keys."""
-    model = make(Config(channels=CHANNELS, latent=LATENT, loss=loss, conditioning="none", **changes), IMAGES)
-    rng_ = np.random.default_rng(0)
-    batch = {
-        "image": rng_.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8),
-        "label": np.zeros(BATCH, np.int32),
-    }
-    params, extra = jax.jit(model.init)(jax.random.key(0), batch)
-    params = jax.tree.map(lambda p: p + 0.1 * rng_.standard_normal(p.shape).astype(np.float32), params)
+    model = make(Config(channels=CHANNELS, latent=LATENT, loss=loss, conditioning="none", **changes), DATA)
+    draw = np.random.default_rng(0)
+    batch = {"image": draw.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8)}
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
+    params = jax.tree.map(lambda p: p + 0.1 * draw.standard_normal(p.shape).astype(np.float32), params)
     peers = dcgan_peer.make_peers(
         CHANNELS, LATENT, SIZE, 3, jax.device_get(params), norm=changes.get("disc_norm") != "none"
     )
-    return model, params, Context(jnp.int32(0), params, extra, {}), batch, peers
+    return model, params, Context(jnp.int32(0), ema=params, extra=extra), batch, peers
 
 
-def close(found, wanted, name=""):
-    wanted = wanted.detach().numpy() if hasattr(wanted, "detach") else wanted
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * max(1e-2, np.abs(wanted).max()), err_msg=name)
+def close(ours, theirs, name=""):
+    theirs = theirs.detach().numpy() if hasattr(theirs, "detach") else theirs
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * max(1e-2, np.abs(theirs).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(loss):
     real, fake = 3 * np.random.default_rng(0).standard_normal((2, 20)).astype(np.float32)
     torch_disc_loss, torch_gen_loss = LOSSES[loss]
-    found = jnp.mean(adversarial.discriminator_loss(loss, jnp.asarray(real), jnp.asarray(fake)))
-    close(found, torch_disc_loss(torch.from_numpy(real), torch.from_numpy(fake)))
+    ours = jnp.mean(adversarial.discriminator_loss(loss, jnp.asarray(real), jnp.asarray(fake)))
+    close(ours, torch_disc_loss(torch.from_numpy(real), torch.from_numpy(fake)))
     close(jnp.mean(adversarial.generator_loss(loss, jnp.asarray(fake))), torch_gen_loss(torch.from_numpy(fake)))
 
 
@@ -87,11 +93,10 @@ def test_gradients_of_both_networks(loss):
         close(ours, theirs)
         network.zero_grad()
         theirs.backward()
-        found = dict(zip(("gen", "disc"), dcgan_peer.as_torch(**{**jax.device_get(params), role: gradients[role]})))[
-            role
-        ]
+        gen_gradients, disc_gradients = dcgan_peer.as_torch(**jax.device_get({**params, role: gradients[role]}))
+        ours_by_name = {"gen": gen_gradients, "disc": disc_gradients}[role]
         for name, parameter in network.named_parameters():
-            close(found[name], parameter.grad, name)
+            close(ours_by_name[name], parameter.grad, name)
 
 
 def test_running_statistics_and_samples():
@@ -102,14 +107,14 @@ def test_running_statistics_and_samples():
     z = torch.from_numpy(np.array(rng.normal(keys, (LATENT,))))
     gen(z)
     for number, norm in enumerate(gen.norms):
-        found = extra["gen"]["averaged"][f"norm{number}"]
-        close(found["mean"], norm.running_mean)
+        statistics = extra["gen"]["averaged"][f"norm{number}"]
+        close(statistics["mean"], norm.running_mean)
         n = BATCH * (SIZE >> (len(CHANNELS) - number)) ** 2
-        close(0.9 + (found["var"] - 0.9) * n / (n - 1), norm.running_var)
-        norm.running_var.copy_(torch.from_numpy(np.array(found["var"])))
+        close(0.9 + (statistics["var"] - 0.9) * n / (n - 1), norm.running_var)
+        norm.running_var.copy_(torch.from_numpy(np.array(statistics["var"])))
     ctx = ctx._replace(extra={**ctx.extra, **extra})
-    ours = model.sample(params, ctx, keys, None).astype(np.int32)
-    theirs = np.round((of_torch(gen.eval()(z)) + 1) * 127.5)
+    ours = model.sample(params, ctx, keys, {}).astype(np.int32)
+    theirs = np.round((from_torch(gen.eval()(z)) + 1) * 127.5)
     assert np.abs(ours - theirs).max() <= 1
     _, (_, extra) = jax.jit(model.phases[0].loss)(params, ctx, keys, batch)
     fake = gen.train()(torch.from_numpy(np.array(rng.normal(rng.split(keys, 2)[0], (LATENT,)))))
@@ -132,7 +137,10 @@ def test_spectral_norm_after_the_same_power_iterations():
     close(plain.detach().numpy() / sigma, normalised)
     close(new_v, vectors._v)
     (normalised * direction).sum().backward()
-    along = lambda w: jnp.sum(w / spectral_norm(w, v)[0] * direction.numpy().reshape(8, -1))
+
+    def along(w):
+        return jnp.sum(w / spectral_norm(w, v)[0] * direction.numpy().reshape(8, -1))
+
     close(jax.grad(along)(jnp.asarray(matrix)), plain.grad.reshape(8, -1))
 
 
@@ -140,12 +148,15 @@ def test_spectral_norm_after_the_same_power_iterations():
 def test_penalties_and_their_gradients(kind):
     model, params, ctx, batch, (_, disc) = setting("hinge", disc_norm="none", regulariser=kind, penalty_weight=1.0)
     keys = rng.image_keys(jax.random.key(1), jnp.arange(BATCH))
-    penalty = lambda p: model.phases[0].loss({**params, "disc": p}, ctx, keys, batch)[1][0]["penalty"]
+
+    def penalty(disc_params):
+        return model.phases[0].loss({**params, "disc": disc_params}, ctx, keys, batch)[1][0]["penalty"]
+
     ours, gradients = jax.jit(jax.value_and_grad(penalty))(params["disc"])
     x = to_torch(to_float(batch["image"], 256))
     if kind == "gradient_penalty":
         key_z, key_u = rng.split(keys, 2)
-        fake, _ = Generator(CHANNELS, IMAGES, 0.9, None, jnp.float32).apply(
+        fake, _ = Generator(CHANNELS, DATA.image, 0.9, jnp.float32).apply(
             {"params": params["gen"], "batch_stats": ctx.extra["gen"]["averaged"]},
             rng.normal(key_z, (LATENT,)),
             True,
@@ -154,12 +165,11 @@ def test_penalties_and_their_gradients(kind):
         u = torch.from_numpy(np.array(rng.uniform(key_u, (1, 1, 1))))
         x = u * x + (1 - u) * to_torch(fake)
     x.requires_grad_(True)
-    (slope,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
-    squares = slope.flatten(1).square().sum(1)
+    (gradient,) = torch.autograd.grad(disc(x).sum(), x, create_graph=True)
+    squares = gradient.flatten(1).square().sum(1)
     theirs = (0.5 * squares if kind == "r1" else (squares.sqrt() - 1) ** 2).mean()
     close(ours, theirs)
     theirs.backward()
-    found = dcgan_peer.as_torch(params["gen"], jax.device_get(gradients))[1]
+    ours_by_name = dcgan_peer.as_torch(params["gen"], jax.device_get(gradients))[1]
     for name, parameter in disc.named_parameters():
-        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        close(found[name], wanted, name)
+        close(ours_by_name[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, name)

@@ -31,7 +31,11 @@ def test_group_norm_and_its_gradients(shape, groups, silu):
     y = torch.nn.functional.group_norm(tensors[0].permute(0, 3, 1, 2), groups, tensors[1], tensors[2], 1e-5)
     y = (torch.nn.functional.silu(y) if silu else y).permute(0, 2, 3, 1)
     (y * torch.from_numpy(g)).sum().backward()
-    loss = lambda *a: (lambda found: (jnp.sum(found * g), found))(group_norm(*a, groups, 1e-5, silu))
+
+    def loss(*inputs):
+        out = group_norm(*inputs, groups, 1e-5, silu)
+        return jnp.sum(out * g), out
+
     (_, found), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
     np.testing.assert_allclose(found, y.detach().numpy(), atol=1e-5)
     for name, gradient, tensor in zip(("x", "scale", "bias"), gradients, tensors):
@@ -77,7 +81,10 @@ def close(found, wanted, rtol=1e-4):
 
 
 STEPS = [(1000, 999), (1000, 751), (500, 499), (40, 20), (2, 1), (20, 0), (1, 0)]
-tensor = lambda x: torch.from_numpy(np.array(x))
+
+
+def tensor(x):
+    return torch.from_numpy(np.array(x))
 
 
 @pytest.mark.parametrize("t,s", STEPS)

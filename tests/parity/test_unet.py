@@ -13,6 +13,11 @@ import peers  # noqa: E402
 from jgen.nn.unet import UNet  # noqa: E402
 
 
+def to_torch(x):
+    """NHWC to a tensor NCHW."""
+    return torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
+
+
 @pytest.mark.parametrize(
     "channels,blocks,attention,head_dim,classes",
     # Of 64 channels at 16x16, convolutions and their gradients take fewer products on CPU.
@@ -31,14 +36,13 @@ def test_outputs_and_gradients_agree(channels, blocks, attention, head_dim, clas
 
     peer = peers.make_peer(channels, blocks, attention, size, head_dim, groups, classes, 3)
     peers.copy_unet_weights(peer, jax.device_get(params))
-    to = lambda a: torch.from_numpy(np.asarray(a).transpose(0, 3, 1, 2).copy())
     extra = {"class_labels": torch.from_numpy(np.array(label))} if classes else {}
-    theirs = peer(to(x), torch.from_numpy(np.array(t)), **extra).sample
+    theirs = peer(to_torch(x), torch.from_numpy(np.array(t)), **extra).sample
     ours = jax.jit(lambda p: unet.apply({"params": p}, x, t, label, None))(params)
     scale = float(jnp.abs(ours).max())
-    np.testing.assert_allclose(to(ours), theirs.detach(), atol=1e-4 * max(scale, 1.0))
+    np.testing.assert_allclose(to_torch(ours), theirs.detach(), atol=1e-4 * max(scale, 1.0))
 
-    (theirs * to(g)).sum().backward()
+    (theirs * to_torch(g)).sum().backward()
     gradients = jax.jit(jax.grad(lambda p: jnp.sum(unet.apply({"params": p}, x, t, label, None) * g)))(params)
     wanted = {name: p.grad for name, p in peer.named_parameters()}
     found = peers.as_torch(jax.device_get(gradients), wanted, len(channels))

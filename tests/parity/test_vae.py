@@ -9,9 +9,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("pythae")
 
 import vae_peer  # noqa: E402
+from specs import data_of  # noqa: E402
 
 from jgen.core import keys as rng  # noqa: E402
-from jgen.core.model import Context, ImageSpec  # noqa: E402
+from jgen.core.model import Context  # noqa: E402
 from jgen.models.vae import vae  # noqa: E402
 
 LATENT, BATCH, SAMPLES = 5, 6, 7
@@ -21,16 +22,18 @@ def make(**options):
     config = vae.Config(
         network="dense", widths=(vae_peer.HIDDEN,), blocks=0, latent=LATENT, decoder="bernoulli", **options
     )
-    model = vae.make(config, ImageSpec(8, 8, 1, 0, 2))
+    model = vae.make(config, data_of(8, 8, 1, 2))
     image = np.random.default_rng(0).integers(0, 2, (BATCH, 8, 8, 1)).astype(np.uint8)
-    batch = {"image": image, "label": np.zeros(BATCH, np.int32)}
-    params, _ = jax.jit(model.init)(jax.random.key(0), batch)
+    batch = {"image": image}
+    params, _ = jax.jit(model.init)(jax.random.key(0), batch, {})
     # Small, so that no pixel is certain: pythae's cross-entropy of probabilities loses what float32 rounds to 0 or 1.
     noise = iter(jax.random.split(jax.random.key(1), 100))
     params = jax.tree.map(lambda p: p + 0.02 * jax.random.normal(next(noise), p.shape), params)
     keys = rng.image_keys(jax.random.key(2), jnp.arange(BATCH))
-    ctx = Context(jnp.int32(0), params, {}, {})
-    loss = lambda p: model.phases[0].loss(p, ctx, keys, batch)
+
+    def loss(params):
+        return model.phases[0].loss(params, Context(jnp.int32(0)), keys, batch)
+
     (value, (metrics, _)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     # The noise of sample k of an image is a function of its key and k alone.
     numbers = range(config.num_samples)

@@ -34,6 +34,11 @@ def horizontal_mask(size: int, own: bool) -> np.ndarray:
     return (np.arange(size) < size // 2 + own)[None]
 
 
+def raster_mask(size: int, own: bool) -> np.ndarray:
+    """(n, n): the pixels before the own one in raster order, and the own one."""
+    return np.arange(size * size).reshape(size, size) < size * size // 2 + own
+
+
 class GatedLayer(nn.Module):
     def __init__(self, inputs: int, features: int, size: int, first: bool):
         super().__init__()
@@ -94,11 +99,10 @@ class PixelCNN(nn.Module):
 
     def __init__(self, levels: int, features: int, blocks: int, hidden: int, first: int, size: int):
         super().__init__()
-        whole = lambda n, own: np.arange(n * n).reshape(n, n) < n * n // 2 + own
-        self.first = MaskedConv2d(1, 2 * features, (first, first), whole(first, False))
+        self.first = MaskedConv2d(1, 2 * features, (first, first), raster_mask(first, False))
         self.down = nn.ModuleList(nn.Conv2d(2 * features, features, 1) for _ in range(blocks))
         self.conv = nn.ModuleList(
-            MaskedConv2d(features, features, (size, size), whole(size, True)) for _ in range(blocks)
+            MaskedConv2d(features, features, (size, size), raster_mask(size, True)) for _ in range(blocks)
         )
         self.up = nn.ModuleList(nn.Conv2d(features, 2 * features, 1) for _ in range(blocks))
         self.out1, self.out2 = nn.Conv2d(2 * features, hidden, 1), nn.Conv2d(hidden, levels, 1)

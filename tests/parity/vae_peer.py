@@ -27,8 +27,8 @@ def by_peer_name(params: dict[str, Any]) -> dict[str, torch.Tensor]:
         "decoder.layers.0.0": dec["layers"]["dense0"],
         "decoder.layers.1.0": dec["out"],
     }
-    found = {}
+    tensors = {}
     for name, layer in layers.items():
-        found[f"{name}.weight"] = torch.from_numpy(np.asarray(layer["kernel"]).T.copy())
-        found[f"{name}.bias"] = torch.from_numpy(np.asarray(layer["bias"]).copy())
-    return found
+        tensors[f"{name}.weight"] = torch.from_numpy(np.asarray(layer["kernel"]).T.copy())
+        tensors[f"{name}.bias"] = torch.from_numpy(np.asarray(layer["bias"]).copy())
+    return tensors
