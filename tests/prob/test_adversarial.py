@@ -107,16 +107,16 @@ def test_penalties_and_their_gradients_against_finite_differences(kind):
             return float(critic_of(weights)(x[None])[0])
 
         squares = np.array([np.sum(finite_differences(output, point) ** 2) for point in points])
-        wanted = squares / 2 if kind == "r1" else (np.sqrt(squares) - 1) ** 2
+        expected = squares / 2 if kind == "r1" else (np.sqrt(squares) - 1) ** 2
 
         def penalty(weights):
             if kind == "r1":
                 return adversarial.r1_penalty(critic_of(weights), real)
             return adversarial.gradient_penalty(critic_of(weights), real, fake, keys)
 
-        found = penalty(weights)
-        assert found.shape == (2,)
-        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        values = penalty(weights)
+        assert values.shape == (2,)
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
         # What training follows: the gradient of the penalty in the weights, a derivative of second order.
         total = jax.jit(lambda kernel: jnp.mean(penalty((kernel, weights[1]))))
         differences = finite_differences(lambda kernel: float(total(kernel)), weights[0])

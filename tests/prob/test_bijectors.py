@@ -120,7 +120,7 @@ def test_importance_bound_against_a_density_that_is_integrated_by_hand():
     two = np.asarray(importance_bound(log_density, keys, images, 2)).reshape(4, 500).mean(1)
     # E log p(k + u) = (k + 1) log(k + 1) - k log k - 1 - log 8; within five standard errors of 500 draws
     k = np.arange(4)
-    wanted = (k + 1) * np.log(k + 1) - k * np.log(np.maximum(k, 1)) - 1 - np.log(8)
+    expected = (k + 1) * np.log(k + 1) - k * np.log(np.maximum(k, 1)) - 1 - np.log(8)
     spread = np.std(np.log(k[:, None] + (np.arange(10_000) + 0.5) / 10_000), axis=1)  # 1 nat for k = 0, then less
-    assert np.all(np.abs(one - wanted) < 5 * spread / np.sqrt(500))
+    assert np.all(np.abs(one - expected) < 5 * spread / np.sqrt(500))
     assert one[0] < two[0] < np.log(1 / 16)

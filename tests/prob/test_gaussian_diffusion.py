@@ -55,21 +55,23 @@ def test_targets_and_interpretations_are_inverse(prediction):
     x_t = gd.q_sample(schedule, x_0, t, eps)
     output = gd.target(prediction, schedule, x_0, t, eps)
     for clip in (False, True):
-        found = gd.interpret(prediction, schedule, x_t, t, output, clip)
-        np.testing.assert_allclose(found.x0, x_0, atol=2e-5)
-        np.testing.assert_allclose(found.eps, eps, atol=2e-3)
+        estimate = gd.interpret(prediction, schedule, x_t, t, output, clip)
+        np.testing.assert_allclose(estimate.x0, x_0, atol=2e-5)
+        np.testing.assert_allclose(estimate.eps, eps, atol=2e-3)
 
 
 def test_posterior_is_bayes_rule():
     """q(x_s | x_t, x_0) from the product of two Gaussians, for unit steps and for jumps."""
     schedule = make_schedule("linear", 1000)
     t, s = np.array([2, 500, 1000]), np.array([1, 499, 700])
-    found = gd.posterior(schedule, t, s)
+    coefficients = gd.posterior(schedule, t, s)
     alpha = schedule.alpha_bar[t] / schedule.alpha_bar[s]
     precision = 1 / (1 - schedule.alpha_bar[s]) + alpha / (1 - alpha)
-    np.testing.assert_allclose(found.beta_tilde, 1 / precision, rtol=1e-9)
-    np.testing.assert_allclose(found.x0, np.sqrt(schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[s]) / precision)
-    np.testing.assert_allclose(found.xt, np.sqrt(alpha) / (1 - alpha) / precision)
+    np.testing.assert_allclose(coefficients.beta_tilde, 1 / precision, rtol=1e-9)
+    np.testing.assert_allclose(
+        coefficients.x0, np.sqrt(schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[s]) / precision
+    )
+    np.testing.assert_allclose(coefficients.xt, np.sqrt(alpha) / (1 - alpha) / precision)
 
 
 def start(schedule, n, shape=(1, 1, 1)):

@@ -36,8 +36,8 @@ def test_discretised_normal_matches_scipy():
         scipy.stats.norm.sf(lower, mean, std) - scipy.stats.norm.sf(upper, mean, std),
         scipy.stats.norm.cdf(upper, mean, std) - scipy.stats.norm.cdf(lower, mean, std),
     )
-    found = likelihoods.discretised_normal_log_prob(jnp.asarray(k), jnp.asarray(mean, jnp.float32), std, levels)
-    np.testing.assert_allclose(found, np.log(mass), rtol=2e-4, atol=2e-4)
+    log_prob = likelihoods.discretised_normal_log_prob(jnp.asarray(k), jnp.asarray(mean, jnp.float32), std, levels)
+    np.testing.assert_allclose(log_prob, np.log(mass), rtol=2e-4, atol=2e-4)
 
 
 def test_discretised_normal_gradient_is_finite_far_away():
@@ -118,8 +118,8 @@ def test_discretised_logistic_matches_scipy():
     lower = np.where(k == 0, -np.inf, x - half)
     of = scipy.stats.logistic(mean.astype(np.float64), scale)
     mass = np.where(x > mean, of.sf(lower) - of.sf(upper), of.cdf(upper) - of.cdf(lower))
-    found = likelihoods.discretised_logistic_log_prob(jnp.asarray(k), jnp.asarray(mean), scale, levels)
-    np.testing.assert_allclose(found, np.log(mass), rtol=2e-4, atol=2e-4)
+    log_prob = likelihoods.discretised_logistic_log_prob(jnp.asarray(k), jnp.asarray(mean), scale, levels)
+    np.testing.assert_allclose(log_prob, np.log(mass), rtol=2e-4, atol=2e-4)
 
 
 def test_discretised_logistic_gradient_is_finite_far_away():
@@ -136,6 +136,6 @@ def test_discretised_logistic_gradient_is_finite_far_away():
 def test_bernoulli_matches_scipy():
     logits = jnp.linspace(-30, 30, 13)
     for x in (0.0, 1.0):
-        wanted = scipy.stats.bernoulli.logpmf(int(x), scipy.special.expit(np.asarray(logits, np.float64)))
-        found = likelihoods.bernoulli_log_prob(jnp.full(13, x), logits)
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+        expected = scipy.stats.bernoulli.logpmf(int(x), scipy.special.expit(np.asarray(logits, np.float64)))
+        log_prob = likelihoods.bernoulli_log_prob(jnp.full(13, x), logits)
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-4, atol=1e-6)

@@ -22,10 +22,10 @@ def test_guidance_is_the_formula_of_the_paper(scale):
         return x_t * (1.0 + label[:, None, None, None]) + t[:, None, None, None] ** 2
 
     x_t, t = jax.random.normal(jax.random.key(0), (3, 2, 2, 1)), jnp.array([1, 5, 9])
-    found = classifier_free_guidance(network, label, null, scale)(x_t, t)
+    guided = classifier_free_guidance(network, label, null, scale)(x_t, t)
     x, c, time = np.asarray(x_t), np.asarray(label)[:, None, None, None], np.asarray(t)[:, None, None, None]
     eps, eps_null = x * (1 + c) + time**2, x * (1 + null) + time**2
-    np.testing.assert_allclose(found, eps + (scale - 1) * (eps - eps_null), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(guided, eps + (scale - 1) * (eps - eps_null), rtol=1e-5, atol=1e-5)
     assert asked == [3 if scale in (0.0, 1.0) else 6]  # one evaluation where one is enough
 
 

@@ -57,8 +57,8 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
 def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(name):
     _, (height, width, channels), levels, _, batch = CASES[name]
     images = np.random.default_rng(3).integers(0, levels, (batch, height, width, channels)).astype(np.uint8)
-    kept = np.arange(batch) * height * width // batch  # another prefix for each image, the first keeps nothing
-    mask = np.arange(height * width).reshape(1, height, width) < kept.reshape(-1, 1, 1)
+    count = np.arange(batch) * height * width // batch  # another prefix for each image, the first keeps nothing
+    mask = np.arange(height * width).reshape(1, height, width) < count.reshape(-1, 1, 1)
     cached, naive = both(name, jnp.asarray(images), jnp.asarray(mask))
     np.testing.assert_array_equal(cached, naive)
     np.testing.assert_array_equal(cached[mask], images[mask])
