@@ -153,7 +153,8 @@ def test_a_system_says_in_its_file_what_it_reached():
 def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatch):
     where = {"processor": "2 x CPU", "versions": {"jax": "0.12"}, "commit": "0123456789abcdef"}
     where["command"] = ["train.py", "configs/vae/vae.py:mnist"]
-    where |= {"seed": 0, "resumed": [{"step": 400, "commit": "fedcba9876543210+", "command": ["train.py", "--again"]}]}
+    longer = [*where["command"], "--train.steps", "80000"]
+    where |= {"seed": 0, "resumed": [{"step": 400, "commit": "fedcba9876543210+", "command": longer}]}
     score = {"system": "vae", "data": "mnist", "step": 80000, "training_minutes": 59.4, "training": where}
     score |= {"command": "python -m jgen.evaluate RUN", "environment": {"commit": "00112233445566"}}
     score["validation"] = [{"step": 5, "elbo": -99.0}, {"step": 7, "elbo": -91.25}, {"step": 9, "elbo": -92.5}]
@@ -188,4 +189,4 @@ def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatc
     title, trained, scored = made[made.index("# score_a") :].splitlines()[:3]
     commits = "commit 01234567, from step 400 fedcba98+, scored at 00112233"
     assert title == f"# score_a: seed 0; 2 x CPU, jax 0.12; {commits}"
-    assert (trained, scored) == ("python train.py --again", "python -m jgen.evaluate RUN")
+    assert (trained, scored) == (" ".join(["python", *longer]), "python -m jgen.evaluate RUN")
