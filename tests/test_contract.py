@@ -21,7 +21,6 @@ from contract_checks import (
     train,
 )
 
-from jgen.cli import set_up_process
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import batch_of, compiled, prepared, require_capability
@@ -103,7 +102,7 @@ np.savez(sys.argv[1], **after_two_steps(json.loads(sys.argv[2])))
 @pytest.mark.long
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path):
     reference = {}
-    for devices, parts in ((1, (1, 2, 4)), (2, (1,)), (4, (1, 2))):
+    for devices, parts in ((1, (1, 2, 4)), (2, (2,)), (4, (1,))):
         cases = [(name, n) for name in TOYS for n in parts if n == 1 or name in WITHOUT_BATCH_NORM]
         if devices == parallel.device_count():
             arrays = reference = after_two_steps(cases)
@@ -460,43 +459,3 @@ def test_losses_and_samplers_run_under_a_users_own_transformations():
     both = jax.vmap(lambda p: case.model.sample(p, ctx, keys, {}))(doubled)
     np.testing.assert_array_equal(both[0], case.model.sample(params, ctx, keys, {}))
     assert np.any(both[0] != both[1])
-
-
-def test_a_second_start_takes_every_program_from_the_cache():
-    seen = []
-
-    def listen(event, **_):
-        seen.append(event)
-
-    def start():
-        """A step of a model made anew, of which no program is known in memory."""
-        seen.clear()
-        state, step = make_run(make_case("toy:vae")._replace(model=toys.vae()))
-        step(state, {}, step_batch(make_case("toy:vae").model))
-        return [event.rpartition("/")[2] for event in seen if "compilation_cache" in event]
-
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    set_up_process()  # as users do, not as the other tests
-    jax.monitoring.register_event_listener(listen)
-    try:
-        start()
-        second = start()
-    finally:
-        jax.monitoring.unregister_event_listener(listen)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    # The start and the step: what is asked of the cache is there.
-    assert second.count("cache_hits") == second.count("compile_requests_use_cache") >= 2
-
-
-def test_programs_run_under_a_callers_jit(monkeypatch):
-    """With the options of compilation that users get, which the quick compilation of tests otherwise replaces."""
-    options = {"xla_backend_optimization_level": 1}
-    monkeypatch.setattr(parallel, "compiler_options", lambda: options)
-    double = parallel.pmap(lambda x: 2 * x, split=(0,), split_out=0)
-    x = np.ones((parallel.device_count(), 3), np.float32)
-    np.testing.assert_array_equal(double(x), 2 * x)
-    np.testing.assert_array_equal(jax.jit(lambda x: double(x) + 1)(x), 2 * x + 1)
-    state, step = make_run(make_case("toy:vae"))
-    batch = step_batch(make_case("toy:vae").model)
-    shapes = jax.eval_shape(lambda s, b: step(s, {}, b, 0)[0].params, state, batch)
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, state.params)

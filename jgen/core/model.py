@@ -177,8 +177,10 @@ class GenerativeModel(NamedTuple):
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
                  batch statistics).
-    functions:   {name: (params, ctx, ...) -> ...}, what the model lends to models that are trained on it: `denoise`,
-                 `logits`, `embed_image`.
+    functions:   {name: function}, what the model lends to models that stand on it, with the signatures
+                 denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in [0, 1];
+                 logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
+                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).

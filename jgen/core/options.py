@@ -13,7 +13,8 @@ from jgen.errors import require
 
 def check_types(config: Any, where: str) -> None:
     """Raises `UserError` for a field whose value is not of its annotated type, in nested dataclasses."""
-    hints = type_hints(type(config))
+    cls: Any = type(config)
+    hints = type_hints(cls)
     for f in dataclasses.fields(config):
         value, hint = getattr(config, f.name), hints[f.name]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

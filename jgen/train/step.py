@@ -22,9 +22,11 @@ Metrics = dict[str, Any]
 class TrainState(NamedTuple):
     """All that a run is, as arrays.
 
-    step: int32; key: the run's PRNG key, which never changes; params, opt, extra: {role: tree}; ema: {role: arrays},
-    the averages of a role's leaves as `pack` has them (`averaged` gives their tree), without the roles of which none is
-    kept; skipped: int32 (2,), the steps skipped as not finite in all, and in a row until now.
+    step:    int32.
+    key:     the run's PRNG key, which never changes.
+    params, opt, extra: {role: tree}.
+    ema:     {role: packed moving average}, only for roles that have one; `averaged` unpacks it.
+    skipped: int32 (2,), the number of skipped (non-finite) steps, in total and in the current unbroken sequence.
     """
 
     step: Any
@@ -76,7 +78,8 @@ def names(roles: Any) -> str:
 
 
 def averaged(state: TrainState) -> Roles:
-    """The parameters to sample and score with: the average's, on the host, or of a role without one the trained."""
+    """The parameters to sample and score with: a role's moving average, copied to the host, or, without one, the
+    trained parameters."""
     return {**state.params, **{role: unpack_on_host(arrays, state.params[role]) for role, arrays in state.ema.items()}}
 
 
@@ -91,22 +94,23 @@ def active_phases(model: GenerativeModel, step: int) -> tuple[int, ...]:
 
 
 def split_owned(model: GenerativeModel, extra: Roles) -> tuple[Roles, Roles]:
-    """The roles of `extra` that are equal on all devices, and those that belong to the examples."""
+    """The roles of `extra` that are replicated over the devices, and those of `by_example`, one entry per example, which
+    are split over them."""
     owned = {role: tree for role, tree in extra.items() if role in model.by_example}
     return {role: tree for role, tree in extra.items() if role not in owned}, owned
 
 
 def place_state(model: GenerativeModel, state: TrainState) -> TrainState:
     """The state on the devices, for `make_train_step`: copied to each, but for what belongs to the examples."""
-    whole, owned = split_owned(model, state.extra)
-    placed = parallel.replicate(state._replace(extra=whole))
+    replicated, owned = split_owned(model, state.extra)
+    placed = parallel.replicate(state._replace(extra=replicated))
     return placed._replace(extra={**placed.extra, **parallel.place_split(owned)} if owned else placed.extra)
 
 
 def gather_state(model: GenerativeModel, state: TrainState) -> TrainState:
     """The inverse of `place_state`: what belongs to the examples is as one array again, on the host."""
-    whole, owned = split_owned(model, state.extra)
-    return state._replace(extra={**whole, **parallel.gather_split(owned)} if owned else whole)
+    replicated, owned = split_owned(model, state.extra)
+    return state._replace(extra={**replicated, **parallel.gather_split(owned)} if owned else replicated)
 
 
 def make_train_step(
@@ -126,11 +130,11 @@ def make_train_step(
       transform: (keys, batch) -> batch, on the device: binarisation, flips.
     Returns:
       step(state, frozen, batch, number=None) -> (state, metrics). `state` is donated; `place_state` puts it on the
-      devices. `number` is the value of `state.step`, for a caller who knows it: where phases rest it is otherwise read
-      from the device, which waits for the step before.
+      devices. `number` is `state.step` as a Python int. Pass it for a model with phases that do not run in every step:
+      it is otherwise read from the device, which blocks until the previous step is done.
       `batch` holds `repeats_of(model)` global batches (of several processes, this one's rows of them), one after
       another along its first axis; the examples of repeat r of every phase are those of the r-th. `metrics` are float32
-      scalars, means over the global batch; a phase that rests has none.
+      scalars, means over the global batch; a phase that does not run has none.
       Where a loss, the norm of a gradient or what replaces `extra` is not finite, nothing but `step` and `skipped`
       changes.
     """
@@ -150,9 +154,9 @@ def make_train_step(
         if number is None:
             number = int(state.step) if rests else 0
         batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
-        whole, owned = split_owned(model, state.extra)
+        replicated, owned = split_owned(model, state.extra)
         run = program(active_phases(model, number))
-        state, owned, metrics = run(state._replace(extra=whole), owned, frozen, parallel.shard(batch, axis=1))
+        state, owned, metrics = run(state._replace(extra=replicated), owned, frozen, parallel.shard(batch, axis=1))
         return state._replace(extra={**state.extra, **owned}), metrics
 
     return step
@@ -183,8 +187,8 @@ def local_step(
     ema = unpack_roles(state.ema, state.params)  # costs nothing where no loss reads it
     before = pack_roles(state.params)
     carry = Carry(state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
-    # Repeats are unrolled, and on CPU the parts of a batch: there the gradient of a convolution is 30 times slower
-    # inside a loop.
+    # Repeats are always unrolled. On CPU so are the accumulation parts (`over_parts`), because a convolution's gradient
+    # inside a loop is 30 times slower there.
     for number in active:
         for repeat in range(model.phases[number].repeats):
             key = rng.phase_key(state.key, state.step, number, repeat)
@@ -193,8 +197,8 @@ def local_step(
             carry = run_phase(model, model.phases[number], optimisers, carry, ctx, keys, batches[repeat], accumulation)
     average = state.ema if ema_decay is None else move_average(state.ema, carry.packed, ema_decay(state.step))
     state, metrics = keep_if_finite(state, before, carry, average)
-    whole, owned = split_owned(model, state.extra)
-    return state._replace(extra=whole), owned, metrics
+    replicated, owned = split_owned(model, state.extra)
+    return state._replace(extra=replicated), owned, metrics
 
 
 def split_repeat(batch: Batch, repeat: int, index: jax.Array, transform: Any, state: TrainState) -> Batch:
@@ -224,7 +228,7 @@ def run_phase(
     packed_gradients = pack_roles(gradients)
     statistics = [x for x in jax.tree.leaves((new_extra, owned)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     norm = global_norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
-    finite = carry.finite & all_finite((loss, norm, statistics), own=bool(owned))
+    finite = carry.finite & all_finite((loss, norm, statistics), differs_by_device=bool(owned))
     for role in phase.trains:
         transform, rate = optimisers[role]
         updates, opt[role] = transform.update(packed_gradients[role], opt[role], packed[role])
@@ -259,6 +263,7 @@ def keep_if_finite(
     state: TrainState, before: dict[str, Packed], carry: Carry, average: Roles
 ) -> tuple[TrainState, Metrics]:
     """The next state and the metrics: where a number was not finite, the old state but for its counters."""
+    # Only roles that a phase has updated: the others are still the same objects.
     moved = {role: arrays for role, arrays in carry.packed.items() if arrays is not before[role]}
     new = (moved, average, carry.opt, carry.extra)
     old = ({role: before[role] for role in moved}, state.ema, state.opt, state.extra)
@@ -333,13 +338,17 @@ def as_scalars(metrics: Metrics) -> Metrics:
     return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
-def all_finite(tree: Any, own: bool = False) -> jax.Array:
-    """Whether every number of the tree is finite; `own`: on every device, where they do not hold the same numbers."""
+def all_finite(tree: Any, differs_by_device: bool = False) -> jax.Array:
+    """Whether every number of the tree is finite.
+
+    Args:
+      differs_by_device: the devices hold different numbers, so the answer is combined over all of them.
+    """
     flags = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
     # The smallest flag by a sort: XLA would copy any other reduction into each fusion that asks for its outcome, and
     # compile for a minute.
     smallest = jax.lax.sort(flags.astype(jnp.int32))[0]
-    return (parallel.pmin(smallest) if own else smallest) == 1
+    return (parallel.pmin(smallest) if differs_by_device else smallest) == 1
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -253,14 +253,18 @@ def draw_latents(gan: Dcgan, keys: jax.Array) -> jax.Array:
 
 
 def generate(gan: Dcgan, gen: Tree, stats: Tree, z: jax.Array, cond: Cond, train: bool) -> tuple[jax.Array, Tree]:
-    """G(z, y) in [-1, 1], and the updated running statistics; with `train` it normalises by the batch's."""
+    """G(z, y) in [-1, 1], and the updated running statistics.
+
+    Args:
+      train: normalise by the batch's statistics, not by the running ones.
+    """
     variables = {"params": gen, "batch_stats": stats}
     x, new = gan.generator.apply(variables, generator_input(gan, z, cond), train, mutable=["batch_stats"])
     return x, new["batch_stats"]
 
 
-def generate_to_show(gan: Dcgan, params: Roles, ctx: Context, z: jax.Array, cond: Cond) -> jax.Array:
-    """G(z, y) in [-1, 1], by running statistics, of the averaged or trained weights as `ctx.averaged` says."""
+def generate_for_sampling(gan: Dcgan, params: Roles, ctx: Context, z: jax.Array, cond: Cond) -> jax.Array:
+    """G(z, y) in [-1, 1] with running statistics: those of the averaged weights if `ctx.averaged`, else of the trained."""
     stats = ctx.extra["gen"]
     chosen = jax.tree.map(lambda a, t: jnp.where(ctx.averaged, a, t), stats["averaged"], stats["trained"])
     return generate(gan, params["gen"], chosen, z, cond, False)[0]
@@ -366,7 +370,7 @@ def validate(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     def judge(x: jax.Array, kind: str) -> jax.Array:
         return discriminate(gan, disc, ctx.extra["disc"]["norm"][kind], x, cond, False)[0]
 
-    fake_x = generate_to_show(gan, params, ctx, draw_latents(gan, keys), cond)
+    fake_x = generate_for_sampling(gan, params, ctx, draw_latents(gan, keys), cond)
     real, fake = judge(to_float(batch["image"], gan.levels), "real"), judge(fake_x, "fake")
     accuracy = {"accuracy_real": real > boundary, "accuracy_fake": fake < boundary}
     return {name: flags.astype(jnp.float32) for name, flags in accuracy.items()}
@@ -374,7 +378,7 @@ def validate(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 def decode(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
     require_latents(z, (gan.config.latent,))
-    return to_uint8(generate_to_show(gan, params, ctx, z, cond), gan.levels)
+    return to_uint8(generate_for_sampling(gan, params, ctx, z, cond), gan.levels)
 
 
 def sample(gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:
@@ -407,7 +411,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     penalised = config.regulariser in ("gradient_penalty", "r1")
     require(
         not (penalised and config.disc_norm == "batch"),
-        f"disc_norm is 'batch': {config.regulariser} is of each image by itself, and needs 'spectral' or 'none'",
+        f"disc_norm is 'batch', which mixes the gradients of images: {config.regulariser} needs 'spectral' or 'none'",
     )
     require(
         penalised or config.penalty_every == 1,
