@@ -51,9 +51,9 @@ class UNet(nn.Module):
     channels:    width of each level, from the full resolution down, each half as high and wide as the one before.
     attention:   the heights of feature maps at which every block is followed by self-attention; the middle always is.
     head_dim:    width of an attention head.
-    num_classes: 0 for no class embedding; else the number of embeddings, a null class included where the system has one.
+    num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
 
-    t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise level such as ln(sigma) / 4.
+    t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
     """
 
     channels: tuple[int, ...]

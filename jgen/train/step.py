@@ -94,8 +94,8 @@ def active_phases(model: GenerativeModel, step: int) -> tuple[int, ...]:
 
 
 def split_owned(model: GenerativeModel, extra: Roles) -> tuple[Roles, Roles]:
-    """The roles of `extra` that are replicated over the devices, and those of `by_example`, one entry per example, which
-    are split over them."""
+    """The roles of `extra` that are replicated over the devices, and those of `by_example`, one entry per example,
+    which are split over them."""
     owned = {role: tree for role, tree in extra.items() if role in model.by_example}
     return {role: tree for role, tree in extra.items() if role not in owned}, owned
 

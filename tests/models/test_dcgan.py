@@ -357,8 +357,8 @@ MISTAKES = [
         "images are 28x28: 3 channels halve them 3 times",
     ),
     ({"channels": (8, 8, 8, 8)}, DATA, "which needs sizes divisible by 16"),
-    ({"regulariser": "r1"}, DATA, "disc_norm is 'batch': r1 is of each image by itself"),
-    ({"regulariser": "gradient_penalty"}, DATA, "disc_norm is 'batch': gradient_penalty is of each image"),
+    ({"regulariser": "r1"}, DATA, "disc_norm is 'batch', which mixes the gradients of images: r1 needs"),
+    ({"regulariser": "gradient_penalty"}, DATA, "disc_norm is 'batch', which mixes the gradients of images: gradient_penalty needs"),
     ({"loss": "wasserstein", "disc_norm": "none"}, DATA, "loss is 'wasserstein', for which the critic's"),
     ({}, UNLABELLED, "conditioning is 'projection', but the data has no labels"),
 ]

@@ -264,7 +264,7 @@ def generate(gan: Dcgan, gen: Tree, stats: Tree, z: jax.Array, cond: Cond, train
 
 
 def generate_for_sampling(gan: Dcgan, params: Roles, ctx: Context, z: jax.Array, cond: Cond) -> jax.Array:
-    """G(z, y) in [-1, 1] with running statistics: those of the averaged weights if `ctx.averaged`, else of the trained."""
+    """G(z, y) in [-1, 1] with running statistics: of the averaged weights if `ctx.averaged`, else of the trained."""
     stats = ctx.extra["gen"]
     chosen = jax.tree.map(lambda a, t: jnp.where(ctx.averaged, a, t), stats["averaged"], stats["trained"])
     return generate(gan, params["gen"], chosen, z, cond, False)[0]
