@@ -358,7 +358,7 @@ MISTAKES = [
     ),
     ({"channels": (8, 8, 8, 8)}, DATA, "which needs sizes divisible by 16"),
     ({"regulariser": "r1"}, DATA, "disc_norm is 'batch', which mixes the gradients of images: r1 needs"),
-    ({"regulariser": "gradient_penalty"}, DATA, "disc_norm is 'batch', which mixes the gradients of images: gradient_penalty needs"),
+    ({"regulariser": "gradient_penalty"}, DATA, "mixes the gradients of images: gradient_penalty needs"),
     ({"loss": "wasserstein", "disc_norm": "none"}, DATA, "loss is 'wasserstein', for which the critic's"),
     ({}, UNLABELLED, "conditioning is 'projection', but the data has no labels"),
 ]
