@@ -247,6 +247,15 @@ def test_energies_are_those_of_the_models_function(trained):
     mistake(lambda: gen.classify(KEY, images), "cannot classify", kind=NotSupported)  # it has no classes
 
 
+def test_reconstructions_of_an_unconditional_model_are_read_by_the_classes_of_their_images(trained, tmp_path):
+    out = tmp_path / "x.json"
+    words = ["--reconstruct", "--samples", "0", "--num", "60", "--no-memorisation", "--out", str(out)]
+    assert evaluate.command([str(trained("vae")), *words]) == 0
+    scores = json.loads(out.read_text())["reconstruction"]
+    assert scores["num"] == scores["labels"]["num"] == scores["quality"]["num"] == 60
+    assert 0 <= scores["labels"]["accuracy"] < 0.9 < scores["labels"]["classifier_test_accuracy"] and scores["mse"] > 0
+
+
 def test_a_role_has_options_of_its_own(trained, tmp_path):
     own = (("disc", "learning_rate", 1e-30), ("disc", "warmup_steps", 2.0))
     optimiser = Optimiser(name="sgd", learning_rate=0.01, by_role=own)
