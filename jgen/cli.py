@@ -200,7 +200,8 @@ def set_up_process() -> None:
 
     from jgen.data.sources import cache_dir
 
-    if not jax.config.jax_compilation_cache_dir:  # the environment may name another
+    options: Any = jax.config
+    if not options.jax_compilation_cache_dir:  # the environment may name another
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
