@@ -99,13 +99,15 @@ def to_json(config: Any) -> Any:
 def from_json(document: Any, where: str = "config.json") -> Any:
     """The dataclasses of `to_json`. A field that is missing takes its default, so that runs of an older jgen load.
 
-    Only modules under `jgen.` are imported.
+    What a class wrote in an older jgen becomes what it would write now by its static method `upgrade(document)`, where
+    it has one. Only modules under `jgen.` are imported.
 
     Raises:
       UserError: a class outside jgen or unknown, unknown fields, missing ones without a default, wrong types.
     """
     require(isinstance(document, dict) and isinstance(document.get("class"), str), f"{where}: no class is named")
     cls = find_class(document["class"], where)
+    document = getattr(cls, "upgrade", dict)(document)
     values = {name: from_value(value, where) for name, value in document.items() if name != "class"}
     fields = {f.name: f for f in dataclasses.fields(cls)}
     no_default = dataclasses.MISSING

@@ -5,7 +5,9 @@ from dataclasses import replace
 from jgen.compare.facts import Facts, attention_at_height
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
-from jgen.models.diffusion.ddpm import Config, Sampling
+from jgen.models.diffusion.ddpm import Config
+from jgen.nn import unet
+from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
 
@@ -17,7 +19,6 @@ VARIANTS = {
     "tiny": "8x8 digits, seconds to train; for tests",
 }
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: <= 3.75 bits/dim, FID 3.17")
-SMALL = Config(head_dim=32, groups=8, dropout=0.0, schedule="cosine", prediction="v")
 
 at_height = attention_at_height
 
@@ -32,28 +33,27 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     sampling = Sampling(steps=50, guidance_scale=2.0)
-    model = replace(SMALL, channels=(32, 32), blocks=1, attention=(4,), sampling=sampling)
+    model = Config(network=unet.DIGITS, schedule="cosine", prediction="v", sampling=sampling)
     return Experiment(model, Data(name="digits"), digits_training(2000, cosine(1e-3, warmup_steps=100)))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    small = {"channels": (8, 8), "attention": (), "head_dim": 8, "groups": 4, "num_timesteps": 10, "dropout": 0.1}
-    model = replace(digits.model, **small, sampling=Sampling(steps=5))
+    model = replace(digits.model, network=unet.TINY, num_timesteps=10, sampling=Sampling(steps=5))
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
     sampling = Sampling(steps=50, guidance_scale=1.5)
-    model = replace(SMALL, channels=(32, 64, 64), attention=(14, 7), sampling=sampling)
+    model = Config(network=unet.MNIST, schedule="cosine", prediction="v", sampling=sampling)
     optimiser = cosine(5e-4, warmup_steps=200, clip_norm=1.0)
     return Experiment(model, Data(name=name), mnist_training(10_000, optimiser))
 
 
 def cifar10() -> Experiment:
     # The paper's appendix B: one head over all 256 channels, dropout 0.1, random flips, Adam at 2e-4, EMA 0.9999.
-    sampling = Sampling(sampler="ancestral", steps=1000, variance="beta")
-    size = {"channels": (128, 256, 256, 256), "attention": (16,), "head_dim": 256}
-    model = Config(**size, class_conditional=False, sampling=sampling)
+    sampling = Sampling(sampler="ancestral", steps=1000, spacing="trailing", variance="beta")
+    network = unet.Config(channels=(128, 256, 256, 256), attention=(16,), head_dim=256)
+    model = Config(network=network, class_conditional=False, sampling=sampling)
     optimiser = Optimiser(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0)
     data = Data(name="cifar10", flip=True, validation=0.0)
     return Experiment(model, data, accelerator_training(800_000, optimiser, keep_every=100_000))

@@ -49,6 +49,8 @@ def legend(published: Iterable[str]) -> str:
 
 
 def attention_at_height(experiment: Experiment, own: int, height: int) -> Experiment:
-    """`at_height` of a network whose option `attention` names heights of feature maps: they scale with the images."""
-    scaled = tuple(max(1, round(level * height / own)) for level in experiment.model.attention)
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention=scaled))
+    """`at_height` of a system with a U-Net: the heights of feature maps in its `attention` scale with the images."""
+    network = experiment.model.network
+    scaled = tuple(max(1, round(level * height / own)) for level in network.attention)
+    model = dataclasses.replace(experiment.model, network=dataclasses.replace(network, attention=scaled))
+    return dataclasses.replace(experiment, model=model)

@@ -8,19 +8,47 @@ convolutions evenly, where the paper's code pads at the end only.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
+from jgen.core.model import ImageSpec
 from jgen.errors import require, require_positive
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a U-Net."""
+
+    channels: tuple[int, ...] = (128, 256, 256, 256)
+    """Width of each level, from full resolution down."""
+    blocks: int = 2
+    """Residual blocks of each level."""
+    attention: tuple[int, ...] = (16,)
+    """Heights of the feature maps that have self-attention."""
+    head_dim: int = 64
+    """Width of an attention head."""
+    groups: int = 32
+    """Groups of group normalisation."""
+    dropout: float = 0.1
+    """Dropout rate in the residual blocks."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+
+
+# Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.
+DIGITS = Config(channels=(32, 32), blocks=1, attention=(4,), head_dim=32, groups=8, dropout=0.0)
+MNIST = Config(channels=(32, 64, 64), blocks=2, attention=(14, 7), head_dim=32, groups=8, dropout=0.0)
+TINY = Config(channels=(8, 8), blocks=1, attention=(), head_dim=8, groups=4, dropout=0.1)
 
 
 class ResnetBlock(nn.Module):
@@ -127,17 +155,35 @@ def upsample(x: jax.Array) -> jax.Array:
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def check_unet(
-    height: int,
-    width: int,
-    channels: tuple[int, ...],
-    blocks: int,
-    attention: tuple[int, ...],
-    head_dim: int,
-    groups: int,
-) -> None:
+def make_unet(config: Config, images: ImageSpec, num_classes: int, out_channels: int = 0) -> UNet:
+    """A U-Net over images.
+
+    Args:
+      num_classes: of the class embedding, a null class included; 0 for none.
+      out_channels: 0 takes those of the images.
+    Raises:
+      UserError: sizes that the U-Net cannot be built with.
+    """
+    check_unet(config, images)
+    return UNet(
+        channels=config.channels,
+        blocks=config.blocks,
+        attention=config.attention,
+        head_dim=config.head_dim,
+        groups=config.groups,
+        dropout_rate=config.dropout,
+        num_classes=num_classes,
+        out_channels=out_channels or images.channels,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def check_unet(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for sizes that the U-Net cannot be built with."""
-    require_positive(channels=channels, blocks=blocks, head_dim=head_dim, groups=groups)
+    channels, head_dim, groups = config.channels, config.head_dim, config.groups
+    height, width = images.shape[:2]
+    require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups)
+    require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     levels = len(channels)
     factor = 2 ** (levels - 1)
     require(
@@ -145,11 +191,11 @@ def check_unet(
         f"images are {height}x{width}: {levels} U-Net levels need sizes divisible by {factor}",
     )
     heights = [height // 2**level for level in range(levels)]
-    for size in attention:
+    for size in config.attention:
         require(size in heights, f"attention is at height {size}: the U-Net's levels have the heights {heights}")
     for features, size in zip(channels, heights):
         require(features % groups == 0, f"channels are {channels}: each must be divisible by groups = {groups}")
-        attends = size in attention or size == heights[-1]
+        attends = size in config.attention or size == heights[-1]
         require(
             features % head_dim == 0 or not attends,
             f"channels are {channels}: those with attention must be divisible by head_dim = {head_dim}",

@@ -1,124 +1,237 @@
-"""Samplers of Gaussian diffusion, each one compiled scan over explicit times.
+"""Sampling from a denoiser D(x_t, t) -> x_0 and its process, for every system that has one.
 
-A sampler takes a denoiser (x_t, t) -> (x0, eps), initial noise x_T, one key per image, and a decreasing tuple of times;
-it steps from each time to the next and from the last one to t = 0, which is data. Times need not be evenly spaced, nor
-start at T.
+Options are those of `Sampling`. A sampler goes through explicit times, or takes steps of each image's own ("ode"), and
+ends with an evaluation of the denoiser at its last time. Image i has one key: for the noise that it begins with, and
+for what is added on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.errors import require, require_choice
-from jgen.prob.gaussian_diffusion import VARIANCES, Denoiser, posterior, reverse_variance
-from jgen.prob.schedules import Schedule
+from jgen.core.model import Cond, ImageSpec
+from jgen.errors import require
+from jgen.prob.diffusion_bound import posterior_of
+from jgen.prob.pixels import to_uint8
+from jgen.prob.process import Denoiser, Process, per_image, prior_std, time_of
+from jgen.prob.process import linear as straight
+from jgen.samplers import linear
+from jgen.samplers.guidance import Conditional, autoguided, check_guidance, classifier_free, clipped
+from jgen.samplers.ode import adaptive, check_ode
+from jgen.samplers.times import check_times, make_times
 
-Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (x_t, t, label) -> output
+Sampler = Literal[
+    "ancestral",
+    "ddim",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m",
+    "unipc",
+    "predictor_corrector",
+    "ode",
+]
 
 
-def check_times(schedule: Schedule, times: Sequence[int]) -> np.ndarray:
-    """The times as an array. Raises `UserError` unless they decrease strictly within 1 .. T."""
-    array = np.asarray(times, dtype=np.int64)
-    decreasing = array.ndim == 1 and array.size > 0 and bool(np.all(np.diff(array) < 0))
-    inside = decreasing and array[0] <= schedule.num_steps and array[-1] >= 1
-    require(inside, f"times are {tuple(times)}: they must decrease strictly, from {schedule.num_steps} at most to 1")
-    return array
+@dataclass(frozen=True)
+class Sampling:
+    """Options of sampling."""
+
+    sampler: Sampler = "ddim"
+    """How the steps are taken."""
+    steps: int = 50
+    """Times at which the network is evaluated (heun, predictor_corrector: twice at each; guidance doubles it)."""
+    spacing: Literal["uniform", "shifted", "log_snr", "karras", "trailing", "leading", "linspace"] = "uniform"
+    """Spacing of the times; the last three are of a model that was trained on a chain of steps."""
+    times: tuple[float, ...] = ()
+    """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
+    shift: float = 1.0
+    """Shift of the spacing shifted: above 1 spends more steps on noise."""
+    low: float = 0.01
+    """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode."""
+    eta: float = 0.0
+    """Noise of ddim: 0 is deterministic, 1 is ancestral."""
+    variance: Literal["beta", "beta_tilde", "none"] = "beta_tilde"
+    """Variance of an ancestral step."""
+    churn: float = 0.0
+    """Noise that heun adds between steps (S_churn)."""
+    churn_range: tuple[float, ...] = ()
+    """Two numbers, the noise, as sigma / alpha, between which heun adds noise (S_tmin, S_tmax); none: everywhere."""
+    churn_noise: float = 1.0
+    """Standard deviation of the noise that heun adds (S_noise)."""
+    corrector_snr: float = 0.16
+    """Signal-to-noise ratio of a step of Langevin dynamics in predictor_corrector."""
+    tolerance: float = 1e-3
+    """Error of a step of ode, absolute and relative."""
+    guidance_scale: float = 1.0
+    """Guidance: 1 is none, above 1 trades diversity for fidelity to the condition."""
+    guidance_interval: tuple[float, ...] = ()
+    """Two numbers, the noise, as sigma / alpha, between which there is guidance; none: everywhere."""
+    clip: bool = True
+    """Clip the predicted image to [-1, 1] in every step."""
 
 
-def check_eta(eta: float) -> None:
-    """Raises `UserError` unless eta is from 0 to 1."""
-    require(0.0 <= eta <= 1.0, f"eta is {eta}: it must be from 0 (deterministic) to 1 (ancestral)")
-
-
-def ancestral(
-    denoiser: Denoiser, schedule: Schedule, x_T: jax.Array, keys: jax.Array, times: Sequence[int], variance: str
-) -> jax.Array:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2), on any decreasing subset of the times.
-
-        x_s = mean of q(x_s | x_t, x_0 predicted) + sigma z,  z ~ N(0, I), and z = 0 in the step to s = 0
-
-    For s = t - 1 and an unclipped x_0 the mean is (x_t - beta_t / sqrt(1 - ab_t) eps) / sqrt(alpha_t).
+def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs: str) -> None:
+    """Raises `UserError` for options out of range, or that a model does not have.
 
     Args:
-      x_T: float (B, H, W, C), noise at times[0]; keys: (B,).
-      variance: sigma^2 is "beta" (beta_{t|s}), "beta_tilde" (the posterior's) or "none" (0: without noise, images
-        collapse towards blurred means of the data).
-    Returns:
-      x_0, float (B, H, W, C).
+      num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
+      guidable: whether the model can be guided; needs: what it would need to be.
     """
-    require_choice("variance", variance, VARIANCES)
-    t = check_times(schedule, times)
-    s = np.append(t[1:], 0)
-    coefficients = posterior(schedule, t, s)
-    sigma = np.sqrt(reverse_variance(coefficients, variance)) * (s > 0)
-    rows = [jnp.asarray(column, jnp.float32) for column in (coefficients.x0, coefficients.xt, sigma)]
+    if o.times:
+        check_times(o.times)
+    else:
+        make_times(straight(), o.spacing, o.steps, num_timesteps=num_timesteps, shift=o.shift, low=o.low)
+    require(0.0 <= o.eta <= 1.0, f"eta is {o.eta}: it must be from 0 (deterministic) to 1 (ancestral)")
+    require(0.0 < o.low < 1.0, f"low is {o.low}: it must be above 0 and below 1")
+    for name in ("churn", "churn_noise"):
+        require(0 <= getattr(o, name) < math.inf, f"{name} is {getattr(o, name)}: it must be zero or above, and finite")
+    require(0 < o.corrector_snr < 10, f"corrector_snr is {o.corrector_snr}: it must be above 0 and below 10")
+    check_ode(o.tolerance)
+    check_interval("churn_range", o.churn_range)
+    check_interval("guidance_interval", o.guidance_interval)
+    check_guidance(o.guidance_scale, guidable, needs)
 
-    def step(x_t: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        t, c_x0, c_xt, sigma = row
-        x0, _ = denoiser(x_t, jnp.full(x_t.shape[:1], t))
-        z = rng.normal(rng.fold_in(keys, t), x_t.shape[1:])
-        return c_x0 * x0 + c_xt * x_t + sigma * z, None
 
-    return jax.lax.scan(step, x_T, (jnp.asarray(t, jnp.int32), *rows))[0]
+def check_interval(name: str, interval: tuple[float, ...]) -> None:
+    """Raises `UserError` unless an interval of the noise is two numbers from 0 upwards, or none."""
+    fits = not interval or (len(interval) == 2 and 0 <= interval[0] < interval[1])
+    require(fits, f"{name} is {interval}: it must be two numbers from 0, the second above the first, or none")
 
 
-def ddim(
-    denoiser: Denoiser, schedule: Schedule, x_T: jax.Array, keys: jax.Array, times: Sequence[int], eta: float
-) -> jax.Array:
-    """DDIM (Song, Meng & Ermon 2021, arXiv 2010.02502, equation 12).
+def times_of(o: Sampling, process: Process, num_timesteps: int = 0) -> Any:
+    """The times of sampling with these options."""
+    if o.times:
+        return check_times(o.times)
+    return make_times(process, o.spacing, o.steps, num_timesteps=num_timesteps, shift=o.shift, low=o.low)
 
-        x_s = sqrt(ab_s) x_0 + sqrt(1 - ab_s - sigma^2) eps + sigma z
-        sigma^2 = eta^2 (1 - ab_s) / (1 - ab_t) (1 - ab_t / ab_s)
 
-    eta = 0 is deterministic; eta = 1 is ancestral sampling with variance "beta_tilde".
+def draw(
+    denoiser: Denoiser,
+    process: Process,
+    o: Sampling,
+    keys: jax.Array,
+    shape: tuple[int, ...],
+    num_timesteps: int = 0,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Images of a denoiser, and the denoised images of each of its evaluations.
 
     Args:
-      x_T: float (B, H, W, C), noise at times[0]; keys: (B,).
-      eta: 0 to 1.
+      denoiser: guided, and not clipped; keys: (B,), one an image; shape: of an image, (H, W, C).
+      num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
     Returns:
-      x_0, float (B, H, W, C).
+      x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C), or None for "ode".
     """
-    check_eta(eta)
-    t = check_times(schedule, times)
-    s = np.append(t[1:], 0)
-    ab_s = schedule.alpha_bar[s]
-    sigma2 = eta**2 * posterior(schedule, t, s).beta_tilde
-    columns = (np.sqrt(ab_s), np.sqrt(np.maximum(1 - ab_s - sigma2, 0)), np.sqrt(sigma2))
-    rows = [jnp.asarray(column, jnp.float32) for column in columns]
-
-    def step(x_t: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        t, signal, noise, sigma = row
-        x0, eps = denoiser(x_t, jnp.full(x_t.shape[:1], t))
-        x_s = signal * x0 + noise * eps
-        if eta > 0:
-            x_s = x_s + sigma * rng.normal(rng.fold_in(keys, t), x_t.shape[1:])
-        return x_s, None
-
-    return jax.lax.scan(step, x_T, (jnp.asarray(t, jnp.int32), *rows))[0]
+    denoiser = clipped(denoiser) if o.clip else denoiser
+    key_start, key_steps = rng.split(keys, 2)
+    noise = rng.normal(key_start, shape)
+    if o.sampler == "ode":
+        end = time_of(process, -np.log(np.array([o.low])))[0]
+        return adaptive(denoiser, process, noise * start_std(process, 1.0), o.tolerance, end), None
+    times = times_of(o, process, num_timesteps)
+    x = noise * start_std(process, times[0])
+    if o.sampler == "predictor_corrector":
+        return predictor_corrector(denoiser, process, times, x, key_steps, o.corrector_snr)
+    return linear.run(denoiser, table_of(o, process, times), x, key_steps)
 
 
-def classifier_free_guidance(
-    network: Network, label: jax.Array, null_label: int, scale: float
-) -> Callable[..., jax.Array]:
-    """(x_t, t) -> guided output: out(null) + scale (out(label) - out(null)) (Ho & Salimans 2022, arXiv 2207.12598).
+def generate(
+    denoise: Conditional,
+    process: Process,
+    o: Sampling,
+    keys: jax.Array,
+    cond: Cond,
+    null: Cond,
+    images: ImageSpec,
+    num_timesteps: int = 0,
+    weak: Denoiser | None = None,
+) -> jax.Array:
+    """Guided samples as uint8 images (B, H, W, C).
 
-    scale = 1 is the conditional network and scale = 0 the unconditional one, with one evaluation per step; any other
-    scale evaluates both, in one batch of 2 B.
+    Args:
+      denoise: (x_t, t, cond) -> x_0; null: the condition that stands for none, of the shapes of `cond`.
+      weak: the denoiser to guide with, in place of the model without its condition.
     """
-    if scale == 1.0:
-        return lambda x_t, t: network(x_t, t, label)
-    null = jnp.full_like(label, null_label)
-    if scale == 0.0:
-        return lambda x_t, t: network(x_t, t, null)
+    if weak is not None:
 
-    def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        both = (jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), jnp.concatenate([label, null]))
-        conditional, unconditional = jnp.split(network(*both), 2)
-        return unconditional + scale * (conditional - unconditional)
+        def strong(x_t: jax.Array, t: jax.Array) -> jax.Array:
+            return denoise(x_t, t, cond)
 
-    return guided
+        denoiser = autoguided(strong, weak, o.guidance_scale, process, o.guidance_interval)
+    else:
+        denoiser = classifier_free(denoise, cond, null, o.guidance_scale, process, o.guidance_interval)
+    return to_uint8(draw(denoiser, process, o, keys, images.shape, num_timesteps)[0], images.levels)
+
+
+def start_std(process: Process, t: Any) -> jax.Array:
+    return jnp.asarray(prior_std(process, t), jnp.float32)
+
+
+def table_of(o: Sampling, process: Process, times: Any) -> linear.Table:
+    """The coefficients of a sampler that goes through given times."""
+    low, high = o.churn_range or (0.0, math.inf)
+    churn = linear.Churn(o.churn, low, high, o.churn_noise) if o.churn else None
+    make = {
+        "ancestral": lambda: linear.ancestral(process, times, o.variance),
+        "ddim": lambda: linear.ddim(process, times, o.eta),
+        "euler": lambda: linear.euler(process, times),
+        "euler_ancestral": lambda: linear.ddim(process, times, 1.0),
+        "heun": lambda: linear.heun(process, times, churn),
+        "dpmpp_2m": lambda: linear.dpm_solver_2m(process, times),
+        "dpmpp_2m_sde": lambda: linear.dpm_solver_2m(process, times, stochastic=True),
+        "dpmpp_3m": lambda: linear.dpm_solver_3m(process, times),
+        "unipc": lambda: linear.unipc(process, times),
+    }
+    return make[o.sampler]()
+
+
+def evaluations(o: Sampling) -> int:
+    """How often a sampler evaluates the denoiser for an image; 0 for "ode", where it depends on the image."""
+    steps = len(o.times) or o.steps
+    return {"ode": 0, "heun": 2 * steps - 1, "predictor_corrector": 2 * steps}.get(o.sampler, steps)
+
+
+def predictor_corrector(
+    denoiser: Denoiser, process: Process, times: Any, x: jax.Array, keys: jax.Array, snr: float
+) -> tuple[jax.Array, jax.Array]:
+    """Ancestral steps, each after a step of Langevin dynamics (Song et al. 2021, arXiv 2011.13456, algorithms 2 to 5).
+
+        x <- x + e score + sqrt(2 e) z,  e = 2 r^2 (snr |z| / |score|)^2,  r^2 = alpha_t^2 / alpha_s^2
+
+    The norms are each image's own, where the authors' code averages them over a batch: an image does not depend on its
+    batch. Two evaluations of the denoiser at each time.
+    """
+    p = linear.steps_of(process, times)
+    c = posterior_of(p.alpha_t, p.sigma_t, p.alpha_s, p.sigma_s)
+    columns = (p.t, p.alpha_t, p.sigma_t, c.xt, c.x0, c.beta_tilde**0.5 * (p.s > 0), shrinkage(p))
+    rows = tuple(jnp.asarray(column, x.dtype) for column in columns)
+
+    def norm(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1))
+
+    def step(x: jax.Array, scanned: Any) -> tuple[jax.Array, jax.Array]:
+        number, (t, alpha, sigma, c_x, c_0, noise, shrink) = scanned
+        t = jnp.full(x.shape[:1], t)
+        z, z_step = (rng.normal(key, x.shape[1:]) for key in rng.split(rng.fold_in(keys, number), 2))
+        score = (alpha * denoiser(x, t) - x) / sigma**2
+        e = 2.0 * shrink * (snr * norm(z) / jnp.maximum(norm(score), 1e-12)) ** 2
+        e = per_image(e, x)
+        x = x + e * score + jnp.sqrt(2.0 * e) * z
+        estimate = denoiser(x, t)
+        return c_x * x + c_0 * estimate + noise * z_step, estimate
+
+    return jax.lax.scan(step, x, (jnp.arange(len(rows[0])), rows))
+
+
+def shrinkage(p: linear.Steps) -> Any:
+    """alpha_t^2 / alpha_s^2 of each step: 1 - beta of a chain; 1 where the variance explodes."""
+    return (p.alpha_t / p.alpha_s) ** 2

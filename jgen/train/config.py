@@ -81,6 +81,16 @@ class Config:
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
 
+    @staticmethod
+    def upgrade(document: dict[str, Any]) -> dict[str, Any]:
+        """The JSON object of a `Config` as this version writes it: up to 0.1 a role's learning rate had a multiple."""
+        optimiser = dict(document.get("optimiser", {}))
+        scales = optimiser.pop("scales", [])
+        if scales:
+            rate = optimiser.get("learning_rate", Optimiser.learning_rate)
+            optimiser["by_role"] = [[role, "learning_rate", scale * rate] for role, scale in scales]
+        return {**document, "optimiser": optimiser} if "optimiser" in document else document
+
 
 def tiny_training(config: Config) -> Config:
     """The same in forty small steps, with logs, scores and checkpoints between: for tests."""
@@ -159,13 +169,3 @@ def check_optimiser(optimiser: Optimiser, where: str = "train.optimiser.") -> No
 def ema_enabled(config: Config) -> bool:
     """Whether a moving average of the weights is kept."""
     return config.ema_decay > 0 or config.ema_half_life > 0 or config.ema_power > 0
-
-
-def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object of a `Config` as this version writes it: up to 0.1 a role's learning rate had a multiple."""
-    optimiser = dict(document.get("optimiser", {}))
-    scales = optimiser.pop("scales", [])
-    if scales:
-        rate = optimiser.get("learning_rate", Optimiser.learning_rate)
-        optimiser["by_role"] = [[role, "learning_rate", scale * rate] for role, scale in scales]
-    return {**document, "optimiser": optimiser} if "optimiser" in document else document

@@ -13,7 +13,6 @@ from typing import Any
 
 from jgen.core.files import drop_unfinished, finite_or_none, lock, written_whole
 from jgen.errors import UserError, require
-from jgen.train import config
 
 PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 
@@ -108,8 +107,6 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
         first = experiment.pop("first_stage", "")
         if first:
             experiment["frozen"] = {"autoencoder": first}
-        if isinstance(experiment.get("train"), dict):
-            experiment["train"] = config.upgrade(experiment["train"])
         new["experiment"] = experiment
     if isinstance(images := new.pop("images", None), dict):
         images = dict(images)

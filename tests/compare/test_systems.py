@@ -6,7 +6,7 @@ from jgen.compare import systems
 from jgen.compare.facts import Facts
 from jgen.errors import UserError
 
-CONFIG = '''
+CONFIG = """
 from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
@@ -19,7 +19,7 @@ def get_config(variant):
     return Experiment(Config(), Data(name="digits"), frozen=FROZEN_RUNS)
 
 
-'''
+"""
 
 
 @pytest.fixture

@@ -1,0 +1,97 @@
+"""Guidance of denoisers: D = D_weak + scale (D_strong - D_weak) in place of D_strong.
+
+Guided predictions of x_0, of eps, of v and of a velocity are the same, since each is a line in the others.
+
+Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) has the model without its condition as the weak one,
+autoguidance (Karras et al. 2024, arXiv 2406.02507) a smaller model, or one that was trained less. Outside an interval
+of the noise the strong model is better unguided (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import Cond
+from jgen.errors import require
+from jgen.prob.process import Denoiser, Process, scales
+
+Conditional = Callable[[jax.Array, jax.Array, Cond], jax.Array]  # (x_t, t, cond) -> x_0
+
+
+def classifier_free(
+    denoise: Conditional, cond: Cond, null: Cond, scale: float, process: Process, interval: tuple[float, ...]
+) -> Denoiser:
+    """(x_t, t) -> guided x_0: D(null) + scale (D(cond) - D(null)).
+
+    Scale 1 is the conditional model and scale 0 the unconditional one, with one evaluation a step; any other scale
+    evaluates both, in one batch of 2 B.
+
+    Args:
+      interval: of sigma / alpha, within which there is guidance, the conditional model outside; (): everywhere.
+    """
+    if scale == 1.0:
+        return lambda x_t, t: denoise(x_t, t, cond)
+    if scale == 0.0 and not interval:
+        return lambda x_t, t: denoise(x_t, t, null)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+
+    def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        stacked = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
+        conditional, unconditional = jnp.split(stacked, 2)
+        weight = weight_at(process, x_t, t, scale, interval)
+        return unconditional + weight * (conditional - unconditional)
+
+    return guided
+
+
+def autoguided(
+    strong: Denoiser, weak: Denoiser, scale: float, process: Process, interval: tuple[float, ...]
+) -> Denoiser:
+    """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak), within an interval of sigma / alpha."""
+    if scale == 1.0:
+        return strong
+
+    def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        base = weak(x_t, t)
+        return base + weight_at(process, x_t, t, scale, interval) * (strong(x_t, t) - base)
+
+    return guided
+
+
+def weight_at(
+    process: Process, x_t: jax.Array, t: jax.Array, scale: float, interval: tuple[float, ...]
+) -> jax.Array | float:
+    """The scale of guidance at times t (B,): 1 outside the interval."""
+    if not interval:
+        return scale
+    alpha, sigma = scales(process, t, x_t)
+    low, high = interval
+    return jnp.where((sigma >= low * alpha) & (sigma <= high * alpha), scale, 1.0)
+
+
+def drop_label(keys: jax.Array, cond: Cond, rate: float, null_label: int) -> Cond:
+    """The condition with each image's label replaced by the null label with probability `rate`; keys (B,)."""
+    if "label" not in cond:
+        return cond
+    return {**cond, "label": jnp.where(rng.bernoulli(keys, rate), null_label, cond["label"])}
+
+
+def without_label(cond: Cond, null_label: int) -> Cond:
+    """The condition with the null label in place of every label."""
+    return {**cond, "label": jnp.full_like(cond["label"], null_label)} if "label" in cond else cond
+
+
+def clipped(denoise: Denoiser) -> Denoiser:
+    """The same with x_0 clipped to [-1, 1]."""
+    return lambda x_t, t: jnp.clip(denoise(x_t, t), -1.0, 1.0)
+
+
+def check_guidance(scale: float, guidable: bool, needs: str) -> None:
+    """Raises `UserError` for guidance out of range, or of a model that has none; `needs` says what it would take."""
+    require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be zero or above, and finite")
+    require(guidable or scale == 1.0, f"guidance_scale is {scale}: it must be 1 in a model without {needs}")
