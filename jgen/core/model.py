@@ -178,7 +178,8 @@ class GenerativeModel(NamedTuple):
     prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
                  batch statistics).
     functions:   {name: function}, what the model lends to models that stand on it, with the signatures
-                 denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in [0, 1];
+                 denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
+                 process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).
     averages:    the roles whose average is kept, to sample and score with; None for all.

@@ -81,6 +81,8 @@ class UNet(nn.Module):
     head_dim:    width of an attention head.
     num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
 
+    vector (B, D), where it is given, is a further condition, such as how an image was augmented.
+
     t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
     """
 
@@ -95,8 +97,15 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-        embedding = self.embed(t, label)
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        label: jax.Array | None,
+        keys: jax.Array | None,
+        vector: jax.Array | None = None,
+    ) -> jax.Array:
+        embedding = self.embed(t, label, vector)
         count = 0
 
         def resnet(h: jax.Array, features: int, name: str) -> jax.Array:
@@ -137,14 +146,16 @@ class UNet(nn.Module):
         h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
 
-    def embed(self, t: jax.Array, label: jax.Array | None) -> jax.Array:
-        """The SiLU of the time and class embedding, (B, 4 * channels[0]); every block projects it to its width."""
+    def embed(self, t: jax.Array, label: jax.Array | None, vector: jax.Array | None) -> jax.Array:
+        """The SiLU of the embedding of all conditions, (B, 4 * channels[0]); every block projects it to its width."""
         width = 4 * self.channels[0]
         h = sinusoidal_embedding(t, self.channels[0]).astype(self.dtype)
         h = nn.silu(nn.Dense(width, dtype=self.dtype, name="time1")(h))
         h = nn.Dense(width, dtype=self.dtype, name="time2")(h)
         if self.num_classes:
             h = h + nn.Embed(self.num_classes, width, dtype=self.dtype, name="classes")(label)
+        if vector is not None:
+            h = h + nn.Dense(width, use_bias=False, dtype=self.dtype, name="vector")(vector)
         return nn.silu(h)
 
 

@@ -8,10 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jgen.core import keys as rng
+
 
 def to_float(images: jax.Array, levels: int) -> jax.Array:
     """uint8 0 .. levels - 1 to float32 in [-1, 1], level k at 2 k / (levels - 1) - 1."""
     return images.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0
+
+
+def dequantise_to_float(keys: jax.Array, images: jax.Array, levels: int) -> jax.Array:
+    """The same with uniform noise as wide as the distance of two levels, 2 / (levels - 1), around each; keys (B,)."""
+    u = rng.uniform(keys, images.shape[1:])
+    return to_float(images, levels) + (u - 0.5) * (2.0 / (levels - 1))
 
 
 def to_uint8(x: jax.Array, levels: int) -> jax.Array:

@@ -119,29 +119,24 @@ def draw(
     denoiser: Denoiser,
     process: Process,
     o: Sampling,
+    noise: jax.Array,
     keys: jax.Array,
-    shape: tuple[int, ...],
     num_timesteps: int = 0,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Images of a denoiser, and the denoised images of each of its evaluations.
+) -> tuple[jax.Array, jax.Array]:
+    """Images of a denoiser by a sampler that goes through explicit times, and the denoised images of each of its evaluations.
 
     Args:
-      denoiser: guided, and not clipped; keys: (B,), one an image; shape: of an image, (H, W, C).
+      denoiser: guided and clipped, where that is wanted; noise: standard normal (B, H, W, C), from which sampling begins.
+      keys: (B,), one an image, of the noise added on the way.
       num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
     Returns:
-      x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C), or None for "ode".
+      x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C).
     """
-    denoiser = clipped(denoiser) if o.clip else denoiser
-    key_start, key_steps = rng.split(keys, 2)
-    noise = rng.normal(key_start, shape)
-    if o.sampler == "ode":
-        end = time_of(process, -np.log(np.array([o.low])))[0]
-        return adaptive(denoiser, process, noise * start_std(process, 1.0), o.tolerance, end), None
     times = times_of(o, process, num_timesteps)
     x = noise * start_std(process, times[0])
     if o.sampler == "predictor_corrector":
-        return predictor_corrector(denoiser, process, times, x, key_steps, o.corrector_snr)
-    return linear.run(denoiser, table_of(o, process, times), x, key_steps)
+        return predictor_corrector(denoiser, process, times, x, keys, o.corrector_snr)
+    return linear.run(denoiser, table_of(o, process, times), x, keys)
 
 
 def generate(
@@ -153,7 +148,7 @@ def generate(
     null: Cond,
     images: ImageSpec,
     num_timesteps: int = 0,
-    weak: Denoiser | None = None,
+    weak: Conditional | None = None,
 ) -> jax.Array:
     """Guided samples as uint8 images (B, H, W, C).
 
@@ -161,15 +156,26 @@ def generate(
       denoise: (x_t, t, cond) -> x_0; null: the condition that stands for none, of the shapes of `cond`.
       weak: the denoiser to guide with, in place of the model without its condition.
     """
-    if weak is not None:
+    scale, interval = o.guidance_scale, o.guidance_interval
 
-        def strong(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return denoise(x_t, t, cond)
+    def guided(cond: Cond, null: Cond) -> Denoiser:
+        if weak is not None:
+            denoiser = autoguided(denoise, weak, cond, scale, process, interval)
+        else:
+            denoiser = classifier_free(denoise, cond, null, scale, process, interval)
+        return clipped(denoiser) if o.clip else denoiser
 
-        denoiser = autoguided(strong, weak, o.guidance_scale, process, o.guidance_interval)
+    key_start, key_steps = rng.split(keys, 2)
+    noise = rng.normal(key_start, images.shape)
+    if o.sampler == "ode":
+        end = time_of(process, -np.log(np.array([o.low])))[0]
+        both = {"cond": cond, "null": null}
+        x_0 = adaptive(
+            lambda x, t, cond: guided(**cond)(x, t), process, noise * start_std(process, 1.0), both, o.tolerance, end
+        )
     else:
-        denoiser = classifier_free(denoise, cond, null, o.guidance_scale, process, o.guidance_interval)
-    return to_uint8(draw(denoiser, process, o, keys, images.shape, num_timesteps)[0], images.levels)
+        x_0, _ = draw(guided(cond, null), process, o, noise, key_steps, num_timesteps)
+    return to_uint8(x_0, images.levels)
 
 
 def start_std(process: Process, t: Any) -> jax.Array:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Cond
+from jgen.core.model import Cond, DataSpec, GenerativeModel
 from jgen.errors import require
 from jgen.prob.process import Denoiser, Process, scales
 
@@ -50,15 +51,15 @@ def classifier_free(
 
 
 def autoguided(
-    strong: Denoiser, weak: Denoiser, scale: float, process: Process, interval: tuple[float, ...]
+    strong: Conditional, weak: Conditional, cond: Cond, scale: float, process: Process, interval: tuple[float, ...]
 ) -> Denoiser:
     """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak), within an interval of sigma / alpha."""
     if scale == 1.0:
-        return strong
+        return lambda x_t, t: strong(x_t, t, cond)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        base = weak(x_t, t)
-        return base + weight_at(process, x_t, t, scale, interval) * (strong(x_t, t) - base)
+        base = weak(x_t, t, cond)
+        return base + weight_at(process, x_t, t, scale, interval) * (strong(x_t, t, cond) - base)
 
     return guided
 
@@ -95,3 +96,15 @@ def check_guidance(scale: float, guidable: bool, needs: str) -> None:
     """Raises `UserError` for guidance out of range, or of a model that has none; `needs` says what it would take."""
     require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be zero or above, and finite")
     require(guidable or scale == 1.0, f"guidance_scale is {scale}: it must be 1 in a model without {needs}")
+
+
+def require_same_process(role: str, model: GenerativeModel, process: Process, data: DataSpec) -> None:
+    """Raises `UserError` unless a frozen model lends a denoiser of the same images at the same noise."""
+    lends = {"denoise", "process"} <= set(model.functions)
+    require(lends, f"{role} is a {model.name}: it must be a diffusion model, which lends denoise and process")
+    shapes = model.images.shape == data.image.shape
+    require(shapes, f"{role} is of images {model.images.shape}: they must be {data.image.shape}, as in the data")
+    t = np.linspace(0.01, 1.0, 5)
+    own = model.functions["process"]({}, None)
+    same = all(np.allclose(f(t), g(t), rtol=1e-6) for f, g in zip(own, process))
+    require(same, f"{role} is of another process: the noise at each time must be that of this model")

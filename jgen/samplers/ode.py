@@ -12,18 +12,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jgen.core import backend
 from jgen.core import keys as rng
+from jgen.core.model import Cond
 from jgen.errors import require
 from jgen.prob.likelihoods import normal_log_prob, sum_image
-from jgen.prob.process import Denoiser, Process, noise_of, prior_std, rates
+from jgen.prob.pixels import dequantise_to_float
+from jgen.prob.process import Denoiser, Process, noise_of, prior_std, rates, time_of
 
 MAX_STEPS = 4096
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of the likelihood by the probability flow."""
+
+    tolerance: float = 1e-4
+    """Error of a step of the solver, absolute and relative."""
+    probes: int = 1
+    """Random directions in which the divergence is measured; 0: the exact divergence, with H W C derivatives."""
+    low: float = 0.001
+    """Noise, as sigma / alpha, that dequantised images are taken to have."""
+
+
+Conditional = Callable[..., jax.Array]  # (x_t, t, cond=...) -> x_0
 Field = Callable[[jax.Array, jax.Array], jax.Array]  # (x (B, H, W, C), t (B,)) -> dx/dt
 
 
@@ -77,19 +97,37 @@ def solve(
     return jax.vmap(one)(start, args)
 
 
-def adaptive(denoiser: Denoiser, process: Process, x: jax.Array, tolerance: float, low: float) -> jax.Array:
-    """The data that the probability flow leads to from noise x at t = 1; the last part, from t = low, is D."""
-    field = probability_flow(denoiser, process)
+def one_image(cond: Cond) -> Cond:
+    """The condition of one image as that of a batch of one."""
+    return jax.tree.map(lambda value: value[None], cond)
 
-    def derivative(t: jax.Array, y: jax.Array, args: None) -> jax.Array:
+
+def adaptive(
+    denoise: Conditional, process: Process, x: jax.Array, cond: Cond, tolerance: float, low: float
+) -> jax.Array:
+    """The data that the probability flow leads to from noise x at t = 1; the last part, from t = low, is D.
+
+    Args:
+      denoise: (x_t, t, cond) -> x_0; cond: {field: (B, ...)}, {} for none.
+    """
+
+    def derivative(t: jax.Array, y: jax.Array, cond: Cond) -> jax.Array:
+        field = probability_flow(partial(denoise, cond=one_image(cond)), process)
         return field(y[None], jnp.asarray(t, y.dtype)[None])[0]
 
-    end, _ = solve(derivative, x, 1.0, low, tolerance, None)
-    return denoiser(end, jnp.full(x.shape[:1], low, x.dtype))
+    end, _ = solve(derivative, x, 1.0, low, tolerance, cond)
+    return denoise(end, jnp.full(x.shape[:1], low, x.dtype), cond)
 
 
 def log_density(
-    denoiser: Denoiser, process: Process, x: jax.Array, keys: jax.Array, tolerance: float, low: float, probes: int
+    denoise: Conditional,
+    process: Process,
+    x: jax.Array,
+    cond: Cond,
+    keys: jax.Array,
+    tolerance: float,
+    low: float,
+    probes: int,
 ) -> jax.Array:
     """log p(x) in nats, float32 (B,), of the density that the probability flow carries from t = 1 to t = low.
 
@@ -97,7 +135,6 @@ def log_density(
       x: float (B, H, W, C), taken as x_t at t = low; keys: (B,), of the probes.
       probes: random directions for the divergence; 0 computes it whole, with H W C derivatives.
     """
-    field = probability_flow(denoiser, process)
     shape = x.shape[1:]
     size = math.prod(shape)
     if probes:
@@ -107,7 +144,10 @@ def log_density(
         directions = jnp.broadcast_to(whole, (x.shape[0], *whole.shape))
     weight = 1.0 / probes if probes else 1.0
 
-    def derivative(t: jax.Array, y: tuple[jax.Array, jax.Array], directions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def derivative(t: jax.Array, y: tuple[jax.Array, jax.Array], args: Any) -> tuple[jax.Array, jax.Array]:
+        directions, cond = args
+        field = probability_flow(partial(denoise, cond=one_image(cond)), process)
+
         def flow(x: jax.Array) -> jax.Array:
             return field(x[None], jnp.asarray(t, x.dtype)[None])[0]
 
@@ -116,9 +156,28 @@ def log_density(
             products = jax.vmap(lambda direction: jnp.vdot(direction, pushforward(direction)))(directions)
         return velocity, weight * jnp.sum(products)
 
-    (end, divergence), _ = solve(derivative, (x, jnp.zeros(x.shape[:1])), low, 1.0, tolerance, directions)
+    (end, divergence), _ = solve(derivative, (x, jnp.zeros(x.shape[:1])), low, 1.0, tolerance, (directions, cond))
     logvar = 2.0 * jnp.log(jnp.asarray(prior_std(process), jnp.float32))
     return sum_image(normal_log_prob(end, 0.0, logvar)) + divergence
+
+
+def log_prob(
+    denoise: Conditional, process: Process, images: jax.Array, cond: Cond, keys: jax.Array, levels: int, o: Scoring
+) -> jax.Array:
+    """An estimate of log P(images) in nats, float32 (B,): the log-density of uniformly dequantised images in [-1, 1].
+
+    In expectation over the dequantisation, an exact solution would be a lower bound (Theis et al. 2016).
+
+    Args:
+      images: uint8 (B, H, W, C), 0 .. levels - 1; keys: (B,), of the dequantisation and the probes.
+    """
+    check_ode(o.tolerance, o.probes)
+    key_noise, key_probes = rng.split(keys, 2)
+    low = time_of(process, -np.log(np.array([o.low])))[0]
+    x = dequantise_to_float(key_noise, images, levels)
+    size = math.prod(images.shape[1:])
+    density = log_density(denoise, process, x, cond, key_probes, o.tolerance, low, o.probes)
+    return density + size * math.log(2 / (levels - 1))
 
 
 def check_ode(tolerance: float, probes: int = 1) -> None:

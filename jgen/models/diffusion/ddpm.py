@@ -114,7 +114,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         best=("mse", "min"),
         log_prob=partial(log_prob, ddpm),
         likelihood="lower_bound",
-        functions={"denoise": partial(denoise, ddpm)},
+        functions={"denoise": partial(denoise, ddpm), "process": lambda params, ctx: ddpm.process},
     )
 
 

@@ -1,0 +1,209 @@
+"""Elucidated diffusion models (Karras, Aittala, Aila & Laine 2022, arXiv 2206.00364).
+
+    x = x_0 + sigma eps,  eps ~ N(0, I)
+    D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)                                                  (equation 7)
+    c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),  c_in = 1 / sqrt(sigma^2 + s^2),
+    c_noise = ln(sigma) / 4,  s = sigma_data                                                              (table 1)
+    loss      E || F(c_in x; c_noise) - (x_0 - c_skip x) / c_out ||^2,  ln(sigma) ~ N(P_mean, P_std^2)   (equation 8)
+    sampling  Heun's method through sigma_i evenly spaced in sigma^(1/7), with churn where wanted     (algorithm 2)
+
+Glossary: x_0 data in [-1, 1]; F the network; D the denoiser; the time of the process is t = sigma / sigma_max.
+
+With a run of role `guide`, guidance is autoguidance (Karras et al. 2024, arXiv 2406.02507): D_guide + s (D - D_guide),
+with a guide that is smaller or was trained less.
+
+Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py), not DDPM++ or NCSN++; labels are embedded; augmentation
+interpolates linearly (jgen/nn/augmentation.py); sampling starts from noise of the variance sigma_max^2 + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    FrozenModel,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    frozen_context,
+    select,
+)
+from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.nn import unet as networks
+from jgen.nn.augmentation import SIZE, augment
+from jgen.prob.likelihoods import mean_image
+from jgen.prob.pixels import to_float
+from jgen.prob.process import Process, per_image
+from jgen.prob.process import edm as edm_process
+from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.guidance import drop_label, require_same_process, without_label
+
+# Table 5 of the paper, of CIFAR-10; `churn` is 0 there for the deterministic sampler.
+HEUN = Sampling(sampler="heun", steps=18, spacing="karras", low=0.002, churn_range=(0.05, 50.0), churn_noise=1.003)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A preconditioned denoiser of Gaussian noise."""
+
+    network: networks.Config = field(default_factory=networks.Config)
+    class_conditional: bool = True
+    """Condition on the label."""
+    label_dropout: float = 0.1
+    """Probability of training without the label, for classifier-free guidance."""
+    sigma_data: float = 0.5
+    """Standard deviation of the data in [-1, 1]."""
+    sigma_max: float = 80.0
+    """Noise at t = 1, where sampling begins."""
+    p_mean: float = -1.2
+    """Mean of the logarithm of the noise in training."""
+    p_std: float = 1.2
+    """Standard deviation of the logarithm of the noise in training."""
+    augment: float = 0.0
+    """Probability of each geometric augmentation; 0: none."""
+    sampling: Sampling = HEUN
+
+
+class Edm(NamedTuple):
+    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+
+    config: Config
+    images: ImageSpec
+    process: Process
+    unet: networks.UNet
+    conditions: tuple[str, ...]
+    null_label: int
+    guide: GenerativeModel | None
+
+
+def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None) -> GenerativeModel:
+    """An EDM over images of the shape, the number of levels and the classes of `data`.
+
+    Args:
+      guide: a weaker model to guide with; it lends `denoise` of the same process.
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, options out of their range, or a guide of another process.
+    """
+    check_config(config, data, guide)
+    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    conditions = ("label",) if config.class_conditional else ()
+    edm = Edm(config, data.image, edm_process(config.sigma_max), unet, conditions, data.num_classes, guide)
+    return GenerativeModel(
+        name="edm",
+        data=data,
+        init=partial(init, edm),
+        phases=(Phase(trains=("unet",), loss=partial(loss, edm)),),
+        sample=partial(sample, edm),
+        sampling=config.sampling,
+        conditions=conditions,
+        validate=partial(validate, edm),
+        best=("mse", "min"),
+        functions={"denoise": partial(denoise, edm), "process": lambda params, ctx: edm.process},
+    )
+
+
+def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
+    x = to_float(batch["image"][:1], edm.images.levels)
+    label = batch["label"][:1] if edm.conditions else None
+    augmented = jnp.zeros((1, SIZE)) if edm.config.augment else None
+    return {"unet": edm.unet.init(key, x, jnp.ones(1), label, None, augmented)["params"]}, {}
+
+
+class Preconditioning(NamedTuple):
+    """The four numbers of table 1, each (B, 1, 1, 1) but `noise`, (B,)."""
+
+    skip: jax.Array
+    out: jax.Array
+    input: jax.Array
+    noise: jax.Array
+
+
+def preconditioning(sigma: jax.Array, sigma_data: float, like: jax.Array) -> Preconditioning:
+    """sigma (B,)."""
+    total = sigma**2 + sigma_data**2
+    skip, out, scale = sigma_data**2 / total, sigma * sigma_data * total**-0.5, total**-0.5
+    skip, out, scale = (per_image(c, like) for c in (skip, out, scale))
+    return Preconditioning(skip, out, scale, jnp.log(sigma) / 4.0)
+
+
+def errors(
+    edm: Edm,
+    params: Roles,
+    keys: jax.Array,
+    batch: Batch,
+    cond: Cond,
+    key_drop: jax.Array | None,
+    key_augment: jax.Array | None,
+) -> jax.Array:
+    """Squared error of the network F at random noise, mean over pixels: float32 (B,)."""
+    config = edm.config
+    key_sigma, key_eps = rng.split(keys, 2)
+    x_0 = to_float(batch["image"], edm.images.levels)
+    augmented = jnp.zeros((len(x_0), SIZE)) if config.augment else None
+    if config.augment and key_augment is not None:
+        x_0, augmented = augment(key_augment, x_0, config.augment)
+    sigma = jnp.exp(config.p_mean + config.p_std * rng.normal(key_sigma, ()))
+    c = preconditioning(sigma, config.sigma_data, x_0)
+    x = x_0 + per_image(sigma, x_0) * rng.normal(key_eps, edm.images.shape)
+    output = edm.unet.apply({"params": params["unet"]}, c.input * x, c.noise, cond.get("label"), key_drop, augmented)
+    return mean_image((output - (x_0 - c.skip * x) / c.out) ** 2)
+
+
+def loss(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_error, key_drop, key_label, key_augment = rng.split(keys, 4)
+    cond = drop_label(key_label, select(batch, edm.conditions), edm.config.label_dropout, edm.null_label)
+    return jnp.mean(errors(edm, params, key_error, batch, cond, key_drop, key_augment)), ({}, {})
+
+
+def validate(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"mse": errors(edm, params, keys, batch, select(batch, edm.conditions), None, None)}
+
+
+def denoise(edm: Edm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+    """D(x_t; sigma_max t), t (B,) in (0, 1]."""
+    c = preconditioning(edm.config.sigma_max * t, edm.config.sigma_data, x_t)
+    augmented = jnp.zeros((len(x_t), SIZE)) if edm.config.augment else None
+    output = edm.unet.apply({"params": params["unet"]}, c.input * x_t, c.noise, cond.get("label"), None, augmented)
+    return c.skip * x_t + c.out * output
+
+
+def sample(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(edm.config.sampling, **options)
+    check_options(o, edm.config, edm.guide)
+    model, null = partial(denoise, edm, params, ctx), without_label(cond, edm.null_label)
+    weak = None
+    if edm.guide is not None:
+        guide_params, guide_ctx = frozen_context(ctx, "guide")
+        weak = partial(edm.guide.functions["denoise"], guide_params, guide_ctx)
+    return generate(model, edm.process, o, keys, cond, null, edm.images, weak=weak)
+
+
+def check_options(o: Sampling, config: Config, guide: GenerativeModel | None) -> None:
+    """Raises `UserError` for options that the model cannot sample with."""
+    guidable = (config.class_conditional and config.label_dropout > 0) or guide is not None
+    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout, or a guide")
+
+
+def check_config(config: Config, data: DataSpec, guide: GenerativeModel | None) -> None:
+    """Raises `UserError` for a configuration that no EDM can be made of."""
+    rate = config.label_dropout
+    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
+    require(0 <= config.augment <= 1, f"augment is {config.augment}: it must be from 0 to 1")
+    require_positive(sigma_data=config.sigma_data, sigma_max=config.sigma_max, p_std=config.p_std)
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    if guide is not None:
+        require_same_process("guide", guide, edm_process(config.sigma_max), data)
+    with defaults_of("sampling"):
+        check_options(config.sampling, config, guide)

@@ -1,0 +1,222 @@
+"""Flow matching: a velocity field that carries noise to data along chosen paths.
+
+Lipman, Chen, Ben-Hamu, Nickel & Le 2023 (arXiv 2210.02747); rectified flow, Liu, Gong & Liu 2023 (arXiv 2209.03003);
+minibatch optimal transport, Tong et al. 2024 (arXiv 2302.00482); interpolants, Ma et al. 2024 (arXiv 2401.08740).
+
+    path      x_t = alpha(t) x_0 + sigma(t) eps;  linear: (1 - t) x_0 + t eps
+    loss      E || u_theta(x_t, t) - (alpha' x_0 + sigma' eps) ||^2                    (Lipman et al., equation 9)
+    sampling  dx/dt = u_theta(x, t) from noise at t = 1 to data at t = 0
+    log_prob  the density that the flow carries, of dequantised images                 (Lipman et al., appendix C)
+    reflow    the same loss on pairs (eps, x_0) of the flow of a teacher               (Liu et al., algorithm 1)
+
+Glossary: x_0 data in [-1, 1]; eps noise; u the velocity. Time runs from data at 0 to noise at 1, not as Lipman's.
+
+Differs from the papers: the U-Net is DDPM's; classes and classifier-free guidance; the pairs of a teacher are drawn
+anew in each step instead of stored; optimal transport couples noise with images whatever their classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    FrozenModel,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    frozen_context,
+    select,
+)
+from jgen.errors import defaults_of, require, require_labels
+from jgen.nn import unet as networks
+from jgen.prob import process as processes
+from jgen.prob.coupling import optimal_transport
+from jgen.prob.likelihoods import mean_image
+from jgen.prob.pixels import dequantise_to_float, to_float
+from jgen.samplers import ode
+from jgen.samplers.diffusion import Sampling, check_sampling, draw, generate
+from jgen.samplers.guidance import drop_label, require_same_process, without_label
+
+TIME_SCALE = 1000.0  # of t in [0, 1], for an embedding that was made for steps 1 .. 1000
+PATHS = {"linear": processes.linear, "cosine": processes.cosine}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A velocity field of images."""
+
+    network: networks.Config = field(default_factory=networks.Config)
+    class_conditional: bool = True
+    """Condition on the label."""
+    label_dropout: float = 0.1
+    """Probability of training without the label, for classifier-free guidance."""
+    path: Literal["linear", "cosine"] = "linear"
+    """From data to noise: the straight line, or a quarter of a circle, which preserves the variance."""
+    coupling: Literal["independent", "optimal_transport"] = "independent"
+    """Which noise goes with which image: any, or that with the shortest ways within a batch."""
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """Distribution of t in training; logit_normal dwells on the middle (Esser et al. 2024, arXiv 2403.03206)."""
+    dequantise: bool = True
+    """Train on images with uniform noise as wide as a level, for which likelihoods are."""
+    teacher: Sampling = Sampling(sampler="heun", steps=8, clip=False)
+    """Sampling from the run of role teacher, where there is one, for reflow."""
+    scoring: ode.Scoring = ode.Scoring()
+    sampling: Sampling = Sampling(sampler="heun", steps=25)
+
+
+class FlowMatching(NamedTuple):
+    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+
+    config: Config
+    images: ImageSpec
+    process: processes.Process
+    unet: networks.UNet
+    conditions: tuple[str, ...]
+    null_label: int
+    teacher: GenerativeModel | None
+
+
+def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = None) -> GenerativeModel:
+    """A flow over images of the shape, the number of levels and the classes of `data`.
+
+    Args:
+      teacher: a model of the same process whose pairs of noise and images are learned (reflow), from its parameters on.
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
+    """
+    check_config(config, data, teacher)
+    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    conditions = ("label",) if config.class_conditional else ()
+    flow = FlowMatching(config, data.image, PATHS[config.path](), unet, conditions, data.num_classes, teacher)
+    return GenerativeModel(
+        name="flow_matching",
+        data=data,
+        init=partial(init, flow),
+        phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
+        sample=partial(sample, flow),
+        sampling=config.sampling,
+        conditions=conditions,
+        validate=partial(validate, flow),
+        best=("mse", "min"),
+        log_prob=partial(log_prob, flow),
+        scoring=config.scoring,
+        likelihood="estimate",
+        functions={"denoise": partial(denoise, flow), "process": lambda params, ctx: flow.process},
+    )
+
+
+def init(flow: FlowMatching, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
+    """New parameters, or the teacher's where it has the same network."""
+    x = to_float(batch["image"][:1], flow.images.levels)
+    label = batch["label"][:1] if flow.conditions else None
+    params = flow.unet.init(key, x, jnp.ones(1), label, None)["params"]
+    if "teacher" in frozen:
+        taught = frozen["teacher"].params.get("unet")
+        if jax.tree.map(jnp.shape, taught) == jax.tree.map(jnp.shape, params):
+            params = jax.tree.map(jnp.copy, taught)
+    return {"unet": params}, {}
+
+
+def pairs(flow: FlowMatching, ctx: Context, keys: jax.Array, batch: Batch, cond: Cond) -> tuple[jax.Array, jax.Array]:
+    """Images x_0 and the noise eps that goes with each, (B, H, W, C): of the data, or of the teacher's flow."""
+    key_noise, key_level, key_steps = rng.split(keys, 3)
+    eps = rng.normal(key_noise, flow.images.shape)
+    if flow.teacher is not None:
+        params, frozen_ctx = frozen_context(ctx, "teacher")
+        denoiser = partial(flow.teacher.functions["denoise"], params, frozen_ctx, cond=cond)
+        x_0, _ = draw(denoiser, flow.process, flow.config.teacher, eps, key_steps)
+        return jax.lax.stop_gradient(x_0), eps
+    x_0 = to_float(batch["image"], flow.images.levels)
+    if flow.config.dequantise:
+        x_0 = dequantise_to_float(key_level, batch["image"], flow.images.levels)
+    return x_0, optimal_transport(eps, x_0) if flow.config.coupling == "optimal_transport" else eps
+
+
+def errors(
+    flow: FlowMatching, params: Roles, keys: jax.Array, x_0: jax.Array, eps: jax.Array, cond: Cond, drop: Any
+) -> jax.Array:
+    """Squared error of the velocity at a random t, mean over pixels: float32 (B,); `drop` has the keys of dropout."""
+    if flow.config.times == "uniform":
+        t = rng.uniform(keys, ())
+    else:
+        t = jax.nn.sigmoid(rng.normal(keys, ()))
+    x_t = processes.add_noise(flow.process, x_0, t, eps)
+    alpha_rate, sigma_rate = processes.rates(flow.process, t, x_t)
+    return mean_image((velocity(flow, params, x_t, t, cond, drop) - (alpha_rate * x_0 + sigma_rate * eps)) ** 2)
+
+
+def velocity(
+    flow: FlowMatching, params: Roles, x_t: jax.Array, t: jax.Array, cond: Cond, drop: jax.Array | None
+) -> jax.Array:
+    """u_theta(x_t, t)."""
+    return flow.unet.apply({"params": params["unet"]}, x_t, TIME_SCALE * t, cond.get("label"), drop)
+
+
+def loss(
+    flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_pairs, key_time, key_drop, key_label = rng.split(keys, 4)
+    cond = select(batch, flow.conditions)
+    x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)
+    cond = drop_label(key_label, cond, flow.config.label_dropout, flow.null_label)
+    return jnp.mean(errors(flow, params, key_time, x_0, eps, cond, key_drop)), ({}, {})
+
+
+def validate(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    key_pairs, key_time = rng.split(keys, 2)
+    cond = select(batch, flow.conditions)
+    x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)
+    return {"mse": errors(flow, params, key_time, x_0, eps, cond, None)}
+
+
+def denoise(flow: FlowMatching, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+    """The x_0 to which the velocity at x_t and t (B,) in (0, 1] belongs."""
+    return processes.to_x0("velocity", flow.process, x_t, t, velocity(flow, params, x_t, t, cond, None))
+
+
+def sample(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(flow.config.sampling, **options)
+    check_options(o, flow.config)
+    model, null = partial(denoise, flow, params, ctx), without_label(cond, flow.null_label)
+    return generate(model, flow.process, o, keys, cond, null, flow.images)
+
+
+def log_prob(
+    flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    o = replace(flow.config.scoring, **options)
+    return ode.log_prob(partial(denoise, flow, params, ctx), flow.process, x, cond, keys, flow.images.levels, o)
+
+
+def check_options(o: Sampling, config: Config) -> None:
+    """Raises `UserError` for options that the model cannot sample with."""
+    guidable = config.class_conditional and config.label_dropout > 0
+    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout")
+
+
+def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None) -> None:
+    """Raises `UserError` for a configuration that no flow can be made of."""
+    rate = config.label_dropout
+    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    if teacher is not None:
+        require_same_process("teacher", teacher, PATHS[config.path](), data)
+        require(config.coupling == "independent", f"coupling is {config.coupling}: a teacher couples noise and images")
+    ode.check_ode(config.scoring.tolerance, config.scoring.probes)
+    with defaults_of("sampling"):
+        check_options(config.sampling, config)
+    with defaults_of("teacher"):
+        require(config.teacher.sampler != "ode", "sampler is ode: a teacher goes through explicit times")
+        check_sampling(config.teacher, guidable=False, needs="guidance of its own")

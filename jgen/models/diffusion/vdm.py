@@ -1,0 +1,305 @@
+"""Variational diffusion models (Kingma, Salimans, Poole & Ho 2021, arXiv 2107.00630).
+
+    z_t = alpha_t x + sigma_t eps,  sigma_t^2 = sigmoid(gamma(t)),  alpha_t^2 = sigmoid(-gamma(t))     (equation 1)
+    -log p(x) <= KL(q(z_1 | x) || N(0, I)) - E log p(x | z_0) + L                                      (equation 11)
+    L = 1/2 E_{t, eps} gamma'(t) || eps - eps_theta(z_t, gamma(t)) ||^2,  t uniform on [0, 1]          (equation 17)
+    p(x | z_0) = prod_i softmax over the levels of -1/2 e^{-gamma(0)} (z_0 / alpha_0 - level)^2        (appendix B)
+
+gamma increases with t. Its ends are trained by the bound, which does not depend on what is between them; that is trained to
+minimise the variance of the bound's estimate, E (per-image loss)^2 (appendix I.2). Times of a batch are evenly spaced from
+a shared random offset (appendix I.1).
+
+Glossary: x data in [-1, 1]; z_t noisy data; eps noise; gamma = -log(alpha^2 / sigma^2); t as in the paper, 0 for data.
+
+Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py); classes and classifier-free guidance; what is between the
+ends of gamma moves in steps of its own; a sample is the denoised image of the last time, not a draw from p(x | z_0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    every,
+    select,
+)
+from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.nn import unet as networks
+from jgen.prob.likelihoods import flatten, normal_kl, sum_image
+from jgen.prob.pixels import to_float
+from jgen.prob.process import Process, from_log_snr, per_image
+from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.guidance import drop_label, without_label
+
+TIME_SCALE = 1000.0  # of (gamma - gamma_0) / (gamma_1 - gamma_0), for an embedding that was made for steps 1 .. 1000
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of the bound."""
+
+    times: int = 64
+    """Times at which an image's bound is estimated, one in each of as many equal parts of [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Diffusion with a learned noise schedule and a tight bound."""
+
+    network: networks.Config = field(default_factory=networks.Config)
+    class_conditional: bool = True
+    """Condition on the label."""
+    label_dropout: float = 0.1
+    """Probability of training without the label, for classifier-free guidance."""
+    gamma_0: float = -13.3
+    """Start of gamma at t = 0, where the image can be read off z."""
+    gamma_1: float = 5.0
+    """Start of gamma at t = 1, where nothing of it is left."""
+    schedule_features: int = 1024
+    """Width of the monotone network between the ends of gamma."""
+    schedule_every: int = 4
+    """Steps between those that train what is between the ends of gamma."""
+    fourier: tuple[int, ...] = (6, 7)
+    """Powers n of the features sin and cos of 2^n pi z that the network also sees."""
+    scoring: Scoring = Scoring()
+    sampling: Sampling = Sampling(sampler="ancestral", steps=250)
+
+
+class Schedule(nn.Module):
+    """A function of t (n,) that increases from 0 to 1: sums of sigmoids with positive weights (appendix H)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        slope = self.param("slope", nn.initializers.constant(math.log(math.e - 1.0)), ())
+        inner = self.param("inner", nn.initializers.normal(1.0), (self.features,))
+        bias = self.param("bias", nn.initializers.normal(1.0), (self.features,))
+        outer = self.param("outer", nn.initializers.normal(1.0), (self.features,))
+
+        def rising(t: jax.Array) -> jax.Array:
+            hidden = jnp.tanh(0.5 * (nn.softplus(inner) * (2.0 * t[:, None] - 1.0) + bias))
+            return nn.softplus(slope) * 2.0 * t + jnp.sum(nn.softplus(outer) * hidden, axis=1) / self.features
+
+        start, end = rising(jnp.zeros(1)), rising(jnp.ones(1))
+        return (rising(t) - start) / (end - start)
+
+
+class Vdm(NamedTuple):
+    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+
+    config: Config
+    images: ImageSpec
+    unet: networks.UNet
+    schedule: Schedule
+    conditions: tuple[str, ...]
+    null_label: int
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """A VDM over images of the shape, the number of levels and the classes of `data`.
+
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, or options out of their range.
+    """
+    check_config(config, data)
+    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    conditions = ("label",) if config.class_conditional else ()
+    vdm = Vdm(config, data.image, unet, Schedule(config.schedule_features), conditions, data.num_classes)
+    return GenerativeModel(
+        name="vdm",
+        data=data,
+        init=partial(init, vdm),
+        phases=(
+            Phase(trains=("unet", "ends"), loss=partial(loss, vdm), name="bound"),
+            Phase(
+                trains=("schedule",), loss=partial(variance, vdm), runs=every(config.schedule_every), name="schedule"
+            ),
+        ),
+        sample=partial(sample, vdm),
+        sampling=config.sampling,
+        conditions=conditions,
+        validate=partial(validate, vdm),
+        best=("bits_per_dim", "min"),
+        log_prob=partial(log_prob, vdm),
+        scoring=config.scoring,
+        likelihood="lower_bound",
+        functions={"denoise": partial(denoise, vdm), "process": lambda params, ctx: process_of(vdm, params)},
+    )
+
+
+def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    key_unet, key_schedule = rng.split_key(key, 2)
+    z = features(vdm, to_float(batch["image"][:1], vdm.images.levels))
+    label = batch["label"][:1] if vdm.conditions else None
+    ends = {"gamma_0": jnp.float32(vdm.config.gamma_0), "gamma_1": jnp.float32(vdm.config.gamma_1)}
+    return {
+        "unet": vdm.unet.init(key_unet, z, jnp.ones(1), label, None)["params"],
+        "ends": ends,
+        "schedule": vdm.schedule.init(key_schedule, jnp.ones(1))["params"],
+    }, {}
+
+
+def gamma_of(vdm: Vdm, params: Roles) -> Callable[[Any], jax.Array]:
+    """gamma(t) of times (n,)."""
+    low, high = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
+
+    def gamma(t: Any) -> jax.Array:
+        flat = jnp.asarray(t, jnp.float32).reshape(-1)
+        return (low + (high - low) * vdm.schedule.apply({"params": params["schedule"]}, flat)).reshape(jnp.shape(t))
+
+    return gamma
+
+
+def process_of(vdm: Vdm, params: Roles) -> Process:
+    """The process with the learned schedule."""
+    gamma = gamma_of(vdm, params)
+    return from_log_snr(lambda t: -gamma(t))
+
+
+def features(vdm: Vdm, z: jax.Array) -> jax.Array:
+    """z and its Fourier features (appendix C), (B, H, W, C (1 + 2 F))."""
+    angles = [2.0**n * math.pi * z for n in vdm.config.fourier]
+    return jnp.concatenate([z, *(f(a) for a in angles for f in (jnp.sin, jnp.cos))], axis=-1)
+
+
+def predict_noise(
+    vdm: Vdm, params: Roles, z: jax.Array, gamma: jax.Array, cond: Cond, key_drop: jax.Array | None
+) -> jax.Array:
+    """eps_theta(z_t, gamma); gamma (B,)."""
+    low, high = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
+    time = TIME_SCALE * jax.lax.stop_gradient((gamma - low) / (high - low))
+    output = vdm.unet.apply({"params": params["unet"]}, features(vdm, z), time, cond.get("label"), key_drop)
+    return z + output  # the noise is most of z for most times
+
+
+def diffusion_loss(
+    vdm: Vdm, params: Roles, keys: jax.Array, t: jax.Array, x: jax.Array, cond: Cond, key_drop: jax.Array | None
+) -> jax.Array:
+    """1/2 gamma'(t) || eps - eps_theta ||^2 at times t (B,): nats an image, float32 (B,)."""
+    gamma, rate = jax.jvp(gamma_of(vdm, params), (t,), (jnp.ones_like(t),))
+    eps = rng.normal(keys, vdm.images.shape)
+    alpha, sigma = jax.nn.sigmoid(-gamma) ** 0.5, jax.nn.sigmoid(gamma) ** 0.5
+    z = per_image(alpha, x) * x + per_image(sigma, x) * eps
+    return 0.5 * rate * sum_image((eps - predict_noise(vdm, params, z, gamma, cond, key_drop)) ** 2)
+
+
+def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """KL(q(z_1 | x) || N(0, I)) and -log p(x | z_0) with one draw of z_0: nats an image, (B,) each."""
+    levels = vdm.images.levels
+    gamma_0, gamma_1 = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
+    x = to_float(images, levels)
+    prior = sum_image(normal_kl(jax.nn.sigmoid(-gamma_1) ** 0.5 * x, jax.nn.log_sigmoid(gamma_1), 0.0, 0.0))
+    # z_0 / alpha_0 = x + e^{gamma_0 / 2} eps
+    reading = flatten(x + jnp.exp(0.5 * gamma_0) * rng.normal(keys, vdm.images.shape))
+    values = to_float(jnp.arange(levels), levels)
+    logits = jax.nn.log_softmax(-0.5 * jnp.exp(-gamma_0) * (reading[..., None] - values) ** 2)
+    log_p = jnp.take_along_axis(logits, flatten(images).astype(jnp.int32)[..., None], axis=-1)
+    return prior, -jnp.sum(log_p, axis=(1, 2))
+
+
+def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """The bound, in bits per dimension."""
+    key_eps, key_ends, key_drop, key_label = rng.split(keys, 4)
+    cond = drop_label(key_label, select(batch, vdm.conditions), vdm.config.label_dropout, vdm.null_label)
+    x = to_float(batch["image"], vdm.images.levels)
+    diffusion = diffusion_loss(vdm, params, key_eps, spread_times(ctx, batch), x, cond, key_drop)
+    prior, reconstruction = end_losses(vdm, params, key_ends, batch["image"])
+    scale = 1.0 / (vdm.images.size * math.log(2.0))
+    parts = {"prior": prior, "reconstruction": reconstruction, "diffusion": diffusion}
+    metrics = {name: scale * jnp.mean(part) for name, part in parts.items()}
+    return sum(metrics.values(), jnp.float32(0.0)), (metrics, {})
+
+
+def spread_times(ctx: Context, batch: Batch) -> jax.Array:
+    """Times (B,), evenly spaced over the global batch from a random offset that all examples share."""
+    return (jax.random.uniform(ctx.key) + batch["place"]) % 1.0
+
+
+def variance(
+    vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """E (per-image diffusion loss)^2, in (bits per dimension)^2: its mean does not depend on the schedule."""
+    x, cond = to_float(batch["image"], vdm.images.levels), select(batch, vdm.conditions)
+    diffusion = diffusion_loss(vdm, params, keys, spread_times(ctx, batch), x, cond, None)
+    return jnp.mean((diffusion / (vdm.images.size * math.log(2.0))) ** 2), ({}, {})
+
+
+def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Cond, times: int) -> jax.Array:
+    """The lower bound on log p(images) in nats, float32 (B,), with one time in each of `times` parts of [0, 1]."""
+    key_ends, key_times = rng.split(keys, 2)
+    x = to_float(images, vdm.images.levels)
+
+    def part(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        key_t, key_eps = rng.split(rng.fold_in(key_times, number), 2)
+        t = (number + rng.uniform(key_t, ())) / times
+        return total + diffusion_loss(vdm, params, key_eps, t, x, cond, None) / times, None
+
+    diffusion, _ = jax.lax.scan(part, jnp.zeros(len(x)), jnp.arange(times))
+    prior, reconstruction = end_losses(vdm, params, key_ends, images)
+    return -(prior + reconstruction + diffusion)
+
+
+def validate(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    nats = bound(vdm, params, keys, batch["image"], select(batch, vdm.conditions), times=8)
+    return {"bits_per_dim": -nats / (vdm.images.size * math.log(2.0))}
+
+
+def log_prob(
+    vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    o = replace(vdm.config.scoring, **options)
+    require_positive(times=o.times)
+    return bound(vdm, params, keys, x, cond, o.times)
+
+
+def denoise(vdm: Vdm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+    """(z_t - sigma_t eps_theta) / alpha_t, at times t (B,) in (0, 1]."""
+    gamma = gamma_of(vdm, params)(t)
+    alpha, sigma = jax.nn.sigmoid(-gamma) ** 0.5, jax.nn.sigmoid(gamma) ** 0.5
+    eps = predict_noise(vdm, params, x_t, gamma, cond, None)
+    return (x_t - per_image(sigma, x_t) * eps) / per_image(alpha, x_t)
+
+
+def sample(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(vdm.config.sampling, **options)
+    check_options(o, vdm.config)
+    model, null = partial(denoise, vdm, params, ctx), without_label(cond, vdm.null_label)
+    return generate(model, process_of(vdm, params), o, keys, cond, null, vdm.images)
+
+
+def check_options(o: Sampling, config: Config) -> None:
+    """Raises `UserError` for options that the model cannot sample with."""
+    guidable = config.class_conditional and config.label_dropout > 0
+    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout")
+
+
+def check_config(config: Config, data: DataSpec) -> None:
+    """Raises `UserError` for a configuration that no VDM can be made of."""
+    rate = config.label_dropout
+    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
+    require(config.gamma_0 < config.gamma_1, f"gamma_0 is {config.gamma_0}: it must be below gamma_1, {config.gamma_1}")
+    require_positive(schedule_features=config.schedule_features, schedule_every=config.schedule_every)
+    require(all(n >= 0 for n in config.fourier), f"fourier is {config.fourier}: its powers must be zero or above")
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    with defaults_of("scoring"):
+        require_positive(times=config.scoring.times)
+    with defaults_of("sampling"):
+        check_options(config.sampling, config)
