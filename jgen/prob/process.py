@@ -121,7 +121,7 @@ def half_log_snr(process: Process, t: Any) -> Any:
 
 def time_of(process: Process, half_log_snr_value: Any, iterations: int = 60) -> Any:
     """The times in [0, 1] at which lambda has the given values, by bisection; an end of [0, 1] beyond its range."""
-    lib = library(half_log_snr_value)
+    lib = library(process.alpha(half_log_snr_value))  # a learned process answers in JAX arrays
     low, high = lib.zeros_like(half_log_snr_value), lib.ones_like(half_log_snr_value)
     for _ in range(iterations):
         middle = 0.5 * (low + high)

@@ -123,10 +123,10 @@ def draw(
     keys: jax.Array,
     num_timesteps: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Images of a denoiser by a sampler that goes through explicit times, and the denoised images of each of its evaluations.
+    """Images of a denoiser by a sampler that goes through explicit times, and its denoised images on the way.
 
     Args:
-      denoiser: guided and clipped, where that is wanted; noise: standard normal (B, H, W, C), from which sampling begins.
+      denoiser: guided and clipped, where that is wanted; noise: standard normal (B, H, W, C), to begin with.
       keys: (B,), one an image, of the noise added on the way.
       num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
     Returns:

@@ -5,14 +5,14 @@
     L = 1/2 E_{t, eps} gamma'(t) || eps - eps_theta(z_t, gamma(t)) ||^2,  t uniform on [0, 1]          (equation 17)
     p(x | z_0) = prod_i softmax over the levels of -1/2 e^{-gamma(0)} (z_0 / alpha_0 - level)^2        (appendix B)
 
-gamma increases with t. Its ends are trained by the bound, which does not depend on what is between them; that is trained to
-minimise the variance of the bound's estimate, E (per-image loss)^2 (appendix I.2). Times of a batch are evenly spaced from
-a shared random offset (appendix I.1).
+gamma increases with t. Its ends are trained by the bound, which does not depend on what is between them; that is
+trained to minimise the variance of the bound's estimate, E (per-image loss)^2 (appendix I.2). Times of a batch are
+evenly spaced from a shared random offset (appendix I.1).
 
 Glossary: x data in [-1, 1]; z_t noisy data; eps noise; gamma = -log(alpha^2 / sigma^2); t as in the paper, 0 for data.
 
-Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py); classes and classifier-free guidance; what is between the
-ends of gamma moves in steps of its own; a sample is the denoised image of the last time, not a draw from p(x | z_0).
+Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py); classes and classifier-free guidance; a sample is the
+denoised image of the last time, not a draw from p(x | z_0).
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from jgen.core.model import (
     ImageSpec,
     Phase,
     Roles,
-    every,
     select,
 )
 from jgen.errors import defaults_of, require, require_labels, require_positive
@@ -74,8 +73,6 @@ class Config:
     """Start of gamma at t = 1, where nothing of it is left."""
     schedule_features: int = 1024
     """Width of the monotone network between the ends of gamma."""
-    schedule_every: int = 4
-    """Steps between those that train what is between the ends of gamma."""
     fourier: tuple[int, ...] = (6, 7)
     """Powers n of the features sin and cos of 2^n pi z that the network also sees."""
     scoring: Scoring = Scoring()
@@ -127,12 +124,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         name="vdm",
         data=data,
         init=partial(init, vdm),
-        phases=(
-            Phase(trains=("unet", "ends"), loss=partial(loss, vdm), name="bound"),
-            Phase(
-                trains=("schedule",), loss=partial(variance, vdm), runs=every(config.schedule_every), name="schedule"
-            ),
-        ),
+        phases=(Phase(trains=("unet", "ends", "schedule"), loss=partial(loss, vdm), name="bound"),),
         sample=partial(sample, vdm),
         sampling=config.sampling,
         conditions=conditions,
@@ -191,14 +183,52 @@ def predict_noise(
 
 
 def diffusion_loss(
-    vdm: Vdm, params: Roles, keys: jax.Array, t: jax.Array, x: jax.Array, cond: Cond, key_drop: jax.Array | None
+    vdm: Vdm,
+    params: Roles,
+    keys: jax.Array,
+    gamma: jax.Array,
+    rate: jax.Array,
+    x: jax.Array,
+    cond: Cond,
+    key_drop: jax.Array | None,
 ) -> jax.Array:
-    """1/2 gamma'(t) || eps - eps_theta ||^2 at times t (B,): nats an image, float32 (B,)."""
-    gamma, rate = jax.jvp(gamma_of(vdm, params), (t,), (jnp.ones_like(t),))
+    """1/2 gamma' || eps - eps_theta ||^2 where gamma and its rate are given, (B,): nats an image, float32 (B,)."""
     eps = rng.normal(keys, vdm.images.shape)
     alpha, sigma = jax.nn.sigmoid(-gamma) ** 0.5, jax.nn.sigmoid(gamma) ** 0.5
     z = per_image(alpha, x) * x + per_image(sigma, x) * eps
     return 0.5 * rate * sum_image((eps - predict_noise(vdm, params, z, gamma, cond, key_drop)) ** 2)
+
+
+def schedule_at(vdm: Vdm, params: Roles, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """gamma and its rate at times t (B,)."""
+    return jax.jvp(gamma_of(vdm, params), (t,), (jnp.ones_like(t),))
+
+
+def diffusion_and_variance(
+    vdm: Vdm, params: Roles, keys: jax.Array, t: jax.Array, x: jax.Array, cond: Cond, key_drop: jax.Array
+) -> jax.Array:
+    """The mean of the diffusion losses, in nats, with the gradient that trains each role.
+
+    The network and the ends of gamma have the gradient of the mean of the losses, and what is between the ends that of
+    the mean of their squares, scaled: an image's loss depends on gamma at its own time alone, so one backward pass
+    gives d loss_i / d gamma_i, and 2 loss_i d loss_i / d gamma_i is the other gradient (appendix I.2).
+    """
+    trained = {"unet": params["unet"], "ends": params["ends"]}
+    fixed = jax.lax.stop_gradient(params["schedule"])
+
+    def losses(trained: Roles, gamma_offset: jax.Array, rate_offset: jax.Array) -> jax.Array:
+        all_params = {**trained, "schedule": fixed}
+        gamma, rate = schedule_at(vdm, all_params, t)
+        return diffusion_loss(vdm, all_params, keys, gamma + gamma_offset, rate + rate_offset, x, cond, key_drop)
+
+    zeros = jnp.zeros_like(t)
+    values, pullback = jax.vjp(losses, trained, zeros, zeros)
+    gradients, by_gamma, by_rate = jax.lax.stop_gradient(pullback(jnp.full_like(values, 1.0 / len(values))))
+    weight = 2.0 * jax.lax.stop_gradient(values) / (vdm.images.size * math.log(2.0))
+    gamma, rate = schedule_at(vdm, {**jax.lax.stop_gradient(trained), "schedule": params["schedule"]}, t)
+    between = jnp.sum(weight * (by_gamma * gamma + by_rate * rate))
+    linear = sum(jnp.vdot(g, p) for g, p in zip(jax.tree.leaves(gradients), jax.tree.leaves(trained))) + between
+    return jax.lax.stop_gradient(jnp.mean(values)) + linear - jax.lax.stop_gradient(linear)
 
 
 def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -220,26 +250,16 @@ def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -
     key_eps, key_ends, key_drop, key_label = rng.split(keys, 4)
     cond = drop_label(key_label, select(batch, vdm.conditions), vdm.config.label_dropout, vdm.null_label)
     x = to_float(batch["image"], vdm.images.levels)
-    diffusion = diffusion_loss(vdm, params, key_eps, spread_times(ctx, batch), x, cond, key_drop)
-    prior, reconstruction = end_losses(vdm, params, key_ends, batch["image"])
-    scale = 1.0 / (vdm.images.size * math.log(2.0))
+    diffusion = diffusion_and_variance(vdm, params, key_eps, spread_times(ctx, batch), x, cond, key_drop)
+    prior, reconstruction = (jnp.mean(part) for part in end_losses(vdm, params, key_ends, batch["image"]))
     parts = {"prior": prior, "reconstruction": reconstruction, "diffusion": diffusion}
-    metrics = {name: scale * jnp.mean(part) for name, part in parts.items()}
+    metrics = {name: part / (vdm.images.size * math.log(2.0)) for name, part in parts.items()}
     return sum(metrics.values(), jnp.float32(0.0)), (metrics, {})
 
 
 def spread_times(ctx: Context, batch: Batch) -> jax.Array:
     """Times (B,), evenly spaced over the global batch from a random offset that all examples share."""
     return (jax.random.uniform(ctx.key) + batch["place"]) % 1.0
-
-
-def variance(
-    vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
-    """E (per-image diffusion loss)^2, in (bits per dimension)^2: its mean does not depend on the schedule."""
-    x, cond = to_float(batch["image"], vdm.images.levels), select(batch, vdm.conditions)
-    diffusion = diffusion_loss(vdm, params, keys, spread_times(ctx, batch), x, cond, None)
-    return jnp.mean((diffusion / (vdm.images.size * math.log(2.0))) ** 2), ({}, {})
 
 
 def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Cond, times: int) -> jax.Array:
@@ -249,8 +269,8 @@ def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Con
 
     def part(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         key_t, key_eps = rng.split(rng.fold_in(key_times, number), 2)
-        t = (number + rng.uniform(key_t, ())) / times
-        return total + diffusion_loss(vdm, params, key_eps, t, x, cond, None) / times, None
+        gamma, rate = schedule_at(vdm, params, (number + rng.uniform(key_t, ())) / times)
+        return total + diffusion_loss(vdm, params, key_eps, gamma, rate, x, cond, None) / times, None
 
     diffusion, _ = jax.lax.scan(part, jnp.zeros(len(x)), jnp.arange(times))
     prior, reconstruction = end_losses(vdm, params, key_ends, images)
@@ -296,7 +316,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     rate = config.label_dropout
     require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
     require(config.gamma_0 < config.gamma_1, f"gamma_0 is {config.gamma_0}: it must be below gamma_1, {config.gamma_1}")
-    require_positive(schedule_features=config.schedule_features, schedule_every=config.schedule_every)
+    require_positive(schedule_features=config.schedule_features)
     require(all(n >= 0 for n in config.fourier), f"fourier is {config.fourier}: its powers must be zero or above")
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     with defaults_of("scoring"):
