@@ -1,0 +1,210 @@
+"""Score-based generative modelling through stochastic differential equations (Song et al. 2021, arXiv 2011.13456).
+
+    dx = f(x, t) dt + g(t) dw carries data at t = 0 to noise at t = 1                                 (equation 5)
+    VP      x_t = alpha x_0 + sqrt(1 - alpha^2) eps,  alpha = exp(-1/2 int beta)                       (equation 11)
+    sub-VP  the same with sigma = 1 - alpha^2                                                          (equation 12)
+    VE      x_t = x_0 + sigma_min (sigma_max / sigma_min)^t eps                                         (equation 9)
+    loss    E lambda(t) || s_theta(x_t, t) - grad log p(x_t | x_0) ||^2                                 (equation 7)
+    sampling  ancestral steps with Langevin corrections, or the probability flow                  (sections 4.2, 4.3)
+    log_prob  the density that the probability flow carries, of dequantised images                    (equation 39)
+
+Glossary: x_0 data in [-1, 1]; eps noise; s the score, -eps / sigma where x_0 is known; the network predicts eps.
+
+The weight lambda = g^2 is applied by drawing t in proportion to it (Song et al. 2021, arXiv 2101.09258, section 4).
+
+Differs from the paper: the network sees x_t / sqrt(alpha^2 + sigma^2); data are in [-1, 1] also under VE; the predictor
+is ancestral, whose step the paper's reverse diffusion approaches; classes and classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jgen.core import keys as rng
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    select,
+)
+from jgen.errors import defaults_of, require, require_labels
+from jgen.nn import unet as networks
+from jgen.prob import process as processes
+from jgen.prob.likelihoods import mean_image
+from jgen.prob.pixels import dequantise_to_float, to_float
+from jgen.samplers import ode
+from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.guidance import drop_label, without_label
+
+TIME_SCALE = 999.0  # of t in [0, 1], for an embedding that was made for steps
+SHORTEST = 1e-5  # the least time of training, as in the paper's appendix C
+
+
+@dataclass(frozen=True)
+class Config:
+    """The score of images under a stochastic differential equation."""
+
+    network: networks.Config = field(default_factory=networks.Config)
+    class_conditional: bool = True
+    """Condition on the label."""
+    label_dropout: float = 0.1
+    """Probability of training without the label, for classifier-free guidance."""
+    process: Literal["vp", "sub_vp", "ve"] = "vp"
+    """The equation: variance preserving, of a smaller variance, or exploding."""
+    beta_min: float = 0.1
+    """beta at t = 0 (vp, sub_vp)."""
+    beta_max: float = 20.0
+    """beta at t = 1 (vp, sub_vp)."""
+    sigma_min: float = 0.01
+    """Noise at t = 0 (ve)."""
+    sigma_max: float = 50.0
+    """Noise at t = 1 (ve)."""
+    weighting: Literal["simple", "likelihood"] = "simple"
+    """Weight of a time in the loss: sigma^2, for the looks of samples, or that of the likelihood, g^2."""
+    dequantise: bool = True
+    """Train on images with uniform noise as wide as a level, for which likelihoods are."""
+    scoring: ode.Scoring = ode.Scoring()
+    sampling: Sampling = Sampling(sampler="predictor_corrector", steps=1000)
+
+
+class ScoreSde(NamedTuple):
+    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+
+    config: Config
+    images: ImageSpec
+    process: processes.Process
+    unet: networks.UNet
+    conditions: tuple[str, ...]
+    null_label: int
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """A score model over images of the shape, the number of levels and the classes of `data`.
+
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, or options out of their range.
+    """
+    check_config(config, data)
+    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    conditions = ("label",) if config.class_conditional else ()
+    sde = ScoreSde(config, data.image, process_of(config), unet, conditions, data.num_classes)
+    return GenerativeModel(
+        name="score_sde",
+        data=data,
+        init=partial(init, sde),
+        phases=(Phase(trains=("unet",), loss=partial(loss, sde)),),
+        sample=partial(sample, sde),
+        sampling=config.sampling,
+        conditions=conditions,
+        validate=partial(validate, sde),
+        best=("mse", "min"),
+        log_prob=partial(log_prob, sde),
+        scoring=config.scoring,
+        likelihood="estimate",
+        functions={"denoise": partial(denoise, sde), "process": lambda params, ctx: sde.process},
+    )
+
+
+def process_of(config: Config) -> processes.Process:
+    """Raises `UserError` for numbers out of range."""
+    if config.process == "ve":
+        return processes.variance_exploding(config.sigma_min, config.sigma_max)
+    make = {"vp": processes.variance_preserving, "sub_vp": processes.sub_variance_preserving}[config.process]
+    return make(config.beta_min, config.beta_max)
+
+
+def init(sde: ScoreSde, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    x = to_float(batch["image"][:1], sde.images.levels)
+    label = batch["label"][:1] if sde.conditions else None
+    return {"unet": sde.unet.init(key, x, jnp.ones(1), label, None)["params"]}, {}
+
+
+def predict_noise(
+    sde: ScoreSde, params: Roles, x_t: jax.Array, t: jax.Array, cond: Cond, key_drop: jax.Array | None
+) -> jax.Array:
+    """-sigma s_theta(x_t, t), of the network's answer to x_t at unit scale; t (B,)."""
+    alpha, sigma = processes.scales(sde.process, t, x_t)
+    scaled = x_t / jnp.sqrt(alpha**2 + sigma**2)
+    return sde.unet.apply({"params": params["unet"]}, scaled, TIME_SCALE * t, cond.get("label"), key_drop)
+
+
+def training_times(sde: ScoreSde, keys: jax.Array) -> jax.Array:
+    """Times (B,): uniform, or with the density g^2 / sigma^2, by which the loss of eps is the likelihood's."""
+    u = rng.uniform(keys, ())
+    if sde.config.weighting == "simple":
+        return SHORTEST + (1.0 - SHORTEST) * u
+    # g^2 / sigma^2 = -2 lambda'(t), with lambda half the log signal-to-noise ratio: lambda is uniform.
+    first, last = processes.half_log_snr(sde.process, np.array([SHORTEST, 1.0]))
+    return processes.time_of(sde.process, first + u * (last - first))
+
+
+def errors(
+    sde: ScoreSde, params: Roles, keys: jax.Array, batch: Batch, cond: Cond, key_drop: jax.Array | None
+) -> jax.Array:
+    """Squared error of the noise at a random t, mean over pixels: float32 (B,)."""
+    key_t, key_eps, key_level = rng.split(keys, 3)
+    x_0 = to_float(batch["image"], sde.images.levels)
+    if sde.config.dequantise:
+        x_0 = dequantise_to_float(key_level, batch["image"], sde.images.levels)
+    t, eps = training_times(sde, key_t), rng.normal(key_eps, sde.images.shape)
+    x_t = processes.add_noise(sde.process, x_0, t, eps)
+    return mean_image((predict_noise(sde, params, x_t, t, cond, key_drop) - eps) ** 2)
+
+
+def loss(
+    sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_error, key_drop, key_label = rng.split(keys, 3)
+    cond = drop_label(key_label, select(batch, sde.conditions), sde.config.label_dropout, sde.null_label)
+    return jnp.mean(errors(sde, params, key_error, batch, cond, key_drop)), ({}, {})
+
+
+def validate(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    return {"mse": errors(sde, params, keys, batch, select(batch, sde.conditions), None)}
+
+
+def denoise(sde: ScoreSde, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+    """(x_t + sigma^2 s_theta) / alpha at times t (B,) in (0, 1] (Tweedie's formula)."""
+    return processes.to_x0("eps", sde.process, x_t, t, predict_noise(sde, params, x_t, t, cond, None))
+
+
+def sample(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(sde.config.sampling, **options)
+    check_options(o, sde.config)
+    model, null = partial(denoise, sde, params, ctx), without_label(cond, sde.null_label)
+    return generate(model, sde.process, o, keys, cond, null, sde.images)
+
+
+def log_prob(
+    sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    o = replace(sde.config.scoring, **options)
+    return ode.log_prob(partial(denoise, sde, params, ctx), sde.process, x, cond, keys, sde.images.levels, o)
+
+
+def check_options(o: Sampling, config: Config) -> None:
+    """Raises `UserError` for options that the model cannot sample with."""
+    guidable = config.class_conditional and config.label_dropout > 0
+    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout")
+
+
+def check_config(config: Config, data: DataSpec) -> None:
+    """Raises `UserError` for a configuration that no score model can be made of."""
+    rate = config.label_dropout
+    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    process_of(config)
+    ode.check_ode(config.scoring.tolerance, config.scoring.probes)
+    with defaults_of("sampling"):
+        check_options(config.sampling, config)
