@@ -123,9 +123,7 @@ def init(flow: FlowMatching, key: jax.Array, batch: Batch, frozen: Mapping[str, 
     label = batch["label"][:1] if flow.conditions else None
     params = flow.unet.init(key, x, jnp.ones(1), label, None)["params"]
     if "teacher" in frozen:
-        taught = frozen["teacher"].params.get("unet")
-        if jax.tree.map(jnp.shape, taught) == jax.tree.map(jnp.shape, params):
-            params = jax.tree.map(jnp.copy, taught)
+        params = networks.start_from(frozen["teacher"].params.get("unet"), params)
     return {"unet": params}, {}
 
 

@@ -1,0 +1,184 @@
+"""Mean flows: images in one step (Geng, Deng, Bai, Kolter & He 2025, arXiv 2505.13447).
+
+    z_t = (1 - t) x_0 + t eps,  v = eps - x_0
+    u(z_t, r, t) = 1 / (t - r) int_r^t v(z_s, s) ds, the average velocity                                  (equation 3)
+    u = v - (t - r) du/dt,  du/dt = v grad_z u + du/d(own t)                                   (equations 6 and 8)
+    loss      E w || u_theta(z_t, r, t) - sg(v - (t - r) du_theta/dt) ||^2,  w = sg (||.||^2 + c)^-p    (equations 9, 22)
+    sampling  z_r = z_t - (t - r) u_theta(z_t, r, t), from t = 1 to r = 0 in one step or more            (equation 12)
+
+Classifier-free guidance is part of what is learned: v is replaced by w v + (1 - w) u_theta(z_t, t, t | no class), and
+sampling evaluates the network once a step (equation 19).
+
+Glossary: x_0 data in [-1, 1]; eps noise; t > r the times; sg stops the gradient.
+
+Differs from the paper: the U-Net is DDPM's, with t embedded as usual and t - r as a further condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jgen.core import backend
+from jgen.core import keys as rng
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, select
+from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.nn import unet as networks
+from jgen.nn.embeddings import sinusoidal_embedding
+from jgen.prob.likelihoods import mean_image
+from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.process import per_image
+from jgen.samplers.guidance import drop_label, without_label
+
+TIME_SCALE = 1000.0  # of times in [0, 1], for an embedding that was made for steps 1 .. 1000
+EMBEDDING = 64  # width of the embedding of t - r
+LOSS_OFFSET = 1e-3  # c
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of sampling."""
+
+    steps: int = 1
+    """Steps, evenly spaced from noise to data, each an evaluation of the network."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The average velocity between any two times."""
+
+    network: networks.Config = field(default_factory=networks.Config)
+    class_conditional: bool = True
+    """Condition on the label."""
+    label_dropout: float = 0.1
+    """Probability of training without the label."""
+    guidance: float = 1.0
+    """Scale of the guidance that is learned (omega); 1: none."""
+    apart: float = 0.25
+    """Probability that t and r differ; where they are one, the loss is flow matching's."""
+    p_mean: float = -0.4
+    """Mean of the logit of the times in training."""
+    p_std: float = 1.0
+    """Standard deviation of the logit of the times in training."""
+    loss_power: float = 1.0
+    """p of the weight of an example; 0: the squared error."""
+    sampling: Sampling = Sampling()
+
+
+class MeanFlow(NamedTuple):
+    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+
+    config: Config
+    images: ImageSpec
+    unet: networks.UNet
+    conditions: tuple[str, ...]
+    null_label: int
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """A mean flow over images of the shape, the number of levels and the classes of `data`.
+
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, or options out of their range.
+    """
+    check_config(config, data)
+    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    conditions = ("label",) if config.class_conditional else ()
+    flow = MeanFlow(config, data.image, unet, conditions, data.num_classes)
+    return GenerativeModel(
+        name="mean_flow",
+        data=data,
+        init=partial(init, flow),
+        phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
+        sample=partial(sample, flow),
+        sampling=config.sampling,
+        conditions=conditions,
+    )
+
+
+def init(flow: MeanFlow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    z = to_float(batch["image"][:1], flow.images.levels)
+    label = batch["label"][:1] if flow.conditions else None
+    return {"unet": flow.unet.init(key, z, jnp.ones(1), label, None, jnp.zeros((1, EMBEDDING)))["params"]}, {}
+
+
+def average_velocity(
+    flow: MeanFlow, params: Roles, z: jax.Array, r: jax.Array, t: jax.Array, cond: Cond, key_drop: jax.Array | None
+) -> jax.Array:
+    """u_theta(z, r, t), (B, H, W, C); r and t (B,)."""
+    apart = sinusoidal_embedding(TIME_SCALE * (t - r), EMBEDDING)
+    return flow.unet.apply({"params": params["unet"]}, z, TIME_SCALE * t, cond.get("label"), key_drop, apart)
+
+
+def draw_times(config: Config, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """r <= t, (B,) each: two logit-normal numbers in order, or, unless they are to be apart, t twice."""
+    key_times, key_apart = rng.split(keys, 2)
+    both = jax.nn.sigmoid(config.p_mean + config.p_std * rng.normal(key_times, (2,)))
+    t, r = jnp.max(both, axis=1), jnp.min(both, axis=1)
+    return jnp.where(rng.bernoulli(key_apart, config.apart), r, t), t
+
+
+def target_velocity(flow: MeanFlow, params: Roles, z: jax.Array, t: jax.Array, v: jax.Array, cond: Cond) -> jax.Array:
+    """v, or with guidance w v + (1 - w) u_theta(z, t, t | no class)."""
+    scale = flow.config.guidance
+    if scale == 1.0:
+        return v
+    null = without_label(cond, flow.null_label)
+    return scale * v + (1.0 - scale) * average_velocity(flow, jax.lax.stop_gradient(params), z, t, t, null, None)
+
+
+def loss(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple]:
+    key_times, key_eps, key_drop, key_label = rng.split(keys, 4)
+    labels = select(batch, flow.conditions)
+    cond = drop_label(key_label, labels, flow.config.label_dropout, flow.null_label)
+    r, t = draw_times(flow.config, key_times)
+    x_0, eps = to_float(batch["image"], flow.images.levels), rng.normal(key_eps, flow.images.shape)
+    z = x_0 + per_image(t, x_0) * (eps - x_0)
+    v = eps - x_0
+    if flow.conditions:
+        dropped = per_image(cond["label"] == flow.null_label, v)
+        v = jnp.where(dropped, v, target_velocity(flow, params, z, t, v, labels))
+
+    def u_of(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
+        return average_velocity(flow, params, z, r, t, cond, key_drop)
+
+    with backend.plain_forms():  # forward mode
+        u, rate = jax.jvp(u_of, (z, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
+    target = jax.lax.stop_gradient(v - per_image(t - r, v) * rate)
+    square = mean_image((u - target) ** 2)
+    weight = jax.lax.stop_gradient((square + LOSS_OFFSET) ** -flow.config.loss_power)
+    return jnp.mean(weight * square), ({"mse": jnp.mean(square)}, {})
+
+
+def sample(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(flow.config.sampling, **options)
+    require_positive(steps=o.steps)
+    times = np.linspace(1.0, 0.0, o.steps + 1)
+
+    def step(z: jax.Array, ends: jax.Array) -> tuple[jax.Array, None]:
+        t, r = (jnp.full(len(keys), end) for end in ends)
+        return z - (ends[0] - ends[1]) * average_velocity(flow, params, z, r, t, cond, None), None
+
+    ends = jnp.asarray(np.stack([times[:-1], times[1:]], axis=1), jnp.float32)
+    z, _ = jax.lax.scan(step, rng.normal(keys, flow.images.shape), ends)
+    return to_uint8(z, flow.images.levels)
+
+
+def check_config(config: Config, data: DataSpec) -> None:
+    """Raises `UserError` for a configuration that no mean flow can be made of."""
+    for name in ("label_dropout", "apart"):
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"{name} is {value}: it must be from 0 to 1")
+    require_positive(p_std=config.p_std, guidance=config.guidance)
+    guidable = config.class_conditional and config.label_dropout > 0
+    needs = "it must be 1 in a model without class_conditional and label_dropout"
+    require(guidable or config.guidance == 1.0, f"guidance is {config.guidance}: {needs}")
+    require(config.loss_power >= 0, f"loss_power is {config.loss_power}: it must be zero or above")
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    with defaults_of("sampling"):
+        require_positive(steps=config.sampling.steps)
