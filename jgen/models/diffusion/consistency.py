@@ -1,12 +1,12 @@
 """Consistency models (Song, Dhariwal, Chen & Sutskever 2023, arXiv 2303.01469), as improved by Song & Dhariwal 2024
 (arXiv 2310.14189); equations are A of the first and B of the second.
 
-    f(x, sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4),  f(x, sigma_min) = x                         (A, equation 5)
+    f(x, sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4),  f(x, sigma_min) = x                         (A, eq. 5)
     loss      E w d(f(x_0 + sigma_{i+1} eps, sigma_{i+1}), sg f(x', sigma_i)),  w = 1 / (sigma_{i+1} - sigma_i)
-      training       x' = x_0 + sigma_i eps                                                              (A, equation 10)
-      distillation   x' = a Heun step of the teacher's flow from x_0 + sigma_{i+1} eps to sigma_i         (A, equation 7)
-    d(x, y) = sqrt(||x - y||^2 + c^2) - c,  c = 0.00054 sqrt(D)                                           (B, equation 7)
-    sampling  f from noise, then for each further sigma: f of the image noised again                     (A, algorithm 1)
+      training       x' = x_0 + sigma_i eps                                                              (A, eq. 10)
+      distillation   x' = a Heun step of the teacher's flow from x_0 + sigma_{i+1} eps to sigma_i         (A, eq. 7)
+    d(x, y) = sqrt(||x - y||^2 + c^2) - c,  c = 0.00054 sqrt(D)                                           (B, eq. 7)
+    sampling  f from noise, then for each further sigma: f of the image noised again                     (A, alg. 1)
 
 The N noise levels are evenly spaced in sigma^(1/7); N doubles as training goes on (B, equation 11). The level of an
 example is the one into whose interval a log-normal number falls (B, equation 10). sg stops the gradient.

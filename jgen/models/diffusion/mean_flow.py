@@ -3,7 +3,7 @@
     z_t = (1 - t) x_0 + t eps,  v = eps - x_0
     u(z_t, r, t) = 1 / (t - r) int_r^t v(z_s, s) ds, the average velocity                                  (equation 3)
     u = v - (t - r) du/dt,  du/dt = v grad_z u + du/d(own t)                                   (equations 6 and 8)
-    loss      E w || u_theta(z_t, r, t) - sg(v - (t - r) du_theta/dt) ||^2,  w = sg (||.||^2 + c)^-p    (equations 9, 22)
+    loss      E w || u_theta(z_t, r, t) - sg(v - (t - r) du_theta/dt) ||^2,  w = sg (||.||^2 + c)^-p   (equations 9, 22)
     sampling  z_r = z_t - (t - r) u_theta(z_t, r, t), from t = 1 to r = 0 in one step or more            (equation 12)
 
 Classifier-free guidance is part of what is learned: v is replaced by w v + (1 - w) u_theta(z_t, t, t | no class), and
@@ -35,7 +35,7 @@ from jgen.prob.pixels import to_float, to_uint8
 from jgen.prob.process import per_image
 from jgen.samplers.guidance import drop_label, without_label
 
-TIME_SCALE = 1000.0  # of times in [0, 1], for an embedding that was made for steps 1 .. 1000
+TIME_SCALE = 20.0  # of times in [0, 1] for their embedding: a larger one would make du/dt large and rough
 EMBEDDING = 64  # width of the embedding of t - r
 LOSS_OFFSET = 1e-3  # c
 

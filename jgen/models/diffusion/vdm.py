@@ -92,8 +92,8 @@ class Schedule(nn.Module):
         outer = self.param("outer", nn.initializers.normal(1.0), (self.features,))
 
         def rising(t: jax.Array) -> jax.Array:
-            hidden = jnp.tanh(0.5 * (nn.softplus(inner) * (2.0 * t[:, None] - 1.0) + bias))
-            return nn.softplus(slope) * 2.0 * t + jnp.sum(nn.softplus(outer) * hidden, axis=1) / self.features
+            hidden = jnp.tanh(0.5 * ((2.0 * t[:, None] - 1.0) * nn.softplus(inner)[None] + bias[None]))
+            return nn.softplus(slope) * 2.0 * t + hidden @ nn.softplus(outer) / self.features
 
         start, end = rising(jnp.zeros(1)), rising(jnp.ones(1))
         return (rising(t) - start) / (end - start)
@@ -240,7 +240,7 @@ def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> t
     # z_0 / alpha_0 = x + e^{gamma_0 / 2} eps
     reading = flatten(x + jnp.exp(0.5 * gamma_0) * rng.normal(keys, vdm.images.shape))
     values = to_float(jnp.arange(levels), levels)
-    logits = jax.nn.log_softmax(-0.5 * jnp.exp(-gamma_0) * (reading[..., None] - values) ** 2)
+    logits = jax.nn.log_softmax(-0.5 * jnp.exp(-gamma_0) * (reading[..., None] - values[None, None]) ** 2)
     log_p = jnp.take_along_axis(logits, flatten(images).astype(jnp.int32)[..., None], axis=-1)
     return prior, -jnp.sum(log_p, axis=(1, 2))
 
