@@ -17,7 +17,8 @@ from jgen.core.generate import sample_images
 from jgen.core.model import Context
 from jgen.errors import UserError
 from jgen.experiment import make_model
-from jgen.models.gan.dcgan import Config, Discriminator, Generator, make
+from jgen.models.gan.dcgan import Config, make
+from jgen.nn.dcgan import Discriminator, Generator
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.train import checkpoints
 from jgen.train.config import Config as Train

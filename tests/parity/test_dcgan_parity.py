@@ -12,7 +12,8 @@ from specs import data_of  # noqa: E402
 
 from jgen.core import keys as rng  # noqa: E402
 from jgen.core.model import Context  # noqa: E402
-from jgen.models.gan.dcgan import Config, Generator, make  # noqa: E402
+from jgen.models.gan.dcgan import Config, make  # noqa: E402
+from jgen.nn.dcgan import Generator  # noqa: E402
 from jgen.nn.spectral_norm import spectral_norm  # noqa: E402
 from jgen.prob import adversarial  # noqa: E402
 from jgen.prob.pixels import to_float  # noqa: E402

@@ -32,7 +32,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +45,8 @@ from jgen.errors import (
     require_positive,
     require_temperature,
 )
-from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, DenseLayers, check_conv
+from jgen.nn.autoencoder import check_conv
+from jgen.nn.vae import Decoder, Encoder
 from jgen.prob.importance import importance_weighted_bound
 from jgen.prob.likelihoods import normal_kl, normal_log_prob
 from jgen.prob.pixel_distribution import PixelDistribution
@@ -112,61 +112,6 @@ class Config:
     scoring: Scoring = field(default_factory=Scoring)
 
 
-class Encoder(nn.Module):
-    """(x (B, H, W, C) in [-1, 1], label (B,) or None) to mu and logvar, float32 (B, latent)."""
-
-    config: Config
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, label: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
-        if c.network == "conv":
-            h = ConvEncoder(c.widths, c.blocks, dtype, name="layers")(x)
-            h = with_class(h.reshape(h.shape[0], -1), label, self.num_classes)
-            h = DenseLayers(c.hidden, 0, dtype, name="hidden")(h)
-        else:
-            h = with_class(x.reshape(x.shape[0], -1), label, self.num_classes)
-            h = DenseLayers(c.widths, c.blocks, dtype, name="layers")(h)
-        out = nn.Dense(2 * c.latent, dtype=jnp.float32, name="out")(h)
-        mu, logvar = jnp.split(out, 2, axis=-1)
-        return mu, logvar
-
-
-class Decoder(nn.Module):
-    """(z (B, latent), label (B,) or None) to float32 (B, H, W, C or 2 C): mean or logits, then any log scale."""
-
-    config: Config
-    data: DataSpec
-
-    @nn.compact
-    def __call__(self, z: jax.Array, label: jax.Array | None) -> jax.Array:
-        c, spec, dtype = self.config, self.data.image, jnp.dtype(self.config.dtype)
-        has_scale = c.decoder != "bernoulli" and c.scale == "pixel"
-        channels = spec.channels * (2 if has_scale else 1)
-        h = with_class(z, label, self.data.num_classes)
-        if c.network == "conv":
-            factor = 2 ** len(c.widths)
-            height, width = spec.height // factor, spec.width // factor
-            h = DenseLayers(c.hidden[::-1], 0, dtype, name="hidden")(h)
-            h = nn.Dense(height * width * c.widths[-1], dtype=dtype, name="in")(h)
-            h = h.reshape(h.shape[0], height, width, c.widths[-1])
-            out = ConvDecoder(c.widths, c.blocks, channels, dtype, name="layers")(h)
-        else:
-            h = DenseLayers(c.widths[::-1], c.blocks, dtype, name="layers")(h)
-            h = nn.Dense(spec.height * spec.width * channels, dtype=jnp.float32, name="out")(h)
-            out = h.reshape(h.shape[0], spec.height, spec.width, channels)
-        if c.decoder != "bernoulli" and c.scale == "shared":
-            log_scale = self.param("log_scale", nn.initializers.zeros, ())
-            out = jnp.concatenate([out, jnp.full_like(out, 1.0) * log_scale], axis=-1)
-        return out
-
-
-def with_class(h: jax.Array, label: jax.Array | None, num_classes: int) -> jax.Array:
-    """(B, n) and the class as one-hot, (B, n + num_classes); h itself without a class."""
-    return h if label is None else jnp.concatenate([h, jax.nn.one_hot(label, num_classes, dtype=h.dtype)], axis=-1)
-
-
 class Vae(NamedTuple):
     """What `make` binds the functions below to."""
 
@@ -190,7 +135,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the network cannot be built with, or options out of their range.
     """
     check_config(config, data)
-    vae = Vae(config, data, Encoder(config, data.num_classes), Decoder(config, data))
+    vae = Vae(config, data, *make_networks(config, data))
     return GenerativeModel(
         name="vae",
         data=data,
@@ -207,6 +152,14 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         encode=partial(encode, vae),
         decode=partial(decode, vae),
     )
+
+
+def make_networks(config: Config, data: DataSpec) -> tuple[Encoder, Decoder]:
+    """The encoder, and the decoder, whose last channels are a log scale where that is learned."""
+    kind = "none" if config.decoder == "bernoulli" else config.scale
+    sizes: dict[str, Any] = {"network": config.network, "widths": config.widths, "blocks": config.blocks}
+    sizes |= {"hidden": config.hidden, "num_classes": data.num_classes, "dtype": jnp.dtype(config.dtype)}
+    return Encoder(latent=config.latent, **sizes), Decoder(images=data.image, scale=kind, **sizes)
 
 
 def init(vae: Vae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
