@@ -17,20 +17,14 @@ VARIANTS = {
     "cifar10": "32x32 CIFAR-10, unconditional; for an accelerator",
     "tiny": "8x8 digits in 17 levels, seconds to train; for tests",
 }
-FACTS = Facts(
-    free_form_jacobian=False,
-    published="binarised MNIST: 81.5 nats (P); CIFAR-10: 3.03 bits/dim, FID 65.9 (C)",
-)
+PUBLISHED = "binarised MNIST: 81.5 nats (P); CIFAR-10: 3.03 bits/dim, FID 65.9 (C)"
+FACTS = Facts(free_form_jacobian=False, published=PUBLISHED)
 
 
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    if variant == "mnist_binary":
-        return mnist_binary()
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "mnist_binary": mnist_binary, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
@@ -39,9 +33,10 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
 
-def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, features=8, blocks=1, hidden=8)
-    return replace(digits, model=model, train=tiny_training(digits.train))
+def tiny() -> Experiment:
+    base = digits()
+    model = replace(base.model, features=8, blocks=1, hidden=8)
+    return replace(base, model=model, train=tiny_training(base.train))
 
 
 def mnist(name: str) -> Experiment:

@@ -25,9 +25,7 @@ def get_config(variant: str) -> Experiment:
         return mnist(Data(name=variant), class_conditional=True)
     if variant == "mnist_binary":
         return mnist(Data(name="mnist", binarise="dynamic"), class_conditional=False)
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
@@ -37,9 +35,10 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
 
-def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, features=8, blocks=1, hidden=8)
-    return replace(digits, model=model, train=tiny_training(digits.train))
+def tiny() -> Experiment:
+    base = digits()
+    model = replace(base.model, features=8, blocks=1, hidden=8)
+    return replace(base, model=model, train=tiny_training(base.train))
 
 
 def mnist(data: Data, class_conditional: bool) -> Experiment:

@@ -26,9 +26,7 @@ FACTS = Facts(
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
@@ -38,8 +36,9 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(1500, optimiser))
 
 
-def tiny(digits: Experiment) -> Experiment:
-    return replace(digits, model=replace(digits.model, depth=2, width=8), train=tiny_training(digits.train))
+def tiny() -> Experiment:
+    base = digits()
+    return replace(base, model=replace(base.model, depth=2, width=8), train=tiny_training(base.train))
 
 
 def mnist(name: str) -> Experiment:

@@ -23,9 +23,7 @@ FACTS = Facts(free_form_jacobian=False, published="MNIST: 1.06 bits/dim (F); CIF
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
@@ -35,9 +33,10 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(1500, optimiser))
 
 
-def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, couplings=1, width=8, blocks=1)
-    return replace(digits, model=model, train=tiny_training(digits.train))
+def tiny() -> Experiment:
+    base = digits()
+    model = replace(base.model, couplings=1, width=8, blocks=1)
+    return replace(base, model=model, train=tiny_training(base.train))
 
 
 def mnist(name: str) -> Experiment:

@@ -23,9 +23,7 @@ ADAM = Optimiser(learning_rate=2e-4, beta1=0.5)  # the paper's
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
@@ -34,9 +32,10 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), train)
 
 
-def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, channels=(8, 16), latent=8, disc_steps=2)
-    return replace(digits, model=model, train=tiny_training(digits.train))
+def tiny() -> Experiment:
+    base = digits()
+    model = replace(base.model, channels=(8, 16), latent=8, disc_steps=2)
+    return replace(base, model=model, train=tiny_training(base.train))
 
 
 def mnist(name: str) -> Experiment:

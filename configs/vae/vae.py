@@ -24,37 +24,34 @@ FACTS = Facts(
 
 # Of images of many levels the decoder's mean is shown, as in the papers' figures: a draw adds noise to each pixel.
 MEANS = Sampling(mean=True)
+SMALL = Config(network="conv", widths=(32, 64), blocks=1)
+BY_CLASS = replace(SMALL, latent=8, class_conditional=True, sampling=MEANS)
 
 
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    if variant == "mnist_binary":
-        return mnist_binary()
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "mnist_binary": mnist_binary, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
     # Few latents and a beta above 1 leave no holes in the prior for samples to fall into: FD 29, where 16 latents
     # without classes at beta 1 have 112, at a better likelihood; at beta 3 recall falls to 0.04.
-    model = Config(network="conv", widths=(32, 64), blocks=1, latent=8, beta=1.5)
-    model = replace(model, class_conditional=True, sampling=MEANS)
+    model = replace(BY_CLASS, beta=1.5)
     return Experiment(model, Data(name="digits"), digits_training(4000, cosine(1e-3, warmup_steps=100)))
 
 
-def tiny(digits: Experiment) -> Experiment:
+def tiny() -> Experiment:
+    base = digits()
     small = {"widths": (8,), "hidden": (8,), "latent": 4, "kl_warmup_steps": 20, "free_bits": 0.01}
-    model = replace(digits.model, **small, beta=1.0)
-    return replace(digits, model=model, train=tiny_training(digits.train))
+    model = replace(base.model, **small, beta=1.0)
+    return replace(base, model=model, train=tiny_training(base.train))
 
 
 def mnist(name: str) -> Experiment:
     # In 3,496 steps of batches of 64 FD 112, and 96 % of samples read as asked, at 1.72 bits/dim; 40 latents without
     # classes at beta 1 have FD 299 at 1.39 (results/tries_of_defaults.json, results/comparison-mnist).
-    model = Config(network="conv", widths=(32, 64), blocks=1, hidden=(256,), latent=8, beta=10.0)
-    model = replace(model, class_conditional=True, sampling=MEANS)
+    model = replace(BY_CLASS, hidden=(256,), beta=10.0)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=200.0)
     return Experiment(model, Data(name=name), mnist_training(30_000, optimiser, batch_size=128))
 
@@ -63,7 +60,7 @@ def mnist_binary() -> Experiment:
     # Under an hour on two CPU cores, 71 epochs: residual convolutions see fewer images a second than dense layers of
     # the same cost, but fit test images as well as training images, where dense ones soon differ by nats. Small batches
     # at a high rate get further in that time than large ones at a low rate.
-    model = Config(network="conv", widths=(32, 64), blocks=1, latent=40, decoder="bernoulli", hidden=(256,))
+    model = replace(SMALL, latent=40, decoder="bernoulli", hidden=(256,))
     optimiser = cosine(4e-3, warmup_steps=200, clip_norm=200.0)
     return Experiment(model, Data(name="mnist", binarise="dynamic"), mnist_training(60_000, optimiser))
 

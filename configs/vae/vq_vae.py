@@ -22,9 +22,7 @@ FACTS = Facts(free_form_jacobian=True, compared=False)  # without a prior over i
 def get_config(variant: str) -> Experiment:
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
 
 
 def digits() -> Experiment:
@@ -32,9 +30,10 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(3000, cosine(1e-3, warmup_steps=100)))
 
 
-def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, widths=(8,), blocks=1, num_codes=16, code_dim=4, decay=0.9)
-    return replace(digits, model=model, train=tiny_training(digits.train))
+def tiny() -> Experiment:
+    base = digits()
+    model = replace(base.model, widths=(8,), blocks=1, num_codes=16, code_dim=4, decay=0.9)
+    return replace(base, model=model, train=tiny_training(base.train))
 
 
 def mnist(name: str) -> Experiment:
