@@ -226,3 +226,8 @@ class GenerativeModel(NamedTuple):
 def select(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
     """The fields of a batch with these names."""
     return {name: batch[name] for name in conditions}
+
+
+def select_first(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
+    """The fields with these names of the first example alone, (1, ...): what a network is initialised with."""
+    return {name: batch[name][:1] for name in conditions}

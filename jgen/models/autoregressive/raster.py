@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
 from jgen.errors import defaults_of, require_labels, require_temperature
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
@@ -68,8 +68,7 @@ def make_raster(name: str, network: RasterNetwork, config: Any, data: DataSpec) 
 
 
 def init(raster: Raster, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    label = select(batch, raster.conditions).get("label")
-    label = None if label is None else label[:1]
+    label = select_first(batch, raster.conditions).get("label")
     return {"pixelcnn": raster.network.init(key, batch["image"][:1], label)["params"]}, {}
 
 

@@ -46,6 +46,7 @@ from jgen.core.model import (
     Tree,
     every,
     select,
+    select_first,
 )
 from jgen.errors import require, require_labels, require_latents, require_positive
 from jgen.nn.dcgan import Discriminator, Generator, kernels_of
@@ -149,7 +150,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 def init(gan: Dcgan, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_gen, key_disc, key_u = jax.random.split(key, 3)
-    x, cond = to_float(batch["image"][:1], gan.levels), jax.tree.map(lambda a: a[:1], select(batch, gan.conditions))
+    x, cond = to_float(batch["image"][:1], gan.levels), select_first(batch, gan.conditions)
     gen = gan.generator.init(key_gen, generator_input(gan, jnp.zeros((1, gan.config.latent)), cond), True)
     disc = gan.discriminator.init(key_disc, x, one_hot(gan, cond), True)
     norm = {kind: disc.get("batch_stats", {}) for kind in ("real", "fake")}

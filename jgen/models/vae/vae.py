@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
 from jgen.errors import (
     defaults_of,
     require,
@@ -164,8 +164,7 @@ def make_networks(config: Config, data: DataSpec) -> tuple[Encoder, Decoder]:
 
 def init(vae: Vae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_e, key_d = jax.random.split(key)
-    label = vae.condition(batch).get("label")
-    label = None if label is None else label[:1]
+    label = select_first(batch, vae.conditions).get("label")
     x = to_float(batch["image"][:1], vae.data.image.levels)
     enc = vae.encoder.init(key_e, x, label)["params"]
     dec = vae.decoder.init(key_d, jnp.zeros((1, vae.config.latent)), label)["params"]

@@ -35,6 +35,7 @@ from jgen.core.model import (
     Roles,
     frozen_context,
     select,
+    select_first,
 )
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
@@ -124,9 +125,9 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
 
 
 def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    label = select(batch, prior.conditions).get("label")
+    label = select_first(batch, prior.conditions).get("label")
     codes = jnp.zeros((1, *prior.codes.shape), jnp.int32)
-    return {"prior": prior.network.init(key, codes, None if label is None else label[:1])["params"]}, {}
+    return {"prior": prior.network.init(key, codes, label)["params"]}, {}
 
 
 def code_log_prob(
