@@ -105,8 +105,8 @@ def about_torch(*packages: str) -> dict[str, Any]:
 
     import torch
 
-    found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    return found | {package: version(package) for package in packages}
+    about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return about | {package: version(package) for package in packages}
 
 
 def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
@@ -129,8 +129,8 @@ def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
 def peak_gib() -> float:
     """Most memory that this side has held so far: of its GPU, else of its process."""
     jax, torch = (sys.modules.get(name) for name in ("jax", "torch"))
-    if jax is not None and "peak_bytes_in_use" in (found := jax.local_devices()[0].memory_stats() or {}):
-        return found["peak_bytes_in_use"] / 2**30
+    if jax is not None and "peak_bytes_in_use" in (stats := jax.local_devices()[0].memory_stats() or {}):
+        return stats["peak_bytes_in_use"] / 2**30
     if torch is not None and torch.cuda.is_available() and (held := torch.cuda.max_memory_allocated()):
         return held / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -186,10 +186,10 @@ def time_task(task: str, workers: dict[str, Worker], rounds: int) -> tuple[dict[
     times: dict[str, list[float]] = {name: [] for name in workers}
     for number in range(rounds):
         for name, worker in workers.items():
-            found = [worker.run(task)]
-            if found[0] < LONG:
-                found = [worker.run(task) for _ in range(2 if found[0] > 1 else 5)]
-            times[name] += [worker.runs * seconds for seconds in found]
+            runs = [worker.run(task)]
+            if runs[0] < LONG:
+                runs = [worker.run(task) for _ in range(2 if runs[0] > 1 else 5)]
+            times[name] += [worker.runs * seconds for seconds in runs]
         print(f"  {task}: round {number + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
     return times, first
 
@@ -206,9 +206,9 @@ def compare(benchmark: Benchmark, args: argparse.Namespace, setting: str) -> lis
         fastest: dict[tuple[str, str], str] = {}
         for task in args.tasks:
             before = benchmark.long_after.get(task, "")
-            kept = {fastest[peer, before] for peer in benchmark.peers if (peer, before) in fastest} or set(workers)
-            times, first = time_task(task, {s: w for s, w in workers.items() if s in kept | {"jgen"}}, args.rounds)
-            median = {side: statistics.median(found) for side, found in times.items()}
+            timed = {fastest[peer, before] for peer in benchmark.peers if (peer, before) in fastest} or set(workers)
+            times, first = time_task(task, {s: w for s, w in workers.items() if s in timed | {"jgen"}}, args.rounds)
+            median = {side: statistics.median(runs) for side, runs in times.items()}
             for peer, variants in benchmark.peers.items():
                 best = min((side for side in variants if side in median), key=median.get, default=None)
                 if best is None:
@@ -216,7 +216,7 @@ def compare(benchmark: Benchmark, args: argparse.Namespace, setting: str) -> lis
                 fastest[peer, task] = best
                 row = {"task": task, "setting": setting, "peer": peer, "best_variant": best}
                 row |= {"ratio": median["jgen"] / median[best], "output_difference": difference}
-                mine = {side: found for side, found in median.items() if side in ("jgen", *variants)}
+                mine = {side: seconds for side, seconds in median.items() if side in ("jgen", *variants)}
                 row |= {"seconds": mine, "all_seconds": {side: times[side] for side in mine}}
                 row |= {"first_seconds": {side: first[side] for side in mine}}
                 row |= {"peak_gib": {side: workers[side].peak_gib for side in mine}}

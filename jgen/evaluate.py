@@ -361,10 +361,10 @@ def check_arguments(a: Arguments) -> None:
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
-    asked, default = dataclasses.asdict(a.data), dataclasses.asdict(Data())
-    for name in asked:
+    options, default = dataclasses.asdict(a.data), dataclasses.asdict(Data())
+    for name in options:
         unread = f"--data.{name.replace('_', '-')} is about --images: a run is scored on the data it was trained on"
-        require(asked[name] == default[name], unread)
+        require(options[name] == default[name], unread)
     compared = a.samples > 0 or a.reconstruct
     require(compared or not a.inception, "--inception is about samples, of which --samples 0 draws none")
     from jgen.metrics.quality import FEWEST, NEEDED

@@ -103,15 +103,15 @@ def test_the_score_and_its_protocol(run, capsys):
 
 def test_images_of_another_program(run, tmp_path, monkeypatch):
     """Those of this program, given as a file, have the same distances; of what is given, classes are not by request."""
-    asked, real = [], quality.quality
-    monkeypatch.setattr(quality, "quality", lambda *args: (asked.append(args[6]), real(*args))[1])
+    classes, real = [], quality.quality
+    monkeypatch.setattr(quality, "quality", lambda *args: (classes.append(args[6]), real(*args))[1])
     sample.command([str(run), "--num", "60", "--out", str(tmp_path / "x.npz"), "--steps", "3"])
     arguments = ["--images", str(tmp_path / "x.npz"), "--data.name", "digits", "--num", "20"]
     evaluate.command([*arguments, "--out", str(tmp_path / "x.json")])
     few = ["--num", "20", "--likelihood-images", "5", "--samples", "60", "--sampling.steps", "3"]
     evaluate.command([str(run), *few, "--out", str(tmp_path / "y.json")])
     of_file, of_run = (json.loads((tmp_path / name).read_text()) for name in ("x.json", "y.json"))
-    assert asked[0] is None and asked[1].tolist() == [i % 10 for i in range(60)]
+    assert classes[0] is None and classes[1].tolist() == [i % 10 for i in range(60)]
     assert of_file["labels"] == of_run["labels"] and of_run["likelihood"]["protocol"]["num"] == 5
     assert of_run["sampling"]["options"]["steps"] == 3 and of_run["sampling"]["options"]["sampler"] == "ddim"
     assert of_file["quality"]["frechet_distance"]["value"] == pytest.approx(

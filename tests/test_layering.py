@@ -47,13 +47,13 @@ def imported(node: ast.AST) -> list[str]:
 
 def at_top_level(tree: ast.AST) -> list[ast.AST]:
     """Nodes that run when the module is imported: all but the bodies of functions."""
-    found, todo = [], [tree]
+    nodes, todo = [], [tree]
     while todo:
         node = todo.pop()
-        found.append(node)
+        nodes.append(node)
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             todo.extend(ast.iter_child_nodes(node))
-    return found
+    return nodes
 
 
 def is_pmap(node: ast.AST) -> bool:
@@ -82,36 +82,36 @@ def faults(path: str, source: str) -> list[str]:
     tree = ast.parse(source)
     parts = Path(path).with_suffix("").parts
     package = parts[1] if parts[0] == "jgen" and len(parts) > 1 else ""
-    found = long_functions(tree) if parts[0] == "jgen" else []
+    broken = long_functions(tree) if parts[0] == "jgen" else []
     for node in ast.walk(tree):
         for name in imported(node):
             if name.startswith("."):
-                found.append(f"relative import of {name}")
+                broken.append(f"relative import of {name}")
             if name == "jax._src" or name.startswith("jax._src."):
-                found.append(f"private {name}")
+                broken.append(f"private {name}")
             target = name.split(".")
             if package not in MAY_IMPORT or target[0] != "jgen":
                 continue
             if len(target) == 1:
                 continue  # `from jgen import x` also gives jgen.x
             if target[1] != package and target[1] not in MAY_IMPORT[package]:
-                found.append(f"{package} imports {name}")
+                broken.append(f"{package} imports {name}")
             if package == "models" and target[1] == "models" and target[:3] != ["jgen", *parts[1:3]]:
-                found.append(f"family {parts[2]} imports {name}")
+                broken.append(f"family {parts[2]} imports {name}")
         if is_pmap(node) and path != "jgen/core/parallel.py":
-            found.append("pmap outside jgen/core/parallel.py")
+            broken.append("pmap outside jgen/core/parallel.py")
         if parts[0] == "tests" and reads_clock(node):
-            found.append("a clock is read in a test")
+            broken.append("a clock is read in a test")
     for node in at_top_level(tree):
         for name in imported(node):
             if name.split(".")[0] in LAZY and not (path == "jgen/data/digits.py" and name == "tensorflow_datasets"):
-                found.append(f"{name} at module top level")
+                broken.append(f"{name} at module top level")
     lines = len(source.splitlines())
     if lines > LIMITS.get(path, MOST_LINES):
-        found.append(f"{lines} lines")
+        broken.append(f"{lines} lines")
     if parts[-1] == "utils":
-        found.append("a file named utils.py")
-    return found
+        broken.append("a file named utils.py")
+    return broken
 
 
 def repository_files() -> list[str]:
@@ -123,17 +123,17 @@ def repository_files() -> list[str]:
 def test_the_repository_keeps_its_rules():
     files = repository_files()
     assert {"train.py", "sample.py", "jgen/api.py", "jgen/core/parallel.py", "tests/test_layering.py"} <= set(files)
-    found = [
+    broken = [
         f"{path}: {fault}" for path in files if path.split("/")[0] != "tests" for fault in faults(path, read(path))
     ]
-    assert not found, "\n".join(found)
+    assert not broken, "\n".join(broken)
 
 
 def test_tests_keep_the_rules_that_concern_them():
     wanted = (" lines", "utils.py", "private", "a clock")
     paths = [path for path in repository_files() if path.startswith("tests/")]
-    found = [f"{p}: {fault}" for p in paths for fault in faults(p, read(p)) if any(word in fault for word in wanted)]
-    assert not found, "\n".join(found)
+    broken = [f"{p}: {fault}" for p in paths for fault in faults(p, read(p)) if any(word in fault for word in wanted)]
+    assert not broken, "\n".join(broken)
 
 
 def read(path: str) -> str:

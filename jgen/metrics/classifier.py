@@ -198,12 +198,12 @@ def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         p = np.bincount(x, minlength=num_classes) / len(x)
         return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
-    asked = entropy(labels)
+    uniformity = entropy(labels)
     return {
         "accuracy": value,
         "low": low,
         "high": high,
         "by_class": by_class,
         "classes": int(len(np.unique(read))),
-        "balance": entropy(read) / asked if asked > 0 else 1.0,
+        "balance": entropy(read) / uniformity if uniformity > 0 else 1.0,
     }

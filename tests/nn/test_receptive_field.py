@@ -16,11 +16,11 @@ def dependence(network, channels):
     """Whether the logits of (i, j, c) depend on the value of (k, l, d): bool (H, W, C, H, W, C)."""
     shape = (H, W, channels)
     jacobian = jax.jit(jax.jacobian(lambda x, params: network.apply({"params": params}, x[None])[0]))
-    found = np.zeros((*shape, *shape), bool)
+    depends = np.zeros((*shape, *shape), bool)
     for seed in range(4):  # a ReLU may hide a path in one draw
         x = np.random.default_rng(seed).uniform(0, LEVELS - 1, shape).astype(np.float32)
-        found |= np.any(np.asarray(jacobian(x, random_params(network, shape, seed=seed))) != 0, axis=3)
-    return found
+        depends |= np.any(np.asarray(jacobian(x, random_params(network, shape, seed=seed))) != 0, axis=3)
+    return depends
 
 
 def wanted(channels, sees):
@@ -38,19 +38,19 @@ def wanted(channels, sees):
 def test_gated_pixelcnn_sees_all_before_within_its_reach_and_nothing_else(first, size, blocks, channels):
     network = GatedPixelCNN(LEVELS, channels, 12, blocks, 12, first, size)
     reach = first // 2 + blocks * (size // 2)
-    found = dependence(network, channels)
-    np.testing.assert_array_equal(found, wanted(channels, lambda up, left: (up <= reach) & (abs(left) <= reach)))
+    depends = dependence(network, channels)
+    np.testing.assert_array_equal(depends, wanted(channels, lambda up, left: (up <= reach) & (abs(left) <= reach)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixelcnn_is_causal_and_has_its_blind_spot(channels):
     network = PixelCNN(LEVELS, channels, 24, 4, 24, first_size=3)
-    found = dependence(network, channels)
+    depends = dependence(network, channels)
     # To the right it sees no more columns than rows up: each layer opens one more of both.
     everything = wanted(channels, lambda up, left: up >= 0)
     seen = wanted(channels, lambda up, left: -left <= up)
-    np.testing.assert_array_equal(found, seen)
-    blind = everything & ~found
+    np.testing.assert_array_equal(depends, seen)
+    blind = everything & ~depends
     assert blind[1, 2, 0, 0, 4, 0] and not blind[1, 2, 0, 0, 3, 0]
 
 

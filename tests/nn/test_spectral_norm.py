@@ -33,8 +33,8 @@ def test_one_power_iteration_by_hand():
     u = np.array([1.0, 0.0, 0.0], np.float32)
     v = w @ u / np.linalg.norm(w @ u)
     u_next = w.T @ v / np.linalg.norm(w.T @ v)
-    sigma, found = spectral_norm(jnp.asarray(w), jnp.asarray(u))
-    np.testing.assert_allclose(found, u_next, rtol=1e-5, atol=1e-6)
+    sigma, new_u = spectral_norm(jnp.asarray(w), jnp.asarray(u))
+    np.testing.assert_allclose(new_u, u_next, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(sigma, v @ w @ u_next, rtol=1e-5)
     assert sigma <= np.linalg.svd(w)[1][0] * (1 + 1e-6)
 

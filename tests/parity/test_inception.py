@@ -85,8 +85,8 @@ def test_the_published_file_and_its_copy_are_known(random_weights, tmp_path, mon
 
     save_file({**random_weights, "fc.bias": random_weights["fc.bias"] + 1}, out, {"copy_of": inception.PUBLISHED})
     assert not inception.load(out).published
-    said = {"copy_of": inception.PUBLISHED, "weights": of_file.hash}
-    save_file({**random_weights, "fc.bias": random_weights["fc.bias"] + 1}, out, said)
+    metadata = {"copy_of": inception.PUBLISHED, "weights": of_file.hash}
+    save_file({**random_weights, "fc.bias": random_weights["fc.bias"] + 1}, out, metadata)
     assert not inception.load(out).published
 
 
@@ -139,10 +139,10 @@ def test_the_feature_network_takes_images_in_any_batches_and_sizes(random_weight
     path, rng = tmp_path / "inception.safetensors", np.random.default_rng(2)
     save_file(random_weights, path)
     images = rng.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
-    found = quality.of_inception(path, batch_size=2).apply(images)
+    features = quality.of_inception(path, batch_size=2).apply(images)
     expected = jax.jit(inception.apply)(random_weights, images)
-    assert found[1].shape == (3, 17 * 17 * inception.SPATIAL_CHANNELS)
-    for a, b in zip(found, (expected[0], np.reshape(expected[1], (3, -1)), expected[2])):
+    assert features[1].shape == (3, 17 * 17 * inception.SPATIAL_CHANNELS)
+    for a, b in zip(features, (expected[0], np.reshape(expected[1], (3, -1)), expected[2])):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.std(b))
     torch.save({name: torch.from_numpy(array) for name, array in random_weights.items()}, tmp_path / "x.pth")
     peer = peer_class()("inception", ["2048"], feature_extractor_weights_path=str(tmp_path / "x.pth"))
@@ -174,6 +174,6 @@ def test_an_evaluation_with_weights_that_are_not_the_published_ones_is_not_calle
         str(tmp_path / "x.json"),
     ]
     assert evaluate.command([*words, "--inception", str(tmp_path / "x.safetensors")]) == 0
-    found = json.loads((tmp_path / "x.json").read_text())["quality"]
-    assert found["network"] == f"FD-inception-{inception.load(tmp_path / 'x.safetensors').hash[:8]}"
-    assert "classifier_score" in found and "inception_score" not in found and found["frechet_distance"]["value"] > 0
+    scored = json.loads((tmp_path / "x.json").read_text())["quality"]
+    assert scored["network"] == f"FD-inception-{inception.load(tmp_path / 'x.safetensors').hash[:8]}"
+    assert "classifier_score" in scored and "inception_score" not in scored and scored["frechet_distance"]["value"] > 0

@@ -45,7 +45,7 @@ def test_outputs_and_gradients_agree(channels, blocks, attention, head_dim, clas
     (theirs * to_torch(g)).sum().backward()
     gradients = jax.jit(jax.grad(lambda p: jnp.sum(unet.apply({"params": p}, x, t, label, None) * g)))(params)
     wanted = {name: p.grad for name, p in peer.named_parameters()}
-    found = peers.as_torch(jax.device_get(gradients), wanted, len(channels))
+    actual = peers.as_torch(jax.device_get(gradients), wanted, len(channels))
     for name, gradient in wanted.items():
         limit = 2e-4 * max(float(gradient.abs().max()), 1.0)
-        np.testing.assert_allclose(found[name], gradient, atol=limit, err_msg=name)
+        np.testing.assert_allclose(actual[name], gradient, atol=limit, err_msg=name)

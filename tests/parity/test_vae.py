@@ -46,8 +46,8 @@ def make(**options):
 
 def encode(peer, x):
     # jgen's encoder reads images scaled to [-1, 1], whatever the decoder.
-    found = peer.encoder(2 * x - 1)
-    return found.embedding, found.log_covariance
+    output = peer.encoder(2 * x - 1)
+    return output.embedding, output.log_covariance
 
 
 def test_the_terms_of_the_bound_and_all_gradients_agree():
