@@ -34,8 +34,9 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, c
     """Convolution of x (B, H, W, C) with a kernel (m, n, C, O), to (B, h, w, O).
 
     Args:
-      padding: rows of zeros ((above, below), (left, right)); by default (m - 1) // 2 and (n - 1) // 2 on both sides,
-        with which an odd kernel keeps the size, and one of 3x3 or 4x4 with stride 2 halves an even one.
+      padding: rows of zeros ((above, below), (left, right)), below zero rows that are left out; by default (m - 1) // 2
+        and (n - 1) // 2 on both sides, with which an odd kernel keeps the size, and one of 3x3 or 4x4 with stride 2
+        halves an even one.
       cpu: the formulation on CPU, see above.
     Raises:
       ValueError: a convolution that the formulation asked for does not serve.

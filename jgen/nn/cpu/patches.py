@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 MAX_CHANNELS = 4  # input channels up to which products with patches are faster than convolutions
@@ -29,7 +30,7 @@ def product(x: Any, matrix: Any) -> Any:
 
 def extract_patches(x: Any, rows: int, columns: int, padding: Padding) -> Any:
     """The pixels under each position of a rows x columns kernel: (B, H, W, C) to (B, h, w, rows columns C)."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) for low, high in ((0, 0), *padding, (0, 0))])
     height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
     taps = [x[:, a : a + height, b : b + width] for a in range(rows) for b in range(columns)]
     return jnp.concatenate(taps, axis=-1)
