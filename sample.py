@@ -56,6 +56,7 @@ def command(args: list[str]) -> int:
 
     experiment, data = load_experiment(run)
     tokenizers = load_tokenizers(Path(run) / TOKENIZERS)
+    cli.check_spelling(rest, getattr(experiment.model, "sampling", None), ("--model.sampling.", "--sampling."))
     parsed = cli.parse(options(experiment, data, tokenizers), rest, "sample.py RUN", __doc__)
     a: Arguments = parsed.main
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")

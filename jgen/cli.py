@@ -156,6 +156,21 @@ def given_frozen(parsed: Any) -> dict[str, str]:
     return {role: place for role, place in vars(getattr(parsed, "frozen", Namespace())).items() if place}
 
 
+def check_spelling(args: Sequence[str], options: Any, prefixes: Sequence[str]) -> None:
+    """Raises `UserError` for an option spelt as another command has it: --sampling.steps in place of --steps.
+
+    Args:
+      options: the dataclass with the options, or None for none; prefixes: what the other commands put before them.
+    """
+    names = {entry.name.replace("_", "-") for entry in dataclasses.fields(options)} if options is not None else set()
+    for word in args:
+        given = word.partition("=")[0]
+        for prefix in prefixes:
+            name = given.removeprefix(prefix).replace("_", "-")
+            wrong = given.startswith(prefix) and name.removeprefix("no-") in names
+            require(not wrong, f"there is no option {given} here: it is called --{name}")
+
+
 def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
     """Command line to a dataclass with tyro; a mistake becomes one line, a `UserError`.
 

@@ -39,6 +39,7 @@ def gen(tiny_run):
     [
         (["train.py", TINY, "--train.stps", "3", "--workdir", "RUN"], ["--train.stps", "did you mean --train.steps?"]),
         (["sample.py", "RUN", "--num", "0"], ["--num is 0"]),
+        (["sample.py", "RUN", "--sampling.steps", "20"], ["no option --sampling.steps", "it is called --steps"]),
     ],
 )
 def test_commands_say_one_line(python, own, args, words):
