@@ -120,8 +120,8 @@ def load(
     state, meta = checkpoints.read(path / "checkpoints", step, state_template(model, experiment, arrays))
     params = averaged(state) if ema else state.params
     ctx = Context(state.step, None, params, state.extra, arrays, ema and bool(state.ema))
-    seconds = meta["seconds"] + sum(one.seconds for one in stands_on.values())
-    return Generator(model, params, ctx, experiment, step, seconds, load_tokenizers(path / runs.TOKENIZERS))
+    tokenizers, frozen_seconds = load_tokenizers(path / runs.TOKENIZERS), runs.frozen_seconds(stands_on)
+    return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, frozen_seconds)
 
 
 def chosen_step(path: Path, step: int | Literal["best"] | None, model: GenerativeModel) -> int:

@@ -37,6 +37,7 @@ class Generator:
 
     model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
     step, seconds: how long it was trained, in steps and in time, compiling and frozen models' training included.
+    own_seconds, frozen_seconds: that time without frozen models, and {hash: seconds} of each of those.
     likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     """
 
@@ -47,11 +48,14 @@ class Generator:
         ctx: Context,
         config: Experiment,
         step: int,
-        seconds: float = 0.0,
+        own_seconds: float = 0.0,
         tokenizers: Mapping[str, Any] | None = None,
+        frozen_seconds: Mapping[str, float] | None = None,
     ):
         self.model, self.params, self.ctx, self.config = model, params, ctx, config
-        self.step, self.seconds, self.tokenizers = step, seconds, dict(tokenizers or {})
+        self.step, self.tokenizers = step, dict(tokenizers or {})
+        self.own_seconds, self.frozen_seconds = own_seconds, dict(frozen_seconds or {})
+        self.seconds = own_seconds + sum(self.frozen_seconds.values())
         self.likelihood = model.likelihood
         same = ctx.ema is params  # once on each device, then
         placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))

@@ -26,12 +26,13 @@ TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
 
 
 class FrozenRun(NamedTuple):
-    """A trained model that another stands on: functions, arrays, their hash, and seconds of training."""
+    """A trained model that another stands on: functions, arrays, their hash, and seconds of training by run: of this
+    one and of those that it stands on, each under the hash of its arrays."""
 
     model: GenerativeModel
     arrays: FrozenModel
     fingerprint: str
-    seconds: float
+    seconds: Mapping[str, float]
 
 
 FrozenRuns = dict[str, FrozenRun]  # by role
@@ -64,6 +65,12 @@ def model_of(config: Any, data: DataSpec, frozen: FrozenRuns) -> GenerativeModel
 def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:
     """What goes into `Context.frozen`."""
     return {role: run.arrays for role, run in frozen.items()}
+
+
+def frozen_seconds(frozen: FrozenRuns) -> dict[str, float]:
+    """Seconds of training of all runs that a run stands on, by the hash of their arrays: a run that is reached in two
+    ways counts once."""
+    return {fingerprint: seconds for run in frozen.values() for fingerprint, seconds in run.seconds.items()}
 
 
 def fingerprint_of(model: FrozenModel) -> str:
@@ -99,7 +106,8 @@ def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[...,
     def at(step: int | None) -> FrozenRun:
         gen = load(run, step)
         arrays = FrozenModel(gen.params, gen.ctx.extra, gen.ctx.frozen)
-        return FrozenRun(gen.model, arrays, fingerprint_of(arrays), gen.seconds)
+        fingerprint = fingerprint_of(arrays)
+        return FrozenRun(gen.model, arrays, fingerprint, {**gen.frozen_seconds, fingerprint: gen.own_seconds})
 
     newest, folder = at(None), Path(run) / "checkpoints"
     if wanted in ("", newest.fingerprint):

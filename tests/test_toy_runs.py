@@ -172,6 +172,14 @@ def moved(trained, tmp_path):
     return before.rename(tmp_path / "after")
 
 
+def test_a_run_that_is_reached_in_two_ways_counts_once(trained):
+    prior, autoencoder = trained("latent_prior"), trained("vae")
+    stands_on = runs.load_frozen({"prior": prior, "autoencoder": autoencoder}, {}, jgen.load)
+    gen = jgen.load(prior)
+    assert len(runs.frozen_seconds(stands_on)) == 2 and gen.own_seconds > 0
+    assert sum(runs.frozen_seconds(stands_on).values()) == gen.seconds > gen.own_seconds
+
+
 def test_frozen_runs_are_known_by_their_roles_and_hashes(moved, trained):
     gen, wanted = jgen.load(moved / "guided"), jgen.load(moved / "guided").sample(KEY, 3)
     same_arrays(gen.ctx.frozen["classifier"].params, jgen.load(trained("classifier")).params)

@@ -212,7 +212,11 @@ class Training:
         return train_batches(split, self.seed, batch * repeats, self.first, self.config.steps, rows=rows)
 
     def stopped(self, step: int, received: list[int]) -> bool:
-        """Whether to stop after this step, before the last; several processes agree on it when a line is due."""
+        """Whether to stop after this step, before the last.
+
+        Several processes agree on it only when a line of metrics is due, every `log_every` steps: agreeing is a
+        collective that each of them waits for, and in every step it would keep the host from running ahead.
+        """
         if step == self.config.steps or (jax.process_count() > 1 and step % self.config.log_every):
             return False
         return parallel.any_process(bool(received))
