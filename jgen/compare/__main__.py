@@ -6,7 +6,8 @@ is kept: the same command goes on where it was stopped. A system that fails beco
 written anew after every stage, is WORKDIR/comparison.md, .csv, .json and .html, grids.png, figures.png and grids/.
 
 Systems are added to an earlier comparison, or to its record, with --into FOLDER --systems NAME: its rows stay as they
-are, each with its own environment, commit and commands.
+are, each with its own environment, commit and commands. With --replace, NAME may be in the record already: its row is
+replaced once the new one has a score.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def command(args: list[str]) -> int:
     check_arguments(a)
     systems = find_systems(a.data, a.systems)
     if earlier:
-        systems = record.choose_systems(earlier, systems, named=a.systems != "all")
+        systems = record.choose_systems(earlier, systems, named=a.systems != "all", replace=a.replace)
     if a.inception:
         check_inception(a.inception)
     page.pyplot()  # without matplotlib it would fail after hours

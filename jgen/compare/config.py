@@ -41,10 +41,15 @@ class Arguments:
     into: str = ""
     """Folder of an earlier comparison, or of its record, to which systems are added: all other options default to its
     own, and the outcome is written there."""
+    replace: bool = False
+    """With --into and --systems: systems that the record has are trained anew, and their rows take the place of those
+    there; for new defaults."""
 
 
 def check_arguments(a: Arguments) -> None:
     """Raises `UserError` for options out of their range, before anything is trained."""
+    named = bool(a.into) and a.systems != "all"
+    require(named or not a.replace, "--replace needs --into, and with --systems the names of the rows to replace")
     require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds})
     one_budget = a.minutes == Arguments.minutes or not a.teraflops
     require(one_budget, f"--minutes is {a.minutes} and --teraflops {a.teraflops}: a budget is one or the other")

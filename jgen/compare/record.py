@@ -47,6 +47,11 @@ class Record(NamedTuple):
         names = {system.name for system in systems}
         return [row for row in self.document["rows"] if row["system"] not in names]
 
+    def replaced_rows(self, rows: list[Row]) -> list[Row]:
+        """The rows that others take the place of, as they were written, while those have no scores yet."""
+        waiting = {row["system"] for row in rows if not row["seeds"]}
+        return [row for row in self.document["rows"] if row["system"] in waiting and not self.is_own(row)]
+
     def protocol(self, systems: list[System]) -> Protocol | None:
         """What the distances of the rows of all other systems were measured with; None where none was scored."""
         return next((row_protocol(row) for row in self.other_rows(systems) if row["seeds"]), None)
@@ -89,7 +94,7 @@ def option_words(arguments: Arguments) -> list[str]:
     words = []
     for field in dataclasses.fields(Arguments):
         value = getattr(arguments, field.name)
-        if value != field.default and field.name not in ("systems", "workdir", "into"):
+        if value != field.default and field.name not in ("systems", "workdir", "into", "replace"):
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return words
@@ -115,17 +120,21 @@ def check_data(record: Record, fingerprint: str) -> None:
         require(alike(before, fingerprint), f"{message}: rows would not compare")
 
 
-def choose_systems(record: Record, systems: list[System], named: bool) -> list[System]:
+def choose_systems(record: Record, systems: list[System], named: bool, replace: bool = False) -> list[System]:
     """The systems to compare: those that the record lacks, and those that its comparison goes on with.
 
     Args:
       named: whether they were asked for by name.
+      replace: whether systems that the record has are compared, too, and their rows replaced.
     Raises:
-      UserError: a system that is named and in the record already, or none that the record lacks.
+      UserError: without `replace`, a system that is named and in the record already, or none that the record lacks.
     """
+    if replace:
+        return systems
     there = {row["system"] for row in record.document["rows"] if not record.is_own(row)}
     for system in systems:
-        require(not named or system.name not in there, f"{record.folder} has a row of {system.name} already")
+        already = f"{record.folder} has a row of {system.name} already: --replace puts another in its place"
+        require(not named or system.name not in there, already)
     new = [system for system in systems if system.name not in there]
     require(bool(new), f"{record.folder} has rows of all systems: {', '.join(system.name for system in systems)}")
     return new

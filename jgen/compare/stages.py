@@ -241,6 +241,8 @@ class Comparison:
             sizes = tuple(sorted({*record.arguments.sizes, *arguments.sizes}))
             first, arguments = record.document["command"], dataclasses.replace(record.arguments, sizes=sizes)
         rows = all_rows(self.workdir, self.systems, self.arguments.seeds, wanted)
+        earlier += record.replaced_rows(rows) if record else []
+        rows = [row for row in rows if row["system"] not in {each["system"] for each in earlier}]
         rows = [row | {"workdir": str(self.workdir), "comparison": command} for row in rows]
         rows = by_distance([*with_grids(folder, rows, self.workdir), *with_grids(folder, earlier, folder)])
         report.write_report(folder, arguments, rows, first)
@@ -254,7 +256,10 @@ def check_budget(comparison: Comparison, fingerprint: str) -> None:
     Args:
       fingerprint: of the data.
     """
-    path, may_change = comparison.workdir / "arguments.json", ("seeds", "systems", "sizes", "workdir", "into")
+    path, may_change = (
+        comparison.workdir / "arguments.json",
+        ("seeds", "systems", "sizes", "workdir", "into", "replace"),
+    )
     now = {k: v for k, v in dataclasses.asdict(comparison.arguments).items() if k not in may_change}
     now["hash of the data"] = fingerprint
     if comparison.arguments.inception:

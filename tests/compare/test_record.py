@@ -92,6 +92,22 @@ def test_it_goes_on_where_it_was_stopped(earlier, tmp_path, ran):
     assert rows_by_name(earlier)[NEW.name]["errors"] == {}
 
 
+def test_a_row_is_replaced_once_the_new_one_has_a_score(earlier, tmp_path, ran):
+    before, words = rows_by_name(earlier), ran({ALONE.name: ["the disk is full", "the disk is full"]})
+    replace = ["--systems", ALONE.name, "--replace"]
+    assert into(earlier, tmp_path / "new", *replace) == 0
+    assert words and rows_by_name(earlier) == before
+    ran({ALONE.name: [2.0, 2.5]})
+    assert into(earlier, tmp_path / "new", *replace) == 0
+    after = rows_by_name(earlier)
+    row = after.pop(ALONE.name)
+    assert row["workdir"] == str(tmp_path / "new")
+    assert {score["distance"] for score in row["seeds"].values()} == {2.0, 2.5}
+    assert after == {name: other for name, other in before.items() if name != ALONE.name}
+    with pytest.raises(UserError, match="--replace needs --into, and with --systems"):
+        into(earlier, tmp_path / "new", "--systems", "all", "--replace")
+
+
 def test_a_comparison_s_own_folder_takes_further_systems(outcome, ran):
     folder, _ = outcome
     begun = json.loads((folder / "arguments.json").read_text())
