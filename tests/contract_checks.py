@@ -107,9 +107,30 @@ def check_signatures(case, n=3):
         chex.assert_tree_shape_prefix(latents, (n,))
         for codes, spec in zip(jax.tree.leaves(latents), model.codes):
             chex.assert_shape(codes, (n, *spec.shape))
+    check_functions(case, params, ctx, n)
     if model.best is not None:
         scores = traced(model.validate, batch) if model.validate else {"log_prob": None}
         assert model.best[0] in scores and model.best[1] in ("min", "max")
+
+
+def check_functions(case, params, ctx, n):
+    """Functions that a model lends under a name of the contract take and return what `jgen.core.model` documents."""
+    model = case.model
+    batch, x = make_batch(model, n), jnp.zeros((n, *model.images.shape))
+    tokens = next((batch[name] for name, spec in model.data.fields.items() if len(spec.shape) == 1), None)
+    arguments = {"denoise": (x, jnp.full(n, 0.5), model.condition(batch)), "logits": (x,), "embed_image": (x,)}
+    arguments |= {"embed_text": (tokens,)} if tokens is not None else {}
+    widths = {"logits": (model.data.num_classes,), "denoise": model.images.shape}
+    for name, function in model.functions.items():
+        if name in arguments:
+            call = functools.partial(lambda f, given, params, ctx: f(params, ctx, *given), function, arguments[name])
+            out = jax.eval_shape(call, params, ctx)
+            chex.assert_shape(out, (n, *widths.get(name, (None,))), custom_message=f"{model.name}: {name}")
+            chex.assert_type(out, float)
+        else:
+            assert name != "embed_text", (
+                f"{model.name} lends embed_text: its data must have a field of tokens (length,)"
+            )
 
 
 def shown(model, params):

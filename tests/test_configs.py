@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from contract_cases import SYSTEMS
+from contract_cases import ROOT, SYSTEMS
 
 import jgen
 from jgen.cli import import_config
@@ -33,11 +33,15 @@ def test_every_variant_makes_a_model_of_its_data(system, variant):
     experiment = get(system, variant)
     assert isinstance(experiment, Experiment)
     if variant in SHAPES:
-        assert experiment.data.name == variant
+        where = f"{SYSTEMS[system].relative_to(ROOT)}:{variant}"
+        assert experiment.data.name == variant, (
+            f"{where} must have Data(name={variant!r}): it has {experiment.data.name!r}"
+        )
     check_config(experiment.train, 1)
     data, frozen = spec_of(experiment.data), {}
     for role, run in experiment.frozen.items():
         stem, _, name = run.removeprefix("runs/").rpartition("-")
+        assert stem in SYSTEMS, f"{system}:{variant} stands on {run}: add configs/<family>/{stem}.py, which trains it"
         below = get(stem, name)
         assert spec_of(below.data) == data
         frozen[role] = make_model(below.model, data)
@@ -56,7 +60,11 @@ def test_systems_that_are_compared_see_the_same_images():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
-    assert {"digits", "mnist", "fashion_mnist", "tiny"} <= set(VARIANTS[system])
+    missing = [name for name in ("digits", "mnist", "fashion_mnist", "tiny") if name not in VARIANTS[system]]
+    file = SYSTEMS[system].relative_to(ROOT)
+    assert not missing, (
+        f"add the variants {', '.join(missing)} to VARIANTS of {file}, each with a line, and to get_config"
+    )
     for variant in ("digits", "mnist", "fashion_mnist", "tiny"):  # all their levels, so that bits/dim compare
         assert (get(system, variant).data.levels, get(system, variant).data.binarise) == (0, "none")
 

@@ -126,13 +126,16 @@ def test_the_list_has_a_line_a_system_and_one_a_variant_of_a_system(capsys):
 
 def test_tables_are_those_of_the_results(python):
     done = python("benchmarks/tables.py", "--check", check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"{done.stderr}: python benchmarks/tables.py writes README.md and docs/ from results/"
 
 
 def test_a_system_says_in_its_file_what_it_reached():
     scores = {path: json.loads(path.read_text()) for path in (ROOT / "results").glob("score_*.json")}
     systems = {path.stem for path in (ROOT / "jgen" / "models").glob("*/*.py") if "\ndef make(" in path.read_text()}
-    assert {score["system"] for score in scores.values()} == systems
+    scored = {score["system"] for score in scores.values()}
+    missing = [f"results/score_{name}_<data>.json" for name in sorted(systems - scored)]
+    assert not missing, f"add {', '.join(missing)}: train it, then python -m jgen.evaluate RUN --out FILE"
+    assert scored <= systems, f"results/ has scores of {sorted(scored - systems)}: jgen/models has no such file"
     for path, score in scores.items():
         docstring = next((ROOT / "jgen" / "models").glob(f"*/{score['system']}.py")).read_text().split('"""')[1]
         measured = " ".join(docstring.partition("Measured: ")[2].split())
@@ -147,7 +150,8 @@ def test_a_system_says_in_its_file_what_it_reached():
             codes = score["reconstruction"]
             numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
         for words in (*numbers, f"{score['step']:,} steps of", score["training"]["command"][1]):
-            assert words in measured, (path.name, words, measured)
+            file = f"jgen/models/*/{score['system']}.py"
+            assert words in measured, f"add {words!r} of {path.name} to 'Measured:' in {file}: it has {measured!r}"
 
 
 def test_a_scored_run_is_a_row_with_its_protocol_and_record(tmp_path, monkeypatch):
