@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jgen.core import keys as rng
 from jgen.core import parallel
@@ -227,7 +228,7 @@ def run_phase(
     loss, metrics, new_extra, gradients = parallel.pmean((loss, metrics, new_extra, gradients))
     packed_gradients = pack_roles(gradients)
     statistics = [x for x in jax.tree.leaves((new_extra, owned)) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    norm = global_norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
+    norm = optax.tree.norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
     finite = carry.finite & all_finite((loss, norm, statistics), differs_by_device=bool(owned))
     for role in phase.trains:
         transform, rate = optimisers[role]
@@ -263,6 +264,7 @@ def keep_if_finite(
     state: TrainState, before: dict[str, Packed], carry: Carry, average: Roles
 ) -> tuple[TrainState, Metrics]:
     """The next state and the metrics: where a number was not finite, the old state but for its counters."""
+    # `optax.apply_if_finite` costs the same, but guards one optimiser's update only, and applies it after too many.
     # Only roles that a phase has updated: the others are still the same objects.
     moved = {role: arrays for role, arrays in carry.packed.items() if arrays is not before[role]}
     new = (moved, average, carry.opt, carry.extra)
@@ -309,6 +311,7 @@ def mean_gradients(
 
 def over_parts(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int) -> tuple[Any, Any]:
     """`one_part` over equal parts of the inputs' first axis: its first result joined, its second a mean."""
+    # `optax.MultiSteps` makes a step of every part: parts of a step's statistics and metrics could not be averaged.
     cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
 
     def part(number: int) -> Any:
@@ -349,8 +352,3 @@ def all_finite(tree: Any, differs_by_device: bool = False) -> jax.Array:
     # compile for a minute.
     smallest = jax.lax.sort(flags.astype(jnp.int32))[0]
     return (parallel.pmin(smallest) if differs_by_device else smallest) == 1
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Euclidean norm over all leaves."""
-    return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(())))
