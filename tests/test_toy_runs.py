@@ -140,7 +140,7 @@ def test_a_model_without_a_sampler_is_trained_and_says_what_it_can(cache, tmp_pa
     mistake(lambda: gen.log_prob(KEY, np.zeros((1, 8, 8, 1), np.uint8)), can.format("log_prob"), kind=NotSupported)
     mistake(lambda: evaluate.command([str(run)]), can.format("sample"))
     mistake(lambda: evaluate.command([str(run), "--samples", "0"]), "has no likelihood", "nothing to score")
-    x = np.zeros((2, toys.IMAGES.size), np.float32)
+    x = np.zeros((2, *toys.IMAGES.shape), np.float32)
     assert gen.model.functions["logits"](gen.params, gen.ctx, x).shape == (2, 10)
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -233,10 +233,10 @@ def classifier():
         return {"classifier": network.init(key, flat(batch["image"]))["params"]}, {}
 
     def logits(params, ctx, x):
-        return network.apply({"params": params["classifier"]}, x)
+        return network.apply({"params": params["classifier"]}, x.reshape(x.shape[0], -1))
 
     def cross_entropy(params, ctx, batch):
-        log_probs = jax.nn.log_softmax(logits(params, ctx, flat(batch["image"])))
+        log_probs = jax.nn.log_softmax(logits(params, ctx, to_float(batch["image"], IMAGES.levels)))
         return -jnp.sum(log_probs * jax.nn.one_hot(batch["label"], 10), axis=1)
 
     def loss(params, ctx, keys, batch):
@@ -268,7 +268,7 @@ def guided(*, classifier, autoencoder):
 
     def pushed(params, ctx, z, label):
         def score(z):
-            images = jnp.tanh(z @ jnp.eye(LATENT, IMAGES.size))
+            images = jnp.tanh(z @ jnp.eye(LATENT, IMAGES.size)).reshape(-1, *IMAGES.shape)
             return jnp.sum(class_log_prob(ctx, images, label))
 
         return z + params["push"]["size"][None, :] * jax.grad(score)(z)
