@@ -13,7 +13,7 @@ mask B does not. Blind spot: pixels above and far to the right, which no path of
 Differs from the paper: the class may add a bias in every block, and dropout is an option. Sampling caches activations:
 to draw one channel of a pixel, the network is evaluated at that pixel only.
 
-Measured: 1.826 bits/dim on the 8x8 digits in 17 levels, 2,500 steps of
+Measured: 1.755 bits/dim on the 8x8 digits in 17 levels, given the class, 2,500 steps of
 `python train.py configs/autoregressive/pixelcnn.py:digits`.
 """
 

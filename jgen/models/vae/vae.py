@@ -22,7 +22,9 @@ examples; the Gaussian and the logistic are discretised in training too, so that
 class, where there is one, joins the encoder's features and z.
 
 Measured: bound 89.41 nats (K = 1), 84.36 nats (K = 5000, 500 images) on dynamically binarised MNIST, 60,000 steps of
-`python train.py configs/vae/vae.py:mnist_binary`.
+`python train.py configs/vae/vae.py:mnist_binary`. On MNIST in 256 levels, given the class, bound 1.560 bits/dim, and
+98.3 % of samples are read as asked, FD 44, 10,000 steps of `python train.py configs/vae/vae.py:mnist`, a third of its
+length: to step 8,735 with the learning rates of `--train.steps 15000`, from there on with those of 10000.
 """
 
 from __future__ import annotations
