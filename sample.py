@@ -64,7 +64,7 @@ def command(args: list[str]) -> int:
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
     check_out(Path(a.out))
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
-    cond = cli.given_conditions(parsed, data)
+    cond = cli.given_conditions(parsed, data, experiment.data.background)
     sampling = parsed.sampling if hasattr(parsed, "sampling") else None
     chosen = {} if sampling is None else {f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)}
 

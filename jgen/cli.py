@@ -99,14 +99,16 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
         if name in texts:
             option = Annotated[str | None, tyro.conf.arg(help="Text of all images.")]
         elif spec.is_class:
-            help_text = f"Class of all images, 0 to {spec.num_values - 1}; default: the classes in turn."
-            option = Annotated[int | None, tyro.conf.arg(help=help_text)]
+            names = f", or its name: {', '.join(spec.names[:20])}{', ...' * (len(spec.names) > 20)}" * bool(spec.names)
+            help_text = f"Class of all images, 0 to {spec.num_values - 1}{names}; default: the classes in turn."
+            kind: Any = str if spec.names else int
+            option = Annotated[kind | None, tyro.conf.arg(help=help_text)]
         else:
             files.append(name)
             continue
         options.append((name, option, dataclasses.field(default=None)))
     if files:
-        help_text = "File with the array, of one image or of all: .npy, or .png for an image."
+        help_text = "File with the array, of one image or of all: .npy, or a picture such as .png for an image."
         path = Annotated[str, tyro.conf.arg(help=help_text)]
         entries = [(name, path, dataclasses.field(default="")) for name in files]
         cls = dataclasses.make_dataclass("Cond", entries, frozen=True)
@@ -114,24 +116,36 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
     return options, files
 
 
-def given_conditions(parsed: Any, data: Any) -> dict[str, Any]:
-    """The conditions that a command line with `condition_options` gives, by field."""
+def given_conditions(parsed: Any, data: Any, background: str = "white") -> dict[str, Any]:
+    """The conditions that a command line with `condition_options` gives, by field.
+
+    Args:
+      background: what shows through transparent pixels of picture files.
+    """
     given = {name: getattr(parsed, name) for name in data.fields if getattr(parsed, name, None) is not None}
     paths = vars(parsed.cond) if hasattr(parsed, "cond") else {}
-    return given | {name: read_condition(Path(path), data.fields[name]) for name, path in paths.items() if path}
+    for name, spec in data.fields.items():
+        if spec.is_class and isinstance(value := given.get(name), str) and value not in spec.names:
+            given[name] = int(value) if value.isdecimal() else value
+    return given | {
+        name: read_condition(Path(path).expanduser(), data.fields[name], background)
+        for name, path in paths.items()
+        if path
+    }
 
 
-def read_condition(path: Path, spec: Any) -> Any:
-    """The array in a .npy or .png file. Raises `UserError` for a file that cannot be read."""
+def read_condition(path: Path, spec: Any, background: str = "white") -> Any:
+    """The array in a .npy file or a picture file. Raises `UserError` for a file that cannot be read."""
     import numpy as np
 
-    require(path.suffix in (".npy", ".png"), f"{path} must be a .npy file, or a .png file of an image")
-    require(path.is_file(), f"there is no file {path}")
-    if path.suffix == ".png":
-        from jgen.data.pictures import read_picture
+    from jgen.data.image_files import extensions, read_picture
 
+    is_picture = path.suffix.lower() in extensions()
+    require(is_picture or path.suffix == ".npy", f"{path} must be a .npy file, or a picture such as a .png file")
+    require(path.is_file(), f"there is no file {path}")
+    if is_picture:
         require(len(spec.shape) == 3, f"{path} is an image: the condition must be an array {spec.shape}")
-        return read_picture(path, spec.shape[2])
+        return read_picture(path, spec.shape[2], background)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -193,7 +193,8 @@ def score_samples(
     if arguments.grid:
         images = np.concatenate(first)[:IN_GRID]
         label = cond.get("label")
-        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)])
+        named = data.spec.fields["label"].names if label is not None else ()
+        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], named)
     drawn = {"num": num, "seed": arguments.seed, "seconds": round(seconds, 1), "options": sampling}
     return {"sampling": drawn, **scores}
 
@@ -226,7 +227,9 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
 
     data = dataset.load(arguments.data)
     check_split(data, arguments)
-    images, labels = read_images(Path(arguments.images), data.spec.image.channels)
+    images, labels = read_images(
+        Path(arguments.images), data.spec.image.channels, data.spec.classes, arguments.data.background
+    )
     images = quality.check_images(images, data.spec.image.shape)  # before anything is trained or computed
     require(len(images) >= quality.FEWEST, f"there are {len(images)} images: distances need at least {quality.FEWEST}")
     if labels is not None and data.spec.num_classes > 1:
@@ -276,6 +279,9 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
         if reader is not None and labels is not None:
             read = classifier.label_accuracy(logits, labels)
             read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": num}
+            if named := dataset.spec.fields["label"].names:
+                read["by_class"] = {named[number]: value for number, value in read["by_class"].items()}
+                read["names"] = list(read["by_class"])
         return {"quality": distances, "labels": read}
 
     return compare
@@ -326,14 +332,21 @@ def load_real(dataset: Any, config: Data, arguments: Arguments, network: Any) ->
     return real, whole("train"), whole("test")
 
 
-def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None) -> None:
-    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row a class."""
-    from jgen.data.pictures import make_grid, write_png
+def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, named: Sequence[str] = ()) -> None:
+    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row a class.
+
+    Args:
+      named: the names of the classes, which are drawn; () draws none.
+    """
+    from jgen.data.grids import make_grid
+    from jgen.data.pictures import write_png
 
     classes = [np.arange(len(images))] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
     columns = min(10, *(len(places) for places in classes))
     rows = [classes[0][:100]] if labels is None else [places[:columns] for places in classes[:10]]
-    write_png(path, make_grid(images[np.concatenate(rows)], columns))
+    places = np.concatenate(rows)
+    names = [named[label] for label in labels[places]] if named and labels is not None else []
+    write_png(path, make_grid(images[places], columns, names=names))
 
 
 def check_split(dataset: Any, arguments: Arguments) -> None:

@@ -32,12 +32,13 @@ from jgen.prob.pixels import bits_per_dim
 class Generator:
     """A trained model: what `jgen.load` returns. Its functions are jitted and run on all devices of this process.
 
-    What the model is conditioned on is given by name: label=7, text="a red square", or an array of the field's shape;
-    one value for all images, or one an image.
+    What the model is conditioned on is given by name: label=7 or label="ant", text="a red square", or an array of the
+    field's shape; one value for all images, or one an image.
 
     model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
     step, seconds: how long it was trained, in steps and in time, compiling and frozen models' training included.
     own_seconds, frozen_seconds: that time without frozen models, and {hash: seconds} of each of those.
+    classes: the names of the classes, such as ("ant", "bee"); "0", "1", ... where they have none, () without classes.
     likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     """
 
@@ -56,7 +57,7 @@ class Generator:
         self.step, self.tokenizers = step, dict(tokenizers or {})
         self.own_seconds, self.frozen_seconds = own_seconds, dict(frozen_seconds or {})
         self.seconds = own_seconds + sum(self.frozen_seconds.values())
-        self.likelihood = model.likelihood
+        self.likelihood, self.classes = model.likelihood, model.data.classes
         same = ctx.ema is params  # once on each device, then
         placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))
         self._placed = placed, rest._replace(ema=placed) if same else rest

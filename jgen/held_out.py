@@ -16,7 +16,7 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond
-from jgen.data.dataset import Dataset
+from jgen.data.dataset import Dataset, require_labels_of
 from jgen.data.transforms import make_transform
 from jgen.errors import require
 from jgen.generator import Generator
@@ -35,6 +35,8 @@ def progress(title: str) -> Callable[[range], Iterable[int]]:
 def split_as_seen(gen: Generator, dataset: Dataset, arguments: Any, num: int) -> tuple[jax.Array, Batch]:
     """A key for scoring, and the first examples of the split as the model sees them; num 0: all."""
     split, parts = dataset.splits[arguments.split], []
+    if "label" in gen.model.conditions:
+        require_labels_of(dataset, arguments.split, f"{gen.model.name} scores images of known class only")
     num = num or arguments.num or split.num
     key_data, key_score = (rng.stream(rng.seed_key(arguments.seed), purpose) for purpose in (rng.DATA, rng.SCORE))
     transform = jax.jit(make_transform(gen.config.data, dataset.spec, train=False))

@@ -196,7 +196,7 @@ def test_folders_that_are_no_set(tmp_path, monkeypatch):
     beside = make_folder(tmp_path / "beside", [(8, 8)] * 10)
     shutil.copy(beside / "class0" / "00.png", beside / "extra.png")
     mistake(load_data(f"folder:{beside}"), "beside its class folders")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "decoded").exists()
 
 
 @pytest.mark.parametrize("how", ["garbage", "empty", "truncated", "body", "bomb"])

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,14 +99,32 @@ def lock(folder: Path, what: str, advice: str) -> IO[str]:
     return file
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name. Raises `UserError` for a file that is not an .npz, or is damaged."""
+def read_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name, or those with these names. Raises `UserError` for a file that is no .npz or is
+    damaged."""
     require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
     try:
         with np.load(path, allow_pickle=False) as saved:
-            return {name: np.asarray(saved[name]) for name in saved.files}
+            return {name: np.asarray(saved[name]) for name in (saved.files if names is None else names)}
     except Exception as error:  # zipfile, zlib and NumPy each raise their own of a file that is damaged
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
+    """{name: (shape, type, checksum)} of the arrays of an .npz, which are not read. Raises as `read_arrays` does."""
+    require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, _, dtype = read[version](file)
+                headers[member.filename.removesuffix(".npy")] = (shape, dtype, member.CRC)
+    except Exception as error:  # of many kinds, as above
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
+    return headers
 
 
 def save_arrays(path: Path, arrays: dict[str, Any], compressed: bool = False) -> None:

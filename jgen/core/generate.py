@@ -68,6 +68,8 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
 def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndarray:
     """One condition as (n, *spec.shape) of its type. Raises `UserError` for another shape, type or range."""
     array = np.asarray(value)
+    if spec.names and array.dtype.kind == "U":
+        array = named_values(name, spec, array)
     one = "one number" if spec.shape == () else f"an array {spec.shape}"
     require(
         array.shape in (spec.shape, (n, *spec.shape)),
@@ -81,7 +83,21 @@ def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndar
         bad = array[(array < 0) | (array >= spec.num_values)]
         first = bad.flat[0] if bad.size else ""
         require(bad.size == 0, f"{name} is {first}: it must be from 0 to {spec.num_values - 1}")
-    return np.broadcast_to(array, (n, *spec.shape)).astype(spec.dtype)
+    return np.broadcast_to(array.astype(spec.dtype), (n, *spec.shape))  # one value for all takes no memory
+
+
+def named_values(name: str, spec: ArraySpec, given: np.ndarray) -> np.ndarray:
+    """The numbers of values that are given by name. Raises `UserError` for a name that there is not."""
+    numbers = {each: number for number, each in enumerate(spec.names)}
+    for each in given.flat:
+        require_known(name, str(each), spec.names)
+    return np.array([numbers[str(each)] for each in given.flat], np.int64).reshape(given.shape)
+
+
+def require_known(name: str, value: str, names: tuple[str, ...]) -> None:
+    """Raises `UserError` for a value that is not one of these names, of which it shows some."""
+    some = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+    require(value in names, f"{name} is {brief(value)!r}: it must be one of {some}")
 
 
 def brief(value: Any) -> str:

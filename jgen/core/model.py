@@ -45,16 +45,22 @@ class ArraySpec:
     """One example's array beside the image: a class, text tokens, a low-resolution image, style images, a mask.
 
     `shape` is () for a number, such as a class. Integers run from 0 to `num_values` - 1; 0 for floats and for integers
-    without a bound.
+    without a bound. `names` are those of the values 0 .. num_values - 1, such as of classes; () without any.
     """
 
     shape: tuple[int, ...]
     dtype: str
     num_values: int = 0
+    names: tuple[str, ...] = field(default=(), repr=False)  # the hashes of caches are of the rest
 
     @property
     def is_class(self) -> bool:
         return self.shape == () and self.num_values > 0
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """`names`, or the numbers "0", "1", ... where there are none."""
+        return self.names or tuple(map(str, range(self.num_values)))
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,11 @@ class DataSpec:
     def num_classes(self) -> int:
         """Values of the field `label`; 0 without such a field."""
         return self.fields["label"].num_values if "label" in self.fields else 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the values of the field `label`; () without such a field."""
+        return self.fields["label"].value_names if "label" in self.fields else ()
 
 
 class FrozenModel(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jgen.data.image_files import background_colour
 from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require, require_choice
 
@@ -14,10 +15,15 @@ class Config:
     """Which images, and what is done to them."""
 
     name: str = "digits"
-    """digits, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), or folder:PATH, a folder of pictures,
-    with or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png)."""
+    """digits, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with
+    or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png), or npz:FILE,
+    arrays `images` and `label`."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    test: str = ""
+    """The test split of folder:PATH or npz:FILE: another folder or file; default: its own, else a tenth of the images."""
+    background: str = "white"
+    """What shows through transparent pixels of picture files: a colour such as white, black or #8090a0."""
     size: int = 0
     """Resize the shorter side to this and crop the centre square; 0 keeps the images as they are."""
     validation: float = 0.1
@@ -46,6 +52,10 @@ def check_config(config: Config) -> None:
         config.levels == 0 or 2 <= config.levels <= 256,
         f"data.levels is {config.levels}: it must be from 2 to 256, or 0 for all that the set has",
     )
+    of_files = config.name.startswith(("folder:", "npz:"))
+    own = f"data.test is {config.test}: only folder:PATH and npz:FILE take one, and data.name is {config.name}"
+    require(of_files or not config.test, own)
+    background_colour(config.background)
     require(0 <= config.validation < 1, f"data.validation is {config.validation}: it must be at least 0 and below 1")
     require(config.size >= 0, f"data.size is {config.size}: it must be above zero, or 0 to keep the size")
     require(

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jgen.core.model import ArraySpec, DataSpec
+from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
 from jgen.data.config import Config, check_config
 from jgen.data.folders import folder_source
@@ -30,6 +31,7 @@ STREAMED = "streamed-"  # a hash that is of a set's name, version and sizes, not
 MAX_EXAMPLES = 1 << 28  # of a part, so that the indices of all parts fit into int32
 # Where the indices of a part's examples start.
 OFFSETS = {"train": 0, "validation": MAX_EXAMPLES, "test": 2 * MAX_EXAMPLES}
+SEEN = 64  # examples of a split by which it is told whether it has labels
 BLOCK = 4096  # texts that are read at once, to learn a tokenizer from
 Cuts = dict[str, tuple[str, int, int]]  # {split: (part of the source, start, stop)}
 
@@ -62,17 +64,39 @@ class Dataset(NamedTuple):
     tokenizers: Mapping[str, Tokenizer] = {}
 
 
+def has_labels(dataset: Dataset, split: str) -> bool:
+    """Whether the examples of a split have classes: some sets keep those of test to themselves, and store -1."""
+    if "label" not in dataset.spec.fields:
+        return False
+    part = dataset.splits[split]
+    return bool(np.all(part.fetch(np.arange(min(part.num, SEEN)))["label"] >= 0))
+
+
+def require_labels_of(dataset: Dataset, split: str, who: str) -> None:
+    """Raises `UserError` where `who` needs the classes of a split's examples, and they have none."""
+    message = f"{split} of {dataset.name} has no labels (they are -1), and {who}"
+    require("label" not in dataset.spec.fields or has_labels(dataset, split), message)
+
+
 def memory_limit() -> int:
     """Bytes of decoded examples beyond which a set is read from its records: half of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def open_source(config: Config) -> Source:
-    """The source that `config.name` stands for.
+def open_source(config: Config, arrays: Arrays | None = None) -> Source:
+    """The source that `config.name` stands for, or that arrays from Python are.
 
     Raises:
       UserError: an unknown or unprepared set; a folder without images, with mixed sizes or a damaged picture.
     """
+    if arrays is not None:
+        return array_source(GIVEN, arrays, None, config)
+    again = "give them again, jgen.fit(..., images=...), or name a file that holds them, --data.name npz:FILE"
+    require(config.name != GIVEN, f"the data are arrays that were given from Python: {again}")
+    if config.name.startswith("npz:"):
+        path = Path(config.name.removeprefix("npz:")).expanduser()
+        test = file_arrays(Path(config.test.removeprefix("npz:")).expanduser()) if config.test else None
+        return array_source(f"npz-{path.stem}", file_arrays(path), test, config)
     if config.name.startswith("folder:"):
         return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config)
     if config.name == "digits":
@@ -80,16 +104,19 @@ def open_source(config: Config) -> Source:
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
-def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None) -> Dataset:
+def load(
+    config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arrays: Arrays | None = None
+) -> Dataset:
     """Opens, decodes on first use, and splits a data set.
 
     Args:
       tokenizers: of text fields, by name, such as those that a run keeps; the others are made as `config` says.
+      arrays: a user's own images, in place of the set that `config` names.
     Raises:
       UserError: whatever is wrong with the options, the set, or the folder for the cache, in one line.
     """
     check_config(config)
-    source = open_source(config)
+    source = open_source(config, arrays) if arrays is not None else open_source(config)
     cuts = cut_splits({name: records.num for name, records in source.splits.items()}, config.validation)
     tokenizers = make_tokenizers(source, cuts["train"], config, tokenizers or {})
     source = tokenised(source, tokenizers)
@@ -116,8 +143,10 @@ def opened(source: Source) -> tuple[dict[str, Records], str]:
         hashes: list[Any] = [[name, digest] for name, (_, digest) in pairs.items()]
         return {name: records for name, (records, _) in pairs.items()}, json_hash(hashes)
     sizes = {name: records.num for name, records in source.splits.items()}
-    hashes = [[source.name, source.version, source.spec.image.shape, sizes]]
-    further = {name: astuple(spec) for name, spec in sorted(source.spec.fields.items()) if name != "label"}
+    identity = [source.content] if source.content else [source.name, source.version]
+    hashes = [[*identity, source.spec.image.shape, sizes]]
+    specs_of = sorted(source.spec.fields.items())
+    further = {name: (spec.shape, spec.dtype, spec.num_values) for name, spec in specs_of if name != "label"}
     if further:
         hashes.append([further, source.tokens])
     return source.splits, STREAMED + json_hash(hashes)

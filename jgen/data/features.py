@@ -152,7 +152,10 @@ def array_spec(feature: Any) -> ArraySpec | None:
     num_values = getattr(feature, "num_classes", None) or (2 if dtype == "bool" else 0)
     if dtype == "uint8" and isinstance(feature, import_tfds().features.Image):
         num_values = num_values or 256
-    return ArraySpec(shape, dtype, num_values)
+    names = tuple(getattr(feature, "names", None) or ()) if num_values and shape == () else ()
+    if names == tuple(map(str, range(num_values))) or len(names) != num_values:
+        names = ()
+    return ArraySpec(shape, dtype, num_values, names)
 
 
 def has_places(spec: ArraySpec | None) -> bool:

@@ -1,156 +1,245 @@
-"""Folders of pictures, whose sub-folders may be classes, with captions in text files beside the pictures.
+"""Folders of pictures, whose sub-folders may be classes or splits, with captions in text files beside the pictures.
 
-    pictures/           pictures/cat/1.png       pictures/1.png      a picture
-        1.png                    cat/2.png               1.txt       its caption: UTF-8, of one or more lines
-        2.jpg                    dog/3.png               2.jpg
-                                                         2.txt
+    pictures/           pictures/cat/1.png       pictures/train/cat/1.png       pictures/1.png      a picture
+        1.png                    cat/2.png                      dog/2.png                1.txt      its caption: UTF-8,
+        2.jpg                    dog/3.png                test/cat/3.png                 2.jpg      of one or more lines
+                                                                                         2.txt
 
-Classes and captions may both be there. Hidden files and folders, whose names begin with a dot, are passed over.
+Classes, captions and splits may be there together. Splits are train, test and validation (or val); `--data.test` names a
+test folder elsewhere. What files may be: `image_files`; what is passed over: `scan`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from jgen.core.files import written_whole
 from jgen.core.model import ArraySpec, DataSpec, ImageSpec
 from jgen.data.config import Config
-from jgen.data.sources import Records, Source, fit, map_in_threads, state_of
+from jgen.data.image_files import Header, read_header, read_picture
+from jgen.data.scan import Pictures, caption_of, describe_left_out, scan, select
+from jgen.data.sources import Records, Source, cache_dir, fit, map_in_threads
 from jgen.errors import UserError, require
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_PART = 0.1  # part of a folder's images that is its test split
+# Folders that are splits, where there is one of training.
+SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 
 
-def find_pictures(root: Path) -> tuple[list[Path], np.ndarray, list[str]]:
-    """(files by name, the class of each, int32, the classes' names) of a folder whose sub-folders, if any, are classes.
+def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
+    """The pictures of each split that a folder has, {"train": ..., ...}; says what is left out, in a line.
 
+    Args:
+      test: the folder of the test split, where it is elsewhere.
     Raises:
-      UserError: no folder, no pictures in it, or pictures both in sub-folders and beside them.
+      UserError: no folder or no pictures; splits beside other folders, twice, or without one for training.
     """
-    require(root.is_dir(), f"folder {root} does not exist")
-    paths = (p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    files = sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    require(bool(files), f"folder {root} has no images: it must hold files such as {', '.join(EXTENSIONS[:3])}")
-    classes = sorted({p.relative_to(root).parts[0] for p in files if p.parent != root})
-    mixed = bool(classes) and any(p.parent == root for p in files)
-    require(not mixed, f"folder {root} has images beside its class folders: put them into a class, or use one folder")
-    labels = np.array([classes.index(p.relative_to(root).parts[0]) if classes else 0 for p in files], np.int32)
-    return files, labels, classes
+    found = scan(root)
+    folders = [name for name in found.folders if name in found.with_pictures]
+    named = [name for name in folders if name.lower() in SPLITS]
+    kinds = [SPLITS[name.lower()] for name in named]
+    prefixes = {"train": ""}
+    if len(set(kinds)) > 1:
+        beside = [name for name in (*folders, *found.pictures) if name not in named and "/" not in name]
+        holds = f"folder {root} has the splits {', '.join(named)}"
+        require(not beside, f"{holds} beside {beside[0] if beside else ''}: splits must stand alone")
+        require("train" in kinds, f"{holds}, but no folder train")
+        require(len(set(kinds)) == len(kinds), f"{holds}: each must be one folder")
+        prefixes = {kind: f"{name}/" for kind, name in zip(kinds, named)}
+    elif kinds == ["train"] and folders == named and found.with_pictures == {*named}:
+        prefixes = {"train": f"{named[0]}/"}
+    parts = {kind: select(root, found, prefix) for kind, prefix in prefixes.items()}
+    tell_left_out(root, describe_left_out(found, parts.values()))
+    if test:
+        has_test = f"data.test is {test}, but folder {root} has a test split of its own"
+        require("test" not in parts, has_test)
+        place = Path(test.removeprefix("folder:")).expanduser()
+        elsewhere = scan(place)
+        parts["test"] = select(place, elsewhere)
+        tell_left_out(place, describe_left_out(elsewhere, [parts["test"]]))
+    return parts
 
 
-def find_captions(files: list[Path]) -> list[Path]:
-    """The text file beside each picture, `1.txt` for `1.png`; [] where no picture has one.
+def tell_left_out(root: Path, line: str) -> None:
+    if line:
+        print(f"folder {root}: {line}", file=sys.stderr)
+
+
+def classes_of(parts: Mapping[str, Pictures]) -> list[str]:
+    """The classes of a folder's splits: those of train. Raises `UserError` for a class that train does not have."""
+    classes = parts["train"].classes
+    for part in parts.values():
+        require(
+            bool(part.classes) == bool(classes),
+            f"folder {parts['train'].root} has {len(classes)} class folders, {part.root} {len(part.classes)}",
+        )
+        unknown = [name for name in part.classes if name not in classes]
+        require(not unknown, f"folder {part.root} has the class {', '.join(unknown)}, which train does not have")
+    return classes
+
+
+def caption_files(part: Pictures) -> list[str]:
+    """The text file beside each picture; [] where no picture has one.
 
     Raises:
       UserError: some pictures have a caption and others none.
     """
-    captions = [path.with_suffix(".txt") for path in files]
-    present = [path.is_file() for path in captions]
-    if not any(present):
+    if not part.captions:
         return []
+    names = [caption_of(name) for name in part.names]
+    present = [name in part.captions for name in names]
     if not all(present):
         first = present.index(False)
-        message = (
-            f"{files[first]} has no caption {captions[first].name}, but {sum(present)} of {len(files)} pictures have"
-        )
+        missing = f"{part.path(first)} has no caption {os.path.basename(names[first])}"
+        message = f"{missing}, but {sum(present)} of {len(names)} pictures have"
         raise UserError(f"{message}: all must have one, which may be empty, or none")
-    return captions
+    return [os.path.join(part.root, name) for name in names]
 
 
-def read_caption(path: Path) -> str:
+def read_caption(path: str) -> str:
     """The text of a caption's file as a whole: line breaks within it stay, white space at its ends does not.
 
     Raises:
       UserError: a file that cannot be read or that is no UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        return Path(path).read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def picture_shape(files: list[Path], size: int) -> tuple[int, int, int]:
-    """(H, W, C) of all pictures: grey where all are. Raises `UserError` for many sizes that are not resized to one."""
-    headers = [picture_header(path) for path in files]
-    channels = 1 if all(mode in ("1", "L") for _, mode in headers) else 3
-    if size:
-        return size, size, channels
-    (width, height), _ = headers[0]
-    for path, (other, _) in zip(files, headers):
-        require(
-            other == (width, height),
-            f"{path} is {other[0]}x{other[1]}, {files[0].name} is {width}x{height}: set --data.size",
-        )
-    return height, width, channels
+def picture_shape(parts: Iterable[Pictures], config: Config, state: str) -> tuple[int, int, int]:
+    """(H, W, C) of all pictures: grey where all are. Headers are read once for a state of the files.
+
+    Raises:
+      UserError: many sizes that are not resized to one; a file that is no picture.
+    """
+    path = cache_dir() / "headers" / f"{json_key(state, config.background)}.json"
+    try:
+        first, other, name, grey = json.loads(path.read_text())
+    except (OSError, ValueError):
+        first, other, name, grey = read_headers(parts, config.background)
+        with contextlib.suppress(UserError), written_whole(path) as aside:  # of a cache that is only to be read
+            aside.write_text(json.dumps([first, other, name, grey]))
+    channels = 1 if grey else 3
+    if config.size:
+        return config.size, config.size, channels
+    sizes = [f"{width}x{height}" for height, width in (first[1:], other or first[1:])]
+    require(other is None, f"{name} is {sizes[1]}, {first[0]} is {sizes[0]}: set --data.size")
+    return first[1], first[2], channels
+
+
+def read_headers(parts: Iterable[Pictures], background: str) -> tuple[Any, Any, str, bool]:
+    """([name of the first file, its height, width], size of the first that has another or None, its path, all grey)."""
+    first: Header | None = None
+    name, other, where, grey = "", None, "", True
+    for part in parts:
+        for number in range(len(part.names)):
+            header = read_header(part.path(number), background)
+            grey = grey and header.grey
+            if first is None:
+                first, name = header, os.path.basename(part.names[number])
+            if other is None and header[:2] != first[:2]:
+                other, where = list(header[:2]), part.path(number)
+    assert first is not None
+    return [name, first.height, first.width], other, where, grey
+
+
+def json_key(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def state_of_parts(parts: Mapping[str, Pictures], places: bool) -> str:
+    """A hash of the files' names and sizes, and with `places` also of where they are and when they were changed."""
+    digest = hashlib.sha256()
+    for kind, part in parts.items():
+        digest.update(repr((kind, str(part.root.resolve()) if places else "")).encode())
+        files = [*zip(part.names, part.states), *part.captions.items()]
+        digest.update(repr([(name, size, time if places else 0) for name, (size, time) in files]).encode())
+    return digest.hexdigest()[:16]
 
 
 def folder_source(root: Path, config: Config) -> Source:
-    """A folder of pictures; sub-folders are the field `label`, captions the field `text`.
+    """A folder of pictures; class folders are the field `label`, captions the field `text`.
 
-    A fixed tenth, chosen by file name, is the test split.
+    Without a test split a fixed tenth, chosen by file name, is that.
 
     Raises:
       UserError: a folder without pictures, with mixed sizes, a damaged picture, or captions of some pictures only.
     """
-    files, labels, classes = find_pictures(root)
-    captions = find_captions(files)
-    fields = {"label": ArraySpec((), "int32", len(classes))} if classes else {}
-    texts = ("text",) if captions else ()
+    parts = find_splits(root, config.test)
+    classes = classes_of(parts)
+    texts = {kind: caption_files(part) for kind, part in parts.items()}
+    captioned = [kind for kind in parts if texts[kind]]
+    some = f"folder {root} has captions in {', '.join(captioned)} only: all splits must have them, or none"
+    require(len(captioned) in (0, len(parts)), some)
+    fields = {"label": class_spec(classes)} if classes else {}
+    text_fields = ("text",) if captioned else ()
     for name in config.fields:
-        there = ", ".join([*fields, *texts]) or "no fields: neither class folders nor captions"
-        require(name in (*fields, *texts), f"data.fields has {name!r}: folder {root} has {there}")
-    shape = picture_shape(files, config.size)
-
-    names = [str(path.relative_to(root)) for path in files]
-    order = np.array(sorted(range(len(files)), key=lambda i: hashlib.sha256(names[i].encode()).digest()))
-    num_test = int(len(files) * TEST_PART)
-    require(num_test >= 1, f"folder {root} has {len(files)} images: at least {round(1 / TEST_PART)} are needed")
-
-    def records(part: np.ndarray) -> Records:
-        def read_texts(name: str, positions: np.ndarray) -> list[str]:
-            return map_in_threads(lambda i: read_caption(captions[i]), part[np.asarray(positions)])
-
-        def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
-            chosen = part[np.asarray(positions)]
-            images = map_in_threads(lambda i: fit(read_picture(files[i], shape[2]), config.size), chosen)
-            arrays = {"image": np.stack(images)}
-            if classes:
-                arrays["label"] = labels[chosen]
-            if captions:
-                arrays["text"] = np.array(read_texts("text", positions), object)
-            return arrays
-
-        return Records(len(part), fetch, read_texts if captions else None)
-
-    version = state_of(root, files + captions)
+        there = ", ".join([*fields, *text_fields]) or "no fields: neither class folders nor captions"
+        require(name in (*fields, *text_fields), f"data.fields has {name!r}: folder {root} has {there}")
+    version = state_of_parts(parts, places=True)
+    shape = picture_shape(parts.values(), config, version)
+    splits = {}
+    for kind, part in parts.items():
+        order = by_hash(part.names)
+        if kind == "train" and "test" not in parts:
+            num_test = int(len(order) * TEST_PART)
+            few = f"folder {root} has {len(order)} images: at least {round(1 / TEST_PART)} are needed"
+            require(num_test >= 1, few)
+            splits["test"] = part_records(part, order[-num_test:], texts[kind], classes, shape[2], config)
+            order = order[:-num_test]
+        splits[kind] = part_records(part, order, texts[kind], classes, shape[2], config)
+    splits = {kind: splits[kind] for kind in ("train", "validation", "test") if kind in splits}
     spec = DataSpec(ImageSpec(*shape, levels=256), fields)
-    splits = {"train": records(order[:-num_test]), "test": records(order[-num_test:])}
-    return Source(f"folder-{root.resolve().name}", version, version, spec, splits, texts)
+    content = json_key(state_of_parts(parts, places=False), config.background)
+    files = json_key(version, config.background) if config.background != "white" else version
+    return Source(f"folder-{root.resolve().name}", version, files, spec, splits, text_fields, content=content)
 
 
-def picture_header(path: Path) -> tuple[tuple[int, int], str]:
-    """Size (width, height) and mode of a picture file. Raises `UserError` naming a file that is no picture."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.size, picture.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} does not open as an image: {error}") from error
+def class_spec(classes: Iterable[str]) -> ArraySpec:
+    """The field of classes with these names, which are left out where they are the classes' numbers."""
+    names = tuple(classes)
+    spec = ArraySpec((), "int32", len(names))
+    return spec if names == spec.value_names else replace(spec, names=names)
 
 
-def read_picture(path: Path, channels: int) -> np.ndarray:
-    """uint8 (h, w, channels). Raises `UserError` naming a file that is damaged."""
-    from PIL import Image
+def by_hash(names: list[str]) -> np.ndarray:
+    """An order of names that has nothing to do with what they say, and is the same wherever the folder is."""
+    return np.array(sorted(range(len(names)), key=lambda i: hashlib.sha256(os.fsencode(names[i])).digest()))
 
-    try:
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} does not open as an image: {error}") from error
-    return image.reshape(*image.shape[:2], channels)
+
+def part_records(
+    part: Pictures, order: np.ndarray, captions: list[str], classes: list[str], channels: int, config: Config
+) -> Records:
+    """The pictures `order` of a split as records."""
+    labels = part.labels(classes)
+
+    def read_texts(name: str, positions: np.ndarray) -> list[str]:
+        return map_in_threads(lambda i: read_caption(captions[i]), order[np.asarray(positions)])
+
+    def read_image(number: int) -> np.ndarray:
+        return fit(read_picture(part.path(number), channels, config.background), config.size)
+
+    def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        chosen = order[np.asarray(positions)]
+        arrays = {"image": np.stack(map_in_threads(read_image, chosen))}
+        if classes:
+            arrays["label"] = labels[chosen]
+        if captions:
+            arrays["text"] = np.array(read_texts("text", positions), object)
+        return arrays
+
+    return Records(len(order), fetch, read_texts if captions else None)

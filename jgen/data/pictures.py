@@ -1,37 +1,25 @@
-"""Images as pictures: scaling to 0 .. 255, grids, PNG files, .npz files and folders."""
+"""Images as pictures: scaling to 0 .. 255, PNG files, .npz files and folders."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jgen.core.files import check_writable, read_arrays, save_arrays, written_whole
-from jgen.data.folders import find_pictures, read_picture
+from jgen.data.arrays import OF_IMAGES, checked_levels
+from jgen.data.folders import tell_left_out
+from jgen.data.grids import make_grid
+from jgen.data.image_files import read_picture
+from jgen.data.scan import describe_left_out, scan, select
 from jgen.errors import require
 
 
 def to_display(images: np.ndarray, levels: int) -> np.ndarray:
     """uint8 0 .. levels - 1 to uint8 0 .. 255."""
     return np.round(images.astype(np.float32) * (255.0 / (levels - 1))).astype(np.uint8)
-
-
-def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2) -> np.ndarray:
-    """A contact sheet of (n, H, W, C), row by row, uint8 (height, width, C).
-
-    Pixels are enlarged by a whole number, 0 meaning as many times as makes an image at least 48 pixels high.
-    """
-    n, height, width, channels = images.shape
-    scale = scale or max(1, -(-48 // height))
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    rows = -(-n // columns)
-    cell_h, cell_w = height * scale + gap, width * scale + gap
-    sheet = np.full((rows * cell_h + gap, columns * cell_w + gap, channels), 64, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + (i // columns) * cell_h, gap + (i % columns) * cell_w
-        sheet[top : top + height * scale, left : left + width * scale] = image
-    return sheet
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -49,19 +37,28 @@ def check_out(out: Path) -> None:
 
 
 def write_images(
-    out: Path, images: np.ndarray, labels: np.ndarray | None, levels: int, columns: int, start: int = 0
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    levels: int,
+    columns: int,
+    start: int = 0,
+    names: Sequence[str] = (),
 ) -> None:
     """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of PNGs numbered from
     `start`.
 
     An .npz holds `images`, 0 .. levels - 1, `levels`, and `labels` where there are any.
 
+    Args:
+      names: of the labels' classes 0, 1, ..., to be drawn in a grid; () draws none.
     Raises:
       UserError: another ending, or a path that cannot be written.
     """
     check_out(out)
     if out.suffix == ".png":
-        write_png(out, make_grid(to_display(images, levels), columns))
+        named = [names[label] for label in labels] if names and labels is not None else []
+        write_png(out, make_grid(to_display(images, levels), columns, names=named))
     elif out.suffix == ".npz":
         arrays: dict[str, Any] = {"images": images, "levels": np.int32(levels)}
         arrays |= {} if labels is None else {"labels": labels}
@@ -72,49 +69,76 @@ def write_images(
             write_png(out / f"{i:06d}.png", image)
 
 
-def read_images(path: Path, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images that any program made, uint8 (n, H, W, C) in 0 .. 255, and their labels where there are any.
+def read_images(
+    path: Path, channels: int, classes: Sequence[str] = (), background: str = "white"
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images that any program made, uint8 (n, H, W, C) in 0 .. 255, and their classes, int32 (n,), where there are any.
 
     Args:
       path: an .npz with `images` (or the one array `arr_0`) in 0 .. 255, or in 0 .. levels - 1 where it says its
-        `levels`, and perhaps `labels`; or a folder of pictures, whose sub-folders, if it has any, are the classes: of
-        the numbers that are their names, else 0, 1, ... in the names' order.
+        `levels`, and perhaps `labels`, numbers or names; or a folder of pictures, whose sub-folders, if it has any, are
+        classes by their names.
+      classes: the names of the data's classes; without any, labels are numbers, and those of a folder are left out.
+      background: what shows through transparent pixels of pictures.
     Raises:
-      UserError: nothing there, a file of another kind or damaged, labels that are not one whole number an image,
-        pictures that cannot be read, or of mixed sizes.
+      UserError: nothing there, a file of another kind or damaged, labels that are not one an image, a class that the
+        data does not have, pictures that cannot be read, or of mixed sizes.
     """
+    path = path.expanduser()
     require(path.exists(), f"there is nothing at {path}")
     if path.is_file():
         require(path.suffix == ".npz", f"{path} must be an .npz file or a folder of pictures")
-        return of_arrays(path, read_arrays(path))
-    files, labels, classes = find_pictures(path)
+        return of_arrays(path, read_arrays(path), classes)
+    found = scan(path)
+    pictures = select(path, found)
+    tell_left_out(path, describe_left_out(found, [pictures]))
     images = []
-    for file in files:
-        images.append(read_picture(file, channels))
-        require(
-            images[-1].shape == images[0].shape, f"{file} is {images[-1].shape[:2]}, {files[0]} {images[0].shape[:2]}"
-        )
-    if classes and all(name.isdecimal() for name in classes):  # "10" stands before "2", and some may be missing
-        labels = np.array([int(name) for name in classes], np.int32)[labels]
-    return np.stack(images), labels if classes else None
+    for number in range(len(pictures.names)):
+        file = pictures.path(number)
+        images.append(read_picture(file, channels, background))
+        shape, first = images[-1].shape[:2], images[0].shape[:2]
+        require(shape == first, f"{file} is {shape}, {pictures.path(0)} {first}")
+    names = pictures.classes
+    if not names or not classes:
+        return np.stack(images), None
+    numbers = class_numbers(names, classes, f"folder {path}")
+    return np.stack(images), numbers[pictures.labels(names)]
 
 
-def of_arrays(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
+    """The classes with these names, int32 (n,); "007" is the class "7" where there is none of its own name.
+
+    Raises:
+      UserError: a name that no class has.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    values = {int(name): number for number, name in enumerate(classes) if name.isdecimal()}
+    found = [numbers.get(name, values.get(int(name), -1) if name.isdecimal() else -1) for name in names]
+    unknown = [name for name, number in zip(names, found) if number < 0]
+    has = ", ".join(classes[:20]) + ", ..." * (len(classes) > 20)
+    require(not unknown, f"{where} has the class {', '.join(map(repr, unknown[:3]))}: the data has {has}")
+    return np.array(found, np.int32)
+
+
+def of_arrays(
+    path: Path, arrays: dict[str, np.ndarray], classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Images and labels of an .npz file, as `read_images` gives them."""
-    name = "images" if "images" in arrays else "arr_0"
-    require(name in arrays, f"{path} has no array `images`: it has {', '.join(sorted(arrays)) or 'none'}")
-    images, labels = arrays[name], arrays.get("labels")
+    name = next((each for each in OF_IMAGES if each in arrays), "")
+    require(bool(name), f"{path} has no array `images`: it has {', '.join(sorted(arrays)) or 'none'}")
+    images, labels = arrays[name], arrays.get("labels", arrays.get("label"))
     if "levels" in arrays:
-        levels = arrays["levels"]
-        whole = levels.ndim == 0 and np.issubdtype(levels.dtype, np.integer) and 2 <= levels <= 256
-        found = levels.item() if levels.ndim == 0 else f"an array of shape {levels.shape}"
-        require(bool(whole), f"levels of {path} are {found}: they must be one whole number from 2 to 256")
+        levels = checked_levels(arrays["levels"], f"levels of {path}")
         require(images.dtype == np.uint8, f"images of {path} are {images.dtype}: they must be uint8")
         most = images.max(initial=0)
         require(most < levels, f"images of {path} have values up to {most}: its levels are 0 to {levels - 1}")
-        images = to_display(images, int(levels))
+        images = to_display(images, levels)
     if labels is not None:
-        fits = labels.shape == images.shape[:1] and np.issubdtype(labels.dtype, np.integer)
+        fits = labels.shape == images.shape[:1] and labels.dtype.kind in ("iuU" if classes else "iu")
         found = f"labels of {path} are {labels.dtype} of shape {labels.shape}"
-        require(fits, f"{found}: they must be whole numbers, one for each of {images.shape[0] if images.ndim else 0}")
+        wanted = "whole numbers or names" if classes else "whole numbers"
+        require(fits, f"{found}: they must be {wanted}, one for each of {images.shape[0] if images.ndim else 0}")
+        if labels.dtype.kind == "U":
+            names, places = np.unique(labels, return_inverse=True)
+            labels = class_numbers([str(each) for each in names], classes, str(path))[places]
     return images, labels

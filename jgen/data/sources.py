@@ -42,6 +42,8 @@ class Source(NamedTuple):
     splits:  {"train": Records, ...}.
     texts:   names of the fields that are text, whose arrays depend on a tokenizer.
     tokens:  a hash of the tokenizers that made fields of texts; "" without any.
+    content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
+             whose name and version say it.
     """
 
     name: str
@@ -51,11 +53,12 @@ class Source(NamedTuple):
     splits: dict[str, Records]
     texts: tuple[str, ...] = ()
     tokens: str = ""
+    content: str = ""
 
 
 def cache_dir() -> Path:
     """Where jgen keeps what it derives: the environment's JGEN_CACHE, else ~/.cache/jgen."""
-    return Path(os.environ.get("JGEN_CACHE") or Path.home() / ".cache" / "jgen")
+    return Path(os.environ.get("JGEN_CACHE") or "~/.cache/jgen").expanduser()
 
 
 def state_of(root: Path, files: list[Path]) -> str:

@@ -24,7 +24,7 @@ import optax
 
 from jgen.core.files import cached_arrays, read_arrays, save_arrays, written_whole
 from jgen.data.batches import batch_positions
-from jgen.data.dataset import Dataset
+from jgen.data.dataset import Dataset, has_labels, require_labels_of
 from jgen.data.sources import cache_dir
 from jgen.errors import require
 from jgen.metrics.bootstrap import bootstrap
@@ -71,12 +71,12 @@ class Network(nn.Module):
 class Classifier(NamedTuple):
     """A trained classifier.
 
-    name: "<data>-<hash of the weights>"; accuracy: on the data's test split.
+    name: "<data>-<hash of the weights>"; accuracy: on the data's test split, None where that has no labels.
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, F), maps (n, h, w, W), logits (n, K)), float32.
     """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -92,6 +92,7 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
     """
     spec, num_classes = dataset.spec.image, dataset.spec.num_classes
     require(num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
+    require_labels_of(dataset, "train", "a classifier cannot be trained on it")
     identity = [dataset.fingerprint, dataset.splits["train"].num, list(spec.shape), num_classes]
     key = hashlib.sha256(json.dumps([dataclasses.asdict(recipe), *identity]).encode()).hexdigest()[:12]
     path = cache_dir() / "classifiers" / f"{dataset.name}-{key}.npz"
@@ -111,7 +112,7 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
     arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
     run = evaluator(network, jax.tree.unflatten(structure, arrays))
-    return Classifier(f"{dataset.name}-{digest}", accuracy, run)
+    return Classifier(f"{dataset.name}-{digest}", accuracy if np.isfinite(accuracy) else None, run)
 
 
 def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[[np.ndarray], tuple]:
@@ -136,7 +137,7 @@ def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int
 
 
 def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, float]:
-    """(parameters, accuracy on the test split)."""
+    """(parameters, accuracy on the test split, NaN where that has no labels)."""
     from tqdm import tqdm
 
     split = dataset.splits["train"]
@@ -167,6 +168,8 @@ def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, floa
     for number in tqdm(range(steps), desc=f"training a classifier of {dataset.name}", unit="step", file=sys.stderr):
         batch = split.fetch(batch_positions(recipe.seed, number, recipe.batch_size, split.num))
         params, state = compiled(params, state, number, batch["image"], batch["label"])
+    if not has_labels(dataset, "test"):
+        return params, float("nan")
     test = dataset.splits["test"].fetch(np.arange(dataset.splits["test"].num))
     predicted = evaluator(network, params)(test["image"])[2].argmax(-1)
     return params, float(np.mean(predicted == test["label"]))

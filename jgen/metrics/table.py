@@ -6,6 +6,8 @@ from typing import Any
 
 from jgen.core.model import LIKELIHOODS
 
+MOST_CLASSES = 20  # whose names a table shows
+
 
 def head(documents: list[dict[str, Any]]) -> list[str]:
     """The columns' names: only in the features of the published network are distances FID and KID."""
@@ -63,7 +65,11 @@ def protocol(document: dict[str, Any]) -> str:
             parts[-1] += f", {grid['codes_used']} of {grid['codes']} codes used, perplexity {grid['perplexity']:.1f}"
     if labels := document.get("labels"):
         accuracy = labels["classifier_test_accuracy"]
-        parts.append(f"classes: classifier {labels['classifier']}, {accuracy:.4f} right on real")
+        right = f"{accuracy:.4f} right on real" if accuracy is not None else "the real test images have no labels"
+        parts.append(f"classes: classifier {labels['classifier']}, {right}")
+        if names := labels.get("names"):
+            by_class = (f"{name} {labels['by_class'][name]:.4f}" for name in names[:MOST_CLASSES])
+            parts[-1] += f"; right by class: {', '.join(by_class)}{', ...' * (len(names) > MOST_CLASSES)}"
     return "; ".join(parts)
 
 

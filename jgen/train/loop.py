@@ -22,8 +22,9 @@ from jgen.core.generate import prepared, run_over, sample_images
 from jgen.core.model import Batch, Cond, Context, FrozenModel, GenerativeModel, Roles
 from jgen.data.batches import batch_positions, train_batches
 from jgen.data.config import Config as DataConfig
-from jgen.data.dataset import Dataset, Split
-from jgen.data.pictures import make_grid, to_display, write_png
+from jgen.data.dataset import Dataset, Split, require_labels_of
+from jgen.data.grids import make_grid
+from jgen.data.pictures import to_display, write_png
 from jgen.data.transforms import make_transform
 from jgen.errors import UserError, require
 from jgen.train import checkpoints
@@ -136,6 +137,10 @@ class Training:
         frozen: Mapping[str, FrozenModel] | None = None,
     ):
         self.started = time.monotonic()
+        if "label" in model.conditions:
+            scored = ["validation"] * (config.validate_every > 0 and "validation" in dataset.splits)
+            for split in ("train", *scored):
+                require_labels_of(dataset, split, f"{model.name} is conditioned on them")
         self.document = read_config(directory.path)
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
         self.frozen = parallel.replicate(dict(frozen or {}))
@@ -330,6 +335,11 @@ class Training:
         batch = self.held_out(split, rows, rng.stream(rng.seed_key(self.seed), rng.DATA))
         return rows, {name: np.repeat(array, columns, axis=0) for name, array in model.condition(batch).items()}
 
+    def names(self, cond: Cond) -> list[str]:
+        """The names of the images' classes, where classes have names; [] else."""
+        names = self.model.data.fields["label"].names if "label" in cond else ()
+        return [names[label] for label in cond["label"]] if names else []
+
     def sample(self, step: int) -> Path:
         """Writes a sample grid."""
         spec, columns = self.model.images, self.config.samples_per_class
@@ -340,7 +350,7 @@ class Training:
         at_once = min(rows * columns, SAMPLED_AT_ONCE)
         images = sample_images(self.model, params, ctx, key, rows * columns, cond=cond, batch_size=at_once)
         path = self.directory.samples(step)
-        write_png(path, make_grid(to_display(images, spec.levels), columns))
+        write_png(path, make_grid(to_display(images, spec.levels), columns, names=self.names(cond)))
         return path
 
     def draw_missing_grid(self) -> None:

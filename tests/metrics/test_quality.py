@@ -145,10 +145,11 @@ def test_images_of_any_program_are_read_as_they_were_written(digits, tmp_path):
     images, labels = read_images(tmp_path / "x.npz", 1)
     np.testing.assert_array_equal(images, batch["image"])
     np.testing.assert_array_equal(labels, batch["label"])
-    for names, wanted in ((("10", "2", "7"), [10, 2, 7]), (("a", "c", "b"), [0, 2, 1])):
+    numbers, letters = [str(i) for i in range(11)], ["a", "b", "c", "d"]
+    for names, classes, wanted in ((("10", "2", "7"), numbers, [10, 2, 7]), (("a", "d", "b"), letters, [0, 3, 1])):
         for i, name in enumerate(names):
             write_images(tmp_path / "-".join(names) / name, batch["image"][i : i + 1], None, 256, 4)
-        images, labels = read_images(tmp_path / "-".join(names), 1)
+        images, labels = read_images(tmp_path / "-".join(names), 1, classes)
         order = np.argsort(names)  # files are read in that of their names
         np.testing.assert_array_equal(images, batch["image"][order])
         np.testing.assert_array_equal(labels, np.array(wanted)[order])

@@ -1,0 +1,179 @@
+"""Picture files as uint8 arrays: upright, of 8 bits, over one background, in one channel where they are grey.
+
+    orientation     as the EXIF tag says, 1 to 8
+    16 bits         0 .. 65535 becomes 0 .. 255, rounded; of other depths (12-bit TIFF), all that they hold
+    32-bit integer  taken for 16 bits: values must be from 0 to 65535
+    float           0 to 1 becomes 0 .. 255; other values are refused, since no file says what is black and white
+    alpha           laid over the background, fully transparent pixels becoming just that
+    grey            bilevel, grey, 16 bits, float, palettes of which only greys are used, and any of these with alpha
+    several frames  the first
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jgen.errors import UserError, require
+
+GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # of more than 8 bits
+NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # which Pillow only recognises, or reads with other programs
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF and EXIF
+WHITE_IS_ZERO = 0
+
+
+class Header(NamedTuple):
+    """What is known of a picture before it is decoded: its size when upright, and whether one channel holds it."""
+
+    height: int
+    width: int
+    grey: bool
+
+
+def import_pillow() -> Any:
+    """Pillow's module `Image`, with as many pixels allowed as JGEN_MAX_PIXELS says, where it is set.
+
+    Raises:
+      UserError: JGEN_MAX_PIXELS is no number above zero.
+    """
+    from PIL import Image
+
+    if limit := os.environ.get("JGEN_MAX_PIXELS", ""):
+        number = limit.isdecimal() and int(limit) > 0
+        require(number, f"JGEN_MAX_PIXELS is {limit!r}: it must be a whole number above zero")
+        Image.MAX_IMAGE_PIXELS = int(limit)  # Pillow warns of more, and refuses twice as many
+    return Image
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """The endings, such as ".png", of the files that Pillow reads."""
+    image = import_pillow()
+    formats = image.registered_extensions()  # which imports all of its formats
+    readable = {ending for ending, name in formats.items() if name in image.OPEN and name not in NOT_READ}
+    return frozenset(readable | {".mpo"})
+
+
+def background_colour(background: str) -> tuple[int, int, int]:
+    """The colour (red, green, blue), 0 .. 255, of a name such as "white" or of "#rrggbb". Raises `UserError`."""
+    from PIL import ImageColor
+
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except ValueError as error:
+        words = "it must be a colour such as white, black or #8090a0"
+        raise UserError(f"data.background is {background!r}: {words}") from error
+
+
+@contextmanager
+def open_picture(path: Path | str) -> Iterator[Any]:
+    """The file as a Pillow image. Raises `UserError` naming a file that is damaged, or is no picture."""
+    image = import_pillow()
+    try:
+        with image.open(path) as picture:
+            yield picture
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
+    except image.DecompressionBombError as error:
+        how = "where you trust it, set JGEN_MAX_PIXELS to the number of pixels that may be read"
+        raise UserError(f"{path} does not open as an image: {error} {how}") from error
+    except Exception as error:  # of many kinds, by format and damage
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} does not open as an image: {reason}") from error
+
+
+def read_header(path: Path | str, background: str = "white") -> Header:
+    """Size and channels of a picture file. Raises `UserError` naming a file that is no picture."""
+    with open_picture(path) as picture:
+        width, height = picture.size
+        if picture.format != "TIFF" and orientation(picture) >= 5:  # Pillow turns TIFF by itself
+            width, height = height, width
+        grey = is_grey(picture)
+        if grey and picture.has_transparency_data:
+            grey = len(set(background_colour(background))) == 1
+        return Header(height, width, grey)
+
+
+def read_picture(path: Path | str, channels: int, background: str = "white") -> np.ndarray:
+    """uint8 (h, w, channels), upright, over the background.
+
+    Raises:
+      UserError: naming a file that is damaged, or whose values have no place in 0 .. 255.
+    """
+    with open_picture(path) as picture:
+        picture.load()
+        turned = upright(picture, orientation(picture))
+        plain = flatten(to_eight_bits(turned, picture) if picture.mode in DEEP else turned, background)
+        array = np.asarray(plain.convert("L" if channels == 1 else "RGB"))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def is_grey(picture: Any) -> bool:
+    """Whether one channel holds the colours of an open picture."""
+    if picture.mode in ("P", "PA"):
+        used = np.unique(np.asarray(picture.convert("P") if picture.mode == "PA" else picture))
+        palette = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        colours = palette[used[used < len(palette)]]
+        return bool(np.all(colours == colours[:, :1]))
+    # PNG of grey and alpha in 16 bits is opened as colour.
+    return picture.mode in GREY or any("LA;16B" in tile for tile in picture.tile)
+
+
+def orientation(picture: Any) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or the tag is damaged."""
+    try:
+        number = int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # of many kinds; the picture itself may be whole
+        return 1
+    return number if 1 <= number <= 8 else 1
+
+
+def upright(picture: Any, number: int) -> Any:
+    """A picture that was stored in an EXIF orientation, turned and mirrored back."""
+    from PIL.Image import Transpose
+
+    moves = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
+    moves |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+    return picture.transpose(moves[number]) if number in moves else picture
+
+
+def to_eight_bits(picture: Any, source: Any) -> Any:
+    """A picture of more than 8 bits as one of 8, in "L", or in "LA" where a value stands for transparent.
+
+    Args:
+      source: the picture as it was opened, with its tags.
+    Raises:
+      UserError: values that have no place between black and white.
+    """
+    image = import_pillow()
+    values = np.asarray(picture)
+    tags = getattr(source, "tag_v2", {})
+    white = 1.0 if picture.mode == "F" else 2.0 ** min(16, tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
+    low, high = values.min(initial=0), values.max(initial=0)
+    fits = bool(low >= 0 and high <= white)  # false for NaN
+    kind = "floats" if picture.mode == "F" else "integers"
+    require(fits, f"has {kind} from {low:g} to {high:g}: they must be from 0 to {white:g}, so scale them before")
+    scaled = np.round(values * (255 / white)).astype(np.uint8)
+    if picture.mode != "F" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    grey = image.fromarray(scaled)
+    if "transparency" not in source.info:
+        return grey
+    opaque = np.where(values == source.info["transparency"], 0, 255).astype(np.uint8)
+    return image.merge("LA", (grey, image.fromarray(opaque)))
+
+
+def flatten(picture: Any, background: str) -> Any:
+    """A picture without alpha: laid over one colour."""
+    if not picture.has_transparency_data:
+        return picture
+    image = import_pillow()
+    above = picture.convert("RGBA")
+    return image.alpha_composite(image.new("RGBA", above.size, (*background_colour(background), 255)), above)

@@ -1,0 +1,169 @@
+"""What is in a folder of pictures: files by name with their sizes and times, classes, captions, and what is left out.
+
+One look at every name: a million files take seconds. Hidden files and folders, whose names begin with a dot, are passed
+over without a word; links are followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jgen.data.image_files import extensions
+from jgen.errors import require
+
+CAPTION = ".txt"
+MOST_KINDS = 6  # endings that the line of what is left out names
+State = tuple[int, int]  # (bytes, time of change in nanoseconds) of a file
+
+
+@dataclass
+class Scan:
+    """The files below a folder by their names relative to it, parted by "/"."""
+
+    pictures: dict[str, State] = field(default_factory=dict)
+    captions: dict[str, State] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many files of each ending are no pictures."""
+    loops: list[str] = field(default_factory=list)
+    """Links to a folder that they are in."""
+    folders: list[str] = field(default_factory=list)
+    """The folders right below."""
+
+    @property
+    def with_pictures(self) -> set[str]:
+        """Those of them with pictures in them, and "" where pictures are beside them."""
+        return {name.split("/", 1)[0] if "/" in name else "" for name in self.pictures}
+
+
+class Pictures(NamedTuple):
+    """The pictures of one split.
+
+    root:     the folder that names are relative to.
+    names:    sorted.
+    states:   size and time of each.
+    captions: {name of the text file: size and time} of those beside a picture.
+    """
+
+    root: Path
+    names: list[str]
+    states: list[State]
+    captions: dict[str, State]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the class folders in natural order; [] without any."""
+        return sorted({name.split("/", 1)[0] for name in self.names if "/" in name}, key=natural_order)
+
+    def labels(self, classes: Sequence[str]) -> np.ndarray:
+        """The class of each picture, int32 (n,); -1 of a class that is not among `classes`."""
+        numbers = {name: number for number, name in enumerate(classes)}
+        return np.array([numbers.get(name.split("/", 1)[0], -1) for name in self.names], np.int32)
+
+    def path(self, number: int) -> str:
+        return os.path.join(self.root, self.names[number])
+
+
+def natural_order(name: str) -> tuple:
+    """A key to sort names by, numbers in them by their value: "2" before "10"."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def scan(root: Path) -> Scan:
+    """All files below a folder. Raises `UserError` where there is none, or it cannot be read."""
+    require(root.is_dir(), f"folder {root} does not exist")
+    found = Scan()
+    try:
+        look_into(str(root), "", found, ())
+    except OSError as error:
+        require(False, f"folder {error.filename or root} cannot be read: {error.strerror or error}")
+    found.folders.sort(key=natural_order)
+    return found
+
+
+def look_into(folder: str, prefix: str, found: Scan, above: tuple[tuple[int, int], ...]) -> None:
+    """Adds the files of a folder and of those below it.
+
+    Args:
+      prefix: of their names; above: device and number of the folders that this one is in.
+    """
+    here = os.stat(folder)
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:
+        found.loops.append(prefix[:-1])
+        return
+    readable = extensions()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                if not prefix:
+                    found.folders.append(name)
+                look_into(entry.path, f"{prefix}{name}/", found, (*above, identity))
+                continue
+            ending = os.path.splitext(name)[1].lower()
+            kept = found.pictures if ending in readable else found.captions if ending == CAPTION else None
+            if kept is None:
+                found.left_out[ending or "without an ending"] += 1
+                continue
+            try:
+                state = entry.stat()
+            except OSError:
+                found.left_out["broken links"] += 1
+                continue
+            kept[f"{prefix}{name}"] = (state.st_size, state.st_mtime_ns)
+
+
+def select(root: Path, found: Scan, prefix: str = "") -> Pictures:
+    """The pictures of a scan below a folder in it, "" or such as "train/", and the captions beside them.
+
+    Raises:
+      UserError: no pictures, or pictures both in sub-folders and beside them.
+    """
+    names = sorted(name[len(prefix) :] for name in found.pictures if name.startswith(prefix))
+    where = root / prefix
+    left = f"; {describe_left_out(found)}" if found.left_out else ""
+    require(bool(names), f"folder {where} has no images: it must hold files such as .png, .jpg, .tif{left}")
+    inside = sum("/" in name for name in names)
+    mixed = f"folder {where} has images beside its class folders: put them into a class, or use one folder"
+    require(inside in (0, len(names)), mixed)
+    wanted = (prefix + caption_of(name) for name in names)
+    captions = {name[len(prefix) :]: found.captions[name] for name in wanted if name in found.captions}
+    return Pictures(where, names, [found.pictures[prefix + name] for name in names], captions)
+
+
+def caption_of(name: str) -> str:
+    """The text file beside a picture: `1.txt` of `1.png`."""
+    return os.path.splitext(name)[0] + CAPTION
+
+
+def describe_left_out(found: Scan, used: Iterable[Pictures] = ()) -> str:
+    """A line of what is no picture, "12 files are left out: 7 .heic, 5 .json"; "" where there is nothing."""
+    counts = Counter(found.left_out)
+    parts = list(used)
+    texts = len(found.captions) - sum(len(part.captions) for part in parts)
+    if parts and texts > 0:
+        counts[CAPTION] += texts
+    lines = []
+    if num := sum(counts.values()):
+        kinds = [f"{count} {ending}" for ending, count in counts.most_common(MOST_KINDS)]
+        more = [f"{len(counts) - MOST_KINDS} other kinds"] if len(counts) > MOST_KINDS else []
+        what = "1 file is" if num == 1 else f"{num} files are"
+        lines.append(f"{what} left out: {', '.join(kinds + more)}")
+    if found.loops:
+        lines.append(f"links to a folder that they are in: {', '.join(found.loops)}")
+    with_pictures = found.with_pictures
+    empty = [name for name in found.folders if name not in with_pictures]
+    if parts and empty:
+        lines.append(f"folders without pictures: {', '.join(empty)}")
+    return "; ".join(lines)
