@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from jgen.core import parallel
 from jgen.core.model import Context, DataSpec, GenerativeModel
 from jgen.core.options import check_types
+from jgen.data.config import located
 from jgen.errors import require, require_seed
 from jgen.experiment import Experiment, check_roles, frozen_roles, make_model
 from jgen.generator import Generator
@@ -34,31 +36,40 @@ def make(
     return make_model(experiment.model, data, frozen)
 
 
-def fit(experiment: Experiment, workdir: str | Path) -> str:
+def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **fields: Any) -> str:
     """Trains an experiment in a run directory, resuming what is there; returns "trained" or "finished" (before).
 
+    Args:
+      images: your own, uint8 (n, H, W, C), in place of the set that `experiment.data` names.
+      fields: arrays (n, ...) beside them, such as label=, whole numbers or names; text= is a sequence of strings.
     Raises:
       UserError: whatever is wrong with the experiment, its data or the directory, in one line.
       jgen.train.loop.Interrupted: after SIGTERM or Ctrl-C; what was done is saved.
     """
     from jgen import runs
+    from jgen.data import arrays as own
     from jgen.data import dataset as datasets
     from jgen.data.text import load_tokenizers
     from jgen.train import checkpoints, loop
 
+    workdir = Path(workdir).expanduser()
     check_types(experiment, "experiment")
     check_config(experiment.train, parallel.device_count())
     check_roles(experiment.model, experiment.frozen)
     require_seed(experiment.seed)
-    dataset = datasets.load(experiment.data, load_tokenizers(Path(workdir) / runs.TOKENIZERS))
-    started = (Path(workdir) / "config.json").exists()
-    wanted = read_config(Path(workdir))["frozen_fingerprints"] if started else {}
+    require(images is not None or not fields, f"{', '.join(fields)} without images: fields belong to images=")
+    given = own.given_arrays(images, fields) if images is not None else None
+    name = experiment.data.name if given is None else own.GIVEN
+    experiment = replace(experiment, data=located(replace(experiment.data, name=name)))
+    dataset = datasets.load(experiment.data, load_tokenizers(workdir / runs.TOKENIZERS), given)
+    started = (workdir / "config.json").exists()
+    wanted = read_config(workdir)["frozen_fingerprints"] if started else {}
     roles = frozen_roles(experiment.model)
     places = {role: place for role, place in experiment.frozen.items() if place or roles.get(role, True)}
     frozen = runs.load_frozen(places, wanted, load)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
-    directory = RunDirectory(Path(workdir), parallel.is_main_process())
+    directory = RunDirectory(workdir, parallel.is_main_process())
     try:
         newest, steps = checkpoints.newest_good(directory.checkpoints), experiment.train.steps
         fewer = newest is not None and steps < newest
@@ -106,7 +117,7 @@ def load(
     from jgen.train import checkpoints
     from jgen.train.step import averaged
 
-    path = Path(run)
+    path = Path(run).expanduser()
     experiment, data = runs.load_experiment(path)
     wanted = read_config(path)["frozen_fingerprints"]
     saved = {role: place for role, place in experiment.frozen.items() if role in wanted}

@@ -27,7 +27,9 @@ import numpy as np
 
 from jgen import cli
 from jgen.core.files import check_writable
+from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
+from jgen.data.config import Place
 from jgen.errors import UserError, require, require_seed
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
@@ -55,7 +57,7 @@ class Arguments:
     images: str = ""
     """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
     data: Data = field(default_factory=Data)
-    """The data that --images are compared with."""
+    """The data that --images are compared with; of a run, name, dir and test say where its data is now."""
     seed: int = 0
     """Seed of samples, of the draws that a bound or an estimate makes, and of dynamic binarisation."""
     batch_size: int = 100
@@ -96,7 +98,8 @@ def evaluate(
     check_capabilities(gen, arguments)
     trained = length_of_training(gen, Path(run) / "checkpoints")
     fingerprint = read_config(Path(run))["data_fingerprint"]
-    config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers)
+    config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, moved(arguments.data))
+    require(data.spec.image == gen.model.images, f"{data.name} has {data.spec.image}: {run} has {gen.model.images}")
     check_split(data, arguments)
     compared = arguments.samples > 0 or arguments.reconstruct
     compare = make_comparison(data, config, arguments, "label" in gen.model.conditions) if compared else None
@@ -116,6 +119,11 @@ def evaluate(
         compared_scores = compare(lambda start, stop: made[start:stop], len(made), labels)
         scores["reconstruction"] = reconstruction | compared_scores
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
+
+
+def moved(data: Data) -> Place:
+    """Where a run's data is now, as far as it was given."""
+    return Place("" if data.name == Data().name else data.name, data.dir, data.test)
 
 
 def record_of(gen: Any, run: Path) -> dict[str, Any]:
@@ -166,7 +174,6 @@ def score_samples(
 ) -> dict[str, Any]:
     """Draws samples, some at a time, and compares them with real images."""
     import jax
-    from tqdm import tqdm
 
     from jgen import held_out
     from jgen.data.pictures import to_display
@@ -188,7 +195,7 @@ def score_samples(
             first.append(images)
         return images
 
-    with tqdm(total=num, desc="sampling", unit="image", file=sys.stderr) as bar:
+    with progress_bar(total=num, desc="sampling", unit="image") as bar:
         scores = compare(draw, num, cond.get("label"), asked_for=True)
     if arguments.grid:
         images = np.concatenate(first)[:IN_GRID]
@@ -375,7 +382,7 @@ def check_arguments(a: Arguments) -> None:
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
     options, default = dataclasses.asdict(a.data), dataclasses.asdict(Data())
-    for name in options:
+    for name in [name for name in options if name not in ("name", "dir", "test")]:
         unread = f"--data.{name.replace('_', '-')} is about --images: a run is scored on the data it was trained on"
         require(options[name] == default[name], unread)
     compared = a.samples > 0 or a.reconstruct

@@ -13,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from jgen.core.files import check_writable
+from jgen.data.config import Place
 from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.experiment import Experiment
@@ -51,6 +52,8 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
+    data: Place = field(default_factory=Place)
+    """Where the run's data is now, where it is no longer where it was."""
 
 
 def command(args: list[str]) -> int:
@@ -77,7 +80,7 @@ def command(args: list[str]) -> int:
     conditional = "label" in gen.model.conditions
     require(a.label is None or conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
     images, columns = draw(gen, open_split(args[0], gen, a), a)
-    write_images(Path(a.out), images, None, gen.model.images.levels, columns)
+    write_images(Path(a.out).expanduser(), images, None, gen.model.images.levels, columns)
     print(f"{a.kind} of {gen}: {a.out}")
     return 0
 
@@ -99,7 +102,7 @@ def check_arguments(a: Arguments) -> None:
     require_seed(a.seed, "--seed")
     require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
     require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
-    check_writable(Path(a.out))
+    check_writable(Path(a.out).expanduser())
     moved = a.kind in ("traversal", "manifold")
     require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
     square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
@@ -112,7 +115,7 @@ def open_split(run: str, gen: Any, a: Arguments) -> Split:
     from jgen.train.run_directory import read_config
 
     fingerprint = read_config(Path(run))["data_fingerprint"]
-    splits = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers)[1].splits
+    splits = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, a.data)[1].splits
     require(a.split in splits, f"--split is {a.split}: the run's data has {', '.join(splits)}")
     require(a.start < splits[a.split].num, f"--start is {a.start}: {a.split} has {splits[a.split].num} images")
     return splits[a.split]

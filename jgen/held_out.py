@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond
+from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset, require_labels_of
 from jgen.data.transforms import make_transform
 from jgen.errors import require
@@ -27,9 +27,7 @@ AT_ONCE = 1000  # images that are read and binarised at once
 
 def progress(title: str) -> Callable[[range], Iterable[int]]:
     """Shows on the console how far batches have come, and the time left."""
-    from tqdm import tqdm
-
-    return partial(tqdm, desc=title, unit="batch", file=sys.stderr)
+    return partial(progress_bar, desc=title, unit="batch")
 
 
 def split_as_seen(gen: Generator, dataset: Dataset, arguments: Any, num: int) -> tuple[jax.Array, Batch]:

@@ -23,6 +23,7 @@ from jgen.train.config import MAY_CHANGE, may_change
 from jgen.train.run_directory import RunDirectory, read_config
 
 TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
+MOVED = ("data.name", "data.test")  # which may change as long as the data's hash does not
 
 
 class FrozenRun(NamedTuple):
@@ -44,8 +45,8 @@ def load_experiment(run: str | Path) -> tuple[Experiment, DataSpec]:
     Raises:
       UserError: no run, or a config.json that is damaged or names a class outside jgen.
     """
-    document = read_config(Path(run))
-    where = str(Path(run) / "config.json")
+    path = Path(run).expanduser()
+    document, where = read_config(path), str(path / "config.json")
     experiment, data = from_json(document["experiment"], where), from_json(document["data"], where)
     require(isinstance(experiment, Experiment), f"{where} is damaged: it does not hold an experiment")
     require(isinstance(data, DataSpec), f"{where} is damaged: it does not say what the data is")
@@ -101,6 +102,7 @@ def load_frozen(places: Mapping[str, str | Path], wanted: Mapping[str, str], loa
 def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[..., Any]) -> FrozenRun:
     """One run of `load_frozen`; the newest good checkpoint where none has the hash that is wanted."""
     advice = f"train the {role} before, or give its --frozen.{role}"
+    run = Path(run).expanduser() if str(run) else run
     require(str(run) != "" and Path(run).is_dir(), f"there is no run at {str(run) or '(empty)'}: {advice}")
 
     def at(step: int | None) -> FrozenRun:
@@ -130,10 +132,10 @@ def find_frozen(run: Path, saved: Mapping[str, str], given: Mapping[str, str | P
     for role, place in saved.items():
         beside = run.absolute().parent / Path(place).name
         if given.get(role):
-            places[role] = Path(given[role])
+            places[role] = Path(given[role]).expanduser()
             require(places[role].is_dir(), f"there is no run at {places[role]}, which was given as frozen.{role}")
             continue
-        candidates = [Path(place), beside]
+        candidates = [Path(place).expanduser(), beside]
         places[role] = next((one for one in candidates if one.is_dir()), candidates[0])
         require(
             places[role].is_dir(),
@@ -161,6 +163,12 @@ def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, 
         save_tokenizers(directory.path / TOKENIZERS, dataset.tokenizers)
 
 
+def spec_of(document: Any, where: str) -> Any:
+    """What a run's data is, the names of classes left out: shape and levels of images, the fields."""
+    data = from_json(document, where)
+    return data.image, {name: (spec.shape, spec.dtype, spec.num_values) for name, spec in data.fields.items()}
+
+
 def check_unchanged(path: Path, saved: dict[str, Any], document: dict[str, Any], experiment: Experiment) -> None:
     """Raises `UserError` for fields that differ from a run's and may not change."""
     before = flatten(from_json(saved["experiment"], str(path / "config.json")))
@@ -170,7 +178,12 @@ def check_unchanged(path: Path, saved: dict[str, Any], document: dict[str, Any],
         after["the data's hash"] = before["the data's hash"]
     for values, one in ((before, saved), (after, document)):
         values |= {f"the hash of frozen {role}": digest for role, digest in one["frozen_fingerprints"].items()}
-    names = [n for n in {**before, **after} if before.get(n) != after.get(n) and not may_change(n)]
+    shapes = [spec_of(document["data"], str(path / "config.json")) for document in (saved, document)]
+    before["the data"], after["the data"] = shapes
+    same = saved["data_fingerprint"] == document["data_fingerprint"]
+    free = MOVED if same else ()  # data that is elsewhere, or another form of the same
+    changed = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    names = [n for n in changed if not may_change(n) and n not in free]
     changes = "; ".join(f"{name} was {before.get(name)}, is {after.get(name)}" for name in names)
     require(
         not names,

@@ -407,7 +407,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--samples", "-1"], ["--samples is -1"]),
         (["RUN", "--seed", "-1"], ["--seed is -1"]),
         (["RUN", "--batch-size", "0"], ["--batch-size is 0"]),
-        (["RUN", "--data.name", "mnist"], ["--data.name is about --images"]),
+        (["RUN", "--data.name", "folder:nowhere"], ["nowhere does not exist", "--data.name"]),
         (["RUN", "--data.levels", "2"], ["--data.levels is about --images"]),
         (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
         (["RUN", "--samples", "0", "--grid", "x.png"], ["--grid", "--samples 0"]),

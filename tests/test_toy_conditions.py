@@ -17,7 +17,7 @@ import sample
 from jgen import evaluate
 from jgen.data import dataset, sources
 from jgen.data.config import Config as Data
-from jgen.data.pictures import make_grid
+from jgen.data.grids import make_grid
 from jgen.data.transforms import shrink
 from jgen.errors import NotSupported
 

@@ -1,9 +1,9 @@
 """A user's own arrays as a data set: from Python, or from an .npz file.
 
-    images     uint8 (n, H, W, C), or (n, H, W) of one channel
-    label      the class of each: whole numbers 0, 1, ..., or names; (n,). A file may say `labels`
-    levels     values that a pixel takes, where images are 0 .. levels - 1; 256 without
-    <field>    any other array (n, ...), a field beside the image
+images     uint8 (n, H, W, C), or (n, H, W) of one channel
+label      the class of each: whole numbers 0, 1, ..., or names; (n,). A file may say `labels`
+levels     values that a pixel takes, where images are 0 .. levels - 1; 256 without
+<field>    any other array (n, ...), a field beside the image
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def file_arrays(path: Path) -> Arrays:
     fields = read_arrays(path, [each for each in headers if each != name])
     if "labels" in fields:
         fields["label"] = fields.pop("labels")
-    levels = checked_levels(fields.pop("levels", np.int32(256)), f"levels of {path}")
+    levels = checked_levels(fields.pop("levels", np.array(256)), f"levels of {path}")
 
     @cache
     def images() -> np.ndarray:
@@ -152,7 +152,7 @@ def fields_of(
             num = parts[split].shape[0]
             size = None if column is None else column.shape
             one = f"{name} of {parts[split].where} has shape {size}: it must have one entry for each of {num} images"
-            require(bool(size) and size[0] == num, one)
+            require(size is not None and size[:1] == (num,), one)
         require(name not in RESERVED, f"{train.where} have a field {name!r}: batches have one of that name")
         if name == "label":
             specs[name], classes = classes_of_labels(columns, train.where)
@@ -163,7 +163,9 @@ def fields_of(
             specs[name] = field_spec(name, columns.values(), train.where)
             columns = {split: np.asarray(column).astype(specs[name].dtype) for split, column in columns.items()}
             moved = [f"data.size {config.size}"] * (config.size > 0) + ["data.flip"] * config.flip
-            with_places = f"field {name!r} may have places in the image: with {', '.join(moved)} it would not move along"
+            with_places = (
+                f"field {name!r} may have places in the image: with {', '.join(moved)} it would not move along"
+            )
             require(not moved or not has_places(specs[name]), with_places)
         for split, column in columns.items():
             assert column is not None

@@ -24,9 +24,9 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from tqdm import tqdm
 
 from jgen.core.files import beside
+from jgen.core.progress import progress_bar
 from jgen.data.sources import Records, Source, cache_dir
 from jgen.errors import UserError
 
@@ -211,7 +211,7 @@ def write_arrays(folder: Path, records: Records, fields: list[str], title: str) 
     try:
         for name, array in first.items():
             files[name] = ArrayFile(folder / file_name(name), (records.num, *array.shape[1:]), array.dtype)
-        with tqdm(total=records.num, desc=title, unit="image", leave=False) as progress:
+        with progress_bar(total=records.num, desc=title, unit="image", leave=False) as progress:
             for start in range(0, records.num, CHUNK):
                 positions = np.arange(start, min(start + CHUNK, records.num))
                 arrays = records.fetch(positions)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jgen.data.image_files import background_colour
 from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require, require_choice
+
+OF_FILES = ("folder", "npz")  # what a name with a path begins with
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Config:
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""
-    """The test split of folder:PATH or npz:FILE: another folder or file; default: its own, else a tenth of the images."""
+    """The test split of folder:PATH or npz:FILE: another folder or file; default: its own, else a tenth of them."""
     background: str = "white"
     """What shows through transparent pixels of picture files: a colour such as white, black or #8090a0."""
     size: int = 0
@@ -46,13 +49,46 @@ class Config:
     """Tokens of a text, start and end included; longer ones are cut, shorter ones padded."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the data of a run is now, where it is no longer where it was."""
+
+    name: str = ""
+    """folder:PATH or npz:FILE whose content is that which the run was trained on."""
+    dir: str = ""
+    """Where TFDS sets are."""
+    test: str = ""
+    """The test folder or file."""
+
+
+def located(config: Config) -> Config:
+    """The same with paths from the root, so that it serves from any current folder."""
+    return replace(config, name=absolute(config.name), test=absolute_test(config.test), dir=absolute_path(config.dir))
+
+
+def absolute(name: str) -> str:
+    """A set's name with its path from the root; names without a path stay."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{absolute_path(path)}" if kind in OF_FILES and path else name
+
+
+def absolute_test(name: str) -> str:
+    """The path of a test folder or file from the root, without what says which it is."""
+    kind, _, path = name.partition(":")
+    return absolute_path(path if kind in OF_FILES and path else name)
+
+
+def absolute_path(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
+
+
 def check_config(config: Config) -> None:
     """Raises `UserError` for options out of their range."""
     require(
         config.levels == 0 or 2 <= config.levels <= 256,
         f"data.levels is {config.levels}: it must be from 2 to 256, or 0 for all that the set has",
     )
-    of_files = config.name.startswith(("folder:", "npz:"))
+    of_files = config.name.partition(":")[0] in OF_FILES
     own = f"data.test is {config.test}: only folder:PATH and npz:FILE take one, and data.name is {config.name}"
     require(of_files or not config.test, own)
     background_colour(config.background)

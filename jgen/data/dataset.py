@@ -19,7 +19,7 @@ import numpy as np
 from jgen.core.model import ArraySpec, DataSpec
 from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
-from jgen.data.config import Config, check_config
+from jgen.data.config import OF_FILES, Config, Place, check_config, located
 from jgen.data.folders import folder_source
 from jgen.data.sources import Records, Source, cache_dir
 from jgen.data.text import Tokenizer, load_tokenizers, save_tokenizers, train_bpe
@@ -104,9 +104,7 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
-def load(
-    config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arrays: Arrays | None = None
-) -> Dataset:
+def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arrays: Arrays | None = None) -> Dataset:
     """Opens, decodes on first use, and splits a data set.
 
     Args:
@@ -162,20 +160,33 @@ def alike(one: str, other: str) -> bool:
 
 
 def reopen(
-    config: Config, fingerprint: str, run: str | Path, tokenizers: Mapping[str, Tokenizer] | None = None
+    config: Config,
+    fingerprint: str,
+    run: str | Path,
+    tokenizers: Mapping[str, Tokenizer] | None = None,
+    place: Config | Place | None = None,
 ) -> tuple[Config, Dataset]:
-    """The data that a run was trained on, where it was then or, if that folder is gone, where the environment says.
+    """The data that a run was trained on: where it is said to be now, or where it was then, or, if that folder of TFDS
+    sets is gone, where the environment says.
 
     Args:
       fingerprint: the hash that the run keeps.
       tokenizers: those that the run keeps.
+      place: of which the parts that are not "" are taken in place of the run's.
     Raises:
       UserError: data that is gone or has changed. Splits move when a set changes: what is a test image now may have
         been a training image then.
     """
-    if config.dir and not Path(config.dir).expanduser().is_dir():
+    moved = {name: getattr(place, name) for name in ("name", "dir", "test") if getattr(place, name, "")}
+    config = located(replace(config, **moved))
+    if config.dir and not Path(config.dir).is_dir() and "dir" not in moved:
         config = replace(config, dir="")
-    dataset = load(config, tokenizers)
+    try:
+        dataset = load(config, tokenizers)
+    except UserError as error:
+        of_files = config.name == GIVEN or config.name.partition(":")[0] in OF_FILES
+        how = ": --data.name names where it is now, and is taken where its content is the same" if of_files else ""
+        raise UserError(f"{error}{how}") from error
     require(
         alike(dataset.fingerprint, fingerprint),
         f"{dataset.name} has changed since {run} was trained on it: its hash was {fingerprint[:12]}, is"

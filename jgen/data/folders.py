@@ -5,8 +5,8 @@
         2.jpg                    dog/3.png                test/cat/3.png                 2.jpg      of one or more lines
                                                                                          2.txt
 
-Classes, captions and splits may be there together. Splits are train, test and validation (or val); `--data.test` names a
-test folder elsewhere. What files may be: `image_files`; what is passed over: `scan`.
+Classes, captions and splits may be there together. Splits are train, test and validation (or val); `--data.test` names
+a test folder elsewhere. What files may be: `image_files`; what is passed over: `scan`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ FONT_SIZE, LINE = 11, 14  # pixels; height of a line of text
 WIDEST = 160  # pixels that names beside rows take at most
 
 
-def make_grid(
-    images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, names: Sequence[str] = ()
-) -> np.ndarray:
+def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, names: Sequence[str] = ()) -> np.ndarray:
     """A contact sheet of (n, H, W, C), row by row, uint8 (height, width, C).
 
     Pixels are enlarged by a whole number, 0 meaning as many times as makes an image at least 48 pixels high.

@@ -1,12 +1,12 @@
 """Picture files as uint8 arrays: upright, of 8 bits, over one background, in one channel where they are grey.
 
-    orientation     as the EXIF tag says, 1 to 8
-    16 bits         0 .. 65535 becomes 0 .. 255, rounded; of other depths (12-bit TIFF), all that they hold
-    32-bit integer  taken for 16 bits: values must be from 0 to 65535
-    float           0 to 1 becomes 0 .. 255; other values are refused, since no file says what is black and white
-    alpha           laid over the background, fully transparent pixels becoming just that
-    grey            bilevel, grey, 16 bits, float, palettes of which only greys are used, and any of these with alpha
-    several frames  the first
+orientation     as the EXIF tag says, 1 to 8
+16 bits         0 .. 65535 becomes 0 .. 255, rounded; of other depths (12-bit TIFF), all that they hold
+32-bit integer  taken for 16 bits: values must be from 0 to 65535
+float           0 to 1 becomes 0 .. 255; other values are refused, since no file says what is black and white
+alpha           laid over the background, fully transparent pixels becoming just that
+grey            bilevel, grey, 16 bits, float, palettes of which only greys are used, and any of these with alpha
+several frames  the first
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def open_picture(path: Path | str) -> Iterator[Any]:
     """The file as a Pillow image. Raises `UserError` naming a file that is damaged, or is no picture."""
     image = import_pillow()
     try:
-        with image.open(path) as picture:
+        # By its name Pillow would map an uncompressed TIFF into memory, and read those wrong that lie on their side.
+        with open(path, "rb") as file, image.open(file) as picture:
             yield picture
     except UserError as error:
         raise UserError(f"{path} {error}") from None
@@ -92,10 +93,10 @@ def open_picture(path: Path | str) -> Iterator[Any]:
 def read_header(path: Path | str, background: str = "white") -> Header:
     """Size and channels of a picture file. Raises `UserError` naming a file that is no picture."""
     with open_picture(path) as picture:
-        width, height = picture.size
-        if picture.format != "TIFF" and orientation(picture) >= 5:  # Pillow turns TIFF by itself
-            width, height = height, width
         grey = is_grey(picture)
+        width, height = picture.size
+        if orientation(picture) >= 5:
+            width, height = height, width
         if grey and picture.has_transparency_data:
             grey = len(set(background_colour(background))) == 1
         return Header(height, width, grey)
@@ -108,7 +109,6 @@ def read_picture(path: Path | str, channels: int, background: str = "white") -> 
       UserError: naming a file that is damaged, or whose values have no place in 0 .. 255.
     """
     with open_picture(path) as picture:
-        picture.load()
         turned = upright(picture, orientation(picture))
         plain = flatten(to_eight_bits(turned, picture) if picture.mode in DEEP else turned, background)
         array = np.asarray(plain.convert("L" if channels == 1 else "RGB"))
@@ -127,12 +127,32 @@ def is_grey(picture: Any) -> bool:
 
 
 def orientation(picture: Any) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or the tag is damaged."""
+    """The EXIF orientation that is left to undo, 1 to 8; 1 where there is none, or the tag is damaged."""
+    if picture.format == "TIFF":  # which Pillow turns by itself
+        return 1
+    if picture.format == "PNG" and not may_have_exif(picture):  # Pillow would decode it to see
+        return 1
     try:
         number = int(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # of many kinds; the picture itself may be whole
         return 1
     return number if 1 <= number <= 8 else 1
+
+
+def may_have_exif(picture: Any) -> bool:
+    """Whether a PNG has a chunk that may hold EXIF tags; chunks are passed over without decoding."""
+    if picture.fp is None or {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & set(picture.info):
+        return True  # it is decoded, or has them in front
+    file, place = picture.fp, picture.fp.tell()
+    try:
+        file.seek(8)  # behind the signature
+        while len(head := file.read(8)) == 8:
+            if head[4:] in (b"eXIf", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    finally:
+        file.seek(place)
+    return False
 
 
 def upright(picture: Any, number: int) -> Any:
@@ -141,6 +161,7 @@ def upright(picture: Any, number: int) -> Any:
 
     moves = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
     moves |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+    picture.load()
     return picture.transpose(moves[number]) if number in moves else picture
 
 

@@ -119,7 +119,7 @@ def look_into(folder: str, prefix: str, found: Scan, above: tuple[tuple[int, int
             try:
                 state = entry.stat()
             except OSError:
-                found.left_out["broken links"] += 1
+                found.left_out["(broken link)"] += 1
                 continue
             kept[f"{prefix}{name}"] = (state.st_size, state.st_mtime_ns)
 
@@ -156,7 +156,8 @@ def describe_left_out(found: Scan, used: Iterable[Pictures] = ()) -> str:
         counts[CAPTION] += texts
     lines = []
     if num := sum(counts.values()):
-        kinds = [f"{count} {ending}" for ending, count in counts.most_common(MOST_KINDS)]
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{count} {ending}" for ending, count in ordered[:MOST_KINDS]]
         more = [f"{len(counts) - MOST_KINDS} other kinds"] if len(counts) > MOST_KINDS else []
         what = "1 file is" if num == 1 else f"{num} files are"
         lines.append(f"{what} left out: {', '.join(kinds + more)}")

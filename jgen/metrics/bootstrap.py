@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from jgen.core.progress import progress_bar
 
 PATIENCE = 2.0  # seconds after which progress is shown
 OF_A_CLASS = 10  # samples of a class from which it is drawn again by itself: of n, the spread is too small by 1 / (2 n)
@@ -49,10 +50,8 @@ def bootstrap(
       classes: of the first samples (n,), where each class was given as many as it has: they are drawn again within it.
         (Draws over all would add what the classes' numbers vary by, which is most of the spread of good samples.)
     """
-    from tqdm import tqdm
-
     rng, value = np.random.default_rng(seed), statistic(*samples)
-    again: Any = tqdm(range(rounds), desc="bootstrap", unit="round", file=sys.stderr, delay=PATIENCE, leave=False)
+    again = progress_bar(range(rounds), desc="bootstrap", unit="round", delay=PATIENCE, leave=False)
     parts = [groups(classes if i == 0 else None, len(x)) for i, x in enumerate(samples)]
 
     def drawn(x: np.ndarray, part: list[np.ndarray]) -> np.ndarray:

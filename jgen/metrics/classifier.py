@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 
 from jgen.core.files import cached_arrays, read_arrays, save_arrays, written_whole
+from jgen.core.progress import progress_bar
 from jgen.data.batches import batch_positions
 from jgen.data.dataset import Dataset, has_labels, require_labels_of
 from jgen.data.sources import cache_dir
@@ -138,8 +138,6 @@ def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int
 
 def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, float]:
     """(parameters, accuracy on the test split, NaN where that has no labels)."""
-    from tqdm import tqdm
-
     split = dataset.splits["train"]
     steps = max(1, recipe.epochs * split.num // recipe.batch_size)
     key = jax.random.key(recipe.seed)
@@ -165,7 +163,7 @@ def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, floa
         return optax.apply_updates(params, updates), state
 
     compiled, state = jax.jit(step, donate_argnums=(0, 1)), optimiser.init(params)
-    for number in tqdm(range(steps), desc=f"training a classifier of {dataset.name}", unit="step", file=sys.stderr):
+    for number in progress_bar(range(steps), desc=f"training a classifier of {dataset.name}", unit="step"):
         batch = split.fetch(batch_positions(recipe.seed, number, recipe.batch_size, split.num))
         params, state = compiled(params, state, number, batch["image"], batch["label"])
     if not has_labels(dataset, "test"):

@@ -7,7 +7,6 @@ beside the numbers.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from jgen.core.files import cached_arrays, save_arrays, written_whole
+from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
@@ -97,10 +97,8 @@ def features_of_each(
     chunk: int,
 ) -> list[tuple[np.ndarray, ...]]:
     """The answers of several networks to `num` images, of which no more than `chunk` are held at a time."""
-    from tqdm import tqdm
-
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
-    with tqdm(total=num, desc=title, unit="image", file=sys.stderr, delay=PATIENCE, leave=False) as progress:
+    with progress_bar(total=num, desc=title, unit="image", delay=PATIENCE, leave=False) as progress:
         for start in range(0, num, chunk):
             stop = min(start + chunk, num)
             images = fetch(start, stop)

@@ -20,6 +20,7 @@ from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import prepared, run_over, sample_images
 from jgen.core.model import Batch, Cond, Context, FrozenModel, GenerativeModel, Roles
+from jgen.core.progress import progress_bar
 from jgen.data.batches import batch_positions, train_batches
 from jgen.data.config import Config as DataConfig
 from jgen.data.dataset import Dataset, Split, require_labels_of
@@ -179,13 +180,12 @@ class Training:
         if self.first and self.main:
             print(f"resuming at step {self.first} of {config.steps}")
         batches = self.batches()
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=config.steps,
             initial=self.first,
             unit="step",
             desc=self.model.name,
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
             disable=not self.main,
         )
         self.bar.set_postfix_str("compiling the first step")
@@ -239,7 +239,7 @@ class Training:
                 what = "loss, gradient or statistics were not finite"
                 raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}")
             self.window.add(values)
-            if step % self.config.log_every == 0:
+            if self.due(step, self.config.log_every):
                 line = self.window.line()
                 if self.log is not None:
                     self.log.write(step, "train", line)

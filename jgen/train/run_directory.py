@@ -82,6 +82,7 @@ FIRST_VERSION = "0.1.0"  # of runs that do not say which made them
 def read_config(path: Path) -> dict[str, Any]:
     """The document in a run's config.json, as this version writes it. Raises `UserError` where there is no run, or the
     file is damaged."""
+    path = path.expanduser()
     file = path / "config.json"
     require(path.is_dir(), f"there is no run at {path}")
     require(file.is_file(), f"{path} is not a run: it has no config.json")

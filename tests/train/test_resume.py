@@ -245,7 +245,8 @@ def test_a_slow_save_holds_the_metrics_of_its_own_step(short_run, tmp_path, monk
 def test_the_grid_is_a_row_a_class_of_the_averages_samples(short_run):
     from PIL import Image
 
-    from jgen.data.pictures import make_grid, to_display
+    from jgen.data.grids import make_grid
+    from jgen.data.pictures import to_display
 
     gen, label = api.load(short_run), np.repeat(np.arange(10), 10)
     images = gen.sample(jax.random.key(gen.config.seed), 100, label=label, batch_size=100)
@@ -297,7 +298,8 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(short_run, tmp_path, mo
 def test_of_many_classes_the_grid_shows_some(short_run, tmp_path, monkeypatch):
     from PIL import Image
 
-    from jgen.data.pictures import make_grid, to_display
+    from jgen.data.grids import make_grid
+    from jgen.data.pictures import to_display
 
     run = copy(short_run, tmp_path)
     (run / "samples" / "step_00000030.png").unlink()
