@@ -1,6 +1,6 @@
 """Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--text "..."] [--steps 50] --out grid.png
 
---out takes a grid (.png), raw arrays (.npz) or a folder.
+--out takes a grid (.png), raw arrays (.npz) or a folder. Stopped and started again, it goes on where it was.
 
 Options of the run's sampler (steps, guidance_scale, ...) and what it can be conditioned on are listed by:
 python sample.py RUN --help
@@ -8,8 +8,8 @@ python sample.py RUN --help
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,38 +44,41 @@ def command(args: list[str]) -> int:
         if "--help" in args or "-h" in args:
             cli.parse(Arguments, ["--help"], "sample.py RUN", __doc__)
         require(False, "which run? python sample.py RUN --out samples.png")
-    run, rest = args[0], args[1:]
+    run, rest = str(Path(args[0]).expanduser()), args[1:]
     cli.set_up_process()
     import jax
-    from tqdm import tqdm
 
     import jgen
-    from jgen.data.pictures import check_out, write_images
+    from jgen.core.progress import progress_bar
+    from jgen.data.pictures import check_out
+    from jgen.data.sample_store import SampleStore
     from jgen.data.text import load_tokenizers
     from jgen.runs import TOKENIZERS, load_experiment
 
     experiment, data = load_experiment(run)
-    tokenizers = load_tokenizers(Path(run) / TOKENIZERS)
+    available = options(experiment, data, load_tokenizers(Path(run) / TOKENIZERS))
     cli.check_spelling(rest, getattr(experiment.model, "sampling", None), ("--model.sampling.", "--sampling."))
-    parsed = cli.parse(options(experiment, data, tokenizers), rest, "sample.py RUN", __doc__)
-    a: Arguments = parsed.main
+    parsed = cli.parse(available, rest, "sample.py RUN", __doc__)
+    a, out = parsed.main, Path(parsed.main.out).expanduser()
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
-    check_out(Path(a.out))
+    check_out(out)
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
-    cond = cli.given_conditions(parsed, data, experiment.data.background)
-    sampling = parsed.sampling if hasattr(parsed, "sampling") else None
+    given = cli.given_conditions(parsed, data, experiment.data.background)
+    cond = gen.conditions(a.num, a.start, **given)
+    sampling = getattr(parsed, "sampling", None)
     chosen = {} if sampling is None else {f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)}
+    identity = {"model": cli.model_hash(gen), "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
+    store = SampleStore(out, a.num, a.start, gen.model.images.shape, gen.model.images.levels, identity)
+    key, progress = jax.random.key(a.seed), partial(progress_bar, desc="sampling", unit="batch")
 
-    def progress(batches: range) -> Any:
-        return tqdm(batches, desc="sampling", unit="batch", file=sys.stderr)
+    def draw(start: int, num: int) -> Any:
+        named = {**chosen, **{name: array[a.num - num :] for name, array in cond.items()}}
+        return gen.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
 
-    where = {"start": a.start, "batch_size": a.batch_size, "progress": progress}
-    images = gen.sample(jax.random.key(a.seed), a.num, **where, **cond, **chosen)
-    labels = gen.conditions(a.num, a.start, **cond).get("label")
-    columns = a.columns or math.ceil(math.sqrt(a.num))
-    write_images(Path(a.out), images, labels, gen.model.images.levels, columns, a.start)
+    store.collect(draw)
+    store.finish(cond.get("label"), a.columns or math.ceil(math.sqrt(a.num)), data.label_names)
     print(f"{a.num} images of {gen}: {a.out}")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -150,6 +151,24 @@ def read_condition(path: Path, spec: Any, background: str = "white") -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an array: {error}") from error
+
+
+def model_hash(gen: Any) -> str:
+    """A hash of what a loaded model computes: its arrays, and those of the models that it stands on."""
+    from jgen.core.model import FrozenModel
+    from jgen.runs import fingerprint_of
+
+    return fingerprint_of(FrozenModel(gen.params, gen.ctx.extra, gen.ctx.frozen))
+
+
+def digest_of(given: dict[str, Any]) -> dict[str, str]:
+    """{field: hash} of given conditions: numbers, texts, arrays."""
+    import numpy as np
+
+    arrays = {name: np.asarray(value) for name, value in given.items()}
+    return {
+        name: hashlib.sha256(f"{x.dtype} {x.shape}".encode() + x.tobytes()).hexdigest() for name, x in arrays.items()
+    }
 
 
 def frozen_option(experiment: Experiment) -> list[Any]:

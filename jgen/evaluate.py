@@ -200,8 +200,7 @@ def score_samples(
     if arguments.grid:
         images = np.concatenate(first)[:IN_GRID]
         label = cond.get("label")
-        named = data.spec.fields["label"].names if label is not None else ()
-        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], named)
+        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], data.spec.label_names)
     drawn = {"num": num, "seed": arguments.seed, "seconds": round(seconds, 1), "options": sampling}
     return {"sampling": drawn, **scores}
 
@@ -286,7 +285,7 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
         if reader is not None and labels is not None:
             read = classifier.label_accuracy(logits, labels)
             read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": num}
-            if named := dataset.spec.fields["label"].names:
+            if named := dataset.spec.label_names:
                 read["by_class"] = {named[number]: value for number, value in read["by_class"].items()}
                 read["names"] = list(read["by_class"])
         return {"quality": distances, "labels": read}

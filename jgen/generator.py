@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from jgen.core.generate import (
     resolve_conditions,
     resolve_options,
     run_over,
-    sample_images,
+    sample_batches,
 )
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require
@@ -103,11 +103,26 @@ class Generator:
         Raises:
           UserError: n below 1, conditions out of range, options unknown or impossible.
         """
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        parts = list(self.sample_batches(key, n, **where, **named))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def sample_batches(
+        self,
+        key: jax.Array,
+        n: int,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> Iterator[np.ndarray]:
+        """The images of `sample` a batch at a time, so that many take little memory: uint8 (b, H, W, C)."""
         require_capability(self.model, "sample")
         cond, options = self._split(named)
         params, ctx = self._to_sample
         where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
-        return sample_images(self.model, params, ctx, key, n, cond=self._tokens(cond), **where, **options)
+        return sample_batches(self.model, params, ctx, key, n, cond=self._tokens(cond), **where, **options)
 
     def log_prob(
         self, key: jax.Array, images: Any, *, batch_size: int = 64, progress: Progress = iter, **named: Any

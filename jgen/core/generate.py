@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -150,7 +150,27 @@ def run_over(
     batch_size: int = 64,
     progress: Progress = iter,
 ) -> Any:
-    """A model's function over n images, on the host: a tree of arrays (n, ...).
+    """A model's function over n images, on the host: a tree of arrays (n, ...); see `batches_over`."""
+    where: dict[str, Any] = {"options": options, "batch_size": batch_size, "progress": progress}
+    parts = list(batches_over(model, name, params, ctx, key, arrays, **where))
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def batches_over(
+    model: GenerativeModel,
+    name: str,
+    params: Roles,
+    ctx: Context,
+    key: jax.Array,
+    arrays: Arrays,
+    *,
+    options: Any = None,
+    batch_size: int = 64,
+    progress: Progress = iter,
+) -> Iterator[Any]:
+    """A model's function over n images, a batch at a time, in order: trees of arrays (b, ...) on the host.
 
     Args:
       name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "cond".
@@ -164,17 +184,22 @@ def run_over(
     require(n >= 1, f"the number of images is {n}: it must be above zero")
     batch = batch_of(n, batch_size)
     function = compiled(model, name, options)
-    parts: list[Any] = []
     running: deque[Any] = deque()  # given to the devices, and not fetched yet: they need not wait for the host
+    fetched = 0
+
+    def fetch() -> Any:
+        nonlocal fetched
+        rows = min(batch, n - fetched)
+        fetched += rows
+        return jax.tree.map(lambda x: merge(x)[:rows], running.popleft())
+
     for first in progress(range(0, n, batch)):
         part = parallel.shard(take_rows(arrays, np.minimum(first + np.arange(batch), n - 1)))
         running.append(function(params, ctx, key, part))
         if len(running) > RUN_AHEAD:
-            parts.append(jax.tree.map(merge, running.popleft()))
-    parts += [jax.tree.map(merge, result) for result in running]
-    if len(parts) == 1:
-        return jax.tree.map(lambda x: x[:n], parts[0])
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:n], *parts)
+            yield fetch()
+    while running:
+        yield fetch()
 
 
 def take_rows(arrays: Arrays, rows: np.ndarray) -> Arrays:
@@ -195,7 +220,27 @@ def sample_images(
     progress: Progress = iter,
     **options: Any,
 ) -> np.ndarray:
-    """Images start .. start + n - 1: uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, i)`.
+    """Images start .. start + n - 1: uint8 (n, H, W, C), 0 .. levels - 1; see `sample_batches`."""
+    where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+    parts = list(sample_batches(model, params, ctx, key, n, cond=cond, **where, **options))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def sample_batches(
+    model: GenerativeModel,
+    params: Roles,
+    ctx: Context,
+    key: jax.Array,
+    n: int,
+    *,
+    cond: Mapping[str, Any] | None = None,
+    start: int = 0,
+    batch_size: int = 64,
+    progress: Progress = iter,
+    **options: Any,
+) -> Iterator[np.ndarray]:
+    """Images start .. start + n - 1, a batch at a time: uint8 (b, H, W, C), 0 .. levels - 1. Image i has the key
+    `fold_in(key, i)`.
 
     Args:
       cond: {field: one value for all images, or n}: see `resolve_conditions`.
@@ -211,7 +256,7 @@ def sample_images(
     arrays = {"index": (start + np.arange(n)).astype(np.int32), "cond": resolve_conditions(model, cond or {}, n, start)}
     chosen = resolve_options(model, "sample", options)
     where = {"options": chosen, "batch_size": batch_size, "progress": progress}
-    return run_over(model, "sample", params, ctx, key, arrays, **where)
+    return batches_over(model, "sample", params, ctx, key, arrays, **where)
 
 
 def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, n: int = 256) -> Context:

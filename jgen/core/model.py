@@ -79,6 +79,11 @@ class DataSpec:
         return self.fields["label"].num_values if "label" in self.fields else 0
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names that the values of the field `label` have beside their numbers; () without any."""
+        return self.fields["label"].names if "label" in self.fields else ()
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the values of the field `label`; () without such a field."""
         return self.fields["label"].value_names if "label" in self.fields else ()

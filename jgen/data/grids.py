@@ -23,7 +23,6 @@ def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, na
     """
     n, height, width, channels = images.shape
     scale = scale or max(1, -(-48 // height))
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = height * scale, width * scale
     rows = [names[i : i + columns] for i in range(0, len(names), columns)]
     by_row = all(len(set(row)) == 1 for row in rows)
@@ -34,7 +33,7 @@ def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, na
     sheet = np.full((-(-n // columns) * cell_h + gap, margin + columns * cell_w + gap, channels), GROUND, np.uint8)
     for i, image in enumerate(images):
         top, left = gap + (i // columns) * cell_h, margin + gap + (i % columns) * cell_w
-        sheet[top : top + height, left : left + width] = image
+        sheet[top : top + height, left : left + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
         if below:
             put(sheet, text_image(names[i], width), top + height, left)
     for row, text in enumerate(beside):

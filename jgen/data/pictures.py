@@ -19,7 +19,8 @@ from jgen.errors import require
 
 def to_display(images: np.ndarray, levels: int) -> np.ndarray:
     """uint8 0 .. levels - 1 to uint8 0 .. 255."""
-    return np.round(images.astype(np.float32) * (255.0 / (levels - 1))).astype(np.uint8)
+    shown = np.round(np.arange(256, dtype=np.float32) * (255.0 / (levels - 1)))
+    return np.minimum(shown, 255).astype(np.uint8)[images]
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -337,8 +337,8 @@ class Training:
 
     def names(self, cond: Cond) -> list[str]:
         """The names of the images' classes, where classes have names; [] else."""
-        names = self.model.data.fields["label"].names if "label" in cond else ()
-        return [names[label] for label in cond["label"]] if names else []
+        names = self.model.data.label_names
+        return [names[label] for label in cond["label"]] if names and "label" in cond else []
 
     def sample(self, step: int) -> Path:
         """Writes a sample grid."""

@@ -139,7 +139,7 @@ def test_a_test_folder_is_named(tmp_path, own_cache):
 @pytest.mark.parametrize(
     "kinds,words",
     [
-        (["train", "test", "cat"], "has the splits train, test beside cat: splits must stand alone"),
+        (["train", "test", "cat"], "has the splits test, train beside cat: splits must stand alone"),
         (["test", "val"], "has the splits test, val, but no folder train"),
         (["train", "val", "validation"], "each must be one folder"),
     ],

@@ -1,0 +1,116 @@
+"""Samples on their way to a file or a folder: written batch by batch, in little memory, and gone on with.
+
+A folder of PNGs keeps, in `.samples.json`, what they are samples of and how far they have come. A grid or an .npz is
+collected in a hidden folder beside it, which is gone when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jgen.core.files import lock, written_whole
+from jgen.data.pictures import check_out, to_display, write_images, write_png
+from jgen.data.sources import map_in_threads
+from jgen.errors import UserError
+
+RECORD = ".samples.json"
+Range = tuple[int, int]  # numbers of images, the second excluded
+
+
+class SampleStore:
+    """Collects images start .. start + num - 1 for `out`: a grid (.png), an .npz, or a folder of PNGs.
+
+    next: the number of the first image that is still to be drawn; above `start` where an earlier process drew some of
+      the same identity.
+
+    Args:
+      shape, levels: of the images.
+      identity: what decides an image, such as the model's hash, the seed and the sampler's options.
+    Raises:
+      UserError: a name with another ending, a path that cannot be written, another process that writes there.
+    """
+
+    def __init__(self, out: Path, num: int, start: int, shape: tuple[int, ...], levels: int, identity: dict[str, Any]):
+        check_out(out)
+        self.out, self.start, self.stop, self.levels = out, start, start + num, levels
+        self.is_folder = not out.suffix
+        self.folder = out if self.is_folder else out.with_name(f".{out.name}.partial")
+        span = {} if self.is_folder else {"start": start, "num": num}
+        self.identity = json.loads(json.dumps({**identity, **span}, default=str))
+        self._lock = None if self.is_folder else lock(self.folder, "is writing", "wait for it, or choose another --out")
+        self.done = self._recorded()
+        images = self.folder / "images.npy"
+        if self.done[1] == start and not self.is_folder:
+            try:
+                np.lib.format.open_memmap(images, "w+", np.uint8, (num, *shape)).flush()
+            except OSError as error:
+                raise UserError(f"cannot write {images}: {error.strerror or error}") from error
+        self.images = None if self.is_folder else np.lib.format.open_memmap(images, "r+")
+        self.next = self._first_missing()
+
+    def _recorded(self) -> Range:
+        """The images that are there of this identity: none where the record is of another."""
+        try:
+            record = json.loads((self.folder / RECORD).read_text())
+            first, stop = record["done"]
+            if record["identity"] == self.identity and first <= self.start <= stop:
+                return int(first), int(stop)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return self.start, self.start
+
+    def _first_missing(self) -> int:
+        if not self.is_folder:
+            return self.done[1]
+        numbers = range(self.start, min(self.stop, self.done[1]))
+        there = min(self.stop, max(self.start, self.done[1]))
+        return next((number for number in numbers if not self._file(number).is_file()), there)
+
+    def _file(self, number: int) -> Path:
+        return self.out / f"{number:06d}.png"
+
+    def write(self, images: np.ndarray) -> None:
+        """Takes the next images, uint8 (b, H, W, C), and notes them when they are on the disk."""
+        first, self.next = self.next, self.next + len(images)
+        if self.images is None:
+            shown = to_display(images, self.levels)
+            map_in_threads(lambda i: write_png(self._file(first + i), shown[i]), range(len(images)))
+        else:
+            self.images[first - self.start : self.next - self.start] = images
+            self.images.flush()
+        self.done = (self.done[0], max(self.next, self.done[1]))
+        with written_whole(self.folder / RECORD) as aside:
+            aside.write_text(json.dumps({"identity": self.identity, "done": self.done}))
+
+    def collect(self, batches: Callable[[int, int], Iterable[np.ndarray]]) -> None:
+        """Writes what is left to be drawn: batches(number of the first image, number of images)."""
+        left = self.stop - self.next
+        if 0 < left < self.stop - self.start:
+            print(f"going on at image {self.next} of {self.out}", file=sys.stderr)
+        try:
+            for images in batches(self.next, left) if left else ():
+                self.write(images)
+        finally:
+            if self.done[0] == self.done[1]:  # nothing was drawn: there is nothing to go on with
+                self.drop()
+
+    def drop(self) -> None:
+        """Removes what was collected of a grid or an .npz."""
+        self.images = None
+        if not self.is_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(self, labels: np.ndarray | None, columns: int, names: Sequence[str] = ()) -> None:
+        """Writes the grid or the .npz, as `write_images` does, and closes; a folder is whole already."""
+        if self.images is not None:
+            write_images(self.out, self.images, labels, self.levels, columns, self.start, names)
+            self.drop()
+        if self._lock is not None:
+            self._lock.close()
