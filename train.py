@@ -22,7 +22,7 @@ def command(args: list[str]) -> int:
     name = args.pop(0) if args and not args[0].startswith("-") else cli.DEFAULT
     experiment, short = cli.load_config(name, ROOT)
     parsed = cli.parse(arguments(experiment, f"runs/{short}"), args, "train.py CONFIG[:VARIANT]", __doc__)
-    return train(parsed.experiment, Path(parsed.workdir))
+    return train(parsed.experiment, Path(parsed.workdir).expanduser())
 
 
 def arguments(experiment: Experiment, workdir: str) -> type:

@@ -221,6 +221,11 @@ def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
         raise UserError(one_line(captured.getvalue())) from None
 
 
+def expanded(options: Any, names: Iterable[str]) -> Any:
+    """A dataclass of options with the user's folder in place of ~ in these paths."""
+    return dataclasses.replace(options, **{name: os.path.expanduser(getattr(options, name)) for name in names})
+
+
 def one_line(boxed: str) -> str:
     """The sentences of a tyro message, without its frame, its title and its pointers to help."""
     rows = [re.sub(r"[│╭╮╰╯]|\x1b\[[0-9;]*m", "", row).strip() for row in boxed.splitlines()]
@@ -255,6 +260,19 @@ def set_up_process() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)
     join_processes()
+    start_backend()
+
+
+def start_backend() -> None:
+    """Starts JAX on its devices. Raises `UserError` for a backend that is not there."""
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(f"JAX does not start{f' on JAX_PLATFORMS={asked}' * bool(asked)}: {reason}") from error
 
 
 def join_processes() -> None:
@@ -322,6 +340,9 @@ def keep_memory() -> None:
 def main(command: Callable[[list[str]], int]) -> None:
     """Runs a command with the process's arguments; a `UserError` is one line on stderr and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(exit_code(lambda: command(sys.argv[1:])))
     except KeyboardInterrupt:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +31,12 @@ from jgen import cli
 from jgen.core.files import check_writable
 from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
-from jgen.data.config import Place
+from jgen.data.config import place_of
 from jgen.errors import UserError, require, require_seed
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 CHUNK = 1000  # samples held at a time
+PATHS = ("inception", "images", "out", "grid")
 IN_GRID = 1000  # of which a grid may be drawn
 Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
 
@@ -98,7 +101,7 @@ def evaluate(
     check_capabilities(gen, arguments)
     trained = length_of_training(gen, Path(run) / "checkpoints")
     fingerprint = read_config(Path(run))["data_fingerprint"]
-    config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, moved(arguments.data))
+    config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, place_of(arguments.data))
     require(data.spec.image == gen.model.images, f"{data.name} has {data.spec.image}: {run} has {gen.model.images}")
     check_split(data, arguments)
     compared = arguments.samples > 0 or arguments.reconstruct
@@ -119,11 +122,6 @@ def evaluate(
         compared_scores = compare(lambda start, stop: made[start:stop], len(made), labels)
         scores["reconstruction"] = reconstruction | compared_scores
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
-
-
-def moved(data: Data) -> Place:
-    """Where a run's data is now, as far as it was given."""
-    return Place("" if data.name == Data().name else data.name, data.dir, data.test)
 
 
 def record_of(gen: Any, run: Path) -> dict[str, Any]:
@@ -181,28 +179,32 @@ def score_samples(
     key, num = jax.random.key(arguments.seed), arguments.samples
     cond = held_out.sampling_conditions(gen, data, arguments, num)
     first: list[np.ndarray] = []  # for the grid
-    seconds = 0.0
+    seconds, drawn = 0.0, 0
 
     def draw(start: int, stop: int) -> np.ndarray:
-        nonlocal seconds
+        nonlocal seconds, drawn
         began = time.time()
         part = {name: array[start:stop] for name, array in cond.items()}
         where = {"start": start, "batch_size": arguments.batch_size}
         images = to_display(gen.sample(key, stop - start, **where, **part, **sampling), gen.model.images.levels)
-        seconds += time.time() - began
+        seconds, drawn = seconds + time.time() - began, drawn + stop - start
         bar.update(stop - start)
         if arguments.grid and sum(map(len, first)) < IN_GRID:
             first.append(images)
         return images
 
     with progress_bar(total=num, desc="sampling", unit="image") as bar:
-        scores = compare(draw, num, cond.get("label"), asked_for=True)
+        made = {"model": cli.model_hash(gen), "seed": arguments.seed, "cond": cli.digest_of(cond), "options": sampling}
+        scores = compare(draw, num, cond.get("label"), asked_for=True, identity=made)
+    all_drawn = drawn == num  # else an earlier process drew some, and nobody knows how long it took
     if arguments.grid:
+        if not first:
+            draw(0, min(num, IN_GRID))
         images = np.concatenate(first)[:IN_GRID]
         label = cond.get("label")
         write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], data.spec.label_names)
-    drawn = {"num": num, "seed": arguments.seed, "seconds": round(seconds, 1), "options": sampling}
-    return {"sampling": drawn, **scores}
+    took = round(seconds, 1) if all_drawn else None
+    return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
 
 
 def length_of_training(gen: Any, folder: Path) -> dict[str, Any]:
@@ -263,6 +265,8 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
     Args:
       by_class: whether samples will have classes.
     """
+    from jgen.data.dataset import json_hash
+    from jgen.data.sources import cache_dir
     from jgen.metrics import classifier, quality
 
     reader = load_reader(dataset, config, arguments, by_class)
@@ -275,12 +279,18 @@ def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: 
     real, train, test = load_real(dataset, config, arguments, network)
     reads_apart = reader is not None and bool(arguments.inception)
 
-    def compare(fetch: Any, num: int, labels: np.ndarray | None, asked_for: bool = False) -> dict[str, Any]:
+    def compare(
+        fetch: Any, num: int, labels: np.ndarray | None, asked_for: bool = False, identity: Any = None
+    ) -> dict[str, Any]:
         networks = [network.apply, *([reader.apply] if reads_apart and labels is not None else [])]
-        answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK)
+        names = [network.name, network.hash, reader.name if reader is not None else "", len(networks)]
+        store = cache_dir() / "features" / f"samples-{json_hash([identity, names, num])[:16]}.partial"
+        kept = store if identity is not None else None
+        answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK, kept)
         features, spatial, logits = answers[0]
         samples, logits = (features, spatial, logits), answers[-1][2]
         distances = quality.quality(samples, network, real, train, test, arguments.seed, labels if asked_for else None)
+        shutil.rmtree(store, ignore_errors=True)
         read = None
         if reader is not None and labels is not None:
             read = classifier.label_accuracy(logits, labels)
@@ -400,10 +410,10 @@ def check_arguments(a: Arguments) -> None:
 def command(args: list[str]) -> int:
     runs = []
     while args and not args[0].startswith("-"):
-        runs.append(args.pop(0))
+        runs.append(os.path.expanduser(args.pop(0)))
     title = "python -m jgen.evaluate [RUN ...]"
     if not runs:
-        arguments = cli.parse(Arguments, args, title, __doc__ or "")
+        arguments = cli.expanded(cli.parse(Arguments, args, title, __doc__ or ""), PATHS)
         require(bool(arguments.images), "which run? python -m jgen.evaluate RUN, or --images FOLDER|FILE.npz")
         require(bool(arguments.out), "--images needs --out, the JSON file for the outcome")
         check_arguments(arguments)
@@ -425,6 +435,7 @@ def command(args: list[str]) -> int:
         fields += cli.frozen_option(experiment)
         options = dataclasses.make_dataclass("Options", fields, frozen=True)
         parsed = cli.parse(options, args, title, __doc__ or "")
+        parsed = dataclasses.replace(parsed, main=cli.expanded(parsed.main, PATHS))
         check_run_arguments(parsed, parts["sampling"], len(runs))
         out = parsed.main.out or str(Path(run) / "evaluation.json")
         for path in filter(None, (out, parsed.main.grid)):

@@ -158,7 +158,9 @@ def test_a_grid_is_a_row_a_held_out_example(gen, captioned_run):
     cond = {"label": batch["label"], "text": batch["text"], "low_resolution": shrink(jnp.asarray(batch["image"]), 2)}
     images = gen.sample(jax.random.key(0), 10, batch_size=10, **cond)
     grid = np.asarray(Image.open(captioned_run / "samples" / "step_00000010.png"))
-    np.testing.assert_array_equal(grid, make_grid(images, 1).squeeze())
+    names = [gen.classes[label] for label in batch["label"]]
+    assert set(names) == set(gen.classes)
+    np.testing.assert_array_equal(grid, make_grid(images, 1, names=names).squeeze())
 
 
 def test_sampling_by_command_needs_the_run_alone(captioned_run, gen, tmp_path, pictures, monkeypatch):

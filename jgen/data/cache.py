@@ -5,6 +5,8 @@
                                           field-<name>.npy  (num, ...), each further field
                                           hash.json         {"sha256": ..., "files": {name: [bytes, mtime_ns]}}
 
+`python -m jgen.data.cache` lists what the cache holds, and cleans it. What killed processes leave goes by itself.
+
 The hash is computed while the files are written. Afterwards files of the same size and time of change are taken for
 those that were written; only where a time differs, as in a copy, they are read and hashed again.
 """
@@ -27,6 +29,7 @@ import numpy as np
 
 from jgen.core.files import beside
 from jgen.core.progress import progress_bar
+from jgen.data.cleaning import held, note_use, remove_leftovers
 from jgen.data.sources import Records, Source, cache_dir
 from jgen.errors import UserError
 
@@ -50,6 +53,7 @@ def decoded(source: Source, split: str) -> tuple[Records, str]:
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"cannot write the cache folder {folder}: {reason}; set JGEN_CACHE to another") from error
+    note_use(folder.parent)
     arrays = {name: np.load(folder / file_name(name), mmap_mode="r") for name in ("image", *fields)}
     return Records(records.num, lambda positions: {name: array[positions] for name, array in arrays.items()}), digest
 
@@ -184,9 +188,11 @@ class ArrayFile:
 def decode_into(folder: Path, records: Records, fields: list[str], title: str) -> str:
     """Decodes all records beside `folder` and moves the result into place whole; returns the hash."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(cache_dir())
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        digest = write_arrays(aside, records, fields, title)
+        with held(aside):
+            digest = write_arrays(aside, records, fields, title)
         write_record(aside, digest, [file_name(field) for field in ("image", *fields)])
         if folder.exists() and recorded_hash(folder, fields, records.num) is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -223,3 +229,12 @@ def write_arrays(folder: Path, records: Records, fields: list[str], title: str) 
             file.close()
     others = {name: file.hash.hexdigest() for name, file in files.items() if name not in ("image", "label")}
     return combined_hash(folder, files["image"].hash, others, "label" in fields, records.num)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jgen.data.cleaning import command
+    from jgen.errors import exit_code
+
+    sys.exit(exit_code(lambda: command(sys.argv[1:])))

@@ -61,6 +61,11 @@ class Place:
     """The test folder or file."""
 
 
+def place_of(config: Config) -> Place:
+    """Where options of the data say that a run's is now; a name that is not given stays the run's."""
+    return Place("" if config.name == Config.name else config.name, config.dir, config.test)
+
+
 def located(config: Config) -> Config:
     """The same with paths from the root, so that it serves from any current folder."""
     return replace(config, name=absolute(config.name), test=absolute_test(config.test), dir=absolute_path(config.dir))

@@ -40,12 +40,14 @@ def digits_builder() -> Any:
         builder = Digits(**options)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which this is not
             builder.download_and_prepare()
-    except OSError as error:
-        builder = Digits(**options)
-        require(  # where it is there nevertheless, another process was faster
-            Path(builder.data_dir).is_dir(),
-            f"cannot write the cache folder {folder}: {error.strerror or error}; set JGEN_CACHE to another",
-        )
+    except Exception as error:  # those that write records raise their own of a full disk
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        cannot = f"cannot write the cache folder {folder}: {reason}; set JGEN_CACHE to another"
+        try:
+            builder = Digits(**options)
+        except Exception as again:
+            raise UserError(cannot) from again
+        require(Path(builder.data_dir).is_dir(), cannot)  # where it is there nevertheless, another was faster
     return builder
 
 

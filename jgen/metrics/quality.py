@@ -7,6 +7,7 @@ beside the numbers.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from jgen.metrics.frechet import distance_of_features, statistics
 from jgen.metrics.kernel import MOST, inception_score, kernel_distance
 from jgen.metrics.neighbours import NEEDED, memorisation, neighbour_scores
 
+STORED_AT_ONCE = 1000  # images whose features go into one file while there are more to come
 FEWEST = 50  # samples below which no distance is given
 MOST_PLACES = 16  # rows and columns of a classifier's spatial features
 
@@ -83,9 +85,10 @@ Features = tuple[np.ndarray, np.ndarray, np.ndarray]  # features (n, D), spatial
 Fetch = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 images start .. stop - 1
 
 
-def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str) -> Features:
-    """Features, spatial features and logits of `num` images; shows slow progress."""
-    features, spatial, logits = features_of_each([network.apply], num, fetch, title, network.batch_size)[0]
+def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str, store: Path | None = None) -> Features:
+    """Features, spatial features and logits of `num` images; shows slow progress. `store`: as of `features_of_each`."""
+    chunk = network.batch_size * max(1, STORED_AT_ONCE // network.batch_size)
+    features, spatial, logits = features_of_each([network.apply], num, fetch, title, chunk, store)[0]
     return features, spatial, logits
 
 
@@ -95,16 +98,30 @@ def features_of_each(
     fetch: Fetch,
     title: str,
     chunk: int,
+    store: Path | None = None,
 ) -> list[tuple[np.ndarray, ...]]:
-    """The answers of several networks to `num` images, of which no more than `chunk` are held at a time."""
+    """The answers of several networks to `num` images, of which no more than `chunk` are held at a time.
+
+    Args:
+      store: a folder for the answers to each chunk; those in it are not asked for again, and the caller removes it.
+        Where one chunk is all, nothing is stored.
+    """
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
     with progress_bar(total=num, desc=title, unit="image", delay=PATIENCE, leave=False) as progress:
         for start in range(0, num, chunk):
             stop = min(start + chunk, num)
-            images = fetch(start, stop)
-            for answers, apply in zip(parts, networks):
-                answers.append(apply(images))
-            del images  # before more are made
+            path = store / f"{start:09d}-{stop:09d}.npz" if store and num > chunk else None
+            saved = cached_arrays(path) if path else None
+            if saved is None:
+                images = fetch(start, stop)
+                answers = [apply(images) for apply in networks]
+                del images  # before more are made
+                saved = {f"{i}-{j}": x for i, answer in enumerate(answers) for j, x in enumerate(answer)}
+                if path:
+                    with written_whole(path, "; set JGEN_CACHE to another") as aside:
+                        save_arrays(aside, saved)
+            for i, of_network in enumerate(parts):
+                of_network.append(tuple(saved[name] for name in sorted(saved) if name.startswith(f"{i}-")))
             progress.update(stop - start)
     return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts]
 
@@ -151,10 +168,12 @@ def real_features(
         def fetch(start: int, stop: int) -> np.ndarray:
             return show(dataset.splits[split].fetch(np.arange(start, stop)))
 
-        features, spatial, _ = features_of(network, num, fetch, f"features of {split}")
+        store = path.with_suffix(".partial")
+        features, spatial, _ = features_of(network, num, fetch, f"features of {split}", store)
         saved = {"features": features, **({"spatial": spatial} if places else {})}
         with written_whole(path, "; set JGEN_CACHE to another") as aside:
             save_arrays(aside, saved)
+        shutil.rmtree(store, ignore_errors=True)
     return Real(split, num, saved["features"], saved.get("spatial"))
 
 
