@@ -269,8 +269,8 @@ def start_backend() -> None:
 
     try:
         jax.devices()
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # of several kinds, one of them without words
+        reason = " ".join(str(error).split()) or "it has no such backend here"
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(f"JAX does not start{f' on JAX_PLATFORMS={asked}' * bool(asked)}: {reason}") from error
 

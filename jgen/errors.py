@@ -57,7 +57,8 @@ def require_temperature(temperature: float) -> None:
 
 def require_labels(num_classes: int, name: str, value: Any, off: Any) -> None:
     """Raises `UserError` for an option that asks for classes, any value but `off`, where the data has none."""
-    flag = f"--model.{name.replace('_', '-')} {off}"
+    option = name.replace("_", "-")
+    flag = f"--model.no-{option}" if off is False else f"--model.{option} {off}"
     require(num_classes > 0 or value == off, f"{name} is {value!r}, but the data has no labels: set {flag}")
 
 

@@ -176,7 +176,7 @@ def test_few_samples_are_held_at_a_time_and_their_parts_change_no_score(run, tmp
     """Of those that were drawn before, nothing is left when more are."""
     features_of_each, sizes, left, drawn = quality.features_of_each, [], [], []
 
-    def spy(networks, num, fetch, title, chunk):
+    def spy(networks, num, fetch, title, chunk, store):
         def fetch_and_note(start, stop):
             gc.collect()
             left.append(sum(len(images()) for images in drawn if images() is not None))
@@ -185,7 +185,7 @@ def test_few_samples_are_held_at_a_time_and_their_parts_change_no_score(run, tmp
             sizes.append(len(images))
             return images
 
-        return features_of_each(networks, num, fetch_and_note, title, chunk)
+        return features_of_each(networks, num, fetch_and_note, title, chunk, store)
 
     monkeypatch.setattr(quality, "features_of_each", spy)
     words = [str(run), "--num", "20", "--samples", "60", "--batch-size", "20", "--no-memorisation"]

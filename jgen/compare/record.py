@@ -77,7 +77,7 @@ def parse_arguments(args: list[str], prog: str, description: str) -> tuple[Argum
     workdir = a.into if is_workdir else f"runs/{folder.resolve().name}"
     a = cli.parse(Arguments, ["--workdir", workdir, *option_words(before), *args], prog, description)
     check_shared(a, before)
-    return a, Record(folder, document, before, Path(a.workdir))
+    return a, Record(folder, document, before, Path(a.workdir).expanduser())
 
 
 def arguments_of(document: dict[str, Any]) -> Arguments:

@@ -83,7 +83,7 @@ class Comparison:
     """
 
     def __init__(self, arguments: Arguments, systems: list[System], test_images: int, record: Record | None = None):
-        self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir)
+        self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir).expanduser()
         self.test_images, self.record = test_images, record
         self.costs: dict[str, list[dict[str, Any]]] = {}  # of each training of a system, in their order
         self.changed = False  # since the last report
