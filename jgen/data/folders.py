@@ -45,7 +45,8 @@ def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
       UserError: no folder or no pictures; splits beside other folders, twice, or without one for training.
     """
     found = scan(root)
-    folders = [name for name in found.folders if name in found.with_pictures]
+    with_pictures = found.with_pictures
+    folders = [name for name in found.folders if name in with_pictures]
     named = [name for name in folders if name.lower() in SPLITS]
     kinds = [SPLITS[name.lower()] for name in named]
     prefixes = {"train": ""}
@@ -56,7 +57,7 @@ def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
         require("train" in kinds, f"{holds}, but no folder train")
         require(len(set(kinds)) == len(kinds), f"{holds}: each must be one folder")
         prefixes = {kind: f"{name}/" for kind, name in zip(kinds, named)}
-    elif kinds == ["train"] and folders == named and found.with_pictures == {*named}:
+    elif kinds == ["train"] and folders == named and with_pictures == {*named}:
         prefixes = {"train": f"{named[0]}/"}
     parts = {kind: select(root, found, prefix) for kind, prefix in prefixes.items()}
     tell_left_out(root, describe_left_out(found, parts.values()))

@@ -111,7 +111,8 @@ def look_into(folder: str, prefix: str, found: Scan, above: tuple[tuple[int, int
                     found.folders.append(name)
                 look_into(entry.path, f"{prefix}{name}/", found, (*above, identity))
                 continue
-            ending = os.path.splitext(name)[1].lower()
+            dot = name.rfind(".")
+            ending = name[dot:].lower() if dot > 0 else ""
             kept = found.pictures if ending in readable else found.captions if ending == CAPTION else None
             if kept is None:
                 found.left_out[ending or "without an ending"] += 1
@@ -137,7 +138,7 @@ def select(root: Path, found: Scan, prefix: str = "") -> Pictures:
     inside = sum("/" in name for name in names)
     mixed = f"folder {where} has images beside its class folders: put them into a class, or use one folder"
     require(inside in (0, len(names)), mixed)
-    wanted = (prefix + caption_of(name) for name in names)
+    wanted = (prefix + caption_of(name) for name in names if found.captions)
     captions = {name[len(prefix) :]: found.captions[name] for name in wanted if name in found.captions}
     return Pictures(where, names, [found.pictures[prefix + name] for name in names], captions)
 

@@ -1,5 +1,7 @@
 """The classifier learns, is cached with its name, and its readings are counted as by hand."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from jgen.core.model import DataSpec
 from jgen.data import dataset, sources
 from jgen.data.config import Config
 from jgen.errors import UserError
-from jgen.metrics import classifier
+from jgen.metrics import classifier, table
 
 RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=64, shift=1)
 
@@ -82,3 +84,20 @@ def test_readings_by_hand():
     for wrong in (-1, 4):
         with pytest.raises(UserError, match=f"{wrong}.*: they must be 0 to 3"):
             classifier.label_accuracy(np.zeros((2, 4)), np.array([0, wrong]))
+
+
+def test_a_test_split_without_labels_gives_no_accuracy(digits, monkeypatch, tmp_path):
+    """Some sets keep those to themselves, and store -1."""
+    monkeypatch.setenv("JGEN_CACHE", str(tmp_path))
+    test = digits.splits["test"]
+
+    def fetch(positions):
+        return {**test.fetch(positions), "label": np.full(len(positions), -1, np.int32)}
+
+    hidden = digits._replace(splits={**digits.splits, "test": test._replace(fetch=fetch)})
+    for _ in range(2):  # trained, and from the cache
+        assert classifier.load(hidden, replace(RECIPE, epochs=1)).accuracy is None
+    document = {"data": "x", "data_fingerprint": "0", "likelihood": None}
+    labels = {"classifier": "x-0", "classifier_test_accuracy": None, "names": ["ant"], "by_class": {"ant": 0.5}}
+    line = table.protocol({**document, "labels": labels})
+    assert line.endswith("classifier x-0, the real test images have no labels; right by class: ant 0.5000")
