@@ -41,6 +41,7 @@ from jgen.core.model import (
     Roles,
     frozen_context,
     select,
+    select_first,
 )
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.nn import unet as networks
@@ -125,7 +126,7 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
 def init(model: Consistency, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
     """New parameters, or the teacher's where it has the same network."""
     x = to_float(batch["image"][:1], model.images.levels)
-    label = batch["label"][:1] if model.conditions else None
+    label = select_first(batch, model.conditions).get("label")
     params = model.unet.init(key, x, jnp.ones(1), label, None)["params"]
     if "teacher" in frozen:
         params = networks.start_from(frozen["teacher"].params.get("unet"), params)

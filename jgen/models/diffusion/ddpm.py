@@ -28,7 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, select
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import defaults_of, require, require_labels
 from jgen.nn import unet as networks
 from jgen.prob.diffusion_bound import variational_bound
@@ -120,7 +131,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 def init(ddpm: Ddpm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     x = to_float(batch["image"][:1], ddpm.images.levels)
-    label = batch["label"][:1] if ddpm.conditions else None
+    label = select_first(batch, ddpm.conditions).get("label")
     return {"unet": ddpm.unet.init(key, x, jnp.ones(1), label, None)["params"]}, {}
 
 

@@ -39,6 +39,7 @@ from jgen.core.model import (
     Roles,
     frozen_context,
     select,
+    select_first,
 )
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.nn import unet as networks
@@ -116,7 +117,7 @@ def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None
 
 def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
     x = to_float(batch["image"][:1], edm.images.levels)
-    label = batch["label"][:1] if edm.conditions else None
+    label = select_first(batch, edm.conditions).get("label")
     augmented = jnp.zeros((1, SIZE)) if edm.config.augment else None
     return {"unet": edm.unet.init(key, x, jnp.ones(1), label, None, augmented)["params"]}, {}
 

@@ -26,7 +26,18 @@ import numpy as np
 
 from jgen.core import backend
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, select
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.embeddings import sinusoidal_embedding
@@ -103,7 +114,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 def init(flow: MeanFlow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     z = to_float(batch["image"][:1], flow.images.levels)
-    label = batch["label"][:1] if flow.conditions else None
+    label = select_first(batch, flow.conditions).get("label")
     return {"unet": flow.unet.init(key, z, jnp.ones(1), label, None, jnp.zeros((1, EMBEDDING)))["params"]}, {}
 
 

@@ -37,6 +37,7 @@ from jgen.core.model import (
     Phase,
     Roles,
     select,
+    select_first,
 )
 from jgen.errors import defaults_of, require, require_labels
 from jgen.nn import unet as networks
@@ -126,7 +127,7 @@ def process_of(config: Config) -> processes.Process:
 
 def init(sde: ScoreSde, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     x = to_float(batch["image"][:1], sde.images.levels)
-    label = batch["label"][:1] if sde.conditions else None
+    label = select_first(batch, sde.conditions).get("label")
     return {"unet": sde.unet.init(key, x, jnp.ones(1), label, None)["params"]}, {}
 
 

@@ -38,6 +38,7 @@ from jgen.core.model import (
     Phase,
     Roles,
     select,
+    select_first,
 )
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.nn import unet as networks
@@ -140,7 +141,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_unet, key_schedule = rng.split_key(key, 2)
     z = features(vdm, to_float(batch["image"][:1], vdm.images.levels))
-    label = batch["label"][:1] if vdm.conditions else None
+    label = select_first(batch, vdm.conditions).get("label")
     ends = {"gamma_0": jnp.float32(vdm.config.gamma_0), "gamma_1": jnp.float32(vdm.config.gamma_1)}
     return {
         "unet": vdm.unet.init(key_unet, z, jnp.ones(1), label, None)["params"],
