@@ -33,23 +33,16 @@ def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
     from jgen.core.generate import sample_images
     from jgen.core.model import Context, DataSpec, ImageSpec
     from jgen.models.diffusion import ddpm
-    from jgen.nn.unet import UNet
+    from jgen.nn import unet as networks
     from jgen.train.config import Config
     from jgen.train.optimisers import average_decay, make_optimiser
     from jgen.train.packing import pack_roles
     from jgen.train.step import TrainState, init_state, make_train_step
 
     x, _, t = inputs()
-    config = ddpm.Config(
-        channels=CHANNELS,
-        blocks=BLOCKS,
-        attention=ATTENTION,
-        head_dim=head_dim,
-        groups=GROUPS,
-        dropout=0.0,
-        class_conditional=False,
-    )
-    model = ddpm.make(config, DataSpec(ImageSpec(SIZE, SIZE, 3, 256)))
+    network = networks.Config(CHANNELS, BLOCKS, ATTENTION, head_dim, GROUPS, dropout=0.0)
+    data = DataSpec(ImageSpec(SIZE, SIZE, 3, 256))
+    model = ddpm.make(ddpm.Config(network=network, class_conditional=False), data)
     training = Config(ema_decay=0.999)
     optimisers = {"unet": make_optimiser(training)}
     images = np.random.default_rng(1).integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8)
@@ -64,7 +57,7 @@ def make_jgen(side: str, head_dim: int, folder: Path) -> Side:
     params = {"unet": load_weights(folder)}
     held = [parallel.replicate(state._replace(params=params, ema=pack_roles(params)))]
 
-    unet = UNet(CHANNELS, BLOCKS, ATTENTION, head_dim, GROUPS, 0.0, 0, 3)
+    unet = networks.make_unet(network, data.image, 0)
     forward = jax.jit(lambda p, x, t: unet.apply({"params": p}, x, t, None, None))
     placed = parallel.replicate(params)
     ctx = parallel.replicate(Context(jnp.int32(0), None, params))

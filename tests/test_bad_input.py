@@ -107,21 +107,27 @@ def test_a_batch_that_does_not_divide_over_devices(own, monkeypatch):
         (["--frozen", "autoencoder", "x"], ["frozen has 'autoencoder'", "this system stands on no other"]),
         (["--train.optimiser.learning-rate", "0"], ["learning_rate is 0"]),
         (["--train.optimiser.weight-decay", "0.1"], ["weight_decay is 0.1", "adamw"]),
-        (["--model.channels", "0", "8"], ["channels is (0, 8)"]),
-        (["--model.channels", "-8", "8"], ["channels is (-8, 8)"]),
-        (["--model.blocks", "0"], ["blocks is 0"]),
-        (["--model.blocks", "-1"], ["blocks is -1"]),
+        (["--model.network.channels", "0", "8"], ["channels is (0, 8)"]),
+        (["--model.network.channels", "-8", "8"], ["channels is (-8, 8)"]),
+        (["--model.network.blocks", "0"], ["blocks is 0"]),
+        (["--model.network.blocks", "-1"], ["blocks is -1"]),
         (["--model.num-timesteps", "0"], ["num_timesteps is 0"]),
         (["--model.num-timesteps", "-10"], ["num_timesteps is -10"]),
-        (["--model.channels", "8", "8", "8", "8", "8", "--model.attention"], ["8x8", "5 U-Net levels", "16"]),
-        (["--model.groups", "3"], ["channels are (8, 8)", "groups = 3"]),
-        (["--model.head-dim", "3"], ["head_dim = 3"]),
-        (["--model.attention", "5"], ["height 5", "[8, 4]"]),
-        (["--model.dropout", "1"], ["dropout is 1.0"]),
+        (
+            ["--model.network.channels", "8", "8", "8", "8", "8", "--model.network.attention"],
+            ["8x8", "5 U-Net levels", "16"],
+        ),
+        (["--model.network.groups", "3"], ["channels are (8, 8)", "groups = 3"]),
+        (["--model.network.head-dim", "3"], ["head_dim = 3"]),
+        (["--model.network.attention", "5"], ["height 5", "[8, 4]"]),
+        (["--model.network.dropout", "1"], ["dropout is 1.0"]),
         (["--model.beta-1", "0", "--model.schedule", "linear"], ["beta_1 = 0.0"]),
-        (["--model.num-timesteps", "4"], ["steps is 5", "1 to 4", "set --model.sampling.steps"]),
+        (
+            ["--model.num-timesteps", "4", "--model.sampling.spacing", "trailing"],
+            ["steps is 5", "1 to 4", "set --model.sampling.steps"],
+        ),
         (["--model.sampling.steps", "0"], ["steps is 0", "set --model.sampling.steps"]),
-        (["--model.sampling.times", "11", "3"], ["times are (11, 3)", "set --model.sampling.times"]),
+        (["--model.sampling.times", "1.1", "0.3"], ["times are (1.1, 0.3)", "set --model.sampling.times"]),
         (["--model.sampling.eta", "1.5"], ["eta is 1.5", "set --model.sampling.eta"]),
         (["--model.sampling.guidance-scale", "inf"], ["guidance_scale is inf", "--model.sampling.guidance-scale"]),
         (["--model.sampling.guidance-scale", "2", "--model.label-dropout", "0"], ["scale is 2.0", "label_dropout"]),
@@ -246,16 +252,26 @@ KEY = jax.random.key(0)
         ({"label": [1, 2, 3]}, ["label has shape (3,)", "2"]),
         ({"label": 1.5}, ["label is 1.5", "whole"]),
         ({"nothing": 1}, ["'nothing'", "ddpm", "guidance_scale"]),
-        ({"steps": 11}, ["steps is 11", "1 to 10"]),
+        ({"steps": 11, "spacing": "trailing"}, ["steps is 11", "1 to 10"]),
         ({"steps": 0}, ["steps is 0"]),
         ({"eta": 1.5}, ["eta is 1.5"]),
         ({"eta": -0.1}, ["eta is -0.1"]),
         ({"eta": float("nan")}, ["eta is nan"]),
-        ({"times": (1, 3)}, ["times are (1, 3)", "decrease"]),
-        ({"times": (11, 3)}, ["times are (11, 3)", "10"]),
-        ({"sampler": "euler"}, ["sampler is 'euler'", "ddim, ancestral"]),
+        ({"times": (0.1, 0.3)}, ["times are (0.1, 0.3)", "decrease"]),
+        ({"times": (1.1, 0.3)}, ["times are (1.1, 0.3)", "from 1 at most"]),
+        ({"times": (0.5, 0.0)}, ["times are (0.5, 0.0)", "above 0"]),
+        ({"sampler": "odd"}, ["sampler is 'odd'", "ancestral, ddim"]),
         ({"sampler": "ancestral", "variance": "big"}, ["variance is 'big'", "beta_tilde"]),
         ({"spacing": "odd"}, ["spacing is 'odd'", "trailing"]),
+        ({"spacing": "shifted", "shift": 0.0}, ["shift is 0.0"]),
+        ({"low": 0.0}, ["low is 0.0"]),
+        ({"low": float("nan")}, ["low is nan"]),
+        ({"churn": -1.0}, ["churn is -1.0"]),
+        ({"churn_noise": float("inf")}, ["churn_noise is inf"]),
+        ({"churn_range": (2.0, 1.0)}, ["churn_range is (2.0, 1.0)", "two numbers"]),
+        ({"corrector_snr": 0.0}, ["corrector_snr is 0.0"]),
+        ({"tolerance": 0.0}, ["tolerance is 0.0"]),
+        ({"guidance_interval": (1.0,)}, ["guidance_interval is (1.0,)", "two numbers"]),
         ({"guidance_scale": -1.0}, ["guidance_scale is -1.0"]),
         ({"batch_size": 0}, ["batch_size is 0"]),
         ({"start": -1}, ["start is -1"]),
@@ -320,13 +336,13 @@ def test_images_out_of_range(gen):
 def test_options_of_a_wrong_type(gen):
     mistake(lambda: gen.sample(KEY, 1, steps="a"), "steps is 'a'", "int")
     mistake(lambda: gen.sample(KEY, 1, steps=2.5), "steps is 2.5", "int")
-    mistake(lambda: gen.sample(KEY, 1, sampler="euler"), "sampler is 'euler'", "ddim, ancestral")
+    mistake(lambda: gen.sample(KEY, 1, sampler="odd"), "sampler is 'odd'", "ancestral, ddim")
     mistake(lambda: gen.sample(KEY, 1, nothing=1), "unknown option 'nothing'", "steps")
     mistake(lambda: gen.log_prob(KEY, ZEROS, label=0, samples=5), "unknown option 'samples'", "no options")
     mistake(lambda: gen.log_prob(KEY, ZEROS, label=0, batch_size=0), "batch_size is 0")
     mistake(lambda: gen.log_prob(KEY, [ZEROS[0], ZEROS[0, :4]], label=0), "unlike shapes")
     mistake(lambda: gen.sample(KEY, 50, label=np.full(50, 0.5)), "label is [0.5", "whole numbers")
-    assert gen.sample(KEY, 1, times=np.array([3, 1])).shape == (1, 8, 8, 1)
+    assert gen.sample(KEY, 1, times=np.array([0.3, 0.1])).shape == (1, 8, 8, 1)
 
 
 PRIOR = "configs/vae/vq_prior.py"
@@ -372,7 +388,8 @@ def test_sample_py_on_options_that_are_wrong(own, tmp_path):
         (["--num", "0"], ["--num is 0"]),
         (["--num", "-1"], ["--num is -1"]),
         (["--num", "2", "--label", "10"], ["label is 10"]),
-        (["--num", "2", "--steps", "11"], ["steps is 11"]),
+        (["--num", "2", "--steps", "0"], ["steps is 0"]),
+        (["--num", "2", "--steps", "11", "--spacing", "trailing"], ["steps is 11"]),
         (["--num", "2", "--eta", "2"], ["eta is 2.0"]),
         (["--num", "2", "--step", "3"], ["no checkpoint of step 3", "4"]),
         (["--num", "2", "--columns", "-1"], ["--columns is -1"]),

@@ -69,6 +69,13 @@ def test_every_system_has_the_common_variants(system):
         assert (get(system, variant).data.levels, get(system, variant).data.binarise) == (0, "none")
 
 
+def changed(config, path, field, value):
+    """A configuration with one field of the part at `path` replaced."""
+    if path in ([], [""]):
+        return dataclasses.replace(config, **{field: value})
+    return dataclasses.replace(config, **{path[0]: changed(getattr(config, path[0]), path[1:], field, value)})
+
+
 @pytest.mark.parametrize(
     "part,field,value",
     [
@@ -76,8 +83,8 @@ def test_every_system_has_the_common_variants(system):
         ("train", "steps", 2.5),
         ("train", "batch_size", None),
         ("data", "name", 3),
-        ("model", "channels", [8]),
-        ("model", "channels", (8, "8")),
+        ("model.network", "channels", [8]),
+        ("model.network", "channels", (8, "8")),
         ("", "seed", 0.5),
         ("", "frozen", "runs/x"),
         ("", "frozen", {"autoencoder": 3}),
@@ -85,10 +92,7 @@ def test_every_system_has_the_common_variants(system):
 )
 def test_wrong_types_from_a_program(cache, tmp_path, part, field, value):
     experiment = get("ddpm", "tiny")
-    change = {field: value}
-    if part:
-        change = {part: dataclasses.replace(getattr(experiment, part), **change)}
-    experiment = dataclasses.replace(experiment, **change)
+    experiment = changed(experiment, part.split("."), field, value)
     data = spec_of(get("ddpm", "tiny").data)
     for call in (lambda: jgen.make(experiment, data), lambda: jgen.fit(experiment, tmp_path / "run")):
         with pytest.raises(UserError, match=f"^[^\n]*{re.escape(f'{field} is {value!r}: it must be')}[^\n]*$"):

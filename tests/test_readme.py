@@ -18,8 +18,9 @@ from jgen.errors import UserError
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
-FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2", "--model.blocks", "1"]
-FEW_DIFFUSION += ["--model.channels", "8", "--model.head-dim", "8", "--model.groups", "4", "--model.attention", "8"]
+FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2"]
+FEW_DIFFUSION += ["--model.network.blocks", "1", "--model.network.channels", "8", "--model.network.attention", "8"]
+FEW_DIFFUSION += ["--model.network.head-dim", "8", "--model.network.groups", "4"]
 
 
 def commands():

@@ -25,7 +25,17 @@ def tiny(name):
 
 
 # {case: (system, what differs from its tiny variant)}: every system, and what no tiny variant has.
-CASES = {name: (name, {}) for name in SYSTEMS if hasattr(tiny(name).model, "dtype")}
+def settings(model):
+    """The dataclass that has the type of a model's arithmetic: the configuration itself, or that of its network."""
+    return model if hasattr(model, "dtype") else getattr(model, "network", None)
+
+
+def with_settings(model, changes):
+    changed = replace(settings(model), **changes)
+    return changed if settings(model) is model else replace(model, network=changed)
+
+
+CASES = {name: (name, {}) for name in SYSTEMS if hasattr(settings(tiny(name).model), "dtype")}
 CASES["vae, dense"] = ("vae", {"network": "dense", "widths": (16,), "hidden": ()})
 CASES["gated_pixelcnn, embedding"] = ("gated_pixelcnn", {"embedding": 2, "blocks": 2})
 CASES["ddpm, attention"] = ("ddpm", {"attention": (4,)})
@@ -53,7 +63,7 @@ def make_pair(name):
     case, experiment = make_case(system), tiny(system)
     below = {role: make_case(system_of(run)).model for role, run in experiment.frozen.items()}
     wide, narrow = (
-        make_model(replace(experiment.model, **changes, dtype=dtype), case.model.data, below)
+        make_model(with_settings(experiment.model, {**changes, "dtype": dtype}), case.model.data, below)
         for dtype in ("float32", "bfloat16")
     )
     batch = make_batch(wide)

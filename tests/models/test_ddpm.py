@@ -1,7 +1,5 @@
 """What a DDPM asks of its network and makes of the answers, with a function whose answers are known in its place."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +9,20 @@ from specs import data_of
 
 from jgen.core import keys as rng
 from jgen.core.model import Context
+from jgen.experiment import from_json, to_json
 from jgen.models.diffusion import ddpm
-from jgen.prob.gaussian_diffusion import interpret
+from jgen.nn import unet
 from jgen.prob.pixels import to_uint8
+from jgen.prob.process import discrete, to_x0
 from jgen.prob.schedules import make_schedule, sampling_times
-from jgen.samplers.diffusion import ancestral, ddim
+from jgen.samplers import linear
+from jgen.samplers.diffusion import Sampling
+from jgen.samplers.guidance import clipped
 
 T, CLASSES = 5, 3
 DATA = data_of(2, 2, 1, 256, CLASSES)
-SMALL = {"channels": (8,), "blocks": 1, "attention": (), "head_dim": 8, "groups": 4, "num_timesteps": T}
+NETWORK = unet.Config(channels=(8,), blocks=1, attention=(), head_dim=8, groups=4)
+SMALL = {"network": NETWORK, "num_timesteps": T}
 X_0 = np.array([0, 255, 100, 30], np.uint8).reshape(1, 2, 2, 1)
 CTX = Context(jnp.int32(0))
 
@@ -41,12 +44,12 @@ def network(monkeypatch):
             return self.answer(x_t, t, label)
 
     stub = Stub()
-    monkeypatch.setattr(ddpm, "UNet", lambda **options: stub)
+    monkeypatch.setattr(unet, "make_unet", lambda *sizes: stub)
     return stub
 
 
 def make(data=DATA, **options):
-    return ddpm.make(ddpm.Config(**{**SMALL, "sampling": ddpm.Sampling(steps=3), **options}), data)
+    return ddpm.make(ddpm.Config(**{**SMALL, "sampling": Sampling(steps=3), **options}), data)
 
 
 def batch_of(n):
@@ -107,19 +110,20 @@ def test_times_are_uniform_and_labels_are_dropped_in_training_alone(network):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guided_samples_are_those_of_the_guided_network(network, sampler, scale):
     """out(null) + scale (out(label) - out(null)), by a network whose answer is a line in the class."""
-    model, n = make(prediction="v", sampling=ddpm.Sampling(sampler=sampler, steps=3, eta=0.5)), 6
+    n, o = 6, Sampling(sampler=sampler, steps=3, spacing="trailing", eta=0.5)
+    model = make(prediction="v", sampling=o)
     network.answer = lambda x_t, t, label: 0.3 * x_t + 0.2 * (label - 1.0).reshape(-1, 1, 1, 1)
-    label, schedule = jnp.array([0, 1, 2, 0, 1, 2]), make_schedule("linear", T)
+    label, process = jnp.array([0, 1, 2, 0, 1, 2]), discrete(make_schedule("linear", T))
     samples = model.sample({"unet": {}}, CTX, keys_of(n), {"label": label}, guidance_scale=scale)
     mixed = (CLASSES + scale * (label - CLASSES)).reshape(-1, 1, 1, 1)
 
     def denoise(x_t, t):
-        return interpret("v", schedule, x_t, t, 0.3 * x_t + 0.2 * (mixed - 1.0), True)
+        return to_x0("v", process, x_t, t, 0.3 * x_t + 0.2 * (mixed - 1.0))
 
     key_start, key_steps = rng.split(keys_of(n), 2)
-    run = functools.partial(ddim, eta=0.5) if sampler == "ddim" else functools.partial(ancestral, variance="beta_tilde")
-    times = sampling_times(T, 3, "trailing")
-    x = run(denoise, schedule, rng.normal(key_start, DATA.image.shape), key_steps, times)
+    times = np.array(sampling_times(T, 3, "trailing")) / T
+    table = linear.ddim(process, times, 0.5) if sampler == "ddim" else linear.ancestral(process, times, "beta_tilde")
+    x, _ = linear.run(clipped(denoise), table, rng.normal(key_start, DATA.image.shape), key_steps)
     assert np.max(np.abs(np.asarray(samples, int) - np.asarray(to_uint8(x, 256), int))) <= 1
     assert len(np.unique(np.asarray(samples).reshape(n, -1), axis=0)) == n
 
@@ -132,3 +136,48 @@ def test_a_model_without_classes_gives_none_to_its_network(network):
     network.asked.clear()
     assert model.log_prob({"unet": {}}, CTX, keys_of(2), batch_of(2)["image"], {}).shape == (2,)
     assert network.asked and all(label is None for _, _, label, _ in network.asked)
+
+
+OLD_CONFIG = {
+    "class": "jgen.models.diffusion.ddpm:Config",
+    "channels": [8, 16],
+    "blocks": 1,
+    "attention": [4],
+    "head_dim": 8,
+    "groups": 4,
+    "dropout": 0.1,
+    "class_conditional": True,
+    "label_dropout": 0.2,
+    "num_timesteps": 10,
+    "schedule": "cosine",
+    "beta_1": 1e-4,
+    "beta_T": 0.02,
+    "prediction": "v",
+    "bound_variance": "beta_tilde",
+    "dtype": "bfloat16",
+    "sampling": {
+        "class": "jgen.models.diffusion.ddpm:Sampling",
+        "sampler": "ancestral",
+        "steps": 5,
+        "spacing": "linspace",
+        "times": [10, 5, 1],
+        "eta": 0.5,
+        "variance": "beta",
+        "guidance_scale": 2.0,
+        "clip": False,
+    },
+}
+
+
+def test_a_configuration_of_version_0_1_loads():
+    """Its sizes become the network's, whole times fractions of T, and its spacing stays one of a chain."""
+    network = unet.Config((8, 16), 1, (4,), 8, 4, 0.1, "bfloat16")
+    old = Sampling(
+        "ancestral", 5, "linspace", (1.0, 0.5, 0.1), eta=0.5, variance="beta", guidance_scale=2.0, clip=False
+    )
+    options = {"label_dropout": 0.2, "num_timesteps": 10, "schedule": "cosine", "prediction": "v"}
+    config = ddpm.Config(network, **options, bound_variance="beta_tilde", sampling=old)
+    assert from_json(OLD_CONFIG) == config == from_json(to_json(config))
+    # What a document lacks takes the default that it had then.
+    bare = {"class": OLD_CONFIG["class"], "channels": [8]}
+    assert from_json(bare) == ddpm.Config(unet.Config(channels=(8,)), sampling=Sampling(spacing="trailing"))

@@ -9,9 +9,10 @@ from jgen.core import keys as rng
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import group_norm
 from jgen.nn.unet import UNet
-from jgen.prob import gaussian_diffusion as gd
+from jgen.prob.process import add_noise, discrete, from_x0, per_image, to_x0
 from jgen.prob.schedules import make_schedule, sampling_times
-from jgen.samplers.diffusion import ancestral, ddim
+from jgen.samplers import linear
+from jgen.samplers.guidance import clipped
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -53,7 +54,10 @@ def test_sinusoidal_embedding(dim):
     np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(t), dim), wanted.numpy(), atol=1e-4)
 
 
-def case(prediction, clip, schedule, t):
+PROCESS = discrete(make_schedule("linear", 1000))
+
+
+def case(prediction, clip, t):
     """A plausible x_t, a fixed network output at it, the noise of jgen's step from t, and jgen's denoiser.
 
     The denoiser answers x_t itself at every other time, which makes the step to 0 hand it through unchanged: a sampler
@@ -61,16 +65,18 @@ def case(prediction, clip, schedule, t):
     """
     draw = np.random.default_rng(t).standard_normal
     x_0, eps = draw(SHAPE, np.float32), draw(SHAPE, np.float32)
-    times = jnp.full(SHAPE[:1], t)
-    x_t = gd.q_sample(schedule, x_0, times, eps)
-    output = gd.target(prediction, schedule, x_0, times, eps) + 0.1 * draw(SHAPE, np.float32)
+    time = jnp.full(SHAPE[:1], t / 1000)
+    x_t = add_noise(PROCESS, x_0, time, eps)
+    output = from_x0(prediction, PROCESS, x_t, time, x_0) + 0.1 * draw(SHAPE, np.float32)
     keys = rng.image_keys(jax.random.key(0), jnp.arange(SHAPE[0]))
-    z = np.array(rng.normal(rng.fold_in(keys, t), SHAPE[1:]))
+    z = np.array(rng.normal(rng.fold_in(keys, 0), SHAPE[1:]))
+
+    def predict(x, now):
+        return to_x0(prediction, PROCESS, x, now, output)
 
     def denoiser(x, now):
-        real = gd.interpret(prediction, schedule, x, now, output, clip)
-        here = gd.per_image(now == t, x)
-        return gd.Prediction(jnp.where(here, real.x0, x), jnp.where(here, real.eps, 0.0))
+        here = per_image(jnp.abs(now - t / 1000) < 1e-6, x)
+        return jnp.where(here, (clipped(predict) if clip else predict)(x, now), x)
 
     return x_t, output, keys, z, denoiser
 
@@ -91,12 +97,11 @@ def tensor(x):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTION)
 def test_one_ancestral_step(prediction, clip, t, s, monkeypatch):
-    schedule = make_schedule("linear", 1000)
-    x_t, output, keys, z, denoiser = case(prediction, clip, schedule, t)
+    x_t, output, keys, z, denoiser = case(prediction, clip, t)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: torch.from_numpy(z))
     times = (t, s) if s else (t,)
     for variance, theirs in {"beta": "fixed_large", "beta_tilde": "fixed_small"}.items():
-        found = ancestral(denoiser, schedule, x_t, keys, times, variance)
+        found, _ = linear.run(denoiser, linear.ancestral(PROCESS, np.array(times) / 1000, variance), x_t, keys)
         scheduler = diffusers.DDPMScheduler(
             1000, clip_sample=clip, prediction_type=PREDICTION[prediction], variance_type=theirs
         )
@@ -113,12 +118,12 @@ def test_one_ancestral_step(prediction, clip, t, s, monkeypatch):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTION)
 def test_one_ddim_step(prediction, clip, t, s):
-    schedule = make_schedule("linear", 1000)
-    x_t, output, keys, z, denoiser = case(prediction, clip, schedule, t)
+    x_t, output, keys, z, denoiser = case(prediction, clip, t)
     scheduler = diffusers.DDIMScheduler(1000, clip_sample=clip, prediction_type=PREDICTION[prediction])
     scheduler.set_timesteps(50)
     for eta in (0.0, 0.5, 1.0):
-        found = ddim(denoiser, schedule, x_t, keys, (t, s) if s else (t,), eta)
+        times = np.array((t, s) if s else (t,)) / 1000
+        found, _ = linear.run(denoiser, linear.ddim(PROCESS, times, eta), x_t, keys)
         noise = {"variance_noise": torch.from_numpy(z)} if eta else {}
         wanted = scheduler.step(
             tensor(output), t - 1, tensor(x_t), eta=eta, use_clipped_model_output=clip, **noise

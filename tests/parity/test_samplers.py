@@ -9,9 +9,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from jgen.core import keys as rng  # noqa: E402
-from jgen.prob import gaussian_diffusion as gd  # noqa: E402
+from jgen.prob.process import discrete, to_x0  # noqa: E402
 from jgen.prob.schedules import make_schedule, sampling_times  # noqa: E402
-from jgen.samplers.diffusion import ancestral, ddim  # noqa: E402
+from jgen.samplers import linear  # noqa: E402
+from jgen.samplers.guidance import clipped  # noqa: E402
 
 BETA_SCHEDULES = {
     "linear": "linear",
@@ -50,37 +51,38 @@ def start():
     return jax.random.normal(jax.random.key(1), SHAPE), keys
 
 
-def noise_of(keys, times):
-    return [np.asarray(rng.normal(rng.fold_in(keys, t), SHAPE[1:])) for t in times]
+def noise_of(keys, steps):
+    """The noise that `linear.run` adds in each of its rows."""
+    return [np.array(rng.normal(rng.fold_in(keys, i), SHAPE[1:])) for i in range(steps)]
 
 
-def denoiser(prediction, schedule, clip):
+def denoiser(prediction, process, clip):
     def predict(x_t, t):
-        output = network(x_t, t.reshape(-1, 1, 1, 1).astype(jnp.float32), jnp)
-        return gd.interpret(prediction, schedule, x_t, t, output, clip)
+        output = network(x_t, T * t.reshape(-1, 1, 1, 1), jnp)
+        return to_x0(prediction, process, x_t, t, output)
 
-    return predict
+    return clipped(predict) if clip else predict
 
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTION)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(prediction, clip, eta):
-    schedule = make_schedule("linear", T)
-    times = sampling_times(T, 10, "leading")
+    process, times = discrete(make_schedule("linear", T)), sampling_times(T, 10, "leading")
     x_T, keys = start()
-    ours = ddim(denoiser(prediction, schedule, clip), schedule, x_T, keys, times, eta)
+    table = linear.ddim(process, np.array(times) / T, eta)
+    ours, _ = linear.run(denoiser(prediction, process, clip), table, x_T, keys)
     scheduler = diffusers.DDIMScheduler(T, clip_sample=clip, prediction_type=PREDICTION[prediction])
     scheduler.set_timesteps(10)
     x = torch.from_numpy(np.array(x_T))
-    for t, noise in zip(times, noise_of(keys, times)):
+    for t, noise in zip(times, noise_of(keys, 10)):
         x = scheduler.step(
             network(x, float(t), torch),
             t - 1,
             x,
             eta=eta,
             use_clipped_model_output=True,
-            variance_noise=torch.from_numpy(noise.copy()) if eta > 0 else None,
+            variance_noise=torch.from_numpy(noise) if eta > 0 else None,
         ).prev_sample
     limit = 1e-4 * max(1.0, float(x.abs().max()))
     np.testing.assert_allclose(ours, x, atol=limit)
@@ -90,21 +92,21 @@ def test_ddim(prediction, clip, eta):
 @pytest.mark.parametrize("prediction", PREDICTION)
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
 def test_ancestral(prediction, clip, variance, monkeypatch):
-    schedule = make_schedule("linear", T)
-    times = sampling_times(T, 10, "leading")
+    process, times = discrete(make_schedule("linear", T)), sampling_times(T, 10, "leading")
     x_T, keys = start()
-    ours = ancestral(denoiser(prediction, schedule, clip), schedule, x_T, keys, times, variance)
+    table = linear.ancestral(process, np.array(times) / T, variance)
+    ours, _ = linear.run(denoiser(prediction, process, clip), table, x_T, keys)
     kind = {"beta": "fixed_large", "beta_tilde": "fixed_small"}[variance]
     scheduler = diffusers.DDPMScheduler(
         T, clip_sample=clip, prediction_type=PREDICTION[prediction], variance_type=kind, timestep_spacing="leading"
     )
     scheduler.set_timesteps(10)
-    noises = dict(zip(times, noise_of(keys, times)))
+    noises = dict(zip(times, noise_of(keys, 10)))
     x = torch.from_numpy(np.array(x_T))
     for t in times:
         import diffusers.schedulers.scheduling_ddpm as module
 
-        monkeypatch.setattr(module, "randn_tensor", lambda *a, t=t, **k: torch.from_numpy(noises[t].copy()))
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, t=t, **k: torch.from_numpy(noises[t]))
         x = scheduler.step(network(x, float(t), torch), t - 1, x).prev_sample
     limit = 1e-4 * max(1.0, float(x.abs().max()))
     np.testing.assert_allclose(ours, x, atol=limit)
