@@ -108,7 +108,7 @@ class HorizontalConv(nn.Module):
             out = conv(x, kernel[None], cpu="patches")
         else:
             # The last column is left out by a padding of -1. Of x[:, :, :-1], XLA computes the weight gradient in plain
-            # loops on CPU, 4 to 13 times as long, and JAX 0.10 a wrong gradient of the image.
+            # loops on CPU, 4 to 13 times as long, and JAX 0.10 a wrong gradient of the image, at some sizes.
             padding = ((0, 0), (self.size // 2, 0 if self.sees_own else -1))
             out = conv(x, kernel[None], padding=padding, cpu="patches")
         return out + self.bias.astype(self.dtype)[None, None, None, :]
