@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from jgen import cli
 from jgen.errors import require, require_seed
@@ -56,7 +56,7 @@ def command(args: list[str]) -> int:
     from jgen.runs import TOKENIZERS, load_experiment
 
     experiment, data = load_experiment(run)
-    available = options(experiment, data, load_tokenizers(Path(run) / TOKENIZERS))
+    available = cli.sample_options(Arguments, experiment, data, load_tokenizers(Path(run) / TOKENIZERS))
     cli.check_spelling(rest, getattr(experiment.model, "sampling", None), ("--model.sampling.", "--sampling."))
     parsed = cli.parse(available, rest, "sample.py RUN", __doc__)
     a, out = parsed.main, Path(parsed.main.out).expanduser()
@@ -81,19 +81,6 @@ def command(args: list[str]) -> int:
     store.finish(cond.get("label"), a.columns or math.ceil(math.sqrt(a.num)), data.label_names)
     print(f"{a.num} images of {gen}: {a.out}")
     return 0
-
-
-def options(experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:
-    """The command line's options: those above, the fields of the run's data, its frozen runs, its sampler's options."""
-    import tyro
-
-    unnamed = tyro.conf.arg(name="")
-    fields: list[Any] = [("main", Annotated[Arguments, unnamed], dataclasses.field(default=Arguments()))]
-    fields += cli.condition_options(data, tokenizers)[0] + cli.frozen_option(experiment)
-    sampling = getattr(experiment.model, "sampling", None)
-    if sampling is not None:
-        fields.append(("sampling", Annotated[type(sampling), unnamed], dataclasses.field(default=sampling)))
-    return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
 if __name__ == "__main__":

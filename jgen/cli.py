@@ -82,6 +82,19 @@ def list_configs(root: Path, name: str = "") -> str:
     return "\n".join(f"{place:<{width}}  {line}" for place, line in rows)
 
 
+def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:
+    """The options of sampling a run: `arguments`, the fields of its data, its frozen runs, its sampler's options."""
+    import tyro
+
+    unnamed = tyro.conf.arg(name="")
+    fields: list[Any] = [("main", Annotated[arguments, unnamed], dataclasses.field(default=arguments()))]
+    fields += condition_options(data, tokenizers)[0] + frozen_option(experiment)
+    sampling = getattr(experiment.model, "sampling", None)
+    if sampling is not None:
+        fields.append(("sampling", Annotated[type(sampling), unnamed], dataclasses.field(default=sampling)))
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
+
+
 def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[str]]:
     """Command-line options for the fields of a run's data, to be fields of a dataclass: --label 3, --text "...", and
     --cond.NAME FILE for any other array.

@@ -74,15 +74,15 @@ def test_autoguidance_is_the_formula_of_the_paper():
     """D_weak + w (D_strong - D_weak), equation 3 of Karras et al. 2024."""
     asked = []
 
-    def weak(x_t, t):
+    def weak(x_t, t, cond):
         asked.append("weak")
         return 0.5 * x_t
 
-    def strong(x_t, t):
+    def strong(x_t, t, cond):
         return x_t + 1.0
 
     def guided(scale, interval=()):
-        return np.asarray(guidance.autoguided(strong, weak, scale, PROCESS, interval)(X_T, T))
+        return np.asarray(guidance.autoguided(strong, weak, {}, scale, PROCESS, interval)(X_T, T))
 
     x = np.asarray(X_T)
     np.testing.assert_array_equal(guided(1.0), x + 1)
