@@ -223,7 +223,7 @@ def test_a_damaged_picture_is_named(tmp_path, monkeypatch, how):
     }[how]
     victim.write_bytes(damaged)
     mistake(load_data(f"folder:{folder}", size=32), str(victim), "does not open as an image")
-    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert not [p for p in (tmp_path / "cache" / "decoded").rglob("*") if p.is_file()]
 
 
 def test_classes_without_labels(tmp_path, monkeypatch):

@@ -53,6 +53,8 @@ def pictures(tmp_path_factory):
 def test_every_command_runs(python, pictures, tmp_path):
     for name in ("configs", "train.py", "sample.py", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    some = np.random.default_rng(0).integers(0, 256, (60, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "mine.npz", images=some, label=np.arange(60) % 10)
     ran = []
     for command in commands():
         words = shlex.split(command)
@@ -62,6 +64,7 @@ def test_every_command_runs(python, pictures, tmp_path):
             continue  # of runs with captions: tests/test_toy_conditions.py
         assert words[0] == "python", command
         places = {"folder:PATH": f"folder:{pictures}", "RUN": "runs/ddpm-digits"}
+        places |= {"npz:FILE": f"npz:{tmp_path / 'mine.npz'}"}
         words = [places.get(word, word) for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
             config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
