@@ -113,13 +113,14 @@ class Conv(nn.Module):
     kernel_init: Any = nn.linear.default_kernel_init
     dtype: Any = jnp.float32
     cpu: CpuForm = "auto"
+    padding: Padding | None = None
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
         """(B, H, W, C) to (B, h, w, features) of `dtype`."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        y = conv(x.astype(self.dtype), kernel, self.stride, cpu=self.cpu)
+        y = conv(x.astype(self.dtype), kernel, self.stride, self.padding, self.cpu)
         return _add_bias(self, y) if self.use_bias else y
 
 

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
-from jgen.errors import require, require_positive
+from jgen.errors import require, require_choice, require_positive
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
+from jgen.nn.song_unet import SongUNet
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Config:
     """Dropout rate in the residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    architecture: Literal["ddpm", "ddpmpp", "ncsnpp"] = "ddpm"
+    """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp for EDM only."""
+    base: int = 0
+    """Width of the first convolution, and a quarter of that of the embedding; 0: that of the first level."""
 
 
 # Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.
@@ -84,6 +89,8 @@ class UNet(nn.Module):
     vector (B, D), where it is given, is a further condition, such as how an image was augmented.
 
     t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
+
+    base:        width of the first convolution; 0: that of the first level.
     """
 
     channels: tuple[int, ...]
@@ -95,6 +102,7 @@ class UNet(nn.Module):
     num_classes: int
     out_channels: int
     dtype: Any = jnp.float32
+    base: int = 0
 
     @nn.compact
     def __call__(
@@ -119,7 +127,7 @@ class UNet(nn.Module):
         def attend(h: jax.Array, name: str) -> jax.Array:
             return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
 
-        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = Conv(self.base or self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.blocks):
@@ -147,9 +155,10 @@ class UNet(nn.Module):
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
 
     def embed(self, t: jax.Array, label: jax.Array | None, vector: jax.Array | None) -> jax.Array:
-        """The SiLU of the embedding of all conditions, (B, 4 * channels[0]); every block projects it to its width."""
-        width = 4 * self.channels[0]
-        h = sinusoidal_embedding(t, self.channels[0]).astype(self.dtype)
+        """The SiLU of the embedding of all conditions, (B, 4 * base); every block projects it to its width."""
+        base = self.base or self.channels[0]
+        width = 4 * base
+        h = sinusoidal_embedding(t, base).astype(self.dtype)
         h = nn.silu(nn.Dense(width, dtype=self.dtype, name="time1")(h))
         h = nn.Dense(width, dtype=self.dtype, name="time2")(h)
         if self.num_classes:
@@ -166,27 +175,39 @@ def upsample(x: jax.Array) -> jax.Array:
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def make_unet(config: Config, images: ImageSpec, num_classes: int, out_channels: int = 0) -> UNet:
-    """A U-Net over images.
+Network = UNet | SongUNet
+
+
+def make_unet(
+    config: Config, images: ImageSpec, num_classes: int, out_channels: int = 0, small_t: bool = False
+) -> Network:
+    """The U-Net of `config.architecture` over images.
 
     Args:
       num_classes: of the class embedding, a null class included; 0 for none.
       out_channels: 0 takes those of the images.
+      small_t: whether t is of order 1, as the Fourier features of NCSN++ need it, and not a step 1 .. T.
     Raises:
-      UserError: sizes that the U-Net cannot be built with.
+      UserError: sizes that the U-Net cannot be built with, or NCSN++ for a model whose t is not small.
     """
     check_unet(config, images)
-    return UNet(
-        channels=config.channels,
-        blocks=config.blocks,
-        attention=config.attention,
-        head_dim=config.head_dim,
-        groups=config.groups,
-        dropout_rate=config.dropout,
-        num_classes=num_classes,
-        out_channels=out_channels or images.channels,
-        dtype=jnp.dtype(config.dtype),
+    require(
+        small_t or config.architecture != "ncsnpp",
+        "architecture is 'ncsnpp': it embeds times of order 1, and this model's run to 1000; use 'ddpm' or 'ddpmpp'",
     )
+    sizes: dict[str, Any] = {
+        "channels": config.channels,
+        "blocks": config.blocks,
+        "attention": config.attention,
+        "head_dim": config.head_dim,
+        "groups": config.groups,
+        "dropout_rate": config.dropout,
+        "num_classes": num_classes,
+        "out_channels": out_channels or images.channels,
+        "dtype": jnp.dtype(config.dtype),
+        "base": config.base,
+    }
+    return UNet(**sizes) if config.architecture == "ddpm" else SongUNet(**sizes, architecture=config.architecture)
 
 
 def start_from(trained: Any, params: Any) -> Any:
@@ -199,7 +220,10 @@ def check_unet(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for sizes that the U-Net cannot be built with."""
     channels, head_dim, groups = config.channels, config.head_dim, config.groups
     height, width = images.shape[:2]
+    require_choice("architecture", config.architecture, ("ddpm", "ddpmpp", "ncsnpp"))
     require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups)
+    require_positive(base=config.base or channels[0])
+    require(config.base % groups == 0, f"base is {config.base}: it must be divisible by groups = {groups}")
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     levels = len(channels)
     factor = 2 ** (levels - 1)

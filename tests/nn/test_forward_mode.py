@@ -29,6 +29,7 @@ from jgen.nn import (
     masked_convolution,
     normalization,
     pixelcnn,
+    song_unet,
     spectral_norm,
     unet,
 )
@@ -106,6 +107,7 @@ def spectral():
 
 
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
+NCSNPP = song_unet.SongUNet((8, 8), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
 CASES = {
     "conv 3x3": lambda: (conv.conv, (normal(2, 16, 16, 32), 0.1 * normal(3, 3, 32, 32))),
     "conv 4x4 stride 2": lambda: (lambda x, k: conv.conv(x, k, 2), (normal(2, 8, 8, 16), 0.1 * normal(4, 4, 16, 16))),
@@ -130,6 +132,15 @@ CASES = {
     "upsample": lambda: (unet.upsample, (normal(2, 2, 3, 4),)),
     "ResnetBlock": lambda: layer(unet.ResnetBlock(32, 4, 0.1), normal(2, 16, 16, 8), normal(2, 8), rest=(KEYS,)),
     "UNet": lambda: layer(UNET, normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
+    "fourier_embedding": lambda: (lambda t: embeddings.fourier_embedding(1e-3 * t, 8, 16.0), (T,)),
+    "SongBlock": lambda: layer(
+        song_unet.SongBlock(8, 4, (1, 3, 3, 1), "down", 4, 0.1), normal(2, 8, 8, 4), normal(2, 6), rest=(KEYS,)
+    ),
+    "SongBlock upwards": lambda: layer(
+        song_unet.SongBlock(4, 4, (1, 1), "up"), normal(2, 3, 4, 8), normal(2, 6), rest=(None,)
+    ),
+    "FilteredConv": lambda: layer(song_unet.FilteredConv(4, (1, 3, 3, 1)), normal(2, 6, 4, 3)),
+    "SongUNet": lambda: layer(NCSNPP, normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
     "ResidualBlock": lambda: layer(autoencoder.ResidualBlock(), normal(2, 4, 4, 8)),
     "ConvEncoder": lambda: layer(autoencoder.ConvEncoder((8, 16), 1), normal(2, 8, 8, 1)),
     "ConvDecoder": lambda: layer(autoencoder.ConvDecoder((8, 16), 1, 1), normal(2, 2, 2, 16)),
@@ -158,7 +169,7 @@ CASES = {
     "chain": chain,
     "spectral_norm": spectral,
 }
-NETWORKS = ("UNet", "GatedPixelCNN", "PixelCNN", "ConvEncoder", "ConvDecoder")
+NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "ConvEncoder", "ConvDecoder")
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 

@@ -97,7 +97,7 @@ class Ddpm(NamedTuple):
     config: Config
     images: ImageSpec
     process: Process
-    unet: networks.UNet
+    unet: networks.Network
     conditions: tuple[str, ...]
     null_label: int
 

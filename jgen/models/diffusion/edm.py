@@ -12,8 +12,9 @@ Glossary: x_0 data in [-1, 1]; F the network; D the denoiser; the time of the pr
 With a run of role `guide`, guidance is autoguidance (Karras et al. 2024, arXiv 2406.02507): D_guide + s (D - D_guide),
 with a guide that is smaller or was trained less.
 
-Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py), not DDPM++ or NCSN++; labels are embedded; augmentation
-interpolates linearly (jgen/nn/augmentation.py); sampling starts from noise of the variance sigma_max^2 + 1.
+Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py) unless `network.architecture` asks for DDPM++ or NCSN++
+(jgen/nn/song_unet.py), as the CIFAR-10 variant does; labels are embedded; augmentation interpolates linearly
+(jgen/nn/augmentation.py); sampling starts from noise of the variance sigma_max^2 + 1.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Edm(NamedTuple):
     config: Config
     images: ImageSpec
     process: Process
-    unet: networks.UNet
+    unet: networks.Network
     conditions: tuple[str, ...]
     null_label: int
     guide: GenerativeModel | None
@@ -98,7 +99,8 @@ def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a guide of another process.
     """
     check_config(config, data, guide)
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    num_classes = config.class_conditional * (data.num_classes + 1)
+    unet = networks.make_unet(config.network, data.image, num_classes, small_t=True)
     conditions = ("label",) if config.class_conditional else ()
     edm = Edm(config, data.image, edm_process(config.sigma_max), unet, conditions, data.num_classes, guide)
     return GenerativeModel(

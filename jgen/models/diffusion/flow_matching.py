@@ -83,7 +83,7 @@ class FlowMatching(NamedTuple):
     config: Config
     images: ImageSpec
     process: processes.Process
-    unet: networks.UNet
+    unet: networks.Network
     conditions: tuple[str, ...]
     null_label: int
     teacher: GenerativeModel | None

@@ -105,7 +105,7 @@ class Vdm(NamedTuple):
 
     config: Config
     images: ImageSpec
-    unet: networks.UNet
+    unet: networks.Network
     schedule: Schedule
     conditions: tuple[str, ...]
     null_label: int
