@@ -24,6 +24,7 @@ from jgen.prob.schedules import sampling_times
 
 CONTINUOUS_SPACINGS = ("uniform", "shifted", "log_snr", "karras")
 KARRAS_RHO = 7.0
+NOISE_ALONE = -16.0  # log(alpha / sigma) below which alpha is 0 but for rounding
 
 
 def make_times(
@@ -58,7 +59,7 @@ def times_by_noise(process: Process, spacing: str, steps: int, low: float) -> An
     # Where alpha(1) is 0 the noise is infinite: the second time is then measured from just before the end.
     ends = [half_log_snr(process, np.array([t]))[0] for t in (1.0, 0.999)]
     lib = library(ends[0])
-    first = lib.where(lib.isinf(ends[0]), ends[1], ends[0])
+    first = lib.where(ends[0] < NOISE_ALONE, ends[1], ends[0])
     last = lib.minimum(-math.log(low), half_log_snr(process, np.array([0.0]))[0])  # some noise may stay at t = 0
     fractions = np.arange(steps, dtype=np.float64) / max(steps - 1, 1)
     if spacing == "log_snr":
