@@ -224,10 +224,12 @@ def churned(process: Process, times: Any, churn: Churn) -> tuple[Any, Any, Any]:
     ratio = lib.exp(-half_log_snr(process, times))  # sigma / alpha
     # Sampling begins at the first time itself.
     inside = (ratio >= churn.low) & (ratio <= churn.high) & (lib.arange(len(times)) > 0)
-    gamma = lib.where(inside, min(churn.amount / len(times), 2**0.5 - 1), 0.0)
-    later = lib.where(gamma > 0, time_of(process, -lib.log(ratio * (1.0 + gamma))), times)
-    reached = lib.exp(-half_log_snr(process, later))  # less than asked for where the process ends
-    alpha, alpha_later = process.alpha(times), process.alpha(later)
+    ratio = lib.where(inside, ratio, 1.0)  # which may be infinite at the first time
+    gamma = min(churn.amount / len(times), 2**0.5 - 1)
+    later = lib.where(inside, time_of(process, -lib.log(ratio * (1.0 + gamma))), times)
+    alpha, alpha_later = (lib.where(inside, process.alpha(t), 1.0) for t in (times, later))
+    # Less than asked for where the process ends.
+    reached = lib.where(inside, process.sigma(later) / alpha_later, ratio)
     noise = churn.noise * alpha_later * lib.sqrt(lib.maximum(reached**2 - ratio**2, 0.0))
     return later, alpha_later / alpha, noise
 
@@ -262,14 +264,15 @@ def dpm_solver_2m(process: Process, times: Any, stochastic: bool = False) -> Tab
 
 
 def dpm_solver_3m(process: Process, times: Any) -> Table:
-    """DPM-Solver++ of third order, multistep (arXiv 2211.01095, appendix A).
+    """DPM-Solver++ of third order, multistep (arXiv 2211.01095, equation 4.1 with its derivatives by differences).
 
     With phi_1 = e^{-h} - 1, phi_2 = phi_1 / h + 1 and phi_3 = phi_2 / h - 1 / 2,
 
-        x_s = (sigma_s / sigma_t) x_t - alpha_s (phi_1 D - phi_2 D' + phi_3 D''),
+        x_s = (sigma_s / sigma_t) x_t - alpha_s (phi_1 D - phi_2 h D' + phi_3 h^2 D''),
 
-    where D' and D'' are the divided differences of the last three D, times h and h^2 (here D'' without its factor 1/2).
-    The first two steps and the last are of lower order.
+    where D' and D'' are the derivatives in lambda of the parabola through the last three D. The authors' code, and what
+    follows it, has half the last term, which leaves it of second order. The first two steps and the last are of lower
+    order.
     """
     p = steps_of(process, times)
     lib = library(p.alpha_t)
@@ -284,7 +287,7 @@ def dpm_solver_3m(process: Process, times: Any) -> Table:
     phi3 = lib.where(third, phi2 / h - 0.5, 0.0)
     first_difference = (1.0 / r0, -1.0 / r0, 0.0 * r0)  # D1_0 in terms of D_i, D_{i-1}, D_{i-2}
     older_difference = (0.0 * r1, 1.0 / r1, -1.0 / r1)
-    mix, scale = lib.where(third, r0 / (r0 + r1), 0.0), 1.0 / (r0 + r1)
+    mix, scale = lib.where(third, r0 / (r0 + r1), 0.0), 2.0 / (r0 + r1)
     denoised = []
     for j, (new, old) in enumerate(zip(first_difference, older_difference)):
         slope, curve = new + mix * (new - old), scale * (new - old)
@@ -295,7 +298,8 @@ def dpm_solver_3m(process: Process, times: Any) -> Table:
 def unipc(process: Process, times: Any) -> Table:
     """UniPC of second order with B(h) = e^h - 1 (Zhao et al. 2023, arXiv 2302.04867), predicting data.
 
-    The corrector of a step takes the estimate at its end, which the next step needs anyway: one evaluation a step.
+    The corrector of a step takes the estimate at its end, which the next step needs anyway: one evaluation a step. With
+    it the method is of third order.
     """
     p = steps_of(process, times)
     lib = library(p.alpha_t)
