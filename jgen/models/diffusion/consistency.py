@@ -94,7 +94,7 @@ class Consistency(NamedTuple):
 
     config: Config
     images: ImageSpec
-    unet: networks.UNet
+    unet: networks.Network
     conditions: tuple[str, ...]
     teacher: GenerativeModel | None
 
@@ -109,7 +109,8 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
     """
     check_config(config, data, teacher)
     # One class more than there are, as in the models that may teach: their parameters are the start.
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    num_classes = config.class_conditional * (data.num_classes + 1)
+    unet = networks.make_unet(config.network, data.image, num_classes, small_t=True)
     conditions = ("label",) if config.class_conditional else ()
     model = Consistency(config, data.image, unet, conditions, teacher)
     return GenerativeModel(

@@ -86,7 +86,7 @@ class MeanFlow(NamedTuple):
 
     config: Config
     images: ImageSpec
-    unet: networks.UNet
+    unet: networks.Network
     conditions: tuple[str, ...]
     null_label: int
 

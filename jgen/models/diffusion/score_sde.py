@@ -85,7 +85,7 @@ class ScoreSde(NamedTuple):
     config: Config
     images: ImageSpec
     process: processes.Process
-    unet: networks.UNet
+    unet: networks.Network
     conditions: tuple[str, ...]
     null_label: int
 
@@ -97,7 +97,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_config(config, data)
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
+    num_classes = config.class_conditional * (data.num_classes + 1)
+    unet = networks.make_unet(config.network, data.image, num_classes, small_t=True)  # see `network_time`
     conditions = ("label",) if config.class_conditional else ()
     sde = ScoreSde(config, data.image, process_of(config), unet, conditions, data.num_classes)
     return GenerativeModel(
@@ -137,7 +138,15 @@ def predict_noise(
     """-sigma s_theta(x_t, t), of the network's answer to x_t at unit scale; t (B,)."""
     alpha, sigma = processes.scales(sde.process, t, x_t)
     scaled = x_t / jnp.sqrt(alpha**2 + sigma**2)
-    return sde.unet.apply({"params": params["unet"]}, scaled, TIME_SCALE * t, cond.get("label"), key_drop)
+    time = network_time(sde, t)
+    return sde.unet.apply({"params": params["unet"]}, scaled, time, cond.get("label"), key_drop)
+
+
+def network_time(sde: ScoreSde, t: jax.Array) -> jax.Array:
+    """How the network is told of the times t: as steps, or to NCSN++ as ln(sigma / alpha) / 4."""
+    if sde.config.network.architecture == "ncsnpp":
+        return -0.25 * processes.half_log_snr(sde.process, t)
+    return TIME_SCALE * t
 
 
 def training_times(sde: ScoreSde, keys: jax.Array) -> jax.Array:
