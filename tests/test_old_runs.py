@@ -14,7 +14,6 @@ import jgen
 from jgen import runs
 from jgen.errors import UserError
 from jgen.train.config import Config, Optimiser
-from jgen.train.run_directory import read_config
 
 OLD = ROOT / "tests" / "data" / "old_runs"
 KEY = jax.random.key(0)
@@ -97,7 +96,7 @@ def test_multiples_of_the_learning_rate_become_the_roles_own(old):
     # Where the document does not say the rate, it had the default.
     del scaled["experiment"]["train"]["optimiser"]["learning_rate"]
     path.write_text(json.dumps(scaled))
-    by_role = read_config(path.parent)["experiment"]["train"]["optimiser"]["by_role"]
-    assert by_role[0] == ["enc", "learning_rate", 2.0 * Optimiser().learning_rate]
+    by_role = runs.load_experiment(path.parent)[0].train.optimiser.by_role
+    assert by_role[0] == ("enc", "learning_rate", 2.0 * Optimiser().learning_rate)
     path.write_text(json.dumps(document))
     assert runs.load_experiment(path.parent)[0].train.optimiser.by_role == Config().optimiser.by_role == ()

@@ -23,7 +23,7 @@ from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Denoiser, Process, prior_std, time_of
 from jgen.prob.process import linear as straight
 from jgen.samplers import linear
-from jgen.samplers.guidance import Conditional, autoguided, check_guidance, classifier_free, clipped
+from jgen.samplers.guidance import Conditional, autoguided, check_guidance, classifier_free
 from jgen.samplers.ode import adaptive, check_ode
 from jgen.samplers.times import check_times, make_times
 
@@ -116,22 +116,34 @@ def times_of(o: Sampling, process: Process, num_timesteps: int = 0) -> Any:
 
 
 def draw(
-    denoiser: Denoiser,
+    denoise: Conditional,
+    cond: Cond,
     process: Process,
     o: Sampling,
     noise: jax.Array,
     keys: jax.Array,
     num_timesteps: int = 0,
-) -> tuple[jax.Array, jax.Array]:
-    """Images of a denoiser by a sampler that goes through explicit times, and its denoised images on the way.
+) -> tuple[jax.Array, jax.Array | None]:
+    """The images that a denoiser makes of noise, and its denoised images on the way.
 
     Args:
-      denoiser: guided and clipped, where that is wanted; noise: standard normal (B, H, W, C), to begin with.
-      keys: (B,), one an image, of the noise added on the way.
+      denoise: (x_t, t, cond) -> x_0; cond: a tree of arrays (B, ...), {} for none.
+      noise: standard normal (B, H, W, C); keys: (B,), one an image, of the noise added on the way.
       num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
     Returns:
-      x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C).
+      x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C), or None for "ode".
     """
+
+    def estimate(x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        x_0 = denoise(x_t, t, cond)
+        return jnp.clip(x_0, -1.0, 1.0) if o.clip else x_0
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return estimate(x_t, t, cond)
+
+    if o.sampler == "ode":
+        end = time_of(process, -np.log(np.array([o.low])))[0]
+        return adaptive(estimate, process, noise * start_std(process, 1.0), cond, o.tolerance, end), None
     times = times_of(o, process, num_timesteps)
     x = noise * start_std(process, times[0])
     if o.sampler == "predictor_corrector":
@@ -158,23 +170,14 @@ def generate(
     """
     scale, interval = o.guidance_scale, o.guidance_interval
 
-    def guided(cond: Cond, null: Cond) -> Denoiser:
+    def guided(x_t: jax.Array, t: jax.Array, both: Cond) -> jax.Array:
         if weak is not None:
-            denoiser = autoguided(denoise, weak, cond, scale, process, interval)
-        else:
-            denoiser = classifier_free(denoise, cond, null, scale, process, interval)
-        return clipped(denoiser) if o.clip else denoiser
+            return autoguided(denoise, weak, both["cond"], scale, process, interval)(x_t, t)
+        return classifier_free(denoise, both["cond"], both["null"], scale, process, interval)(x_t, t)
 
     key_start, key_steps = rng.split(keys, 2)
     noise = rng.normal(key_start, images.shape)
-    if o.sampler == "ode":
-        end = time_of(process, -np.log(np.array([o.low])))[0]
-        both = {"cond": cond, "null": null}
-        x_0 = adaptive(
-            lambda x, t, cond: guided(**cond)(x, t), process, noise * start_std(process, 1.0), both, o.tolerance, end
-        )
-    else:
-        x_0, _ = draw(guided(cond, null), process, o, noise, key_steps, num_timesteps)
+    x_0, _ = draw(guided, {"cond": cond, "null": null}, process, o, noise, key_steps, num_timesteps)
     return to_uint8(x_0, images.levels)
 
 

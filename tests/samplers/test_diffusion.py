@@ -20,20 +20,26 @@ SAMPLERS = typing.get_args(Sampler)
 SHAPE = (2, 2, 1)
 
 
+def drawn(denoiser, process, o, keys, shape):
+    """Images of a denoiser without a condition, from noise of the keys."""
+    key_start, key_steps = rng.split(keys, 2)
+    return draw(lambda x_t, t, cond: denoiser(x_t, t), {}, process, o, rng.normal(key_start, shape), key_steps)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])
 @pytest.mark.parametrize("clip", [False, True])
 def test_a_draw_is_its_table_from_noise_of_the_first_time(sampler, clip):
     process = PROCESSES["ve"]
     o = Sampling(sampler=sampler, steps=5, spacing="karras", eta=0.5, churn=2.0, clip=clip)
-    found, estimates = draw(pixelwise(process, std=3.0), process, o, keys_of(3), SHAPE)
+    images, estimates = drawn(pixelwise(process, std=3.0), process, o, keys_of(3), SHAPE)
     key_start, key_steps = rng.split(keys_of(3), 2)
     times = times_of(o, process)
     x = rng.normal(key_start, SHAPE) * np.float32(np.hypot(1.0, process.sigma(times[0])))
     denoiser = pixelwise(process, std=3.0)
     wanted, _ = linear.run(clipped(denoiser) if clip else denoiser, table_of(o, process, times), x, key_steps)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(estimates[-1], found, atol=1e-6)
-    assert len(estimates) == evaluations(o) and (np.abs(found).max() <= 1) == clip
+    np.testing.assert_allclose(images, wanted, atol=1e-5)
+    np.testing.assert_allclose(estimates[-1], images, atol=1e-6)
+    assert len(estimates) == evaluations(o) and (np.abs(images).max() <= 1) == clip
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -47,7 +53,7 @@ def test_an_image_is_the_same_beside_others_and_explicit_times_are_those_of_the_
         return pixelwise(process)(x_t, t)
 
     def run(denoiser, keys, o):
-        return jax.jit(lambda keys: draw(denoiser, process, o, keys, SHAPE)[0])(keys)
+        return jax.jit(lambda keys: drawn(denoiser, process, o, keys, SHAPE)[0])(keys)
 
     plain, explicit = pixelwise(process), Sampling(sampler=sampler, times=times, churn=2.0)
     four = run(plain, keys_of(4), o)
@@ -60,7 +66,7 @@ def test_an_image_is_the_same_beside_others_and_explicit_times_are_those_of_the_
 def test_predictor_corrector_keeps_the_covariance_of_images():
     """Of smooth 8x8 images, along each eigenvector of their covariance and on average, by standard errors.
 
-    Ancestral steps that are not infinitely small take some three percent of the variance, of which the corrector gives some back.
+    Ancestral steps that are not infinitely small take three percent of the variance; the corrector gives some back.
     """
     at = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2)
     distance = np.sum((at[:, None] - at[None]) ** 2, -1)
@@ -72,7 +78,7 @@ def test_predictor_corrector_keeps_the_covariance_of_images():
         denoiser = mixture(process, np.ones(1), mean[None], covariance)
 
         def run(keys, denoiser=denoiser, process=process, o=o):
-            return draw(denoiser, process, o, keys, (8, 8, 1))[0]
+            return drawn(denoiser, process, o, keys, (8, 8, 1))[0]
 
         x = np.asarray(jax.jit(run, compiler_options={"xla_backend_optimization_level": 2})(keys_of(n)), np.float64)
         values, vectors = np.linalg.eigh(covariance)
@@ -97,7 +103,7 @@ def test_generated_images_are_guided_by_the_condition_or_by_a_weak_model(scale):
     strong = np.array([0.1, 0.3]).reshape(2, 1, 1, 1) * np.ones((2, *SHAPE))
     free = generate(denoise, process, o, keys_of(2), cond, null, images)
     np.testing.assert_array_equal(free, to_uint8(jnp.asarray(-0.1 + scale * (strong + 0.1), jnp.float32), 256))
-    auto = generate(denoise, process, o, keys_of(2), cond, null, images, weak=lambda x_t, t: 0.0 * x_t)
+    auto = generate(denoise, process, o, keys_of(2), cond, null, images, weak=lambda x_t, t, cond: 0.0 * x_t)
     np.testing.assert_array_equal(auto, to_uint8(jnp.asarray(scale * strong, jnp.float32), 256))
 
 
@@ -119,7 +125,7 @@ def test_the_others_recover_mean_and_deviation_on_every_process(sampler, name):
     """By standard errors, and three percent for steps that are not infinitely small."""
     process, n = PROCESSES[name], 2000
     o = Sampling(sampler=sampler, steps=250, spacing="log_snr", clip=False)
-    x = jax.jit(lambda keys: draw(pixelwise(process), process, o, keys, SHAPE)[0])(keys_of(n))
+    x = jax.jit(lambda keys: drawn(pixelwise(process), process, o, keys, SHAPE)[0])(keys_of(n))
     z = (np.asarray(x, np.float64) - MEAN) / STD
     assert abs(z.mean()) < 5 / np.sqrt(z.size) + 0.03 and abs(z.var() - 1) < 5 * np.sqrt(2 / z.size) + 0.06
     assert float(prior_std(process)) >= 0.9

@@ -20,6 +20,10 @@ FACTOR = np.array([[0.3, 0, 0, 0], [0.2, 0.2, 0, 0], [-0.15, 0.1, 0.2, 0], [0.25
 COVARIANCE, PIXELS = FACTOR @ FACTOR.T, np.array([0.3, -0.2, 0.1, 0.0])
 
 
+def unconditional(denoiser):
+    return lambda x_t, t, cond: denoiser(x_t, t)
+
+
 def low_of(process):
     return float(time_of(process, np.array([-np.log(0.02)]))[0])
 
@@ -31,7 +35,7 @@ def test_the_adaptive_solution_is_the_closed_form_of_each_image_alone(name):
     denoiser = pixelwise(process)
     size = np.array([1.0, 0.1, 3.0, 10.0]).reshape(4, 1, 1, 1)
     x = jnp.asarray(size * np.asarray(rng.normal(keys_of(4), (2, 2, 1))) * prior_std(process), jnp.float32)
-    solve = jax.jit(lambda x: ode.adaptive(denoiser, process, x, TOLERANCE, low))
+    solve = jax.jit(lambda x: ode.adaptive(unconditional(denoiser), process, x, {}, TOLERANCE, low))
     found = np.asarray(solve(x))
     at_low = flow_map(process, 1.0, low, np.asarray(x, np.float64))
     with jax.enable_x64(True):
@@ -61,7 +65,7 @@ def test_log_density_is_the_closed_form(name):
 
     def log_density(probes):
         def run(x, keys):
-            return ode.log_density(denoiser, process, x, keys, TOLERANCE, low, probes)
+            return ode.log_density(unconditional(denoiser), process, x, {}, keys, TOLERANCE, low, probes)
 
         return jax.jit(run)
 

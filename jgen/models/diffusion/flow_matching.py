@@ -134,8 +134,8 @@ def pairs(flow: FlowMatching, ctx: Context, keys: jax.Array, batch: Batch, cond:
     eps = rng.normal(key_noise, flow.images.shape)
     if flow.teacher is not None:
         params, frozen_ctx = frozen_context(ctx, "teacher")
-        denoiser = partial(flow.teacher.functions["denoise"], params, frozen_ctx, cond=cond)
-        x_0, _ = draw(denoiser, flow.process, flow.config.teacher, eps, key_steps)
+        denoiser = partial(flow.teacher.functions["denoise"], params, frozen_ctx)
+        x_0, _ = draw(denoiser, cond, flow.process, flow.config.teacher, eps, key_steps)
         return jax.lax.stop_gradient(x_0), eps
     x_0 = to_float(batch["image"], flow.images.levels)
     if flow.config.dequantise:
@@ -217,5 +217,4 @@ def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None
     with defaults_of("sampling"):
         check_options(config.sampling, config)
     with defaults_of("teacher"):
-        require(config.teacher.sampler != "ode", "sampler is ode: a teacher goes through explicit times")
         check_sampling(config.teacher, guidable=False, needs="guidance of its own")
