@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -37,7 +38,20 @@ OPTIONS = {"sample": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
     """The model's options of a function with some replaced. Raises `UserError` for unknown names and wrong types."""
     defaults = getattr(model, OPTIONS[name]) if name in OPTIONS else None
-    return replace_options(defaults, options, f"{name} of {model.name}")
+    resolved = replace_options(defaults, options, f"{name} of {model.name}")
+    if model.check_sampling is not None and OPTIONS.get(name) == "sampling":
+        model.check_sampling(resolved)
+    return resolved
+
+
+def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """The options that a program is compiled for, and those that it takes as numbers: see `GenerativeModel.numbers`."""
+    if OPTIONS.get(name) != "sampling":
+        return options, {}
+    own = {option: getattr(options, option) for option in model.numbers}
+    taken = {option: value for option, value in own.items() if value not in model.numbers[option]}
+    numbers = {option: np.asarray(value, np.float32) for option, value in taken.items()}
+    return (dataclasses.replace(options, **dict.fromkeys(taken, math.nan)) if taken else options), numbers
 
 
 def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int, start: int = 0) -> Cond:
@@ -108,18 +122,19 @@ def brief(value: Any) -> str:
 
 @lru_cache(maxsize=32)
 def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., Any]:
-    """One of a model's functions with these options, pmapped: (params, ctx, key, arrays) -> its result, (D, b, ...)."""
+    """One of a model's functions with these options, pmapped: (params, ctx, key, numbers, arrays) -> its result, (D, b,
+    ...). An option that is NaN is among the numbers."""
     chosen = {} if options is None else {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     function = getattr(model, name)
 
-    def call(params: Roles, ctx: Context, key: jax.Array, arrays: Arrays) -> Any:
+    def call(params: Roles, ctx: Context, key: jax.Array, numbers: dict[str, Any], arrays: Arrays) -> Any:
         keys = rng.image_keys(key, arrays["index"])
         ctx = ctx._replace(key=rng.shared_key(key))
         if name == "validate":
             return function(params, ctx, keys, arrays)
-        return function(params, ctx, keys, *(arrays[part] for part in INPUTS[name]), arrays["cond"], **chosen)
+        return function(params, ctx, keys, *(arrays[part] for part in INPUTS[name]), arrays["cond"], **chosen | numbers)
 
-    return parallel.pmap(call, split=(None, None, None, 0), split_out=0, local=True)
+    return parallel.pmap(call, split=(None, None, None, None, 0), split_out=0, local=True)
 
 
 def merge(sharded: Any) -> np.ndarray:
@@ -183,7 +198,8 @@ def batches_over(
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
     batch = batch_of(n, batch_size)
-    function = compiled(model, name, options)
+    static, numbers = split_numbers(model, name, options)
+    function = compiled(model, name, static)
     running: deque[Any] = deque()  # given to the devices, and not fetched yet: they need not wait for the host
     fetched = 0
 
@@ -195,7 +211,7 @@ def batches_over(
 
     for first in progress(range(0, n, batch)):
         part = parallel.shard(take_rows(arrays, np.minimum(first + np.arange(batch), n - 1)))
-        running.append(function(params, ctx, key, part))
+        running.append(function(params, ctx, key, numbers, part))
         if len(running) > RUN_AHEAD:
             yield fetch()
     while running:

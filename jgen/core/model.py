@@ -175,6 +175,10 @@ class GenerativeModel(NamedTuple):
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
                  classifier, a text encoder, an autoencoder without a prior).
     sampling:    a frozen dataclass with the default of every option of `sample` and `inpaint`.
+    check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
+                 before there is a program. None where `sample` does so itself.
+    numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
+                 option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores an example at the time of validation.
     best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
@@ -209,6 +213,8 @@ class GenerativeModel(NamedTuple):
     phases: tuple[Phase, ...]
     sample: Callable[..., Any] | None = None
     sampling: Any = None
+    check_sampling: Callable[[Any], None] | None = None
+    numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
     validate: Callable[..., dict[str, Any]] | None = None
     best: tuple[str, str] | None = None

@@ -102,6 +102,10 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     check_guidance(o.guidance_scale, guidable, needs)
 
 
+# Options that a compiled sampler takes as numbers: guidance but for the scales that take one evaluation a step.
+NUMBERS = {"guidance_scale": (0.0, 1.0)}
+
+
 def check_interval(name: str, interval: tuple[float, ...]) -> None:
     """Raises `UserError` unless an interval of the noise is two numbers from 0 upwards, or none."""
     fits = not interval or (len(interval) == 2 and 0 <= interval[0] < interval[1])

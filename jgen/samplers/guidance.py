@@ -21,11 +21,12 @@ from jgen.core.model import Cond, DataSpec, GenerativeModel
 from jgen.errors import require
 from jgen.prob.process import Denoiser, Process, scales
 
+Scale = jax.Array | float
 Conditional = Callable[[jax.Array, jax.Array, Cond], jax.Array]  # (x_t, t, cond) -> x_0
 
 
 def classifier_free(
-    denoise: Conditional, cond: Cond, null: Cond, scale: float, process: Process, interval: tuple[float, ...]
+    denoise: Conditional, cond: Cond, null: Cond, scale: Scale, process: Process, interval: tuple[float, ...]
 ) -> Denoiser:
     """(x_t, t) -> guided x_0: D(null) + scale (D(cond) - D(null)).
 
@@ -35,9 +36,10 @@ def classifier_free(
     Args:
       interval: of sigma / alpha, within which there is guidance, the conditional model outside; (): everywhere.
     """
-    if scale == 1.0:
+    known = not isinstance(scale, jax.Array)  # while the program is made
+    if known and scale == 1.0:
         return lambda x_t, t: denoise(x_t, t, cond)
-    if scale == 0.0 and not interval:
+    if known and scale == 0.0 and not interval:
         return lambda x_t, t: denoise(x_t, t, null)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
 
@@ -51,10 +53,10 @@ def classifier_free(
 
 
 def autoguided(
-    strong: Conditional, weak: Conditional, cond: Cond, scale: float, process: Process, interval: tuple[float, ...]
+    strong: Conditional, weak: Conditional, cond: Cond, scale: Scale, process: Process, interval: tuple[float, ...]
 ) -> Denoiser:
     """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak), within an interval of sigma / alpha."""
-    if scale == 1.0:
+    if not isinstance(scale, jax.Array) and scale == 1.0:
         return lambda x_t, t: strong(x_t, t, cond)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
@@ -64,9 +66,7 @@ def autoguided(
     return guided
 
 
-def weight_at(
-    process: Process, x_t: jax.Array, t: jax.Array, scale: float, interval: tuple[float, ...]
-) -> jax.Array | float:
+def weight_at(process: Process, x_t: jax.Array, t: jax.Array, scale: Scale, interval: tuple[float, ...]) -> Scale:
     """The scale of guidance at times t (B,): 1 outside the interval."""
     if not interval:
         return scale

@@ -7,8 +7,10 @@ import pytest
 import scipy.stats
 from specs import data_of
 
+from jgen.core import generate
 from jgen.core import keys as rng
 from jgen.core.model import Context
+from jgen.errors import UserError
 from jgen.experiment import from_json, to_json
 from jgen.models.diffusion import ddpm
 from jgen.nn import unet
@@ -126,6 +128,20 @@ def test_guided_samples_are_those_of_the_guided_network(network, sampler, scale)
     x, _ = linear.run(clipped(denoise), table, rng.normal(key_start, DATA.image.shape), key_steps)
     assert np.max(np.abs(np.asarray(samples, int) - np.asarray(to_uint8(x, 256), int))) <= 1
     assert len(np.unique(np.asarray(samples).reshape(n, -1), axis=0)) == n
+
+
+def test_one_program_takes_every_scale_of_guidance(network):
+    """But for 0 and 1, of half the evaluations; each gives what the scale as a constant gives."""
+    model, n = make(prediction="v"), 4
+    network.answer = lambda x_t, t, label: 0.3 * x_t + 0.2 * (label - 1.0).reshape(-1, 1, 1, 1)
+    programs = generate.compiled.cache_info().misses
+    for scale in (0.0, 1.0, 1.5, 2.0, 7.5):
+        images = generate.sample_images(model, {"unet": {}}, CTX, jax.random.key(1), n, guidance_scale=scale)
+        direct = model.sample({"unet": {}}, CTX, keys_of(n), {"label": jnp.arange(n) % CLASSES}, guidance_scale=scale)
+        assert np.max(np.abs(images.astype(int) - np.asarray(direct, int))) <= 1
+    assert generate.compiled.cache_info().misses == programs + 3
+    with pytest.raises(UserError, match="^guidance_scale is -1.0: it must be zero or above"):
+        generate.sample_images(model, {"unet": {}}, CTX, jax.random.key(1), n, guidance_scale=-1.0)
 
 
 def test_a_model_without_classes_gives_none_to_its_network(network):

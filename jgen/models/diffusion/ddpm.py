@@ -47,7 +47,7 @@ from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, add_noise, discrete, from_x0, to_x0
 from jgen.prob.schedules import make_schedule
-from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
 from jgen.samplers.guidance import clipped, drop_label, without_label
 
 
@@ -120,6 +120,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         phases=(Phase(trains=("unet",), loss=partial(loss, ddpm)),),
         sample=partial(sample, ddpm),
         sampling=config.sampling,
+        check_sampling=partial(check_options, config=config),
+        numbers=NUMBERS,
         conditions=conditions,
         validate=partial(validate, ddpm),
         best=("mse", "min"),
@@ -172,7 +174,6 @@ def denoise(ddpm: Ddpm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Arra
 
 def sample(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     o = replace(ddpm.config.sampling, **options)
-    check_options(o, ddpm.config)
     model, null = partial(denoise, ddpm, params, ctx), without_label(cond, ddpm.null_label)
     return generate(model, ddpm.process, o, keys, cond, null, ddpm.images, ddpm.config.num_timesteps)
 

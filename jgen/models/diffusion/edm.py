@@ -49,7 +49,7 @@ from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, per_image
 from jgen.prob.process import edm as edm_process
-from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
 from jgen.samplers.guidance import drop_label, require_same_process, without_label
 
 # Table 5 of the paper, of CIFAR-10; `churn` is 0 there for the deterministic sampler.
@@ -110,6 +110,8 @@ def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None
         phases=(Phase(trains=("unet",), loss=partial(loss, edm)),),
         sample=partial(sample, edm),
         sampling=config.sampling,
+        check_sampling=partial(check_options, config=config, guide=guide),
+        numbers=NUMBERS,
         conditions=conditions,
         validate=partial(validate, edm),
         best=("mse", "min"),
@@ -184,7 +186,6 @@ def denoise(edm: Edm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array,
 
 def sample(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     o = replace(edm.config.sampling, **options)
-    check_options(o, edm.config, edm.guide)
     model, null = partial(denoise, edm, params, ctx), without_label(cond, edm.null_label)
     weak = None
     if edm.guide is not None:

@@ -47,7 +47,7 @@ from jgen.prob.coupling import optimal_transport
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import dequantise_to_float, to_float
 from jgen.samplers import ode
-from jgen.samplers.diffusion import Sampling, check_sampling, draw, generate
+from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, draw, generate
 from jgen.samplers.guidance import drop_label, require_same_process, without_label
 
 TIME_SCALE = 1000.0  # of t in [0, 1], for an embedding that was made for steps 1 .. 1000
@@ -108,6 +108,8 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
         phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
         sample=partial(sample, flow),
         sampling=config.sampling,
+        check_sampling=partial(check_options, config=config),
+        numbers=NUMBERS,
         conditions=conditions,
         validate=partial(validate, flow),
         best=("mse", "min"),
@@ -187,7 +189,6 @@ def denoise(flow: FlowMatching, params: Roles, ctx: Context, x_t: jax.Array, t: 
 
 def sample(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     o = replace(flow.config.sampling, **options)
-    check_options(o, flow.config)
     model, null = partial(denoise, flow, params, ctx), without_label(cond, flow.null_label)
     return generate(model, flow.process, o, keys, cond, null, flow.images)
 

@@ -45,7 +45,7 @@ from jgen.prob import process as processes
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import dequantise_to_float, to_float
 from jgen.samplers import ode
-from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
 from jgen.samplers.guidance import drop_label, without_label
 
 TIME_SCALE = 999.0  # of t in [0, 1], for an embedding that was made for steps
@@ -108,6 +108,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         phases=(Phase(trains=("unet",), loss=partial(loss, sde)),),
         sample=partial(sample, sde),
         sampling=config.sampling,
+        check_sampling=partial(check_options, config=config),
+        numbers=NUMBERS,
         conditions=conditions,
         validate=partial(validate, sde),
         best=("mse", "min"),
@@ -191,7 +193,6 @@ def denoise(sde: ScoreSde, params: Roles, ctx: Context, x_t: jax.Array, t: jax.A
 
 def sample(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     o = replace(sde.config.sampling, **options)
-    check_options(o, sde.config)
     model, null = partial(denoise, sde, params, ctx), without_label(cond, sde.null_label)
     return generate(model, sde.process, o, keys, cond, null, sde.images)
 

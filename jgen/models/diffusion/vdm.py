@@ -45,7 +45,7 @@ from jgen.nn import unet as networks
 from jgen.prob.likelihoods import flatten, normal_kl, sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, from_log_snr, per_image
-from jgen.samplers.diffusion import Sampling, check_sampling, generate
+from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
 from jgen.samplers.guidance import drop_label, without_label
 
 TIME_SCALE = 1000.0  # of (gamma - gamma_0) / (gamma_1 - gamma_0), for an embedding that was made for steps 1 .. 1000
@@ -128,6 +128,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         phases=(Phase(trains=("unet", "ends", "schedule"), loss=partial(loss, vdm), name="bound"),),
         sample=partial(sample, vdm),
         sampling=config.sampling,
+        check_sampling=partial(check_options, config=config),
+        numbers=NUMBERS,
         conditions=conditions,
         validate=partial(validate, vdm),
         best=("bits_per_dim", "min"),
@@ -301,7 +303,6 @@ def denoise(vdm: Vdm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array,
 
 def sample(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     o = replace(vdm.config.sampling, **options)
-    check_options(o, vdm.config)
     model, null = partial(denoise, vdm, params, ctx), without_label(cond, vdm.null_label)
     return generate(model, process_of(vdm, params), o, keys, cond, null, vdm.images)
 
