@@ -301,7 +301,7 @@ def test_sample_py_writes_a_grid_arrays_and_a_folder(run, gen, tmp_path, capsys)
         np.testing.assert_array_equal(arrays["labels"], [4] * 5)
 
     assert sample.command([*args, str(tmp_path / "folder")]) == 0
-    names = sorted(p.name for p in (tmp_path / "folder").iterdir())
+    names = sorted(p.name for p in (tmp_path / "folder").glob("*.png"))
     assert names == [f"{i:06d}.png" for i in range(1, 6)]  # as --start says
     for i, name in enumerate(names):
         with Image.open(tmp_path / "folder" / name) as picture:
