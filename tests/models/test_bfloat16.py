@@ -78,6 +78,7 @@ def flat(tree):
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_loss_is_nearly_that_of_float32_and_all_that_is_stored_is_float32(name):
     wide, narrow, params, ctx, batch = make_pair(name)

@@ -18,10 +18,12 @@ from naive_autoregressive import normal_params
 
 import jgen.nn
 from jgen.core.backend import plain_forms
+from jgen.core.model import ImageSpec
 from jgen.nn import (
     attention,
     autoencoder,
     conv,
+    dcgan,
     dropout,
     embeddings,
     flow,
@@ -32,11 +34,13 @@ from jgen.nn import (
     song_unet,
     spectral_norm,
     unet,
+    vae,
 )
 
 KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 DTYPE = jnp.float32
+IMAGES = ImageSpec(8, 8, 1, 256)
 
 
 def normal(*shape):
@@ -51,8 +55,9 @@ def layer(module, *inputs, rest=()):
 
     shapes = dict(jax.eval_shape(init, jax.random.key(0), *inputs))
     params = normal_params(shapes.pop("params", {}))
-    # Parts that are no parameters (orders and signs of a flow) are those of a real start.
-    fixed = {"fixed": init(jax.random.key(0), *map(jnp.asarray, inputs))["fixed"]} if shapes else {}
+    # Parts that are no parameters (orders and signs of a flow, statistics) are those of a real start.
+    start = init(jax.random.key(0), *map(jnp.asarray, inputs)) if shapes else {}
+    fixed = {name: start[name] for name in shapes}
 
     def apply(params, *inputs):
         return module.apply({"params": params, **fixed}, *inputs, *rest)
@@ -167,6 +172,14 @@ CASES = {
     "ZeroConv": lambda: layer(flow.ZeroConv(8), normal(2, 4, 5, 2)),
     "GaussianPrior": lambda: layer(flow.GaussianPrior(3), normal(2, 2, 3, 2), normal(2, 2, 3, 2), rest=(LABEL,)),
     "chain": chain,
+    "dcgan.Generator": lambda: layer(dcgan.Generator((4, 8), IMAGES, 0.9, DTYPE), normal(2, 3), rest=(False,)),
+    "dcgan.Discriminator": lambda: layer(
+        dcgan.Discriminator((4, 8), True, "projection", 0.9, DTYPE),
+        normal(2, 8, 8, 1),
+        rest=(np.eye(3, dtype=np.float32)[LABEL], False),
+    ),
+    "vae.Encoder": lambda: layer(vae.Encoder("conv", (4, 8), 1, (6,), 2, 3), normal(2, 8, 8, 1), rest=(LABEL,)),
+    "vae.Decoder": lambda: layer(vae.Decoder("conv", (4, 8), 1, (6,), 3, IMAGES, "pixel"), normal(2, 2), rest=(LABEL,)),
     "spectral_norm": spectral,
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "ConvEncoder", "ConvDecoder")
