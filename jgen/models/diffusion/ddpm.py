@@ -13,7 +13,7 @@ Differs from the paper: the loss is a mean over pixels, not a sum; the network m
 class conditioning with classifier-free guidance (arXiv 2207.12598), the samplers of jgen/samplers and the cosine,
 quadratic and sigmoid schedules are added; attention has several heads; every random draw has a key of its example.
 
-Measured: bound 3.259 bits/dim on the 8x8 digits in 17 levels, a classifier assigns 99.9 % of samples to
+Measured: bound 3.231 bits/dim on the 8x8 digits in 17 levels, a classifier assigns 99.9 % of samples to
 the class that they were conditioned on, 2,000 steps of `python train.py configs/diffusion/ddpm.py:digits`.
 """
 

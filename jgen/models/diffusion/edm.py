@@ -15,6 +15,10 @@ with a guide that is smaller or was trained less.
 Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py) unless `network.architecture` asks for DDPM++ or NCSN++
 (jgen/nn/song_unet.py), as the CIFAR-10 variant does; labels are embedded; augmentation interpolates linearly
 (jgen/nn/augmentation.py); sampling starts from noise of the variance sigma_max^2 + 1.
+
+Measured: Fréchet distance 23.5 on the 8x8 digits (FD-digits, where other training images have 22.6), a classifier
+assigns 99.2 % of samples to the class that they were conditioned on, 35 evaluations and guidance 1.5; 2,000 steps of
+`python train.py configs/diffusion/edm.py:digits`.
 """
 
 from __future__ import annotations

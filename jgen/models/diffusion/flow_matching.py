@@ -13,6 +13,10 @@ Glossary: x_0 data in [-1, 1]; eps noise; u the velocity. Time runs from data at
 
 Differs from the papers: the U-Net is DDPM's; classes and classifier-free guidance; the pairs of a teacher are drawn
 anew in each step instead of stored; optimal transport couples noise with images whatever their classes.
+
+Measured: 1.944 bits/dim on the 8x8 digits in 17 levels, an estimate with one probe and tolerance 1e-4; Fréchet distance
+26.7 (FD-digits) with 49 evaluations and guidance 1.5; 2,000 steps of
+`python train.py configs/diffusion/flow_matching.py:digits`.
 """
 
 from __future__ import annotations
