@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -32,6 +31,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "inpaint": ("image", "mask"),
 }
 RUN_AHEAD = 2  # batches given to the devices before the first is fetched
+TAKEN = -1.0  # in place of an option that a program takes as a number
 OPTIONS = {"sample": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
 
 
@@ -51,7 +51,7 @@ def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any,
     own = {option: getattr(options, option) for option in model.numbers}
     taken = {option: value for option, value in own.items() if value not in model.numbers[option]}
     numbers = {option: np.asarray(value, np.float32) for option, value in taken.items()}
-    return (dataclasses.replace(options, **dict.fromkeys(taken, math.nan)) if taken else options), numbers
+    return (dataclasses.replace(options, **dict.fromkeys(taken, TAKEN)) if taken else options), numbers
 
 
 def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int, start: int = 0) -> Cond:
@@ -123,7 +123,7 @@ def brief(value: Any) -> str:
 @lru_cache(maxsize=32)
 def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., Any]:
     """One of a model's functions with these options, pmapped: (params, ctx, key, numbers, arrays) -> its result, (D, b,
-    ...). An option that is NaN is among the numbers."""
+    ...). The numbers replace options of their names."""
     chosen = {} if options is None else {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     function = getattr(model, name)
 
