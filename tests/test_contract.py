@@ -102,7 +102,7 @@ np.savez(sys.argv[1], **after_two_steps(json.loads(sys.argv[2])))
 @pytest.mark.long
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path):
     reference = {}
-    for devices, parts in ((1, (1, 2, 4)), (2, (2,)), (4, (1,))):
+    for devices, parts in ((1, (1, 4)), (2, (2,)), (4, (1,))):
         cases = [(name, n) for name in TOYS for n in parts if n == 1 or name in WITHOUT_BATCH_NORM]
         if devices == parallel.device_count():
             arrays = reference = after_two_steps(cases)

@@ -112,7 +112,7 @@ def spectral():
 
 
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
-NCSNPP = song_unet.SongUNet((8, 8), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
+NCSNPP = song_unet.SongUNet((8,), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
 CASES = {
     "conv 3x3": lambda: (conv.conv, (normal(2, 16, 16, 32), 0.1 * normal(3, 3, 32, 32))),
     "conv 4x4 stride 2": lambda: (lambda x, k: conv.conv(x, k, 2), (normal(2, 8, 8, 16), 0.1 * normal(4, 4, 16, 16))),
