@@ -36,7 +36,7 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, network=unet.TINY, double_every=10)
+    model = replace(digits.model, network=unet.TINY, double_every=1000)
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 

@@ -39,7 +39,7 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, network=unet.TINY, coupling="optimal_transport", sampling=replace(HEUN, steps=4))
+    model = replace(digits.model, network=unet.TINY, sampling=replace(HEUN, steps=4))
     model = replace(model, scoring=replace(model.scoring, tolerance=1e-2))
     return replace(digits, model=model, train=tiny_training(digits.train))
 

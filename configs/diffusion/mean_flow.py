@@ -36,7 +36,7 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, network=unet.TINY, sampling=Sampling(steps=2))
+    model = replace(digits.model, network=unet.TINY, loss_power=0.0, sampling=Sampling(steps=2))
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
