@@ -203,8 +203,8 @@ def field_spec(name: str, columns: Iterable[Any], where: str) -> ArraySpec:
     kinds = {"b": "bool", "i": "int32", "u": "int32", "f": "float32"}
     first = arrays[0]
     one = all(each.shape[1:] == first.shape[1:] and each.dtype == first.dtype for each in arrays)
-    found = f"{name} of {where} is {first.dtype} of shape {first.shape}"
-    require(first.dtype.kind in kinds and one, f"{found}: it must be of numbers, and alike in all splits")
+    described = f"{name} of {where} is {first.dtype} of shape {first.shape}"
+    require(first.dtype.kind in kinds and one, f"{described}: it must be of numbers, and alike in all splits")
     if first.dtype == np.uint8 and first.ndim >= 3:
         return ArraySpec(first.shape[1:], "uint8", 256)
     dtype = kinds[first.dtype.kind]

@@ -29,12 +29,12 @@ class Entry(NamedTuple):
 
 def entries(root: Path) -> list[Entry]:
     """Everything in the cache, by kind and name; of compiled programs, all together."""
-    found = []
+    listed = []
     for kind in sorted(path for path in root.glob("*") if path.is_dir()):
         for path in [kind] if kind.name in ("xla", "tfds") else sorted(kind.iterdir()):
             size, used = measure(path)
-            found.append(Entry(path, kind.name, size, used, path.name.startswith(".")))
-    return found + [Entry(path, "decoded", *measure(path), True) for path in leftovers(root)]
+            listed.append(Entry(path, kind.name, size, used, path.name.startswith(".")))
+    return listed + [Entry(path, "decoded", *measure(path), True) for path in leftovers(root)]
 
 
 def measure(path: Path) -> tuple[int, float]:
@@ -115,10 +115,10 @@ def clean(root: Path, days: float) -> int:
 
 def listing(root: Path) -> str:
     """A line for each entry, and their sum."""
-    found = entries(root)
-    rows = [f"{size_of(e.size):>9}  {age_of(e.used):>12}  {e.path.relative_to(root)}{' *' * e.leftover}" for e in found]
-    total = f"{size_of(sum(entry.size for entry in found)):>9}  in {root}"
-    marked = ["* left by a process that was killed"] if any(entry.leftover for entry in found) else []
+    items = entries(root)
+    rows = [f"{size_of(e.size):>9}  {age_of(e.used):>12}  {e.path.relative_to(root)}{' *' * e.leftover}" for e in items]
+    total = f"{size_of(sum(entry.size for entry in items)):>9}  in {root}"
+    marked = ["* left by a process that was killed"] if any(entry.leftover for entry in items) else []
     return "\n".join([*rows, total, *marked])
 
 

@@ -44,14 +44,14 @@ def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
     Raises:
       UserError: no folder or no pictures; splits beside other folders, twice, or without one for training.
     """
-    found = scan(root)
-    with_pictures = found.with_pictures
-    folders = [name for name in found.folders if name in with_pictures]
+    contents = scan(root)
+    with_pictures = contents.with_pictures
+    folders = [name for name in contents.folders if name in with_pictures]
     named = [name for name in folders if name.lower() in SPLITS]
     kinds = [SPLITS[name.lower()] for name in named]
     prefixes = {"train": ""}
     if len(set(kinds)) > 1:
-        beside = [name for name in (*folders, *found.pictures) if name not in named and "/" not in name]
+        beside = [name for name in (*folders, *contents.pictures) if name not in named and "/" not in name]
         holds = f"folder {root} has the splits {', '.join(named)}"
         require(not beside, f"{holds} beside {beside[0] if beside else ''}: splits must stand alone")
         require("train" in kinds, f"{holds}, but no folder train")
@@ -59,8 +59,8 @@ def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
         prefixes = {kind: f"{name}/" for kind, name in zip(kinds, named)}
     elif kinds == ["train"] and folders == named and with_pictures == {*named}:
         prefixes = {"train": f"{named[0]}/"}
-    parts = {kind: select(root, found, prefix) for kind, prefix in prefixes.items()}
-    tell_left_out(root, describe_left_out(found, parts.values()))
+    parts = {kind: select(root, contents, prefix) for kind, prefix in prefixes.items()}
+    tell_left_out(root, describe_left_out(contents, parts.values()))
     if test:
         has_test = f"data.test is {test}, but folder {root} has a test split of its own"
         require("test" not in parts, has_test)

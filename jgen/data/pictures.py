@@ -90,9 +90,9 @@ def read_images(
     if path.is_file():
         require(path.suffix == ".npz", f"{path} must be an .npz file or a folder of pictures")
         return of_arrays(path, read_arrays(path), classes)
-    found = scan(path)
-    pictures = select(path, found)
-    tell_left_out(path, describe_left_out(found, [pictures]))
+    contents = scan(path)
+    pictures = select(path, contents)
+    tell_left_out(path, describe_left_out(contents, [pictures]))
     images = []
     for number in range(len(pictures.names)):
         file = pictures.path(number)
@@ -114,11 +114,11 @@ def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> n
     """
     numbers = {name: number for number, name in enumerate(classes)}
     values = {int(name): number for number, name in enumerate(classes) if name.isdecimal()}
-    found = [numbers.get(name, values.get(int(name), -1) if name.isdecimal() else -1) for name in names]
-    unknown = [name for name, number in zip(names, found) if number < 0]
+    known = [numbers.get(name, values.get(int(name), -1) if name.isdecimal() else -1) for name in names]
+    unknown = [name for name, number in zip(names, known) if number < 0]
     has = ", ".join(classes[:20]) + ", ..." * (len(classes) > 20)
     require(not unknown, f"{where} has the class {', '.join(map(repr, unknown[:3]))}: the data has {has}")
-    return np.array(found, np.int32)
+    return np.array(known, np.int32)
 
 
 def of_arrays(
@@ -136,9 +136,9 @@ def of_arrays(
         images = to_display(images, levels)
     if labels is not None:
         fits = labels.shape == images.shape[:1] and labels.dtype.kind in ("iuU" if classes else "iu")
-        found = f"labels of {path} are {labels.dtype} of shape {labels.shape}"
+        described = f"labels of {path} are {labels.dtype} of shape {labels.shape}"
         wanted = "whole numbers or names" if classes else "whole numbers"
-        require(fits, f"{found}: they must be {wanted}, one for each of {images.shape[0] if images.ndim else 0}")
+        require(fits, f"{described}: they must be {wanted}, one for each of {images.shape[0] if images.ndim else 0}")
         if labels.dtype.kind == "U":
             names, places = np.unique(labels, return_inverse=True)
             labels = class_numbers([str(each) for each in names], classes, str(path))[places]

@@ -80,16 +80,16 @@ def natural_order(name: str) -> tuple:
 def scan(root: Path) -> Scan:
     """All files below a folder. Raises `UserError` where there is none, or it cannot be read."""
     require(root.is_dir(), f"folder {root} does not exist")
-    found = Scan()
+    contents = Scan()
     try:
-        look_into(str(root), "", found, ())
+        look_into(str(root), "", contents, ())
     except OSError as error:
         require(False, f"folder {error.filename or root} cannot be read: {error.strerror or error}")
-    found.folders.sort(key=natural_order)
-    return found
+    contents.folders.sort(key=natural_order)
+    return contents
 
 
-def look_into(folder: str, prefix: str, found: Scan, above: tuple[tuple[int, int], ...]) -> None:
+def look_into(folder: str, prefix: str, contents: Scan, above: tuple[tuple[int, int], ...]) -> None:
     """Adds the files of a folder and of those below it.
 
     Args:
@@ -98,7 +98,7 @@ def look_into(folder: str, prefix: str, found: Scan, above: tuple[tuple[int, int
     here = os.stat(folder)
     identity = (here.st_dev, here.st_ino)
     if identity in above:
-        found.loops.append(prefix[:-1])
+        contents.loops.append(prefix[:-1])
         return
     readable = extensions()
     with os.scandir(folder) as entries:
@@ -108,39 +108,39 @@ def look_into(folder: str, prefix: str, found: Scan, above: tuple[tuple[int, int
                 continue
             if entry.is_dir():
                 if not prefix:
-                    found.folders.append(name)
-                look_into(entry.path, f"{prefix}{name}/", found, (*above, identity))
+                    contents.folders.append(name)
+                look_into(entry.path, f"{prefix}{name}/", contents, (*above, identity))
                 continue
             dot = name.rfind(".")
             ending = name[dot:].lower() if dot > 0 else ""
-            kept = found.pictures if ending in readable else found.captions if ending == CAPTION else None
-            if kept is None:
-                found.left_out[ending or "without an ending"] += 1
+            group = contents.pictures if ending in readable else contents.captions if ending == CAPTION else None
+            if group is None:
+                contents.left_out[ending or "without an ending"] += 1
                 continue
             try:
                 state = entry.stat()
             except OSError:
-                found.left_out["(broken link)"] += 1
+                contents.left_out["(broken link)"] += 1
                 continue
-            kept[f"{prefix}{name}"] = (state.st_size, state.st_mtime_ns)
+            group[f"{prefix}{name}"] = (state.st_size, state.st_mtime_ns)
 
 
-def select(root: Path, found: Scan, prefix: str = "") -> Pictures:
+def select(root: Path, contents: Scan, prefix: str = "") -> Pictures:
     """The pictures of a scan below a folder in it, "" or such as "train/", and the captions beside them.
 
     Raises:
       UserError: no pictures, or pictures both in sub-folders and beside them.
     """
-    names = sorted(name[len(prefix) :] for name in found.pictures if name.startswith(prefix))
+    names = sorted(name[len(prefix) :] for name in contents.pictures if name.startswith(prefix))
     where = root / prefix
-    left = f"; {describe_left_out(found)}" if found.left_out else ""
+    left = f"; {describe_left_out(contents)}" if contents.left_out else ""
     require(bool(names), f"folder {where} has no images: it must hold files such as .png, .jpg, .tif{left}")
     inside = sum("/" in name for name in names)
     mixed = f"folder {where} has images beside its class folders: put them into a class, or use one folder"
     require(inside in (0, len(names)), mixed)
-    wanted = (prefix + caption_of(name) for name in names if found.captions)
-    captions = {name[len(prefix) :]: found.captions[name] for name in wanted if name in found.captions}
-    return Pictures(where, names, [found.pictures[prefix + name] for name in names], captions)
+    wanted = (prefix + caption_of(name) for name in names if contents.captions)
+    captions = {name[len(prefix) :]: contents.captions[name] for name in wanted if name in contents.captions}
+    return Pictures(where, names, [contents.pictures[prefix + name] for name in names], captions)
 
 
 def caption_of(name: str) -> str:
@@ -148,11 +148,11 @@ def caption_of(name: str) -> str:
     return os.path.splitext(name)[0] + CAPTION
 
 
-def describe_left_out(found: Scan, used: Iterable[Pictures] = ()) -> str:
+def describe_left_out(contents: Scan, used: Iterable[Pictures] = ()) -> str:
     """A line of what is no picture, "12 files are left out: 7 .heic, 5 .json"; "" where there is nothing."""
-    counts = Counter(found.left_out)
+    counts = Counter(contents.left_out)
     parts = list(used)
-    texts = len(found.captions) - sum(len(part.captions) for part in parts)
+    texts = len(contents.captions) - sum(len(part.captions) for part in parts)
     if parts and texts > 0:
         counts[CAPTION] += texts
     lines = []
@@ -162,10 +162,10 @@ def describe_left_out(found: Scan, used: Iterable[Pictures] = ()) -> str:
         more = [f"{len(counts) - MOST_KINDS} other kinds"] if len(counts) > MOST_KINDS else []
         what = "1 file is" if num == 1 else f"{num} files are"
         lines.append(f"{what} left out: {', '.join(kinds + more)}")
-    if found.loops:
-        lines.append(f"links to a folder that they are in: {', '.join(found.loops)}")
-    with_pictures = found.with_pictures
-    empty = [name for name in found.folders if name not in with_pictures]
+    if contents.loops:
+        lines.append(f"links to a folder that they are in: {', '.join(contents.loops)}")
+    with_pictures = contents.with_pictures
+    empty = [name for name in contents.folders if name not in with_pictures]
     if parts and empty:
         lines.append(f"folders without pictures: {', '.join(empty)}")
     return "; ".join(lines)
