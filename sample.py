@@ -33,6 +33,8 @@ class Arguments:
     """Images at a time."""
     columns: int = 0
     """Columns of a grid; 0: about as many as rows."""
+    trajectory: str = ""
+    """Animated picture (.gif, .webp, .png) of how the first 64 images come about, step by step, written beside them."""
     step: int | Literal["best"] | None = None
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
@@ -50,7 +52,7 @@ def command(args: list[str]) -> int:
 
     import jgen
     from jgen.core.progress import progress_bar
-    from jgen.data.pictures import check_out
+    from jgen.data.pictures import check_animation, check_out, write_animation
     from jgen.data.sample_store import SampleStore
     from jgen.data.text import load_tokenizers
     from jgen.runs import TOKENIZERS, load_experiment
@@ -64,6 +66,9 @@ def command(args: list[str]) -> int:
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
     check_out(out)
+    path = Path(a.trajectory).expanduser()
+    if a.trajectory:
+        check_animation(path, "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     given = cli.given_conditions(parsed, data, experiment.data.background)
     cond = gen.conditions(a.num, a.start, **given)
@@ -78,7 +83,14 @@ def command(args: list[str]) -> int:
         return gen.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
 
     store.collect(draw)
-    store.finish(cond.get("label"), a.columns or math.ceil(math.sqrt(a.num)), data.label_names)
+    columns = a.columns or math.ceil(math.sqrt(a.num))
+    store.finish(cond.get("label"), columns, data.label_names)
+    if a.trajectory:
+        num = min(a.num, 64)
+        named = {**chosen, **{name: array[:num] for name, array in cond.items()}}
+        steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, **named)
+        write_animation(path, steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))
+        print(f"{steps.shape[1]} steps: {a.trajectory}")
     print(f"{a.num} images of {gen}: {a.out}")
     return 0
 

@@ -16,29 +16,20 @@ import itertools
 import json
 import os
 import shlex
-import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-
 from jgen import cli
 from jgen.core.files import check_writable
-from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
 from jgen.data.config import place_of
 from jgen.errors import UserError, require, require_seed
 
-CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
-CHUNK = 1000  # samples held at a time
 PATHS = ("inception", "images", "out", "grid")
-IN_GRID = 1000  # of which a grid may be drawn
-Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def evaluate(
         for, or nothing to score: before anything is sampled or scored.
     """
     import jgen
-    from jgen import held_out
+    from jgen import held_out, sample_scores
     from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
@@ -105,10 +96,11 @@ def evaluate(
     require(data.spec.image == gen.model.images, f"{data.name} has {data.spec.image}: {run} has {gen.model.images}")
     check_split(data, arguments)
     compared = arguments.samples > 0 or arguments.reconstruct
-    compare = make_comparison(data, config, arguments, "label" in gen.model.conditions) if compared else None
+    by_class = "label" in gen.model.conditions
+    compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
     if compare and arguments.samples:  # first: options that do not serve are noticed soon
-        scores |= score_samples(gen, data, arguments, sampling, compare)
+        scores |= sample_scores.score_samples(gen, data, arguments, sampling, compare)
     scores |= {"likelihood": None, "errors": {}}
     if gen.model.log_prob is not None:
         try:
@@ -167,46 +159,6 @@ def check_capabilities(gen: Any, arguments: Arguments) -> None:
         require_capability(gen.model, "reconstruct")
 
 
-def score_samples(
-    gen: Any, data: Any, arguments: Arguments, sampling: dict[str, Any], compare: Compare
-) -> dict[str, Any]:
-    """Draws samples, some at a time, and compares them with real images."""
-    import jax
-
-    from jgen import held_out
-    from jgen.data.pictures import to_display
-
-    key, num = jax.random.key(arguments.seed), arguments.samples
-    cond = held_out.sampling_conditions(gen, data, arguments, num)
-    first: list[np.ndarray] = []  # for the grid
-    seconds, drawn = 0.0, 0
-
-    def draw(start: int, stop: int) -> np.ndarray:
-        nonlocal seconds, drawn
-        began = time.time()
-        part = {name: array[start:stop] for name, array in cond.items()}
-        where = {"start": start, "batch_size": arguments.batch_size}
-        images = to_display(gen.sample(key, stop - start, **where, **part, **sampling), gen.model.images.levels)
-        seconds, drawn = seconds + time.time() - began, drawn + stop - start
-        bar.update(stop - start)
-        if arguments.grid and sum(map(len, first)) < IN_GRID:
-            first.append(images)
-        return images
-
-    with progress_bar(total=num, desc="sampling", unit="image") as bar:
-        made = {"model": cli.model_hash(gen), "seed": arguments.seed, "cond": cli.digest_of(cond), "options": sampling}
-        scores = compare(draw, num, cond.get("label"), asked_for=True, identity=made)
-    all_drawn = drawn == num  # else an earlier process drew some, and nobody knows how long it took
-    if arguments.grid:
-        if not first:
-            draw(0, min(num, IN_GRID))
-        images = np.concatenate(first)[:IN_GRID]
-        label = cond.get("label")
-        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], data.spec.label_names)
-    took = round(seconds, 1) if all_drawn else None
-    return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
-
-
 def length_of_training(gen: Any, folder: Path) -> dict[str, Any]:
     """Steps and minutes to the newest checkpoint of a run, of which `gen` may be an earlier one."""
     from jgen.train import checkpoints
@@ -228,6 +180,7 @@ def training_record(run: Path) -> dict[str, Any]:
 
 def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     """The scores of samples that another program made. Raises `UserError` for files that cannot be compared."""
+    from jgen import sample_scores
     from jgen.data import dataset
     from jgen.data.pictures import read_images
     from jgen.metrics import classifier, quality
@@ -242,7 +195,7 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     require(len(images) >= quality.FEWEST, f"there are {len(images)} images: distances need at least {quality.FEWEST}")
     if labels is not None and data.spec.num_classes > 1:
         classifier.check_labels(labels, data.spec.num_classes)
-    compare = make_comparison(data, arguments.data, arguments, labels is not None)
+    compare = sample_scores.make_comparison(data, arguments.data, arguments, labels is not None)
     return {
         "run": arguments.images,
         "system": "images",
@@ -254,115 +207,6 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
         "sampling": {"num": len(images)},
         **compare(lambda start, stop: images[start:stop], len(images), labels),
     }
-
-
-def make_comparison(dataset: Any, config: Data, arguments: Arguments, by_class: bool) -> Compare:
-    """(fetch, num, their classes or None, whether they were asked for by class) to the distances of samples to real
-    images, and how a classifier reads them; fetch(start, stop) gives uint8 samples 0 .. 255.
-
-    Networks are loaded and real images seen here, so that what is wrong with them is noticed before samples are drawn.
-
-    Args:
-      by_class: whether samples will have classes.
-    """
-    from jgen.data.dataset import json_hash
-    from jgen.data.sources import cache_dir
-    from jgen.metrics import classifier, quality
-
-    reader = load_reader(dataset, config, arguments, by_class)
-    require(
-        reader is not None or bool(arguments.inception),
-        f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception,"
-        " or leave samples out, --samples 0",
-    )
-    network = quality.of_inception(arguments.inception) if arguments.inception else quality.of_classifier(reader)
-    real, train, test = load_real(dataset, config, arguments, network)
-    reads_apart = reader is not None and bool(arguments.inception)
-
-    def compare(
-        fetch: Any, num: int, labels: np.ndarray | None, asked_for: bool = False, identity: Any = None
-    ) -> dict[str, Any]:
-        networks = [network.apply, *([reader.apply] if reads_apart and labels is not None else [])]
-        names = [network.name, network.hash, reader.name if reader is not None else "", len(networks)]
-        store = cache_dir() / "features" / f"samples-{json_hash([identity, names, num])[:16]}.partial"
-        kept = store if identity is not None else None
-        answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK, kept)
-        features, spatial, logits = answers[0]
-        samples, logits = (features, spatial, logits), answers[-1][2]
-        distances = quality.quality(samples, network, real, train, test, arguments.seed, labels if asked_for else None)
-        shutil.rmtree(store, ignore_errors=True)
-        read = None
-        if reader is not None and labels is not None:
-            read = classifier.label_accuracy(logits, labels)
-            read |= {"classifier": reader.name, "classifier_test_accuracy": reader.accuracy, "num": num}
-            if named := dataset.spec.label_names:
-                read["by_class"] = {named[number]: value for number, value in read["by_class"].items()}
-                read["names"] = list(read["by_class"])
-        return {"quality": distances, "labels": read}
-
-    return compare
-
-
-def load_reader(dataset: Any, config: Data, arguments: Arguments, by_class: bool) -> Any:
-    """The classifier that reads samples, and lends its features without --inception; None where neither is wanted."""
-    from jgen.metrics import classifier
-
-    if dataset.spec.num_classes <= 1 or (arguments.inception and not by_class):
-        return None
-    if CLASSIFIERS.exists():
-        recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name)
-    else:
-        recipe = classifier.Recipe()
-        print(f"no {CLASSIFIERS}: the classifier of the features is trained by the default recipe", file=sys.stderr)
-    return classifier.load(dataset, recipe, CLASSIFIERS.parent / "classifiers")
-
-
-def load_real(dataset: Any, config: Data, arguments: Arguments, network: Any) -> tuple[Any, Any, Any]:
-    """Features of the split's real images, and, for memorisation, of all of train and test."""
-    import jax
-
-    from jgen.core import keys as rng
-    from jgen.data.pictures import to_display
-    from jgen.data.transforms import make_transform
-    from jgen.metrics import quality
-
-    levels = dataset.spec.image.levels
-    transform = jax.jit(make_transform(config, dataset.spec, train=False))
-    # The last number changes with what a seed draws: features in the cache are of it.
-    protocol = f"{config.binarise} {levels} {f'{arguments.seed} 2' if config.binarise == 'dynamic' else ''}"
-
-    def show(batch: dict[str, np.ndarray]) -> np.ndarray:
-        keys = rng.image_keys(rng.stream(rng.seed_key(arguments.seed), rng.DATA), batch["index"])
-        return to_display(np.asarray(transform(keys, batch)["image"]), levels)
-
-    def features(split: str, num: int, places: bool) -> Any:
-        return quality.real_features(dataset, split, num, network, show, protocol, places)
-
-    real = features(arguments.split, arguments.num, True)
-    if not arguments.memorisation:
-        return real, None, None
-
-    def whole(split: str) -> Any:
-        return real if (arguments.split, arguments.num) == (split, 0) else features(split, 0, False)
-
-    return real, whole("train"), whole("test")
-
-
-def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, named: Sequence[str] = ()) -> None:
-    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row a class.
-
-    Args:
-      named: the names of the classes, which are drawn; () draws none.
-    """
-    from jgen.data.grids import make_grid
-    from jgen.data.pictures import write_png
-
-    classes = [np.arange(len(images))] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    columns = min(10, *(len(places) for places in classes))
-    rows = [classes[0][:100]] if labels is None else [places[:columns] for places in classes[:10]]
-    places = np.concatenate(rows)
-    names = [named[label] for label in labels[places]] if named and labels is not None else []
-    write_png(path, make_grid(images[places], columns, names=names))
 
 
 def check_split(dataset: Any, arguments: Arguments) -> None:

@@ -124,6 +124,25 @@ class Generator:
         where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
         return sample_batches(self.model, params, ctx, key, n, cond=self._tokens(cond), **where, **options)
 
+    def trajectory(
+        self, key: jax.Array, n: int, *, start: int = 0, batch_size: int = 64, progress: Progress = iter, **named: Any
+    ) -> np.ndarray:
+        """How the images of `sample` come about: uint8 (n, steps, H, W, C), of which the last are the samples.
+
+        The images on the way are those that a denoiser predicts, or what the steps of another sampler give.
+
+        Raises:
+          NotSupported: the model's sampler has no steps.
+        """
+        require_capability(self.model, "trajectory")
+        cond, options = self._split(named)
+        params, ctx = self._to_sample
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        parts = sample_batches(
+            self.model, params, ctx, key, n, "trajectory", cond=self._tokens(cond), **where, **options
+        )
+        return np.concatenate(list(parts))
+
     def log_prob(
         self, key: jax.Array, images: Any, *, batch_size: int = 64, progress: Progress = iter, **named: Any
     ) -> np.ndarray:

@@ -15,7 +15,7 @@ from PIL import Image
 
 import jgen
 import sample
-from jgen import evaluate, held_out
+from jgen import evaluate, held_out, sample_scores
 from jgen.compare import rows
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, DataSpec, GenerativeModel, ImageSpec
@@ -190,8 +190,8 @@ def test_few_samples_are_held_at_a_time_and_their_parts_change_no_score(run, tmp
     monkeypatch.setattr(quality, "features_of_each", spy)
     words = [str(run), "--num", "20", "--samples", "60", "--batch-size", "20", "--no-memorisation"]
     documents = []
-    for chunk in (evaluate.CHUNK, 20):
-        monkeypatch.setattr(evaluate, "CHUNK", chunk)
+    for chunk in (sample_scores.CHUNK, 20):
+        monkeypatch.setattr(sample_scores, "CHUNK", chunk)
         out = tmp_path / f"{chunk}.json"
         assert evaluate.command([*words, "--out", str(out)]) == 0
         documents.append(json.loads(out.read_text()))
@@ -230,7 +230,7 @@ def test_a_run_that_fails_hides_none_that_did_not(tmp_path, capsys):
     ],
 )
 def test_images_that_cannot_be_compared_are_said_before_anything_is_trained(tmp_path, monkeypatch, arrays, words):
-    monkeypatch.setattr(evaluate, "make_comparison", lambda *args: pytest.fail("features and classifier are made"))
+    monkeypatch.setattr(sample_scores, "make_comparison", lambda *args: pytest.fail("features and classifier are made"))
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=words):
         evaluate.command(["--images", str(tmp_path / "x.npz"), "--data.name", "digits", "--out", str(tmp_path / "x")])
@@ -353,9 +353,9 @@ def test_the_whole_training_is_told_beside_the_step_that_is_scored(monkeypatch):
 
 def test_the_picture_has_the_first_images_of_every_class(tmp_path):
     images = np.arange(45, dtype=np.uint8).reshape(45, 1, 1, 1) + 100
-    evaluate.write_grid(tmp_path / "a.png", images, np.arange(45) % 20)  # of 20 classes, two have but two images
+    sample_scores.write_grid(tmp_path / "a.png", images, np.arange(45) % 20)  # of 20 classes, two have but two images
     assert np.unique(Image.open(tmp_path / "a.png")).tolist() == [64, *range(100, 110), *range(120, 130)]
-    evaluate.write_grid(tmp_path / "b.png", images, None)
+    sample_scores.write_grid(tmp_path / "b.png", images, None)
     assert np.unique(Image.open(tmp_path / "b.png")).tolist() == [64, *range(100, 145)]
 
 

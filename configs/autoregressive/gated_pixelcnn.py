@@ -7,14 +7,13 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.gated_pixelcnn import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
+VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn in 17 levels, by class; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST in 256 levels, by class",
     "fashion_mnist": "28x28 Fashion-MNIST in 256 levels, by class",
     "mnist_binary": "28x28 MNIST, dynamically binarised, unconditional; 84 nats in an hour on 2 CPU cores",
-    "cifar10": "32x32 CIFAR-10, unconditional; for an accelerator",
     "tiny": "8x8 digits in 17 levels, seconds to train; for tests",
 }
 PUBLISHED = "binarised MNIST: 81.5 nats (P); CIFAR-10: 3.03 bits/dim, FID 65.9 (C)"
@@ -22,9 +21,7 @@ FACTS = Facts(free_form_jacobian=False, published=PUBLISHED)
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(variant)
-    return {"digits": digits, "mnist_binary": mnist_binary, "cifar10": cifar10, "tiny": tiny}[variant]()
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, mnist_binary=mnist_binary, cifar10=cifar10)
 
 
 def digits() -> Experiment:
@@ -33,10 +30,9 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
 
-def tiny() -> Experiment:
-    base = digits()
-    model = replace(base.model, features=8, blocks=1, hidden=8)
-    return replace(base, model=model, train=tiny_training(base.train))
+def tiny(digits: Experiment) -> Experiment:
+    model = replace(digits.model, features=8, blocks=1, hidden=8)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:

@@ -7,9 +7,9 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.pixelcnn import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
+VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn by class, in 17 levels; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST by class, in 256 levels",
     "fashion_mnist": "28x28 Fashion-MNIST by class, in 256 levels",
@@ -21,11 +21,7 @@ FACTS = Facts(free_form_jacobian=False, published="binarised MNIST: 81.3 nats; C
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(Data(name=variant), class_conditional=True)
-    if variant == "mnist_binary":
-        return mnist(Data(name="mnist", binarise="dynamic"), class_conditional=False)
-    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, mnist_binary=mnist_binary, cifar10=cifar10)
 
 
 def digits() -> Experiment:
@@ -35,16 +31,21 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
 
 
-def tiny() -> Experiment:
-    base = digits()
-    model = replace(base.model, features=8, blocks=1, hidden=8)
-    return replace(base, model=model, train=tiny_training(base.train))
+def tiny(digits: Experiment) -> Experiment:
+    model = replace(digits.model, features=8, blocks=1, hidden=8)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
-def mnist(data: Data, class_conditional: bool) -> Experiment:
-    model = Config(features=32, blocks=8, hidden=64, class_conditional=class_conditional)
+def mnist(name: str) -> Experiment:
+    model = Config(features=32, blocks=8, hidden=64, class_conditional=True)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
-    return Experiment(model, data, mnist_training(8000, optimiser, batch_size=32))
+    return Experiment(model, Data(name=name), mnist_training(8000, optimiser, batch_size=32))
+
+
+def mnist_binary() -> Experiment:
+    by_class = mnist("mnist")
+    model = replace(by_class.model, class_conditional=False)
+    return replace(by_class, model=model, data=Data(name="mnist", binarise="dynamic"))
 
 
 def cifar10() -> Experiment:

@@ -9,14 +9,10 @@ from jgen.models.diffusion.ddpm import Config
 from jgen.nn import unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
-    "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST by class",
-    "fashion_mnist": "28x28 Fashion-MNIST by class",
+VARIANTS = STANDARD | {
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's 35.7M-parameter U-Net; for an accelerator",
-    "tiny": "8x8 digits, seconds to train; for tests",
 }
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: <= 3.75 bits/dim, FID 3.17")
 
@@ -24,11 +20,7 @@ at_height = attention_at_height
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(variant)
-    if variant == "cifar10":
-        return cifar10()
-    return digits() if variant == "digits" else tiny(digits())
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
 
 
 def digits() -> Experiment:

@@ -8,14 +8,11 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.glow import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
-    "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
+VARIANTS = STANDARD | {
     "mnist": "28x28 MNIST by class; 1.13 bits/dim after 51 minutes on 2 CPU cores",
-    "fashion_mnist": "28x28 Fashion-MNIST by class",
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's 3 scales of 32 steps 512 wide; for an accelerator",
-    "tiny": "8x8 digits, seconds to train; for tests",
 }
 FACTS = Facts(
     free_form_jacobian=False,
@@ -24,9 +21,7 @@ FACTS = Facts(
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(variant)
-    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
 
 
 def digits() -> Experiment:
@@ -36,9 +31,8 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(1500, optimiser))
 
 
-def tiny() -> Experiment:
-    base = digits()
-    return replace(base, model=replace(base.model, depth=2, width=8), train=tiny_training(base.train))
+def tiny(digits: Experiment) -> Experiment:
+    return replace(digits, model=replace(digits.model, depth=2, width=8), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:

@@ -7,15 +7,11 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vae import Config, Sampling
 from jgen.train.config import tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
-    "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST by class, 8 bit, discretised logistic decoder",
-    "fashion_mnist": "28x28 Fashion-MNIST by class, 8 bit, discretised logistic decoder",
+VARIANTS = STANDARD | {
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, Bernoulli decoder; 89.4 nats in an hour on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10, 8 bit; for an accelerator",
-    "tiny": "8x8 digits, seconds to train; for tests",
 }
 FACTS = Facts(
     free_form_jacobian=True,
@@ -29,9 +25,7 @@ BY_CLASS = replace(SMALL, latent=8, class_conditional=True, sampling=MEANS)
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(variant)
-    return {"digits": digits, "mnist_binary": mnist_binary, "cifar10": cifar10, "tiny": tiny}[variant]()
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, mnist_binary=mnist_binary, cifar10=cifar10)
 
 
 def digits() -> Experiment:
@@ -41,11 +35,10 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(4000, cosine(1e-3, warmup_steps=100)))
 
 
-def tiny() -> Experiment:
-    base = digits()
+def tiny(digits: Experiment) -> Experiment:
     small = {"widths": (8,), "hidden": (8,), "latent": 4, "kl_warmup_steps": 20, "free_bits": 0.01}
-    model = replace(base.model, **small, beta=1.0)
-    return replace(base, model=model, train=tiny_training(base.train))
+    model = replace(digits.model, **small, beta=1.0)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:

@@ -11,9 +11,9 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vq_prior import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
+VARIANTS = STANDARD | {
     "digits": "codes of 8x8 digits by class; under 3 minutes on 2 CPU cores",
     "mnist": "codes of 28x28 MNIST by class",
     "fashion_mnist": "codes of 28x28 Fashion-MNIST by class",
@@ -25,12 +25,7 @@ FROZEN = {"autoencoder": "configs/vae/vq_vae.py"}
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        experiment = mnist(variant)
-    elif variant == "cifar10":
-        experiment = cifar10()
-    else:
-        experiment = digits() if variant == "digits" else tiny(digits())
+    experiment = choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
     return replace(experiment, frozen={"autoencoder": f"runs/vq_vae-{variant}"})
 
 

@@ -7,22 +7,19 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vq_vae import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import accelerator_training, cosine, digits_training, mnist_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
-VARIANTS = {
+VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn as 4x4 codes; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST as 7x7 codes",
     "fashion_mnist": "28x28 Fashion-MNIST as 7x7 codes",
     "cifar10": "32x32 CIFAR-10 as 8x8 codes, the paper's codebook of 512; for an accelerator",
-    "tiny": "8x8 digits, seconds to train; for tests",
 }
 FACTS = Facts(free_form_jacobian=True, compared=False)  # without a prior over its codes it generates nothing
 
 
 def get_config(variant: str) -> Experiment:
-    if variant in ("mnist", "fashion_mnist"):
-        return mnist(variant)
-    return {"digits": digits, "cifar10": cifar10, "tiny": tiny}[variant]()
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
 
 
 def digits() -> Experiment:
@@ -30,10 +27,9 @@ def digits() -> Experiment:
     return Experiment(model, Data(name="digits"), digits_training(3000, cosine(1e-3, warmup_steps=100)))
 
 
-def tiny() -> Experiment:
-    base = digits()
-    model = replace(base.model, widths=(8,), blocks=1, num_codes=16, code_dim=4, decay=0.9)
-    return replace(base, model=model, train=tiny_training(base.train))
+def tiny(digits: Experiment) -> Experiment:
+    model = replace(digits.model, widths=(8,), blocks=1, num_codes=16, code_dim=4, decay=0.9)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:

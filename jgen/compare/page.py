@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jgen.compare.rows import Row
-from jgen.compare.tables import cost_table, quality_table, to_repeat
+from jgen.compare.tables import cost_table, quality_table, to_repeat, unguided_table
 from jgen.errors import UserError
 
 STYLE = """
@@ -263,6 +263,7 @@ def write_page(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
         *lines[:2],
         "<h2>Quality</h2><p>Bold: the best of a column, by its mean.</p>",
         table(quality_table(rows), ("likelihood", "sampled with", "published (other data)"), unlike),
+        *(["<h2>Without guidance</h2>", table(unguided, ())] if (unguided := unguided_table(rows)) else []),
         "<h2>Cost</h2>",
         table(cost_table(rows, about["sizes"]), ()),
         "<h2>Figures</h2><div class=figures>" + "".join(drawn) + "</div>" if drawn else "",

@@ -57,6 +57,8 @@ def markdown_report(compared: list[Row], about: dict[str, Any]) -> str:
     """The report in Markdown. `about`: as of `page.write_page`."""
     parts = [f"# {about['title']}", *about["lines"], *(f"`{command}`" for command in about["commands"])]
     parts += ["## Quality", tables.markdown(tables.quality_table(compared))]
+    if unguided := tables.unguided_table(compared):
+        parts += ["## Without guidance", tables.markdown(unguided)]
     parts += ["## Cost", tables.markdown(tables.cost_table(compared, about["sizes"]))]
     for row in compared:
         if commands := tables.to_repeat(row):

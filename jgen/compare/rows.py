@@ -181,7 +181,7 @@ def system_row(system: System, folder: Path, seeds: int, wanted: Protocol | None
     """
     row: Row = {"system": system.name, "published": system.training.facts.published}
     row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "gave": {}, "errors": {}, "environments": []}
-    row["evaluations"] = {}
+    row |= {"evaluations": {}, "unguided": {"seeds": {}}}
     stages = ("measure", *(f"seed {seed}" for seed in range(seeds)))
     errors = read_or_note(folder / "errors.json", row, "errors") or {}
     row["errors"] |= {stage: error for stage, error in errors.items() if stage in stages}
@@ -191,6 +191,7 @@ def system_row(system: System, folder: Path, seeds: int, wanted: Protocol | None
         if wanted is None and row["seeds"]:
             wanted = row_protocol(row)
     row["scores"] = mean_and_spread(list(row["seeds"].values()))
+    row["unguided"]["scores"] = mean_and_spread(list(row["unguided"]["seeds"].values()))
     row["shown"] = next(iter([*row["seeds"], *row["commands"]]), "")
     grids = [path for seed in row["seeds"] if is_picture(path := folder / f"{seed}.png")]
     row["grid"] = str(grids[0].relative_to(folder.parent)) if grids else ""
@@ -230,6 +231,7 @@ def add_seed(row: Row, system: System, folder: Path, seed: int, wanted: Protocol
         row["commands"][name] = commands
     try:
         evaluation = read_evaluation(folder / f"{name}.evaluation.json", wanted)
+        unguided = read_evaluation(folder / f"{name}.unguided.json", wanted)
     except UserError as error:
         row["errors"][stage] = str(error)
         return
@@ -240,6 +242,8 @@ def add_seed(row: Row, system: System, folder: Path, seed: int, wanted: Protocol
     quality = evaluation["quality"]
     row["environments"] += filter(None, [evaluation["environment"], evaluation["training"]])
     row["seeds"][name], row["gave"][name] = scores_of(evaluation), seed_line(evaluation)
+    if unguided is not None:
+        row["unguided"]["seeds"][name] = scores_of(unguided)
     row["evaluations"][name] = {part: evaluation.get(part) for part in KEPT}
     row["sampled"] = describe_sampling(evaluation["sampling"]["options"], sampling_defaults(system.training))
     row |= {"network": quality["network"], "samples": quality["num"], "real": quality["real"]}

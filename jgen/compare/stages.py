@@ -17,7 +17,7 @@ from jgen.compare.config import ROOT, Arguments, describe_budget
 from jgen.compare.processes import Failed
 from jgen.compare.record import Record, with_grids
 from jgen.compare.rows import Row, all_rows, by_distance, read
-from jgen.compare.systems import System, Training
+from jgen.compare.systems import System, Training, is_guided
 from jgen.errors import UserError, require
 from jgen.experiment import flatten
 from jgen.train.logs import best_of, validation_scores
@@ -110,13 +110,18 @@ class Comparison:
         files = [(training, folder / f"measure-{training.name}.json", list[str]()) for training in frozen]
         return [*files, (own, folder / "measure.json", sizes)]
 
-    def outcome(self, system: System, seed: int) -> Path:
+    def outcome(self, system: System, seed: int, unguided: bool = False) -> Path:
         """The file by which a training is known to be scored."""
-        return self.workdir / system.name / f"seed{seed}.evaluation.json"
+        return self.workdir / system.name / f"seed{seed}.{'unguided' if unguided else 'evaluation'}.json"
+
+    def is_scored(self, system: System, seed: int) -> bool:
+        """Whether a training is scored, and where samples are guided also without guidance."""
+        both = (False, True) if is_guided(system.training) else (False,)
+        return all(self.outcome(system, seed, unguided).is_file() for unguided in both)
 
     def train(self, system: System, seed: int) -> None:
-        """The runs of a system, and the evaluation of the last. The budget is divided evenly between them."""
-        if self.outcome(system, seed).is_file():
+        """The runs of a system, and the evaluations of the last. The budget is divided evenly between them."""
+        if self.is_scored(system, seed):
             return
         self.changed = True
         folder = self.workdir / system.name
@@ -127,9 +132,11 @@ class Comparison:
             processes.run([str(ROOT / words[0]), *words[1:]], log)
         # On few images many systems fit what they have seen long before the time is up.
         best = best_of(validation_scores(path), system.model.best)
-        evaluation = self.evaluation_command(system, seed, ["--step", "best"] if best else [])
-        self.write_commands(system, seed, [*trainings, evaluation])
-        processes.run(evaluation, log)
+        evaluations = self.evaluation_commands(system, seed, ["--step", "best"] if best else [])
+        self.write_commands(system, seed, [*trainings, *evaluations.values()])
+        for unguided, words in evaluations.items():
+            if not self.outcome(system, seed, unguided).is_file():
+                processes.run(words, log)
 
     def commands_file(self, system: System, seed: int) -> Path:
         """The file of the commands that gave a seed's outcome."""
@@ -156,15 +163,19 @@ class Comparison:
             commands.append(train_words(training, runs[training.config], number, seed, frozen))
         return commands
 
-    def evaluation_command(self, system: System, seed: int, checkpoint: list[str]) -> list[str]:
-        """The words of an evaluation of a system's run."""
+    def evaluation_commands(self, system: System, seed: int, checkpoint: list[str]) -> dict[bool, list[str]]:
+        """The words of the evaluation of a system's run, and under True of that of its samples without guidance."""
         a, path = self.arguments, self.workdir / system.name / f"seed{seed}"
-        words = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed)]
-        words += ["--likelihood-images", str(min(a.likelihood_images, a.num or self.test_images))]
-        words += ["--num", str(a.num)] if a.num else []
-        words += ["--inception", a.inception] if a.inception else []
+        common = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed), *checkpoint]
+        common += ["--num", str(a.num)] if a.num else []
+        common += ["--inception", a.inception] if a.inception else []
+        images = str(min(a.likelihood_images, a.num or self.test_images))
         grid, out = path.with_suffix(".png"), self.outcome(system, seed)
-        return [*words, *checkpoint, "--grid", str(grid), "--out", str(out)]
+        words = {False: [*common, "--likelihood-images", images, "--grid", str(grid), "--out", str(out)]}
+        if is_guided(system.training):
+            plain = ["--sampling.guidance-scale", "1", "--likelihood-images", "1"]
+            words[True] = [*common, *plain, "--out", str(self.outcome(system, seed, unguided=True))]
+        return words
 
     def attempt(self, system: System, what: str, seeds: tuple[int, ...]) -> None:
         """One stage; what goes wrong in it is kept for the table, and the others go on."""
@@ -221,7 +232,7 @@ class Comparison:
                 return sum(20.0 * (2 + len(sizes)) for sizes in todo)
         except UserError:  # damaged: the stage itself reports it
             return 0.0
-        if self.outcome(system, *seeds).is_file():
+        if self.is_scored(system, *seeds):
             return 0.0
         if not self.arguments.teraflops:
             return 60.0 * self.arguments.minutes + 30.0

@@ -143,3 +143,9 @@ def sampling_defaults(training: Training) -> Any:
     """The defaults of the system's options of sampling, as its own dataclass has them; None where it has no options."""
     sampling = getattr(training.experiment.model, "sampling", None)
     return None if sampling is None else type(sampling)()
+
+
+def is_guided(training: Training) -> bool:
+    """Whether the system's samples are guided unless it is told otherwise."""
+    sampling = getattr(training.experiment.model, "sampling", None)
+    return getattr(sampling, "guidance_scale", 1.0) != 1.0

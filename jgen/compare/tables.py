@@ -78,6 +78,18 @@ def quality_table(rows: list[Row]) -> list[list[str]]:
     return [head, *cells]
 
 
+def unguided_table(rows: list[Row]) -> list[list[str]]:
+    """Header and cells of what the guided systems of the table have without guidance; [] without any."""
+    guided = [row for row in rows if row.get("unguided", {}).get("scores")]
+    network = next((row["network"] for row in guided), "")
+    shown = [column for column in columns(network) if column[0] != "bits_per_dim"]
+    cells = [
+        [row["system"], *(mean_with_spread(row["unguided"]["scores"].get(key), digits) for key, _, digits in shown)]
+        for row in sorted(guided, key=lambda row: row["unguided"]["scores"]["distance"]["mean"])
+    ]
+    return [["system", *(name for _, name, _ in shown)], *cells] if cells else []
+
+
 def cost_table(rows: list[Row], sizes: list[int]) -> list[list[str]]:
     """Header and cells."""
     head = ["system", "training images/s", "MFLOPs an image", "compile, s", "first sample, s", "samples/s"]

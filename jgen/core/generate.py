@@ -6,13 +6,13 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from jgen.core import failures, parallel
 from jgen.core import keys as rng
-from jgen.core import parallel
 from jgen.core.model import ArraySpec, Cond, Context, GenerativeModel, Roles
 from jgen.core.options import replace_options
 from jgen.errors import NotSupported, UserError, require
@@ -23,6 +23,7 @@ Arrays = dict[str, Any]  # {name: tree of arrays (n, ...)}, with "index" int32 (
 # What each of a model's functions takes between (params, ctx, keys) and cond, and where its options come from.
 INPUTS: dict[str, tuple[str, ...]] = {
     "sample": (),
+    "trajectory": (),
     "log_prob": ("image",),
     "log_density": ("image",),
     "energy": ("image",),
@@ -32,7 +33,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 RUN_AHEAD = 2  # batches given to the devices before the first is fetched
 TAKEN = -1.0  # in place of an option that a program takes as a number
-OPTIONS = {"sample": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
+OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
 
 
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
@@ -122,17 +123,19 @@ def brief(value: Any) -> str:
 
 @lru_cache(maxsize=32)
 def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., Any]:
-    """One of a model's functions with these options, pmapped: (params, ctx, key, numbers, arrays) -> its result, (D, b,
-    ...). The numbers replace options of their names."""
+    """One of a model's functions with these options, pmapped: (params, ctx, key, numbers, arrays) -> (its result, what
+    failed), arrays (D, b, ...). The numbers replace options of their names; failures are `jgen.core.failures`'s."""
     chosen = {} if options is None else {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     function = getattr(model, name)
 
     def call(params: Roles, ctx: Context, key: jax.Array, numbers: dict[str, Any], arrays: Arrays) -> Any:
         keys = rng.image_keys(key, arrays["index"])
         ctx = ctx._replace(key=rng.shared_key(key))
-        if name == "validate":
-            return function(params, ctx, keys, arrays)
-        return function(params, ctx, keys, *(arrays[part] for part in INPUTS[name]), arrays["cond"], **chosen | numbers)
+        with failures.collect() as reports:
+            if name == "validate":
+                return function(params, ctx, keys, arrays), reports
+            inputs = (arrays[part] for part in INPUTS[name])
+            return function(params, ctx, keys, *inputs, arrays["cond"], **chosen | numbers), reports
 
     return parallel.pmap(call, split=(None, None, None, None, 0), split_out=0, local=True)
 
@@ -191,7 +194,7 @@ def batches_over(
       name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "cond".
       options: of `resolve_options`. The program is compiled once for each `batch_of`.
     Raises:
-      UserError: no images, batch_size below 1, or what is no key.
+      UserError: no images, batch_size below 1, what is no key, or images that failed (`jgen.core.failures`).
     """
     key = check_key(key)
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
@@ -207,7 +210,9 @@ def batches_over(
         nonlocal fetched
         rows = min(batch, n - fetched)
         fetched += rows
-        return jax.tree.map(lambda x: merge(x)[:rows], running.popleft())
+        result, reports = jax.tree.map(lambda x: merge(x)[:rows], running.popleft())
+        failures.check(reports)
+        return result
 
     for first in progress(range(0, n, batch)):
         part = parallel.shard(take_rows(arrays, np.minimum(first + np.arange(batch), n - 1)))
@@ -238,7 +243,7 @@ def sample_images(
 ) -> np.ndarray:
     """Images start .. start + n - 1: uint8 (n, H, W, C), 0 .. levels - 1; see `sample_batches`."""
     where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
-    parts = list(sample_batches(model, params, ctx, key, n, cond=cond, **where, **options))
+    parts = list(sample_batches(model, params, ctx, key, n, "sample", cond=cond, **where, **options))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -248,6 +253,7 @@ def sample_batches(
     ctx: Context,
     key: jax.Array,
     n: int,
+    name: Literal["sample", "trajectory"] = "sample",
     *,
     cond: Mapping[str, Any] | None = None,
     start: int = 0,
@@ -259,20 +265,21 @@ def sample_batches(
     `fold_in(key, i)`.
 
     Args:
+      name: the model's function; "trajectory" gives (b, steps, H, W, C).
       cond: {field: one value for all images, or n}: see `resolve_conditions`.
     Raises:
       UserError: n or batch_size below 1, start below 0, conditions out of range, unknown or impossible options.
       NotSupported: the model draws no images.
     """
-    require_capability(model, "sample")
+    require_capability(model, name)
     whole = isinstance(n, (int, np.integer))
     require(whole and n >= 1, f"the number of images is {n}: it must be a whole number above zero")
     n = int(n)
     require(0 <= start <= 2**31 - n, f"start is {start}: image numbers must be from 0 to 2^31 - 1")
     arrays = {"index": (start + np.arange(n)).astype(np.int32), "cond": resolve_conditions(model, cond or {}, n, start)}
-    chosen = resolve_options(model, "sample", options)
+    chosen = resolve_options(model, name, options)
     where = {"options": chosen, "batch_size": batch_size, "progress": progress}
-    return batches_over(model, "sample", params, ctx, key, arrays, **where)
+    return batches_over(model, name, params, ctx, key, arrays, **where)
 
 
 def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, n: int = 256) -> Context:

@@ -174,9 +174,13 @@ class GenerativeModel(NamedTuple):
     phases:      what one training step does, in order.
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
                  classifier, a text encoder, an autoencoder without a prior).
-    sampling:    a frozen dataclass with the default of every option of `sample` and `inpaint`.
+    trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
+                 is the last of them.
+    sampling:    a frozen dataclass with the default of every option of `sample`, `trajectory` and `inpaint`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
+    evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
+                 None where it is not what a sample costs, as in autoregressive models.
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
@@ -212,8 +216,10 @@ class GenerativeModel(NamedTuple):
     init: Callable[..., tuple[Roles, Roles]]
     phases: tuple[Phase, ...]
     sample: Callable[..., Any] | None = None
+    trajectory: Callable[..., Any] | None = None
     sampling: Any = None
     check_sampling: Callable[[Any], None] | None = None
+    evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
     validate: Callable[..., dict[str, Any]] | None = None

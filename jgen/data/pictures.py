@@ -31,6 +31,36 @@ def write_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(aside, "PNG")
 
 
+ANIMATED = (".gif", ".webp", ".png")
+MOST_FRAMES = 100
+
+
+def check_animation(out: Path, option: str) -> None:
+    """Raises `UserError` for the name of no animated picture, or of one that cannot be written."""
+    require(out.suffix in ANIMATED, f"{option} is {out}: it must end in {', '.join(ANIMATED)}")
+    check_writable(out)
+
+
+def write_animation(out: Path, paths: np.ndarray, levels: int, columns: int, seconds: float = 4.0) -> None:
+    """Writes images on their way, uint8 (n, steps, H, W, C), as an animated picture: a grid a frame, the last one held.
+
+    Args:
+      seconds: from the first frame to the last; of more than `MOST_FRAMES` steps, so many are shown.
+    """
+    from PIL import Image
+
+    steps = paths.shape[1]
+    shown = np.unique(np.linspace(0, steps - 1, min(steps, MOST_FRAMES)).round().astype(int))
+    grids = (make_grid(to_display(paths[:, step], levels), columns) for step in shown)
+    first, *others = [Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid) for grid in grids]
+    each = max(20, round(1000 * seconds / len(shown)))
+    durations = [each] * len(others) + [1500]
+    kind = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}[out.suffix]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    with written_whole(out) as aside:
+        first.save(aside, kind, save_all=True, append_images=others, duration=durations, loop=0, **lossless)
+
+
 def check_out(out: Path) -> None:
     """Raises `UserError` for a name that `write_images` does not know what to do with, or that cannot be written."""
     require(out.suffix in (".png", ".npz", ""), f"--out is {out}: it must end in .png or .npz, or name a folder")

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Cond, ImageSpec
+from jgen.core.model import Cond
 from jgen.errors import require
 from jgen.prob.diffusion_bound import posterior_of
-from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Denoiser, Process, prior_std, time_of
 from jgen.prob.process import linear as straight
 from jgen.samplers import linear
-from jgen.samplers.guidance import Conditional, autoguided, check_guidance, classifier_free
+from jgen.samplers.guidance import Conditional, check_guidance
 from jgen.samplers.ode import adaptive, check_ode
 from jgen.samplers.times import check_times, make_times
 
@@ -102,8 +101,10 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     check_guidance(o.guidance_scale, guidable, needs)
 
 
-# Options that a compiled sampler takes as numbers: guidance but for the scales that take one evaluation a step.
-NUMBERS = {"guidance_scale": (0.0, 1.0)}
+def check_path(o: Sampling) -> None:
+    """Raises `UserError` for a sampler whose images on the way are at times of their own."""
+    paths = ", ".join(name for name in get_args(Sampler) if name != "ode")
+    require(o.sampler != "ode", f"sampler is ode, whose steps differ from image to image: trajectory takes {paths}")
 
 
 def check_interval(name: str, interval: tuple[float, ...]) -> None:
@@ -147,42 +148,13 @@ def draw(
 
     if o.sampler == "ode":
         end = time_of(process, -np.log(np.array([o.low])))[0]
-        return adaptive(estimate, process, noise * start_std(process, 1.0), cond, o.tolerance, end), None
+        x = noise * start_std(process, 1.0)
+        return adaptive(estimate, process, x, cond, o.tolerance, end)[0], None
     times = times_of(o, process, num_timesteps)
     x = noise * start_std(process, times[0])
     if o.sampler == "predictor_corrector":
         return predictor_corrector(denoiser, process, times, x, keys, o.corrector_snr)
     return linear.run(denoiser, table_of(o, process, times), x, keys)
-
-
-def generate(
-    denoise: Conditional,
-    process: Process,
-    o: Sampling,
-    keys: jax.Array,
-    cond: Cond,
-    null: Cond,
-    images: ImageSpec,
-    num_timesteps: int = 0,
-    weak: Conditional | None = None,
-) -> jax.Array:
-    """Guided samples as uint8 images (B, H, W, C).
-
-    Args:
-      denoise: (x_t, t, cond) -> x_0; null: the condition that stands for none, of the shapes of `cond`.
-      weak: the denoiser to guide with, in place of the model without its condition.
-    """
-    scale, interval = o.guidance_scale, o.guidance_interval
-
-    def guided(x_t: jax.Array, t: jax.Array, both: Cond) -> jax.Array:
-        if weak is not None:
-            return autoguided(denoise, weak, both["cond"], scale, process, interval)(x_t, t)
-        return classifier_free(denoise, both["cond"], both["null"], scale, process, interval)(x_t, t)
-
-    key_start, key_steps = rng.split(keys, 2)
-    noise = rng.normal(key_start, images.shape)
-    x_0, _ = draw(guided, {"cond": cond, "null": null}, process, o, noise, key_steps, num_timesteps)
-    return to_uint8(x_0, images.levels)
 
 
 def start_std(process: Process, t: Any) -> jax.Array:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jgen.core import keys as rng
 from jgen.core.model import Cond, DataSpec, GenerativeModel
 from jgen.errors import require
 from jgen.prob.process import Denoiser, Process, scales
@@ -73,18 +72,6 @@ def weight_at(process: Process, x_t: jax.Array, t: jax.Array, scale: Scale, inte
     alpha, sigma = scales(process, t, x_t)
     low, high = interval
     return jnp.where((sigma >= low * alpha) & (sigma <= high * alpha), scale, 1.0)
-
-
-def drop_label(keys: jax.Array, cond: Cond, rate: float, null_label: int) -> Cond:
-    """The condition with each image's label replaced by the null label with probability `rate`; keys (B,)."""
-    if "label" not in cond:
-        return cond
-    return {**cond, "label": jnp.where(rng.bernoulli(keys, rate), null_label, cond["label"])}
-
-
-def without_label(cond: Cond, null_label: int) -> Cond:
-    """The condition with the null label in place of every label."""
-    return {**cond, "label": jnp.full_like(cond["label"], null_label)} if "label" in cond else cond
 
 
 def clipped(denoise: Denoiser) -> Denoiser:

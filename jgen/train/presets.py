@@ -1,10 +1,43 @@
-"""Options of training that configurations share: by the size of the data, each with what a system changes of them."""
+"""What configurations share: the variants of a system, and options of training by the size of the data."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from jgen.train.config import Config, Optimiser
+
+Experiment = TypeVar("Experiment")
+
+# The usual lines of VARIANTS: STANDARD | {...} changes some, or adds to them.
+STANDARD = {
+    "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
+    "mnist": "28x28 MNIST by class",
+    "fashion_mnist": "28x28 Fashion-MNIST by class",
+    "cifar10": "32x32 CIFAR-10, unconditional; for an accelerator",
+    "tiny": "8x8 digits, seconds to train; for tests",
+}
+
+
+def choose(
+    variant: str,
+    *,
+    digits: Callable[[], Experiment],
+    mnist: Callable[[str], Experiment],
+    tiny: Callable[[Experiment], Experiment],
+    **others: Callable[[], Experiment],
+) -> Experiment:
+    """The experiment of a variant of the usual ones.
+
+    Args:
+      mnist: of the name of a set of 28x28 images, mnist or fashion_mnist; tiny: of the experiment of the digits.
+      others: by their names.
+    """
+    if variant in ("mnist", "fashion_mnist"):
+        return mnist(variant)
+    if variant == "tiny":
+        return tiny(digits())
+    return digits() if variant == "digits" else others[variant]()
 
 
 def cosine(learning_rate: float, warmup_steps: int, clip_norm: float = 0.0) -> Optimiser:

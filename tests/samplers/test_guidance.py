@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mistake
-from gaussians import PROCESSES, keys_of
+from gaussians import PROCESSES
 
 from jgen.prob.process import from_x0
 from jgen.samplers import guidance
@@ -34,7 +34,7 @@ def answers():
 
 
 def classifier_free(network, scale, interval=()):
-    null = guidance.without_label(COND, NULL)
+    null = {"label": jnp.full(3, NULL)}
     return guidance.classifier_free(network, COND, null, scale, PROCESS, interval)(X_T, T)
 
 
@@ -92,20 +92,6 @@ def test_autoguidance_is_the_formula_of_the_paper():
     limited = guided(2.5, (0.5, 2.0))
     np.testing.assert_allclose(limited[[0, 2]], x[[0, 2]] + 1, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(limited[1], guided(2.5)[1])
-
-
-def test_labels_are_dropped_at_their_rate():
-    """By a binomial bound, each image by its own key; other fields and models without labels are left alone."""
-    n = 4000
-    cond = {"label": jnp.arange(n) % 3, "size": jnp.ones(n)}
-    dropped = guidance.drop_label(keys_of(n), cond, 0.3, NULL)
-    gone = np.asarray(dropped["label"]) == NULL
-    assert abs(gone.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / n)
-    np.testing.assert_array_equal(dropped["label"][~gone], cond["label"][~gone])
-    np.testing.assert_array_equal(dropped["size"], cond["size"])
-    few = guidance.drop_label(keys_of(5), {"label": cond["label"][:5]}, 0.3, NULL)["label"]
-    np.testing.assert_array_equal(few, dropped["label"][:5])
-    assert guidance.drop_label(keys_of(n), {}, 0.3, NULL) == guidance.without_label({}, NULL) == {}
 
 
 def test_guidance_that_cannot_be():

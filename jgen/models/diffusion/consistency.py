@@ -23,7 +23,6 @@ to the class that they were conditioned on; 2,500 steps of `python train.py conf
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,26 +31,15 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    FrozenModel,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    frozen_context,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
+from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
+from jgen.nn.class_unet import ClassUNet, make_class_unet
 from jgen.prob.likelihoods import sum_image
-from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.pixels import to_float
 from jgen.prob.process import edm, per_image
 from jgen.samplers.guidance import require_same_process
+from jgen.samplers.system import with_states
 
 RHO = 7.0
 
@@ -96,9 +84,7 @@ class Consistency(NamedTuple):
     """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
-    unet: networks.Network
-    conditions: tuple[str, ...]
+    unet: ClassUNet
     teacher: GenerativeModel | None
 
 
@@ -111,30 +97,16 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
     """
     check_config(config, data, teacher)
-    # One class more than there are, as in the models that may teach: their parameters are the start.
-    num_classes = config.class_conditional * (data.num_classes + 1)
-    unet = networks.make_unet(config.network, data.image, num_classes, small_t=True)
-    conditions = ("label",) if config.class_conditional else ()
-    model = Consistency(config, data.image, unet, conditions, teacher)
-    return GenerativeModel(
+    model = Consistency(config, make_class_unet(config, data, small_t=True), teacher)
+    system = GenerativeModel(
         name="consistency",
         data=data,
-        init=partial(init, model),
+        init=model.unet.init_roles,
         phases=(Phase(trains=("unet",), loss=partial(loss, model)),),
-        sample=partial(sample, model),
         sampling=config.sampling,
-        conditions=conditions,
+        conditions=model.unet.conditions,
     )
-
-
-def init(model: Consistency, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
-    """New parameters, or the teacher's where it has the same network."""
-    x = to_float(batch["image"][:1], model.images.levels)
-    label = select_first(batch, model.conditions).get("label")
-    params = model.unet.init(key, x, jnp.ones(1), label, None)["params"]
-    if "teacher" in frozen:
-        params = networks.start_from(frozen["teacher"].params.get("unet"), params)
-    return {"unet": params}, {}
+    return with_states(system, partial(states, model), lambda o: 1 + len(o.sigmas))
 
 
 def num_levels(config: Config, step: Any) -> jax.Array:
@@ -172,7 +144,7 @@ def consistency_function(
     skip, out, scale = data**2 / (above**2 + data**2), data * above * total**-0.5, total**-0.5
     skip, out, scale = (per_image(c, x) for c in (skip, out, scale))
     noise = jnp.log(sigma) / 4.0
-    return skip * x + out * model.unet.apply({"params": params["unet"]}, scale * x, noise, cond.get("label"), key_drop)
+    return skip * x + out * model.unet(params, scale * x, noise, cond, key_drop)
 
 
 def teacher_step(
@@ -194,13 +166,13 @@ def teacher_step(
 def loss(
     model: Consistency, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    config, cond = model.config, select(batch, model.conditions)
+    config, cond = model.config, model.unet.cond(batch)
     key_level, key_eps, key_drop = rng.split(keys, 3)
     n = num_levels(config, ctx.step)
     i = draw_levels(config, key_level, n)
     low, high = level_noise(config, i, n), level_noise(config, i + 1.0, n)
-    x_0 = to_float(batch["image"], model.images.levels)
-    eps = rng.normal(key_eps, model.images.shape)
+    x_0 = to_float(batch["image"], model.unet.images.levels)
+    eps = rng.normal(key_eps, model.unet.images.shape)
     noisy = x_0 + per_image(high, x_0) * eps
     if model.teacher is None:
         nearer = x_0 + per_image(low, x_0) * eps
@@ -209,23 +181,23 @@ def loss(
     # The same dropout at both noise levels (2024, section 3.2).
     prediction = consistency_function(model, params, noisy, high, cond, key_drop)
     target = jax.lax.stop_gradient(consistency_function(model, params, nearer, low, cond, key_drop))
-    c = 0.00054 * math.sqrt(model.images.size)
+    c = 0.00054 * math.sqrt(model.unet.images.size)
     distance = jnp.sqrt(sum_image((prediction - target) ** 2) + c**2) - c
     return jnp.mean(distance / (high - low)), ({"levels": n}, {})
 
 
-def sample(model: Consistency, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+def states(model: Consistency, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    """The image after each evaluation, float (n, B, H, W, C), in about [-1, 1]."""
     o = replace(model.config.sampling, **options)
     check_sampling(o, model.config)
-    x = jnp.zeros((len(keys), *model.images.shape))
-    sigmas = (model.config.sigma_max, *o.sigmas)
-    for number, sigma in enumerate(sigmas):
+    images = [jnp.zeros((len(keys), *model.unet.images.shape))]
+    for number, sigma in enumerate((model.config.sigma_max, *o.sigmas)):
         # To noise sigma from sigma_min, the noise that the data of the function has.
         added = math.sqrt(sigma**2 - model.config.sigma_min**2) if number else sigma
-        x = x + added * rng.normal(rng.fold_in(keys, number), model.images.shape)
-        x = consistency_function(model, params, x, jnp.full(len(keys), sigma), cond, None)
-        x = jnp.clip(x, -1.0, 1.0) if o.clip else x
-    return to_uint8(x, model.images.levels)
+        noisy = images[-1] + added * rng.normal(rng.fold_in(keys, number), model.unet.images.shape)
+        x = consistency_function(model, params, noisy, jnp.full(len(keys), sigma), cond, None)
+        images.append(jnp.clip(x, -1.0, 1.0) if o.clip else x)
+    return jnp.stack(images[1:])
 
 
 def check_sampling(o: Sampling, config: Config) -> None:
@@ -243,7 +215,6 @@ def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None
     require(low < high, f"sigma_min is {low}: it must be below sigma_max, {high}")
     first, last = config.levels_first, config.levels_last
     require(first <= last, f"levels_first is {first}: it must be at most levels_last, {last}")
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     if teacher is not None:
         require_same_process("teacher", teacher, edm(config.sigma_max), data)
     with defaults_of("sampling"):

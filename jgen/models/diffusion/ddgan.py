@@ -45,8 +45,9 @@ from jgen.nn.conv import Conv
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.prob import adversarial
 from jgen.prob.diffusion_bound import clean_at_zero, posterior
-from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, per_image, variance_preserving
+from jgen.samplers.system import with_states
 
 Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
 
@@ -220,17 +221,17 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     discriminator = Discriminator(config.disc_channels, num_classes, jnp.dtype(config.network.dtype))
     conditions = ("label",) if config.class_conditional else ()
     gan = Ddgan(config, data.image, chain, generator, discriminator, conditions)
-    return GenerativeModel(
+    model = GenerativeModel(
         name="ddgan",
         data=data,
         init=partial(init, gan),
         phases=phases_of(gan),
-        sample=partial(sample, gan),
         sampling=config.sampling,
         conditions=conditions,
         validate=partial(validate, gan),
         averages=("gen",),
     )
+    return with_states(model, partial(states, gan), lambda o: config.num_timesteps)
 
 
 def phases_of(gan: Ddgan) -> tuple[Phase, ...]:
@@ -322,17 +323,17 @@ def validate(gan: Ddgan, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     return {name: flags.astype(jnp.float32) for name, flags in accuracy.items()}
 
 
-def sample(gan: Ddgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:
-    """Images from x_T ~ N(0, I) by the T steps, uint8 (B, H, W, C)."""
+def states(gan: Ddgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:
+    """The image after each of the T steps from x_T ~ N(0, I), float (T, B, H, W, C)."""
     key_start, key_steps = rng.split(keys, 2)
 
-    def step(x_t: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+    def step(x_t: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
         number = jnp.full(x_t.shape[:1], i)
-        return reverse_step(gan, params, rng.fold_in(key_steps, i), x_t, number, cond, False), None
+        x_s = reverse_step(gan, params, rng.fold_in(key_steps, i), x_t, number, cond, False)
+        return x_s, x_s
 
     start = rng.normal(key_start, gan.images.shape)
-    x_0, _ = jax.lax.scan(step, start, jnp.arange(gan.config.num_timesteps, 0, -1))
-    return to_uint8(x_0, gan.images.levels)
+    return jax.lax.scan(step, start, jnp.arange(gan.config.num_timesteps, 0, -1))[1]
 
 
 def check_config(config: Config, data: DataSpec) -> None:

@@ -19,7 +19,7 @@ the class that they were conditioned on, 2,000 steps of `python train.py configs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -28,27 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.errors import require_positive
 from jgen.nn import unet as networks
+from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
 from jgen.prob.diffusion_bound import variational_bound
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, add_noise, discrete, from_x0, to_x0
 from jgen.prob.schedules import make_schedule
-from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
-from jgen.samplers.guidance import clipped, drop_label, without_label
+from jgen.samplers.diffusion import Sampling
+from jgen.samplers.guidance import clipped
+from jgen.samplers.system import denoising_by_class, with_samplers
 
 
 @dataclass(frozen=True)
@@ -92,14 +83,11 @@ class Config:
 
 
 class Ddpm(NamedTuple):
-    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+    """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
     process: Process
-    unet: networks.Network
-    conditions: tuple[str, ...]
-    null_label: int
+    unet: ClassUNet
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -108,33 +96,24 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    check_config(config, data)
+    check_label_dropout(config.label_dropout)
+    require_positive(num_timesteps=config.num_timesteps)
     schedule = make_schedule(config.schedule, config.num_timesteps, config.beta_1, config.beta_T)
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
-    conditions = ("label",) if config.class_conditional else ()
-    ddpm = Ddpm(config, data.image, discrete(schedule), unet, conditions, data.num_classes)
-    return GenerativeModel(
+    unet = make_class_unet(config, data)
+    ddpm = Ddpm(config, discrete(schedule), unet)
+    model = GenerativeModel(
         name="ddpm",
         data=data,
-        init=partial(init, ddpm),
+        init=unet.init_roles,
         phases=(Phase(trains=("unet",), loss=partial(loss, ddpm)),),
-        sample=partial(sample, ddpm),
-        sampling=config.sampling,
-        check_sampling=partial(check_options, config=config),
-        numbers=NUMBERS,
-        conditions=conditions,
+        conditions=unet.conditions,
         validate=partial(validate, ddpm),
         best=("mse", "min"),
         log_prob=partial(log_prob, ddpm),
         likelihood="lower_bound",
-        functions={"denoise": partial(denoise, ddpm), "process": lambda params, ctx: ddpm.process},
     )
-
-
-def init(ddpm: Ddpm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    x = to_float(batch["image"][:1], ddpm.images.levels)
-    label = select_first(batch, ddpm.conditions).get("label")
-    return {"unet": ddpm.unet.init(key, x, jnp.ones(1), label, None)["params"]}, {}
+    where = unet, config, partial(denoise, ddpm), lambda params: ddpm.process
+    return with_samplers(model, denoising_by_class(*where, num_timesteps=config.num_timesteps))
 
 
 def errors(
@@ -143,12 +122,12 @@ def errors(
     """Squared error of the network's output at a random t, mean over pixels: float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     T = ddpm.config.num_timesteps
-    x_0 = to_float(batch["image"], ddpm.images.levels)
+    x_0 = to_float(batch["image"], ddpm.unet.images.levels)
     step = rng.randint(key_t, 1, T + 1)
     t = step / T
-    eps = rng.normal(key_eps, ddpm.images.shape)
+    eps = rng.normal(key_eps, ddpm.unet.images.shape)
     x_t = add_noise(ddpm.process, x_0, t, eps)
-    output = ddpm.unet.apply({"params": params["unet"]}, x_t, step, cond.get("label"), key_drop)
+    output = ddpm.unet(params, x_t, step, cond, key_drop)
     target = eps if ddpm.config.prediction == "eps" else from_x0(ddpm.config.prediction, ddpm.process, x_t, t, x_0)
     return mean_image((output - target) ** 2)
 
@@ -157,45 +136,24 @@ def loss(
     ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label = rng.split(keys, 3)
-    cond = drop_label(key_label, select(batch, ddpm.conditions), ddpm.config.label_dropout, ddpm.null_label)
+    cond = ddpm.unet.cond_for_training(key_label, batch, ddpm.config.label_dropout)
     return jnp.mean(errors(ddpm, params, key_error, batch, cond, key_drop)), ({}, {})
 
 
 def validate(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(ddpm, params, keys, batch, select(batch, ddpm.conditions), None)}
+    return {"mse": errors(ddpm, params, keys, batch, ddpm.unet.cond(batch), None)}
 
 
 def denoise(ddpm: Ddpm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
     """The x_0 that the network predicts at times t (B,) in (0, 1], also between the points of the chain."""
     step = t * ddpm.config.num_timesteps
-    output = ddpm.unet.apply({"params": params["unet"]}, x_t, step, cond.get("label"), None)
+    output = ddpm.unet(params, x_t, step, cond)
     return to_x0(ddpm.config.prediction, ddpm.process, x_t, t, output)
-
-
-def sample(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    o = replace(ddpm.config.sampling, **options)
-    model, null = partial(denoise, ddpm, params, ctx), without_label(cond, ddpm.null_label)
-    return generate(model, ddpm.process, o, keys, cond, null, ddpm.images, ddpm.config.num_timesteps)
 
 
 def log_prob(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     denoiser = clipped(partial(denoise, ddpm, params, ctx, cond=cond))
     T, variance = ddpm.config.num_timesteps, ddpm.config.bound_variance
-    return variational_bound(denoiser, ddpm.process, np.arange(1, T + 1) / T, x, keys, ddpm.images.levels, variance)
-
-
-def check_options(o: Sampling, config: Config) -> None:
-    """Raises `UserError` for options that the model cannot sample with."""
-    guidable = config.class_conditional and config.label_dropout > 0
-    needs = "class_conditional and label_dropout"
-    check_sampling(o, num_timesteps=config.num_timesteps, guidable=guidable, needs=needs)
-
-
-def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no DDPM can be made of."""
-    rate = config.label_dropout
-    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
-    require(config.num_timesteps >= 1, f"num_timesteps is {config.num_timesteps}: it must be above zero")
-    with defaults_of("sampling"):
-        check_options(config.sampling, config)
+    return variational_bound(
+        denoiser, ddpm.process, np.arange(1, T + 1) / T, x, keys, ddpm.unet.images.levels, variance
+    )

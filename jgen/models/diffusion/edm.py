@@ -23,8 +23,7 @@ assigns 99.2 % of samples to the class that they were conditioned on, 35 evaluat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,32 +31,23 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    FrozenModel,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    frozen_context,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.errors import require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.augmentation import SIZE, augment
+from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
-from jgen.prob.process import Process, per_image
 from jgen.prob.process import edm as edm_process
-from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
-from jgen.samplers.guidance import drop_label, require_same_process, without_label
+from jgen.prob.process import per_image
+from jgen.samplers.diffusion import Sampling
+from jgen.samplers.guidance import require_same_process
+from jgen.samplers.system import denoising_by_class, with_samplers
 
 # Table 5 of the paper, of CIFAR-10; `churn` is 0 there for the deterministic sampler.
 HEUN = Sampling(sampler="heun", steps=18, spacing="karras", low=0.002, churn_range=(0.05, 50.0), churn_noise=1.003)
+
+NEEDS = "class_conditional and label_dropout, or a guide"  # for guidance
 
 
 @dataclass(frozen=True)
@@ -83,15 +73,10 @@ class Config:
 
 
 class Edm(NamedTuple):
-    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+    """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
-    process: Process
-    unet: networks.Network
-    conditions: tuple[str, ...]
-    null_label: int
-    guide: GenerativeModel | None
+    unet: ClassUNet
 
 
 def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None) -> GenerativeModel:
@@ -103,31 +88,23 @@ def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a guide of another process.
     """
     check_config(config, data, guide)
-    num_classes = config.class_conditional * (data.num_classes + 1)
-    unet = networks.make_unet(config.network, data.image, num_classes, small_t=True)
-    conditions = ("label",) if config.class_conditional else ()
-    edm = Edm(config, data.image, edm_process(config.sigma_max), unet, conditions, data.num_classes, guide)
-    return GenerativeModel(
+    unet = make_class_unet(config, data, small_t=True)
+    edm, process = Edm(config, unet), edm_process(config.sigma_max)
+    model = GenerativeModel(
         name="edm",
         data=data,
         init=partial(init, edm),
         phases=(Phase(trains=("unet",), loss=partial(loss, edm)),),
-        sample=partial(sample, edm),
-        sampling=config.sampling,
-        check_sampling=partial(check_options, config=config, guide=guide),
-        numbers=NUMBERS,
-        conditions=conditions,
+        conditions=unet.conditions,
         validate=partial(validate, edm),
         best=("mse", "min"),
-        functions={"denoise": partial(denoise, edm), "process": lambda params, ctx: edm.process},
     )
+    where = unet, config, partial(denoise, edm), lambda params: process
+    return with_samplers(model, denoising_by_class(*where, guide=guide, needs=NEEDS))
 
 
-def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
-    x = to_float(batch["image"][:1], edm.images.levels)
-    label = select_first(batch, edm.conditions).get("label")
-    augmented = jnp.zeros((1, SIZE)) if edm.config.augment else None
-    return {"unet": edm.unet.init(key, x, jnp.ones(1), label, None, augmented)["params"]}, {}
+def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    return {"unet": edm.unet.init(key, batch, vector_size=SIZE if edm.config.augment else 0)}, {}
 
 
 class Preconditioning(NamedTuple):
@@ -159,59 +136,39 @@ def errors(
     """Squared error of the network F at random noise, mean over pixels: float32 (B,)."""
     config = edm.config
     key_sigma, key_eps = rng.split(keys, 2)
-    x_0 = to_float(batch["image"], edm.images.levels)
+    x_0 = to_float(batch["image"], edm.unet.images.levels)
     augmented = jnp.zeros((len(x_0), SIZE)) if config.augment else None
     if config.augment and key_augment is not None:
         x_0, augmented = augment(key_augment, x_0, config.augment)
     sigma = jnp.exp(config.p_mean + config.p_std * rng.normal(key_sigma, ()))
     c = preconditioning(sigma, config.sigma_data, x_0)
-    x = x_0 + per_image(sigma, x_0) * rng.normal(key_eps, edm.images.shape)
-    output = edm.unet.apply({"params": params["unet"]}, c.input * x, c.noise, cond.get("label"), key_drop, augmented)
+    x = x_0 + per_image(sigma, x_0) * rng.normal(key_eps, edm.unet.images.shape)
+    output = edm.unet(params, c.input * x, c.noise, cond, key_drop, augmented)
     return mean_image((output - (x_0 - c.skip * x) / c.out) ** 2)
 
 
 def loss(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label, key_augment = rng.split(keys, 4)
-    cond = drop_label(key_label, select(batch, edm.conditions), edm.config.label_dropout, edm.null_label)
+    cond = edm.unet.cond_for_training(key_label, batch, edm.config.label_dropout)
     return jnp.mean(errors(edm, params, key_error, batch, cond, key_drop, key_augment)), ({}, {})
 
 
 def validate(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(edm, params, keys, batch, select(batch, edm.conditions), None, None)}
+    return {"mse": errors(edm, params, keys, batch, edm.unet.cond(batch), None, None)}
 
 
 def denoise(edm: Edm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
     """D(x_t; sigma_max t), t (B,) in (0, 1]."""
     c = preconditioning(edm.config.sigma_max * t, edm.config.sigma_data, x_t)
     augmented = jnp.zeros((len(x_t), SIZE)) if edm.config.augment else None
-    output = edm.unet.apply({"params": params["unet"]}, c.input * x_t, c.noise, cond.get("label"), None, augmented)
+    output = edm.unet(params, c.input * x_t, c.noise, cond, vector=augmented)
     return c.skip * x_t + c.out * output
-
-
-def sample(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    o = replace(edm.config.sampling, **options)
-    model, null = partial(denoise, edm, params, ctx), without_label(cond, edm.null_label)
-    weak = None
-    if edm.guide is not None:
-        guide_params, guide_ctx = frozen_context(ctx, "guide")
-        weak = partial(edm.guide.functions["denoise"], guide_params, guide_ctx)
-    return generate(model, edm.process, o, keys, cond, null, edm.images, weak=weak)
-
-
-def check_options(o: Sampling, config: Config, guide: GenerativeModel | None) -> None:
-    """Raises `UserError` for options that the model cannot sample with."""
-    guidable = (config.class_conditional and config.label_dropout > 0) or guide is not None
-    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout, or a guide")
 
 
 def check_config(config: Config, data: DataSpec, guide: GenerativeModel | None) -> None:
     """Raises `UserError` for a configuration that no EDM can be made of."""
-    rate = config.label_dropout
-    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
+    check_label_dropout(config.label_dropout)
     require(0 <= config.augment <= 1, f"augment is {config.augment}: it must be from 0 to 1")
     require_positive(sigma_data=config.sigma_data, sigma_max=config.sigma_max, p_std=config.p_std)
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     if guide is not None:
         require_same_process("guide", guide, edm_process(config.sigma_max), data)
-    with defaults_of("sampling"):
-        check_options(config.sampling, config, guide)

@@ -21,8 +21,7 @@ Measured: 1.944 bits/dim on the 8x8 digits in 17 levels, an estimate with one pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -30,29 +29,18 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    FrozenModel,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    frozen_context,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
+from jgen.errors import defaults_of, require
 from jgen.nn import unet as networks
+from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
 from jgen.prob import process as processes
 from jgen.prob.coupling import optimal_transport
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import dequantise_to_float, to_float
 from jgen.samplers import ode
-from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, draw, generate
-from jgen.samplers.guidance import drop_label, require_same_process, without_label
+from jgen.samplers.diffusion import Sampling, check_sampling, draw
+from jgen.samplers.guidance import require_same_process
+from jgen.samplers.system import denoising_by_class, with_flow_likelihood, with_samplers
 
 TIME_SCALE = 1000.0  # of t in [0, 1], for an embedding that was made for steps 1 .. 1000
 PATHS = {"linear": processes.linear, "cosine": processes.cosine}
@@ -82,14 +70,11 @@ class Config:
 
 
 class FlowMatching(NamedTuple):
-    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+    """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
     process: processes.Process
-    unet: networks.Network
-    conditions: tuple[str, ...]
-    null_label: int
+    unet: ClassUNet
     teacher: GenerativeModel | None
 
 
@@ -102,50 +87,33 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
     """
     check_config(config, data, teacher)
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
-    conditions = ("label",) if config.class_conditional else ()
-    flow = FlowMatching(config, data.image, PATHS[config.path](), unet, conditions, data.num_classes, teacher)
-    return GenerativeModel(
+    unet = make_class_unet(config, data)
+    flow = FlowMatching(config, PATHS[config.path](), unet, teacher)
+    model = GenerativeModel(
         name="flow_matching",
         data=data,
-        init=partial(init, flow),
+        init=unet.init_roles,
         phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
-        sample=partial(sample, flow),
-        sampling=config.sampling,
-        check_sampling=partial(check_options, config=config),
-        numbers=NUMBERS,
-        conditions=conditions,
+        conditions=unet.conditions,
         validate=partial(validate, flow),
         best=("mse", "min"),
-        log_prob=partial(log_prob, flow),
-        scoring=config.scoring,
-        likelihood="estimate",
-        functions={"denoise": partial(denoise, flow), "process": lambda params, ctx: flow.process},
     )
-
-
-def init(flow: FlowMatching, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
-    """New parameters, or the teacher's where it has the same network."""
-    x = to_float(batch["image"][:1], flow.images.levels)
-    label = select_first(batch, flow.conditions).get("label")
-    params = flow.unet.init(key, x, jnp.ones(1), label, None)["params"]
-    if "teacher" in frozen:
-        params = networks.start_from(frozen["teacher"].params.get("unet"), params)
-    return {"unet": params}, {}
+    denoising = denoising_by_class(unet, config, partial(denoise, flow), lambda params: flow.process)
+    return with_flow_likelihood(with_samplers(model, denoising), denoising, config.scoring)
 
 
 def pairs(flow: FlowMatching, ctx: Context, keys: jax.Array, batch: Batch, cond: Cond) -> tuple[jax.Array, jax.Array]:
     """Images x_0 and the noise eps that goes with each, (B, H, W, C): of the data, or of the teacher's flow."""
     key_noise, key_level, key_steps = rng.split(keys, 3)
-    eps = rng.normal(key_noise, flow.images.shape)
+    eps = rng.normal(key_noise, flow.unet.images.shape)
     if flow.teacher is not None:
         params, frozen_ctx = frozen_context(ctx, "teacher")
         denoiser = partial(flow.teacher.functions["denoise"], params, frozen_ctx)
         x_0, _ = draw(denoiser, cond, flow.process, flow.config.teacher, eps, key_steps)
         return jax.lax.stop_gradient(x_0), eps
-    x_0 = to_float(batch["image"], flow.images.levels)
+    x_0 = to_float(batch["image"], flow.unet.images.levels)
     if flow.config.dequantise:
-        x_0 = dequantise_to_float(key_level, batch["image"], flow.images.levels)
+        x_0 = dequantise_to_float(key_level, batch["image"], flow.unet.images.levels)
     return x_0, optimal_transport(eps, x_0) if flow.config.coupling == "optimal_transport" else eps
 
 
@@ -166,22 +134,22 @@ def velocity(
     flow: FlowMatching, params: Roles, x_t: jax.Array, t: jax.Array, cond: Cond, drop: jax.Array | None
 ) -> jax.Array:
     """u_theta(x_t, t)."""
-    return flow.unet.apply({"params": params["unet"]}, x_t, TIME_SCALE * t, cond.get("label"), drop)
+    return flow.unet(params, x_t, TIME_SCALE * t, cond, drop)
 
 
 def loss(
     flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_pairs, key_time, key_drop, key_label = rng.split(keys, 4)
-    cond = select(batch, flow.conditions)
+    cond = flow.unet.cond(batch)
     x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)
-    cond = drop_label(key_label, cond, flow.config.label_dropout, flow.null_label)
+    cond = flow.unet.cond_for_training(key_label, batch, flow.config.label_dropout)
     return jnp.mean(errors(flow, params, key_time, x_0, eps, cond, key_drop)), ({}, {})
 
 
 def validate(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     key_pairs, key_time = rng.split(keys, 2)
-    cond = select(batch, flow.conditions)
+    cond = flow.unet.cond(batch)
     x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)
     return {"mse": errors(flow, params, key_time, x_0, eps, cond, None)}
 
@@ -191,35 +159,11 @@ def denoise(flow: FlowMatching, params: Roles, ctx: Context, x_t: jax.Array, t: 
     return processes.to_x0("velocity", flow.process, x_t, t, velocity(flow, params, x_t, t, cond, None))
 
 
-def sample(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    o = replace(flow.config.sampling, **options)
-    model, null = partial(denoise, flow, params, ctx), without_label(cond, flow.null_label)
-    return generate(model, flow.process, o, keys, cond, null, flow.images)
-
-
-def log_prob(
-    flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
-) -> jax.Array:
-    o = replace(flow.config.scoring, **options)
-    return ode.log_prob(partial(denoise, flow, params, ctx), flow.process, x, cond, keys, flow.images.levels, o)
-
-
-def check_options(o: Sampling, config: Config) -> None:
-    """Raises `UserError` for options that the model cannot sample with."""
-    guidable = config.class_conditional and config.label_dropout > 0
-    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout")
-
-
 def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None) -> None:
     """Raises `UserError` for a configuration that no flow can be made of."""
-    rate = config.label_dropout
-    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    check_label_dropout(config.label_dropout)
     if teacher is not None:
         require_same_process("teacher", teacher, PATHS[config.path](), data)
         require(config.coupling == "independent", f"coupling is {config.coupling}: a teacher couples noise and images")
-    ode.check_ode(config.scoring.tolerance, config.scoring.probes)
-    with defaults_of("sampling"):
-        check_options(config.sampling, config)
     with defaults_of("teacher"):
         check_sampling(config.teacher, guidable=False, needs="guidance of its own")

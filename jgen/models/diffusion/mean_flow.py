@@ -29,25 +29,15 @@ import numpy as np
 
 from jgen.core import backend
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
+from jgen.nn.class_unet import ClassUNet, make_class_unet
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.prob.likelihoods import mean_image
-from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.pixels import to_float
 from jgen.prob.process import per_image
-from jgen.samplers.guidance import drop_label, without_label
+from jgen.samplers.system import with_states
 
 TIME_SCALE = 20.0  # of times in [0, 1] for their embedding: a larger one would make du/dt large and rough
 EMBEDDING = 64  # width of the embedding of t - r
@@ -85,13 +75,10 @@ class Config:
 
 
 class MeanFlow(NamedTuple):
-    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+    """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
-    unet: networks.Network
-    conditions: tuple[str, ...]
-    null_label: int
+    unet: ClassUNet
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -100,25 +87,21 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    check_config(config, data)
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
-    conditions = ("label",) if config.class_conditional else ()
-    flow = MeanFlow(config, data.image, unet, conditions, data.num_classes)
-    return GenerativeModel(
+    check_config(config)
+    flow = MeanFlow(config, make_class_unet(config, data))
+    model = GenerativeModel(
         name="mean_flow",
         data=data,
         init=partial(init, flow),
         phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
-        sample=partial(sample, flow),
         sampling=config.sampling,
-        conditions=conditions,
+        conditions=flow.unet.conditions,
     )
+    return with_states(model, partial(states, flow), lambda o: o.steps)
 
 
 def init(flow: MeanFlow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    z = to_float(batch["image"][:1], flow.images.levels)
-    label = select_first(batch, flow.conditions).get("label")
-    return {"unet": flow.unet.init(key, z, jnp.ones(1), label, None, jnp.zeros((1, EMBEDDING)))["params"]}, {}
+    return {"unet": flow.unet.init(key, batch, vector_size=EMBEDDING)}, {}
 
 
 def average_velocity(
@@ -126,7 +109,7 @@ def average_velocity(
 ) -> jax.Array:
     """u_theta(z, r, t), (B, H, W, C); r and t (B,)."""
     apart = sinusoidal_embedding(TIME_SCALE * (t - r), EMBEDDING)
-    return flow.unet.apply({"params": params["unet"]}, z, TIME_SCALE * t, cond.get("label"), key_drop, apart)
+    return flow.unet(params, z, TIME_SCALE * t, cond, key_drop, apart)
 
 
 def draw_times(config: Config, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -142,21 +125,20 @@ def target_velocity(flow: MeanFlow, params: Roles, z: jax.Array, t: jax.Array, v
     scale = flow.config.guidance
     if scale == 1.0:
         return v
-    null = without_label(cond, flow.null_label)
+    null = flow.unet.without_class(cond)
     return scale * v + (1.0 - scale) * average_velocity(flow, jax.lax.stop_gradient(params), z, t, t, null, None)
 
 
 def loss(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple]:
     key_times, key_eps, key_drop, key_label = rng.split(keys, 4)
-    labels = select(batch, flow.conditions)
-    cond = drop_label(key_label, labels, flow.config.label_dropout, flow.null_label)
+    cond = flow.unet.cond_for_training(key_label, batch, flow.config.label_dropout)
     r, t = draw_times(flow.config, key_times)
-    x_0, eps = to_float(batch["image"], flow.images.levels), rng.normal(key_eps, flow.images.shape)
+    x_0, eps = to_float(batch["image"], flow.unet.images.levels), rng.normal(key_eps, flow.unet.images.shape)
     z = x_0 + per_image(t, x_0) * (eps - x_0)
     v = eps - x_0
-    if flow.conditions:
-        dropped = per_image(cond["label"] == flow.null_label, v)
-        v = jnp.where(dropped, v, target_velocity(flow, params, z, t, v, labels))
+    if flow.unet.conditions:
+        dropped = per_image(cond["label"] == flow.unet.null_label, v)
+        v = jnp.where(dropped, v, target_velocity(flow, params, z, t, v, flow.unet.cond(batch)))
 
     def u_of(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
         return average_velocity(flow, params, z, r, t, cond, key_drop)
@@ -169,21 +151,22 @@ def loss(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     return jnp.mean(weight * square), ({"mse": jnp.mean(square)}, {})
 
 
-def sample(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+def states(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    """The image after each step, float (n, B, H, W, C), in about [-1, 1]."""
     o = replace(flow.config.sampling, **options)
     require_positive(steps=o.steps)
     times = np.linspace(1.0, 0.0, o.steps + 1)
 
-    def step(z: jax.Array, ends: jax.Array) -> tuple[jax.Array, None]:
+    def step(z: jax.Array, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
         t, r = (jnp.full(len(keys), end) for end in ends)
-        return z - (ends[0] - ends[1]) * average_velocity(flow, params, z, r, t, cond, None), None
+        z = z - (ends[0] - ends[1]) * average_velocity(flow, params, z, r, t, cond, None)
+        return z, z
 
     ends = jnp.asarray(np.stack([times[:-1], times[1:]], axis=1), jnp.float32)
-    z, _ = jax.lax.scan(step, rng.normal(keys, flow.images.shape), ends)
-    return to_uint8(z, flow.images.levels)
+    return jax.lax.scan(step, rng.normal(keys, flow.unet.images.shape), ends)[1]
 
 
-def check_config(config: Config, data: DataSpec) -> None:
+def check_config(config: Config) -> None:
     """Raises `UserError` for a configuration that no mean flow can be made of."""
     for name in ("label_dropout", "apart"):
         value = getattr(config, name)
@@ -193,6 +176,5 @@ def check_config(config: Config, data: DataSpec) -> None:
     needs = "it must be 1 in a model without class_conditional and label_dropout"
     require(guidable or config.guidance == 1.0, f"guidance is {config.guidance}: {needs}")
     require(config.loss_power >= 0, f"loss_power is {config.loss_power}: it must be zero or above")
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     with defaults_of("sampling"):
         require_positive(steps=config.sampling.steps)

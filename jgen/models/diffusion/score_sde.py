@@ -22,35 +22,24 @@ Measured: 1.995 bits/dim on the 8x8 digits in 17 levels, an estimate with one pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.nn import unet as networks
+from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
 from jgen.prob import process as processes
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import dequantise_to_float, to_float
 from jgen.samplers import ode
-from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
-from jgen.samplers.guidance import drop_label, without_label
+from jgen.samplers.diffusion import Sampling
+from jgen.samplers.system import denoising_by_class, with_flow_likelihood, with_samplers
 
 TIME_SCALE = 999.0  # of t in [0, 1], for an embedding that was made for steps
 SHORTEST = 1e-5  # the least time of training, as in the paper's appendix C
@@ -84,14 +73,11 @@ class Config:
 
 
 class ScoreSde(NamedTuple):
-    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+    """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
     process: processes.Process
-    unet: networks.Network
-    conditions: tuple[str, ...]
-    null_label: int
+    unet: ClassUNet
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -100,28 +86,20 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    check_config(config, data)
-    num_classes = config.class_conditional * (data.num_classes + 1)
-    unet = networks.make_unet(config.network, data.image, num_classes, small_t=True)  # see `network_time`
-    conditions = ("label",) if config.class_conditional else ()
-    sde = ScoreSde(config, data.image, process_of(config), unet, conditions, data.num_classes)
-    return GenerativeModel(
+    check_label_dropout(config.label_dropout)
+    unet = make_class_unet(config, data, small_t=True)  # see `network_time`
+    sde = ScoreSde(config, process_of(config), unet)
+    model = GenerativeModel(
         name="score_sde",
         data=data,
-        init=partial(init, sde),
+        init=unet.init_roles,
         phases=(Phase(trains=("unet",), loss=partial(loss, sde)),),
-        sample=partial(sample, sde),
-        sampling=config.sampling,
-        check_sampling=partial(check_options, config=config),
-        numbers=NUMBERS,
-        conditions=conditions,
+        conditions=unet.conditions,
         validate=partial(validate, sde),
         best=("mse", "min"),
-        log_prob=partial(log_prob, sde),
-        scoring=config.scoring,
-        likelihood="estimate",
-        functions={"denoise": partial(denoise, sde), "process": lambda params, ctx: sde.process},
     )
+    denoising = denoising_by_class(unet, config, partial(denoise, sde), lambda params: sde.process)
+    return with_flow_likelihood(with_samplers(model, denoising), denoising, config.scoring)
 
 
 def process_of(config: Config) -> processes.Process:
@@ -132,12 +110,6 @@ def process_of(config: Config) -> processes.Process:
     return make(config.beta_min, config.beta_max)
 
 
-def init(sde: ScoreSde, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    x = to_float(batch["image"][:1], sde.images.levels)
-    label = select_first(batch, sde.conditions).get("label")
-    return {"unet": sde.unet.init(key, x, jnp.ones(1), label, None)["params"]}, {}
-
-
 def predict_noise(
     sde: ScoreSde, params: Roles, x_t: jax.Array, t: jax.Array, cond: Cond, key_drop: jax.Array | None
 ) -> jax.Array:
@@ -145,7 +117,7 @@ def predict_noise(
     alpha, sigma = processes.scales(sde.process, t, x_t)
     scaled = x_t / jnp.sqrt(alpha**2 + sigma**2)
     time = network_time(sde, t)
-    return sde.unet.apply({"params": params["unet"]}, scaled, time, cond.get("label"), key_drop)
+    return sde.unet(params, scaled, time, cond, key_drop)
 
 
 def network_time(sde: ScoreSde, t: jax.Array) -> jax.Array:
@@ -170,10 +142,10 @@ def errors(
 ) -> jax.Array:
     """Squared error of the noise at a random t, mean over pixels: float32 (B,)."""
     key_t, key_eps, key_level = rng.split(keys, 3)
-    x_0 = to_float(batch["image"], sde.images.levels)
+    x_0 = to_float(batch["image"], sde.unet.images.levels)
     if sde.config.dequantise:
-        x_0 = dequantise_to_float(key_level, batch["image"], sde.images.levels)
-    t, eps = training_times(sde, key_t), rng.normal(key_eps, sde.images.shape)
+        x_0 = dequantise_to_float(key_level, batch["image"], sde.unet.images.levels)
+    t, eps = training_times(sde, key_t), rng.normal(key_eps, sde.unet.images.shape)
     x_t = processes.add_noise(sde.process, x_0, t, eps)
     return mean_image((predict_noise(sde, params, x_t, t, cond, key_drop) - eps) ** 2)
 
@@ -182,44 +154,14 @@ def loss(
     sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label = rng.split(keys, 3)
-    cond = drop_label(key_label, select(batch, sde.conditions), sde.config.label_dropout, sde.null_label)
+    cond = sde.unet.cond_for_training(key_label, batch, sde.config.label_dropout)
     return jnp.mean(errors(sde, params, key_error, batch, cond, key_drop)), ({}, {})
 
 
 def validate(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(sde, params, keys, batch, select(batch, sde.conditions), None)}
+    return {"mse": errors(sde, params, keys, batch, sde.unet.cond(batch), None)}
 
 
 def denoise(sde: ScoreSde, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
     """(x_t + sigma^2 s_theta) / alpha at times t (B,) in (0, 1] (Tweedie's formula)."""
     return processes.to_x0("eps", sde.process, x_t, t, predict_noise(sde, params, x_t, t, cond, None))
-
-
-def sample(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    o = replace(sde.config.sampling, **options)
-    model, null = partial(denoise, sde, params, ctx), without_label(cond, sde.null_label)
-    return generate(model, sde.process, o, keys, cond, null, sde.images)
-
-
-def log_prob(
-    sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
-) -> jax.Array:
-    o = replace(sde.config.scoring, **options)
-    return ode.log_prob(partial(denoise, sde, params, ctx), sde.process, x, cond, keys, sde.images.levels, o)
-
-
-def check_options(o: Sampling, config: Config) -> None:
-    """Raises `UserError` for options that the model cannot sample with."""
-    guidable = config.class_conditional and config.label_dropout > 0
-    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout")
-
-
-def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no score model can be made of."""
-    rate = config.label_dropout
-    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
-    process_of(config)
-    ode.check_ode(config.scoring.tolerance, config.scoring.probes)
-    with defaults_of("sampling"):
-        check_options(config.sampling, config)

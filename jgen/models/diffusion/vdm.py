@@ -31,25 +31,15 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    GenerativeModel,
-    ImageSpec,
-    Phase,
-    Roles,
-    select,
-    select_first,
-)
-from jgen.errors import defaults_of, require, require_labels, require_positive
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
+from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
 from jgen.prob.likelihoods import flatten, normal_kl, sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, from_log_snr, per_image
-from jgen.samplers.diffusion import NUMBERS, Sampling, check_sampling, generate
-from jgen.samplers.guidance import drop_label, without_label
+from jgen.samplers.diffusion import Sampling
+from jgen.samplers.system import denoising_by_class, with_samplers
 
 TIME_SCALE = 1000.0  # of (gamma - gamma_0) / (gamma_1 - gamma_0), for an embedding that was made for steps 1 .. 1000
 
@@ -104,14 +94,11 @@ class Schedule(nn.Module):
 
 
 class Vdm(NamedTuple):
-    """What `make` binds the functions below to; `null_label` is the label that stands for "no class"."""
+    """What `make` binds the functions below to."""
 
     config: Config
-    images: ImageSpec
-    unet: networks.Network
+    unet: ClassUNet
     schedule: Schedule
-    conditions: tuple[str, ...]
-    null_label: int
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -120,36 +107,29 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    check_config(config, data)
-    unet = networks.make_unet(config.network, data.image, config.class_conditional * (data.num_classes + 1))
-    conditions = ("label",) if config.class_conditional else ()
-    vdm = Vdm(config, data.image, unet, Schedule(config.schedule_features), conditions, data.num_classes)
-    return GenerativeModel(
+    check_config(config)
+    unet = make_class_unet(config, data)
+    vdm = Vdm(config, unet, Schedule(config.schedule_features))
+    model = GenerativeModel(
         name="vdm",
         data=data,
         init=partial(init, vdm),
         phases=(Phase(trains=("unet", "ends", "schedule"), loss=partial(loss, vdm), name="bound"),),
-        sample=partial(sample, vdm),
-        sampling=config.sampling,
-        check_sampling=partial(check_options, config=config),
-        numbers=NUMBERS,
-        conditions=conditions,
+        conditions=unet.conditions,
         validate=partial(validate, vdm),
         best=("bits_per_dim", "min"),
         log_prob=partial(log_prob, vdm),
         scoring=config.scoring,
         likelihood="lower_bound",
-        functions={"denoise": partial(denoise, vdm), "process": lambda params, ctx: process_of(vdm, params)},
     )
+    return with_samplers(model, denoising_by_class(unet, config, partial(denoise, vdm), partial(process_of, vdm)))
 
 
 def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_unet, key_schedule = rng.split_key(key, 2)
-    z = features(vdm, to_float(batch["image"][:1], vdm.images.levels))
-    label = select_first(batch, vdm.conditions).get("label")
     ends = {"gamma_0": jnp.float32(vdm.config.gamma_0), "gamma_1": jnp.float32(vdm.config.gamma_1)}
     return {
-        "unet": vdm.unet.init(key_unet, z, jnp.ones(1), label, None)["params"],
+        "unet": vdm.unet.init(key_unet, batch, inputs=partial(features, vdm)),
         "ends": ends,
         "schedule": vdm.schedule.init(key_schedule, jnp.ones(1))["params"],
     }, {}
@@ -184,8 +164,7 @@ def predict_noise(
     """eps_theta(z_t, gamma); gamma (B,)."""
     low, high = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
     time = TIME_SCALE * jax.lax.stop_gradient((gamma - low) / (high - low))
-    output = vdm.unet.apply({"params": params["unet"]}, features(vdm, z), time, cond.get("label"), key_drop)
-    return z + output  # the noise is most of z for most times
+    return z + vdm.unet(params, features(vdm, z), time, cond, key_drop)  # the noise is most of z for most times
 
 
 def diffusion_loss(
@@ -199,7 +178,7 @@ def diffusion_loss(
     key_drop: jax.Array | None,
 ) -> jax.Array:
     """1/2 gamma' || eps - eps_theta ||^2 where gamma and its rate are given, (B,): nats an image, float32 (B,)."""
-    eps = rng.normal(keys, vdm.images.shape)
+    eps = rng.normal(keys, vdm.unet.images.shape)
     alpha, sigma = jax.nn.sigmoid(-gamma) ** 0.5, jax.nn.sigmoid(gamma) ** 0.5
     z = per_image(alpha, x) * x + per_image(sigma, x) * eps
     return 0.5 * rate * sum_image((eps - predict_noise(vdm, params, z, gamma, cond, key_drop)) ** 2)
@@ -230,7 +209,7 @@ def diffusion_and_variance(
     zeros = jnp.zeros_like(t)
     values, pullback = jax.vjp(losses, trained, zeros, zeros)
     gradients, by_gamma, by_rate = jax.lax.stop_gradient(pullback(jnp.full_like(values, 1.0 / len(values))))
-    weight = 2.0 * jax.lax.stop_gradient(values) / (vdm.images.size * math.log(2.0))
+    weight = 2.0 * jax.lax.stop_gradient(values) / (vdm.unet.images.size * math.log(2.0))
     gamma, rate = schedule_at(vdm, {**jax.lax.stop_gradient(trained), "schedule": params["schedule"]}, t)
     between = jnp.sum(weight * (by_gamma * gamma + by_rate * rate))
     linear = sum(jnp.vdot(g, p) for g, p in zip(jax.tree.leaves(gradients), jax.tree.leaves(trained))) + between
@@ -239,12 +218,12 @@ def diffusion_and_variance(
 
 def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """KL(q(z_1 | x) || N(0, I)) and -log p(x | z_0) with one draw of z_0: nats an image, (B,) each."""
-    levels = vdm.images.levels
+    levels = vdm.unet.images.levels
     gamma_0, gamma_1 = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
     x = to_float(images, levels)
     prior = sum_image(normal_kl(jax.nn.sigmoid(-gamma_1) ** 0.5 * x, jax.nn.log_sigmoid(gamma_1), 0.0, 0.0))
     # z_0 / alpha_0 = x + e^{gamma_0 / 2} eps
-    reading = flatten(x + jnp.exp(0.5 * gamma_0) * rng.normal(keys, vdm.images.shape))
+    reading = flatten(x + jnp.exp(0.5 * gamma_0) * rng.normal(keys, vdm.unet.images.shape))
     values = to_float(jnp.arange(levels), levels)
     logits = jax.nn.log_softmax(-0.5 * jnp.exp(-gamma_0) * (reading[..., None] - values[None, None]) ** 2)
     log_p = jnp.take_along_axis(logits, flatten(images).astype(jnp.int32)[..., None], axis=-1)
@@ -254,12 +233,12 @@ def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> t
 def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
     """The bound, in bits per dimension."""
     key_eps, key_ends, key_drop, key_label = rng.split(keys, 4)
-    cond = drop_label(key_label, select(batch, vdm.conditions), vdm.config.label_dropout, vdm.null_label)
-    x = to_float(batch["image"], vdm.images.levels)
+    cond = vdm.unet.cond_for_training(key_label, batch, vdm.config.label_dropout)
+    x = to_float(batch["image"], vdm.unet.images.levels)
     diffusion = diffusion_and_variance(vdm, params, key_eps, spread_times(ctx, batch), x, cond, key_drop)
     prior, reconstruction = (jnp.mean(part) for part in end_losses(vdm, params, key_ends, batch["image"]))
     parts = {"prior": prior, "reconstruction": reconstruction, "diffusion": diffusion}
-    metrics = {name: part / (vdm.images.size * math.log(2.0)) for name, part in parts.items()}
+    metrics = {name: part / (vdm.unet.images.size * math.log(2.0)) for name, part in parts.items()}
     return sum(metrics.values(), jnp.float32(0.0)), (metrics, {})
 
 
@@ -271,7 +250,7 @@ def spread_times(ctx: Context, batch: Batch) -> jax.Array:
 def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Cond, times: int) -> jax.Array:
     """The lower bound on log p(images) in nats, float32 (B,), with one time in each of `times` parts of [0, 1]."""
     key_ends, key_times = rng.split(keys, 2)
-    x = to_float(images, vdm.images.levels)
+    x = to_float(images, vdm.unet.images.levels)
 
     def part(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         key_t, key_eps = rng.split(rng.fold_in(key_times, number), 2)
@@ -284,8 +263,8 @@ def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Con
 
 
 def validate(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    nats = bound(vdm, params, keys, batch["image"], select(batch, vdm.conditions), times=8)
-    return {"bits_per_dim": -nats / (vdm.images.size * math.log(2.0))}
+    nats = bound(vdm, params, keys, batch["image"], vdm.unet.cond(batch), times=8)
+    return {"bits_per_dim": -nats / (vdm.unet.images.size * math.log(2.0))}
 
 
 def log_prob(
@@ -304,27 +283,11 @@ def denoise(vdm: Vdm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array,
     return (x_t - per_image(sigma, x_t) * eps) / per_image(alpha, x_t)
 
 
-def sample(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    o = replace(vdm.config.sampling, **options)
-    model, null = partial(denoise, vdm, params, ctx), without_label(cond, vdm.null_label)
-    return generate(model, process_of(vdm, params), o, keys, cond, null, vdm.images)
-
-
-def check_options(o: Sampling, config: Config) -> None:
-    """Raises `UserError` for options that the model cannot sample with."""
-    guidable = config.class_conditional and config.label_dropout > 0
-    check_sampling(o, guidable=guidable, needs="class_conditional and label_dropout")
-
-
-def check_config(config: Config, data: DataSpec) -> None:
+def check_config(config: Config) -> None:
     """Raises `UserError` for a configuration that no VDM can be made of."""
-    rate = config.label_dropout
-    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")
+    check_label_dropout(config.label_dropout)
     require(config.gamma_0 < config.gamma_1, f"gamma_0 is {config.gamma_0}: it must be below gamma_1, {config.gamma_1}")
     require_positive(schedule_features=config.schedule_features)
     require(all(n >= 0 for n in config.fourier), f"fourier is {config.fourier}: its powers must be zero or above")
-    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     with defaults_of("scoring"):
         require_positive(times=config.scoring.times)
-    with defaults_of("sampling"):
-        check_options(config.sampling, config)

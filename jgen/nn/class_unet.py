@@ -1,0 +1,116 @@
+"""A U-Net bound to its data: images at some noise, and the class that they may be conditioned on.
+
+What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import Batch, Cond, DataSpec, FrozenModel, ImageSpec, Roles, select, select_first
+from jgen.errors import require, require_labels
+from jgen.nn import unet
+from jgen.prob.pixels import to_float
+
+
+class Options(Protocol):
+    """The fields that a system's Config has for its network."""
+
+    @property
+    def network(self) -> unet.Config: ...
+    @property
+    def class_conditional(self) -> bool: ...
+
+
+class ClassUNet(NamedTuple):
+    """A U-Net whose parameters are the role "unet".
+
+    null_label: the label that stands for "no class".
+    """
+
+    network: unet.Network
+    images: ImageSpec
+    conditions: tuple[str, ...]
+    null_label: int
+
+    def __call__(
+        self,
+        params: Roles,
+        x: jax.Array,
+        t: jax.Array,
+        cond: Cond,
+        key_drop: jax.Array | None = None,
+        vector: jax.Array | None = None,
+    ) -> jax.Array:
+        """The network's answer, float32 (B, H, W, C).
+
+        Args:
+          x: (B, H, W, C); t: (B,); cond: {"label": (B,)} or {}; key_drop: keys of dropout (B,), None for none.
+          vector: (B, D), a further condition.
+        """
+        return self.network.apply({"params": params["unet"]}, x, t, cond.get("label"), key_drop, vector)
+
+    def init(
+        self,
+        key: jax.Array,
+        batch: Batch,
+        *,
+        vector_size: int = 0,
+        inputs: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> Any:
+        """New parameters.
+
+        Args:
+          vector_size: D of `vector`; inputs: what the network sees of x, where that is not x itself.
+        """
+        x = to_float(batch["image"][:1], self.images.levels)
+        x = x if inputs is None else inputs(x)
+        label = select_first(batch, self.conditions).get("label")
+        vector = jnp.zeros((1, vector_size)) if vector_size else None
+        return self.network.init(key, x, jnp.ones(1), label, None, vector)["params"]
+
+    def init_roles(self, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
+        """`init` of a system that has no other parameters; those of a teacher where it has the same network."""
+        params = self.init(key, batch)
+        if "teacher" in frozen:
+            params = unet.start_from(frozen["teacher"].params.get("unet"), params)
+        return {"unet": params}, {}
+
+    def cond(self, batch: Batch) -> Cond:
+        """The condition of a batch."""
+        return select(batch, self.conditions)
+
+    def cond_for_training(self, keys: jax.Array, batch: Batch, rate: float) -> Cond:
+        """The condition of a batch, with the null label in place of each label with probability `rate`; keys (B,)."""
+        cond = self.cond(batch)
+        if "label" not in cond:
+            return cond
+        return {**cond, "label": jnp.where(rng.bernoulli(keys, rate), self.null_label, cond["label"])}
+
+    def without_class(self, cond: Cond) -> Cond:
+        """The condition with the null label in place of every label."""
+        return {**cond, "label": jnp.full_like(cond["label"], self.null_label)} if "label" in cond else cond
+
+
+def make_class_unet(config: Options, data: DataSpec, small_t: bool = False) -> ClassUNet:
+    """The U-Net of `config.network` over the images of `data`, with one class more than there are, for "no class".
+
+    Args:
+      small_t: see `unet.make_unet`.
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, or classes of data that has none.
+    """
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
+    num_classes = config.class_conditional * (data.num_classes + 1)
+    network = unet.make_unet(config.network, data.image, num_classes, small_t=small_t)
+    return ClassUNet(network, data.image, ("label",) if config.class_conditional else (), data.num_classes)
+
+
+def check_label_dropout(rate: float) -> None:
+    """Raises `UserError` for a rate with which no class would ever be seen, or that is no probability."""
+    require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")

@@ -1,0 +1,1 @@
+"""Reproducibility studies, one command each: python -m jgen.studies.NAME."""

@@ -1,0 +1,130 @@
+"""What studies share: a trained run's samples under many settings, each scored once and written to a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jgen import sample_scores
+from jgen.core.progress import progress_bar
+from jgen.data import dataset
+from jgen.data.pictures import to_display
+from jgen.generator import Generator
+from jgen.metrics.neighbours import nearest_distances
+from jgen.train.run_directory import environment, read_config, read_json, write_json
+
+Row = dict[str, Any]
+
+
+class Opened(NamedTuple):
+    """A run whose samples are scored.
+
+    compare: samples to their scores; see `sample_scores.make_comparison`.
+    train, test: images as the model sees them, float (n, H W C) in 0 .. 1, with the classes of test, (n,), or None.
+    """
+
+    gen: Generator
+    compare: Callable[..., dict[str, Any]]
+    train: np.ndarray
+    test: np.ndarray
+    test_classes: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How samples are scored; the fields of `jgen.evaluate` that `jgen.sample_scores` reads."""
+
+    split: str = "test"
+    num: int = 0
+    seed: int = 0
+    inception: str = ""
+    memorisation: bool = True
+
+
+def open_run(run: str, seed: int) -> Opened:
+    """Loads a run and the data that it was trained on.
+
+    Raises:
+      UserError: no run, or data that is gone or has changed.
+    """
+    import jgen
+
+    gen = jgen.load(run)
+    config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run, gen.tokenizers)
+    labelled = "label" in gen.model.conditions
+    compare = sample_scores.make_comparison(data, config, Protocol(seed=seed), labelled)
+    train, test = (data.splits[name].fetch(np.arange(data.splits[name].num)) for name in ("train", "test"))
+    levels = gen.model.images.levels
+    pixels = as_pixels(train["image"], levels), as_pixels(test["image"], levels)
+    return Opened(gen, compare, *pixels, test["label"] if labelled else None)
+
+
+def as_pixels(images: np.ndarray, levels: int) -> np.ndarray:
+    """uint8 images to float32 (n, H W C) in 0 .. 1."""
+    return images.reshape(len(images), -1).astype(np.float32) / (levels - 1)
+
+
+def score(opened: Opened, options: dict[str, Any], num: int, seed: int) -> Row:
+    """Scores of samples drawn with these options, the classes in turn.
+
+    Returns:
+      fd, precision, recall, class_accuracy: as `jgen.evaluate` has them, class_accuracy None without classes.
+      diversity: the mean distance of two samples of a class in pixels, over that of two test images.
+      nearest: the median distance of a sample to the nearest training image in pixels, over that of test images.
+      copies: the part of samples nearer to a training image than all but 5 % of test images are; 0.05 of unseen ones.
+    """
+    gen = opened.gen
+    images = gen.sample(jax.random.key(seed), num, batch_size=250, **options)
+    label = gen.conditions(num).get("label")
+    shown = to_display(images, gen.model.images.levels)
+    scores = opened.compare(lambda start, stop: shown[start:stop], num, label, asked_for=True)
+    quality, read = scores["quality"], scores["labels"]
+    pixels = as_pixels(images, gen.model.images.levels)
+    unseen, own = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
+    return {
+        **{name: quality[name]["value"] for name in ("precision", "recall")},
+        "fd": quality["frechet_distance"],
+        "network": quality["network"],
+        "reference": quality["reference"],
+        "class_accuracy": read and read["accuracy"],
+        "diversity": spread_within(pixels, label) / spread_within(opened.test, opened.test_classes),
+        "nearest": float(np.median(own) / np.median(unseen)),
+        "copies": float(np.mean(own < np.quantile(unseen, 0.05))),
+    }
+
+
+def spread_within(x: np.ndarray, classes: np.ndarray | None) -> float:
+    """The mean distance of two rows of x (n, D) of the same class, over the classes."""
+    groups = [x] if classes is None else [x[classes == each] for each in np.unique(classes)]
+    means = []
+    for group in groups:
+        squares = (group**2).sum(1)
+        distances = np.sqrt(np.clip(squares[:, None] + squares[None] - 2 * group @ group.T, 0, None))
+        means.append(distances.sum() / max(1, len(group) * (len(group) - 1)))
+    return float(np.mean(means))
+
+
+def score_all(out: Path, settings: Iterable[Row], score: Callable[[Row], Row], about: dict[str, Any]) -> list[Row]:
+    """The rows of a record, with those of new settings added as soon as each is scored, so that a study goes on where
+    it was stopped.
+
+    Args:
+      out: the JSON file; settings: what identifies a row; score: a setting to its scores; about: how it was measured.
+    """
+    document: dict[str, Any] = read_json(out) if out.exists() else {"about": about, "commands": [], "rows": []}
+    rows, command = document["rows"], "python " + shlex.join(sys.orig_argv[1:])
+    document |= {"about": about, "environment": environment()}
+    document["commands"] = list(dict.fromkeys([*document["commands"], command]))
+    done = [row["setting"] for row in rows]
+    todo = [setting for setting in settings if setting not in done]
+    for setting in progress_bar(todo, desc=out.stem, unit="setting"):
+        rows.append({"setting": setting, **score(setting)})
+        write_json(out, document)
+    return rows

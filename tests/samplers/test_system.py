@@ -1,0 +1,100 @@
+"""What systems of a denoiser have in common: the images on the way, the evaluations, failures that are named."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import mistake
+from specs import data_of
+from stub_network import CTX, PARAMS, stub_network
+
+from jgen.core.generate import run_over, sample_batches, sample_images
+from jgen.models.diffusion import consistency, ddgan, edm, flow_matching, mean_flow, score_sde
+from jgen.nn import unet
+
+DATA = data_of(4, 4, 1, 256, 3)
+KEY = jax.random.key(0)
+HEUN = {"sampler": "heun", "steps": 3}
+
+
+@pytest.fixture
+def network(monkeypatch):
+    stub = stub_network(monkeypatch)
+    stub.answer = lambda x, t, label: 0.3 * x + (0.0 if label is None else 0.1 * label[:, None, None, None])
+    return stub
+
+
+def trajectory(model, params, n, **options):
+    return np.concatenate(list(sample_batches(model, params, CTX, KEY, n, "trajectory", **options)))
+
+
+@pytest.mark.parametrize(
+    "module,options,steps",
+    [(edm, HEUN, 4), (flow_matching, HEUN, 4), (score_sde, {"steps": 5}, 6), (consistency, {}, 2)]
+    + [(mean_flow, {"steps": 3}, 3)],
+    ids=lambda value: getattr(value, "__name__", "").rpartition(".")[2],
+)
+def test_a_trajectory_ends_in_the_sample(network, module, options, steps):
+    model = module.make(module.Config(network=unet.TINY), DATA)
+    path = trajectory(model, PARAMS, 5, **options)
+    assert path.shape == (5, steps, 4, 4, 1) and path.dtype == np.uint8
+    np.testing.assert_array_equal(path[:, -1], sample_images(model, PARAMS, CTX, KEY, 5, **options))
+    assert len(np.unique(path.reshape(5 * steps, -1), axis=0)) > 5  # they change on the way
+    few = trajectory(model, PARAMS, 2, start=3, **options)
+    np.testing.assert_array_equal(few, path[3:])
+
+
+def test_a_trajectory_of_a_chain_of_gans():
+    model = ddgan.make(ddgan.Config(network=unet.TINY, disc_channels=(8, 8), num_timesteps=2), DATA)
+    batch = {"image": np.zeros((1, 4, 4, 1), np.uint8), "label": np.zeros(1, np.int32)}
+    params, _ = model.init(KEY, batch, {})
+    path = trajectory(model, params, 3)
+    assert path.shape == (3, 2, 4, 4, 1) and model.evaluations(model.sampling) == 2
+    np.testing.assert_array_equal(path[:, -1], sample_images(model, params, CTX, KEY, 3))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "predictor_corrector", "dpmpp_2m"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_evaluations_are_those_of_the_network(network, sampler, guidance_scale):
+    """Counted as the images that pass through it, in a loop that is not compiled."""
+    model = flow_matching.make(flow_matching.Config(network=unet.TINY), DATA)
+    options = {"sampler": sampler, "steps": 3, "guidance_scale": guidance_scale}
+    keys, cond = jax.random.split(KEY, 2), {"label": jnp.array([0, 1])}
+    with jax.disable_jit():
+        model.sample(PARAMS, CTX, keys, cond, **options)
+    images = sum(len(call[0]) for call in network.calls)
+    assert images == 2 * model.evaluations(dataclasses.replace(model.sampling, **options))
+
+
+def test_a_solver_that_does_not_converge_is_named(network):
+    """One class in three has no solution: no image of it is returned as if it were one."""
+    network.answer = lambda x, t, label: jnp.where(label[:, None, None, None] == 1, jnp.nan, x)
+    model = flow_matching.make(flow_matching.Config(network=unet.TINY), DATA)
+    options = {"sampler": "ode", "tolerance": 1e-2}
+    wanted = "2 of 6 images failed: the solver of sampler ode did not converge at tolerance 0.01"
+    mistake(lambda: sample_images(model, PARAMS, CTX, KEY, 6, **options), wanted)
+    good = sample_images(model, PARAMS, CTX, KEY, 4, cond={"label": np.array([0, 2, 2, 0])}, **options)
+    assert good.shape == (4, 4, 4, 1)
+    mistake(lambda: sample_images(model, PARAMS, CTX, KEY, 6, steps=2), "2 of 6 images failed: sampler heun")
+    arrays = {"image": good, "index": np.arange(4, dtype=np.int32), "cond": {"label": np.array([0, 1, 1, 2])}}
+    scored = {"options": model.scoring}
+    wanted = "2 of 4 images failed: the solver of the likelihood did not converge"
+    mistake(lambda: run_over(model, "log_prob", PARAMS, CTX, KEY, arrays, **scored), wanted)
+
+
+def test_options_that_do_not_fit_name_those_that_do(network):
+    model = edm.make(edm.Config(network=unet.TINY), DATA)
+    mistake(lambda: trajectory(model, PARAMS, 2, sampler="ode"), "sampler is ode", "ancestral, ddim")
+
+    def sample(**options):
+        return sample_images(model, PARAMS, CTX, KEY, 2, **options)
+
+    mistake(lambda: sample(sampler="plms"), "sampler", "heun")
+    mistake(lambda: sample(spacing="trailing"), "spacing is 'trailing'", "karras")
+    mistake(lambda: sample(times=(0.5, 0.7)), "times")
+    mistake(lambda: sample(tolerance=0.0), "tolerance is 0.0")
+    unguided = edm.make(edm.Config(network=unet.TINY, class_conditional=False), DATA)
+    wrong = {"guidance_scale": 2.0}
+    mistake(lambda: sample_images(unguided, PARAMS, CTX, KEY, 2, **wrong), "guidance_scale is 2.0", "or a guide")
