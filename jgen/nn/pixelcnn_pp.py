@@ -79,10 +79,10 @@ class GatedResnetBlock(nn.Module):
         return x + a * nn.sigmoid(b)
 
     def from_u(self, u: jax.Array | None) -> jax.Array | int:
-        return self.across(concat_elu(u)) if self.has_u else 0
+        return self.across(concat_elu(u)) if u is not None else 0
 
     def from_skip(self, skip: jax.Array | None) -> jax.Array | int:
-        return self.shortcut(concat_elu(skip)) if self.has_skip else 0
+        return self.shortcut(concat_elu(skip)) if skip is not None else 0
 
     def classes(self, label: jax.Array | None) -> jax.Array | int:
         return self.label(label) if self.num_classes else 0

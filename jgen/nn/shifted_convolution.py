@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.nn.conv import conv
+from jgen.nn.conv import CpuForm, conv
 from jgen.nn.cpu.patches import product
 
 
@@ -44,8 +44,8 @@ class ShiftedConv(nn.Module):
         return (self.above, m - 1 - self.above), (self.left, n - 1 - self.left)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, cpu = self.kernel.astype(self.dtype), "patches" if self.stride == 1 else "plain"
-        out = conv(x.astype(self.dtype), kernel, self.stride, self.padding(), cpu)
+        cpu: CpuForm = "patches" if self.stride == 1 else "plain"
+        out = conv(x.astype(self.dtype), self.kernel.astype(self.dtype), self.stride, self.padding(), cpu)
         return out + self.bias.astype(self.dtype)[None, None, None, :]
 
     def row(self, window: jax.Array) -> jax.Array:
