@@ -111,13 +111,13 @@ class GatedResnetBlock(nn.Module):
 class RowCache(NamedTuple):
     """What a row of u leaves to the next, at one resolution and those below.
 
-    up, down: of each block its convolutions' inputs, (W, B, 2 f). last: the output of the last block upward, (W, B, f).
+    encoder, decoder: of each block its convolutions' inputs, (W, B, 2 f). last: the encoder's output, (W, B, f).
     inner: the cache of the coarser resolution. coarse: what that gave at its newest row: u, (w, B, f), and of the
     `Contexts` the fields enter and inner. The last three are None at the coarsest resolution.
     """
 
-    up: list[Pair]
-    down: list[Pair]
+    encoder: list[Pair]
+    decoder: list[Pair]
     last: Any = None
     inner: Any = None
     coarse: Any = None
@@ -126,13 +126,13 @@ class RowCache(NamedTuple):
 class PixelCache(NamedTuple):
     """What a pixel of ul leaves to the next, at one resolution and those below; of a row, with an axis W in front.
 
-    up, down: of each block its convolutions' inputs, (B, 2 f). last: the output of the last block upward, (B, f).
+    encoder, decoder: of each block its convolutions' inputs, (B, 2 f). last: the encoder's output, (B, f).
     inner: the cache of the coarser resolution. coarse: the newest ul that it gave, (B, f). The last three are None at
     the coarsest resolution.
     """
 
-    up: list[Pair]
-    down: list[Pair]
+    encoder: list[Pair]
+    decoder: list[Pair]
     last: Any = None
     inner: Any = None
     coarse: Any = None
@@ -145,8 +145,8 @@ class Contexts(NamedTuple):
     in the row that this one lies in, (w, B, f). All None at the coarsest resolution.
     """
 
-    up: list[Pair]
-    down: list[Pair]
+    encoder: list[Pair]
+    decoder: list[Pair]
     enter: Any = None
     inner: Any = None
     coarse: Any = None
@@ -155,8 +155,9 @@ class Contexts(NamedTuple):
 class Resolution(nn.Module):
     """(u, ul, label, dropout keys or None) to (u, ul), all (B, H, W, features).
 
-    `blocks` blocks of each stream, then the coarser resolutions, `scales` - 1 of them, then a block for each of the
-    features above, in reverse order, with a short-cut connection from it.
+    An encoder of `blocks` blocks of each stream, then the coarser resolutions, `scales` - 1 of them, then a decoder of
+    one block more (at the coarsest, as many): block n has a short-cut connection from the n-th last of the encoder's
+    features.
     """
 
     features: int
@@ -172,34 +173,34 @@ class Resolution(nn.Module):
         def block(window: tuple[int, int], has_u: bool, has_skip: bool) -> GatedResnetBlock:
             return GatedResnetBlock(f, window, has_u, has_skip, self.num_classes, self.dropout_rate, dtype)
 
-        ups, downs = range(self.blocks), range(self.blocks + (not is_coarsest))
-        self.up_u = [block(U_WINDOW, False, False) for _ in ups]
-        self.up_ul = [block(UL_WINDOW, True, False) for _ in ups]
-        self.down_u = [block(U_WINDOW, False, True) for _ in downs]
-        self.down_ul = [block(UL_WINDOW, True, True) for _ in downs]
+        encoder, decoder = range(self.blocks), range(self.blocks + (not is_coarsest))
+        self.encoder_u = [block(U_WINDOW, False, False) for _ in encoder]
+        self.encoder_ul = [block(UL_WINDOW, True, False) for _ in encoder]
+        self.decoder_u = [block(U_WINDOW, False, True) for _ in decoder]
+        self.decoder_ul = [block(UL_WINDOW, True, True) for _ in decoder]
         if not is_coarsest:
-            self.shrink_u = ShiftedConv(f, f, U_WINDOW, stride=2, dtype=dtype)
-            self.shrink_ul = ShiftedConv(f, f, UL_WINDOW, stride=2, dtype=dtype)
+            self.downsample_u = ShiftedConv(f, f, U_WINDOW, stride=2, dtype=dtype)
+            self.downsample_ul = ShiftedConv(f, f, UL_WINDOW, stride=2, dtype=dtype)
             self.inner = Resolution(f, self.blocks, self.scales - 1, self.num_classes, self.dropout_rate, dtype)
-            self.grow_u = ShiftedConvTranspose(f, f, 3, dtype)
-            self.grow_ul = ShiftedConvTranspose(f, f, 2, dtype)
+            self.upsample_u = ShiftedConvTranspose(f, f, 3, dtype)
+            self.upsample_ul = ShiftedConvTranspose(f, f, 2, dtype)
 
     def __call__(
         self, u: jax.Array, ul: jax.Array, label: jax.Array | None, keys: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         height, width = u.shape[1:3]
-        count = 2 * len(self.up_u) + 2 * len(self.down_u) + 1
+        count = 2 * len(self.encoder_u) + 2 * len(self.decoder_u) + 1
         parts = iter([None] * count if keys is None else [rng.fold_in(keys, number) for number in range(count)])
         us, uls = [u], [ul]
-        for block_u, block_ul in zip(self.up_u, self.up_ul):
+        for block_u, block_ul in zip(self.encoder_u, self.encoder_ul):
             us.append(block_u(us[-1], None, None, label, next(parts)))
             uls.append(block_ul(uls[-1], us[-1], None, label, next(parts)))
         if self.scales == 1:
             u, ul = us.pop(), uls.pop()
         else:
-            u, ul = self.inner(self.shrink_u(us[-1]), self.shrink_ul(uls[-1]), label, next(parts))
-            u, ul = self.grow_u(u, height, width), self.grow_ul(ul, height, width)
-        for block_u, block_ul in zip(self.down_u, self.down_ul):
+            u, ul = self.inner(self.downsample_u(us[-1]), self.downsample_ul(uls[-1]), label, next(parts))
+            u, ul = self.upsample_u(u, height, width), self.upsample_ul(ul, height, width)
+        for block_u, block_ul in zip(self.decoder_u, self.decoder_ul):
             u = block_u(u, None, us.pop(), label, next(parts))
             ul = block_ul(ul, u, uls.pop(), label, next(parts))
         return u, ul
@@ -215,9 +216,9 @@ class Resolution(nn.Module):
             zeros = [jnp.zeros((width, batch, size), self.dtype) for size in (first, 2 * f)]
             return [(zeros[0], zeros[1]) for _ in blocks]
 
-        up, down = pairs(self.up_u, 2 * f), pairs(self.down_u, 2 * f)
-        row, pixels = RowCache(up, down), PixelCache(up, down)
-        contexts = Contexts(pairs(self.up_u, f), pairs(self.down_u, f))
+        encoder, decoder = pairs(self.encoder_u, 2 * f), pairs(self.decoder_u, 2 * f)
+        row, pixels = RowCache(encoder, decoder), PixelCache(encoder, decoder)
+        contexts = Contexts(pairs(self.encoder_u, f), pairs(self.decoder_u, f))
         if self.scales == 1:
             return row, pixels, contexts
         inner_row, inner_pixels, inner_contexts = self.inner.start(batch, w)
@@ -230,12 +231,12 @@ class Resolution(nn.Module):
         self, cache: RowCache, above: PixelCache, i: jax.Array, u: jax.Array, label: jax.Array | None
     ) -> tuple[RowCache, jax.Array, Contexts]:
         """Row i of u, (W, B, f), and what its pixels of ul take from it and from the row `above` of ul."""
-        us, ups, downs, contexts = [u], [], [], Contexts([], [])
-        for block_u, block_ul, own, before in zip(self.up_u, self.up_ul, cache.up, above.up):
+        us, encoder, decoder, contexts = [u], [], [], Contexts([], [])
+        for block_u, block_ul, own, before in zip(self.encoder_u, self.encoder_ul, cache.encoder, above.encoder):
             u, inputs = block_u.row(own, us[-1], None, label)
             us.append(u)
-            ups.append(inputs)
-            contexts.up.append(block_ul.context(before, u, label))
+            encoder.append(inputs)
+            contexts.encoder.append(block_ul.context(before, u, label))
         last, inner, coarse = us[-1], None, None
         if self.scales == 1:
             us.pop()
@@ -243,19 +244,19 @@ class Resolution(nn.Module):
             given = (cache, above, i, last, label)
             inner, coarse = nn.cond(i % 2 == 0, Resolution.enter_coarse_row, Resolution.keep_coarse_row, self, *given)
             contexts = contexts._replace(enter=coarse[1], inner=coarse[2], coarse=above.coarse)
-            u = self.grow_u.row(coarse[0], i % 2, u.shape[0])
-        for block_u, block_ul, own, before in zip(self.down_u, self.down_ul, cache.down, above.down):
+            u = self.upsample_u.row(coarse[0], i % 2, u.shape[0])
+        for block_u, block_ul, own, before in zip(self.decoder_u, self.decoder_ul, cache.decoder, above.decoder):
             u, inputs = block_u.row(own, u, us.pop(), label)
-            downs.append(inputs)
-            contexts.down.append(block_ul.context(before, u, label))
-        return RowCache(ups, downs, None if inner is None else last, inner, coarse), u, contexts
+            decoder.append(inputs)
+            contexts.decoder.append(block_ul.context(before, u, label))
+        return RowCache(encoder, decoder, None if inner is None else last, inner, coarse), u, contexts
 
     def enter_coarse_row(
         self, cache: RowCache, above: PixelCache, i: jax.Array, u: jax.Array, label: jax.Array | None
     ) -> tuple[RowCache, Any]:
-        low = self.shrink_u.row(jnp.stack([cache.last, u]))
+        low = self.downsample_u.row(jnp.stack([cache.last, u]))
         inner, low, contexts = self.inner.row(cache.inner, above.inner, i // 2, low, label)
-        return inner, (low, self.shrink_ul.row(above.last[None]), contexts)
+        return inner, (low, self.downsample_ul.row(above.last[None]), contexts)
 
     def keep_coarse_row(self, cache: RowCache, *_: Any) -> tuple[RowCache, Any]:
         return cache.inner, cache.coarse
@@ -264,11 +265,11 @@ class Resolution(nn.Module):
         self, left: PixelCache, contexts: Contexts, i: jax.Array, j: jax.Array, ul: jax.Array
     ) -> tuple[PixelCache, jax.Array]:
         """Pixel (i, j) of ul, (B, f), and its cache, given that of the pixel to the left."""
-        uls, ups, downs = [ul], [], []
-        for block, before, context in zip(self.up_ul, left.up, contexts.up):
+        uls, encoder, decoder = [ul], [], []
+        for block, before, context in zip(self.encoder_ul, left.encoder, contexts.encoder):
             ul, inputs = block.pixel(before, column(context, j), uls[-1], None)
             uls.append(ul)
-            ups.append(inputs)
+            encoder.append(inputs)
         last, inner, coarse = uls[-1], None, None
         if self.scales == 1:
             uls.pop()
@@ -276,16 +277,16 @@ class Resolution(nn.Module):
             given = (left, contexts, i, j, last)
             is_coarse = (i % 2 == 0) & (j % 2 == 0)
             inner, coarse = nn.cond(is_coarse, Resolution.coarse_pixel, Resolution.keep_coarse_pixel, self, *given)
-            ul = self.grow_ul.pixel(coarse, i % 2, j % 2)
-        for block, before, context in zip(self.down_ul, left.down, contexts.down):
+            ul = self.upsample_ul.pixel(coarse, i % 2, j % 2)
+        for block, before, context in zip(self.decoder_ul, left.decoder, contexts.decoder):
             ul, inputs = block.pixel(before, column(context, j), ul, uls.pop())
-            downs.append(inputs)
-        return PixelCache(ups, downs, None if inner is None else last, inner, coarse), ul
+            decoder.append(inputs)
+        return PixelCache(encoder, decoder, None if inner is None else last, inner, coarse), ul
 
     def coarse_pixel(
         self, left: PixelCache, contexts: Contexts, i: jax.Array, j: jax.Array, ul: jax.Array
     ) -> tuple[PixelCache, jax.Array]:
-        low = self.shrink_ul.pixel((left.last, ul), column(contexts.enter, j // 2))
+        low = self.downsample_ul.pixel((left.last, ul), column(contexts.enter, j // 2))
         return self.inner.pixel(left.inner, contexts.inner, i // 2, j // 2, low)
 
     def keep_coarse_pixel(
@@ -314,7 +315,7 @@ class PixelCNNPP(nn.Module):
     """(integers (B, H, W, C) in 0 .. levels - 1, label (B,) or None, dropout keys (B,) or None) to what describes the
     distribution of every pixel given those before it in raster order: float32 (B, H, W, outputs).
 
-    features: width of each stream. blocks: blocks of each stream at each resolution, upward and downward.
+    features: width of each stream. blocks: blocks of each stream at each resolution, before and after the coarser ones.
     scales: resolutions, each half of the one before, rounded up. num_classes: 0 for none; the label is then ignored.
     """
 
@@ -339,14 +340,14 @@ class PixelCNNPP(nn.Module):
     def __call__(self, x: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None) -> jax.Array:
         x = self.embed(x)
         _, ul = self.streams(self.first_u(x), self.first_above(x) + self.first_left(x), label, keys)
-        return self.describe(ul)
+        return self.to_parameters(ul)
 
     def embed(self, x: jax.Array) -> jax.Array:
         """Pixels (..., C) scaled to [-1, 1], and a one, which tells them from zeros outside of the image."""
         x = to_float(x, self.levels)
         return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
-    def describe(self, ul: jax.Array) -> jax.Array:
+    def to_parameters(self, ul: jax.Array) -> jax.Array:
         return self.out(nn.elu(ul).astype(jnp.float32))
 
     # One row and one pixel at a time: see jgen.samplers.two_streams.
@@ -370,7 +371,7 @@ class PixelCNNPP(nn.Module):
         (pixel, left), (first, contexts) = columns, contexts
         ul = self.first_left.pixel((pixel,), column(first, j))
         left, ul = self.streams.pixel(left, contexts, i, j, ul)
-        return self.describe(ul), (pixel, left)
+        return self.to_parameters(ul), (pixel, left)
 
     def put_pixel(self, columns: Any, pixel: jax.Array) -> Any:
         """The cache with the pixel's value, integers (B, C)."""

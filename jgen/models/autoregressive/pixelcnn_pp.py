@@ -49,8 +49,7 @@ class Config:
     features: int = 160
     """Width of each stream."""
     blocks: int = 5
-    """Residual blocks of each stream at each resolution, on the way down; on the way up as many, and one where the
-    resolution doubles."""
+    """Residual blocks of each stream at each resolution of the encoder; the decoder has one more, but at the coarsest."""
     scales: int = 3
     """Resolutions, each half of the one before."""
     mixtures: int = 10
