@@ -49,7 +49,7 @@ class Config:
     features: int = 160
     """Width of each stream."""
     blocks: int = 5
-    """Residual blocks of each stream at each resolution of the encoder; the decoder has one more but at the coarsest."""
+    """Residual blocks of each stream at each resolution of the encoder; the decoder has one more, coarsest excepted."""
     scales: int = 3
     """Resolutions, each half of the one before."""
     mixtures: int = 10
