@@ -1,0 +1,245 @@
+"""A causal transformer over pixels, dense or sparse (Child, Gray, Radford & Sutskever 2019, arXiv 1904.10509).
+
+    model     p(x | h) = prod_p p(x_p | x_1, ..., x_{p-1}, h), sub-pixels row by row, each a softmax over the levels
+    layer     a = attention(norm(y)),  y + a + W_2 gelu(W_1 norm(y + a)), with dropout on both   (equations 12 to 14)
+    strided   position i attends to the l before it, and in the next layer to i - l, i - 2 l, ...          (section 4.3)
+    fixed     to its own block of l positions, and in the next layer to the last c positions of every block
+    loss      E_t -log p(t(x) | h, t), a mean over images and dimensions, t a random turn of the image (Jun et al. 2020)
+    log_prob  log p(x | h, t = identity), exact
+    sampling  x_p ~ softmax(logits_p / temperature), of the likeliest values alone if asked, one after another
+
+Glossary: x an image, x_p its value number p of N = height x width x channels; h the class and text; y the sequence.
+
+Differs from the papers: patterns of attention alternate from layer to layer, the first of section 4.3's three ways; in
+the fixed pattern's second layer a position also attends to itself; class and augmentation are embeddings added at every
+position; text tokens stand in front of the image, seen from all of it and not predicted; of the augmentations only
+turns and reflections are here. Sampling caches keys and values: a new value costs one evaluation at its position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.errors import defaults_of, require, require_labels
+from jgen.nn.distribution_augmentation import AUGMENTATIONS, needs_squares, transform
+from jgen.nn.pixel_transformer import PixelTransformer
+from jgen.nn.sparse_attention import check_patterns, make_patterns
+from jgen.nn.transformer import check_transformer
+from jgen.prob.autoregressive import categorical_log_prob
+from jgen.prob.pixels import bits_per_dim
+from jgen.samplers.autoregressive import check_prefix
+from jgen.samplers.sequence import sample_sequence
+from jgen.samplers.truncation import check_truncation
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of sampling."""
+
+    temperature: float = 1.0
+    """The logits are divided by it: below 1 favours the likelier values; above 0."""
+    top_k: int = 0
+    """Draw from this many of the likeliest values only; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest values whose probabilities sum to this or more; above 0, at most 1: from all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A causal transformer over pixels."""
+
+    features: int = 256
+    """Width of the sequence; a multiple of the heads."""
+    layers: int = 12
+    """Blocks of attention and a feed-forward network; an even number where attention is strided or fixed."""
+    heads: int = 4
+    """Heads of attention."""
+    hidden: int = 1024
+    """Width of the feed-forward networks."""
+    key_features: int = 256
+    """Width of queries and keys over all heads; a multiple of the heads."""
+    attention: Literal["dense", "strided", "fixed"] = "dense"
+    """Positions that are attended to: all before, or sparse patterns."""
+    stride: int = 32
+    """The sparse patterns' stride l, near the root of height x width x channels, which it must divide."""
+    summary: int = 8
+    """The fixed pattern's c: positions at the end of a block that all later blocks attend to."""
+    dropout: float = 0.0
+    """Dropout rate of what a block adds to the sequence."""
+    augmentation: Literal["none", "flip", "transposition", "rotation", "dihedral"] = "none"
+    """Turns of training images that the network is told of; dihedral is all of them."""
+    class_conditional: bool = True
+    """Condition on the label."""
+    text: str = ""
+    """Field of text tokens that stand in front of the image, such as text or caption; empty: none."""
+    remat: bool = False
+    """Compute features anew for the gradient: a third more operations, memory for one layer at a time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the network's arithmetic; parameters, softmaxes, logits and losses stay float32."""
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+class System(NamedTuple):
+    """What `make` binds the functions below to."""
+
+    network: PixelTransformer
+    config: Config
+    data: DataSpec
+    conditions: tuple[str, ...]
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """An image transformer over images of the shape, the number of levels and the fields of `data`.
+
+    Raises:
+      UserError: sizes that the network cannot be built with, a stride that does not divide the sequence, fields
+        that the data lacks, or options out of their range.
+    """
+    check_config(config, data)
+    conditions = ("label",) * config.class_conditional + (config.text,) * bool(config.text)
+    system = System(make_network(config, data), config, data, conditions)
+    return GenerativeModel(
+        name="image_transformer",
+        data=data,
+        init=partial(init, system),
+        phases=(Phase(trains=("transformer",), loss=partial(loss, system)),),
+        sample=partial(sample, system),
+        sampling=config.sampling,
+        check_sampling=partial(check_sampling, data.image.levels),
+        conditions=conditions,
+        validate=partial(validate, system),
+        best=("nll", "min"),
+        log_prob=partial(log_prob, system),
+        likelihood="exact",
+        inpaint=partial(inpaint, system),
+        check_mask=check_prefix,
+    )
+
+
+def make_network(config: Config, data: DataSpec) -> PixelTransformer:
+    text = data.fields[config.text] if config.text else None
+    return PixelTransformer(
+        shape=data.image.shape,
+        levels=data.image.levels,
+        features=config.features,
+        heads=config.heads,
+        layers=config.layers,
+        hidden=config.hidden,
+        key_features=config.key_features,
+        patterns=make_patterns(config.attention, config.stride, config.summary),
+        dropout_rate=config.dropout,
+        remat=config.remat,
+        num_classes=data.num_classes if config.class_conditional else 0,
+        text=config.text,
+        vocabulary=text.num_values if text else 0,
+        text_length=text.shape[0] if text else 0,
+        transformations=len(AUGMENTATIONS[config.augmentation]),
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def init(system: System, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    cond = select_first(batch, system.conditions)
+    return {"transformer": system.network.init(key, batch["image"][:1], cond)["params"]}, {}
+
+
+def nats(
+    system: System,
+    params: Roles,
+    x: jax.Array,
+    cond: Cond,
+    transformation: jax.Array | None = None,
+    key_drop: jax.Array | None = None,
+) -> jax.Array:
+    """log p(x | h, t), float32 (B,)."""
+    logits = system.network.apply({"params": params["transformer"]}, x, cond, transformation, key_drop)
+    return categorical_log_prob(logits, x)
+
+
+def loss(
+    system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_t, key_drop = rng.split(keys, 2)
+    x, t, augmentation = batch["image"], None, system.config.augmentation
+    if augmentation != "none":
+        t = rng.randint(key_t, 0, len(AUGMENTATIONS[augmentation]))
+        x = transform(x, t, augmentation)
+    log_p = jnp.mean(nats(system, params, x, select(batch, system.conditions), t, key_drop))
+    size = system.data.image.size
+    return -log_p / size, ({"bits_per_dim": bits_per_dim(log_p, size)}, {})
+
+
+def validate(system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    log_p = nats(system, params, batch["image"], select(batch, system.conditions))
+    return {"nll": -log_p, "bits_per_dim": bits_per_dim(log_p, system.data.image.size)}
+
+
+def log_prob(system: System, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    return nats(system, params, x, cond)
+
+
+def sample(system: System, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    return complete(system, params, keys, cond, None, None, **options)
+
+
+def inpaint(
+    system: System,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    x: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    return complete(system, params, keys, cond, x, mask, **options)
+
+
+def complete(
+    system: System,
+    params: Roles,
+    keys: jax.Array,
+    cond: Cond,
+    x: jax.Array | None,
+    mask: jax.Array | None,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images: sampled, but for the pixels where the mask is true, which are those of x; None samples all."""
+    o = replace(system.config.sampling, **options)
+    spec, truncation = system.data.image, (o.temperature, o.top_k, o.top_p)
+    params = params["transformer"]
+    drawn = sample_sequence(system.network, params, keys, cond, spec.shape, spec.levels, *truncation, x, mask)
+    return drawn.astype(jnp.uint8)
+
+
+def check_sampling(levels: int, options: Sampling) -> None:
+    """Raises `UserError` for options of sampling out of their range."""
+    check_truncation(options.temperature, options.top_k, options.top_p, levels)
+
+
+def check_config(config: Config, data: DataSpec) -> None:
+    """Raises `UserError` for a Config that no such model can be made of."""
+    patterns = len(make_patterns(config.attention, config.stride, config.summary))
+    sizes = (config.features, config.heads, config.layers, config.hidden, config.key_features)
+    check_transformer(*sizes, patterns, config.dropout)
+    check_patterns(config.attention, config.stride, config.summary, data.image.size)
+    height, width = data.image.height, data.image.width
+    require(
+        height == width or not needs_squares(config.augmentation),
+        f"augmentation is {config.augmentation!r}: it turns square images, and these are {height} x {width}",
+    )
+    spec = data.fields.get(config.text)
+    require(
+        not config.text or (spec is not None and len(spec.shape) == 1 and spec.num_values > 0),
+        f"text is {config.text!r}: it must be a field of tokens; the data has {', '.join(data.fields) or 'no fields'}",
+    )
+    with defaults_of("sampling"):
+        check_sampling(data.image.levels, config.sampling)
+    require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
