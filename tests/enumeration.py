@@ -18,9 +18,9 @@ def all_images(spec):
 
 
 def enumerate_log_prob(model, params, cond):
-    """log p of all images, float64; cond: {field: value of all}."""
+    """log p of all images, float64; cond: {field: the value of all, a number or an array}."""
     images = all_images(model.images)
-    cond = {name: np.full(len(images), value, np.int32) for name, value in cond.items()}
+    cond = {name: np.broadcast_to(np.int32(value), (len(images), *np.shape(value))) for name, value in cond.items()}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
     log_prob = jax.jit(lambda params: model.log_prob(params, Context(jnp.int32(0)), keys, images, cond))
     return np.asarray(log_prob(params), np.float64)

@@ -1,6 +1,6 @@
 """Sampling from an autoregressive network as plainly as it can be written, and parameters for tests of such networks.
 
-The naive samplers are what `jgen.samplers.autoregressive` and `jgen.samplers.two_streams` must equal;
+The naive samplers are what those of `jgen.samplers.autoregressive`, `two_streams` and `sequence` must equal;
 benchmarks/autoregressive.py times the first.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.prob.logistic_mixture import LogisticMixture
 from jgen.samplers.autoregressive import draw, gumbel
+from jgen.samplers.truncation import truncate
 
 
 def sample_naively(
@@ -49,6 +50,23 @@ def sample_mixtures_naively(network, params, keys, label, shape, levels, tempera
         return x.at[:, i, j].set(pixel)
 
     return jax.lax.fori_loop(0, height * width, one, jnp.zeros((keys.shape[0], *shape), jnp.int32))
+
+
+def sample_sequence_naively(
+    network, params, keys, cond, shape, levels, temperature=1.0, top_k=0, top_p=1.0, images=None, mask=None
+):
+    """The same of a network that takes conditions: for every sub-pixel, the network over the image."""
+    height, width, channels = shape
+
+    def one(position, x):
+        i, j, c = position // (width * channels), position // channels % width, position % channels
+        logits = truncate(network.apply({"params": params}, x, cond)[:, i, j, c], temperature, top_k, top_p)
+        value = draw(logits, gumbel(keys, position, levels), 1.0)
+        if mask is not None:
+            value = jnp.where(mask[:, i, j], images[:, i, j, c].astype(jnp.int32), value)
+        return x.at[:, i, j, c].set(value)
+
+    return jax.lax.fori_loop(0, height * width * channels, one, jnp.zeros((keys.shape[0], *shape), jnp.int32))
 
 
 def random_params(network, shape, label=None, seed=0):

@@ -30,14 +30,17 @@ from jgen.nn import (
     gated_pixelcnn,
     masked_convolution,
     normalization,
+    pixel_transformer,
     pixelcnn,
     pixelcnn_pp,
     shifted_convolution,
     song_unet,
     spectral_norm,
+    transformer,
     unet,
     vae,
 )
+from jgen.nn.sparse_attention import Pattern
 
 KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
@@ -100,6 +103,14 @@ def integers(network):
     return lambda params: network.apply({"params": params}, x, LABEL), (normal_params(variables["params"]),)
 
 
+def sequence_of_pixels(network):
+    """A network of integers and conditions, differentiated in its parameters."""
+    x = np.random.default_rng(0).integers(0, 4, (2, *network.shape))
+    cond = {"label": LABEL, "text": np.array([[1, 0], [2, 3]])}
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
+    return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
+
+
 def embedding(levels, size):
     module, x = gated_pixelcnn.PixelEmbedding(levels, size), np.random.default_rng(0).integers(0, levels, (2, 3, 3, 1))
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
@@ -113,6 +124,7 @@ def spectral():
     return lambda kernel: spectral_norm.spectral_norm(kernel, u)[0], (kernel,)
 
 
+SPARSE = (Pattern("local", 3), Pattern("column", 3))
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
 NCSNPP = song_unet.SongUNet((8,), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
 CASES = {
@@ -183,6 +195,15 @@ CASES = {
         pixelcnn_pp.Resolution(4, 1, 2, 0, 0.0, DTYPE), normal(2, 3, 4, 4), normal(2, 3, 4, 4), rest=(None, None)
     ),
     "PixelCNNPP": lambda: integers(pixelcnn_pp.PixelCNNPP(4, 2, 7, 4, 1, 2, num_classes=3)),
+    "DecoderBlock": lambda: layer(
+        transformer.DecoderBlock(4, 2, 6, 4, dropout_rate=0.5), normal(2, 5, 4), rest=(KEYS,)
+    ),
+    "CausalTransformer": lambda: layer(transformer.CausalTransformer(4, 2, 4, 6, 4, SPARSE), normal(2, 6, 4)),
+    "PixelTransformer": lambda: sequence_of_pixels(
+        pixel_transformer.PixelTransformer(
+            (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
+        )
+    ),
     "ActNorm": lambda: layer(flow.ActNorm(), normal(2, 2, 3, 4)),
     "InvertibleConv": lambda: layer(flow.InvertibleConv(), normal(2, 2, 3, 4), rest=(True,)),
     "Permutation": lambda: layer(flow.Permutation(), normal(2, 2, 3, 4)),
@@ -200,7 +221,18 @@ CASES = {
     "vae.Decoder": lambda: layer(vae.Decoder("conv", (4, 8), 1, (6,), 3, IMAGES, "pixel"), normal(2, 2), rest=(LABEL,)),
     "spectral_norm": spectral,
 }
-NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
+NETWORKS = (
+    "UNet",
+    "SongUNet",
+    "CausalTransformer",
+    "PixelTransformer",
+    "GatedPixelCNN",
+    "PixelCNN",
+    "Resolution",
+    "PixelCNNPP",
+    "ConvEncoder",
+    "ConvDecoder",
+)
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 
