@@ -243,7 +243,7 @@ class Generator:
         Args:
           named: conditions, and fields of `model.sampling`.
         Raises:
-          NotSupported: the model cannot. UserError: a mask that its order of generation cannot serve.
+          NotSupported: the model cannot, or not in its order of generation. UserError: a mask of another shape.
         """
         require_capability(self.model, "inpaint")
         array, keep = check_images(self.model, images), np.asarray(mask)

@@ -25,9 +25,9 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(features=64, layers=4, heads=4, hidden=256, key_features=64, dropout=0.2)
+    model = Config(features=64, layers=4, heads=4, hidden=256, key_features=64, dropout=0.3)
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
-    return Experiment(model, Data(name="digits"), digits_training(1500, optimiser))
+    return Experiment(model, Data(name="digits"), digits_training(1200, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:

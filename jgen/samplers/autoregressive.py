@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.backend import for_cpu
-from jgen.errors import require, require_temperature
+from jgen.errors import NotSupported, require_temperature
 
 CHUNK = 16  # images at a time on CPU: with more, features exceed the cache and an image takes up to twice as long
 
@@ -159,15 +159,14 @@ def _sample_chunk(
 
 
 def check_prefix(mask: Any) -> None:
-    """Raises `UserError` for an inpainting mask, bool (H, W), whose true pixels are not the first in raster order."""
+    """Raises `NotSupported` for an inpainting mask, bool (H, W), whose true pixels are not the first in raster order."""
     flat = np.asarray(mask).reshape(-1)
     first = int(np.argmin(flat)) if not flat.all() else flat.size
     late = np.flatnonzero(flat[first:])
     if late.size:
         width = np.asarray(mask).shape[1]
         (row, column), missing = divmod(first + int(late[0]), width), divmod(first, width)
-        require(
-            False,
+        raise NotSupported(
             f"mask keeps the pixel at row {row}, column {column} but not the one at row {missing[0]}, column"
-            f" {missing[1]}: pixels are drawn row by row from the top left, so the kept ones must be the first",
+            f" {missing[1]}: pixels are drawn row by row from the top left, so the kept ones must be the first"
         )

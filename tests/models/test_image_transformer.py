@@ -15,7 +15,7 @@ from jgen.cli import import_config
 from jgen.core import keys as rng
 from jgen.core.generate import check_images, resolve_options, sample_images
 from jgen.core.model import ArraySpec, Context, DataSpec
-from jgen.errors import UserError
+from jgen.errors import NotSupported, UserError
 from jgen.experiment import make_model
 from jgen.models.autoregressive import image_transformer
 from jgen.nn.distribution_augmentation import AUGMENTATIONS, transform
@@ -355,5 +355,5 @@ def test_what_a_model_cannot_be_asked_for():
         resolve_options(model, "sample", {"top_p": 1.5})
     with pytest.raises(UserError, match="images have the value 2: they must be from 0 to 1"):
         check_images(model, np.full((1, 4, 4, 1), 2, np.uint8))
-    with pytest.raises(UserError, match="mask keeps the pixel at row 3, column 0"):
+    with pytest.raises(NotSupported, match="mask keeps the pixel at row 3, column 0"):
         model.check_mask(np.arange(16).reshape(4, 4) > 11)

@@ -7,7 +7,7 @@ import pytest
 from naive_autoregressive import random_params, sample_naively
 
 from jgen.core import keys as rng
-from jgen.errors import UserError
+from jgen.errors import NotSupported, UserError
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.samplers import autoregressive
@@ -103,7 +103,7 @@ def test_only_a_prefix_in_raster_order_can_be_kept():
         check_prefix((np.arange(12) < count).reshape(3, 4))
     hole = np.ones((3, 4), bool)
     hole[1, 2] = False
-    with pytest.raises(UserError, match="row 1, column 3 but not the one at row 1, column 2"):
+    with pytest.raises(NotSupported, match="row 1, column 3 but not the one at row 1, column 2"):
         check_prefix(hole)
     left = np.zeros((3, 4), bool)
     left[:, :2] = True
