@@ -159,7 +159,7 @@ def _sample_chunk(
 
 
 def check_prefix(mask: Any) -> None:
-    """Raises `NotSupported` for an inpainting mask, bool (H, W), whose true pixels are not the first in raster order."""
+    """Raises `NotSupported` for an inpainting mask, bool (H, W), whose true pixels are not the first in order."""
     flat = np.asarray(mask).reshape(-1)
     first = int(np.argmin(flat)) if not flat.all() else flat.size
     late = np.flatnonzero(flat[first:])
