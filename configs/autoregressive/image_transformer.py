@@ -1,4 +1,4 @@
-"""A causal transformer over pixels, dense or sparse (Child et al. 2019, arXiv 1904.10509), on several data sets."""
+"""Image transformer (Child et al. 2019, arXiv 1904.10509), dense or sparse, on several data sets."""
 
 from dataclasses import replace
 

@@ -102,22 +102,24 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, sources: list[Source]) -> j
     own = scale * jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1)
     logits = [own.swapaxes(2, 3)[..., None]]
     for keys, _, mask in sources:
-        product = scale * jnp.einsum("bgqhd,bgkhd->bghqk", q, spread(keys, q), preferred_element_type=jnp.float32)
-        logits.append(product if mask is None else jnp.where(mask, product, MASKED))
+        part = scale * product("bgqhd,bgkhd->bghqk", q, keys)
+        logits.append(part if mask is None else jnp.where(mask, part, MASKED))
     sizes = [part.shape[-1] for part in logits]
     weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
     out = weights[..., 0].swapaxes(2, 3)[..., None] * v.astype(jnp.float32)
     first = 1
     for (_, values, _), size in zip(sources, sizes[1:]):
         part = weights[..., first : first + size].astype(v.dtype)
-        product = jnp.einsum("bghqk,bgkhe->bgqhe", part, spread(values, q), preferred_element_type=jnp.float32)
-        out, first = out + product, first + size
+        out, first = out + product("bghqk,bgkhe->bgqhe", part, values), first + size
     return out.astype(v.dtype)
 
 
-def spread(x: jax.Array, q: jax.Array) -> jax.Array:
-    """What all pieces have in common, once for each piece of q."""
-    return jnp.broadcast_to(x, (x.shape[0], q.shape[1], *x.shape[2:]))
+def product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A product in float32 of x, which has an index g of pieces, and y, of as many pieces or of one for all of them."""
+    if y.shape[1] == 1:
+        first, second = equation.split(",")
+        equation, y = f"{first},{second.replace('g', '', 1)}", y[:, 0]
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
 def split_pieces(x: jax.Array, pattern: Pattern) -> jax.Array:

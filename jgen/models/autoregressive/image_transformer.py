@@ -1,4 +1,4 @@
-"""A causal transformer over pixels, dense or sparse (Child, Gray, Radford & Sutskever 2019, arXiv 1904.10509).
+"""Image transformer, dense or sparse (Child, Gray, Radford & Sutskever 2019, arXiv 1904.10509).
 
     model     p(x | h) = prod_p p(x_p | x_1, ..., x_{p-1}, h), sub-pixels row by row, each a softmax over the levels
     layer     a = attention(norm(y)),  y + a + W_2 gelu(W_1 norm(y + a)), with dropout on both   (equations 12 to 14)
