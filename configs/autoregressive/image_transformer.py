@@ -10,7 +10,7 @@ from jgen.train.config import tiny_training
 from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
-    "digits": "8x8 digits of scikit-learn in 17 levels, by class; under 3 minutes on 2 CPU cores",
+    "digits": "8x8 digits of scikit-learn in 17 levels, by class; strided attention; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST in 256 levels, by class; strided attention",
     "fashion_mnist": "28x28 Fashion-MNIST in 256 levels, by class; strided attention",
     "mnist_binary": "28x28 MNIST, dynamically binarised, unconditional; strided attention",
@@ -25,15 +25,16 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Validation falls to 1.866 bits/dim at the last step, with a training loss of 1.80 under dropout.
+    # With dense attention validation ends at 1.866 bits/dim.
     model = Config(features=64, layers=4, heads=4, hidden=256, key_features=64, dropout=0.3)
+    model = replace(model, attention="strided", stride=8)
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
     return Experiment(model, Data(name="digits"), digits_training(1200, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:
     model = replace(digits.model, features=16, layers=2, heads=2, hidden=16, key_features=16, dropout=0.1)
-    model = replace(model, attention="strided", stride=8, augmentation="flip")
+    model = replace(model, augmentation="flip")  # and the digits' strided attention
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
