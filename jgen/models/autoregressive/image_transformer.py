@@ -15,9 +15,9 @@ the fixed pattern's second layer a position also attends to itself; class and au
 position; text tokens stand in front of the image, seen from all of it and not predicted; of the augmentations only
 turns and reflections are here. Sampling caches keys and values: a new value costs one evaluation at its position.
 
-Measured: 1.866 bits/dim on the 8x8 digits in 17 levels, given the class, and 93.6 % of samples are read as asked, FD
-32.9 (of training images 22.6), 1,200 steps of
-`python train.py configs/autoregressive/image_transformer.py:digits`.
+Measured: 1.777 bits/dim on the 8x8 digits in 17 levels, given the class, and 94.4 % of samples are read as asked, FD
+21.7 (of training images 22.6), 1,200 steps of
+`python train.py configs/autoregressive/image_transformer.py:digits`; with dense attention 1.866.
 """
 
 from __future__ import annotations
