@@ -38,7 +38,7 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def speed() -> str:
-    """One row a task, setting and peer of every side-by-side benchmark, and where the rows come from."""
+    """One row per task, setting and peer of every side-by-side benchmark, and where the rows come from."""
     lines, records = [], []
     for path, document in read("speed_*.json"):
         versions: dict[str, str] = {}
@@ -72,7 +72,7 @@ def loop() -> str:
 
 
 def systems() -> str:
-    """One row a system: its name and paper, its configuration, and the first score that was measured of it."""
+    """One row per system: its name and paper, its configuration, and the first score that was measured of it."""
     measured: dict[str, str] = {}
     for path, document in read("score_*.json"):
         score = scored(document)[0].partition(",")[0].partition(";")[0]

@@ -3,7 +3,7 @@
 KIND is one of
   reconstructions  images of the data, each above what the model makes of its latents
   interpolation    between pairs of images along the line between their latents, the images themselves at the ends
-  traversal        a row a latent dimension, those that vary most over the data, moved from -3 to 3 about one image
+  traversal        a row per latent dimension, those that vary most over the data, moved from -3 to 3 about one image
   manifold         the plane of the two latent dimensions that vary most, at even quantiles of a standard normal, the
                    others at zero: the whole of a model of two latents, a cut through any other
 """
@@ -146,7 +146,7 @@ def reconstructions(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, i
 
 
 def interpolation(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row a pair of images: the first, the way between their reconstructions, the second."""
+    """A row per pair of images: the first, the way between their reconstructions, the second."""
     import jax
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
@@ -187,7 +187,7 @@ def latent_spread(
 
 
 def traversal(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row a latent dimension, moved from -3 to 3 while the others stay those of one image."""
+    """A row per latent dimension, moved from -3 to 3 while the others stay those of one image."""
     import jax
 
     base, unflatten, order, label = latent_spread(gen, split, a)

@@ -1,4 +1,4 @@
-"""Running a model's functions over many images: batched, on all devices of this process, one key an image."""
+"""Running a model's functions over many images: batched, on all devices of this process, one key per image."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndar
     one = "one number" if spec.shape == () else f"an array {spec.shape}"
     require(
         array.shape in (spec.shape, (n, *spec.shape)),
-        f"{name} has shape {array.shape}: it must be {one} or {n}, one an image",
+        f"{name} has shape {array.shape}: it must be {one} or {n}, one per image",
     )
     whole = np.issubdtype(np.dtype(spec.dtype), np.integer)
     kinds = "b" if spec.dtype == "bool" else "iu" if whole else "iuf"
@@ -209,9 +209,9 @@ def batches_over(
     def fetch() -> Any:
         nonlocal fetched
         rows = min(batch, n - fetched)
-        fetched += rows
         result, reports = jax.tree.map(lambda x: merge(x)[:rows], running.popleft())
-        failures.check(reports)
+        failures.check(reports, arrays["index"][fetched : fetched + rows])
+        fetched += rows
         return result
 
     for first in progress(range(0, n, batch)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jgen import sample_scores
+from jgen import cli, sample_scores
 from jgen.core.progress import progress_bar
 from jgen.data import dataset
 from jgen.data.pictures import to_display
@@ -38,7 +39,7 @@ class Opened(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class ScoringProtocol:
     """How samples are scored; the fields of `jgen.evaluate` that `jgen.sample_scores` reads."""
 
     split: str = "test"
@@ -59,7 +60,7 @@ def open_run(run: str, seed: int) -> Opened:
     gen = jgen.load(run)
     config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run, gen.tokenizers)
     labelled = "label" in gen.model.conditions
-    compare = sample_scores.make_comparison(data, config, Protocol(seed=seed), labelled)
+    compare = sample_scores.make_comparison(data, config, ScoringProtocol(seed=seed), labelled)
     train, test = (data.splits[name].fetch(np.arange(data.splits[name].num)) for name in ("train", "test"))
     levels = gen.model.images.levels
     pixels = as_pixels(train["image"], levels), as_pixels(test["image"], levels)
@@ -85,18 +86,18 @@ def score(opened: Opened, options: dict[str, Any], num: int, seed: int) -> Row:
     label = gen.conditions(num).get("label")
     shown = to_display(images, gen.model.images.levels)
     scores = opened.compare(lambda start, stop: shown[start:stop], num, label, asked_for=True)
-    quality, read = scores["quality"], scores["labels"]
+    quality, accuracy = scores["quality"], scores["labels"]
     pixels = as_pixels(images, gen.model.images.levels)
-    unseen, own = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
+    test_distances, distances = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
     return {
         **{name: quality[name]["value"] for name in ("precision", "recall")},
         "fd": quality["frechet_distance"],
         "network": quality["network"],
         "reference": quality["reference"],
-        "class_accuracy": read and read["accuracy"],
+        "class_accuracy": accuracy and accuracy["accuracy"],
         "diversity": spread_within(pixels, label) / spread_within(opened.test, opened.test_classes),
-        "nearest": float(np.median(own) / np.median(unseen)),
-        "copies": float(np.mean(own < np.quantile(unseen, 0.05))),
+        "nearest": float(np.median(distances) / np.median(test_distances)),
+        "copies": float(np.mean(distances < np.quantile(test_distances, 0.05))),
     }
 
 
@@ -111,20 +112,34 @@ def spread_within(x: np.ndarray, classes: np.ndarray | None) -> float:
     return float(np.mean(means))
 
 
-def score_all(out: Path, settings: Iterable[Row], score: Callable[[Row], Row], about: dict[str, Any]) -> list[Row]:
-    """The rows of a record, with those of new settings added as soon as each is scored, so that a study goes on where
+def score_all(out: Path, settings: Iterable[Row], score_one: Callable[[Row], Row]) -> list[Row]:
+    """The rows of a record, with those of new settings added as soon as each is scored: the same command goes on where
     it was stopped.
 
     Args:
-      out: the JSON file; settings: what identifies a row; score: a setting to its scores; about: how it was measured.
+      out: the JSON file; settings: all that a row depends on, as JSON has it; score_one: a setting to its scores.
+    Returns:
+      the rows of these settings, in their order.
     """
-    document: dict[str, Any] = read_json(out) if out.exists() else {"about": about, "commands": [], "rows": []}
-    rows, command = document["rows"], "python " + shlex.join(sys.orig_argv[1:])
-    document |= {"about": about, "environment": environment()}
-    document["commands"] = list(dict.fromkeys([*document["commands"], command]))
-    done = [row["setting"] for row in rows]
-    todo = [setting for setting in settings if setting not in done]
+    document: dict[str, Any] = read_json(out) if out.exists() else {"rows": []}
+    rows = document["rows"]
+    settings = [json.loads(json.dumps(setting)) for setting in settings]
+    present = [row["setting"] for row in rows]
+    about = {"command": "python " + shlex.join(sys.orig_argv[1:]), "environment": environment()}
+    todo = [setting for setting in settings if setting not in present]
     for setting in progress_bar(todo, desc=out.stem, unit="setting"):
-        rows.append({"setting": setting, **score(setting)})
+        rows.append({"setting": setting, **score_one(setting), **about})
         write_json(out, document)
-    return rows
+    return [next(row for row in rows if row["setting"] == setting) for setting in settings]
+
+
+def identity_of(run: str, gen: Generator, num: int, seed: int) -> Row:
+    """What every row of a run depends on beside its options."""
+    return {
+        "run": run,
+        "system": gen.model.name,
+        "step": gen.step,
+        "model": cli.model_hash(gen),
+        "samples": num,
+        "seed": seed,
+    }

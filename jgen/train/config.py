@@ -52,7 +52,7 @@ class Config:
     steps: int = 10_000
     """Training steps."""
     batch_size: int = 128
-    """Global batch: examples a step, over all devices and accumulation steps."""
+    """Global batch: examples per step, over all devices and accumulation steps."""
     accumulation: int = 1
     """Parts that a batch is computed in, one after another, to save memory; BatchNorm sees each part by itself."""
     ema_decay: float = 0.9999

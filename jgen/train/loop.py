@@ -320,7 +320,7 @@ class Training:
     def grid_conditions(self) -> tuple[int, Cond]:
         """Rows of a sample grid, and the conditions of its images.
 
-        A row a class, of many classes some from first to last; for a model with other conditions, a row a held-out
+        A row per class, of many classes some from first to last; for a model with other conditions, a row a held-out
         example; ten rows without conditions.
         """
         model, columns = self.model, self.config.samples_per_class
