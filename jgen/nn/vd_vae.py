@@ -25,7 +25,6 @@ from jgen.core.model import ImageSpec
 from jgen.errors import require
 from jgen.nn.conv import Conv
 
-
 Blocks = tuple[tuple[int, int], ...]  # (height of the maps, number of blocks), ...
 
 

@@ -38,7 +38,6 @@ from jgen.core.model import (
     Context,
     DataSpec,
     GenerativeModel,
-    ImageSpec,
     Phase,
     Roles,
     select,
