@@ -22,8 +22,8 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     model = Config(
-        encoder_blocks=((8, 3), (4, 3), (1, 2)),
-        decoder_blocks=((1, 2), (4, 4), (8, 4)),
+        encoder_blocks=((8, 2), (4, 2), (1, 1)),
+        decoder_blocks=((1, 1), (4, 2), (8, 3)),
         width=64,
         bottleneck=0.5,
         latent=4,
