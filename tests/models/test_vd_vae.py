@@ -69,8 +69,8 @@ def integrated():
     @jax.jit
     def run(x):
         x = jnp.broadcast_to(x[None], (NODES**2, *x.shape))
-        free, _ = vd_vae.decoded(vae, params, NODES**2, None, {}, at_nodes)
-        given, layers = vd_vae.decoded(vae, params, NODES**2, vd_vae.encoded(vae, params, x), {}, at_nodes)
+        free, _ = vd_vae.top_down(vae, params, NODES**2, None, {}, at_nodes)
+        given, layers = vd_vae.top_down(vae, params, NODES**2, vd_vae.bottom_up(vae, params, x), {}, at_nodes)
         return free.log_prob(x), given.log_prob(x), layers
 
     log_p, elbo, kl = [], [], []
@@ -105,7 +105,7 @@ def test_the_elbo_and_each_layers_divergence_are_those_of_quadrature():
     np.testing.assert_array_less(np.abs(draws.mean(axis=0) - elbo), 5 * error + 1e-5)
 
     x = np.tile(images, (2000, 1, 1, 1))
-    features = vd_vae.encoded(vae, params, x)
+    features = vd_vae.bottom_up(vae, params, x)
     terms = jax.jit(lambda keys: vd_vae.bound_terms(vae, params, keys, features, x, {}))(keys_of(len(x)))
     by_layer = np.asarray(terms.kl, np.float64).reshape(2000, -1, 2)
     np.testing.assert_allclose(by_layer[0, :, 0], kl[:, 0], rtol=1e-4, atol=1e-5)  # the first layer's has no noise
@@ -193,7 +193,7 @@ def test_the_start_of_the_weights():
     config = replace(LAYERED, width=64, bottleneck=0.5, latent=8)
     vae, model, _ = build(config, LAYERED_DATA)
     params, _ = jax.jit(model.init)(KEY, first_batch(LAYERED_DATA), {})
-    _, layers = vd_vae.decoded(vae, params, 1, None, {}, lambda layer, prior, posterior: prior.mean)
+    _, layers = vd_vae.top_down(vae, params, 1, None, {}, lambda layer, prior, posterior: prior.mean)
     assert all(np.all(np.asarray(gaussian) == 0) for layer in layers for gaussian in layer.prior)
     encoder, decoder = params["vae"]["encoder"], params["vae"]["decoder"]
     block = decoder["level4_block1"]
@@ -216,7 +216,7 @@ def test_a_layer_depends_on_the_latents_above_alone():
         def choose(layer, prior, posterior):
             return jnp.where(layer == moved, size, 0.1) * jnp.ones_like(prior.mean)
 
-        return [layer.prior.mean for layer in vd_vae.decoded(vae, params, 1, None, {}, choose)[1]]
+        return [layer.prior.mean for layer in vd_vae.top_down(vae, params, 1, None, {}, choose)[1]]
 
     for moved in range(4):
         same = [bool(np.array_equal(a, b)) for a, b in zip(priors(moved, 0.1), priors(moved, 2.0))]
@@ -235,8 +235,8 @@ def test_latents_decode_to_what_their_posterior_describes():
 
     @jax.jit
     def described():
-        features = vd_vae.encoded(vae, params, images)
-        return vd_vae.show(vd_vae.decoded(vae, params, 3, features, {}, vd_vae.posterior_mean)[0])
+        features = vd_vae.bottom_up(vae, params, images)
+        return vd_vae.pixel_means(vd_vae.top_down(vae, params, 3, features, {}, vd_vae.posterior_mean)[0])
 
     decode = jax.jit(lambda keys, latents: model.decode(params, CTX, keys, latents, {}))
     np.testing.assert_array_equal(decode(keys, latents), described())

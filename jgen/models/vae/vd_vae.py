@@ -194,7 +194,7 @@ def posterior_mean(layer: int, prior: Gaussian, posterior: Gaussian | None) -> j
     return posterior.mean
 
 
-def drawing(keys: jax.Array, temperature: float = 1.0) -> ChooseLatents:
+def make_draw(keys: jax.Array, temperature: float = 1.0) -> ChooseLatents:
     """Latents drawn from q, or without an image from p with `temperature` times its standard deviations.
 
     Layer l draws with `fold_in(keys, l)`.
@@ -208,12 +208,12 @@ def drawing(keys: jax.Array, temperature: float = 1.0) -> ChooseLatents:
     return choose
 
 
-def encoded(vae: VdVae, params: Roles, x: jax.Array) -> dict[int, jax.Array]:
+def bottom_up(vae: VdVae, params: Roles, x: jax.Array) -> dict[int, jax.Array]:
     """The bottom-up features of uint8 images: see `BottomUp`."""
     return vae.encoder.apply({"params": params["vae"]["encoder"]}, to_float(x, vae.data.image.levels))
 
 
-def decoded(
+def top_down(
     vae: VdVae, params: Roles, num: int, features: dict[int, jax.Array] | None, cond: Cond, choose: ChooseLatents
 ) -> tuple[LogisticMixture | PixelDistribution, list[Layer]]:
     """p(x | z) of `num` images, and the layers: see `TopDown`."""
@@ -229,7 +229,7 @@ def bound_terms(
     vae: VdVae, params: Roles, keys: jax.Array, features: dict[int, jax.Array], x: jax.Array, cond: Cond
 ) -> Terms:
     """The terms of the bounds of uint8 images x with these bottom-up features, from one draw of all latents."""
-    distribution, layers = decoded(vae, params, x.shape[0], features, cond, drawing(keys))
+    distribution, layers = top_down(vae, params, x.shape[0], features, cond, make_draw(keys))
     log_ratio, kl = jnp.zeros(x.shape[0]), []
     for z, prior, posterior in layers:
         assert posterior is not None
@@ -242,13 +242,13 @@ def scores(vae: VdVae, params: Roles, keys: jax.Array, batch: Batch) -> dict[str
     """ELBO, reconstruction and KL divergence of every image, (B,), in nats, also the divergence by height of the maps;
     and the bound in bits per dimension."""
     x = batch["image"]
-    terms = bound_terms(vae, params, keys, encoded(vae, params, x), x, select(batch, vae.conditions))
-    found = {"elbo": terms.elbo, "reconstruction": terms.log_p_x, "kl": jnp.sum(terms.kl, axis=1)}
+    terms = bound_terms(vae, params, keys, bottom_up(vae, params, x), x, select(batch, vae.conditions))
+    values = {"elbo": terms.elbo, "reconstruction": terms.log_p_x, "kl": jnp.sum(terms.kl, axis=1)}
     first = 0
     for level in vae.decoder.levels:
-        found[f"kl_{level.height}"] = jnp.sum(terms.kl[:, first : first + level.blocks], axis=1)
+        values[f"kl_{level.height}"] = jnp.sum(terms.kl[:, first : first + level.blocks], axis=1)
         first += level.blocks
-    return found | {"bits_per_dim": bits_per_dim(terms.elbo, vae.data.image.size)}
+    return values | {"bits_per_dim": bits_per_dim(terms.elbo, vae.data.image.size)}
 
 
 def loss(
@@ -267,7 +267,7 @@ def log_prob(
 ) -> jax.Array:
     num = replace(vae.config.scoring, **options).samples
     require_positive(samples=num)
-    features = encoded(vae, params, x)
+    features = bottom_up(vae, params, x)
     if num == 1:
         return bound_terms(vae, params, keys, features, x, cond).elbo
 
@@ -283,15 +283,15 @@ def sample(vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond,
     o = replace(vae.config.sampling, **options)
     require_temperature(o.temperature)
     key_z, key_x = rng.split(keys, 2)
-    distribution, _ = decoded(vae, params, keys.shape[0], None, cond, drawing(key_z, o.temperature))
+    distribution, _ = top_down(vae, params, keys.shape[0], None, cond, make_draw(key_z, o.temperature))
     if o.mean:
-        return show(distribution)
+        return pixel_means(distribution)
     if isinstance(distribution, LogisticMixture):
         return distribution.sample(key_x)
     return distribution.draw(key_x)
 
 
-def show(distribution: LogisticMixture | PixelDistribution) -> jax.Array:
+def pixel_means(distribution: LogisticMixture | PixelDistribution) -> jax.Array:
     """The mean of every pixel, rounded to the nearest level, uint8 (B, H, W, C)."""
     if isinstance(distribution, LogisticMixture):
         return to_uint8(distribution.mean(), distribution.levels)
@@ -300,27 +300,27 @@ def show(distribution: LogisticMixture | PixelDistribution) -> jax.Array:
 
 def encode(vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> tuple[jax.Array, ...]:
     """Means of q from the top down, float32 (B, h, w, latent) each, given the means above."""
-    _, layers = decoded(vae, params, x.shape[0], encoded(vae, params, x), cond, posterior_mean)
+    _, layers = top_down(vae, params, x.shape[0], bottom_up(vae, params, x), cond, posterior_mean)
     return tuple(layer.z for layer in layers)
 
 
 def decode(vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, latents: Any, cond: Cond) -> jax.Array:
     """Means of the pixels given the latents of the first layers; the others are drawn from the prior."""
     check_latents(vae, latents)
-    draw = drawing(keys, vae.config.sampling.temperature)
+    draw = make_draw(keys, vae.config.sampling.temperature)
 
     def choose(layer: int, prior: Gaussian, posterior: Gaussian | None) -> jax.Array:
         return latents[layer] if layer < len(latents) else draw(layer, prior, posterior)
 
-    return show(decoded(vae, params, latents[0].shape[0], None, cond, choose)[0])
+    return pixel_means(top_down(vae, params, latents[0].shape[0], None, cond, choose)[0])
 
 
 def check_latents(vae: VdVae, latents: Any) -> None:
     """Raises `UserError` unless `latents` are the arrays of the first layers, one or more."""
     shapes = [(level.height, level.width) for level in vae.decoder.levels for _ in range(level.blocks)]
     fits = isinstance(latents, tuple | list) and 1 <= len(latents) <= len(shapes)
-    given = f"{len(latents)} arrays" if isinstance(latents, tuple | list) else f"a {type(latents).__name__}"
-    require(fits, f"latents are {given}: they must be a tuple of 1 to {len(shapes)}, one a layer from the top")
+    kind = f"{len(latents)} arrays" if isinstance(latents, tuple | list) else f"a {type(latents).__name__}"
+    require(fits, f"latents are {kind}: they must be a tuple of 1 to {len(shapes)}, one a layer from the top")
     for number, (array, shape) in enumerate(zip(latents, shapes)):
         require_latents(array, (*shape, vae.config.latent), f"latents[{number}]")
 
