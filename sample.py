@@ -86,7 +86,7 @@ def command(args: list[str]) -> int:
     if a.trajectory:
         num = min(a.num, 64)
         named = {**chosen, **{name: array[:num] for name, array in cond.items()}}
-        steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, **named)
+        steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, progress=progress, **named)
         write_animation(path, steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))
         print(f"{steps.shape[1]} steps: {a.trajectory}")
     store.collect(draw)
