@@ -1,0 +1,83 @@
+"""Autoencoder (Hinton & Salakhutdinov 2006) on several data sets: linear, denoising and sparse ones among them."""
+
+from dataclasses import replace
+
+from jgen.compare.facts import Facts
+from jgen.data.config import Config as Data
+from jgen.experiment import Experiment
+from jgen.models.vae.autoencoder import Config
+from jgen.train.config import tiny_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+
+VARIANTS = STANDARD | {
+    "digits": "8x8 digits of scikit-learn, 8 codes; under 3 minutes on 2 CPU cores",
+    "digits_linear": "the same with a linear network: the subspace of PCA",
+    "digits_denoising": "the same, denoising: Gaussian noise on the encoder's input",
+    "digits_sparse": "8x8 digits, 128 codes with an L1 penalty, tied weights",
+    "digits_kl": "8x8 digits, 128 sigmoid codes whose mean activations are pulled to 0.05, tied weights",
+    "mnist": "28x28 MNIST",
+    "mnist_binary": "28x28 MNIST binarised anew in every epoch, cross-entropy",
+    "mnist_denoising": "28x28 MNIST, denoising: half of the pixels masked",
+    "fashion_mnist": "28x28 Fashion-MNIST",
+    "cifar10": "32x32 CIFAR-10; for an accelerator",
+}
+FACTS = Facts(free_form_jacobian=True, compared=False)  # without a density of its codes it generates nothing
+
+SMALL = Config(network="conv", widths=(32, 64), blocks=1, latent=8)
+DENSE = Config(network="dense", widths=(), blocks=0)
+
+
+def get_config(variant: str) -> Experiment:
+    return choose(
+        variant,
+        digits=digits,
+        mnist=mnist,
+        tiny=tiny,
+        digits_linear=lambda: of_digits(replace(DENSE, latent=8)),
+        digits_denoising=lambda: of_digits(replace(SMALL, corruption="gaussian", corruption_level=0.3)),
+        digits_sparse=lambda: of_digits(replace(SPARSE, activation="relu", sparsity="l1", sparsity_weight=0.1)),
+        digits_kl=lambda: of_digits(replace(SPARSE, activation="sigmoid", sparsity="kl", sparsity_weight=0.1)),
+        mnist_binary=mnist_binary,
+        mnist_denoising=mnist_denoising,
+        cifar10=cifar10,
+    )
+
+
+# Tied weights keep the L1 penalty from shrinking the codes while the decoder's weights grow.
+SPARSE = replace(DENSE, latent=128, tied=True)
+
+
+def of_digits(model: Config) -> Experiment:
+    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(1e-3, warmup_steps=100)))
+
+
+def digits() -> Experiment:
+    return of_digits(SMALL)
+
+
+def tiny(digits: Experiment) -> Experiment:
+    model = replace(digits.model, widths=(8,), hidden=(8,), latent=4)
+    return replace(digits, model=model, train=tiny_training(digits.train))
+
+
+def mnist(name: str) -> Experiment:
+    model = replace(SMALL, hidden=(256,), latent=16)
+    return Experiment(model, Data(name=name), mnist_training(10_000, cosine(1e-3, warmup_steps=200)))
+
+
+def mnist_binary() -> Experiment:
+    experiment = mnist("mnist")
+    model = replace(experiment.model, loss="cross_entropy")
+    return replace(experiment, model=model, data=Data(name="mnist", binarise="dynamic"))
+
+
+def mnist_denoising() -> Experiment:
+    experiment = mnist("mnist")
+    model = replace(experiment.model, corruption="masking", corruption_level=0.5)
+    return replace(experiment, model=model)
+
+
+def cifar10() -> Experiment:
+    model = Config(widths=(128, 256, 256), blocks=2, latent=128)
+    train = accelerator_training(100_000, cosine(3e-4, warmup_steps=1000))
+    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
