@@ -14,8 +14,9 @@
 No distribution is learned: random codes need not decode to realistic images, so there is no `sample` and no `log_prob`.
 `jgen.models.vae.latent_density` fits a distribution to the codes of a trained run.
 
-Intensities x are in [0, 1]. The squared error has a linear output and is the default: it is what PSNR measures, and with
-it a linear network is PCA. The cross-entropy has a sigmoid output and is for binary images.
+Intensities x are in [0, 1]; the networks read and give them scaled to [-1, 1]. The squared error has a linear output
+and is the default: PSNR is computed from it, and with it a linear network is PCA. The cross-entropy has a sigmoid output
+and is for binary images.
 
 Glossary: x intensities; x_hat reconstruction; x~ corrupted x; z codes; eps standard normal; a mean activations.
 
@@ -85,7 +86,7 @@ class Config:
 
 
 class Encoder(nn.Module):
-    """x (B, H, W, C) in [0, 1] to codes, float32 (B, latent)."""
+    """x (B, H, W, C) in [-1, 1] to codes, float32 (B, latent)."""
 
     config: Config
 
@@ -168,11 +169,11 @@ def corrupt(config: Config, keys: jax.Array, x: jax.Array) -> jax.Array:
 
 def codes(ae: Autoencoder, params: Roles, x: jax.Array) -> jax.Array:
     """z, float32 (B, latent), of intensities (B, H, W, C)."""
-    return ae.encoder.apply({"params": params["encoder"]}, x)
+    return ae.encoder.apply({"params": params["encoder"]}, 2.0 * x - 1.0)
 
 
 def output(ae: Autoencoder, params: Roles, z: jax.Array) -> jax.Array:
-    """The decoder's output, float32 (B, H, W, C): intensities, or their logits where the loss is the cross-entropy."""
+    """The decoder's output, float32 (B, H, W, C): see `to_intensities`."""
     if ae.decoder is None:
         out = tied_output(params, z, jnp.dtype(ae.config.dtype))
         return out.reshape(z.shape[0], *ae.images.shape)
@@ -197,14 +198,15 @@ def reconstruction(ae: Autoencoder, params: Roles, x: jax.Array) -> jax.Array:
 
 
 def to_intensities(config: Config, out: jax.Array) -> jax.Array:
-    return jax.nn.sigmoid(out) if config.loss == "cross_entropy" else out
+    """x_hat of the decoder's output: intensities on [-1, 1], or logits where the loss is the cross-entropy."""
+    return jax.nn.sigmoid(out) if config.loss == "cross_entropy" else 0.5 * (out + 1.0)
 
 
 def reconstruction_loss(config: Config, out: jax.Array, x: jax.Array) -> jax.Array:
     """Equation 1, (B,): summed over an image's pixels."""
     if config.loss == "cross_entropy":
         return -sum_image(bernoulli_log_prob(flatten(x), flatten(out)))
-    return sum_image((out - x) ** 2)
+    return sum_image((to_intensities(config, out) - x) ** 2)
 
 
 def kl_penalty(z: jax.Array, activation: jax.Array, target: float) -> jax.Array:

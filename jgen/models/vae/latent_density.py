@@ -15,12 +15,12 @@ codes of the training images, after the training, makes it one. Nothing is train
 statistics by one iteration of stepwise EM, and with `power` = 0 by one of EM on its batch alone. The components are the
 same for all classes; a class h has its own weights of them. Without classes there is one row of weights.
 
-Codes are standardised by the mean and the standard deviation of each dimension over the first batch, and the floor is in
-these units. Components start at codes of the first batch, chosen far from each other (k-means++, Arthur & Vassilvitskii
-2007).
+Codes are standardised by the mean and the standard deviation of each dimension over the first batch, and the floor is
+in these units. Components start at codes of the first batch, chosen far from each other (k-means++, Arthur &
+Vassilvitskii 2007).
 
-The density is of codes, and no probability of images: several codes may decode to one image, and most images are decoded
-from no code. So there is no `log_prob`; `validate` scores the codes.
+The density is of codes, not a probability of images: several codes may decode to one image, and most images are decoded
+from none. So there is no `log_prob`; `validate` scores the codes.
 
 Glossary: x image; z standardised code; h class; r responsibilities; w, m, M statistics of equation 3; g step size.
 
