@@ -15,7 +15,7 @@ No distribution is learned: random codes need not decode to realistic images, so
 `jgen.models.vae.latent_density` fits a distribution to the codes of a trained run.
 
 Intensities x are in [0, 1]; the networks read and give them scaled to [-1, 1]. The squared error has a linear output
-and is the default: PSNR is computed from it, and with it a linear network is PCA. The cross-entropy has a sigmoid output
+and is the default: PSNR is computed from it, and a linear network is then PCA. The cross-entropy has a sigmoid output
 and is for binary images.
 
 Glossary: x intensities; x_hat reconstruction; x~ corrupted x; z codes; eps standard normal; a mean activations.
