@@ -33,7 +33,7 @@ def get_config(variant: str) -> Experiment:
         digits=digits,
         mnist=mnist,
         tiny=tiny,
-        digits_linear=lambda: of_digits(replace(DENSE, latent=8)),
+        digits_linear=lambda: of_digits(replace(DENSE, latent=8), learning_rate=1e-2),
         digits_denoising=lambda: of_digits(replace(SMALL, corruption="gaussian", corruption_level=0.3)),
         digits_sparse=lambda: of_digits(replace(SPARSE, activation="relu", sparsity="l1", sparsity_weight=0.1)),
         digits_kl=lambda: of_digits(replace(SPARSE, activation="sigmoid", sparsity="kl", sparsity_weight=0.1)),
@@ -47,8 +47,8 @@ def get_config(variant: str) -> Experiment:
 SPARSE = replace(DENSE, latent=128, tied=True)
 
 
-def of_digits(model: Config) -> Experiment:
-    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(1e-3, warmup_steps=100)))
+def of_digits(model: Config, learning_rate: float = 3e-3) -> Experiment:
+    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(learning_rate, warmup_steps=100)))
 
 
 def digits() -> Experiment:
