@@ -8,6 +8,8 @@ KIND is one of
                    others at zero: the whole of a model of two latents, a cut through any other
   attribute        a row per image of one class, to whose latents the difference of two classes' mean latents is added
                    with a strength from 0 to 1: --classes' second less its first, over training images
+  prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
+                   standard deviation of each dimension over the data, and as many samples of the model
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ Splits = Mapping[str, Split]
 class Arguments:
     """What to draw, of which images, and where to put it."""
 
-    kind: Literal["reconstructions", "interpolation", "traversal", "manifold", "attribute"] = "reconstructions"
+    kind: Literal["reconstructions", "interpolation", "traversal", "manifold", "attribute", "prior"] = "reconstructions"
     """The figure."""
     out: str = "figure.png"
     """Where to write the picture."""
     split: Literal["validation", "test", "train"] = "test"
     """The data that images are taken from."""
     rows: int = 8
-    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute); not of a manifold, which
-    is square."""
+    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), rows of each kind (prior);
+    not of a manifold, which is square."""
     columns: int = 11
     """Images in a row."""
     start: int = 0
@@ -81,7 +83,8 @@ def command(args: list[str]) -> int:
     check_arguments(a)
     gen = jgen.load(args[0], step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     draw, needed = FIGURES[a.kind]
-    require_capability(gen.model, needed)
+    for capability in needed:
+        require_capability(gen.model, capability)
     others = [name for name in gen.model.conditions if name != "label"]
     require(not others, f"{gen.model.name} is conditioned on {', '.join(others)}: figures are of classes only")
     conditional = "label" in gen.model.conditions
@@ -110,7 +113,7 @@ def check_arguments(a: Arguments) -> None:
     require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
     require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
     check_writable(Path(a.out).expanduser())
-    moved = a.kind in ("traversal", "manifold")
+    moved = a.kind in ("traversal", "manifold")  # about one image, of one class
     require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
     square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
     require(a.kind != "manifold" or a.rows == Arguments.rows, square)
@@ -185,10 +188,10 @@ def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, i
     return rows.reshape(-1, *first.shape[1:]), a.columns
 
 
-def latent_spread(
+def flat_latents(
     gen: Any, splits: Splits, a: Arguments
-) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
-    """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
+) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray | None]:
+    """Latents of images of the data (n, d); (m, d) to latents as the model has them; the images' classes."""
     import jax
 
     num = min(SEEN, splits[a.split].num - a.start)
@@ -201,6 +204,14 @@ def latent_spread(
         parts = np.split(rows.astype(np.float32), cuts, axis=1)
         return jax.tree.unflatten(tree, [p.reshape(-1, *x.shape[1:]) for p, x in zip(parts, leaves)])
 
+    return flat, unflatten, label
+
+
+def latent_spread(
+    gen: Any, splits: Splits, a: Arguments
+) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
+    """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
+    flat, unflatten, label = flat_latents(gen, splits, a)
     class_ = None if label is None else int(label[0]) if a.label is None else a.label
     return flat[0], unflatten, np.argsort(-flat.std(axis=0), kind="stable"), class_
 
@@ -265,13 +276,27 @@ def images_of_class(gen: Any, splits: Splits, a: Arguments) -> np.ndarray:
     return images
 
 
-# What draws a figure, and the capability that it needs: all but reconstructions move continuous latents.
-FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, int]], str]] = {
-    "reconstructions": (reconstructions, "reconstruct"),
-    "interpolation": (interpolation, "interpolate"),
-    "traversal": (traversal, "interpolate"),
-    "manifold": (manifold, "interpolate"),
-    "attribute": (attribute, "interpolate"),
+def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """Images of standard normal latents, of normal latents with the data's moments, and samples of the model."""
+    import jax
+
+    flat, unflatten, _ = flat_latents(gen, splits, a)
+    n, key = a.rows * a.columns, jax.random.key(a.seed)
+    eps = np.random.default_rng(a.seed).standard_normal((n, flat.shape[1]))
+    label = np.arange(n) % gen.model.data.num_classes if gen.model.conditions else None
+    drawn = [eps, flat.mean(axis=0) + flat.std(axis=0) * eps]
+    images = [gen.decode(key, unflatten(z), label=label) for z in drawn]
+    return np.concatenate([*images, gen.sample(key, n, label=label)]), a.columns
+
+
+# What draws a figure, and the capabilities that it needs: all but reconstructions move continuous latents.
+FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, int]], tuple[str, ...]]] = {
+    "reconstructions": (reconstructions, ("reconstruct",)),
+    "interpolation": (interpolation, ("interpolate",)),
+    "traversal": (traversal, ("interpolate",)),
+    "manifold": (manifold, ("interpolate",)),
+    "attribute": (attribute, ("interpolate",)),
+    "prior": (prior, ("interpolate", "sample")),
 }
 
 

@@ -133,11 +133,26 @@ def test_an_attribute_is_the_difference_of_two_classes_mean_latents(cache, tmp_p
             figures.command([str(run), "--kind", "attribute", *options, "--out", str(tmp_path / "x.png")])
 
 
+def test_a_prior_is_normal_latents_above_samples(run, cache, tmp_path):
+    cells = draw(run, tmp_path, "--kind", "prior", "--rows", "2", "--columns", "10")
+    gen, images, label = images_of(run, 297)
+    assert cells.shape == (6, 10, 8, 8)
+    z, eps = gen.encode(jax.random.key(0), images, label=label), np.random.default_rng(0).standard_normal((20, 4))
+    of_row = np.arange(20) % 10
+    for rows, latents in ((cells[:2], eps), (cells[2:4], z.mean(axis=0) + z.std(axis=0) * eps)):
+        wanted = gen.decode(jax.random.key(0), latents.astype(np.float32), label=of_row)
+        assert np.abs(rows.reshape(20, 8, 8).astype(int) - wanted[..., 0]).max() <= 1
+    np.testing.assert_array_equal(cells[4:].reshape(20, 8, 8), gen.sample(jax.random.key(0), 20)[..., 0])
+    run = make_run(cache, tmp_path / "autoencoder", "autoencoder")
+    with pytest.raises(NotSupported, match="autoencoder cannot sample: it has no distribution of codes"):
+        figures.command([str(run), "--kind", "prior", "--out", str(tmp_path / "x.png")])
+
+
 def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
     run = make_run(cache, tmp_path / "vq", "vq_vae")
     cells = draw(run, tmp_path, "--kind", "reconstructions", "--rows", "1", "--columns", "2")
     assert cells.shape == (2, 2, 8, 8)
-    for kind in ("interpolation", "traversal", "manifold", "attribute"):
+    for kind in ("interpolation", "traversal", "manifold", "attribute", "prior"):
         with pytest.raises(NotSupported, match="vq_vae cannot interpolate: it can sample, encode"):
             figures.command([str(run), "--kind", kind, "--out", str(tmp_path / "x.png")])
     assert not (tmp_path / "x.png").exists()

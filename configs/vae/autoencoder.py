@@ -47,7 +47,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def of_digits(model: Config, learning_rate: float = 3e-3) -> Experiment:
-    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(learning_rate, warmup_steps=100)))
+    return Experiment(model, Data(name="digits"), digits_training(1500, cosine(learning_rate, warmup_steps=100)))
 
 
 def digits() -> Experiment:

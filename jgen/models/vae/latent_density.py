@@ -61,7 +61,7 @@ class Config:
     """Gaussians in the mixture, each with a full covariance matrix."""
     power: float = 0.6
     """Exponent of the step size (step + 2)^-power of stepwise EM, from 0 to 1; 0 is EM on each batch by itself."""
-    covariance_floor: float = 1e-3
+    covariance_floor: float = 1e-2
     """Variance added to every component in each dimension, the codes' being about 1."""
     class_conditional: bool = True
     """Weights of the components by class."""
@@ -107,6 +107,8 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         conditions=conditions,
         validate=partial(validate, density),
         best=("nll_codes", "min"),
+        encode=partial(encode, density),
+        decode=partial(decode, density),
     )
 
 
@@ -115,7 +117,7 @@ def codes_of(density: Density, ctx: Context, keys: jax.Array | None, batch: Batc
     frozen, inner = frozen_context(ctx, "autoencoder")
     autoencoder = density.autoencoder
     assert autoencoder.encode is not None
-    z = autoencoder.encode(frozen, inner, keys, batch["image"], autoencoder.condition(batch))
+    z = autoencoder.encode(frozen, inner, keys, batch["image"], select(batch, autoencoder.conditions))
     shape = getattr(z, "shape", None)
     require(
         shape is not None and len(shape) == 2,
@@ -244,10 +246,18 @@ def sample(density: Density, params: Roles, ctx: Context, keys: jax.Array, cond:
     units, row = ctx.extra["units"], row_of(density, cond, keys.shape[0])
     mixture = mixture_of(ctx.extra["mixture"], density.config.covariance_floor)
     z = sample_codes(mixture, key_codes, row, o.temperature) * units["std"][None, :] + units["mean"][None, :]
+    return decode(density, params, ctx, key_decode, z, cond)
+
+
+def encode(density: Density, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    return codes_of(density, ctx, keys, {**cond, "image": x})
+
+
+def decode(density: Density, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
     frozen, inner = frozen_context(ctx, "autoencoder")
     autoencoder = density.autoencoder
     assert autoencoder.decode is not None
-    return autoencoder.decode(frozen, inner, key_decode, z, select(cond, autoencoder.conditions))
+    return autoencoder.decode(frozen, inner, keys, z, select(cond, autoencoder.conditions))
 
 
 def check_config(config: Config, data: DataSpec, autoencoder: GenerativeModel) -> None:
