@@ -45,7 +45,7 @@ class Arguments:
     split: Literal["validation", "test", "train"] = "test"
     """The data that images are taken from."""
     rows: int = 8
-    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), rows of each kind (prior);
+    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), rows of each (prior);
     not of a manifold, which is square."""
     columns: int = 11
     """Images in a row."""
