@@ -11,7 +11,7 @@ from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, d
 
 VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn as 8 numbers, dense; under a minute on 2 CPU cores",
-    "digits_linear": "8x8 digits as 8 numbers by a linear network: the subspace of PCA",
+    "digits_linear": "8x8 digits as 4 numbers by a linear network: the subspace of PCA",
     "digits_denoising": "8x8 digits as 32 numbers, denoising: Gaussian noise on the encoder's input",
     "digits_sparse": "8x8 digits as 128 numbers with an L1 penalty, tied weights",
     "digits_kl": "8x8 digits as 128 activations whose means are drawn to 0.05, tied weights",
@@ -36,22 +36,28 @@ def get_config(variant: str) -> Experiment:
         digits=digits,
         mnist=mnist,
         tiny=tiny,
-        digits_linear=lambda: of_digits(replace(DENSE, widths=()), learning_rate=1e-2),
+        digits_linear=digits_linear,
         digits_denoising=lambda: of_digits(replace(DENSE, latent=32, corruption="gaussian", corruption_level=0.3)),
         digits_sparse=lambda: of_digits(replace(SPARSE, activation="relu", sparsity="l1", sparsity_weight=0.1)),
-        digits_kl=lambda: of_digits(replace(SPARSE, activation="sigmoid", sparsity="kl", sparsity_weight=0.1)),
+        digits_kl=lambda: of_digits(replace(SPARSE, activation="sigmoid", sparsity="kl", sparsity_weight=1.0)),
         mnist_binary=mnist_binary,
         mnist_denoising=mnist_denoising,
         cifar10=cifar10,
     )
 
 
-def of_digits(model: Config, learning_rate: float = 3e-3) -> Experiment:
-    return Experiment(model, Data(name="digits"), digits_training(1500, cosine(learning_rate, warmup_steps=100)))
+def of_digits(model: Config, steps: int = 3000, learning_rate: float = 3e-3) -> Experiment:
+    return Experiment(model, Data(name="digits"), digits_training(steps, cosine(learning_rate, warmup_steps=100)))
 
 
 def digits() -> Experiment:
-    return of_digits(DENSE)
+    return of_digits(DENSE, steps=1500)
+
+
+def digits_linear() -> Experiment:
+    # The fourth and the fifth variance of the digits' principal components are 0.41 and 0.28: a subspace that can be told.
+    # The eighth and the ninth, 0.163 and 0.157, are so near that the last direction takes long to settle.
+    return of_digits(replace(DENSE, widths=(), latent=4), learning_rate=1e-2)
 
 
 def tiny(digits: Experiment) -> Experiment:
