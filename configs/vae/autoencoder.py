@@ -55,7 +55,7 @@ def digits() -> Experiment:
 
 
 def digits_linear() -> Experiment:
-    # The fourth and the fifth variance of the digits' principal components are 0.41 and 0.28: a subspace that can be told.
+    # The fourth and the fifth variance of the digits' principal components are 0.41 and 0.28: a well-defined subspace.
     # The eighth and the ninth, 0.163 and 0.157, are so near that the last direction takes long to settle.
     return of_digits(replace(DENSE, widths=(), latent=4), learning_rate=1e-2)
 
