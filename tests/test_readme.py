@@ -150,9 +150,11 @@ def test_a_system_says_in_its_file_what_it_reached():
             numbers.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
-        else:
+        elif "codes" in score["reconstruction"]:
             codes = score["reconstruction"]
             numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
+        else:
+            numbers.append(f"PSNR {score['reconstruction']['psnr']:.2f} dB")
         for words in (*numbers, f"{score['step']:,} steps of", score["training"]["command"][1]):
             file = f"jgen/models/*/{score['system']}.py"
             assert words in measured, f"add {words!r} of {path.name} to 'Measured:' in {file}: it has {measured!r}"

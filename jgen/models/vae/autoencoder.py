@@ -23,6 +23,10 @@ Glossary: x intensities; x_hat reconstruction; x~ corrupted x; z codes; eps stan
 Differs from the papers: layers are trained together, without pretraining; the mean activations of equation 5 are moving
 averages over steps, at which the penalty's gradient is taken, so that the loss is a mean over examples and does not
 depend on how a batch is divided; convolutions have residual blocks.
+
+Measured: PSNR 17.99 dB of reconstructed test images of the digits, mean squared error 0.0159, 1,500 steps of
+`python train.py configs/vae/autoencoder.py:digits`. The decoder of `digits_linear` spans the principal components of the
+training images to 0.53 degrees.
 """
 
 from __future__ import annotations

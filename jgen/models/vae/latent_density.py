@@ -24,7 +24,10 @@ from none. So there is no `log_prob`; `validate` scores the codes.
 
 Glossary: x image; z standardised code; h class; r responsibilities; w, m, M statistics of equation 3; g step size.
 
-Differs from the paper: EM is stepwise, on batches, where the paper fits 10 components to all codes; classes.
+Differs from the paper: EM is stepwise, on batches, where the paper fits 10 components to all codes at once; classes.
+
+Measured: a classifier assigns 93.5 % of samples to the class that they were conditioned on, FD 29.6, on the digits, 200
+steps of `python train.py configs/vae/latent_density.py:digits`. Codes from a standard normal decode to images of FD 209.
 """
 
 from __future__ import annotations
