@@ -25,8 +25,8 @@ averages over steps, at which the penalty's gradient is taken, so that the loss 
 depend on how a batch is divided; convolutions have residual blocks.
 
 Measured: PSNR 17.99 dB of reconstructed test images of the digits, mean squared error 0.0159, 1,500 steps of
-`python train.py configs/vae/autoencoder.py:digits`. The decoder of `digits_linear` spans the principal components of the
-training images to 0.53 degrees.
+`python train.py configs/vae/autoencoder.py:digits`. The largest angle between what the decoder of `digits_linear` spans
+and the first four principal components of its training images is 0.53 degrees.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ Glossary: x image; z standardised code; h class; r responsibilities; w, m, M sta
 Differs from the paper: EM is stepwise, on batches, where the paper fits 10 components to all codes at once; classes.
 
 Measured: a classifier assigns 93.5 % of samples to the class that they were conditioned on, FD 29.6, on the digits, 200
-steps of `python train.py configs/vae/latent_density.py:digits`. Codes from a standard normal decode to images of FD 209.
+steps of `python train.py configs/vae/latent_density.py:digits`. Images of codes from a standard normal have FD 209.
 """
 
 from __future__ import annotations
