@@ -44,7 +44,7 @@ def tiny(digits: Experiment) -> Experiment:
 
 
 def mnist(name: str) -> Experiment:
-    train = mnist_training(2000, NO_GRADIENTS, batch_size=1000, sample_every=0)
+    train = mnist_training(600, NO_GRADIENTS, batch_size=1000, sample_every=0)
     return Experiment(Config(components=100), Data(name=name), train)
 
 
@@ -53,5 +53,5 @@ def mnist_binary() -> Experiment:
 
 
 def cifar10() -> Experiment:
-    train = accelerator_training(2000, NO_GRADIENTS, batch_size=1000, sample_every=0)
+    train = accelerator_training(600, NO_GRADIENTS, batch_size=1000, sample_every=0)
     return Experiment(Config(components=50, class_conditional=False), Data(name="cifar10", validation=0.0), train)

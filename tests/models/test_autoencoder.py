@@ -40,7 +40,7 @@ def keys_of(n, seed=0):
 def start(config, images=None, data=DIGITS):
     """A model with its first weights, those that start at zero made different, and its extra."""
     model = make_model(config, data)
-    params, extra = model.init(KEY, {"image": digits(32) if images is None else images}, {})
+    params, extra = jax.jit(model.init)(KEY, {"image": digits(32) if images is None else images}, {})
     params = jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     return model, params, extra
 
@@ -48,14 +48,15 @@ def start(config, images=None, data=DIGITS):
 def loss_of(model, params, extra, images, keys=None):
     """(loss, metrics, new extra)."""
     keys = keys_of(len(images)) if keys is None else keys
-    value, (metrics, new) = model.phases[0].loss(params, Context(jnp.int32(0), extra=extra), keys, {"image": images})
+    ctx = Context(jnp.int32(0), extra=extra)
+    value, (metrics, new) = jax.jit(model.phases[0].loss)(params, ctx, keys, {"image": images})
     return value, metrics, new
 
 
 def fit(config, images, steps, learning_rate=1e-2):
     """The weights after some steps of Adam on all images, with a learning rate that falls to zero."""
     model = make_model(config, DIGITS)
-    params, extra = model.init(KEY, {"image": images}, {})
+    params, extra = jax.jit(model.init)(KEY, {"image": images}, {})
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
@@ -122,9 +123,9 @@ def test_tied_weights_are_the_encoder_s_transposed():
     def tied_loss(enc):
         return loss_of(model, {**params, "encoder": enc}, {}, images)[0]
 
-    np.testing.assert_allclose(tied_loss(enc), free_loss(enc, transposed), rtol=1e-5)
-    of_tied = jax.grad(tied_loss)(enc)
-    of_enc, of_dec = jax.grad(free_loss, argnums=(0, 1))(enc, transposed)
+    value, of_tied = jax.jit(jax.value_and_grad(tied_loss))(enc)
+    wanted, (of_enc, of_dec) = jax.jit(jax.value_and_grad(free_loss, argnums=(0, 1)))(enc, transposed)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
     pairs = [(("layers", "dense0"), ("out",)), (("layers", "dense1"), ("layers", "dense1"))]
     for path, mirrored in [*pairs, (("out",), ("layers", "dense0"))]:
         one, other, both = (
