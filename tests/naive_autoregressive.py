@@ -1,12 +1,15 @@
 """Sampling from an autoregressive network as plainly as it can be written, and parameters for tests of such networks.
 
-The naive sampler is what `jgen.samplers.autoregressive` must equal; benchmarks/autoregressive.py times it beside that.
+The naive samplers are what `jgen.samplers.autoregressive` and `jgen.samplers.two_streams` must equal;
+benchmarks/autoregressive.py times the first.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jgen.core import keys as rng
+from jgen.prob.logistic_mixture import LogisticMixture
 from jgen.samplers.autoregressive import draw, gumbel
 
 
@@ -30,6 +33,22 @@ def sample_naively(
     start = jnp.zeros((keys.shape[0], *shape), jnp.int32)
     count = height * width * channels if positions is None else positions
     return jax.lax.fori_loop(0, count, one, start)
+
+
+def sample_mixtures_naively(network, params, keys, label, shape, levels, temperature=1.0, images=None, mask=None):
+    """The same of a network that gives each pixel's `LogisticMixture`: for every pixel, the network over the image."""
+    height, width, channels = shape
+
+    def one(position, x):
+        i, j = position // width, position % width
+        parameters = network.apply({"params": params}, x, label)[:, i, j]
+        pixel = LogisticMixture(parameters, channels, levels).sample(rng.fold_in(keys, position), temperature)
+        pixel = pixel.astype(jnp.int32)
+        if mask is not None:
+            pixel = jnp.where(mask[:, i, j, None], images[:, i, j].astype(jnp.int32), pixel)
+        return x.at[:, i, j].set(pixel)
+
+    return jax.lax.fori_loop(0, height * width, one, jnp.zeros((keys.shape[0], *shape), jnp.int32))
 
 
 def random_params(network, shape, label=None, seed=0):

@@ -18,7 +18,7 @@ from jgen.errors import UserError
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
-FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2"]
+FEW_DIFFUSION = ["--model.sampling.steps", "2"]
 FEW_DIFFUSION += ["--model.network.blocks", "1", "--model.network.channels", "8", "--model.network.attention", "8"]
 FEW_DIFFUSION += ["--model.network.head-dim", "8", "--model.network.groups", "4"]
 
@@ -63,11 +63,11 @@ def test_every_command_runs(python, pictures, tmp_path):
         if "--text" in words or "--cond.low-resolution" in words:
             continue  # of runs with captions: tests/test_toy_conditions.py
         assert words[0] == "python", command
-        places = {"folder:PATH": f"folder:{pictures}", "RUN": "runs/ddpm-digits"}
+        places = {"folder:PATH": f"folder:{pictures}", "RUN": "runs/vdm-digits"}
         places |= {"npz:FILE": f"npz:{tmp_path / 'mine.npz'}"}
         words = [places.get(word, word) for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
-            config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
+            config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/vdm.py")
             words += FEW + (FEW_DIFFUSION if "diffusion" in config else [])
             experiment, _ = load_config(config, ROOT)
             if experiment.data.name != "digits" and "--data.name" not in words:
@@ -76,7 +76,8 @@ def test_every_command_runs(python, pictures, tmp_path):
             words += ["--samples", "60"]
         if words[:2] == ["-m", "jgen.compare"]:  # it takes an hour
             parse(compare.Arguments, words[2:], "", "")
-        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare"):
+        of_studies = words[1].startswith("jgen.studies.")  # tests/studies runs them
+        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare") or of_studies:
             words.append("--help")
         done = python(*words, cwd=tmp_path, check=False, timeout=300)
         assert done.returncode == 0, (command, done.stderr)

@@ -13,6 +13,7 @@ so that the draw does not depend on how the logits were computed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -82,18 +83,20 @@ def sample_raster(
         keys, label, images, mask = part
         return _sample_chunk(network, params, keys, label, images, mask, shape, levels, temperature)
 
-    batch = keys.shape[0]
+    return in_chunks(chunk, (keys, label, None if images is None else images.astype(jnp.int32), mask), keys.shape[0])
+
+
+def in_chunks(chunk: Callable[[Any], jax.Array], parts: Any, batch: int) -> jax.Array:
+    """`chunk` of `parts`, a tree of arrays (B, ...), to (B, ...): on CPU, of `CHUNK` images at a time."""
     size = CHUNK if for_cpu() else batch
     count = math.ceil(batch / size)
-    if images is not None:
-        images = images.astype(jnp.int32)
     if count == 1:
-        return chunk((keys, label, images, mask))
+        return chunk(parts)
     size = math.ceil(batch / count)
     # The last chunk is padded with copies of the last image.
     index = np.minimum(np.arange(count * size), batch - 1).reshape(count, size)
-    parts = jax.tree.map(lambda x: x[index], (keys, label, images, mask))
-    return jax.lax.map(chunk, parts).reshape(count * size, *shape)[:batch]
+    out = jax.lax.map(chunk, jax.tree.map(lambda x: x[index], parts))
+    return out.reshape(count * size, *out.shape[2:])[:batch]
 
 
 def _sample_chunk(

@@ -165,7 +165,10 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     axes[1].set(ylabel="recall")
     for ax in axes:
         ax.set(xscale="log", xlabel="network evaluations for an image")
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.25)
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
     axes[1].legend(fontsize=8, ncols=2)
     fig.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(fig)

@@ -14,9 +14,12 @@ import jax
 import numpy as np
 
 from jgen import cli, sample_scores
+from jgen.core import keys as rng
 from jgen.core.progress import progress_bar
 from jgen.data import dataset
+from jgen.data.config import Config
 from jgen.data.pictures import to_display
+from jgen.data.transforms import make_transform
 from jgen.generator import Generator
 from jgen.metrics.neighbours import nearest_distances
 from jgen.train.run_directory import environment, read_config, read_json, write_json
@@ -61,10 +64,17 @@ def open_run(run: str, seed: int) -> Opened:
     config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run, gen.tokenizers)
     labelled = "label" in gen.model.conditions
     compare = sample_scores.make_comparison(data, config, ScoringProtocol(seed=seed), labelled)
-    train, test = (data.splits[name].fetch(np.arange(data.splits[name].num)) for name in ("train", "test"))
-    levels = gen.model.images.levels
-    pixels = as_pixels(train["image"], levels), as_pixels(test["image"], levels)
-    return Opened(gen, compare, *pixels, test["label"] if labelled else None)
+    train, test = (pixels_of(data, config, name) for name in ("train", "test"))
+    classes = data.splits["test"].fetch(np.arange(len(test)))["label"] if labelled else None
+    return Opened(gen, compare, train, test, classes)
+
+
+def pixels_of(data: dataset.Dataset, config: Config, split: str) -> np.ndarray:
+    """The images of a split as the model sees them: float32 (n, H W C) in 0 .. 1."""
+    batch = data.splits[split].fetch(np.arange(data.splits[split].num))
+    keys = rng.image_keys(rng.stream(rng.seed_key(0), rng.DATA), batch["index"])
+    images = jax.jit(make_transform(config, data.spec, train=False))(keys, batch)["image"]
+    return as_pixels(np.asarray(images), data.spec.image.levels)
 
 
 def as_pixels(images: np.ndarray, levels: int) -> np.ndarray:
@@ -87,15 +97,21 @@ def score(opened: Opened, options: dict[str, Any], num: int, seed: int) -> Row:
     shown = to_display(images, gen.model.images.levels)
     scores = opened.compare(lambda start, stop: shown[start:stop], num, label, asked_for=True)
     quality, accuracy = scores["quality"], scores["labels"]
-    pixels = as_pixels(images, gen.model.images.levels)
-    test_distances, distances = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
     return {
         **{name: quality[name]["value"] for name in ("precision", "recall")},
         "fd": quality["frechet_distance"],
         "network": quality["network"],
         "reference": quality["reference"],
         "class_accuracy": accuracy and accuracy["accuracy"],
-        "diversity": spread_within(pixels, label) / spread_within(opened.test, opened.test_classes),
+        **pixel_scores(opened, as_pixels(images, gen.model.images.levels), label),
+    }
+
+
+def pixel_scores(opened: Opened, pixels: np.ndarray, classes: np.ndarray | None) -> Row:
+    """The scores `diversity`, `nearest` and `copies` of `score`, of images as `as_pixels` has them."""
+    test_distances, distances = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
+    return {
+        "diversity": spread_within(pixels, classes) / spread_within(opened.test, opened.test_classes),
         "nearest": float(np.median(distances) / np.median(test_distances)),
         "copies": float(np.mean(distances < np.quantile(test_distances, 0.05))),
     }

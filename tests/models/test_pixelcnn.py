@@ -1,14 +1,13 @@
 """PixelCNN and Gated PixelCNN as distributions: every image of a tiny size enumerated."""
 
-import itertools
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from enumeration import all_images, enumerate_log_prob, pooled_chisquare
 from naive_autoregressive import normal_params
-from scipy.stats import chisquare
 from specs import data_of
 
 from jgen.core import keys as rng
@@ -46,48 +45,16 @@ def make_params(model):
 CTX = Context(jnp.int32(0))
 
 
-def all_images(spec):
-    """Every image: uint8 (levels ** size, H, W, C); image n has the digits of n, first pixel first."""
-    values = list(itertools.product(range(spec.levels), repeat=spec.size))
-    return np.array(values, np.uint8).reshape(-1, *spec.shape)
-
-
-def enumerate_log_prob(model, params, label):
-    images = all_images(model.images)
-    cond = {"label": np.full(len(images), label, np.int32)}
-    keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
-    return np.asarray(jax.jit(model.log_prob)(params, CTX, keys, images, cond), np.float64)
-
-
-def numbers(images, levels):
-    """The place of images in `all_images`."""
-    flat = images.reshape(len(images), -1).astype(np.int64)
-    return flat @ (levels ** np.arange(flat.shape[1])[::-1])
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_probabilities_of_all_images_sum_to_one(system, size):
     model = make(system, size)
     params = make_params(model)
-    by_class = [enumerate_log_prob(model, params, label) for label in range(CLASSES)]
+    by_class = [enumerate_log_prob(model, params, {"label": label}) for label in range(CLASSES)]
     for log_p in by_class:
         assert abs(np.exp(log_p).sum() - 1) < 1e-5
         assert np.ptp(log_p) > 1  # far from uniform
     assert np.abs(by_class[0] - by_class[1]).max() > 0.1  # the class matters
-
-
-def pooled_chisquare(images, levels, log_p):
-    """p-value of the images' frequencies; outcomes expected fewer than 5 times are one."""
-    counts = np.bincount(numbers(images, levels), minlength=len(log_p))
-    expected = np.exp(log_p) / np.exp(log_p).sum() * len(images)
-    rare = expected < 5
-    if rare.any():
-        counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
-    if rare.any() and expected[-1] < 1:  # too rare to test: fold into the last
-        counts, expected = (np.append(x[:-2], x[-2:].sum()) for x in (counts, expected))
-    assert len(counts) > 3
-    return chisquare(counts, expected).pvalue
 
 
 @pytest.mark.parametrize("system,size", [("gated_pixelcnn", "RGB 1x2"), ("pixelcnn", "binary 2x2")])
@@ -96,7 +63,7 @@ def test_frequencies_of_samples_are_the_enumerated_probabilities(system, size):
     params = make_params(model)
     n, label = 4000, 1
     images = sample_images(model, params, CTX, jax.random.key(3), n, cond={"label": label}, batch_size=n)
-    log_p = [enumerate_log_prob(model, params, c) for c in range(CLASSES)]
+    log_p = [enumerate_log_prob(model, params, {"label": c}) for c in range(CLASSES)]
     assert pooled_chisquare(images, model.images.levels, log_p[label]) > 1e-3
     assert pooled_chisquare(images, model.images.levels, log_p[0]) < 1e-6  # the test can fail
 
@@ -129,7 +96,7 @@ def test_completion_draws_from_the_conditional_distribution():
     drawn = np.asarray(jax.jit(model.inpaint)(params, CTX, keys, given, masks, cond))
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn[:, mask], given[:, mask])
-    log_p = enumerate_log_prob(model, params, 1)
+    log_p = enumerate_log_prob(model, params, {"label": 1})
     possible = np.all(all_images(model.images)[:, mask] == given[:1, mask], axis=(1, 2))
     assert possible.sum() == 2**5
     assert pooled_chisquare(drawn, 2, np.where(possible, log_p, -np.inf)) > 1e-3

@@ -31,6 +31,8 @@ from jgen.nn import (
     masked_convolution,
     normalization,
     pixelcnn,
+    pixelcnn_pp,
+    shifted_convolution,
     song_unet,
     spectral_norm,
     unet,
@@ -165,6 +167,22 @@ CASES = {
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
     ),
     "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
+    "ShiftedConv": lambda: layer(shifted_convolution.ShiftedConv(2, 4, (2, 3), above=2), normal(2, 5, 4, 2)),
+    "ShiftedConv of stride 2": lambda: layer(
+        shifted_convolution.ShiftedConv(4, 4, (2, 2), stride=2), normal(2, 5, 4, 4)
+    ),
+    "ShiftedConvTranspose": lambda: layer(
+        shifted_convolution.ShiftedConvTranspose(4, 3, 3), normal(2, 3, 2, 4), rest=(5, 4)
+    ),
+    "GatedResnetBlock": lambda: layer(
+        pixelcnn_pp.GatedResnetBlock(4, (2, 2), True, True, 3, 0.5, DTYPE),
+        *(normal(2, 3, 4, 4) + shift for shift in (0.0, 0.1, 0.2)),
+        rest=(LABEL, KEYS),
+    ),
+    "Resolution": lambda: layer(
+        pixelcnn_pp.Resolution(4, 1, 2, 0, 0.0, DTYPE), normal(2, 3, 4, 4), normal(2, 3, 4, 4), rest=(None, None)
+    ),
+    "PixelCNNPP": lambda: integers(pixelcnn_pp.PixelCNNPP(4, 2, 7, 4, 1, 2, num_classes=3)),
     "ActNorm": lambda: layer(flow.ActNorm(), normal(2, 2, 3, 4)),
     "InvertibleConv": lambda: layer(flow.InvertibleConv(), normal(2, 2, 3, 4), rest=(True,)),
     "Permutation": lambda: layer(flow.Permutation(), normal(2, 2, 3, 4)),
@@ -182,7 +200,7 @@ CASES = {
     "vae.Decoder": lambda: layer(vae.Decoder("conv", (4, 8), 1, (6,), 3, IMAGES, "pixel"), normal(2, 2), rest=(LABEL,)),
     "spectral_norm": spectral,
 }
-NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "ConvEncoder", "ConvDecoder")
+NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 

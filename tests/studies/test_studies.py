@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.spatial
-from conftest import mistake
+from conftest import mistake, real_images
 
 import jgen
 from jgen.samplers.diffusion import Sampling, evaluations
@@ -20,6 +20,19 @@ def test_the_spread_within_classes_by_scipy():
     of_each = [scipy.spatial.distance.pdist(x[classes == c]).mean() for c in range(3)]
     assert scores.spread_within(x, classes) == pytest.approx(np.mean(of_each), rel=1e-4)
     assert scores.spread_within(x, None) == pytest.approx(scipy.spatial.distance.pdist(x).mean(), rel=1e-4)
+
+
+def test_training_images_are_copies_and_test_images_are_not(tiny_run):
+    """Both as they would be as samples: through the model's levels."""
+    opened = scores.open_run(str(tiny_run), seed=0)
+    gen = opened.gen
+    images, labels = real_images(gen.config.data, 200, "train")
+    copied = scores.pixel_scores(opened, scores.as_pixels(images, gen.model.images.levels), labels)
+    assert copied["copies"] == 1.0 and copied["nearest"] < 0.01 and 0.9 < copied["diversity"] < 1.1
+    images, labels = real_images(gen.config.data, 297, "test")
+    unseen = scores.pixel_scores(opened, scores.as_pixels(images, gen.model.images.levels), labels)
+    assert unseen["copies"] == pytest.approx(0.05, abs=0.01)
+    assert unseen["nearest"] == pytest.approx(1) and unseen["diversity"] == pytest.approx(1)
 
 
 def test_points_of_a_sampler_have_the_evaluations_that_were_wanted():

@@ -2,12 +2,13 @@
 
 loss          -log p(x | h), a mean over images and dimensions
 log_prob      sum_i log p(x_i | x_<i, h), exact
-sample        x_i ~ softmax(logits_i / temperature), one after another, with cached activations
+sample        x_i ~ p(x_i | x_<i, h), one after another, with cached activations
 inpaint       as `sample`, given the pixels that a mask keeps, which must be the first in raster order
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from jgen.errors import defaults_of, require_labels, require_temperature
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
-from jgen.samplers.autoregressive import RasterNetwork, check_prefix, sample_raster
+from jgen.samplers.autoregressive import check_prefix, sample_raster
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,31 @@ class Sampling:
 class Raster(NamedTuple):
     """What `make_raster` binds the functions below to."""
 
-    network: RasterNetwork
+    network: Any
     config: Any
     data: DataSpec
     conditions: tuple[str, ...]
+    score: Callable[[jax.Array, jax.Array], jax.Array]
+    sampler: Callable[..., jax.Array]
 
 
-def make_raster(name: str, network: RasterNetwork, config: Any, data: DataSpec) -> GenerativeModel:
-    """A model whose `network` gives the logits of every pixel from those before it.
+def make_raster(
+    name: str,
+    network: Any,
+    config: Any,
+    data: DataSpec,
+    score: Callable[[jax.Array, jax.Array], jax.Array] = categorical_log_prob,
+    sampler: Callable[..., jax.Array] = sample_raster,
+) -> GenerativeModel:
+    """A model whose `network` describes the distribution of every pixel given those before it.
 
     Args:
-      network: a linen module, (x, label, key_drop) to logits (B, H, W, C, levels), whose parameters become the role
-        "pixelcnn".
-      config: the system's Config, checked by `check_raster`.
+      network: a linen module, (x, label, key_drop) to outputs (B, H, W, ...), logits (B, H, W, C, levels) by default,
+        whose parameters become the role "pixelcnn".
+      config: the system's Config, checked: see `check_raster`.
+      score: (outputs, x) to the nats of uint8 images, (B,). sampler: with the arguments of `sample_raster`.
     """
-    raster = Raster(network, config, data, ("label",) if config.class_conditional else ())
+    raster = Raster(network, config, data, ("label",) if config.class_conditional else (), score, sampler)
     return GenerativeModel(
         name=name,
         data=data,
@@ -74,8 +85,8 @@ def init(raster: Raster, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Rol
 
 def nats(raster: Raster, params: Roles, x: jax.Array, cond: Cond, key_drop: jax.Array | None) -> jax.Array:
     """log p(x | label), float32 (B,)."""
-    logits = raster.network.apply({"params": params["pixelcnn"]}, x, cond.get("label"), key_drop)
-    return categorical_log_prob(logits, x)
+    outputs = raster.network.apply({"params": params["pixelcnn"]}, x, cond.get("label"), key_drop)
+    return raster.score(outputs, x)
 
 
 def loss(
@@ -126,7 +137,7 @@ def complete(
     o = replace(raster.config.sampling, **options)
     spec, label = raster.data.image, cond.get("label")
     params = params["pixelcnn"]
-    drawn = sample_raster(raster.network, params, keys, label, spec.shape, spec.levels, o.temperature, x, mask)
+    drawn = raster.sampler(raster.network, params, keys, label, spec.shape, spec.levels, o.temperature, x, mask)
     return drawn.astype(jnp.uint8)
 
 
