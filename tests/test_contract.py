@@ -253,6 +253,11 @@ def test_a_model_without_a_sampler_says_what_it_can():
     model = make_case("toy:classifier").model
     with pytest.raises(NotSupported, match="^toy classifier cannot sample: it can logits$"):
         require_capability(model, "sample")
+    reason = model._replace(why_not={"sample": "it draws nothing"})
+    with pytest.raises(NotSupported, match="^toy classifier cannot sample: it draws nothing; it can logits$"):
+        require_capability(reason, "sample")
+    with pytest.raises(NotSupported, match="^toy classifier cannot decode: it can logits$"):
+        require_capability(reason, "decode")
 
 
 def test_few_programs_are_compiled_whatever_the_number_of_images():

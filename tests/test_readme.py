@@ -106,8 +106,8 @@ def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
         words = [word for word in words if not word.startswith("RUN") and word not in ("[RUN", "...]", "...")]
         while words and not words[0].startswith("-"):
             words.pop(0)
-        while "--scoring.samples" in words:
-            del words[words.index("--scoring.samples") : words.index("--scoring.samples") + 2]
+        while own := [place for place, word in enumerate(words) if word.startswith(("--scoring.", "--sampling."))]:
+            del words[own[0] : own[0] + 2]
         parse(kinds[name], words, "", "")
         seen.append(name)
     assert seen.count("evaluate") > 15 and seen.count("compare") >= 3
@@ -151,9 +151,11 @@ def test_a_system_says_in_its_file_what_it_reached():
             numbers.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
-        else:
+        elif "codes" in score["reconstruction"]:
             codes = score["reconstruction"]
             numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
+        else:
+            numbers.append(f"PSNR {score['reconstruction']['psnr']:.2f} dB")
         for words in (*numbers, f"{score['step']:,} steps of", score["training"]["command"][1]):
             file = f"jgen/models/*/{score['system']}.py"
             assert words in measured, f"add {words!r} of {path.name} to 'Measured:' in {file}: it has {measured!r}"

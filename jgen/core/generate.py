@@ -364,7 +364,9 @@ def capabilities(model: GenerativeModel) -> list[str]:
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:
-    """Raises `NotSupported`, naming the model and what it can do, unless it has that capability."""
+    """Raises `NotSupported`, naming the model, its reason if it has one and what it can do, unless it has that
+    capability."""
     if name not in capabilities(model):
         can = ", ".join([*capabilities(model), *model.functions])
-        raise NotSupported(f"{model.name} cannot {name}: it can {can or 'only be trained'}")
+        reason = f"{model.why_not[name]}; " if name in model.why_not else ""
+        raise NotSupported(f"{model.name} cannot {name}: {reason}it can {can or 'only be trained'}")

@@ -210,6 +210,8 @@ class GenerativeModel(NamedTuple):
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
+    why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
+                 the message of `NotSupported`.
     """
 
     name: str
@@ -239,6 +241,7 @@ class GenerativeModel(NamedTuple):
     functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
+    why_not: Mapping[str, str] = {}
 
     def __hash__(self) -> int:
         return hash((self.name, self.init, self.phases))  # of the functions: `functions` is a mapping and has no hash

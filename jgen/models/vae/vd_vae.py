@@ -21,8 +21,8 @@ normal.
 Differs from the paper: no learned gain and bias before the last layer, which is linear; GELU by its tanh approximation;
 a class is an option, a learned vector at the top of the top-down path; odd sizes are pooled by other factors than 2.
 
-Measured: bound 1.901 bits/dim on the 8x8 digits in 17 levels (K = 1, given the class), Fréchet distance 25.7 (FD-digits),
-a classifier assigns 98.7 % of samples to the class that they were conditioned on; 2,000 steps of
+Measured: bound 1.901 bits/dim on the 8x8 digits in 17 levels (K = 1, given the class), Fréchet distance 25.7
+(FD-digits), a classifier assigns 98.7 % of samples to the class that they were conditioned on; 2,000 steps of
 `python train.py configs/vae/vd_vae.py:digits`.
 """
 
