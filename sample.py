@@ -82,15 +82,15 @@ def command(args: list[str]) -> int:
         named = {**chosen, **{name: array[a.num - num :] for name, array in cond.items()}}
         return gen.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
 
-    store.collect(draw)
     columns = a.columns or math.ceil(math.sqrt(a.num))
-    store.finish(cond.get("label"), columns, data.label_names)
     if a.trajectory:
         num = min(a.num, 64)
         named = {**chosen, **{name: array[:num] for name, array in cond.items()}}
-        steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, **named)
+        steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, progress=progress, **named)
         write_animation(path, steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))
         print(f"{steps.shape[1]} steps: {a.trajectory}")
+    store.collect(draw)
+    store.finish(cond.get("label"), columns, data.label_names)
     print(f"{a.num} images of {gen}: {a.out}")
     return 0
 

@@ -1,7 +1,7 @@
 """Train an image generator: python train.py CONFIG[:VARIANT] --workdir RUN [--option value ...]
 
-Without arguments: a class-conditional DDPM on 8x8 digits. Running the same command again resumes it. --list shows
-every system with its variants, --list SYSTEM what its variants are.
+Without arguments: a class-conditional diffusion model (VDM) on 8x8 digits. Running the same command again resumes it.
+--list shows every system with its variants, --list SYSTEM what its variants are.
 """
 
 import dataclasses

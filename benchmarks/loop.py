@@ -76,7 +76,7 @@ def main() -> None:
         training.after = timed_after
         training.run()
     bare, loop = statistics.median(bare_times), statistics.median(loop_times)
-    print(f"{name}: bare step {bare * 1e3:.1f} ms, loop {loop * 1e3:.1f} ms a step: {bare / loop:.1%} of the bare rate")
+    print(f"{name}: bare step {bare * 1e3:.1f} ms, loop {loop * 1e3:.1f} ms: {bare / loop:.1%} of the bare rate")
     if args.out:
         document = {"command": " ".join(["python", *sys.argv]), "commit": commit(), "processor": processor()}
         document |= {"jax": jax.__version__, "python": platform.python_version(), "config": args.config}

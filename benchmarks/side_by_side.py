@@ -195,7 +195,7 @@ def time_task(task: str, workers: dict[str, Worker], rounds: int) -> tuple[dict[
 
 
 def compare(benchmark: Benchmark, args: argparse.Namespace, setting: str) -> list[dict[str, Any]]:
-    """Rows, one a task and peer: medians of every side, the ratio, first runs, memory."""
+    """Rows, one per task and peer: medians of every side, the ratio, first runs, memory."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sides = ["jgen", *(variant for variants in benchmark.peers.values() for variant in variants)]

@@ -20,8 +20,10 @@ from jgen.compare import rows, tables  # noqa: E402
 from jgen.compare.facts import legend  # noqa: E402
 from jgen.compare.systems import Training, load_training, sampling_defaults  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
+from jgen.studies import sampling_noise, sampling_steps  # noqa: E402
 from jgen.train.logs import best_of  # noqa: E402
 
+STUDIES = {"sampling_noise": sampling_noise, "sampling_steps": sampling_steps}
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
 
@@ -38,7 +40,7 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 
 
 def speed() -> str:
-    """One row a task, setting and peer of every side-by-side benchmark, and where the rows come from."""
+    """One row per task, setting and peer of every side-by-side benchmark, and where the rows come from."""
     lines, records = [], []
     for path, document in read("speed_*.json"):
         versions: dict[str, str] = {}
@@ -72,7 +74,7 @@ def loop() -> str:
 
 
 def systems() -> str:
-    """One row a system: its name and paper, its configuration, and the first score that was measured of it."""
+    """One row per system: its name and paper, its configuration, and the first score that was measured of it."""
     measured: dict[str, str] = {}
     for path, document in read("score_*.json"):
         score = scored(document)[0].partition(",")[0].partition(";")[0]
@@ -213,14 +215,37 @@ def comparison(data: str) -> str:
     return re.sub("^#", "##", text, flags=re.MULTILINE) + "\n"
 
 
+def study(name: str) -> str:
+    """The table of a study's record, with what gave it."""
+    path = ROOT / "results" / "studies" / f"{name}.json"
+    if not path.is_file():
+        return ""
+    rows = json.loads(path.read_text())["rows"]
+    commands = dict.fromkeys(row["command"] for row in rows)
+    commits = dict.fromkeys(short(row["environment"]["commit"]) for row in rows)
+    setting, environment = rows[0]["setting"], rows[0]["environment"]
+    origin = f"{setting['samples']} samples per row, seed {setting['seed']}; {environment['processor']}"
+    origin += (
+        f"; jax {environment['versions']['jax']}; commit {', '.join(commits)}; [record](results/studies/{name}.json)"
+    )
+    runs = ", ".join(f"{system} at step {step}" for system, step in dict.fromkeys(of_run(row) for row in rows))
+    given = "\n".join(f"`{command}`" for command in commands)
+    return f"{STUDIES[name].table(rows)}\n\nOf {runs}; {origin}.\n\n{given}\n"
+
+
+def of_run(row: dict[str, Any]) -> tuple[str, int]:
+    return row["setting"]["system"], row["setting"]["step"]
+
+
 def main() -> None:
     """Writes the tables, or with --check exits where a document has others."""
     blocks = {"systems": systems(), "speed": speed(), "scores": scores()}
     for folder in sorted((ROOT / "results").glob("comparison-*")):
         data = folder.name.partition("-")[2]
         blocks[f"comparison {data}"] = comparison(data)
+    blocks |= {f"study {name}": study(name) for name in STUDIES}
     placed = set()
-    for name in ("README.md", "docs/comparison.md", "docs/results.md"):
+    for name in ("README.md", "docs/comparison.md", "docs/results.md", "docs/studies.md"):
         path = ROOT / name
         text = before = path.read_text()
         for block, content in blocks.items():

@@ -1,6 +1,6 @@
 """Image generation in JAX: every family of generator on one contract.
 
-gen = jgen.load("runs/ddpm-digits")
+gen = jgen.load("runs/vdm-digits")
 images = gen.sample(jax.random.key(0), 16, label=7)      # uint8 (16, H, W, C)
 """
 

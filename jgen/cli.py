@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
 
-DEFAULT = "configs/diffusion/ddpm.py:digits"
+DEFAULT = "configs/diffusion/vdm.py:digits"
 
 
 def load_config(name: str, root: Path) -> tuple[Experiment, str]:

@@ -4,7 +4,7 @@ Held-out images give nats and bits per dimension, with the kind of likelihood an
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
 weights --inception names (FID); those of a conditional model are read by the classifier. With --reconstruct, held-out
 images are compared with what an autoencoder makes of them. The outcome is written to RUN/evaluation.json, or to --out,
-and printed as a table, a row a run; an evaluation.json that is there already is kept as evaluation.1.json, and so on.
+and printed as a table, a row per run; an evaluation.json that is there already is kept as evaluation.1.json, and so on.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
@@ -66,7 +66,7 @@ class Arguments:
     out: str = ""
     """JSON file for the outcome; default: evaluation.json in the run."""
     grid: str = ""
-    """PNG file for a picture of the first samples, a row a class."""
+    """PNG file for a picture of the first samples, a row per class."""
 
 
 def evaluate(

@@ -3,16 +3,20 @@
 KIND is one of
   reconstructions  images of the data, each above what the model makes of its latents
   interpolation    between pairs of images along the line between their latents, the images themselves at the ends
-  traversal        a row a latent dimension, those that vary most over the data, moved from -3 to 3 about one image
+  traversal        a row per latent dimension, those that vary most over the data, moved from -3 to 3 about one image
   manifold         the plane of the two latent dimensions that vary most, at even quantiles of a standard normal, the
                    others at zero: the whole of a model of two latents, a cut through any other
+  attribute        a row per image of one class, to whose latents the difference of two classes' mean latents is added
+                   with a strength from 0 to 1: --classes' second less its first, over training images
+  prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
+                   standard deviation of each dimension over the data, and as many samples of the model
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,27 +29,32 @@ from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.experiment import Experiment
 
-SEEN = 1000  # images from which is told how much a latent dimension varies
+SEEN = 1000  # images from which is told how much a latent dimension varies, and what the mean latents of a class are
+
+Splits = Mapping[str, Split]
 
 
 @dataclass(frozen=True)
 class Arguments:
     """What to draw, of which images, and where to put it."""
 
-    kind: Literal["reconstructions", "interpolation", "traversal", "manifold"] = "reconstructions"
+    kind: Literal["reconstructions", "interpolation", "traversal", "manifold", "attribute", "prior"] = "reconstructions"
     """The figure."""
     out: str = "figure.png"
     """Where to write the picture."""
     split: Literal["validation", "test", "train"] = "test"
     """The data that images are taken from."""
     rows: int = 8
-    """Pairs of rows (reconstructions), pairs of images, latent dimensions; not of a manifold, which is square."""
+    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), rows of each (prior);
+    not of a manifold, which is square."""
     columns: int = 11
     """Images in a row."""
     start: int = 0
     """Number of the first image taken from the split."""
     label: int | None = None
     """Class for a conditional model's traversal or manifold; default: the first image's."""
+    classes: tuple[int, int] = (0, 1)
+    """The classes of an attribute: that of the images, and that which they are moved towards."""
     seed: int = 0
     """Seed of what is random in the model."""
     step: int | Literal["best"] | None = None
@@ -74,12 +83,13 @@ def command(args: list[str]) -> int:
     check_arguments(a)
     gen = jgen.load(args[0], step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     draw, needed = FIGURES[a.kind]
-    require_capability(gen.model, needed)
+    for capability in needed:
+        require_capability(gen.model, capability)
     others = [name for name in gen.model.conditions if name != "label"]
     require(not others, f"{gen.model.name} is conditioned on {', '.join(others)}: figures are of classes only")
     conditional = "label" in gen.model.conditions
     require(a.label is None or conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
-    images, columns = draw(gen, open_split(args[0], gen, a), a)
+    images, columns = draw(gen, open_splits(args[0], gen, a), a)
     write_images(Path(a.out).expanduser(), images, None, gen.model.images.levels, columns)
     print(f"{a.kind} of {gen}: {a.out}")
     return 0
@@ -103,14 +113,19 @@ def check_arguments(a: Arguments) -> None:
     require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
     require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
     check_writable(Path(a.out).expanduser())
-    moved = a.kind in ("traversal", "manifold")
+    moved = a.kind in ("traversal", "manifold")  # about one image, of one class
     require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
     square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
     require(a.kind != "manifold" or a.rows == Arguments.rows, square)
+    first, second = a.classes
+    only = f"--classes is {first} {second}: {a.kind} has no classes to move between"
+    require(a.kind == "attribute" or a.classes == Arguments.classes, only)
+    require(first != second, f"--classes is {first} {second}: an attribute is the difference of two")
 
 
-def open_split(run: str, gen: Any, a: Arguments) -> Split:
-    """The split that images are taken from. Raises `UserError` where the data has changed since the training."""
+def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
+    """The splits of the run's data. Raises `UserError` where the data has changed since the training, or has no such
+    split."""
     from jgen.data import dataset
     from jgen.train.run_directory import read_config
 
@@ -118,41 +133,48 @@ def open_split(run: str, gen: Any, a: Arguments) -> Split:
     splits = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, a.data)[1].splits
     require(a.split in splits, f"--split is {a.split}: the run's data has {', '.join(splits)}")
     require(a.start < splits[a.split].num, f"--start is {a.start}: {a.split} has {splits[a.split].num} images")
-    return splits[a.split]
+    return splits
 
 
-def data(gen: Any, split: Split, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]:
+def data(gen: Any, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]:
     """`n` images of the split, as the model was trained on them, and their classes where it is conditional."""
+    split = splits[a.split]
+    require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
+    batch = fetch(gen, split, a.start + np.arange(n), a.seed)
+    return batch["image"], batch["label"] if gen.model.conditions else None
+
+
+def fetch(gen: Any, split: Split, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """These examples of the split, their images as the model was trained on them."""
     import jax
 
     from jgen.core import keys as rng
     from jgen.data.transforms import make_transform
 
-    require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
-    batch = split.fetch(a.start + np.arange(n))
-    keys = rng.image_keys(rng.stream(rng.seed_key(a.seed), rng.DATA), batch["index"])
+    batch = split.fetch(rows)
+    keys = rng.image_keys(rng.stream(rng.seed_key(seed), rng.DATA), batch["index"])
     batch = jax.jit(make_transform(gen.config.data, gen.model.data, train=False))(keys, batch)
-    return np.asarray(batch["image"]), np.asarray(batch["label"]) if gen.model.conditions else None
+    return {name: np.asarray(array) for name, array in batch.items()}
 
 
-def reconstructions(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
+def reconstructions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """Rows of images, each above its reconstructions."""
     import jax
 
-    images, label = data(gen, split, a, a.rows * a.columns)
+    images, label = data(gen, splits, a, a.rows * a.columns)
     made = gen.reconstruct(jax.random.key(a.seed), images, label=label)
     pairs = np.stack([x.reshape(a.rows, a.columns, *x.shape[1:]) for x in (images, made)], axis=1)
     return pairs.reshape(-1, *images.shape[1:]), a.columns
 
 
-def interpolation(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row a pair of images: the first, the way between their reconstructions, the second."""
+def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row per pair of images: the first, the way between their reconstructions, the second."""
     import jax
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
     # What the class says, a conditional model's latents do not: there both ends are of one class, found among more.
-    num = min(40 * a.rows, split.num - a.start) if gen.model.conditions else 2 * a.rows
-    images, label = data(gen, split, a, num)
+    num = min(40 * a.rows, splits[a.split].num - a.start) if gen.model.conditions else 2 * a.rows
+    images, label = data(gen, splits, a, num)
     if label is not None:
         order = np.argsort(label, kind="stable")
         pairs = np.stack([order[:-1], order[1:]], axis=1)
@@ -166,14 +188,14 @@ def interpolation(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int
     return rows.reshape(-1, *first.shape[1:]), a.columns
 
 
-def latent_spread(
-    gen: Any, split: Split, a: Arguments
-) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
-    """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
+def flat_latents(
+    gen: Any, splits: Splits, a: Arguments
+) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray | None]:
+    """Latents of images of the data (n, d); (m, d) to latents as the model has them; the images' classes."""
     import jax
 
-    num = min(SEEN, split.num - a.start)
-    images, label = data(gen, split, a, num)
+    num = min(SEEN, splits[a.split].num - a.start)
+    images, label = data(gen, splits, a, num)
     leaves, tree = jax.tree.flatten(gen.encode(jax.random.key(a.seed), images, label=label))
     flat = np.concatenate([x.reshape(num, -1) for x in leaves], axis=1)
     cuts = np.cumsum([x[0].size for x in leaves])[:-1]
@@ -182,26 +204,34 @@ def latent_spread(
         parts = np.split(rows.astype(np.float32), cuts, axis=1)
         return jax.tree.unflatten(tree, [p.reshape(-1, *x.shape[1:]) for p, x in zip(parts, leaves)])
 
+    return flat, unflatten, label
+
+
+def latent_spread(
+    gen: Any, splits: Splits, a: Arguments
+) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
+    """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
+    flat, unflatten, label = flat_latents(gen, splits, a)
     class_ = None if label is None else int(label[0]) if a.label is None else a.label
     return flat[0], unflatten, np.argsort(-flat.std(axis=0), kind="stable"), class_
 
 
-def traversal(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row a latent dimension, moved from -3 to 3 while the others stay those of one image."""
+def traversal(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row per latent dimension, moved from -3 to 3 while the others stay those of one image."""
     import jax
 
-    base, unflatten, order, label = latent_spread(gen, split, a)
+    base, unflatten, order, label = latent_spread(gen, splits, a)
     rows = min(a.rows, base.size)
     points = np.tile(base, (rows, a.columns, 1))
     points[np.arange(rows), :, order[:rows]] = np.linspace(-3.0, 3.0, a.columns)
     return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(-1, base.size)), label=label), a.columns
 
 
-def manifold(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
+def manifold(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """The plane of the two most varied latent dimensions at even quantiles of N(0, 1), the others at zero."""
     import jax
 
-    base, unflatten, order, label = latent_spread(gen, split, a)
+    base, unflatten, order, label = latent_spread(gen, splits, a)
     require(base.size >= 2, f"{gen.model.name} has {base.size} latent dimension: a manifold needs 2")
     side = a.columns
     quantiles = [statistics.NormalDist().inv_cdf((i + 0.5) / side) for i in range(side)]
@@ -211,12 +241,62 @@ def manifold(gen: Any, split: Split, a: Arguments) -> tuple[np.ndarray, int]:
     return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(side * side, -1)), label=label), side
 
 
-# What draws a figure, and the capability that it needs: all but reconstructions move continuous latents.
-FIGURES: dict[str, tuple[Callable[[Any, Split, Arguments], tuple[np.ndarray, int]], str]] = {
-    "reconstructions": (reconstructions, "reconstruct"),
-    "interpolation": (interpolation, "interpolate"),
-    "traversal": (traversal, "interpolate"),
-    "manifold": (manifold, "interpolate"),
+def attribute(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row per image of the first class, moved by the difference of the two classes' mean latents."""
+    import jax
+
+    images, key = images_of_class(gen, splits, a), jax.random.key(a.seed)
+    train = fetch(gen, splits["train"], np.arange(min(SEEN, splits["train"].num)), a.seed)
+    members = [train["label"] == each for each in a.classes]
+    for each, rows in zip(a.classes, members):
+        require(bool(rows.any()), f"--classes has {each}: none of {len(rows)} training images is of that class")
+
+    def difference(z: np.ndarray) -> np.ndarray:
+        return z[members[1]].mean(axis=0) - z[members[0]].mean(axis=0)
+
+    def moved(z: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        strength = np.linspace(0.0, 1.0, a.columns).reshape(1, a.columns, *[1] * (z.ndim - 1))
+        return (z[:, None] + strength * direction[None, None]).reshape(-1, *z.shape[1:]).astype(z.dtype)
+
+    direction = jax.tree.map(difference, gen.encode(key, train["image"]))
+    return gen.decode(key, jax.tree.map(moved, gen.encode(key, images), direction)), a.columns
+
+
+def images_of_class(gen: Any, splits: Splits, a: Arguments) -> np.ndarray:
+    """`--rows` images of the first of the two classes. Raises `UserError` for impossible classes or too few images."""
+    name, num_classes, wanted = gen.model.name, gen.model.data.num_classes, a.classes[0]
+    require(num_classes > 0, "the run's data has no classes: an attribute is the difference of two")
+    require(not gen.model.conditions, f"{name} is conditioned on the class: its latents do not hold it")
+    for each in a.classes:
+        require(0 <= each < num_classes, f"--classes has {each}: it must be from 0 to {num_classes - 1}")
+    batch = fetch(gen, splits[a.split], np.arange(a.start, min(a.start + SEEN, splits[a.split].num)), a.seed)
+    images = batch["image"][batch["label"] == wanted][: a.rows]
+    there = f"{len(batch['label'])} images from --start {a.start} have {len(images)}"
+    require(len(images) == a.rows, f"{a.rows} images of class {wanted} are wanted: {there}")
+    return images
+
+
+def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """Images of standard normal latents, of normal latents with the data's moments, and samples of the model."""
+    import jax
+
+    flat, unflatten, _ = flat_latents(gen, splits, a)
+    n, key = a.rows * a.columns, jax.random.key(a.seed)
+    eps = np.random.default_rng(a.seed).standard_normal((n, flat.shape[1]))
+    label = np.arange(n) % gen.model.data.num_classes if gen.model.conditions else None
+    drawn = [eps, flat.mean(axis=0) + flat.std(axis=0) * eps]
+    images = [gen.decode(key, unflatten(z), label=label) for z in drawn]
+    return np.concatenate([*images, gen.sample(key, n, label=label)]), a.columns
+
+
+# What draws a figure, and the capabilities that it needs: all but reconstructions move continuous latents.
+FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, int]], tuple[str, ...]]] = {
+    "reconstructions": (reconstructions, ("reconstruct",)),
+    "interpolation": (interpolation, ("interpolate",)),
+    "traversal": (traversal, ("interpolate",)),
+    "manifold": (manifold, ("interpolate",)),
+    "attribute": (attribute, ("interpolate",)),
+    "prior": (prior, ("interpolate", "sample")),
 }
 
 

@@ -33,7 +33,7 @@ class Generator:
     """A trained model: what `jgen.load` returns. Its functions are jitted and run on all devices of this process.
 
     What the model is conditioned on is given by name: label=7 or label="ant", text="a red square", or an array of the
-    field's shape; one value for all images, or one an image.
+    field's shape; one value for all images, or one per image.
 
     model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
     step, seconds: how long it was trained, in steps and in time, compiling and frozen models' training included.
@@ -279,7 +279,7 @@ class Generator:
         cond = {field: value for field, value in cond.items() if value is not None}
         for field in self.model.conditions:
             given = field in cond
-            needs = f"{name} needs {field}=, one for all images or one an image"
+            needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
         return resolve_conditions(self.model, self._tokens(cond), n)
 

@@ -93,8 +93,8 @@ def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) 
         networks = [network.apply, *([reader.apply] if reads_apart and labels is not None else [])]
         names = [network.name, network.hash, reader.name if reader is not None else "", len(networks)]
         store = cache_dir() / "features" / f"samples-{json_hash([identity, names, num])[:16]}.partial"
-        kept = store if identity is not None else None
-        answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK, kept)
+        folder = store if identity is not None else None
+        answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK, folder)
         features, spatial, logits = answers[0]
         samples, logits = (features, spatial, logits), answers[-1][2]
         distances = quality.quality(samples, network, real, train, test, arguments.seed, labels if asked_for else None)
@@ -157,7 +157,7 @@ def load_real(dataset: Any, config: Data, arguments: Any, network: Any) -> tuple
 
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, named: Sequence[str] = ()) -> None:
-    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row a class.
+    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row per class.
 
     Args:
       named: the names of the classes, which are drawn; () draws none.

@@ -115,15 +115,15 @@ def python(cache):
     return run
 
 
-def real_images(data, num: int):
-    """The first test images with the levels that a model of these options takes, and their labels."""
+def real_images(data, num: int, split: str = "test"):
+    """The first images of a split with the levels that a model of these options takes, and their labels."""
     import numpy as np
 
     from jgen.data import dataset
     from jgen.data.transforms import make_transform
 
     opened = dataset.load(data)
-    batch = opened.splits["test"].fetch(np.arange(num))
+    batch = opened.splits[split].fetch(np.arange(num))
     keys = jax.random.split(jax.random.key(0), num)
     transform = make_transform(data, opened.spec, train=False)
     return np.asarray(transform(keys, batch)["image"]), batch["label"]

@@ -103,6 +103,7 @@ def test_a_batch_that_does_not_divide_over_devices(own, monkeypatch):
         (["--train.optimiser.by-role", "disc", "learning_rate", "2"], ["by_role names 'disc'", "trains unet"]),
         (["--train.optimiser.by-role", "unet", "rate", "2"], ["by_role has unet rate 2", "one of learning_rate"]),
         (["--train.optimiser.by-role", "unet", "beta1", "2"], ["by_role: unet beta1 is 2.0"]),
+        (["--train.optimiser.skip-norm", "-1"], ["skip_norm is -1.0", "zero or above"]),
         (["--train.optimiser.by-role", "unet", "beta1", "x"], ["by-role", "'x'"]),
         (["--frozen", "autoencoder", "x"], ["frozen has 'autoencoder'", "this system stands on no other"]),
         (["--train.optimiser.learning-rate", "0"], ["learning_rate is 0"]),

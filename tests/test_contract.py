@@ -253,6 +253,11 @@ def test_a_model_without_a_sampler_says_what_it_can():
     model = make_case("toy:classifier").model
     with pytest.raises(NotSupported, match="^toy classifier cannot sample: it can logits$"):
         require_capability(model, "sample")
+    reason = model._replace(why_not={"sample": "it draws nothing"})
+    with pytest.raises(NotSupported, match="^toy classifier cannot sample: it draws nothing; it can logits$"):
+        require_capability(reason, "sample")
+    with pytest.raises(NotSupported, match="^toy classifier cannot decode: it can logits$"):
+        require_capability(reason, "decode")
 
 
 def test_few_programs_are_compiled_whatever_the_number_of_images():
@@ -348,6 +353,31 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
     state, step = make_run(case._replace(model=model), optimiser=Optimiser())
     batch = step_batch(case.model)
     state, _ = step(state, {}, batch)
+    good = jax.device_get((state.params, state.ema, state.opt, state.extra))
+    state, metrics = step(state, {}, batch)
+    chex.assert_trees_all_equal(good, jax.device_get((state.params, state.ema, state.opt, state.extra)))
+    assert int(state.step) == 2 and int(metrics["skipped"]) == 1 and int(metrics["skipped_in_a_row"]) == 1
+    state, metrics = step(state, {}, batch)
+    assert int(metrics["skipped"]) == 1 and int(metrics["skipped_in_a_row"]) == 0
+    assert np.any(flat(state.params) != flat(good[0]))
+
+
+def test_a_gradient_above_skip_norm_skips_the_step():
+    """A loss whose gradient is a thousand times as large in step 1, between the thresholds in the others."""
+    case = make_case("toy:vae")
+    (phase,) = case.model.phases
+
+    def scaled(params, ctx, keys, batch):
+        loss, rest = phase.loss(params, ctx, keys, batch)
+        return loss * jnp.where(ctx.step == 1, 1000.0, 1.0), rest
+
+    case = case._replace(model=case.model._replace(phases=(phase._replace(loss=scaled),)))
+    batch = step_batch(case.model)
+    _, metrics = make_run(case, optimiser=Optimiser())[1](make_run(case, optimiser=Optimiser())[0], {}, batch)
+    norm = float(metrics["grad_norm"])
+    state, step = make_run(case, optimiser=Optimiser(clip_norm=0.5 * norm, skip_norm=10.0 * norm))
+    state, metrics = step(state, {}, batch)
+    assert int(metrics["skipped"]) == 0 and float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
     good = jax.device_get((state.params, state.ema, state.opt, state.extra))
     state, metrics = step(state, {}, batch)
     chex.assert_trees_all_equal(good, jax.device_get((state.params, state.ema, state.opt, state.extra)))

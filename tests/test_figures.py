@@ -12,6 +12,7 @@ from PIL import Image
 import jgen
 import train
 from jgen import figures
+from jgen.data import dataset
 from jgen.data.pictures import to_display
 from jgen.errors import NotSupported, UserError
 
@@ -111,11 +112,47 @@ def test_a_manifold_is_a_square_around_the_origin(run, tmp_path):
     assert len(np.unique(cells.reshape(9, -1), axis=0)) > 1
 
 
+def test_an_attribute_is_the_difference_of_two_classes_mean_latents(cache, tmp_path):
+    run = make_run(cache, tmp_path / "autoencoder", "autoencoder")
+    cells = draw(run, tmp_path, "--kind", "attribute", "--rows", "2", "--columns", "3", "--classes", "3", "8")
+    gen, images, label = images_of(run, 297)
+    assert cells.shape == (2, 3, 8, 8)
+    seen = figures.fetch(gen, dataset.load(gen.config.data).splits["train"], np.arange(1000), 0)
+    z = gen.encode(jax.random.key(0), seen["image"])
+    means = [z[seen["label"] == each].mean(axis=0) for each in (3, 8)]
+    own = gen.encode(jax.random.key(0), images[label == 3][:2])
+    for column, strength in enumerate((0.0, 0.5, 1.0)):
+        wanted = gen.decode(jax.random.key(0), own + strength * (means[1] - means[0]))
+        assert np.abs(cells[:, column].astype(int) - wanted[..., 0]).max() <= 1
+    assert np.any(cells[:, 0] != cells[:, 2])
+    for options, words in (
+        (["--classes", "3", "12"], "--classes has 12: it must be from 0 to 9"),
+        (["--rows", "200"], "200 images of class 0 are wanted: 297 images from --start 0 have"),
+    ):
+        with pytest.raises(UserError, match=f"^{words}[^\n]*$"):
+            figures.command([str(run), "--kind", "attribute", *options, "--out", str(tmp_path / "x.png")])
+
+
+def test_a_prior_is_normal_latents_above_samples(run, cache, tmp_path):
+    cells = draw(run, tmp_path, "--kind", "prior", "--rows", "2", "--columns", "10")
+    gen, images, label = images_of(run, 297)
+    assert cells.shape == (6, 10, 8, 8)
+    z, eps = gen.encode(jax.random.key(0), images, label=label), np.random.default_rng(0).standard_normal((20, 4))
+    of_row = np.arange(20) % 10
+    for rows, latents in ((cells[:2], eps), (cells[2:4], z.mean(axis=0) + z.std(axis=0) * eps)):
+        wanted = gen.decode(jax.random.key(0), latents.astype(np.float32), label=of_row)
+        assert np.abs(rows.reshape(20, 8, 8).astype(int) - wanted[..., 0]).max() <= 1
+    np.testing.assert_array_equal(cells[4:].reshape(20, 8, 8), gen.sample(jax.random.key(0), 20)[..., 0])
+    run = make_run(cache, tmp_path / "autoencoder", "autoencoder")
+    with pytest.raises(NotSupported, match="autoencoder cannot sample: it has no distribution of codes"):
+        figures.command([str(run), "--kind", "prior", "--out", str(tmp_path / "x.png")])
+
+
 def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
     run = make_run(cache, tmp_path / "vq", "vq_vae")
     cells = draw(run, tmp_path, "--kind", "reconstructions", "--rows", "1", "--columns", "2")
     assert cells.shape == (2, 2, 8, 8)
-    for kind in ("interpolation", "traversal", "manifold"):
+    for kind in ("interpolation", "traversal", "manifold", "attribute", "prior"):
         with pytest.raises(NotSupported, match="vq_vae cannot interpolate: it can sample, encode"):
             figures.command([str(run), "--kind", kind, "--out", str(tmp_path / "x.png")])
     assert not (tmp_path / "x.png").exists()
@@ -136,6 +173,12 @@ def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
         (["RUN", "--kind", "manifold", "--label", "12"], "label is 12"),
         (["RUN", "--kind", "manifold", "--rows", "3"], "--rows is 3: a manifold has as many rows as --columns"),
         (["RUN", "--label", "3"], "--label is 3: reconstructions takes the classes of its images"),
+        (["RUN", "--kind", "attribute"], "vae is conditioned on the class: its latents do not hold it"),
+        (
+            ["RUN", "--kind", "attribute", "--classes", "3", "3"],
+            "--classes is 3 3: an attribute is the difference of two",
+        ),
+        (["RUN", "--classes", "3", "8"], "--classes is 3 8: reconstructions has no classes to move between"),
         (["missing"], "there is no run at missing"),
     ],
 )

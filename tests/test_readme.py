@@ -18,7 +18,7 @@ from jgen.errors import UserError
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
-FEW_DIFFUSION = ["--model.num-timesteps", "10", "--model.sampling.steps", "2"]
+FEW_DIFFUSION = ["--model.sampling.steps", "2"]
 FEW_DIFFUSION += ["--model.network.blocks", "1", "--model.network.channels", "8", "--model.network.attention", "8"]
 FEW_DIFFUSION += ["--model.network.head-dim", "8", "--model.network.groups", "4"]
 
@@ -63,11 +63,11 @@ def test_every_command_runs(python, pictures, tmp_path):
         if "--text" in words or "--cond.low-resolution" in words:
             continue  # of runs with captions: tests/test_toy_conditions.py
         assert words[0] == "python", command
-        places = {"folder:PATH": f"folder:{pictures}", "RUN": "runs/ddpm-digits"}
+        places = {"folder:PATH": f"folder:{pictures}", "RUN": "runs/vdm-digits"}
         places |= {"npz:FILE": f"npz:{tmp_path / 'mine.npz'}"}
         words = [places.get(word, word) for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
-            config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/ddpm.py")
+            config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/vdm.py")
             words += FEW + (FEW_DIFFUSION if "diffusion" in config else [])
             experiment, _ = load_config(config, ROOT)
             if experiment.data.name != "digits" and "--data.name" not in words:
@@ -76,7 +76,8 @@ def test_every_command_runs(python, pictures, tmp_path):
             words += ["--samples", "60"]
         if words[:2] == ["-m", "jgen.compare"]:  # it takes an hour
             parse(compare.Arguments, words[2:], "", "")
-        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare"):
+        of_studies = words[1].startswith("jgen.studies.")  # tests/studies runs them
+        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare") or of_studies:
             words.append("--help")
         done = python(*words, cwd=tmp_path, check=False, timeout=300)
         assert done.returncode == 0, (command, done.stderr)
@@ -105,8 +106,8 @@ def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
         words = [word for word in words if not word.startswith("RUN") and word not in ("[RUN", "...]", "...")]
         while words and not words[0].startswith("-"):
             words.pop(0)
-        while "--scoring.samples" in words:
-            del words[words.index("--scoring.samples") : words.index("--scoring.samples") + 2]
+        while own := [place for place, word in enumerate(words) if word.startswith(("--scoring.", "--sampling."))]:
+            del words[own[0] : own[0] + 2]
         parse(kinds[name], words, "", "")
         seen.append(name)
     assert seen.count("evaluate") > 15 and seen.count("compare") >= 3
@@ -150,9 +151,11 @@ def test_a_system_says_in_its_file_what_it_reached():
             numbers.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
-        else:
+        elif "codes" in score["reconstruction"]:
             codes = score["reconstruction"]
             numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
+        else:
+            numbers.append(f"PSNR {score['reconstruction']['psnr']:.2f} dB")
         for words in (*numbers, f"{score['step']:,} steps of", score["training"]["command"][1]):
             file = f"jgen/models/*/{score['system']}.py"
             assert words in measured, f"add {words!r} of {path.name} to 'Measured:' in {file}: it has {measured!r}"

@@ -264,6 +264,13 @@ def test_reconstructions_of_an_unconditional_model_are_read_by_the_classes_of_th
     assert 0 <= scores["labels"]["accuracy"] < 0.9 < scores["labels"]["classifier_test_accuracy"] and scores["mse"] > 0
 
 
+def test_a_skip_norm_below_every_gradient_stops_the_run(cache, tmp_path):
+    train = replace(TRAIN, steps=30, optimiser=Optimiser(skip_norm=1e-9))
+    experiment = replace(experiment_of("vae"), train=train)
+    words = "norm was above train.optimiser.skip_norm, in 20 steps up to step 20;"
+    mistake(lambda: jgen.fit(experiment, tmp_path / "run"), words)
+
+
 def test_a_role_has_options_of_its_own(trained, tmp_path):
     own = (("disc", "learning_rate", 1e-30), ("disc", "warmup_steps", 2.0))
     optimiser = Optimiser(name="sgd", learning_rate=0.01, by_role=own)

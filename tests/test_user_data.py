@@ -88,8 +88,8 @@ def test_data_that_moved_is_accepted_when_it_is_the_same(named, tmp_path, monkey
     gen = jgen.load(folder / "run")
     (folder / "moved").rename(folder / "again")
     place = Place(name="folder:again")
-    found = datasets.reopen(gen.config.data, document["data_fingerprint"], "run", gen.tokenizers, place)
-    assert found[1].fingerprint == document["data_fingerprint"]
+    _, reopened = datasets.reopen(gen.config.data, document["data_fingerprint"], "run", gen.tokenizers, place)
+    assert reopened.fingerprint == document["data_fingerprint"]
 
 
 def test_paths_may_begin_with_the_users_folder(named, tmp_path, monkeypatch):

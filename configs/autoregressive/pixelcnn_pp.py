@@ -37,7 +37,7 @@ def tiny(digits: Experiment) -> Experiment:
 
 
 def mnist(name: str) -> Experiment:
-    model = Config(features=24, blocks=2, dropout=0.0, class_conditional=True)
+    model = Config(features=24, blocks=1, dropout=0.0, class_conditional=True)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
     return Experiment(model, Data(name=name), mnist_training(8000, optimiser, batch_size=32))
 

@@ -38,7 +38,9 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     # Geng et al. 2025, appendix A: 800,000 steps of 1,024 images, EMA 0.99995, dropout 0.2.
     network = unet.Config(channels=(128, 256, 256, 256), blocks=4, attention=(16,), dropout=0.2)
-    model = Config(network=network, class_conditional=False, apart=0.75, p_mean=-2.0, p_std=2.0, loss_power=0.75)
+    model = Config(
+        network=network, class_conditional=False, unequal_times=0.75, p_mean=-2.0, p_std=2.0, loss_power=0.75
+    )
     optimiser = Optimiser(learning_rate=6e-4, beta2=0.999, warmup_steps=10_000)
     training = accelerator_training(800_000, optimiser, keep_every=50_000, batch_size=1024, ema_decay=0.99995)
     return Experiment(model, Data(name="cifar10", validation=0.0), training)

@@ -50,7 +50,7 @@ def mnist(name: str) -> Experiment:
 
 
 def mnist_binary() -> Experiment:
-    # Under an hour on two CPU cores, 71 epochs: residual convolutions see fewer images a second than dense layers of
+    # Under an hour on two CPU cores, 71 epochs: residual convolutions see fewer images per second than dense layers of
     # the same cost, but fit test images as well as training images, where dense ones soon differ by nats. Small batches
     # at a high rate get further in that time than large ones at a low rate.
     model = replace(SMALL, latent=40, decoder="bernoulli", hidden=(256,))

@@ -153,7 +153,7 @@ def step_seconds(train: Callable[[], Any], seconds: float) -> float:
 
 
 def time_sampling(program: Any, params: Any, extra: Any, frozen: Any, seconds: float) -> dict[str, float]:
-    """Seconds until the first sample, compiling included, and samples a second."""
+    """Seconds until the first sample, compiling included, and samples per second."""
     import jax
     import jax.numpy as jnp
 

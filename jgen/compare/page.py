@@ -84,7 +84,7 @@ def draw_speed(axes: Any, drawn: list[Row], network: str) -> None:
         x, y, colour = row["cost"]["samples_per_second"], mean(row, "distance"), colours[row["system"]]
         axes.errorbar(x, y, yerr=spread(row, "distance"), fmt="o", color=colour, capsize=3)
         names.append((row["system"], (x, y), colour, 3.0))
-    axes.set(xscale="log", yscale="log", xlabel="samples a second", ylabel=f"Fréchet distance, {network}")
+    axes.set(xscale="log", yscale="log", xlabel="samples per second", ylabel=f"Fréchet distance, {network}")
 
     def plain(value: float, position: Any) -> str:
         return f"{value:,.6g}"

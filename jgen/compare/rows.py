@@ -1,4 +1,4 @@
-"""The comparison as data: one row a system, from the files that measuring, training and evaluating left."""
+"""The comparison as data: one row per system, from the files that measuring, training and evaluating left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 # Network of the features, hash of the data, number of samples, split and number of the real images.
 Protocol = tuple[str, str, int, str, int]
 
-# (key, column, digits) of what is measured once a seed
+# (key, column, digits) of what is measured once per seed
 SCORES = (
     ("distance", "FD", 2),
     ("kernel_distance", "kernel distance", 1),

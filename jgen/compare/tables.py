@@ -135,7 +135,7 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """Every number flat: a line a system, columns by name."""
+    """Every number flat: a line per system, columns by name."""
     lines = []
     for row in rows:
         line = {"system": row["system"], "config": row.get("config", ""), "seeds": len(row["seeds"])}

@@ -21,7 +21,10 @@ _reports: ContextVar[Reports | None] = ContextVar("reports", default=None)
 
 
 def report(what: str, failed: jax.Array) -> None:
-    """Tells the collector that images failed: bool (B,), outside any transformation of a part of the function."""
+    """Tells the collector which images failed, bool (B,).
+
+    To be called at the top level of a model's function: inside an inner `jit`, `vmap` or `scan` a tracer would leak.
+    """
     reports = _reports.get()
     if reports is not None:
         reports[what] = reports[what] | failed if what in reports else failed
@@ -38,8 +41,13 @@ def collect() -> Iterator[Reports]:
         _reports.reset(token)
 
 
-def check(reports: Mapping[str, np.ndarray]) -> None:
-    """Raises `UserError` for images that failed, with their number and what went wrong."""
+def check(reports: Mapping[str, np.ndarray], index: np.ndarray) -> None:
+    """Raises `UserError` for images that failed, which names some of them and what went wrong.
+
+    Args:
+      reports: {what went wrong: bool (n,)}; index: the numbers of these images, (n,).
+    """
     for what, failed in reports.items():
-        number = int(np.sum(failed))
-        require(number == 0, f"{number} of {len(failed)} images failed: {what}")
+        numbers = index[np.asarray(failed)]
+        some = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+        require(len(numbers) == 0, f"image{'s' * (len(numbers) > 1)} {some} failed: {what}")

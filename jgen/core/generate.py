@@ -1,4 +1,4 @@
-"""Running a model's functions over many images: batched, on all devices of this process, one key an image."""
+"""Running a model's functions over many images: batched, on all devices of this process, one key per image."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndar
     one = "one number" if spec.shape == () else f"an array {spec.shape}"
     require(
         array.shape in (spec.shape, (n, *spec.shape)),
-        f"{name} has shape {array.shape}: it must be {one} or {n}, one an image",
+        f"{name} has shape {array.shape}: it must be {one} or {n}, one per image",
     )
     whole = np.issubdtype(np.dtype(spec.dtype), np.integer)
     kinds = "b" if spec.dtype == "bool" else "iu" if whole else "iuf"
@@ -209,9 +209,9 @@ def batches_over(
     def fetch() -> Any:
         nonlocal fetched
         rows = min(batch, n - fetched)
-        fetched += rows
         result, reports = jax.tree.map(lambda x: merge(x)[:rows], running.popleft())
-        failures.check(reports)
+        failures.check(reports, arrays["index"][fetched : fetched + rows])
+        fetched += rows
         return result
 
     for first in progress(range(0, n, batch)):
@@ -364,7 +364,9 @@ def capabilities(model: GenerativeModel) -> list[str]:
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:
-    """Raises `NotSupported`, naming the model and what it can do, unless it has that capability."""
+    """Raises `NotSupported`, naming the model, its reason if it has one and what it can do, unless it has that
+    capability."""
     if name not in capabilities(model):
         can = ", ".join([*capabilities(model), *model.functions])
-        raise NotSupported(f"{model.name} cannot {name}: it can {can or 'only be trained'}")
+        reason = f"{model.why_not[name]}; " if name in model.why_not else ""
+        raise NotSupported(f"{model.name} cannot {name}: {reason}it can {can or 'only be trained'}")

@@ -1,4 +1,4 @@
-"""Random numbers that belong to an example: every draw takes one key an example, shape (B,).
+"""Random numbers that belong to an example: every draw takes one key per example, shape (B,).
 
 A batch drawn this way does not depend on how it is split over devices, accumulation steps or sampling batches.
 

@@ -166,7 +166,7 @@ class Phase(NamedTuple):
 
 
 class GenerativeModel(NamedTuple):
-    """A model as a record of pure functions. `keys` is always one PRNG key an example, shape (B,).
+    """A model as a record of pure functions. `keys` is always one PRNG key per example, shape (B,).
 
     name:        the system's name, for messages.
     data:        the images it is about and the fields beside them.
@@ -184,7 +184,7 @@ class GenerativeModel(NamedTuple):
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
-    validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores an example at the time of validation.
+    validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
     best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
                  tells, as in an adversarial game.
     log_prob:    (params, ctx, keys, images, cond, **scoring) -> float32 (B,), nats of discrete probability an image.
@@ -204,11 +204,14 @@ class GenerativeModel(NamedTuple):
     functions:   {name: function}, what the model lends to models that stand on it, with the signatures
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
+                 count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
+    why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
+                 the message of `NotSupported`.
     """
 
     name: str
@@ -238,6 +241,7 @@ class GenerativeModel(NamedTuple):
     functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
+    why_not: Mapping[str, str] = {}
 
     def __hash__(self) -> int:
         return hash((self.name, self.init, self.phases))  # of the functions: `functions` is a mapping and has no hash

@@ -178,7 +178,7 @@ def classes_of_labels(columns: Mapping[str, Any], where: str) -> tuple[ArraySpec
     train = columns["train"]
     for labels in columns.values():
         kind = f"label of {where} is {labels.dtype} of shape {labels.shape}"
-        wanted = f"{kind}: it must be whole numbers or names, one an image"
+        wanted = f"{kind}: it must be whole numbers or names, one per image"
         require(labels.ndim == 1 and labels.dtype.kind in "iuU" and labels.dtype.kind == train.dtype.kind, wanted)
     if train.dtype.kind == "U":
         names = sorted(set(train.tolist()), key=natural_order)

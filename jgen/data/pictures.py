@@ -42,7 +42,7 @@ def check_animation(out: Path, option: str) -> None:
 
 
 def write_animation(out: Path, paths: np.ndarray, levels: int, columns: int, seconds: float = 4.0) -> None:
-    """Writes images on their way, uint8 (n, steps, H, W, C), as an animated picture: a grid a frame, the last one held.
+    """Writes images on their way, uint8 (n, steps, H, W, C), as an animated picture of grids, the last one held.
 
     Args:
       seconds: from the first frame to the last; of more than `MOST_FRAMES` steps, so many are shown.
@@ -112,7 +112,7 @@ def read_images(
       classes: the names of the data's classes; without any, labels are numbers, and those of a folder are left out.
       background: what shows through transparent pixels of pictures.
     Raises:
-      UserError: nothing there, a file of another kind or damaged, labels that are not one an image, a class that the
+      UserError: nothing there, a file of another kind or damaged, labels that are not one per image, a class that the
         data does not have, pictures that cannot be read, or of mixed sizes.
     """
     path = path.expanduser()

@@ -1,4 +1,4 @@
-"""The outcomes of `jgen.evaluate` as a table for the console: a row a run, and below it what the numbers are of."""
+"""The outcomes of `jgen.evaluate` as a table for the console: a row per run, and below it what the numbers are of."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def protocol(document: dict[str, Any]) -> str:
 
 
 def more(documents: list[dict[str, Any]]) -> list[list[str]]:
-    """The other scores of samples, a row a run that has them under their names; nothing where none has."""
+    """The other scores of samples, a row per run that has them under their names; nothing where none has."""
     rows = []
     for document in documents:
         if quality := document.get("quality"):

@@ -1,4 +1,4 @@
-"""A U-Net bound to its data: images at some noise, and the class that they may be conditioned on.
+"""A U-Net bound to its data: noisy images, and the class that they may be conditioned on.
 
 What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
 """
@@ -47,7 +47,7 @@ class ClassUNet(NamedTuple):
         key_drop: jax.Array | None = None,
         vector: jax.Array | None = None,
     ) -> jax.Array:
-        """The network's answer, float32 (B, H, W, C).
+        """The network's output, float32 (B, H, W, C).
 
         Args:
           x: (B, H, W, C); t: (B,); cond: {"label": (B,)} or {}; key_drop: keys of dropout (B,), None for none.
@@ -75,7 +75,7 @@ class ClassUNet(NamedTuple):
         return self.network.init(key, x, jnp.ones(1), label, None, vector)["params"]
 
     def init_roles(self, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
-        """`init` of a system that has no other parameters; those of a teacher where it has the same network."""
+        """`init` of a system without other parameters: new ones, or the teacher's where all shapes agree."""
         params = self.init(key, batch)
         if "teacher" in frozen:
             params = unet.start_from(frozen["teacher"].params.get("unet"), params)
@@ -106,11 +106,11 @@ def make_class_unet(config: Options, data: DataSpec, small_t: bool = False) -> C
       UserError: sizes that the U-Net cannot be built with, or classes of data that has none.
     """
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
-    num_classes = config.class_conditional * (data.num_classes + 1)
+    num_classes = data.num_classes + 1 if config.class_conditional else 0
     network = unet.make_unet(config.network, data.image, num_classes, small_t=small_t)
     return ClassUNet(network, data.image, ("label",) if config.class_conditional else (), data.num_classes)
 
 
 def check_label_dropout(rate: float) -> None:
-    """Raises `UserError` for a rate with which no class would ever be seen, or that is no probability."""
+    """Raises `UserError` unless 0 <= rate < 1: at 1, labels would never be seen."""
     require(0 <= rate < 1, f"label_dropout is {rate}: it must be at least 0 and below 1")

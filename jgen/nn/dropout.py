@@ -9,7 +9,7 @@ from jgen.core import keys as rng
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
-    """Inverted dropout of (B, ...) with one key an example; `keys=None` or a rate of 0 leaves x as it is."""
+    """Inverted dropout of (B, ...) with one key per example; `keys=None` or a rate of 0 leaves x as it is."""
     if keys is None or rate == 0.0:
         return x
     keep = rng.bernoulli(keys, 1.0 - rate, x.shape[1:])

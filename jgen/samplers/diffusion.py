@@ -50,21 +50,21 @@ class Sampling:
     steps: int = 50
     """Times at which the network is evaluated (heun, predictor_corrector: twice at each; guidance doubles it)."""
     spacing: Literal["uniform", "shifted", "log_snr", "karras", "trailing", "leading", "linspace"] = "uniform"
-    """Spacing of the times; the last three are of a model that was trained on a chain of steps."""
+    """Spacing of the times; trailing, leading and linspace are for models that were trained on a chain of steps."""
     times: tuple[float, ...] = ()
     """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
     shift: float = 1.0
-    """Shift of the spacing shifted: above 1 spends more steps on noise."""
+    """Shift s of the spacing `shifted`: above 1 spends more steps on noise."""
     low: float = 0.01
     """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode."""
     eta: float = 0.0
-    """Noise of ddim: 0 is deterministic, 1 is ancestral."""
+    """Stochasticity of ddim: 0 is deterministic, 1 is ancestral."""
     variance: Literal["beta", "beta_tilde", "none"] = "beta_tilde"
-    """Variance of an ancestral step."""
+    """Variance of the noise that an ancestral step adds."""
     churn: float = 0.0
-    """Noise that heun adds between steps (S_churn)."""
+    """Noise that heun adds between its steps (S_churn)."""
     churn_range: tuple[float, ...] = ()
-    """Two numbers, the noise, as sigma / alpha, between which heun adds noise (S_tmin, S_tmax); none: everywhere."""
+    """Least and largest sigma / alpha at which heun adds noise (S_tmin, S_tmax); none: everywhere."""
     churn_noise: float = 1.0
     """Standard deviation of the noise that heun adds (S_noise)."""
     corrector_snr: float = 0.16
@@ -74,7 +74,7 @@ class Sampling:
     guidance_scale: float = 1.0
     """Guidance: 1 is none, above 1 trades diversity for fidelity to the condition."""
     guidance_interval: tuple[float, ...] = ()
-    """Two numbers, the noise, as sigma / alpha, between which there is guidance; none: everywhere."""
+    """Least and largest sigma / alpha at which there is guidance; none: everywhere."""
     clip: bool = True
     """Clip the predicted image to [-1, 1] in every step."""
 
@@ -102,7 +102,7 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
 
 
 def check_path(o: Sampling) -> None:
-    """Raises `UserError` for a sampler whose images on the way are at times of their own."""
+    """Raises `UserError` for the sampler whose steps differ from image to image."""
     paths = ", ".join(name for name in get_args(Sampler) if name != "ode")
     require(o.sampler != "ode", f"sampler is ode, whose steps differ from image to image: trajectory takes {paths}")
 
@@ -133,28 +133,38 @@ def draw(
 
     Args:
       denoise: (x_t, t, cond) -> x_0; cond: a tree of arrays (B, ...), {} for none.
-      noise: standard normal (B, H, W, C); keys: (B,), one an image, of the noise added on the way.
+      noise: standard normal (B, H, W, C); keys: (B,), one per image, of the noise added on the way.
       num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
     Returns:
       x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C), or None for "ode".
     """
-
-    def estimate(x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-        x_0 = denoise(x_t, t, cond)
-        return jnp.clip(x_0, -1.0, 1.0) if o.clip else x_0
+    if o.sampler == "ode":
+        return draw_adaptively(denoise, cond, process, o, noise)[0], None
 
     def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        return estimate(x_t, t, cond)
+        return clip_if(o, denoise(x_t, t, cond))
 
-    if o.sampler == "ode":
-        end = time_of(process, -np.log(np.array([o.low])))[0]
-        x = noise * start_std(process, 1.0)
-        return adaptive(estimate, process, x, cond, o.tolerance, end)[0], None
     times = times_of(o, process, num_timesteps)
     x = noise * start_std(process, times[0])
     if o.sampler == "predictor_corrector":
         return predictor_corrector(denoiser, process, times, x, keys, o.corrector_snr)
     return linear.run(denoiser, table_of(o, process, times), x, keys)
+
+
+def draw_adaptively(
+    denoise: Conditional, cond: Cond, process: Process, o: Sampling, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`draw` of the sampler "ode": x_0, and how often the denoiser was evaluated for each image, int32 (B,)."""
+
+    def estimate(x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        return clip_if(o, denoise(x_t, t, cond))
+
+    end = time_of(process, -np.log(np.array([o.low])))[0]
+    return adaptive(estimate, process, noise * start_std(process, 1.0), cond, o.tolerance, end)
+
+
+def clip_if(o: Sampling, x_0: jax.Array) -> jax.Array:
+    return jnp.clip(x_0, -1.0, 1.0) if o.clip else x_0
 
 
 def start_std(process: Process, t: Any) -> jax.Array:
@@ -192,9 +202,9 @@ def predictor_corrector(
 
         x <- x + e score + sqrt(2 e) z,  e = 2 r^2 (snr sigma_t)^2,  r^2 = alpha_t^2 / alpha_s^2
 
-    The paper has |z| / |score| in place of sigma_t, averaged over a batch in the authors' code: sigma_t is what it is
-    where data has few dimensions beside the noise. So an image does not depend on its batch, and no image takes too
-    long a step by chance: with norms of its own, 8x8 images of Gaussian pixels would have a tenth too much variance.
+    The paper has |z| / |score| in place of sigma_t, averaged over a batch in the authors' code, to which it is close
+    where noise dominates. With sigma_t an image does not depend on its batch, and the size of a step is not random:
+    with norms per image, 8x8 images of Gaussian pixels came out with a tenth too much variance.
     Two evaluations of the denoiser at each time.
     """
     p = linear.steps_of(process, times)

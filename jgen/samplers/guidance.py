@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.model import Cond, DataSpec, GenerativeModel
-from jgen.errors import require
+from jgen.errors import UserError, require
 from jgen.prob.process import Denoiser, Process, scales
 
 Scale = jax.Array | float
@@ -29,13 +29,13 @@ def classifier_free(
 ) -> Denoiser:
     """(x_t, t) -> guided x_0: D(null) + scale (D(cond) - D(null)).
 
-    Scale 1 is the conditional model and scale 0 the unconditional one, with one evaluation a step; any other scale
+    Scale 1 is the conditional model and scale 0 the unconditional one, with one evaluation per step; any other scale
     evaluates both, in one batch of 2 B.
 
     Args:
       interval: of sigma / alpha, within which there is guidance, the conditional model outside; (): everywhere.
     """
-    known = not isinstance(scale, jax.Array)  # while the program is made
+    known = not isinstance(scale, jax.Array)  # when the program is traced
     if known and scale == 1.0:
         return lambda x_t, t: denoise(x_t, t, cond)
     if known and scale == 0.0 and not interval:
@@ -55,8 +55,11 @@ def autoguided(
     strong: Conditional, weak: Conditional, cond: Cond, scale: Scale, process: Process, interval: tuple[float, ...]
 ) -> Denoiser:
     """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak), within an interval of sigma / alpha."""
-    if not isinstance(scale, jax.Array) and scale == 1.0:
+    known = not isinstance(scale, jax.Array)
+    if known and scale == 1.0:
         return lambda x_t, t: strong(x_t, t, cond)
+    if known and scale == 0.0 and not interval:
+        return lambda x_t, t: weak(x_t, t, cond)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
         base = weak(x_t, t, cond)
@@ -85,13 +88,25 @@ def check_guidance(scale: float, guidable: bool, needs: str) -> None:
     require(guidable or scale == 1.0, f"guidance_scale is {scale}: it must be 1 in a model without {needs}")
 
 
-def require_same_process(role: str, model: GenerativeModel, process: Process, data: DataSpec) -> None:
-    """Raises `UserError` unless a frozen model lends a denoiser of the same images at the same noise."""
+def require_same_process(
+    role: str, model: GenerativeModel, process: Process, data: DataSpec, conditional: bool
+) -> None:
+    """Raises `UserError` unless a frozen model lends a denoiser of the same images at the same noise.
+
+    Args:
+      conditional: whether this model is conditioned on the class, so that a frozen one may be.
+    """
     lends = {"denoise", "process"} <= set(model.functions)
     require(lends, f"{role} is a {model.name}: it must be a diffusion model, which lends denoise and process")
     shapes = model.images.shape == data.image.shape
     require(shapes, f"{role} is of images {model.images.shape}: they must be {data.image.shape}, as in the data")
+    known = {"label"} if conditional else set()
+    others = ", ".join(sorted(set(model.conditions) - known))
+    require(not others, f"{role} is conditioned on {others}, which this model is not")
     t = np.linspace(0.01, 1.0, 5)
-    own = model.functions["process"]({}, None)
+    try:
+        own = model.functions["process"]({}, None)
+    except KeyError:
+        raise UserError(f"{role} is a {model.name}, whose process is learned: it must be that of this model") from None
     same = all(np.allclose(f(t), g(t), rtol=1e-6) for f, g in zip(own, process))
     require(same, f"{role} is of another process: the noise at each time must be that of this model")

@@ -27,7 +27,7 @@ from jgen.prob.process import Denoiser, Process, half_log_snr, library, rates, t
 
 
 class Corrector(NamedTuple):
-    """Coefficients of y_i, one row a time; `old` (n, K)."""
+    """Coefficients of y_i, one row per time; `old` (n, K)."""
 
     new: Any
     keep: Any
@@ -298,8 +298,8 @@ def dpm_solver_3m(process: Process, times: Any) -> Table:
 def unipc(process: Process, times: Any) -> Table:
     """UniPC of second order with B(h) = e^h - 1 (Zhao et al. 2023, arXiv 2302.04867), predicting data.
 
-    The corrector of a step takes the estimate at its end, which the next step needs anyway: one evaluation a step. With
-    it the method is of third order.
+    The corrector of a step takes the estimate at its end, which the next step needs anyway: one evaluation per step.
+    With it the method is of third order.
     """
     p = steps_of(process, times)
     lib = library(p.alpha_t)

@@ -1,4 +1,4 @@
-"""What a system of a denoiser and a process has beside its loss: guided sampling, and the likelihood of its flow.
+"""Sampling and likelihood that diffusion systems share: what each has beside its loss.
 
 denoising = denoising_by_class(unet, config, denoise, process)
 model = with_samplers(GenerativeModel(name=..., init=..., phases=...), denoising)
@@ -22,11 +22,13 @@ from jgen.nn.class_unet import ClassUNet
 from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Process
 from jgen.samplers import ode
-from jgen.samplers.diffusion import Sampling, check_path, check_sampling, draw, evaluations
-from jgen.samplers.guidance import autoguided, classifier_free
+from jgen.samplers.diffusion import Sampling, check_path, check_sampling, draw, draw_adaptively, evaluations
+from jgen.samplers.guidance import Conditional, autoguided, classifier_free
 
-# Options that a compiled sampler takes as numbers: guidance but for the scales that take one evaluation a step.
+# guidance_scale is traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate
+# one model in place of two.
 NUMBERS = {"guidance_scale": (0.0, 1.0)}
+OVERFLOW = "it has numbers that are not finite"
 
 
 class Denoising(NamedTuple):
@@ -36,7 +38,7 @@ class Denoising(NamedTuple):
     process:       (params) -> the process, which may be learned.
     sampling:      the defaults.
     without_class: cond -> the condition that stands for none, of the same shapes; for guidance.
-    guidable:      whether there is one that the model was trained with, or a guide; needs: what that would take.
+    guidable:      whether the model can be guided; guidance_needs: what that takes, for the error message.
     num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
     guide:         the model of role "guide", to guide with in place of the model without its condition.
     """
@@ -47,7 +49,7 @@ class Denoising(NamedTuple):
     sampling: Sampling
     without_class: Callable[[Cond], Cond]
     guidable: bool
-    needs: str
+    guidance_needs: str
     num_timesteps: int = 0
     guide: GenerativeModel | None = None
 
@@ -70,12 +72,20 @@ def denoising_by_class(
     process: Callable[[Roles], Process],
     num_timesteps: int = 0,
     guide: GenerativeModel | None = None,
-    needs: str = "class_conditional and label_dropout",
+    guidance_needs: str = "class_conditional and label_dropout",
 ) -> Denoising:
     """The denoiser of a U-Net that may be conditioned on the class: see `Denoising`."""
-    guidable = (config.class_conditional and config.label_dropout > 0) or guide is not None
-    where = unet.images, config.sampling, unet.without_class
-    return Denoising(denoise, process, *where, guidable, needs, num_timesteps, guide)
+    return Denoising(
+        denoise=denoise,
+        process=process,
+        images=unet.images,
+        sampling=config.sampling,
+        without_class=unet.without_class,
+        guidable=(config.class_conditional and config.label_dropout > 0) or guide is not None,
+        guidance_needs=guidance_needs,
+        num_timesteps=num_timesteps,
+        guide=guide,
+    )
 
 
 def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeModel:
@@ -92,9 +102,13 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         trajectory=partial(trajectory, denoising),
         sampling=denoising.sampling,
         check_sampling=check,
-        evaluations=guided_evaluations,
+        evaluations=lambda o: models_of(o) * evaluations(o),
         numbers=NUMBERS,
-        functions={"denoise": denoising.denoise, "process": lambda params, ctx: denoising.process(params)},
+        functions={
+            "denoise": denoising.denoise,
+            "process": lambda params, ctx: denoising.process(params),
+            "count_evaluations": partial(count_evaluations, denoising),
+        },
     )
 
 
@@ -108,80 +122,107 @@ def with_flow_likelihood(model: GenerativeModel, denoising: Denoising, scoring: 
     return model._replace(log_prob=partial(log_prob, denoising, scoring), scoring=scoring, likelihood="estimate")
 
 
-def guided_evaluations(o: Sampling) -> int:
-    """Evaluations of the network for an image: two in place of one where there is guidance."""
-    return evaluations(o) * (1 if o.guidance_scale in NUMBERS["guidance_scale"] else 2)
+def models_of(o: Sampling) -> int:
+    """How many models are evaluated at a time: two where there is guidance."""
+    one = o.guidance_scale == 1.0 or (o.guidance_scale == 0.0 and not o.guidance_interval)
+    return 1 if one else 2
 
 
 def with_states(
     model: GenerativeModel, states: Callable[..., jax.Array], evaluations: Callable[[Any], int]
 ) -> GenerativeModel:
-    """The model of another way from noise to images with its functions `sample` and `trajectory`.
+    """The model with `sample` and `trajectory` from a function that gives the images after all steps.
 
     Args:
       states: (params, ctx, keys, cond, **sampling) -> float (n, B, H, W, C) in about [-1, 1]; the last is the sample.
+      evaluations: see `GenerativeModel`.
     """
     levels = model.images.levels
 
     def sample(params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-        return to_uint8(states(params, ctx, keys, cond, **options)[-1], levels)
+        return to_images(states(params, ctx, keys, cond, **options)[-1], levels, OVERFLOW)
 
     def trajectory(params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-        return to_uint8(jnp.moveaxis(states(params, ctx, keys, cond, **options), 0, 1), levels)
+        return to_images(jnp.moveaxis(states(params, ctx, keys, cond, **options), 0, 1), levels, OVERFLOW)
 
     return model._replace(sample=sample, trajectory=trajectory, evaluations=evaluations)
 
 
 def check_options(denoising: Denoising, o: Sampling) -> None:
     """Raises `UserError` for options that the system cannot sample with."""
-    check_sampling(o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.needs)
+    check_sampling(
+        o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.guidance_needs
+    )
+
+
+def guided(denoising: Denoising, params: Roles, ctx: Context, o: Sampling) -> Conditional:
+    """(x_t, t, {"cond": condition, "null": condition that stands for none}) -> x_0 with guidance."""
+    process, scale, interval = denoising.process(params), o.guidance_scale, o.guidance_interval
+    strong = partial(denoising.denoise, params, ctx)
+    if denoising.guide is None:
+        return lambda x_t, t, c: classifier_free(strong, c["cond"], c["null"], scale, process, interval)(x_t, t)
+    weak = partial(denoising.guide.functions["denoise"], *frozen_context(ctx, "guide"))
+    return lambda x_t, t, c: autoguided(strong, weak, c["cond"], scale, process, interval)(x_t, t)
+
+
+def inputs_of_draw(denoising: Denoising, keys: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, Cond]:
+    """The noise that images begin with, the keys of later noise, and the conditions of `guided`."""
+    key_start, key_steps = rng.split(keys, 2)
+    noise = rng.normal(key_start, denoising.images.shape)
+    return noise, key_steps, {"cond": cond, "null": denoising.without_class(cond)}
 
 
 def guided_draw(
     denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, o: Sampling
 ) -> tuple[jax.Array, jax.Array | None]:
     """Samples x_0 with guidance, and the denoised images on the way: see `draw`."""
-    process, scale, interval = denoising.process(params), o.guidance_scale, o.guidance_interval
-    strong = partial(denoising.denoise, params, ctx)
-    weak = None
-    if denoising.guide is not None:
-        weak = partial(denoising.guide.functions["denoise"], *frozen_context(ctx, "guide"))
-
-    def guided(x_t: jax.Array, t: jax.Array, both: Cond) -> jax.Array:
-        if weak is not None:
-            return autoguided(strong, weak, both["cond"], scale, process, interval)(x_t, t)
-        return classifier_free(strong, both["cond"], both["null"], scale, process, interval)(x_t, t)
-
-    key_start, key_steps = rng.split(keys, 2)
-    noise = rng.normal(key_start, denoising.images.shape)
-    both = {"cond": cond, "null": denoising.without_class(cond)}
-    return draw(guided, both, process, o, noise, key_steps, denoising.num_timesteps)
+    noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
+    process, steps = denoising.process(params), denoising.num_timesteps
+    return draw(guided(denoising, params, ctx, o), both, process, o, noise, key_steps, steps)
 
 
 def sample(denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     """Images, uint8 (B, H, W, C)."""
     o = replace(denoising.sampling, **options)
     x_0, _ = guided_draw(denoising, params, ctx, keys, cond, o)
-    failures.report(failure_of(o), ~jnp.all(jnp.isfinite(x_0), axis=(1, 2, 3)))
-    return to_uint8(x_0, denoising.images.levels)
+    return to_images(x_0, denoising.images.levels, failure_of(o))
 
 
 def trajectory(
     denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    """The denoised image at each time, and then the sample: uint8 (B, n + 1, H, W, C)."""
+    """The denoised image at each evaluation, and then the sample: uint8 (B, n + 1, H, W, C)."""
     o = replace(denoising.sampling, **options)
     check_path(o)
     x_0, estimates = guided_draw(denoising, params, ctx, keys, cond, o)
     assert estimates is not None
-    return to_uint8(jnp.concatenate([jnp.moveaxis(estimates, 0, 1), x_0[:, None]], axis=1), denoising.images.levels)
+    states = jnp.concatenate([jnp.moveaxis(estimates, 0, 1), x_0[:, None]], axis=1)
+    return to_images(states, denoising.images.levels, failure_of(o))
+
+
+def count_evaluations(
+    denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    """How often the network is evaluated for each sample, int32 (B,), also by the sampler "ode"."""
+    o = replace(denoising.sampling, **options)
+    noise, _, both = inputs_of_draw(denoising, keys, cond)
+    if o.sampler != "ode":
+        return jnp.full(len(keys), models_of(o) * evaluations(o))
+    counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.process(params), o, noise)[1]
+    return models_of(o) * counts
+
+
+def to_images(x: jax.Array, levels: int, failure: str) -> jax.Array:
+    """Floats (B, ...) in about [-1, 1] as uint8, 0 .. levels - 1; images that are not finite are reported."""
+    failures.report(failure, ~jnp.all(jnp.isfinite(x), axis=range(1, x.ndim)))
+    return to_uint8(x, levels)
 
 
 def failure_of(o: Sampling) -> str:
     """What it means that a sample is not finite."""
     if o.sampler == "ode":
         return f"the solver of sampler ode did not converge at tolerance {o.tolerance:g}"
-    return f"sampler {o.sampler} left the range of numbers"
+    return f"sampler {o.sampler}: {OVERFLOW}"
 
 
 def log_prob(

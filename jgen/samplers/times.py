@@ -6,7 +6,7 @@
     karras    (sigma / alpha)^(1 / rho) evenly spaced, rho = 7                 (Karras et al. 2022, arXiv 2206.00364)
     leading, linspace, trailing: the points i / T of a chain of T steps, see `jgen.prob.schedules.sampling_times`
 
-The last two but one end at the noise `low`, all others a step before t = 0, to which a sampler goes from the last time.
+log_snr and karras end where sigma / alpha is `low`, the others one step before t = 0.
 """
 
 from __future__ import annotations

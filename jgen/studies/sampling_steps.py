@@ -1,9 +1,9 @@
 """Quality against the number of network evaluations: python -m jgen.studies.sampling_steps RUN [RUN ...] --out FOLDER
 
-Every sampler of a diffusion run, and the steps of few-step systems, from 1 evaluation to 250. Lectures say that with
+Every sampler of a diffusion run, and the steps of few-step systems, from 1 evaluation to 250. It is taught that with
 fewer steps "diversity will suffer", and that errors of the model and of the steps "become more noticeable": the figure
-shows both, Fréchet distance and recall. FOLDER has sampling_steps.json, to which further runs are added, and
-sampling_steps.png.
+shows Fréchet distance and recall. FOLDER has sampling_steps.json, which the same command goes on with, and
+sampling_steps.png, of the runs that are named.
 """
 
 from __future__ import annotations
@@ -59,23 +59,21 @@ def command(args: list[str]) -> int:
     cli.set_up_process()
     from jgen.studies import scores
 
-    rows = []
-    for run in runs:
-        opened = scores.open_run(run, a.seed)
-        gen = opened.gen
+    opened = {run: scores.open_run(run, a.seed) for run in runs}
+    for each in opened.values():
+        require(each.gen.model.evaluations is not None, f"{each.gen.model.name} has no steps to count")
+    settings = [
+        {**scores.identity_of(run, each.gen, a.samples, a.seed), "name": name, "options": options}
+        for run, each in opened.items()
+        for name, options in settings_of(each.gen.model.sampling, chosen, a.guidance_scale)
+    ]
 
-        def score(setting: dict[str, Any], opened: Any = opened) -> dict[str, Any]:
-            options = setting["options"]
-            count = opened.gen.model.evaluations(dataclasses.replace(opened.gen.model.sampling, **options))
-            count = count or adaptive_evaluations(opened.gen, options, a.seed)
-            return {"evaluations": count, **scores.score(opened, options, a.samples, a.seed)}
+    def score_one(setting: dict[str, Any]) -> dict[str, Any]:
+        run, options = opened[setting["run"]], setting["options"]
+        count = mean_evaluations(run.gen, options, a.seed)
+        return {"evaluations": count, **scores.score(run, options, a.samples, a.seed)}
 
-        require(gen.model.evaluations is not None, f"{gen.model.name} has no steps to count")
-        settings = [
-            {"run": run, "system": gen.model.name, "step": gen.step, "name": name, "options": options}
-            for name, options in settings_of(gen.model.sampling, chosen, a.guidance_scale)
-        ]
-        rows = scores.score_all(record, settings, score, {"samples": a.samples, "seed": a.seed})
+    rows = scores.score_all(record, settings, score_one)
     draw(figure, rows)
     print(table(rows))
     print(figure)
@@ -91,10 +89,10 @@ def settings_of(
         for sampler in samplers:
             for options in points_of(sampler):
                 yield sampler, {"sampler": sampler, "guidance_scale": guidance_scale, **options}
-    elif "sigmas" in names:  # noised again at each
-        for more in (0, 1, 2, 4, 7):
-            sigmas = (0.8,) if more == 1 else tuple(float(s) for s in np.geomspace(5.0, 0.3, more).round(4))
-            yield "", {"sigmas": sigmas}
+    elif "sigmas" in names:  # a consistency model, which noises the image again at each
+        for num_sigmas in (0, 1, 2, 4, 7):
+            sigmas = [0.8] if num_sigmas == 1 else np.geomspace(5.0, 0.3, num_sigmas).round(4).tolist()
+            yield "", {"sigmas": tuple(sigmas)}
     elif "steps" in names:
         for steps in COUNTS[:6]:
             yield "", {"steps": steps}
@@ -115,27 +113,19 @@ def points_of(sampler: str) -> Iterator[dict[str, Any]]:
             yield {"steps": fitting[-1]}
 
 
-def adaptive_evaluations(gen: Any, options: dict[str, Any], seed: int, num: int = 100) -> float:
-    """The mean number of evaluations of the adaptive solver for an image."""
+def mean_evaluations(gen: Any, options: dict[str, Any], seed: int, num: int = 100) -> float:
+    """Evaluations of the network for an image; where they depend on it, their mean over `num` images."""
+    count = gen.model.evaluations(dataclasses.replace(gen.model.sampling, **options))
+    if count:
+        return float(count)
     import jax
     import jax.numpy as jnp
 
     from jgen.core import keys as rng
-    from jgen.prob.process import prior_std, time_of
-    from jgen.samplers import ode
 
-    o: Sampling = dataclasses.replace(gen.model.sampling, **options)
     keys = rng.image_keys(jax.random.key(seed), jnp.arange(num))
-    process = gen.model.functions["process"](gen.params, gen.ctx)
-
-    @jax.jit
-    def count(params: Any, ctx: Any, keys: Any, cond: Any) -> Any:
-        x = rng.normal(keys, gen.model.images.shape) * jnp.float32(prior_std(process, 1.0))
-        end = time_of(process, -np.log(np.array([o.low])))[0]
-        denoise = partial(gen.model.functions["denoise"], params, ctx)
-        return ode.adaptive(denoise, process, x, cond, o.tolerance, end)[1]
-
-    return float(np.mean(count(gen.params, gen.ctx, keys, gen.conditions(num))))
+    count_evaluations = jax.jit(partial(gen.model.functions["count_evaluations"], **options))
+    return float(np.mean(count_evaluations(gen.params, gen.ctx, keys, gen.conditions(num))))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -143,38 +133,42 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| system | sampler | evaluations | FD | precision | recall | diversity | class accuracy, % |"]
     lines.append("| --- " * 8 + "|")
     for row in sorted(rows, key=lambda row: (row["setting"]["system"], row["setting"]["name"], row["evaluations"])):
-        read = "-" if row["class_accuracy"] is None else f"{100 * row['class_accuracy']:.1f}"
+        accuracy = "-" if row["class_accuracy"] is None else f"{100 * row['class_accuracy']:.1f}"
         numbers = f"{row['evaluations']:.0f} | {row['fd']['value']:.1f} | {row['precision']:.3f} | {row['recall']:.3f}"
         setting = row["setting"]
-        lines.append(f"| {setting['system']} | {setting['name']} | {numbers} | {row['diversity']:.3f} | {read} |")
+        lines.append(f"| {setting['system']} | {setting['name']} | {numbers} | {row['diversity']:.3f} | {accuracy} |")
     return "\n".join(lines)
 
 
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Fréchet distance and recall over the number of evaluations, a curve a system and sampler."""
+    """Fréchet distance and recall over the number of evaluations, a curve per system and sampler."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()
-    curves: dict[str, list[dict[str, Any]]] = {}
+    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["evaluations"]):
-        setting = row["setting"]
-        curves.setdefault(" ".join(filter(None, (setting["system"], setting["name"]))), []).append(row)
-    few = [name for name in curves if " " not in name]
+        curves.setdefault((row["setting"]["system"], row["setting"]["name"]), []).append(row)
     fig, axes = plt.subplots(1, 2, figsize=(13.5, 5.4), layout="constrained")
-    for number, (name, points) in enumerate(sorted(curves.items(), key=lambda item: (item[0] in few, item[0]))):
-        style = {"marker": "s", "linestyle": "--", "linewidth": 2} if name in few else {"marker": "o", "linewidth": 1.2}
-        x = [row["evaluations"] for row in points]
-        for place, y in zip(axes, ([row["fd"]["value"] for row in points], [row["recall"] for row in points])):
-            place.plot(x, y, label=name, markersize=4, color=plt.get_cmap("tab20")(number % 20), **style)
+    # Few-step systems, which have no sampler to name, come last and dashed.
+    for number, ((system, sampler), points) in enumerate(
+        sorted(curves.items(), key=lambda item: (not item[0][1], item[0]))
+    ):
+        style = {"marker": "o", "linewidth": 1.2} if sampler else {"marker": "s", "linestyle": "--", "linewidth": 2}
+        label, x = f"{system} {sampler}".strip(), [row["evaluations"] for row in points]
+        for ax, y in zip(axes, ([row["fd"]["value"] for row in points], [row["recall"] for row in points])):
+            ax.plot(x, y, label=label, markersize=4, color=plt.get_cmap("tab20")(number % 20), **style)
     reference = rows[0]["reference"]
     if reference:
-        for place, key in zip(axes, ("frechet_distance", "recall")):
-            place.axhline(reference[key], color="0.4", linestyle=":", label="training images")
+        for ax, key in zip(axes, ("frechet_distance", "recall")):
+            ax.axhline(reference[key], color="0.4", linestyle=":", label="training images")
     axes[0].set(yscale="log", ylabel=f"Fréchet distance ({rows[0]['network']})")
     axes[1].set(ylabel="recall")
-    for place in axes:
-        place.set(xscale="log", xlabel="network evaluations for an image")
-        place.grid(alpha=0.25)
+    for ax in axes:
+        ax.set(xscale="log", xlabel="network evaluations for an image")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(alpha=0.25)
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
     axes[1].legend(fontsize=8, ncols=2)
     fig.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(fig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -12,10 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jgen import sample_scores
+from jgen import cli, sample_scores
+from jgen.core import keys as rng
 from jgen.core.progress import progress_bar
 from jgen.data import dataset
+from jgen.data.config import Config
 from jgen.data.pictures import to_display
+from jgen.data.transforms import make_transform
 from jgen.generator import Generator
 from jgen.metrics.neighbours import nearest_distances
 from jgen.train.run_directory import environment, read_config, read_json, write_json
@@ -38,7 +42,7 @@ class Opened(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class ScoringProtocol:
     """How samples are scored; the fields of `jgen.evaluate` that `jgen.sample_scores` reads."""
 
     split: str = "test"
@@ -59,11 +63,18 @@ def open_run(run: str, seed: int) -> Opened:
     gen = jgen.load(run)
     config, data = dataset.reopen(gen.config.data, read_config(Path(run))["data_fingerprint"], run, gen.tokenizers)
     labelled = "label" in gen.model.conditions
-    compare = sample_scores.make_comparison(data, config, Protocol(seed=seed), labelled)
-    train, test = (data.splits[name].fetch(np.arange(data.splits[name].num)) for name in ("train", "test"))
-    levels = gen.model.images.levels
-    pixels = as_pixels(train["image"], levels), as_pixels(test["image"], levels)
-    return Opened(gen, compare, *pixels, test["label"] if labelled else None)
+    compare = sample_scores.make_comparison(data, config, ScoringProtocol(seed=seed), labelled)
+    train, test = (pixels_of(data, config, name) for name in ("train", "test"))
+    classes = data.splits["test"].fetch(np.arange(len(test)))["label"] if labelled else None
+    return Opened(gen, compare, train, test, classes)
+
+
+def pixels_of(data: dataset.Dataset, config: Config, split: str) -> np.ndarray:
+    """The images of a split as the model sees them: float32 (n, H W C) in 0 .. 1."""
+    batch = data.splits[split].fetch(np.arange(data.splits[split].num))
+    keys = rng.image_keys(rng.stream(rng.seed_key(0), rng.DATA), batch["index"])
+    images = jax.jit(make_transform(config, data.spec, train=False))(keys, batch)["image"]
+    return as_pixels(np.asarray(images), data.spec.image.levels)
 
 
 def as_pixels(images: np.ndarray, levels: int) -> np.ndarray:
@@ -85,18 +96,24 @@ def score(opened: Opened, options: dict[str, Any], num: int, seed: int) -> Row:
     label = gen.conditions(num).get("label")
     shown = to_display(images, gen.model.images.levels)
     scores = opened.compare(lambda start, stop: shown[start:stop], num, label, asked_for=True)
-    quality, read = scores["quality"], scores["labels"]
-    pixels = as_pixels(images, gen.model.images.levels)
-    unseen, own = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
+    quality, accuracy = scores["quality"], scores["labels"]
     return {
         **{name: quality[name]["value"] for name in ("precision", "recall")},
         "fd": quality["frechet_distance"],
         "network": quality["network"],
         "reference": quality["reference"],
-        "class_accuracy": read and read["accuracy"],
-        "diversity": spread_within(pixels, label) / spread_within(opened.test, opened.test_classes),
-        "nearest": float(np.median(own) / np.median(unseen)),
-        "copies": float(np.mean(own < np.quantile(unseen, 0.05))),
+        "class_accuracy": accuracy and accuracy["accuracy"],
+        **pixel_scores(opened, as_pixels(images, gen.model.images.levels), label),
+    }
+
+
+def pixel_scores(opened: Opened, pixels: np.ndarray, classes: np.ndarray | None) -> Row:
+    """The scores `diversity`, `nearest` and `copies` of `score`, of images as `as_pixels` has them."""
+    test_distances, distances = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
+    return {
+        "diversity": spread_within(pixels, classes) / spread_within(opened.test, opened.test_classes),
+        "nearest": float(np.median(distances) / np.median(test_distances)),
+        "copies": float(np.mean(distances < np.quantile(test_distances, 0.05))),
     }
 
 
@@ -111,20 +128,34 @@ def spread_within(x: np.ndarray, classes: np.ndarray | None) -> float:
     return float(np.mean(means))
 
 
-def score_all(out: Path, settings: Iterable[Row], score: Callable[[Row], Row], about: dict[str, Any]) -> list[Row]:
-    """The rows of a record, with those of new settings added as soon as each is scored, so that a study goes on where
+def score_all(out: Path, settings: Iterable[Row], score_one: Callable[[Row], Row]) -> list[Row]:
+    """The rows of a record, with those of new settings added as soon as each is scored: the same command goes on where
     it was stopped.
 
     Args:
-      out: the JSON file; settings: what identifies a row; score: a setting to its scores; about: how it was measured.
+      out: the JSON file; settings: all that a row depends on, as JSON has it; score_one: a setting to its scores.
+    Returns:
+      the rows of these settings, in their order.
     """
-    document: dict[str, Any] = read_json(out) if out.exists() else {"about": about, "commands": [], "rows": []}
-    rows, command = document["rows"], "python " + shlex.join(sys.orig_argv[1:])
-    document |= {"about": about, "environment": environment()}
-    document["commands"] = list(dict.fromkeys([*document["commands"], command]))
-    done = [row["setting"] for row in rows]
-    todo = [setting for setting in settings if setting not in done]
+    document: dict[str, Any] = read_json(out) if out.exists() else {"rows": []}
+    rows = document["rows"]
+    settings = [json.loads(json.dumps(setting)) for setting in settings]
+    present = [row["setting"] for row in rows]
+    about = {"command": "python " + shlex.join(sys.orig_argv[1:]), "environment": environment()}
+    todo = [setting for setting in settings if setting not in present]
     for setting in progress_bar(todo, desc=out.stem, unit="setting"):
-        rows.append({"setting": setting, **score(setting)})
+        rows.append({"setting": setting, **score_one(setting), **about})
         write_json(out, document)
-    return rows
+    return [next(row for row in rows if row["setting"] == setting) for setting in settings]
+
+
+def identity_of(run: str, gen: Generator, num: int, seed: int) -> Row:
+    """What every row of a run depends on beside its options."""
+    return {
+        "run": run,
+        "system": gen.model.name,
+        "step": gen.step,
+        "model": cli.model_hash(gen),
+        "samples": num,
+        "seed": seed,
+    }

@@ -31,6 +31,8 @@ class Optimiser:
     """Decoupled weight decay (adamw only), of every parameter: biases and scales too."""
     clip_norm: float = 0.0
     """Clip a role's gradient to this global norm; 0 does not."""
+    skip_norm: float = 0.0
+    """Skip a step in which a role's gradient, before clipping, has a larger global norm than this; 0 skips none."""
     by_role: tuple[tuple[str, str, float], ...] = ()
     """Numbers above that differ for a role, such as: disc learning_rate 4e-4 disc beta1 0."""
 
@@ -42,7 +44,7 @@ class Optimiser:
         return replace(self, **own)
 
 
-NUMBERS = ("learning_rate", "warmup_steps", "beta1", "beta2", "eps", "weight_decay", "clip_norm")
+NUMBERS = ("learning_rate", "warmup_steps", "beta1", "beta2", "eps", "weight_decay", "clip_norm", "skip_norm")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Config:
     steps: int = 10_000
     """Training steps."""
     batch_size: int = 128
-    """Global batch: examples a step, over all devices and accumulation steps."""
+    """Global batch: examples per step, over all devices and accumulation steps."""
     accumulation: int = 1
     """Parts that a batch is computed in, one after another, to save memory; BatchNorm sees each part by itself."""
     ema_decay: float = 0.9999
@@ -154,7 +156,7 @@ def check_average(config: Config) -> None:
 def check_optimiser(optimiser: Optimiser, where: str = "train.optimiser.") -> None:
     """Raises `UserError` for options of an optimiser that are out of their range."""
     require_positive(**{f"{where}learning_rate": optimiser.learning_rate})
-    for name in ("warmup_steps", "weight_decay", "clip_norm", "eps"):
+    for name in ("warmup_steps", "weight_decay", "clip_norm", "skip_norm", "eps"):
         value = getattr(optimiser, name)
         require(0 <= value < math.inf, f"{where}{name} is {value}: it must be zero or above, and finite")
     for name in ("beta1", "beta2"):

@@ -43,7 +43,7 @@ from jgen.train.step import (
     repeats_of,
 )
 
-MAX_SKIPPED = 20  # steps in a row that may be not finite before a run is stopped
+MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is stopped
 SAMPLED_AT_ONCE = 128  # images of a grid
 MOST_ROWS = 16  # classes in it
 RUN_AHEAD = 8  # steps given to the device before their metrics are read
@@ -154,9 +154,10 @@ class Training:
         self.first = int(start.step)
         self.state = place_state(model, start)
         self.validation_transform = jax.jit(make_transform(data, dataset.spec, train=False))
+        self.optimisers = role_optimisers(model, config)
         self.step = make_train_step(
             model,
-            role_optimisers(model, config),
+            self.optimisers,
             ema_decay=average_decay(config),
             accumulation=config.accumulation,
             transform=make_transform(data, dataset.spec, train=True),
@@ -170,7 +171,7 @@ class Training:
 
         Raises:
           Interrupted: after SIGTERM or SIGINT; the state is saved.
-          UserError: 20 steps in a row that are not finite (`make_train_step`), or files that cannot be written.
+          UserError: 20 steps in a row that are skipped (`make_train_step`), or files that cannot be written.
         """
         config = self.config
         self.log = MetricsLog(self.directory.path, self.first) if self.main else None
@@ -237,6 +238,8 @@ class Training:
                 newest = checkpoints.newest_good(self.directory.checkpoints)
                 last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is step {newest}"
                 what = "loss, gradient or statistics were not finite"
+                if any(optimiser.skip_norm > 0 for optimiser in self.optimisers.values()):
+                    what += ", or a gradient's norm was above train.optimiser.skip_norm,"
                 raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}")
             self.window.add(values)
             if self.due(step, self.config.log_every):
@@ -320,7 +323,7 @@ class Training:
     def grid_conditions(self) -> tuple[int, Cond]:
         """Rows of a sample grid, and the conditions of its images.
 
-        A row a class, of many classes some from first to last; for a model with other conditions, a row a held-out
+        A row per class, of many classes some from first to last; for a model with other conditions, a row a held-out
         example; ten rows without conditions.
         """
         model, columns = self.model, self.config.samples_per_class

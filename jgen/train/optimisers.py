@@ -14,10 +14,12 @@ from jgen.train.config import Config, Optimiser
 
 
 class RoleOptimiser(NamedTuple):
-    """params <- params - learning_rate(step) * transform(gradients)."""
+    """params <- params - learning_rate(step) * transform(gradients), in steps whose gradient has a global norm of at
+    most `skip_norm` (0: of any); other steps are skipped."""
 
     transform: optax.GradientTransformation
     learning_rate: Callable[[Any], Any]
+    skip_norm: float = 0.0
 
 
 def make_optimiser(config: Config, role: str = "") -> RoleOptimiser:
@@ -32,7 +34,7 @@ def make_optimiser(config: Config, role: str = "") -> RoleOptimiser:
         chain.append(optax.trace(decay=o.beta1))
     if o.weight_decay > 0:
         chain.append(optax.add_decayed_weights(o.weight_decay))
-    return RoleOptimiser(optax.chain(*chain), partial(learning_rate, o, config.steps))
+    return RoleOptimiser(optax.chain(*chain), partial(learning_rate, o, config.steps), o.skip_norm)
 
 
 def learning_rate(o: Optimiser, steps: int, step: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jgen.train.config import Config, Optimiser
 
-Experiment = TypeVar("Experiment")
+T = TypeVar("T")  # jgen.experiment.Experiment, which is above this package
 
 # The usual lines of VARIANTS: STANDARD | {...} changes some, or adds to them.
 STANDARD = {
@@ -22,16 +22,16 @@ STANDARD = {
 def choose(
     variant: str,
     *,
-    digits: Callable[[], Experiment],
-    mnist: Callable[[str], Experiment],
-    tiny: Callable[[Experiment], Experiment],
-    **others: Callable[[], Experiment],
-) -> Experiment:
-    """The experiment of a variant of the usual ones.
+    digits: Callable[[], T],
+    mnist: Callable[[str], T],
+    tiny: Callable[[T], T],
+    **others: Callable[[], T],
+) -> T:
+    """The experiment of a variant.
 
     Args:
-      mnist: of the name of a set of 28x28 images, mnist or fashion_mnist; tiny: of the experiment of the digits.
-      others: by their names.
+      mnist: makes the experiment of "mnist" or "fashion_mnist" from that name; tiny: shrinks the experiment of digits.
+      others: make the experiments of the variants of their names.
     """
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
@@ -41,7 +41,7 @@ def choose(
 
 
 def cosine(learning_rate: float, warmup_steps: int, clip_norm: float = 0.0) -> Optimiser:
-    """Adam with a linear warm-up and a cosine fall of the learning rate to zero at the last step."""
+    """Adam with a linear warm-up and a cosine decay of the learning rate to zero at the last step."""
     return Optimiser(learning_rate=learning_rate, schedule="cosine", warmup_steps=warmup_steps, clip_norm=clip_norm)
 
 
@@ -69,7 +69,7 @@ def mnist_training(steps: int, optimiser: Optimiser, **changes: Any) -> Config:
 
 
 def accelerator_training(steps: int, optimiser: Optimiser, **changes: Any) -> Config:
-    """Long training on an accelerator, as the papers' on CIFAR-10.
+    """Long training on an accelerator, as in the papers' experiments on CIFAR-10.
 
     Args:
       changes: fields of `Config` that differ from the preset.

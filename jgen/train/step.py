@@ -21,13 +21,14 @@ Metrics = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """All that a run is, as arrays.
+    """The complete state of a training, as arrays.
 
     step:    int32.
     key:     the run's PRNG key, which never changes.
     params, opt, extra: {role: tree}.
     ema:     {role: packed moving average}, only for roles that have one; `averaged` unpacks it.
-    skipped: int32 (2,), the number of skipped (non-finite) steps, in total and in the current unbroken sequence.
+    skipped: int32 (2,), the number of skipped steps, in total and in the current unbroken sequence. A step is skipped
+             where a number is not finite, or a gradient's norm is above an optimiser's `skip_norm`.
     """
 
     step: Any
@@ -40,14 +41,14 @@ class TrainState(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the phases of a step hand on. `packed` holds the same numbers as `params`, as `pack` has them."""
+    """What one phase of a step passes to the next. `packed` is `params` flattened for the optimisers, see `pack`."""
 
     params: Roles
     packed: dict[str, Packed]
     opt: Roles
     extra: Roles
     metrics: Metrics
-    finite: Any
+    accepted: Any
 
 
 def init_state(
@@ -61,12 +62,12 @@ def init_state(
     """The state before the first step. `batch` is a global batch, for initialisation that depends on data.
 
     Raises:
-      UserError: a role of the parameters that no phase trains, or a phase that trains a role there is not.
+      UserError: a role of the parameters that no phase trains, or a phase that trains an unknown role.
     """
     params, extra = model.init(rng.stream(key, rng.INIT), batch, frozen or {})
     trained = {role for phase in model.phases for role in phase.trains}
-    roles = f"{model.name} has parameters of {names(params)}: its phases train {names(trained)}"
-    require(set(params) == trained, roles)
+    message = f"{model.name} has parameters of {names(params)}: its phases train {names(trained)}"
+    require(set(params) == trained, message)
     opt = {role: optimisers[role].transform.init(pack(params[role])) for role in params}
     averages = params if model.averages is None else {role: params[role] for role in model.averages}
     average = pack_roles(averages) if ema else {}
@@ -109,7 +110,7 @@ def place_state(model: GenerativeModel, state: TrainState) -> TrainState:
 
 
 def gather_state(model: GenerativeModel, state: TrainState) -> TrainState:
-    """The inverse of `place_state`: what belongs to the examples is as one array again, on the host."""
+    """The inverse of `place_state`: what belongs to the examples is gathered into one array on the host."""
     replicated, owned = split_owned(model, state.extra)
     return state._replace(extra={**replicated, **parallel.gather_split(owned)} if owned else replicated)
 
@@ -135,13 +136,13 @@ def make_train_step(
       it is otherwise read from the device, which blocks until the previous step is done.
       `batch` holds `repeats_of(model)` global batches (of several processes, this one's rows of them), one after
       another along its first axis; the examples of repeat r of every phase are those of the r-th. `metrics` are float32
-      scalars, means over the global batch; a phase that does not run has none.
-      Where a loss, the norm of a gradient or what replaces `extra` is not finite, nothing but `step` and `skipped`
-      changes.
+      scalars, means over the global batch, of a phase's last repeat; a phase that does not run has none.
+      A step in which a loss, the norm of a gradient or what replaces `extra` is not finite, or a role's gradient has a
+      norm above its optimiser's `skip_norm`, is skipped: only `step` and `skipped` change.
     """
     parts = (model, optimisers, ema_decay, accumulation, transform)
     repeats = repeats_of(model)
-    rests = any(phase.runs is not always for phase in model.phases)
+    has_conditional_phases = any(phase.runs is not always for phase in model.phases)
 
     @cache
     def program(active: tuple[int, ...]) -> Callable[..., tuple[TrainState, Roles, Metrics]]:
@@ -153,7 +154,7 @@ def make_train_step(
         state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, number: int | None = None
     ) -> tuple[TrainState, Metrics]:
         if number is None:
-            number = int(state.step) if rests else 0
+            number = int(state.step) if has_conditional_phases else 0
         batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
         replicated, owned = split_owned(model, state.extra)
         run = program(active_phases(model, number))
@@ -197,7 +198,7 @@ def local_step(
             keys = rng.image_keys(key, index)
             carry = run_phase(model, model.phases[number], optimisers, carry, ctx, keys, batches[repeat], accumulation)
     average = state.ema if ema_decay is None else move_average(state.ema, carry.packed, ema_decay(state.step))
-    state, metrics = keep_if_finite(state, before, carry, average)
+    state, metrics = keep_if_accepted(state, before, carry, average)
     replicated, owned = split_owned(model, state.extra)
     return state._replace(extra=replicated), owned, metrics
 
@@ -229,10 +230,13 @@ def run_phase(
     packed_gradients = pack_roles(gradients)
     statistics = [x for x in jax.tree.leaves((new_extra, owned)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     norm = optax.tree.norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
-    finite = carry.finite & all_finite((loss, norm, statistics), differs_by_device=bool(owned))
+    accepted = carry.accepted & all_finite((loss, norm, statistics), differs_by_device=bool(owned))
     for role in phase.trains:
-        transform, rate = optimisers[role]
+        transform, rate, skip_norm = optimisers[role]
+        if skip_norm > 0:
+            accepted &= optax.tree.norm(packed_gradients[role]) <= skip_norm
         updates, opt[role] = transform.update(packed_gradients[role], opt[role], packed[role])
+        # Behind a barrier, or XLA would compute the schedule anew for every leaf.
         step_size = jax.lax.optimization_barrier(rate(ctx.step))
         packed[role] = jax.tree.map(partial(descend, step_size), packed[role], updates)
         params[role] = unpack(packed[role], params[role])
@@ -243,11 +247,11 @@ def run_phase(
     metrics = {**carry.metrics, **metrics, f"loss{tag}": loss}
     if phase.trains:
         metrics[f"grad_norm{tag}"] = norm
-    return Carry(params, packed, opt, {**carry.extra, **new_extra, **owned}, metrics, finite)
+    return Carry(params, packed, opt, {**carry.extra, **new_extra, **owned}, metrics, accepted)
 
 
 def descend(step_size: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
-    """p - step_size update, of the type of p."""
+    """p - step_size update, of the type of p; the optimisers are optax's scale_by_*, whose sign is the gradient's."""
     return (p - step_size * update).astype(p.dtype)
 
 
@@ -260,19 +264,21 @@ def move_average(ema: Roles, packed: dict[str, Packed], decay: Any) -> Roles:
     return {role: jax.tree.map(towards, a, packed[role]) for role, a in ema.items()}
 
 
-def keep_if_finite(
+def keep_if_accepted(
     state: TrainState, before: dict[str, Packed], carry: Carry, average: Roles
 ) -> tuple[TrainState, Metrics]:
-    """The next state and the metrics: where a number was not finite, the old state but for its counters."""
+    """The next state and the metrics: where the step is skipped, the old state with only its counters advanced."""
     # `optax.apply_if_finite` costs the same, but guards one optimiser's update only, and applies it after too many.
-    # Only roles that a phase has updated: the others are still the same objects.
-    moved = {role: arrays for role, arrays in carry.packed.items() if arrays is not before[role]}
-    new = (moved, average, carry.opt, carry.extra)
-    old = ({role: before[role] for role in moved}, state.ema, state.opt, state.extra)
-    moved, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(carry.finite, n, o), new, old)
-    params = {**state.params, **unpack_roles(moved, state.params)}
+    # Only roles that a phase has updated need a choice: the arrays of the others are still the same objects.
+    updated = {role: arrays for role, arrays in carry.packed.items() if arrays is not before[role]}
+    new = (updated, average, carry.opt, carry.extra)
+    old = ({role: before[role] for role in updated}, state.ema, state.opt, state.extra)
+    updated, average, opt, extra = jax.tree.map(lambda n, o: jnp.where(carry.accepted, n, o), new, old)
+    params = {**state.params, **unpack_roles(updated, state.params)}
     total, in_a_row = state.skipped[0], state.skipped[1]
-    skipped = jnp.where(carry.finite, jnp.stack([total, 0 * in_a_row]), jnp.stack([total + 1, in_a_row + 1]))
+    skipped = jnp.where(
+        carry.accepted, jnp.stack([total, jnp.zeros_like(in_a_row)]), jnp.stack([total + 1, in_a_row + 1])
+    )
     metrics = {**carry.metrics, "skipped": skipped[0], "skipped_in_a_row": skipped[1]}
     return TrainState(state.step + 1, state.key, params, average, opt, extra, skipped), metrics
 

@@ -20,13 +20,17 @@ def test_reports_come_out_of_a_compiled_program_where_they_are_collected():
         with failures.collect() as reports:
             return halves(x), reports
 
-    x = jnp.array([1.0, -1.0, 11.0, -6.0])
+    x, index = jnp.array([1.0, -1.0, 11.0, -6.0]), np.arange(10, 14)
     result, reports = jax.jit(program)(x)
     np.testing.assert_array_equal(result, 0.5 * x)
     assert {what: failed.tolist() for what, failed in reports.items()} == {
         "x is negative": [False, True, False, True],
         "x is large": [False, False, True, False],
     }
-    mistake(lambda: failures.check(jax.tree.map(np.asarray, reports)), "2 of 4 images failed: x is negative")
-    failures.check({"x is large": np.zeros(4, bool)})
+    mistake(
+        lambda: failures.check({"x is negative": reports["x is negative"]}, index), "images 11, 13 failed: x is neg"
+    )
+    mistake(lambda: failures.check({"x is large": reports["x is large"]}, index), "image 12 failed: x is large")
+    mistake(lambda: failures.check({"it": np.ones(9, bool)}, np.arange(9)), "images 0, 1, 2, 3, 4, ... failed: it")
+    failures.check({"x is large": np.zeros(4, bool)}, index)
     np.testing.assert_array_equal(jax.jit(halves)(x), 0.5 * x)  # without a collector: the plain function

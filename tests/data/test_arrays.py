@@ -35,11 +35,11 @@ def test_arrays_are_a_set(tmp_path, own_cache):
     dataset = load(label=LABELS)
     assert {name: part.num for name, part in dataset.splits.items()} == {"train": 33, "validation": 3, "test": 4}
     assert dataset.spec.image.shape == (8, 8, 1) and dataset.spec.classes == ("0", "1", "2", "3")
-    wanted = {image.tobytes(): label for image, label in zip(IMAGES, LABELS)}
-    found = {}
+    expected = {image.tobytes(): label for image, label in zip(IMAGES, LABELS)}
+    labels_by_image = {}
     for part in map(everything, dataset.splits.values()):
-        found |= {image.tobytes(): label for image, label in zip(part["image"], part["label"])}
-    assert found == wanted
+        labels_by_image |= {image.tobytes(): label for image, label in zip(part["image"], part["label"])}
+    assert labels_by_image == expected
     assert len({*everything(dataset.splits["train"])["label"].tolist()}) == 4
 
 

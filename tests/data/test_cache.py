@@ -76,7 +76,7 @@ def test_a_set_that_is_prepared_anew_is_decoded_anew(prepared, own_cache, monkey
         datasets, "open_source", lambda config: source._replace(files=open_source(config).files, splits=splits)
     )
     again = datasets.load(config)
-    before, after = (everything(found.splits["test"])["image"] for found in (first, again))
+    before, after = (everything(dataset.splits["test"])["image"] for dataset in (first, again))
     np.testing.assert_array_equal(after, 255 - before)
     assert again.fingerprint != first.fingerprint
 
@@ -242,7 +242,7 @@ def test_processes_that_start_at_once_prepare_one_cache(tmp_path, digits):
     ]
     wanted = everything(digits.splits["train"])["image"].sum()
     for process in started:
-        found, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-        assert int(found) == wanted and "WARNING" not in said
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        assert int(stdout) == wanted and "WARNING" not in stderr
     assert len(list(tmp_path.glob("decoded/*"))) == 1

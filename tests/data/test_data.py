@@ -30,8 +30,8 @@ def test_digits_are_those_of_scikit_learn(digits):
     labels = np.concatenate([part["label"] for part in parts])
     assert images.dtype == np.uint8 and labels.dtype == np.int32 and len(images) == 1797
     levels = np.round(images.reshape(-1, 64) / 255 * 16).astype(int)
-    found = sorted(map(tuple, np.column_stack([levels, labels])))
-    assert found == sorted(map(tuple, np.column_stack([wanted.data.astype(int), wanted.target])))
+    rows = sorted(map(tuple, np.column_stack([levels, labels])))
+    assert rows == sorted(map(tuple, np.column_stack([wanted.data.astype(int), wanted.target])))
 
 
 def test_splits_are_disjoint_and_cover_the_set(digits):
@@ -48,9 +48,9 @@ def test_splits_are_disjoint_and_cover_the_set(digits):
 def test_seventeen_levels_recover_the_digits_exactly(digits):
     batch = everything(digits.splits["train"])
     keys = jax.random.split(jax.random.key(0), len(batch["image"]))
-    found = make_transform(Config(), digits.spec, train=True)(keys, batch)["image"]
-    np.testing.assert_array_equal(found, np.round(batch["image"] / 255 * 16))
-    assert found.dtype == jnp.uint8 and found.max() == 16
+    transformed = make_transform(Config(), digits.spec, train=True)(keys, batch)["image"]
+    np.testing.assert_array_equal(transformed, np.round(batch["image"] / 255 * 16))
+    assert transformed.dtype == jnp.uint8 and transformed.max() == 16
 
 
 def test_levels_are_those_of_the_set_or_those_asked_for(digits):
@@ -99,8 +99,8 @@ def test_preparing_writes_what_loading_reads(own_cache, tmp_path):
     assert list(Path(where).glob("*array_record*")) and "2.0.0" in where
     dataset = datasets.load(Config(name="handful", dir=str(tmp_path)))
     test = everything(dataset.splits["test"])
-    found = sorted((int(image.max()), int(label)) for image, label in zip(test["image"], test["label"]))
-    assert found == [(0, 0), (10, 1), (20, 2)] and dataset.spec.image.shape == (4, 4, 3)
+    rows = sorted((int(image.max()), int(label)) for image, label in zip(test["image"], test["label"]))
+    assert rows == [(0, 0), (10, 1), (20, 2)] and dataset.spec.image.shape == (4, 4, 3)
 
 
 def test_the_published_binary_digits_have_two_levels(prepared, own_cache):
@@ -134,8 +134,8 @@ def test_a_run_finds_its_data_where_the_environment_says_when_its_folder_is_gone
     there = datasets.load(Config(name="mnist", dir=str(prepared)))
     saved = Config(name="mnist", dir=str(prepared / "gone"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    config, found = datasets.reopen(saved, there.fingerprint, "runs/x")
-    assert config == Config(name="mnist") and found.fingerprint == there.fingerprint
+    config, dataset = datasets.reopen(saved, there.fingerprint, "runs/x")
+    assert config == Config(name="mnist") and dataset.fingerprint == there.fingerprint
 
 
 def test_a_streamed_set_and_the_same_decoded_may_stand_for_one_another(prepared, own_cache, monkeypatch):

@@ -14,19 +14,19 @@ from jgen.errors import UserError
 
 
 def test_a_folder_with_classes(tmp_path, own_cache):
-    wanted = {}
+    expected = {}
     for i in range(30):
         array = np.random.default_rng(i).integers(0, 256, (6, 8), np.uint8)
         save(tmp_path / "set" / "cab"[i % 3] / f"{i}.png", array)
-        wanted[array.tobytes()] = "abc".index("cab"[i % 3])
+        expected[array.tobytes()] = "abc".index("cab"[i % 3])
     dataset = datasets.load(Config(name=f"folder:{tmp_path / 'set'}"))
     assert dataset.spec.image.shape == (6, 8, 1) and dataset.spec.num_classes == 3
     assert {name: split.num for name, split in dataset.splits.items()} == {"train": 25, "validation": 2, "test": 3}
-    found = {}
+    labels_by_image = {}
     for split in dataset.splits.values():
         part = everything(split)
-        found |= {image.tobytes(): label for image, label in zip(part["image"], part["label"])}
-    assert found == wanted
+        labels_by_image |= {image.tobytes(): label for image, label in zip(part["image"], part["label"])}
+    assert labels_by_image == expected
     assert len(set(all_indices(dataset).tolist())) == 30
     again = datasets.load(Config(name=f"folder:{tmp_path / 'set'}"))
     for name, split in dataset.splits.items():

@@ -117,8 +117,8 @@ def test_folders_named_after_splits_are_splits(tmp_path, own_cache, name):
     dataset = load(root)
     assert dataset.spec.classes == ("cat", "dog")
     assert pairs(dataset, "train") == {(0, 0), (1, 1)} and pairs(dataset, "test") == {(100, 0), (101, 1)}
-    found = pairs(dataset, "validation")
-    assert found == {(200, 0), (201, 1)} if name else found <= {(0, 0), (1, 1)}
+    validation_pairs = pairs(dataset, "validation")
+    assert validation_pairs == {(200, 0), (201, 1)} if name else validation_pairs <= {(0, 0), (1, 1)}
     assert dataset.splits["train"].num == (24 if name else 22) and dataset.splits["test"].num == 24
 
 
@@ -214,8 +214,8 @@ def test_a_set_that_moved_is_the_same(tmp_path, own_cache, monkeypatch):
     assert datasets.reopen(config, streamed.fingerprint, "runs/x", place=place)[1].fingerprint == streamed.fingerprint
     monkeypatch.undo()
     monkeypatch.setenv("JGEN_CACHE", str(own_cache))
-    found, dataset = datasets.reopen(config, before.fingerprint, "runs/x", place=place)
-    assert dataset.fingerprint == before.fingerprint and found.name == place.name
+    reopened_config, dataset = datasets.reopen(config, before.fingerprint, "runs/x", place=place)
+    assert dataset.fingerprint == before.fingerprint and reopened_config.name == place.name
 
 
 def test_a_test_split_without_labels(tmp_path, own_cache):

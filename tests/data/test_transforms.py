@@ -28,9 +28,9 @@ def keys_for(size, seed=0):
 def test_threshold():
     image = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
     batch = {"image": image, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
-    found = make_transform(Config(binarise="threshold"), spec_of(2), train=True)(keys_for(4), batch)["image"]
-    assert found.dtype == jnp.uint8
-    np.testing.assert_array_equal(found, image >= 128)
+    transformed = make_transform(Config(binarise="threshold"), spec_of(2), train=True)(keys_for(4), batch)["image"]
+    assert transformed.dtype == jnp.uint8
+    np.testing.assert_array_equal(transformed, image >= 128)
 
 
 @pytest.mark.parametrize("binarise", ["dynamic", "static"])
@@ -38,10 +38,10 @@ def test_random_binarisation_has_the_pixels_as_its_mean(binarise):
     transform = jax.jit(make_transform(Config(binarise=binarise), spec_of(2), train=True))
     for value in (0, 1, 64, 127, 200, 254, 255):
         batch = constant_batch(value)
-        found = np.asarray(transform(keys_for(500), batch)["image"])
-        assert found.dtype == np.uint8 and set(np.unique(found)) <= {0, 1}
+        transformed = np.asarray(transform(keys_for(500), batch)["image"])
+        assert transformed.dtype == np.uint8 and set(np.unique(transformed)) <= {0, 1}
         p = value / 255
-        assert abs(found.mean() - p) <= 5 * np.sqrt(p * (1 - p) / found.size), value
+        assert abs(transformed.mean() - p) <= 5 * np.sqrt(p * (1 - p) / transformed.size), value
 
 
 def test_dynamic_binarisation_belongs_to_the_key_and_static_to_the_image(digits):
@@ -63,9 +63,9 @@ def test_dynamic_binarisation_belongs_to_the_key_and_static_to_the_image(digits)
 def test_flips_mirror_whole_images_in_training_only(digits):
     batch = digits.splits["train"].fetch(np.arange(400))
     image = batch["image"]
-    found = np.asarray(make_transform(Config(flip=True), spec_of(256), train=True)(keys_for(400), batch)["image"])
+    transformed = np.asarray(make_transform(Config(flip=True), spec_of(256), train=True)(keys_for(400), batch)["image"])
     mirrored = image[:, :, ::-1]
-    same, flipped = (np.all(found == other, axis=(1, 2, 3)) for other in (image, mirrored))
+    same, flipped = (np.all(transformed == other, axis=(1, 2, 3)) for other in (image, mirrored))
     assert np.all(same | flipped)
     count = np.sum(flipped & ~same)
     assert abs(count - 200) <= 5 * np.sqrt(100)
@@ -79,8 +79,8 @@ def test_two_to_the_eight_levels_leave_images_alone_and_two_cut_at_the_middle():
     image = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
     batch = {"image": image, "label": np.zeros(4, np.int32), "index": np.arange(4, dtype=np.int32)}
     np.testing.assert_array_equal(make_transform(Config(), spec_of(256), True)(keys_for(4), batch)["image"], image)
-    found = np.asarray(make_transform(Config(), spec_of(2), True)(keys_for(4), batch)["image"])
-    np.testing.assert_array_equal(found, image // 128)
+    transformed = np.asarray(make_transform(Config(), spec_of(2), True)(keys_for(4), batch)["image"])
+    np.testing.assert_array_equal(transformed, image // 128)
     counts = np.bincount(np.asarray(make_transform(Config(), spec_of(4), True)(keys_for(4), batch)["image"]).ravel())
     assert counts.tolist() == [64] * 4
 

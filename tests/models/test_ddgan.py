@@ -177,7 +177,7 @@ def test_one_step_is_a_conditional_gan():
     key_start, key_steps = rng.split(keys_of(n), 2)
     z = rng.normal(rng.split(rng.fold_in(key_steps, 1), 3)[0], (LATENT,))
     expected = to_uint8(generator(rng.normal(key_start, SHAPE), z, number, batch["label"]), 256)
-    images = ddgan.sample(system, NO_PARAMS, CTX, keys_of(n), {"label": batch["label"]})
+    images = to_uint8(ddgan.states(system, NO_PARAMS, CTX, keys_of(n), {"label": batch["label"]})[-1], 256)
     assert np.abs(np.asarray(images, int) - np.asarray(expected, int)).max() <= 1 and np.std(images) > 20
 
 
@@ -192,7 +192,7 @@ def test_with_the_exact_conditional_distribution_samples_have_the_datas(steps):
         gain = a * variance / (a**2 * variance + s**2)
         return mean + gain * (x_t - a * mean) + jnp.sqrt((1 - gain * a) * variance) * z.reshape(x_t.shape)
 
-    images = ddgan.sample(system_of(generator, steps=steps), NO_PARAMS, CTX, keys_of(n), {})
+    images = to_uint8(ddgan.states(system_of(generator, steps=steps), NO_PARAMS, CTX, keys_of(n), {})[-1], 256)
     x = np.asarray(to_float(images, 256), np.float64).reshape(n, -1)
     # The start lacks alpha_T m of the mean, which moves x_0 by at most alpha_T m; rounding adds (2 / 255)^2 / 12.
     assert np.all(np.abs(x.mean(axis=0) - mean) < 5 * np.sqrt(variance / n) + float(alpha[-1]) * mean)
@@ -220,7 +220,7 @@ def test_the_networks_read_all_that_they_are_given_and_do_not_mix_examples():
     batch = batch_of(6)
     shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch, {})
     params = jax.tree.map(lambda x: 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), shapes)
-    system = model.sample.args[0]
+    system = model.phases[-1].loss.args[0]
     x, y = jax.random.normal(jax.random.key(2), (2, 6, *SHAPE))
     z = jax.random.normal(jax.random.key(3), (6, LATENT))
     number, label = jnp.arange(6) % T + 1, jnp.asarray(batch["label"])

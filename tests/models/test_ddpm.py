@@ -35,18 +35,18 @@ def keys_of(n):
 
 @pytest.fixture
 def network(monkeypatch):
-    """A function (x_t, t, label) in place of the U-Net; what it was asked is in `network.asked`."""
+    """A function (x_t, t, label) in place of the U-Net; its arguments are in `network.calls`."""
 
     class Stub:
         def __init__(self):
-            self.asked, self.answer = [], lambda x_t, t, label: jnp.zeros_like(x_t)
+            self.calls, self.answer = [], lambda x_t, t, label: jnp.zeros_like(x_t)
 
-        def apply(self, variables, x_t, t, label, key_drop):
-            self.asked.append((x_t, t, label, key_drop))
+        def apply(self, variables, x_t, t, label, key_drop, vector):
+            self.calls.append((x_t, t, label, key_drop))
             return self.answer(x_t, t, label)
 
     stub = Stub()
-    monkeypatch.setattr(unet, "make_unet", lambda *sizes: stub)
+    monkeypatch.setattr(unet, "make_unet", lambda *sizes, **options: stub)
     return stub
 
 
@@ -93,7 +93,7 @@ def test_times_are_uniform_and_labels_are_dropped_in_training_alone(network):
     model, n = make(label_dropout=0.3), 6000
     batch = batch_of(n)
     model.phases[0].loss({"unet": {}}, CTX, keys_of(n), batch)
-    _, t, label, key_drop = network.asked.pop()
+    _, t, label, key_drop = network.calls.pop()
     t, label = np.asarray(t), np.asarray(label)
     counts = np.bincount(t, minlength=T + 1)
     assert counts[0] == 0 and len(counts) == T + 1
@@ -103,7 +103,7 @@ def test_times_are_uniform_and_labels_are_dropped_in_training_alone(network):
     assert abs(dropped.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / n) and key_drop.shape == (n,)
     assert abs(np.corrcoef(t, dropped)[0, 1]) < 5 / np.sqrt(n)
     model.validate({"unet": {}}, CTX, keys_of(n), batch)
-    _, _, label, key_drop = network.asked.pop()
+    _, _, label, key_drop = network.calls.pop()
     np.testing.assert_array_equal(label, batch["label"])
     assert key_drop is None
 
@@ -148,10 +148,10 @@ def test_a_model_without_classes_gives_none_to_its_network(network):
     model = make(data_of(2, 2, 1, 256), class_conditional=False)
     assert not model.conditions
     assert model.sample({"unet": {}}, CTX, keys_of(2), {}).shape == (2, 2, 2, 1)
-    assert network.asked and all(label is None for _, _, label, _ in network.asked)
-    network.asked.clear()
+    assert network.calls and all(label is None for _, _, label, _ in network.calls)
+    network.calls.clear()
     assert model.log_prob({"unet": {}}, CTX, keys_of(2), batch_of(2)["image"], {}).shape == (2,)
-    assert network.asked and all(label is None for _, _, label, _ in network.asked)
+    assert network.calls and all(label is None for _, _, label, _ in network.calls)
 
 
 OLD_CONFIG = {

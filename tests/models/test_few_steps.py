@@ -28,7 +28,7 @@ def labels(n):
 
 def test_the_consistency_function_is_the_identity_at_the_least_noise(network):
     network.answer = lambda x, t, label: jnp.cos(5 * x) + 3
-    system = consistency.make(consistency.Config(network=unet.TINY), DATA).sample.args[0]
+    system = consistency.make(consistency.Config(network=unet.TINY), DATA).phases[0].loss.args[0]
     x = jax.random.normal(jax.random.key(0), (5, 2, 2, 1))
     f = consistency.consistency_function(system, PARAMS, x, jnp.full(5, 0.002), labels(5), None)
     np.testing.assert_array_equal(f, x)
@@ -72,7 +72,7 @@ def test_distillation_has_no_loss_at_the_flows_map(network, monkeypatch):
     teacher = teacher._replace(functions={**teacher.functions, "denoise": exact})
     config = consistency.Config(network=unet.TINY, levels_first=1280)
     model = consistency.make(config, DATA, teacher=teacher)
-    system = model.sample.args[0]
+    system = model.phases[0].loss.args[0]
     ctx = Context(jnp.int32(0), jax.random.key(0), frozen={"teacher": FrozenModel({}, {})})
     sigma = consistency.level_noise(config, jnp.array([0.0, 300, 640, 900, 1279]), jnp.float32(1281))
     higher = consistency.level_noise(config, jnp.array([1.0, 301, 641, 901, 1280]), jnp.float32(1281))
@@ -104,7 +104,7 @@ def test_samples_of_the_exact_function_are_the_data(network, sigmas):
 def test_the_mean_flows_target_by_finite_differences(network):
     """v - (t - r) du/dt along the path, of a smooth u, against central differences."""
     model = mean_flow.make(mean_flow.Config(network=unet.TINY, loss_power=0.0, label_dropout=0.0), DATA)
-    system = model.sample.args[0]
+    system = model.phases[0].loss.args[0]
 
     def smooth(x, t, label):
         return jnp.sin(2 * x) * jnp.cos(column(t, x) / 6)
@@ -112,7 +112,7 @@ def test_the_mean_flows_target_by_finite_differences(network):
     def by_both_times(self, variables, x, t, label, key_drop, vector=None):
         return smooth(x, t, label) + 0.1 * jnp.sum(vector[:, 20:21], axis=1).reshape(-1, 1, 1, 1) * x
 
-    type(network).apply, kept = by_both_times, type(network).apply
+    type(network).apply, original_apply = by_both_times, type(network).apply
     try:
         n = 2000
         images, x_0 = gaussian_images(n, DATA.image, 0.0, STD)
@@ -130,7 +130,7 @@ def test_the_mean_flows_target_by_finite_differences(network):
         rate = (u(z + h * v, t + h) - u(z - h * v, t - h)) / (2 * h)
         expected = np.mean((u(z, t) - (v - column(t - r, v) * rate)) ** 2)
     finally:
-        type(network).apply = kept
+        type(network).apply = original_apply
     assert value == pytest.approx(float(expected), rel=1e-3)
     apart = np.asarray(t) > np.asarray(r)
     assert abs(apart.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / n) and np.all(np.asarray(r) <= np.asarray(t))
@@ -149,11 +149,11 @@ def test_the_exact_average_velocity_gives_the_data(network, steps):
         return x * (1 - spread(r) / spread(t)) / (t - r)
 
     model = mean_flow.make(mean_flow.Config(network=unet.TINY), DATA)
-    kept, type(network).apply = type(network).apply, exact
+    original_apply, type(network).apply = type(network).apply, exact
     try:
         images = model.sample(PARAMS, CTX, keys_of(4000), labels(4000), steps=steps)
     finally:
-        type(network).apply = kept
+        type(network).apply = original_apply
     x = np.asarray(images, np.float64).reshape(-1) / 127.5 - 1
     clipped = np.clip(np.random.default_rng(0).normal(0, STD, 10**6), -1, 1)
     assert abs(x.mean()) < 5 * STD / np.sqrt(len(x)) and x.std() == pytest.approx(clipped.std(), rel=0.03)

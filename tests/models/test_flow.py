@@ -313,7 +313,7 @@ def test_log_prob_is_the_bound_of_log_density_and_temperature_scales_latents(con
     np.testing.assert_allclose(one, density[0], rtol=1e-5)
     np.testing.assert_allclose(three, scipy.special.logsumexp(density, axis=0) - np.log(3), rtol=1e-5)
     assert np.all(np.abs(other - density[0]) > 1e-3)
-    # What validation reports: the density at its own draw of u, in bits a dimension.
+    # What validation reports: the density at its own draw of u, in bits per dimension.
     assert list(validation) == ["bits_per_dim"]
     np.testing.assert_allclose(validation["bits_per_dim"], -np.asarray(nats) / (IMAGES.size * np.log(2)), rtol=1e-5)
     several = [scores(keys_of(n, seed))[1] for seed in range(30)]

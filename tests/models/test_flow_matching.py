@@ -109,7 +109,7 @@ def test_a_teachers_pairs_are_the_ends_of_its_flow(network):
     config = flow_matching.Config(network=unet.TINY, teacher=Sampling(sampler="heun", steps=40, clip=False))
     student = flow_matching.make(config, DATA, teacher=teacher)
     ctx = Context(jnp.int32(0), jax.random.key(0), frozen={"teacher": FrozenModel({"unet": {}}, {})})
-    flow = student.sample.args[0]
+    flow = student.phases[0].loss.args[0]
     x_0, eps = flow_matching.pairs(
         flow, ctx, keys_of(16), {"label": np.zeros(16, np.int32)}, {"label": np.zeros(16, np.int32)}
     )

@@ -60,7 +60,7 @@ def test_samples_and_likelihoods_of_gaussian_data(network, process):
 def test_the_likelihoods_weight_is_in_the_times(network, process):
     """They have the density g^2 / sigma^2: lambda, half the log signal-to-noise ratio, is uniform."""
     config = score_sde.Config(network=unet.TINY, process=process, weighting="likelihood")
-    system = score_sde.make(config, DATA).sample.args[0]
+    system = score_sde.make(config, DATA).phases[0].loss.args[0]
     t = np.asarray(jax.jit(lambda k: score_sde.training_times(system, k))(keys_of(3000)), np.float64)
     value = half_log_snr(system.process, t)
     first, last = half_log_snr(system.process, np.array([score_sde.SHORTEST, 1.0]))

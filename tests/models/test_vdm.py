@@ -26,7 +26,7 @@ def network(monkeypatch):
 def made(**options):
     config = vdm.Config(network=unet.TINY, schedule_features=16, fourier=(), **options)
     model = vdm.make(config, DATA)
-    system = model.sample.args[0]
+    system = model.phases[0].loss.args[0]
     schedule = system.schedule.init(jax.random.key(3), jnp.ones(1))["params"]
     ends = {"gamma_0": jnp.float32(config.gamma_0), "gamma_1": jnp.float32(config.gamma_1)}
     return model, system, {"unet": {}, "ends": ends, "schedule": schedule}

@@ -39,6 +39,7 @@ from jgen.nn import (
     transformer,
     unet,
     vae,
+    vd_vae,
 )
 from jgen.nn.sparse_attention import Pattern
 
@@ -115,6 +116,23 @@ def embedding(levels, size):
     module, x = gated_pixelcnn.PixelEmbedding(levels, size), np.random.default_rng(0).integers(0, levels, (2, 3, 3, 1))
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     return lambda params: module.apply({"params": params}, x), (normal_params(variables["params"]),)
+
+
+def draw_posterior(prior, posterior):
+    return posterior.mean + jnp.exp(0.5 * posterior.logvar)
+
+
+def top_down():
+    levels = (vd_vae.Level(2, 2, 1), vd_vae.Level(4, 4, 1))
+    module = vd_vae.TopDown(levels, 4, 2, 2, 3, 2, num_classes=3)
+    features = {2: normal(2, 2, 2, 4), 4: normal(2, 4, 4, 4)}
+    rest = (LABEL, lambda layer, prior, posterior: draw_posterior(prior, posterior))
+    variables = jax.eval_shape(lambda key: module.init(key, 2, features, *rest), jax.random.key(0))
+
+    def apply(params, features):
+        return module.apply({"params": params}, 2, features, *rest)
+
+    return apply, (normal_params(variables["params"], gain=1.0), features)
 
 
 def spectral():
@@ -219,20 +237,19 @@ CASES = {
     ),
     "vae.Encoder": lambda: layer(vae.Encoder("conv", (4, 8), 1, (6,), 2, 3), normal(2, 8, 8, 1), rest=(LABEL,)),
     "vae.Decoder": lambda: layer(vae.Decoder("conv", (4, 8), 1, (6,), 3, IMAGES, "pixel"), normal(2, 2), rest=(LABEL,)),
+    "vd_vae.Bottleneck": lambda: layer(vd_vae.Bottleneck(4), normal(2, 3, 4, 8)),
+    "vd_vae.Block": lambda: layer(vd_vae.Block(4, 1.0), normal(2, 2, 4, 8)),
+    "StochasticBlock": lambda: layer(
+        vd_vae.StochasticBlock(2, 4, 1.0), normal(2, 2, 2, 4), normal(2, 2, 2, 4) + 0.1, rest=(draw_posterior,)
+    ),
+    "BottomUp": lambda: layer(
+        vd_vae.BottomUp((vd_vae.Level(4, 4, 2), vd_vae.Level(2, 2, 1)), 4, 2), normal(2, 4, 4, 1)
+    ),
+    "TopDown": top_down,
     "spectral_norm": spectral,
 }
-NETWORKS = (
-    "UNet",
-    "SongUNet",
-    "CausalTransformer",
-    "PixelTransformer",
-    "GatedPixelCNN",
-    "PixelCNN",
-    "Resolution",
-    "PixelCNNPP",
-    "ConvEncoder",
-    "ConvDecoder",
-)
+NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
+NETWORKS += ("BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 

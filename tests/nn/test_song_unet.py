@@ -89,10 +89,10 @@ def test_fourier_features_are_fixed_and_of_the_scale_asked_for():
     np.testing.assert_allclose(embedding[0], np.repeat([0.0, 1.0], 128), atol=0)
     np.testing.assert_allclose(embedding[:, :128] ** 2 + embedding[:, 128:] ** 2, 1.0, atol=1e-5)
     # Slopes of the sines at 0 are 2 pi f. Of 128 draws, the standard deviation varies by a sixteenth.
-    slopes = jax.vmap(jax.grad(lambda t, i: fourier_embedding(t[None], 256, 16.0)[0, i]), (None, 0))(
+    derivatives = jax.vmap(jax.grad(lambda t, i: fourier_embedding(t[None], 256, 16.0)[0, i]), (None, 0))(
         0.0, jnp.arange(128)
     )
-    frequencies = slopes / (2 * np.pi)
+    frequencies = derivatives / (2 * np.pi)
     np.testing.assert_allclose(frequencies[:3], 16 * np.array([1.7640524, 0.4001572, 0.978738]), rtol=1e-5)
     assert abs(np.std(frequencies) / 16 - 1) < 4 / np.sqrt(2 * 128)
 

@@ -37,8 +37,8 @@ def test_group_norm_and_its_gradients(shape, groups, silu):
         out = group_norm(*inputs, groups, 1e-5, silu)
         return jnp.sum(out * g), out
 
-    (_, found), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
-    np.testing.assert_allclose(found, y.detach().numpy(), atol=1e-5)
+    (_, output), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+    np.testing.assert_allclose(output, y.detach().numpy(), atol=1e-5)
     for name, gradient, tensor in zip(("x", "scale", "bias"), gradients, tensors):
         wanted = tensor.grad.numpy()
         np.testing.assert_allclose(gradient, wanted, atol=1e-5 * max(1.0, np.abs(wanted).max()), err_msg=name)
@@ -81,9 +81,9 @@ def case(prediction, clip, t):
     return x_t, output, keys, z, denoiser
 
 
-def close(found, wanted, rtol=1e-4):
-    wanted = wanted.numpy()
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=rtol * max(1.0, np.abs(wanted).max()))
+def close(actual, expected, rtol=1e-4):
+    expected = expected.numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * max(1.0, np.abs(expected).max()))
 
 
 STEPS = [(1000, 999), (1000, 751), (500, 499), (40, 20), (2, 1), (20, 0), (1, 0)]
@@ -101,17 +101,17 @@ def test_one_ancestral_step(prediction, clip, t, s, monkeypatch):
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: torch.from_numpy(z))
     times = (t, s) if s else (t,)
     for variance, theirs in {"beta": "fixed_large", "beta_tilde": "fixed_small"}.items():
-        found, _ = linear.run(denoiser, linear.ancestral(PROCESS, np.array(times) / 1000, variance), x_t, keys)
+        samples, _ = linear.run(denoiser, linear.ancestral(PROCESS, np.array(times) / 1000, variance), x_t, keys)
         scheduler = diffusers.DDPMScheduler(
             1000, clip_sample=clip, prediction_type=PREDICTION[prediction], variance_type=theirs
         )
         scheduler.set_timesteps(timesteps=[time - 1 for time in times])
         wanted = scheduler.step(tensor(output), t - 1, tensor(x_t)).prev_sample
         if s or t == 1:
-            close(found, wanted)
+            close(samples, wanted)
         else:  # diffusers adds noise in the last step when it leaves from above its time 0; jgen never does
             mean = wanted - torch.sqrt(scheduler._get_variance(t - 1)) * torch.from_numpy(z)
-            close(found, mean)
+            close(samples, mean)
 
 
 @pytest.mark.parametrize("t,s", [(981, 961), (1000, 980), (500, 480), (21, 1), (1, 0)])
@@ -123,12 +123,12 @@ def test_one_ddim_step(prediction, clip, t, s):
     scheduler.set_timesteps(50)
     for eta in (0.0, 0.5, 1.0):
         times = np.array((t, s) if s else (t,)) / 1000
-        found, _ = linear.run(denoiser, linear.ddim(PROCESS, times, eta), x_t, keys)
+        samples, _ = linear.run(denoiser, linear.ddim(PROCESS, times, eta), x_t, keys)
         noise = {"variance_noise": torch.from_numpy(z)} if eta else {}
         wanted = scheduler.step(
             tensor(output), t - 1, tensor(x_t), eta=eta, use_clipped_model_output=clip, **noise
         ).prev_sample
-        close(found, wanted)
+        close(samples, wanted)
 
 
 @pytest.mark.parametrize("T,steps", [(1000, 30), (1000, 999), (999, 250), (100, 7), (100, 100), (10, 9)])
@@ -138,12 +138,12 @@ def test_times_of_other_lengths(T, steps, spacing):
     scheduler = diffusers.DDIMScheduler(T, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     wanted = [int(time) + 1 for time in scheduler.timesteps]
-    found = sampling_times(T, steps, spacing)
+    times = sampling_times(T, steps, spacing)
     if spacing == "trailing":
-        np.testing.assert_allclose(found, wanted[:steps], rtol=0, atol=1)
+        np.testing.assert_allclose(times, wanted[:steps], rtol=0, atol=1)
         assert wanted[steps:] in ([], [0])
     else:
-        assert found == tuple(wanted)
+        assert times == tuple(wanted)
 
 
 @pytest.mark.parametrize("change", ["missing", "extra"])

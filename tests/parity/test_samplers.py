@@ -126,10 +126,10 @@ def ours(table, keys, x):
     return np.asarray(linear.run(denoiser("eps", CHAIN, False), table, x, keys)[0])
 
 
-def close(found, wanted):
+def close(actual, expected):
     """To the rounding of the x that have the largest noise, of a few dozen steps."""
-    wanted = np.asarray(wanted)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4 * max(1.0, np.abs(wanted).max()))
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4 * max(1.0, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -218,11 +218,11 @@ def test_heun_on_edms_process():
     def denoise(x, library):
         return 0.9 * library.sin(0.7 * x)
 
-    found, estimates = linear.run(lambda x, t: denoise(x, jnp), linear.heun(process, times), x, keys)
+    x_0, estimates = linear.run(lambda x, t: denoise(x, jnp), linear.heun(process, times), x, keys)
     y = torch.from_numpy(np.array(x))
     for t in scheduler.timesteps:
         y = scheduler.step(denoise(y, torch), t, y).prev_sample
-    close(found, y)
+    close(x_0, y)
     assert len(estimates) == len(scheduler.timesteps)
 
 
@@ -238,8 +238,8 @@ def test_flow_matching(shift):
     def predict(x_t, t):
         return to_x0("velocity", process, x_t, t, network(x_t, T * t.reshape(-1, 1, 1, 1), jnp))
 
-    found, _ = linear.run(predict, linear.euler(process, times), x, keys)
+    x_0, _ = linear.run(predict, linear.euler(process, times), x, keys)
     y = torch.from_numpy(np.array(x))
     for time, t in zip(times, scheduler.timesteps):
         y = scheduler.step(network(y, T * time, torch), t, y).prev_sample
-    close(found, y)
+    close(x_0, y)

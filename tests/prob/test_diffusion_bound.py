@@ -22,23 +22,23 @@ def test_posterior_is_bayes_rule(name):
     step = alpha_t / alpha_s
     beta = sigma_t**2 - step**2 * sigma_s**2  # x_t = step x_s + sqrt(beta) z
     precision = 1 / sigma_s**2 + step**2 / beta
-    found = posterior(process, t, s)
+    coefficients = posterior(process, t, s)
     # The difference of two variances loses digits where they are close: a thousandth of them is 1e-13 of 1e-16.
-    np.testing.assert_allclose(found.beta, beta, rtol=1e-9)
-    np.testing.assert_allclose(found.beta_tilde, 1 / precision, rtol=1e-9)
-    np.testing.assert_allclose(found.x0, alpha_s / sigma_s**2 / precision, rtol=1e-9)
-    np.testing.assert_allclose(found.xt, step / beta / precision, rtol=1e-9)
+    np.testing.assert_allclose(coefficients.beta, beta, rtol=1e-9)
+    np.testing.assert_allclose(coefficients.beta_tilde, 1 / precision, rtol=1e-9)
+    np.testing.assert_allclose(coefficients.x0, alpha_s / sigma_s**2 / precision, rtol=1e-9)
+    np.testing.assert_allclose(coefficients.xt, step / beta / precision, rtol=1e-9)
     on_device = posterior(process, *(jnp.asarray(u, jnp.float32) for u in (t, s)))
-    for wanted, value in zip(found, on_device):
+    for wanted, value in zip(coefficients, on_device):
         np.testing.assert_allclose(value, wanted, rtol=1e-3)  # the noise of neighbouring times differs by a thousandth
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_step_to_clean_data_is_the_estimate(name):
-    found = posterior(PROCESSES[name], np.array([0.5]), np.array([0.0]))
-    assert (found.x0, found.xt, found.beta_tilde) == (1, 0, 0)
+    coefficients = posterior(PROCESSES[name], np.array([0.5]), np.array([0.0]))
+    assert (coefficients.x0, coefficients.xt, coefficients.beta_tilde) == (1, 0, 0)
     # What is left of the noise is that of x_t given x_0, over its signal: the variance of x_t / alpha, times alpha^2.
-    np.testing.assert_allclose(found.beta, PROCESSES[name].sigma(np.array([0.5])) ** 2)
+    np.testing.assert_allclose(coefficients.beta, PROCESSES[name].sigma(np.array([0.5])) ** 2)
 
 
 def quantised(n, levels=256):

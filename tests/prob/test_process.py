@@ -88,8 +88,8 @@ def test_rates_by_finite_differences(name):
     """In double precision: central differences have the error h^2 / 6 times a third derivative, 1e-7 of the rate."""
     process, h = PROCESSES[name], 1e-6
     with jax.enable_x64(True):
-        found = processes.rates(process, jnp.asarray(TIMES), jnp.asarray(TIMES))
-    for rate, function in zip(found, (process.alpha, process.sigma)):
+        rates = processes.rates(process, jnp.asarray(TIMES), jnp.asarray(TIMES))
+    for rate, function in zip(rates, (process.alpha, process.sigma)):
         wanted = (function(TIMES + h) - function(TIMES - h)) / (2 * h)
         np.testing.assert_allclose(rate, wanted, rtol=1e-6, atol=1e-8)
 
@@ -98,9 +98,9 @@ def test_rates_by_finite_differences(name):
 def test_time_of_a_noise_is_its_inverse(name):
     process = PROCESSES[name]
     np.testing.assert_allclose(time_of(process, half_log_snr(process, TIMES)), TIMES, rtol=1e-9)
-    found = time_of(process, jnp.asarray(half_log_snr(process, TIMES), jnp.float32))
+    times = time_of(process, jnp.asarray(half_log_snr(process, TIMES), jnp.float32))
     # Where the noise hardly changes, its rounding moves the time: VP's first times, most.
-    np.testing.assert_allclose(found, TIMES, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(times, TIMES, rtol=2e-6, atol=2e-6)
     np.testing.assert_allclose(time_of(process, np.array([1e3, -1e3])), [0, 1], atol=1e-12)  # beyond its range
 
 
@@ -131,10 +131,10 @@ def test_every_prediction_converts_to_every_other(name):
             estimate = to_x0(prediction, process, x_t, t, output)
             np.testing.assert_allclose(estimate, x_0, atol=1e-6, err_msg=prediction)
             for other in PREDICTIONS:
-                found = from_x0(other, process, x_t, t, estimate)
+                converted = from_x0(other, process, x_t, t, estimate)
                 # A small error of x_0 is alpha / sigma times as large in eps, and sigma less in the score.
                 limit = 1e-6 * float(1 + jnp.max(jnp.abs(values[other])))
-                np.testing.assert_allclose(found, values[other], atol=30 * limit, err_msg=f"{prediction} {other}")
+                np.testing.assert_allclose(converted, values[other], atol=30 * limit, err_msg=f"{prediction} {other}")
 
 
 def test_what_is_no_process():

@@ -194,12 +194,12 @@ def test_halving_the_steps_divides_the_error_by_two_to_the_order(sampler, name):
             times = time_of(process, -2.0 + 4.0 * np.linspace(0, 1, n + 1) ** 2)
             alpha, sigma = process.alpha(times[0]), process.sigma(times[0])
             x = alpha * MEAN + np.sqrt(alpha**2 * STD**2 + sigma**2) * z
-            found, _ = linear.run(pixelwise(process), make(process, times), jnp.asarray(x), keys_of(9))
+            x_0, _ = linear.run(pixelwise(process), make(process, times), jnp.asarray(x), keys_of(9))
             at_last = jnp.asarray(flow_map(process, times[0], times[-1], x))
             wanted = pixelwise(process)(at_last, jnp.full(9, times[-1]))
-            errors.append(float(jnp.max(jnp.abs(found - wanted))))
-    found = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
-    assert np.all(np.abs(found - order) < 0.12), (errors, found)
+            errors.append(float(jnp.max(jnp.abs(x_0 - wanted))))
+    orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert np.all(np.abs(orders - order) < 0.12), (errors, orders)
 
 
 # One method in the form of another.
@@ -272,8 +272,8 @@ def test_heun_is_algorithm_2_of_its_paper(churn):
                 slope = 0.5 * (slope + (ahead - denoise(ahead, following)) / following)
                 ahead = x + (following - level) * slope
             x = ahead
-        found, estimates = linear.run(pixelwise(process), linear.heun(process, times, churn), jnp.asarray(first), keys)
-    np.testing.assert_allclose(found, x, atol=1e-9)
+        x_0, estimates = linear.run(pixelwise(process), linear.heun(process, times, churn), jnp.asarray(first), keys)
+    np.testing.assert_allclose(x_0, x, atol=1e-9)
     assert len(estimates) == 2 * n - 1 == evaluations(Sampling(sampler="heun", steps=n))
 
 

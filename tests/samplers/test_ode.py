@@ -36,13 +36,13 @@ def test_the_adaptive_solution_is_the_closed_form_of_each_image_alone(name):
     size = np.array([1.0, 0.1, 3.0, 10.0]).reshape(4, 1, 1, 1)
     x = jnp.asarray(size * np.asarray(rng.normal(keys_of(4), (2, 2, 1))) * prior_std(process), jnp.float32)
     solve = jax.jit(lambda x: ode.adaptive(unconditional(denoiser), process, x, {}, TOLERANCE, low)[0])
-    found = np.asarray(solve(x))
+    solution = np.asarray(solve(x))
     at_low = flow_map(process, 1.0, low, np.asarray(x, np.float64))
     with jax.enable_x64(True):
         wanted = np.asarray(denoiser(jnp.asarray(at_low), jnp.full(4, low)))
-    np.testing.assert_allclose(found, wanted, rtol=LIMIT, atol=LIMIT)
+    np.testing.assert_allclose(solution, wanted, rtol=LIMIT, atol=LIMIT)
     for i in range(3):
-        np.testing.assert_allclose(solve(jnp.stack([x[i]] * 4))[0], found[i], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(solve(jnp.stack([x[i]] * 4))[0], solution[i], rtol=1e-6, atol=1e-6)
 
 
 def exact_log_density(process, low, x):
@@ -86,9 +86,9 @@ def test_the_flow_is_the_rate_of_its_closed_form():
     process, t, h = PROCESSES["vp"], 0.4, 1e-5
     with jax.enable_x64(True):
         x = jnp.linspace(-1, 1, 4).reshape(1, 2, 2, 1)
-        found = ode.probability_flow(pixelwise(process), process)(x, jnp.array([t]))
+        derivative = ode.probability_flow(pixelwise(process), process)(x, jnp.array([t]))
         ends = [flow_map(process, t, t + shift, np.asarray(x)) for shift in (-h, h)]
-        np.testing.assert_allclose(found, (ends[1] - ends[0]) / (2 * h), rtol=1e-6)
+        np.testing.assert_allclose(derivative, (ends[1] - ends[0]) / (2 * h), rtol=1e-6)
     assert (MEAN, STD) == (0.2, 0.3) and half_log_snr(process, np.array(t)) < 0  # where data and noise both matter
 
 

@@ -11,8 +11,13 @@ from specs import data_of
 from stub_network import CTX, PARAMS, stub_network
 
 from jgen.core.generate import run_over, sample_batches, sample_images
+from jgen.core.model import FrozenModel
 from jgen.models.diffusion import consistency, ddgan, edm, flow_matching, mean_flow, score_sde
 from jgen.nn import unet
+from jgen.prob.pixels import to_uint8
+from jgen.prob.process import linear
+from jgen.samplers import system
+from jgen.samplers.diffusion import Sampling
 
 DATA = data_of(4, 4, 1, 256, 3)
 KEY = jax.random.key(0)
@@ -32,7 +37,7 @@ def trajectory(model, params, n, **options):
 
 @pytest.mark.parametrize(
     "module,options,steps",
-    [(edm, HEUN, 4), (flow_matching, HEUN, 4), (score_sde, {"steps": 5}, 6), (consistency, {}, 2)]
+    [(edm, HEUN, 6), (flow_matching, HEUN, 6), (score_sde, {"steps": 5}, 6), (consistency, {}, 2)]
     + [(mean_flow, {"steps": 3}, 3)],
     ids=lambda value: getattr(value, "__name__", "").rpartition(".")[2],
 )
@@ -73,15 +78,42 @@ def test_a_solver_that_does_not_converge_is_named(network):
     network.answer = lambda x, t, label: jnp.where(label[:, None, None, None] == 1, jnp.nan, x)
     model = flow_matching.make(flow_matching.Config(network=unet.TINY), DATA)
     options = {"sampler": "ode", "tolerance": 1e-2}
-    wanted = "2 of 6 images failed: the solver of sampler ode did not converge at tolerance 0.01"
+    wanted = "images 1, 4 failed: the solver of sampler ode did not converge at tolerance 0.01"
     mistake(lambda: sample_images(model, PARAMS, CTX, KEY, 6, **options), wanted)
     good = sample_images(model, PARAMS, CTX, KEY, 4, cond={"label": np.array([0, 2, 2, 0])}, **options)
     assert good.shape == (4, 4, 4, 1)
-    mistake(lambda: sample_images(model, PARAMS, CTX, KEY, 6, steps=2), "2 of 6 images failed: sampler heun")
+    mistake(lambda: sample_images(model, PARAMS, CTX, KEY, 6, steps=2), "images 1, 4 failed: sampler heun")
     arrays = {"image": good, "index": np.arange(4, dtype=np.int32), "cond": {"label": np.array([0, 1, 1, 2])}}
     scored = {"options": model.scoring}
-    wanted = "2 of 4 images failed: the solver of the likelihood did not converge"
+    wanted = "images 1, 2 failed: the solver of the likelihood did not converge"
     mistake(lambda: run_over(model, "log_prob", PARAMS, CTX, KEY, arrays, **scored), wanted)
+
+
+@pytest.mark.parametrize("guide", [None, "weak"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_samples_are_guided_by_the_condition_or_by_a_weak_model(scale, guide):
+    """With denoisers that answer an image of their own, the guided one is a line through the two."""
+
+    def denoise(params, ctx, x_t, t, cond):
+        return jnp.broadcast_to(cond["label"][:, None, None, None], x_t.shape)
+
+    def weak(params, ctx, x_t, t, cond):
+        return 0.0 * x_t
+
+    sampling = Sampling(steps=3, guidance_scale=scale)
+    nothing = {"label": jnp.array([-0.1, -0.1])}
+    model = (
+        None if guide is None else edm.make(edm.Config(network=unet.TINY), DATA)._replace(functions={"denoise": weak})
+    )
+    where = {"images": DATA.image, "sampling": sampling, "guidable": True, "guidance_needs": "", "guide": model}
+    denoising = system.Denoising(denoise, lambda params: linear(), without_class=lambda cond: nothing, **where)
+    frozen = {"guide": FrozenModel({}, {})}
+    sampled = system.sample(
+        denoising, {}, CTX._replace(frozen=frozen), jax.random.split(KEY, 2), {"label": jnp.array([0.1, 0.3])}
+    )
+    base = -0.1 if guide is None else 0.0
+    expected = base + scale * (np.array([0.1, 0.3]).reshape(2, 1, 1, 1) - base) * np.ones((2, *DATA.image.shape))
+    np.testing.assert_array_equal(sampled, to_uint8(jnp.asarray(expected, jnp.float32), 256))
 
 
 def test_options_that_do_not_fit_name_those_that_do(network):

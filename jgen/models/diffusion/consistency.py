@@ -216,6 +216,6 @@ def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None
     first, last = config.levels_first, config.levels_last
     require(first <= last, f"levels_first is {first}: it must be at most levels_last, {last}")
     if teacher is not None:
-        require_same_process("teacher", teacher, edm(config.sigma_max), data)
+        require_same_process("teacher", teacher, edm(config.sigma_max), data, config.class_conditional)
     with defaults_of("sampling"):
         check_sampling(config.sampling, config)

@@ -156,7 +156,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Chain(NamedTuple):
-    """The coefficients of the steps s -> t of the diffusion, and of their posteriors; as a table one row a step.
+    """The coefficients of the steps s -> t of the diffusion, and of their posteriors; as a table one row per step.
 
     x_s = alpha x_0 + sigma eps,  x_t = keep x_s + noise eps,  q(x_s | x_t, x_0) = N(x0 x_0 + xt x_t, std^2)
     """

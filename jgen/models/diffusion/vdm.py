@@ -1,13 +1,13 @@
 """Variational diffusion models (Kingma, Salimans, Poole & Ho 2021, arXiv 2107.00630).
 
-    z_t = alpha_t x + sigma_t eps,  sigma_t^2 = sigmoid(gamma(t)),  alpha_t^2 = sigmoid(-gamma(t))     (equation 1)
+    z_t = alpha_t x + sigma_t eps,  sigma_t^2 = sigmoid(gamma(t)),  alpha_t^2 = sigmoid(-gamma(t))    (section 3)
     -log p(x) <= KL(q(z_1 | x) || N(0, I)) - E log p(x | z_0) + L                                      (equation 11)
     L = 1/2 E_{t, eps} gamma'(t) || eps - eps_theta(z_t, gamma(t)) ||^2,  t uniform on [0, 1]          (equation 17)
     p(x | z_0) = prod_i softmax over the levels of -1/2 e^{-gamma(0)} (z_0 / alpha_0 - level)^2        (appendix B)
 
-gamma increases with t. Its ends are trained by the bound, which does not depend on what is between them; that is
-trained to minimise the variance of the bound's estimate, E (per-image loss)^2 (appendix I.2). Times of a batch are
-evenly spaced from a shared random offset (appendix I.1).
+gamma increases with t. Its ends are trained by the bound, which does not depend on the interior of the schedule; the
+interior is trained to minimise the variance of the bound's estimate, E (per-image loss)^2 (appendix I.2). Times of a
+batch are evenly spaced from a shared random offset (appendix I.1).
 
 Glossary: x data in [-1, 1]; z_t noisy data; eps noise; gamma = -log(alpha^2 / sigma^2); t as in the paper, 0 for data.
 
@@ -62,12 +62,12 @@ class Config:
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     gamma_0: float = -13.3
-    """Start of gamma at t = 0, where the image can be read off z."""
+    """Initial value of gamma(0), which is learned: almost no noise."""
     gamma_1: float = 5.0
-    """Start of gamma at t = 1, where nothing of it is left."""
+    """Initial value of gamma(1), which is learned: almost only noise."""
     schedule_features: int = 1024
     """Width of the monotone network between the ends of gamma."""
-    fourier: tuple[int, ...] = (6, 7)
+    fourier: tuple[int, ...] = (7, 8)
     """Powers n of the features sin and cos of 2^n pi z that the network also sees."""
     scoring: Scoring = Scoring()
     sampling: Sampling = Sampling(sampler="ancestral", steps=250)
@@ -177,7 +177,7 @@ def diffusion_loss(
     cond: Cond,
     key_drop: jax.Array | None,
 ) -> jax.Array:
-    """1/2 gamma' || eps - eps_theta ||^2 where gamma and its rate are given, (B,): nats an image, float32 (B,)."""
+    """1/2 gamma' || eps - eps_theta ||^2 where gamma and its rate are given, (B,): nats per image, float32 (B,)."""
     eps = rng.normal(keys, vdm.unet.images.shape)
     alpha, sigma = jax.nn.sigmoid(-gamma) ** 0.5, jax.nn.sigmoid(gamma) ** 0.5
     z = per_image(alpha, x) * x + per_image(sigma, x) * eps
@@ -211,13 +211,15 @@ def diffusion_and_variance(
     gradients, by_gamma, by_rate = jax.lax.stop_gradient(pullback(jnp.full_like(values, 1.0 / len(values))))
     weight = 2.0 * jax.lax.stop_gradient(values) / (vdm.unet.images.size * math.log(2.0))
     gamma, rate = schedule_at(vdm, {**jax.lax.stop_gradient(trained), "schedule": params["schedule"]}, t)
-    between = jnp.sum(weight * (by_gamma * gamma + by_rate * rate))
-    linear = sum(jnp.vdot(g, p) for g, p in zip(jax.tree.leaves(gradients), jax.tree.leaves(trained))) + between
-    return jax.lax.stop_gradient(jnp.mean(values)) + linear - jax.lax.stop_gradient(linear)
+    schedule_term = jnp.sum(weight * (by_gamma * gamma + by_rate * rate))
+    linear = sum(jnp.vdot(g, p) for g, p in zip(jax.tree.leaves(gradients), jax.tree.leaves(trained)))
+    surrogate = linear + schedule_term
+    # The value is the mean of the losses, the gradient that of the surrogate, which is linear in the parameters.
+    return jax.lax.stop_gradient(jnp.mean(values)) + surrogate - jax.lax.stop_gradient(surrogate)
 
 
 def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """KL(q(z_1 | x) || N(0, I)) and -log p(x | z_0) with one draw of z_0: nats an image, (B,) each."""
+    """KL(q(z_1 | x) || N(0, I)) and -log p(x | z_0) with one draw of z_0: nats per image, (B,) each."""
     levels = vdm.unet.images.levels
     gamma_0, gamma_1 = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
     x = to_float(images, levels)
