@@ -49,7 +49,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_command_runs(python, pictures, tmp_path):
     for name in ("configs", "train.py", "sample.py", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -67,7 +67,11 @@ def test_a_size_that_does_not_fit_is_told_from_one_that_failed(cache, tmp_path):
     assert "7" in document["sizes"]["7"]["unfit"] and document["own"]["images_per_second"] > 0
     assert document["own"]["samples_per_second"] > 0
     program = make_program(load_training(config))
-    params, _ = jax.eval_shape(lambda key: program.part.model.init(key, program.part.batch, {}), jax.random.key(0))
+
+    def init(key):
+        return program.part.model.init(key, program.part.batch, program.init_frozen(key))
+
+    params, _ = jax.eval_shape(init, jax.random.key(0))
     own = sum(x.size for x in jax.tree.leaves(params))
     assert document["own"]["parameters"] > own  # and those of the frozen model
 
