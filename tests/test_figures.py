@@ -138,9 +138,9 @@ def test_a_prior_is_normal_latents_above_samples(run, cache, tmp_path):
     gen, images, label = images_of(run, 297)
     assert cells.shape == (6, 10, 8, 8)
     z, eps = gen.encode(jax.random.key(0), images, label=label), np.random.default_rng(0).standard_normal((20, 4))
-    of_row = np.arange(20) % 10
+    labels = np.arange(20) % 10
     for rows, latents in ((cells[:2], eps), (cells[2:4], z.mean(axis=0) + z.std(axis=0) * eps)):
-        wanted = gen.decode(jax.random.key(0), latents.astype(np.float32), label=of_row)
+        wanted = gen.decode(jax.random.key(0), latents.astype(np.float32), label=labels)
         assert np.abs(rows.reshape(20, 8, 8).astype(int) - wanted[..., 0]).max() <= 1
     np.testing.assert_array_equal(cells[4:].reshape(20, 8, 8), gen.sample(jax.random.key(0), 20)[..., 0])
     run = make_run(cache, tmp_path / "autoencoder", "autoencoder")

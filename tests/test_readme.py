@@ -76,8 +76,8 @@ def test_every_command_runs(python, pictures, tmp_path):
             words += ["--samples", "60"]
         if words[:2] == ["-m", "jgen.compare"]:  # it takes an hour
             parse(compare.Arguments, words[2:], "", "")
-        of_studies = words[1].startswith("jgen.studies.")  # tests/studies runs them
-        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare") or of_studies:
+        is_study = words[1].startswith("jgen.studies.")  # tests/studies runs them
+        if words[0].startswith("benchmarks/") or words[1] in ("jgen.data.prepare", "jgen.compare") or is_study:
             words.append("--help")
         done = python(*words, cwd=tmp_path, check=False, timeout=300)
         assert done.returncode == 0, (command, done.stderr)

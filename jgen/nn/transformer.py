@@ -174,12 +174,12 @@ class CausalTransformer(nn.Module):
 
         batch, caches = prefix.shape[0], []
         if prefix.shape[1]:
-            of_prefix = self.scan(layer, prefix.astype(self.dtype))[1]
+            prefix_cache = self.scan(layer, prefix.astype(self.dtype))[1]
         else:
             widths = (self.key_features // self.heads, self.features // self.heads)
             empty = tuple(jnp.zeros((self.repeats, batch, 0, self.heads, width), self.dtype) for width in widths)
-            of_prefix = [empty] * len(self.patterns)
-        for k, v in of_prefix:
+            prefix_cache = [empty] * len(self.patterns)
+        for k, v in prefix_cache:
             keys, values = (jnp.zeros((self.repeats, length, batch, *x.shape[3:]), self.dtype) for x in (k, v))
             caches.append(Cache(keys, values, k, v))
         return caches

@@ -50,10 +50,11 @@ def command(args: list[str]) -> int:
     a = cli.parse(Arguments, args, title, __doc__ or "")
     require(bool(runs), f"which runs? {title} --out FOLDER")
     require_seed(a.seed, "--seed")
-    known = get_args(Sampler)
-    chosen = known if a.samplers == "all" else tuple(a.samplers.split(","))
-    for name in chosen:
+    known: tuple[Sampler, ...] = get_args(Sampler)
+    names = known if a.samplers == "all" else tuple(a.samplers.split(","))
+    for name in names:
         require(name in known, f"--samplers has {name!r}: it must be of {', '.join(known)}")
+    chosen = tuple(sampler for sampler in known if sampler in names)
     record, figure = (Path(a.out).expanduser() / f"sampling_steps.{kind}" for kind in ("json", "png"))
     check_writable(record)
     cli.set_up_process()
@@ -81,7 +82,7 @@ def command(args: list[str]) -> int:
 
 
 def settings_of(
-    sampling: Any, samplers: tuple[str, ...], guidance_scale: float
+    sampling: Any, samplers: tuple[Sampler, ...], guidance_scale: float
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of a curve, options) of every point, by the options that a system's sampling has."""
     names = {field.name for field in dataclasses.fields(sampling)}
@@ -100,14 +101,14 @@ def settings_of(
         yield "", {}
 
 
-def points_of(sampler: str) -> Iterator[dict[str, Any]]:
+def points_of(sampler: Sampler) -> Iterator[dict[str, Any]]:
     """The options of a sampler's points, one for each of `COUNTS` that it can take, or for each tolerance."""
     if sampler == "ode":
         yield from ({"tolerance": tolerance} for tolerance in TOLERANCES)
         return
     taken = set()
     for count in COUNTS:
-        fitting = [n for n in range(1, count + 1) if evaluations(Sampling(sampler=sampler, steps=n)) <= count]  # type: ignore[arg-type]
+        fitting = [n for n in range(1, count + 1) if evaluations(Sampling(sampler=sampler, steps=n)) <= count]
         if fitting and fitting[-1] not in taken:
             taken.add(fitting[-1])
             yield {"steps": fitting[-1]}

@@ -17,8 +17,8 @@ FEW = ["--samples", "60"]
 
 def test_the_spread_within_classes_by_scipy():
     x, classes = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32), np.arange(40) % 3
-    of_each = [scipy.spatial.distance.pdist(x[classes == c]).mean() for c in range(3)]
-    assert scores.spread_within(x, classes) == pytest.approx(np.mean(of_each), rel=1e-4)
+    means = [scipy.spatial.distance.pdist(x[classes == c]).mean() for c in range(3)]
+    assert scores.spread_within(x, classes) == pytest.approx(np.mean(means), rel=1e-4)
     assert scores.spread_within(x, None) == pytest.approx(scipy.spatial.distance.pdist(x).mean(), rel=1e-4)
 
 
