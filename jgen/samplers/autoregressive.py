@@ -3,18 +3,17 @@
 The network is never evaluated over the whole image. What a row depends on in the rows above is computed once for the
 row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
 (B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
-image with key k is drawn by the Gumbel-max trick from
-
-    logits / temperature,  noise from fold_in(k, (i W + j) C + c)
-
-so that the draw does not depend on how the logits were computed.
+image with key k takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's
+outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick;
+`sample_by_draw` takes any other way from the outputs and the noise to a level.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +30,11 @@ class RasterNetwork(Protocol):
 
     start(batch, width) -> (rows, columns)            caches above the first row, and left of the first column
     enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, B, ...), what a row depends on in those above
-    at_pixel(columns, contexts, pixel) -> (logits, inputs)   of one column j: contexts (B, ...), pixel int32 (B, C) with
-                                                      the channels drawn so far; logits float32 (B, C, levels);
-                                                      inputs: a list of what to cache of the pixel, (B, ...), one
-                                                      for each entry of columns, in which the newest is the last
-                                                      along axis 0
+    at_pixel(columns, contexts, pixel) -> (outputs, inputs)   of one column j: contexts (B, ...), pixel int32 (B, C)
+                                                      with the channels drawn so far; outputs float32 (B, C, P), such
+                                                      as logits; inputs: a list of what to cache of the pixel,
+                                                      (B, ...), one for each entry of columns, in which the newest is
+                                                      the last along axis 0
     embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that depends on the last channel
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
     """
@@ -43,6 +42,17 @@ class RasterNetwork(Protocol):
     def init(self, key: Any, *args: Any) -> Any: ...
 
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class Draw(NamedTuple):
+    """How a level is drawn from what a network says of one channel of one pixel.
+
+    noise: (keys, position) -> (B, ...), of one channel of one pixel; position = (i W + j) C + c.
+    value: (outputs (B, P), noise (B, ...)) -> int32 (B,), a level.
+    """
+
+    noise: Callable[[jax.Array, Any], jax.Array]
+    value: Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def gumbel(keys: jax.Array, position: Any, levels: int) -> jax.Array:
@@ -78,10 +88,25 @@ def sample_raster(
       UserError: a temperature that is not above zero and finite.
     """
     require_temperature(temperature)
+    by_softmax = Draw(partial(gumbel, levels=levels), partial(draw, temperature=temperature))
+    return sample_by_draw(network, params, keys, label, shape, by_softmax, images, mask)
+
+
+def sample_by_draw(
+    network: RasterNetwork,
+    params: Any,
+    keys: jax.Array,
+    label: jax.Array | None,
+    shape: tuple[int, int, int],
+    draw: Draw,
+    images: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """As `sample_raster`, of a network whose outputs become levels by `draw`."""
 
     def chunk(part: tuple) -> jax.Array:
         keys, label, images, mask = part
-        return _sample_chunk(network, params, keys, label, images, mask, shape, levels, temperature)
+        return _sample_chunk(network, params, keys, label, images, mask, shape, draw)
 
     return in_chunks(chunk, (keys, label, None if images is None else images.astype(jnp.int32), mask), keys.shape[0])
 
@@ -107,8 +132,7 @@ def _sample_chunk(
     images: jax.Array | None,
     mask: jax.Array | None,
     shape: tuple[int, int, int],
-    levels: int,
-    temperature: float,
+    draw: Draw,
 ) -> jax.Array:
     height, width, channels = shape
     batch = keys.shape[0]
@@ -119,10 +143,10 @@ def _sample_chunk(
     rows, columns = call("start", batch, width)
 
     def row_noise(i: jax.Array) -> jax.Array:
-        """Gumbel noise (W, C, B, levels) of row i."""
+        """The noise of row i, (W, C, B, ...)."""
         positions = i * (width * channels) + jnp.arange(width * channels)
-        noise = jax.vmap(lambda position: gumbel(keys, position, levels))(positions)
-        return noise.reshape(width, channels, batch, levels)
+        noise = jax.vmap(partial(draw.noise, keys))(positions)
+        return noise.reshape(width, channels, *noise.shape[1:])
 
     def at_row(rows: Any, inputs: tuple) -> tuple[Any, jax.Array]:
         i, given = inputs
@@ -135,8 +159,8 @@ def _sample_chunk(
 
         def channel(c: jax.Array, carry: tuple) -> tuple:
             pixel, _ = carry
-            logits, features = call("at_pixel", columns, contexts, pixel)
-            value = draw(logits[:, c], noise[c], temperature)
+            outputs, features = call("at_pixel", columns, contexts, pixel)
+            value = draw.value(outputs[:, c], noise[c])
             if given is not None:
                 image, mask = given
                 value = jnp.where(mask, image[:, c], value)
