@@ -178,7 +178,7 @@ class GatedPixelCNN(nn.Module):
     def at_pixel(
         self, columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """The outputs (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and each layer's input."""
+        """Outputs (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and each layer's input."""
         h = self.embed(pixel)
         inputs = []
         for layer, left, context in zip(self.layers, columns, contexts):

@@ -1,7 +1,7 @@
 """An implicit quantile function over features (Dabney et al. 2018, arXiv 1806.06923, section 3.1).
 
-    phi(tau) = relu(W [cos(0), cos(pi tau), ..., cos(pi (n - 1) tau)] + b)                      (equation 4)
-    Q(tau) = f(psi . phi(tau)), psi the features, f a network of ReLU layers with one output
+phi(tau) = relu(W [cos(0), cos(pi tau), ..., cos(pi (n - 1) tau)] + b)                      (equation 4)
+Q(tau) = f(psi . phi(tau)), psi the features, f a network of ReLU layers with one output
 """
 
 from __future__ import annotations

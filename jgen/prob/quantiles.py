@@ -12,8 +12,8 @@ def huber_quantile_loss(y: jax.Array, q: jax.Array, tau: jax.Array, kappa: float
         |tau - 1[u < 0]| u^2 / (2 kappa)     where |u| <= kappa
         |tau - 1[u < 0]| (|u| - kappa / 2)   elsewhere
 
-    Its mean over draws of y is least where q is their quantile at tau: exactly with `kappa` = 0, where it is the pinball
-    loss, and up to a distance of the order of `kappa` otherwise, the loss then being smooth.
+    Its mean over draws of y is least where q is their quantile at tau: exactly with `kappa` = 0, when it is the pinball
+    loss, and otherwise within about `kappa`, the loss then being smooth.
 
     Args:
       y, q, tau: draws, quantile values, and levels in [0, 1], of shapes that broadcast.

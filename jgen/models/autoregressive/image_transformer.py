@@ -124,6 +124,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         likelihood="exact",
         inpaint=partial(inpaint, system),
         check_mask=check_prefix,
+        functions={"conditionals": partial(conditionals, system)},
     )
 
 
@@ -187,6 +188,10 @@ def validate(system: System, params: Roles, ctx: Context, keys: jax.Array, batch
 
 def log_prob(system: System, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     return nats(system, params, x, cond)
+
+
+def conditionals(system: System, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
+    return system.network.apply({"params": params["transformer"]}, x, cond, method="between_levels")
 
 
 def sample(system: System, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:

@@ -3,8 +3,8 @@
     model     x_i = Q(tau_i; x_1, ..., x_{i-1}, h), tau_i ~ U(0, 1) independent, the pixels in raster order and the
               channels within a pixel in order; Q(.; x_<i, h) is the quantile function of x_i given x_<i and h, so that
               x_i has that conditional distribution (inverse transform), and x the product of them all     (section 3)
-    network   Q(tau; x_<i, h) = f(psi_i(x_<i, h) . phi(tau)), psi_i the features that a Gated PixelCNN has of sub-pixel i,
-              phi an embedding by cosines (Dabney et al. 2018, arXiv 1806.06923, equation 4): `jgen.nn.quantile_head`
+    network   Q(tau; x_<i, h) = f(psi_i(x_<i, h) . phi(tau)), psi_i a Gated PixelCNN's features of sub-pixel i, phi
+              an embedding by cosines (Dabney et al. 2018, arXiv 1806.06923, equation 4): `jgen.nn.quantile_head`
     loss      E_tau rho(x_i - Q(tau; x_<i, h)), the Huber quantile loss, a mean over images and dimensions
               rho(u) = |tau - 1[u < 0]| L(u) / kappa,  L(u) = u^2 / 2 where |u| <= kappa, kappa (|u| - kappa / 2) beyond
     sampling  x_i = round(Q(tau_i; x_<i, h)) within the levels, one after another
@@ -17,10 +17,9 @@ Glossary: x an image, scaled to [-1, 1]; x_<i the sub-pixels before i; h the cla
 quantile value, below which x_i is with probability tau; kappa the half-width of the loss's quadratic part.
 
 Differs from the paper: there tau is the spatial conditioning of the Gated PixelCNN's layers; here its embedding is
-multiplied with the features after the last convolution, as in implicit quantile networks, so that the tau of a sub-pixel
-reaches that sub-pixel's value and no other. A level is trained on as the interval around it (`dequantise`): the quantile function of a discrete distribution has jumps,
-which a network smooths, but that of intervals has none, and rounded it gives each level exactly its probability. Each
-evaluation of the Gated PixelCNN serves several tau. The class enters as in `gated_pixelcnn`.
+multiplied with the features after the last convolution, as in implicit quantile networks, so that the tau of a
+sub-pixel reaches that sub-pixel's value and no other. Each evaluation of the Gated PixelCNN serves several tau. The
+class enters as in `gated_pixelcnn`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Pha
 from jgen.errors import require, require_labels, require_positive
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
 from jgen.nn.quantile_head import QuantileHead
-from jgen.prob.pixels import dequantise_to_float, to_float, to_uint8
+from jgen.prob.pixels import to_float, to_uint8
 from jgen.prob.quantiles import huber_quantile_loss
 from jgen.samplers.autoregressive import Draw, check_prefix, sample_by_draw
 
@@ -68,8 +67,6 @@ class Config:
     """Quantile levels drawn for each sub-pixel in a step."""
     kappa: float = 0.01
     """Half-width of the loss's quadratic part, images being in [-1, 1]; 0 is the pinball loss."""
-    dequantise: bool = True
-    """Train on the interval around each level, not on its value alone."""
     dropout: float = 0.0
     """Dropout rate in the gated layers of convolutions."""
     class_conditional: bool = True
@@ -150,20 +147,18 @@ def quantile_losses(
     system: System, params: Roles, keys: jax.Array, batch: Batch, key_drop: jax.Array | None = None
 ) -> jax.Array:
     """The Huber quantile loss at random tau, a mean over dimensions, float32 (B,)."""
-    key_tau, key_noise = rng.split(keys, 2)
-    config, spec = system.config, system.data.image
-    tau = rng.uniform(key_tau, (*spec.shape, config.quantiles))
-    x, cond = batch["image"], select(batch, system.conditions)
-    y = dequantise_to_float(key_noise, x, spec.levels) if config.dequantise else to_float(x, spec.levels)
-    q = quantile_values(system, params, x, tau, cond, key_drop)
-    return jnp.mean(huber_quantile_loss(y[..., None], q, tau, config.kappa), axis=(1, 2, 3, 4))
+    config, spec, x = system.config, system.data.image, batch["image"]
+    tau = rng.uniform(keys, (*spec.shape, config.quantiles))
+    q = quantile_values(system, params, x, tau, select(batch, system.conditions), key_drop)
+    losses = huber_quantile_loss(to_float(x, spec.levels)[..., None], q, tau, config.kappa)
+    return jnp.mean(losses, axis=(1, 2, 3, 4))
 
 
 def loss(
     system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    key_loss, key_drop = rng.split(keys, 2)
-    return jnp.mean(quantile_losses(system, params, key_loss, batch, key_drop)), ({}, {})
+    key_tau, key_drop = rng.split(keys, 2)
+    return jnp.mean(quantile_losses(system, params, key_tau, batch, key_drop)), ({}, {})
 
 
 def validate(system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:

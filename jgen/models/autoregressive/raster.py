@@ -75,6 +75,7 @@ def make_raster(
         likelihood="exact",
         inpaint=partial(inpaint, raster),
         check_mask=check_prefix,
+        functions={"conditionals": partial(conditionals, raster)},
     )
 
 
@@ -105,6 +106,10 @@ def validate(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch
 
 def log_prob(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     return nats(raster, params, x, cond, None)
+
+
+def conditionals(raster: Raster, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
+    return raster.network.apply({"params": params["pixelcnn"]}, x, cond.get("label"))
 
 
 def sample(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
