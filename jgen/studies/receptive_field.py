@@ -138,11 +138,11 @@ def receptive_field(model: GenerativeModel, draws: int, seed: int, without: tupl
     def derivative(params: Any, x: Any, weights: Any) -> Any:
         return jax.grad(lambda x: centre(x, params) @ weights)(x)
 
-    x = jnp.zeros((1, *spec.shape))
-    outputs = jax.eval_shape(centre, x, shapes).shape
+    shape = (1, *spec.shape)
+    outputs = jax.eval_shape(centre, jnp.zeros(shape), shapes).shape
     total = np.zeros(spec.shape[:2])
     for _ in range(draws):
-        x = gen.uniform(0, spec.levels - 1, x.shape).astype(np.float32)
+        x = gen.uniform(0, spec.levels - 1, shape).astype(np.float32)
         weights = gen.standard_normal(outputs).astype(np.float32)
         total += np.abs(derivative(random_parameters(shapes, gen, without), x, weights)).sum((0, 3)) / draws
     return total
