@@ -24,8 +24,8 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     model = Config(features=32, blocks=5, first_kernel=5, hidden=64, dropout=0.1)
-    optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
-    return Experiment(model, Data(name="digits"), digits_training(2500, optimiser))
+    optimiser = cosine(4e-3, warmup_steps=100, clip_norm=1.0)
+    return Experiment(model, Data(name="digits"), digits_training(2000, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:

@@ -9,7 +9,7 @@
               rho(u) = |tau - 1[u < 0]| L(u) / kappa,  L(u) = u^2 / 2 where |u| <= kappa, kappa (|u| - kappa / 2) beyond
     sampling  x_i = round(Q(tau_i; x_<i, h)) within the levels, one after another
 
-Quantile regression minimises a distance between values (the quantile divergence, section 3.1): an answer that is a few
+Quantile regression minimises a distance between values (the quantile divergence): an answer that is a few
 levels off costs little, where a likelihood asks for the probability of each level by itself. There is no likelihood:
 `log_prob` would need the inverse of Q, which need not be monotone. Checkpoints are compared by the quantile loss.
 
@@ -61,7 +61,7 @@ class Config:
     """Width of a sub-pixel's quantile function."""
     quantile_layers: int = 2
     """Hidden layers of the quantile function."""
-    cosines: int = 64
+    cosines: int = 32
     """Cosines that a quantile level is embedded by."""
     quantiles: int = 4
     """Quantile levels drawn for each sub-pixel in a step."""
