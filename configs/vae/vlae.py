@@ -18,8 +18,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(widths=(32, 64), latent=16, context=32, window=2, class_conditional=True)
-    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(2e-3, warmup_steps=100, clip_norm=1.0)))
+    model = Config(widths=(32, 64), latent=16, window=1, dropout=0.2, class_conditional=True)
+    return Experiment(model, Data(name="digits"), digits_training(1500, cosine(2e-3, warmup_steps=100, clip_norm=1.0)))
 
 
 def tiny(digits: Experiment) -> Experiment:

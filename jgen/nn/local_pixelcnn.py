@@ -48,6 +48,7 @@ class LocalPixelCNN(nn.Module):
     every pixel given the context there and its window, channels within a pixel in order: float32 (B, H, W, C, levels).
 
     features: width, a multiple of the channels; blocks: residual blocks of 1 x 1 convolutions after the first layer.
+    dropout_rate: of the context, and in the blocks.
     """
 
     levels: int
@@ -67,9 +68,12 @@ class LocalPixelCNN(nn.Module):
         self.out = HorizontalConv(f, C * self.levels, 1, "B", C)
 
     def __call__(self, x: jax.Array, context: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        h = self.first(self.embed(x)) + self.context(context)
-        for number, block in enumerate(self.layers):
-            h = block(h, None if keys is None else rng.fold_in(keys, number))
+        context_keys, *block_keys = (
+            None if keys is None else rng.fold_in(keys, number) for number in range(1 + self.blocks)
+        )
+        h = self.first(self.embed(x)) + self.context(dropout(context, context_keys, self.dropout_rate))
+        for block, one in zip(self.layers, block_keys):
+            h = block(h, one)
         return self.to_logits(self.out(nn.relu(h)))
 
     def to_logits(self, out: jax.Array) -> jax.Array:

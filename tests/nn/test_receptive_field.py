@@ -98,3 +98,20 @@ def test_dropout_belongs_to_an_example():
     assert np.any(dropped[0] != dropped[1])
     plain = np.asarray(network.apply({"params": params}, x))
     np.testing.assert_allclose(plain[0], plain[1], atol=1e-6)
+
+
+def test_dropout_of_a_local_pixelcnn_belongs_to_an_example_and_reaches_context_and_blocks():
+    x, context, keys = (
+        jnp.zeros((3, H, W, 1), jnp.int32),
+        jnp.ones((3, H, W, 4)),
+        jax.random.split(jax.random.key(1), 3),
+    )
+    for blocks in (0, 2):
+        network = LocalPixelCNN(LEVELS, 1, 8, blocks, 1, dropout_rate=0.5)
+        params = random_params(network, x.shape[1:], context[:1])
+        run = jax.jit(lambda x, context, keys, n=network, p=params: n.apply({"params": p}, x, context, keys))
+        dropped = np.asarray(run(x, context, keys))
+        np.testing.assert_allclose(run(x[1:], context[1:], keys[1:]), dropped[1:], atol=1e-5)
+        assert np.any(dropped[0] != dropped[1])
+    without = np.asarray(network.apply({"params": params}, x, context))
+    np.testing.assert_allclose(without[0], without[1], atol=1e-6)

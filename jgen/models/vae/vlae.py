@@ -96,7 +96,7 @@ class Config:
     pixel_blocks: int = 3
     """Residual blocks of 1x1 convolutions behind the layer that reads the window."""
     dropout: float = 0.0
-    """Dropout rate in these blocks."""
+    """Dropout rate of the features of z at every pixel, and in these blocks."""
     flow_layers: int = 2
     """Autoregressive layers of the prior; 0: a standard normal."""
     flow_units: int = 16
