@@ -259,6 +259,7 @@ CASES = {
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
 NETWORKS += ("LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
+LAYERS = [name for name in CASES if name not in NETWORKS]  # of a network it takes long, and its layers are here
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 
@@ -320,7 +321,7 @@ def stack(a, b):
     return jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LAYERS)
 def test_forward_mode_in_plain_forms_on_cpu(name):
     function, inputs = CASES[name]()
     with plain_forms():
@@ -330,8 +331,7 @@ def test_forward_mode_in_plain_forms_on_cpu(name):
     np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4 * size)
 
 
-# Of whole networks it would take long to compile, and their layers are here.
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NETWORKS])
+@pytest.mark.parametrize("name", LAYERS)
 def test_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
     function, inputs = CASES[name]()
     with plain_forms():
@@ -340,11 +340,12 @@ def test_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
 
 
 def traced(name):
-    """The programs of values, `jax.jvp` and `jax.jvp` of `jax.grad`, as text without addresses."""
+    """The programs of values and of `jax.jvp`, and of layers that of `jax.jvp` of `jax.grad`, without addresses."""
     function, inputs = CASES[name]()
 
     def program(inputs):
-        return first_order(function, inputs), second_order(function, inputs)
+        forward = jax.jvp(function, inputs, inputs)
+        return forward if name in NETWORKS else (forward, second_order(function, inputs))
 
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(program)(inputs)))
 
