@@ -4,7 +4,8 @@ The network is never evaluated over the whole image. What a row depends on in th
 row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
 (B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
 image with key k takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's
-outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick;
+outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, if asked from
+the likelier values alone;
 `sample_by_draw` takes any other way from the outputs and the noise to a level.
 """
 
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.backend import for_cpu
-from jgen.errors import NotSupported, require_temperature
+from jgen.errors import NotSupported
+from jgen.samplers.truncation import check_truncation, truncate
 
 CHUNK = 16  # images at a time on CPU: with more, features exceed the cache and an image takes up to twice as long
 
@@ -60,9 +62,9 @@ def gumbel(keys: jax.Array, position: Any, levels: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, position), (levels,)))(keys)
 
 
-def draw(logits: jax.Array, noise: jax.Array, temperature: float) -> jax.Array:
-    """int32 (B,): a level from softmax(logits / temperature), logits and Gumbel noise (B, levels)."""
-    return jnp.argmax(logits / temperature + noise, axis=-1).astype(jnp.int32)
+def draw(logits: jax.Array, noise: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """int32 (B,): a level from the softmax of truncated logits; logits and Gumbel noise (B, levels)."""
+    return jnp.argmax(truncate(logits, temperature, top_k, top_p) + noise, axis=-1).astype(jnp.int32)
 
 
 def sample_raster(
@@ -75,6 +77,9 @@ def sample_raster(
     temperature: float = 1.0,
     images: jax.Array | None = None,
     mask: jax.Array | None = None,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> jax.Array:
     """Images from an autoregressive network, int32 (B, H, W, C), 0 .. levels - 1, in one compiled program.
 
@@ -82,14 +87,15 @@ def sample_raster(
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
       keys: (B,); shape: (H, W, C).
       label: int32 (B,), or whatever else (B, ...) the network is conditioned on; None where it is on nothing.
-      temperature: above 0; the logits are divided by it.
+      temperature, top_k, top_p: see `jgen.samplers.truncation.truncate`.
       images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
         others are drawn given all pixels before them.
     Raises:
-      UserError: a temperature that is not above zero and finite.
+      UserError: a temperature, top_k or top_p out of its range.
     """
-    require_temperature(temperature)
-    by_softmax = Draw(partial(gumbel, levels=levels), partial(draw, temperature=temperature))
+    check_truncation(temperature, top_k, top_p, levels)
+    value = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+    by_softmax = Draw(partial(gumbel, levels=levels), value)
     return sample_by_draw(network, params, keys, label, shape, by_softmax, images, mask)
 
 
