@@ -1,7 +1,8 @@
 """Train an image generator: python train.py CONFIG[:VARIANT] --workdir RUN [--option value ...]
 
 Without arguments: a class-conditional diffusion model (VDM) on 8x8 digits. Running the same command again resumes it.
---list shows every system with its variants, --list SYSTEM what its variants are.
+--model options depend on CONFIG: `python train.py CONFIG --help`. `--list` shows the configurations and their variants
+(the first is the default), `--list SYSTEM`, such as `--list dcgan`, describes them.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     frozen: dict[str, str] = field(default_factory=dict)
-    """Run directories of the trained models that this one stands on, by role."""
+    """Run directories of the frozen models that this system uses: ROLE PATH pairs, or --frozen.ROLE PATH if listed."""
     seed: int = 0
     """Seed of the initialisation, the noise and the order of data."""
 

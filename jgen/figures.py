@@ -4,10 +4,11 @@ KIND is one of
   reconstructions  images of the data, each above what the model makes of its latents
   interpolation    between pairs of images along the line between their latents, the images themselves at the ends
   traversal        a row per latent dimension, those that vary most over the data, moved from -3 to 3 about one image
-  manifold         the plane of the two latent dimensions that vary most, at even quantiles of a standard normal, the
-                   others at zero: the whole of a model of two latents, a cut through any other
+  manifold         a grid over the two latent dimensions that vary most, at quantiles of a standard normal, with all
+                   others at zero
   attribute        a row per image of one class, to whose latents the difference of two classes' mean latents is added
-                   with a strength from 0 to 1: --classes' second less its first, over training images
+                   with a strength from 0 to 1; the difference is the second of --classes minus the first, over training
+                   images
   completions      the images, what is kept of them (black: the rest), and --rows completions of each, one below the
                    other; --kept is the part of the rows that is kept, from the top
   prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
@@ -49,8 +50,8 @@ class Arguments:
     split: Literal["validation", "test", "train"] = "test"
     """The data that images are taken from."""
     rows: int = 8
-    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), completions of an image,
-    rows of each (prior); not of a manifold, which is square."""
+    """Number of rows; for reconstructions, image-reconstruction pairs; for completions, completions per image; for
+    prior, rows of each of the three kinds. Not accepted by manifold, which is square."""
     columns: int = 11
     """Images in a row."""
     start: int = 0
@@ -58,7 +59,7 @@ class Arguments:
     label: int | None = None
     """Class for a conditional model's traversal or manifold; default: the first image's."""
     classes: tuple[int, int] = (0, 1)
-    """The classes of an attribute: that of the images, and that which they are moved towards."""
+    """Classes of an attribute: the images' class, and the class they are moved towards."""
     kept: float = 0.5
     """The part of an image's rows that completions keep, from the top; above 0 and below 1."""
     seed: int = 0
@@ -68,7 +69,7 @@ class Arguments:
     ema: bool = True
     """Use the moving average of the weights."""
     data: Place = field(default_factory=Place)
-    """Where the run's data is now, where it is no longer where it was."""
+    """Current location of the run's data, if it has moved since training."""
 
 
 def command(args: list[str]) -> int:

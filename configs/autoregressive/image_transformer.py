@@ -1,4 +1,4 @@
-"""Image transformer (Child et al. 2019, arXiv 1904.10509), dense or sparse, on several data sets."""
+"""Sparse transformer (Child et al. 2019, arXiv 1904.10509), dense or sparse attention, on several data sets."""
 
 from dataclasses import replace
 

@@ -20,7 +20,7 @@ from jgen.experiment import make_model
 from jgen.train.config import ema_enabled
 from jgen.train.loop import role_optimisers, with_place
 from jgen.train.optimisers import average_decay
-from jgen.train.step import active_phases, init_state, local_step, make_train_step, repeats_of, split_owned
+from jgen.train.step import active_phases, init_state, local_step, make_train_step, repeats_of, split_per_example
 
 
 class Part(NamedTuple):
@@ -118,9 +118,9 @@ def make_program(training: Training, size: int | None = None) -> Program:
         def run(state: Any, frozen: Any, batch: Batch) -> Any:
             repeats = repeats_of(model)
             batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
-            whole, owned = split_owned(model, state.extra)
+            whole, per_example = split_per_example(model, state.extra)
             parts = (optimisers, decay, accumulation, transform, active)
-            return local_step(model, *parts, state._replace(extra=whole), owned, frozen, batch)
+            return local_step(model, *parts, state._replace(extra=whole), per_example, frozen, batch)
 
         return run
 

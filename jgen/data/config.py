@@ -51,10 +51,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the data of a run is now, where it is no longer where it was."""
+    """Current location of a run's data, if it has moved since training."""
 
     name: str = ""
-    """folder:PATH or npz:FILE whose content is that which the run was trained on."""
+    """folder:PATH or npz:FILE with the same content as the training data."""
     dir: str = ""
     """Where TFDS sets are."""
     test: str = ""

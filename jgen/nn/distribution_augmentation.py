@@ -1,5 +1,6 @@
-"""Distribution augmentation (Jun et al. 2020, "Distribution Augmentation for Generative Modeling"): images are turned
-and mirrored at random, and the network is told how. To sample and to score, it is told of the identity, number 0.
+"""Distribution augmentation (Jun et al. 2020, "Distribution Augmentation for Generative Modeling"): random
+rotations and reflections of training images, given to the network as a condition. To sample and to score, the condition
+is the identity, number 0.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The sequence is an image's pixels row by row, the channels of a pixel in order: N = H W C positions. Position p gets the
 embedding of the value before it, that of a start at p = 0, embeddings of its own row, column and channel, and those of
-the class and of the augmentation; its output is the logits of its value. Text tokens stand in front, with embeddings
-of their places, and are not predicted.
+the class and of the augmentation; its output is the logits of its value. Text tokens are prepended, with embeddings of
+their places, and are not predicted.
 
 It serves `jgen.samplers.sequence` with one position at a time.
 """
@@ -28,7 +28,7 @@ class PixelTransformer(nn.Module):
     transformation: int32 (B,), which of the `transformations` the images underwent; None: number 0, the identity.
     keys: (B,) or None for no dropout.
 
-    shape: (H, W, C). num_classes: 0 for none. text: the field of tokens in front, "" for none, and its `vocabulary`.
+    shape: (H, W, C). num_classes: 0 for none. text: the field of prepended tokens, "" for none, and its `vocabulary`.
     features to remat: those of `CausalTransformer`.
     """
 

@@ -47,7 +47,8 @@ class Config:
     architecture: Literal["ddpm", "ddpmpp", "ncsnpp"] = "ddpm"
     """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp for EDM only."""
     base: int = 0
-    """Width of the first convolution, and a quarter of that of the embedding; 0: that of the first level."""
+    """Width of the first convolution; the embedding of time and class is four times as wide. 0: the width of the first
+    level."""
 
 
 # Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.

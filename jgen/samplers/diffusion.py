@@ -48,7 +48,8 @@ class Sampling:
     sampler: Sampler = "ddim"
     """How the steps are taken."""
     steps: int = 50
-    """Times at which the network is evaluated (heun, predictor_corrector: twice at each; guidance doubles it)."""
+    """Number of times at which the network is evaluated (heun, predictor_corrector: twice at each; guidance
+    doubles it)."""
     spacing: Literal["uniform", "shifted", "log_snr", "karras", "trailing", "leading", "linspace"] = "uniform"
     """Spacing of the times; trailing, leading and linspace are for models that were trained on a chain of steps."""
     times: tuple[float, ...] = ()
@@ -70,7 +71,7 @@ class Sampling:
     corrector_snr: float = 0.16
     """Signal-to-noise ratio of a step of Langevin dynamics in predictor_corrector."""
     tolerance: float = 1e-3
-    """Error of a step of ode, absolute and relative."""
+    """Absolute and relative error tolerance per step of ode."""
     guidance_scale: float = 1.0
     """Guidance: 1 is none, above 1 trades diversity for fidelity to the condition."""
     guidance_interval: tuple[float, ...] = ()
@@ -83,8 +84,8 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     """Raises `UserError` for options out of range, or that a model does not have.
 
     Args:
-      num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
-      guidable: whether the model can be guided; needs: what it would need to be.
+      num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
+      guidable: whether the model supports guidance; needs: options that guidance requires.
     """
     if o.times:
         check_times(o.times)
@@ -115,7 +116,7 @@ READ_BY_SPACING = {"shift": ("shifted",), "low": ("karras", "log_snr")}
 TIMES = ("times", "steps", "spacing", "shift")
 
 
-def check_read(o: Sampling, defaults: Sampling) -> None:
+def check_unused(o: Sampling, defaults: Sampling) -> None:
     """Raises `UserError` for an option that differs from the model's default and that nothing would read."""
 
     def refuse(name: str, reader: str, readers: tuple[str, ...]) -> None:
@@ -165,7 +166,7 @@ def draw(
     Args:
       denoise: (x_t, t, cond) -> x_0; cond: a tree of arrays (B, ...), {} for none.
       noise: standard normal (B, H, W, C); keys: (B,), one per image, of the noise added on the way.
-      num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
+      num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
     Returns:
       x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C), or None for "ode".
     """

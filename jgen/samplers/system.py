@@ -1,4 +1,5 @@
-"""Sampling and likelihood that diffusion systems share: what each has beside its loss.
+"""Sampling and likelihood shared by all diffusion systems. A system itself defines only its networks, loss and
+denoiser.
 
 denoising = denoising_by_class(unet, config, denoise, process)
 model = with_samplers(GenerativeModel(name=..., init=..., phases=...), denoising)
@@ -22,25 +23,34 @@ from jgen.nn.class_unet import ClassUNet
 from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Process
 from jgen.samplers import ode
-from jgen.samplers.diffusion import Sampling, check_path, check_read, check_sampling, draw, draw_adaptively, evaluations
+from jgen.samplers.diffusion import (
+    Sampling,
+    check_path,
+    check_sampling,
+    check_unused,
+    draw,
+    draw_adaptively,
+    evaluations,
+)
 from jgen.samplers.guidance import Conditional, autoguided, classifier_free
 
 # guidance_scale is traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate
 # one model in place of two.
 NUMBERS = {"guidance_scale": (0.0, 1.0)}
-OVERFLOW = "it has numbers that are not finite"
+OVERFLOW = "the sample has non-finite values"
 
 
 class Denoising(NamedTuple):
     """A denoiser and how it is sampled from.
 
     denoise:       (params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), at times t (B,) in (0, 1].
-    process:       (params) -> the process, which may be learned.
-    sampling:      the defaults.
-    without_class: cond -> the condition that stands for none, of the same shapes; for guidance.
-    guidable:      whether the model can be guided; guidance_needs: what that takes, for the error message.
-    num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
-    guide:         the model of role "guide", to guide with in place of the model without its condition.
+    process:       (params) -> the noise process (`jgen.prob.process.Process`), which may be learned.
+    sampling:      default options of sampling.
+    without_class: cond -> the null condition, of the same shapes, for classifier-free guidance.
+    guidable:      whether the model supports guidance.
+    guidance_needs: options that guidance requires, for the error message.
+    num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
+    guide:         the weak model of autoguidance (role "guide"); None: classifier-free guidance.
     """
 
     denoise: Callable[..., jax.Array]
@@ -54,8 +64,8 @@ class Denoising(NamedTuple):
     guide: GenerativeModel | None = None
 
 
-class Options(Protocol):
-    """The fields that the Config of a class-conditional system has for its sampling."""
+class ClassConditionalConfig(Protocol):
+    """Config fields that `denoising_by_class` requires."""
 
     @property
     def class_conditional(self) -> bool: ...
@@ -67,7 +77,7 @@ class Options(Protocol):
 
 def denoising_by_class(
     unet: ClassUNet,
-    config: Options,
+    config: ClassConditionalConfig,
     denoise: Callable[..., jax.Array],
     process: Callable[[Roles], Process],
     num_timesteps: int = 0,
@@ -89,12 +99,13 @@ def denoising_by_class(
 
 
 def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeModel:
-    """The model with sampling, and with the functions `denoise` and `process` that it lends.
+    """Returns `model` with sampling, and with `denoise`, `process` and `count_evaluations` in `functions` for models
+    built on it.
 
     Raises:
-      UserError: defaults that it cannot sample with.
+      UserError: default sampling options that are invalid for this system.
     """
-    check = partial(check_options, denoising)
+    check = partial(check_sampling_options, denoising)
     with defaults_of("sampling"):
         check(denoising.sampling)
     return model._replace(
@@ -102,7 +113,7 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         trajectory=partial(trajectory, denoising),
         sampling=denoising.sampling,
         check_sampling=check,
-        evaluations=lambda o: models_of(o) * evaluations(o),
+        evaluations=lambda o: evaluations_per_call(o) * evaluations(o),
         numbers=NUMBERS,
         functions={
             "denoise": denoising.denoise,
@@ -122,8 +133,8 @@ def with_flow_likelihood(model: GenerativeModel, denoising: Denoising, scoring: 
     return model._replace(log_prob=partial(log_prob, denoising, scoring), scoring=scoring, likelihood="estimate")
 
 
-def models_of(o: Sampling) -> int:
-    """How many models are evaluated at a time: two where there is guidance."""
+def evaluations_per_call(o: Sampling) -> int:
+    """Network evaluations per call of the guided denoiser: 1 at guidance scale 1, or 0 without an interval; else 2."""
     one = o.guidance_scale == 1.0 or (o.guidance_scale == 0.0 and not o.guidance_interval)
     return 1 if one else 2
 
@@ -148,16 +159,16 @@ def with_states(
     return model._replace(sample=sample, trajectory=trajectory, evaluations=evaluations)
 
 
-def check_options(denoising: Denoising, o: Sampling) -> None:
-    """Raises `UserError` for options that the system cannot sample with."""
+def check_sampling_options(denoising: Denoising, o: Sampling) -> None:
+    """Raises `UserError` for sampling options that are invalid for this system."""
     check_sampling(
         o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.guidance_needs
     )
-    check_read(o, denoising.sampling)
+    check_unused(o, denoising.sampling)
 
 
 def guided(denoising: Denoising, params: Roles, ctx: Context, o: Sampling) -> Conditional:
-    """(x_t, t, {"cond": condition, "null": condition that stands for none}) -> x_0 with guidance."""
+    """(x_t, t, {"cond": condition, "null": null condition}) -> x_0 with guidance."""
     process, scale, interval = denoising.process(params), o.guidance_scale, o.guidance_interval
     strong = partial(denoising.denoise, params, ctx)
     if denoising.guide is None:
@@ -167,7 +178,7 @@ def guided(denoising: Denoising, params: Roles, ctx: Context, o: Sampling) -> Co
 
 
 def inputs_of_draw(denoising: Denoising, keys: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, Cond]:
-    """The noise that images begin with, the keys of later noise, and the conditions of `guided`."""
+    """Initial noise, keys for the noise of the sampling steps, and the conditions for `guided`."""
     key_start, key_steps = rng.split(keys, 2)
     noise = rng.normal(key_start, denoising.images.shape)
     return noise, key_steps, {"cond": cond, "null": denoising.without_class(cond)}
@@ -176,7 +187,7 @@ def inputs_of_draw(denoising: Denoising, keys: jax.Array, cond: Cond) -> tuple[j
 def guided_draw(
     denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, o: Sampling
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Samples x_0 with guidance, and the denoised images on the way: see `draw`."""
+    """Samples x_0 with guidance, and the denoised estimate at each step: see `draw`."""
     noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
     process, steps = denoising.process(params), denoising.num_timesteps
     return draw(guided(denoising, params, ctx, o), both, process, o, noise, key_steps, steps)
@@ -204,13 +215,13 @@ def trajectory(
 def count_evaluations(
     denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    """How often the network is evaluated for each sample, int32 (B,), also by the sampler "ode"."""
+    """Network evaluations per sample, int32 (B,); for the sampler "ode" they are counted."""
     o = replace(denoising.sampling, **options)
     noise, _, both = inputs_of_draw(denoising, keys, cond)
     if o.sampler != "ode":
-        return jnp.full(len(keys), models_of(o) * evaluations(o))
+        return jnp.full(len(keys), evaluations_per_call(o) * evaluations(o))
     counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.process(params), o, noise)[1]
-    return models_of(o) * counts
+    return evaluations_per_call(o) * counts
 
 
 def to_images(x: jax.Array, levels: int, failure: str) -> jax.Array:
@@ -220,7 +231,7 @@ def to_images(x: jax.Array, levels: int, failure: str) -> jax.Array:
 
 
 def failure_of(o: Sampling) -> str:
-    """What it means that a sample is not finite."""
+    """Error message for a non-finite sample."""
     if o.sampler == "ode":
         return f"the solver of sampler ode did not converge at tolerance {o.tolerance:g}"
     return f"sampler {o.sampler}: {OVERFLOW}"

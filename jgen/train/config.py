@@ -34,7 +34,7 @@ class Optimiser:
     skip_norm: float = 0.0
     """Skip a step in which a role's gradient, before clipping, has a larger global norm than this; 0 skips none."""
     by_role: tuple[tuple[str, str, float], ...] = ()
-    """Numbers above that differ for a role, such as: disc learning_rate 4e-4 disc beta1 0."""
+    """Optimiser options that differ for a role, as ROLE OPTION VALUE, such as: disc learning_rate 4e-4 disc beta1 0."""
 
     def of(self, role: str) -> Optimiser:
         """The options of a role."""
@@ -56,7 +56,8 @@ class Config:
     batch_size: int = 128
     """Global batch: examples per step, over all devices and accumulation steps."""
     accumulation: int = 1
-    """Parts that a batch is computed in, one after another, to save memory; BatchNorm sees each part by itself."""
+    """Number of microbatches per step (gradient accumulation), to save memory; BatchNorm sees each microbatch by
+    itself."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the weights; 0 keeps none and samples with the weights themselves."""
     ema_warmup: bool = True

@@ -91,28 +91,28 @@ def repeats_of(model: GenerativeModel) -> int:
 
 
 def active_phases(model: GenerativeModel, step: int) -> tuple[int, ...]:
-    """The numbers of the phases that run in the step after `step` steps."""
+    """Indices of the phases that run at step `step`, counted from 0."""
     return tuple(i for i, phase in enumerate(model.phases) if phase.runs(step))
 
 
-def split_owned(model: GenerativeModel, extra: Roles) -> tuple[Roles, Roles]:
-    """The roles of `extra` that are replicated over the devices, and those of `by_example`, one entry per example,
-    which are split over them."""
-    owned = {role: tree for role, tree in extra.items() if role in model.by_example}
-    return {role: tree for role, tree in extra.items() if role not in owned}, owned
+def split_per_example(model: GenerativeModel, extra: Roles) -> tuple[Roles, Roles]:
+    """Splits `extra` into (replicated, per_example): roles replicated over the devices, and roles in
+    `model.by_example`, which hold one entry per example and are sharded over the devices."""
+    per_example = {role: tree for role, tree in extra.items() if role in model.by_example}
+    return {role: tree for role, tree in extra.items() if role not in per_example}, per_example
 
 
 def place_state(model: GenerativeModel, state: TrainState) -> TrainState:
-    """The state on the devices, for `make_train_step`: copied to each, but for what belongs to the examples."""
-    replicated, owned = split_owned(model, state.extra)
+    """`state` placed on the devices: replicated, except the roles in `model.by_example`, which are sharded."""
+    replicated, per_example = split_per_example(model, state.extra)
     placed = parallel.replicate(state._replace(extra=replicated))
-    return placed._replace(extra={**placed.extra, **parallel.place_split(owned)} if owned else placed.extra)
+    return placed._replace(extra={**placed.extra, **parallel.place_split(per_example)} if per_example else placed.extra)
 
 
 def gather_state(model: GenerativeModel, state: TrainState) -> TrainState:
-    """The inverse of `place_state`: what belongs to the examples is gathered into one array on the host."""
-    replicated, owned = split_owned(model, state.extra)
-    return state._replace(extra={**replicated, **parallel.gather_split(owned)} if owned else replicated)
+    """The inverse of `place_state`: sharded roles are gathered into one array on the host."""
+    replicated, per_example = split_per_example(model, state.extra)
+    return state._replace(extra={**replicated, **parallel.gather_split(per_example)} if per_example else replicated)
 
 
 def make_train_step(
@@ -128,17 +128,18 @@ def make_train_step(
     Args:
       optimisers: {role: optimiser}.
       ema_decay: step -> d of the moving average ema <- d ema + (1 - d) params; None for none.
-      accumulation: parts that a device's share of the batch is computed in.
+      accumulation: number of microbatches per device, for gradient accumulation.
       transform: (keys, batch) -> batch, on the device: binarisation, flips.
     Returns:
-      step(state, frozen, batch, number=None) -> (state, metrics). `state` is donated; `place_state` puts it on the
-      devices. `number` is `state.step` as a Python int. Pass it for a model with phases that do not run in every step:
-      it is otherwise read from the device, which blocks until the previous step is done.
-      `batch` holds `repeats_of(model)` global batches (of several processes, this one's rows of them), one after
-      another along its first axis; the examples of repeat r of every phase are those of the r-th. `metrics` are float32
-      scalars, means over the global batch, of a phase's last repeat; a phase that does not run has none.
-      A step in which a loss, the norm of a gradient or what replaces `extra` is not finite, or a role's gradient has a
-      norm above its optimiser's `skip_norm`, is skipped: only `step` and `skipped` change.
+      step(state, frozen, batch, step_count=None) -> (state, metrics). `state` is donated; `place_state` puts it on the
+      devices. `step_count` is `state.step` as a Python int. Pass it for a model with phases that do not run in every
+      step: it is otherwise read from the device, which blocks until the previous step is done.
+      `batch` holds `repeats_of(model)` global batches, concatenated along the first axis; with several processes, this
+      process's rows of each. Repeat r of every phase uses batch r.
+      `metrics` are float32 scalars, averaged over the global batch; for a repeated phase they come from its last
+      repeat, and a phase that does not run reports none.
+      A step is skipped (only `step` and `skipped` change) if a loss, a gradient norm or the new `extra` is not finite,
+      or if a role's gradient norm exceeds its optimiser's `skip_norm`.
     """
     parts = (model, optimisers, ema_decay, accumulation, transform)
     repeats = repeats_of(model)
@@ -146,20 +147,22 @@ def make_train_step(
 
     @cache
     def program(active: tuple[int, ...]) -> Callable[..., tuple[TrainState, Roles, Metrics]]:
-        # A program for every set of phases that run together, chosen outside: within one, the gradient of a convolution
-        # under `lax.cond` is 80 times slower on CPU.
+        # One program per set of active phases, chosen on the host: with `lax.cond` inside a program, the gradient of a
+        # convolution is 80 times slower on CPU.
         return parallel.pmap(partial(local_step, *parts, active), (None, 0, None, 1), (None, 0, None), donate=(0, 1))
 
     def step(
-        state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, number: int | None = None
+        state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, step_count: int | None = None
     ) -> tuple[TrainState, Metrics]:
-        if number is None:
-            number = int(state.step) if has_conditional_phases else 0
+        if step_count is None:
+            step_count = int(state.step) if has_conditional_phases else 0
         batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
-        replicated, owned = split_owned(model, state.extra)
-        run = program(active_phases(model, number))
-        state, owned, metrics = run(state._replace(extra=replicated), owned, frozen, parallel.shard(batch, axis=1))
-        return state._replace(extra={**state.extra, **owned}), metrics
+        replicated, per_example = split_per_example(model, state.extra)
+        run = program(active_phases(model, step_count))
+        state, per_example, metrics = run(
+            state._replace(extra=replicated), per_example, frozen, parallel.shard(batch, axis=1)
+        )
+        return state._replace(extra={**state.extra, **per_example}), metrics
 
     return step
 
@@ -172,39 +175,42 @@ def local_step(
     transform: Callable[[jax.Array, Batch], Batch] | None,
     active: tuple[int, ...],
     state: TrainState,
-    owned: Roles,
+    per_example: Roles,
     frozen: Mapping[str, FrozenModel],
     batch: Batch,
 ) -> tuple[TrainState, Roles, Metrics]:
     """A device's part of a step that runs the phases `active`.
 
     Args:
-      owned: the roles of `extra` that belong to the device's examples, the other roles being in the state.
+      per_example: the roles of `extra` that hold one entry per example, for the device's examples; the other roles are
+        in `state`.
       batch: its examples of each repeat, {name: (repeats, b, ...)}.
     """
-    state = state._replace(extra={**state.extra, **owned})
+    state = state._replace(extra={**state.extra, **per_example})
     local = jax.tree.leaves(batch)[0].shape[1]
     index = parallel.axis_index() * local + jnp.arange(local)
     batches = [split_repeat(batch, r, index, transform, state) for r in range(repeats_of(model))]
-    ema = unpack_roles(state.ema, state.params)  # costs nothing where no loss reads it
+    ema = unpack_roles(state.ema, state.params)  # dead code for XLA if no loss reads it
     before = pack_roles(state.params)
     carry = Carry(state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
     # Repeats are always unrolled. On CPU so are the accumulation parts (`over_parts`), because a convolution's gradient
     # inside a loop is 30 times slower there.
-    for number in active:
-        for repeat in range(model.phases[number].repeats):
-            key = rng.phase_key(state.key, state.step, number, repeat)
+    for phase_index in active:
+        phase = model.phases[phase_index]
+        for repeat in range(phase.repeats):
+            key = rng.phase_key(state.key, state.step, phase_index, repeat)
             ctx = Context(state.step, rng.shared_key(key), {**carry.params, **ema}, carry.extra, frozen, averaged=False)
             keys = rng.image_keys(key, index)
-            carry = run_phase(model, model.phases[number], optimisers, carry, ctx, keys, batches[repeat], accumulation)
+            carry = run_phase(model, phase, optimisers, carry, ctx, keys, batches[repeat], accumulation)
     average = state.ema if ema_decay is None else move_average(state.ema, carry.packed, ema_decay(state.step))
     state, metrics = keep_if_accepted(state, before, carry, average)
-    replicated, owned = split_owned(model, state.extra)
-    return state._replace(extra=replicated), owned, metrics
+    replicated, per_example = split_per_example(model, state.extra)
+    return state._replace(extra=replicated), per_example, metrics
 
 
 def split_repeat(batch: Batch, repeat: int, index: jax.Array, transform: Any, state: TrainState) -> Batch:
-    """The examples of one repeat, transformed, with their place in the global batch."""
+    """The examples of one repeat, after `transform`, with the field "place": their index in the global batch divided by
+    its size, in [0, 1)."""
     one = jax.tree.map(lambda x: x[repeat], batch)
     total = index.shape[0] * parallel.axis_size()
     one = {**one, "place": index.astype(jnp.float32) / total}
@@ -225,17 +231,19 @@ def run_phase(
 ) -> Carry:
     """One repeat of a phase: gradients, their mean over devices, the update of the roles that it trains."""
     params, packed, opt = dict(carry.params), dict(carry.packed), dict(carry.opt)
-    owned, (loss, metrics, new_extra, gradients) = mean_gradients(model, phase, params, ctx, keys, batch, accumulation)
+    per_example, (loss, metrics, new_extra, gradients) = mean_gradients(
+        model, phase, params, ctx, keys, batch, accumulation
+    )
     loss, metrics, new_extra, gradients = parallel.pmean((loss, metrics, new_extra, gradients))
     packed_gradients = pack_roles(gradients)
-    statistics = [x for x in jax.tree.leaves((new_extra, owned)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    statistics = [x for x in jax.tree.leaves((new_extra, per_example)) if jnp.issubdtype(x.dtype, jnp.inexact)]
     norm = optax.tree.norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
-    accepted = carry.accepted & all_finite((loss, norm, statistics), differs_by_device=bool(owned))
+    accepted = carry.accepted & all_finite((loss, norm, statistics), differs_by_device=bool(per_example))
     for role in phase.trains:
-        transform, rate, skip_norm = optimisers[role]
+        gradient_transform, rate, skip_norm = optimisers[role]
         if skip_norm > 0:
             accepted &= optax.tree.norm(packed_gradients[role]) <= skip_norm
-        updates, opt[role] = transform.update(packed_gradients[role], opt[role], packed[role])
+        updates, opt[role] = gradient_transform.update(packed_gradients[role], opt[role], packed[role])
         # Behind a barrier, or XLA would compute the schedule anew for every leaf.
         step_size = jax.lax.optimization_barrier(rate(ctx.step))
         packed[role] = jax.tree.map(partial(descend, step_size), packed[role], updates)
@@ -247,11 +255,12 @@ def run_phase(
     metrics = {**carry.metrics, **metrics, f"loss{tag}": loss}
     if phase.trains:
         metrics[f"grad_norm{tag}"] = norm
-    return Carry(params, packed, opt, {**carry.extra, **new_extra, **owned}, metrics, accepted)
+    return Carry(params, packed, opt, {**carry.extra, **new_extra, **per_example}, metrics, accepted)
 
 
 def descend(step_size: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
-    """p - step_size update, of the type of p; the optimisers are optax's scale_by_*, whose sign is the gradient's."""
+    """p - step_size * update, in p's dtype. The optimisers are optax's `scale_by_*`, so `update` has the sign of the
+    gradient."""
     return (p - step_size * update).astype(p.dtype)
 
 
@@ -268,7 +277,8 @@ def keep_if_accepted(
     state: TrainState, before: dict[str, Packed], carry: Carry, average: Roles
 ) -> tuple[TrainState, Metrics]:
     """The next state and the metrics: where the step is skipped, the old state with only its counters advanced."""
-    # `optax.apply_if_finite` costs the same, but guards one optimiser's update only, and applies it after too many.
+    # `optax.apply_if_finite` costs the same, but guards only one optimiser's update, and accepts non-finite updates
+    # after too many in a row.
     # Only roles that a phase has updated need a choice: the arrays of the others are still the same objects.
     updated = {role: arrays for role, arrays in carry.packed.items() if arrays is not before[role]}
     new = (updated, average, carry.opt, carry.extra)
@@ -286,17 +296,17 @@ def keep_if_accepted(
 def mean_gradients(
     model: GenerativeModel, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, parts: int
 ) -> tuple[Roles, tuple[jax.Array, Metrics, Roles, Roles]]:
-    """A phase on one device, its examples computed in `parts` equal parts.
+    """Gradients of a phase on one device, computed in `parts` microbatches.
 
     Returns:
-      the roles of the new extra that belong to the examples; and loss, metrics, the other roles of the new extra and
-      gradients, which are means over the parts.
+      the roles of the new extra that hold one entry per example; and loss, metrics, the other roles of the new extra
+      and gradients, which are means over the parts.
     """
     trained = {role: params[role] for role in phase.trains}
-    owned = {role: tree for role, tree in ctx.extra.items() if role in model.by_example}
+    per_example = {role: tree for role, tree in ctx.extra.items() if role in model.by_example}
 
-    def one_part(keys: jax.Array, batch: Batch, owned: Roles) -> tuple[Roles, tuple]:
-        inside = ctx._replace(extra={**ctx.extra, **owned})
+    def one_part(keys: jax.Array, batch: Batch, per_example: Roles) -> tuple[Roles, tuple]:
+        inside = ctx._replace(extra={**ctx.extra, **per_example})
 
         def loss(trained: Roles) -> tuple[jax.Array, tuple[Metrics, Roles]]:
             value, (metrics, new_extra) = phase.loss({**params, **trained}, inside, keys, batch)
@@ -311,13 +321,14 @@ def mean_gradients(
         return {role: tree for role, tree in new.items() if role not in means}, (value, metrics, means, gradients)
 
     if parts == 1:
-        return one_part(keys, batch, owned)
-    return over_parts(one_part, (keys, batch, owned), parts)
+        return one_part(keys, batch, per_example)
+    return over_parts(one_part, (keys, batch, per_example), parts)
 
 
 def over_parts(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int) -> tuple[Any, Any]:
     """`one_part` over equal parts of the inputs' first axis: its first result joined, its second a mean."""
-    # `optax.MultiSteps` makes a step of every part: parts of a step's statistics and metrics could not be averaged.
+    # `optax.MultiSteps` would make each part a step of its own, so statistics and metrics could not be averaged over
+    # parts.
     cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
 
     def part(number: int) -> Any:
@@ -325,12 +336,12 @@ def over_parts(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int
 
     own, totals = one_part(*part(0))
     if parallel.unrolls_loops():
-        owned = [own]
+        per_example = [own]
         for number in range(1, parts):
             own, values = one_part(*part(number))
-            owned.append(own)
+            per_example.append(own)
             totals = jax.tree.map(jnp.add, totals, values)
-        joined = jax.tree.map(lambda *x: jnp.concatenate(x), *owned)
+        joined = jax.tree.map(lambda *x: jnp.concatenate(x), *per_example)
     else:
 
         def add(totals: Any, inputs: Any) -> tuple[Any, Any]:
@@ -354,7 +365,7 @@ def all_finite(tree: Any, differs_by_device: bool = False) -> jax.Array:
       differs_by_device: the devices hold different numbers, so the answer is combined over all of them.
     """
     flags = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-    # The smallest flag by a sort: XLA would copy any other reduction into each fusion that asks for its outcome, and
-    # compile for a minute.
+    # Minimum by a sort: XLA would duplicate any other reduction in every fusion that uses the result, and compile for a
+    # minute.
     smallest = jax.lax.sort(flags.astype(jnp.int32))[0]
     return (parallel.pmin(smallest) if differs_by_device else smallest) == 1

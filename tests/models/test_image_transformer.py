@@ -1,4 +1,5 @@
-"""The image transformer: all images of a tiny size enumerated, causality, its cached sampler beside a naive one."""
+"""The sparse transformer over pixels: all images of a tiny size enumerated, causality, its cached sampler beside a
+naive one."""
 
 from dataclasses import replace
 
@@ -166,7 +167,9 @@ def test_the_loss_is_of_turned_images_given_their_turn_and_scores_are_of_the_ide
     @jax.jit
     def run(params):
         each = [
-            image_transformer.nats(system, params, transform(x, jnp.full(n, t), "rotation"), cond, jnp.full(n, t))
+            image_transformer.log_likelihood(
+                system, params, transform(x, jnp.full(n, t), "rotation"), cond, jnp.full(n, t)
+            )
             for t in range(4)
         ]
         return (

@@ -132,7 +132,7 @@ def test_the_class_reaches_the_prior_the_posterior_and_the_decoder():
     for out in (
         vlae.to_eps(bound_to, params, z, cond)[0],
         vlae.posterior(bound_to, params, x, cond)[0],
-        vlae.to_context(bound_to, params, z, cond),
+        vlae.decoder_features(bound_to, params, z, cond),
     ):
         assert np.abs(np.asarray(out[0] - out[1])).max() > 1e-2
 
@@ -193,7 +193,7 @@ def test_samples_are_those_of_the_naive_sampler(data, pixel_temperature):
     def naive(keys):
         key_eps, key_x = rng.split(keys, 2)
         z = vlae.to_z(bound_to, params, 0.7 * rng.normal(key_eps, (2,)), {})
-        context = vlae.to_context(bound_to, params, z, {})
+        context = vlae.decoder_features(bound_to, params, z, {})
         spec = data.image
         arguments = (params["pixelcnn"], key_x, context, spec.shape, spec.levels)
         return sample_naively(bound_to.pixelcnn, *arguments, pixel_temperature)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel
 from jgen.errors import require
-from jgen.models.autoregressive.raster import check_raster, make_raster
+from jgen.models.autoregressive.raster import check_raster, make_pixelcnn_model
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.samplers.truncation import Sampling
 
@@ -57,7 +57,7 @@ class Config:
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A Gated PixelCNN over images of the shape, the number of levels and the classes of `data`.
+    """A Gated PixelCNN for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -77,4 +77,4 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         dropout_rate=config.dropout,
         dtype=jnp.dtype(config.dtype),
     )
-    return make_raster("gated_pixelcnn", network, config, data)
+    return make_pixelcnn_model("gated_pixelcnn", network, config, data)

@@ -25,7 +25,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel
-from jgen.models.autoregressive.raster import check_raster, make_raster
+from jgen.models.autoregressive.raster import check_raster, make_pixelcnn_model
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.samplers.truncation import Sampling
 
@@ -54,7 +54,7 @@ class Config:
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A PixelCNN over images of the shape, the number of levels and the classes of `data`.
+    """A PixelCNN for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -72,4 +72,4 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         dropout_rate=config.dropout,
         dtype=jnp.dtype(config.dtype),
     )
-    return make_raster("pixelcnn", network, config, data)
+    return make_pixelcnn_model("pixelcnn", network, config, data)

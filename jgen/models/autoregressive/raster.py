@@ -1,6 +1,6 @@
 """What all autoregressive models over pixels in raster order share: everything but the network.
 
-loss          -log p(x | h), a mean over images and dimensions
+loss          -log p(x | h), h the condition, averaged over images and dimensions
 log_prob      sum_i log p(x_i | x_<i, h), exact
 sample        x_i ~ p(x_i | x_<i, h), one after another, with cached activations
 inpaint       as `sample`, given the pixels that a mask keeps, which must be the first in raster order
@@ -38,17 +38,18 @@ from jgen.samplers.truncation import check_sampling as check_truncated
 
 
 class Raster(NamedTuple):
-    """What `make_raster_model` binds the functions below to.
+    """First argument of the functions below, bound by `make_raster_model` with `functools.partial`.
 
-    nats(params, x, cond, key_drop) -> log p(x | cond), float32 (B,), of uint8 images; key_drop: (B,) keys or None.
-    draw(params, keys, cond, x, mask, options) -> integer images (B, H, W, C): sampled, but for the pixels where the
-    mask is true, which are those of x; None samples all. `options` is the model's Sampling.
+    log_likelihood(params, x, cond, key_drop) -> log p(x | cond) in nats, float32 (B,), of uint8 images; key_drop:
+    dropout keys (B,) or None.
+    draw(params, keys, cond, x, mask, options) -> integer images (B, H, W, C). Pixels where mask is true are copied from
+    x, the others are sampled; with mask None all are sampled. `options` is the model's Sampling.
     """
 
     data: DataSpec
     conditions: tuple[str, ...]
     sampling: Any
-    nats: Callable[[Roles, jax.Array, Cond, jax.Array | None], jax.Array]
+    log_likelihood: Callable[[Roles, jax.Array, Cond, jax.Array | None], jax.Array]
     draw: Callable[[Roles, jax.Array, Cond, jax.Array | None, jax.Array | None, Any], jax.Array]
 
 
@@ -61,10 +62,13 @@ def make_raster_model(
     check_sampling: Callable[[Any], None] | None = None,
     functions: Mapping[str, Callable[..., Any]] = {},
 ) -> GenerativeModel:
-    """A model that has an exact `nats` and a sampler that can start from the first pixels.
+    """A `GenerativeModel` with an exact likelihood and a sampler that can start from the first pixels.
 
     Args:
-      init, functions: the contract's. role: that of the parameters. loss: the phase's, by default -log p of the batch.
+      init: `GenerativeModel.init`.
+      role: name of the role that holds the parameters.
+      loss: loss of the training phase; default: negative log likelihood per dimension.
+      check_sampling, functions: the fields of `GenerativeModel`.
     """
     return GenerativeModel(
         name=name,
@@ -85,7 +89,7 @@ def make_raster_model(
     )
 
 
-def make_raster(
+def make_pixelcnn_model(
     name: str,
     network: Any,
     config: Any,
@@ -94,14 +98,16 @@ def make_raster(
     sampler: Callable[..., jax.Array] = sample_raster,
     check_sampling: Callable[[Any], None] | None = None,
 ) -> GenerativeModel:
-    """A model whose `network` describes the distribution of every pixel given those before it and, if asked, the class.
+    """A `GenerativeModel` of an autoregressive `network`, which predicts each pixel from the previous ones and, if
+    `config.class_conditional`, the class.
 
     Args:
       network: a linen module, (x, label, key_drop) to outputs (B, H, W, ...), logits (B, H, W, C, levels) by default,
         whose parameters become the role "pixelcnn".
       config: the system's Config, checked: see `check_raster`.
-      score: (outputs, x) to the nats of uint8 images, (B,). sampler: with the arguments of `sample_raster`
-        but for its options, which are the fields of `config.sampling`, checked by `check_sampling`.
+      score: (outputs, x) -> log p(x) in nats, (B,), of uint8 images x.
+      sampler: a function with the signature of `sample_raster`; its options are the fields of `config.sampling`.
+      check_sampling: the check of these options; default: that of `jgen.samplers.truncation`.
     """
     conditions = ("label",) if config.class_conditional else ()
 
@@ -109,7 +115,7 @@ def make_raster(
         label = select_first(batch, conditions).get("label")
         return {"pixelcnn": network.init(key, batch["image"][:1], label)["params"]}, {}
 
-    def nats(params: Roles, x: jax.Array, cond: Cond, key_drop: jax.Array | None) -> jax.Array:
+    def log_likelihood(params: Roles, x: jax.Array, cond: Cond, key_drop: jax.Array | None) -> jax.Array:
         return score(network.apply({"params": params["pixelcnn"]}, x, cond.get("label"), key_drop), x)
 
     def draw(
@@ -122,14 +128,15 @@ def make_raster(
     def conditionals(params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
         return network.apply({"params": params["pixelcnn"]}, x, cond.get("label"))
 
-    raster = Raster(data, conditions, config.sampling, nats, draw)
+    raster = Raster(data, conditions, config.sampling, log_likelihood, draw)
     check = check_sampling or partial(check_truncated, data.image.levels)
     functions = {"conditionals": conditionals}
     return make_raster_model(name, raster, init, "pixelcnn", check_sampling=check, functions=functions)
 
 
-def bits_loss(raster: Raster, log_p: jax.Array) -> tuple[jax.Array, tuple[dict, Roles]]:
-    """What a phase's loss returns, of the nats (B,) of a batch."""
+def nll_per_dim(raster: Raster, log_p: jax.Array) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """(loss, (metrics, new extra)) of a phase, from log p(x) in nats, (B,): the mean negative log likelihood per
+    dimension in nats, and the metric "bits_per_dim"."""
     mean, size = jnp.mean(log_p), raster.data.image.size
     return -mean / size, ({"bits_per_dim": bits_per_dim(mean, size)}, {})
 
@@ -138,16 +145,18 @@ def nll_loss(
     raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     (key_drop,) = rng.split(keys, 1)
-    return bits_loss(raster, raster.nats(params, batch["image"], select(batch, raster.conditions), key_drop))
+    return nll_per_dim(
+        raster, raster.log_likelihood(params, batch["image"], select(batch, raster.conditions), key_drop)
+    )
 
 
 def validate(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    log_p = raster.nats(params, batch["image"], select(batch, raster.conditions), None)
+    log_p = raster.log_likelihood(params, batch["image"], select(batch, raster.conditions), None)
     return {"nll": -log_p, "bits_per_dim": bits_per_dim(log_p, raster.data.image.size)}
 
 
 def log_prob(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
-    return raster.nats(params, x, cond, None)
+    return raster.log_likelihood(params, x, cond, None)
 
 
 def sample(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
@@ -168,7 +177,7 @@ def inpaint(
 
 
 def check_raster(config: Any, data: DataSpec) -> None:
-    """Raises `UserError` for a Config that no such model can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
     check_network(data.image.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     with defaults_of("sampling"):

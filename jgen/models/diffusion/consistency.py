@@ -81,7 +81,7 @@ class Config:
 
 
 class Consistency(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     unet: ClassUNet
@@ -89,7 +89,7 @@ class Consistency(NamedTuple):
 
 
 def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = None) -> GenerativeModel:
-    """A consistency model over images of the shape, the number of levels and the classes of `data`.
+    """A consistency model for the image shape, levels and classes of `data`.
 
     Args:
       teacher: a diffusion model in EDM's process with the same sigma_max, to distil.
@@ -208,7 +208,7 @@ def check_sampling(o: Sampling, config: Config) -> None:
 
 
 def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None) -> None:
-    """Raises `UserError` for a configuration that no consistency model can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data or this teacher."""
     names = ("sigma_data", "sigma_min", "sigma_max", "levels_first", "levels_last", "double_every", "p_std")
     require_positive(**{name: getattr(config, name) for name in names})
     low, high = noise_range(config)

@@ -197,7 +197,7 @@ def draw_posterior(chain: Chain, number: jax.Array, keys: jax.Array, x_t: jax.Ar
 
 
 class Ddgan(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     images: ImageSpec
@@ -208,7 +208,7 @@ class Ddgan(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A denoising diffusion GAN over images of the shape, the number of levels and the classes of `data`.
+    """A denoising diffusion GAN for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the networks cannot be built with, or options out of their range.
@@ -337,7 +337,7 @@ def states(gan: Ddgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond)
 
 
 def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no denoising diffusion GAN can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     require_positive(num_timesteps=config.num_timesteps, latent=config.latent, mapping_width=config.mapping_width)
     require_positive(mapping_layers=config.mapping_layers, disc_channels=config.disc_channels, r1_every=config.r1_every)
     weight, channels = config.r1_weight, config.disc_channels

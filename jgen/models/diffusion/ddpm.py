@@ -83,7 +83,7 @@ class Config:
 
 
 class Ddpm(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     process: Process
@@ -91,7 +91,7 @@ class Ddpm(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A DDPM over images of the shape, the number of levels and the classes of `data`.
+    """A DDPM for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.

@@ -74,14 +74,14 @@ class Config:
 
 
 class Edm(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     unet: ClassUNet
 
 
 def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None) -> GenerativeModel:
-    """An EDM over images of the shape, the number of levels and the classes of `data`.
+    """An EDM for the image shape, levels and classes of `data`.
 
     Args:
       guide: a weaker model to guide with; it lends `denoise` of the same process.
@@ -167,7 +167,7 @@ def denoise(edm: Edm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array,
 
 
 def check_config(config: Config, data: DataSpec, guide: GenerativeModel | None) -> None:
-    """Raises `UserError` for a configuration that no EDM can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data or this guide."""
     check_label_dropout(config.label_dropout)
     require(0 <= config.augment <= 1, f"augment is {config.augment}: it must be from 0 to 1")
     require_positive(sigma_data=config.sigma_data, sigma_max=config.sigma_max, p_std=config.p_std)

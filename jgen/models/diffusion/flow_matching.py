@@ -70,7 +70,7 @@ class Config:
 
 
 class FlowMatching(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     process: processes.Process
@@ -79,7 +79,7 @@ class FlowMatching(NamedTuple):
 
 
 def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = None) -> GenerativeModel:
-    """A flow over images of the shape, the number of levels and the classes of `data`.
+    """A flow for the image shape, levels and classes of `data`.
 
     Args:
       teacher: a model of the same process whose pairs of noise and images are learned (reflow), starting from
@@ -161,7 +161,7 @@ def denoise(flow: FlowMatching, params: Roles, ctx: Context, x_t: jax.Array, t: 
 
 
 def check_config(config: Config, data: DataSpec, teacher: GenerativeModel | None) -> None:
-    """Raises `UserError` for a configuration that no flow can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data or this teacher."""
     check_label_dropout(config.label_dropout)
     if teacher is not None:
         require_same_process("teacher", teacher, PATHS[config.path](), data, config.class_conditional)

@@ -75,14 +75,14 @@ class Config:
 
 
 class MeanFlow(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     unet: ClassUNet
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A mean flow over images of the shape, the number of levels and the classes of `data`.
+    """A mean flow for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
@@ -167,7 +167,7 @@ def states(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, cond: C
 
 
 def check_config(config: Config) -> None:
-    """Raises `UserError` for a configuration that no mean flow can be made of."""
+    """Raises `UserError` if the configuration is invalid."""
     check_label_dropout(config.label_dropout)
     require(0 <= config.unequal_times <= 1, f"unequal_times is {config.unequal_times}: it must be from 0 to 1")
     require_positive(p_std=config.p_std, guidance=config.guidance)

@@ -73,7 +73,7 @@ class Config:
 
 
 class ScoreSde(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     process: processes.Process
@@ -81,7 +81,7 @@ class ScoreSde(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A score model over images of the shape, the number of levels and the classes of `data`.
+    """A score model for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.

@@ -94,7 +94,7 @@ class Schedule(nn.Module):
 
 
 class Vdm(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     unet: ClassUNet
@@ -102,7 +102,7 @@ class Vdm(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VDM over images of the shape, the number of levels and the classes of `data`.
+    """A VDM for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
@@ -286,7 +286,7 @@ def denoise(vdm: Vdm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array,
 
 
 def check_config(config: Config) -> None:
-    """Raises `UserError` for a configuration that no VDM can be made of."""
+    """Raises `UserError` if the configuration is invalid."""
     check_label_dropout(config.label_dropout)
     require(config.gamma_0 < config.gamma_1, f"gamma_0 is {config.gamma_0}: it must be below gamma_1, {config.gamma_1}")
     require_positive(schedule_features=config.schedule_features)

@@ -78,7 +78,8 @@ def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tupl
 
 
 class Flow(NamedTuple):
-    """What `make_flow` binds the functions below to; `alpha` is the alpha of the logit, 0 for none."""
+    """First argument of the functions below, bound by `make_flow` with `functools.partial`. `alpha` is the alpha of the
+    logit, 0 for none."""
 
     bijection: Bijection
     images: ImageSpec
@@ -191,7 +192,7 @@ def decode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, latents: tu
 
 
 def check_flow(data: DataSpec, halvings: int, config: Any) -> None:
-    """Raises `UserError` for images that cannot be halved `halvings` times, or options that no flow can be made with.
+    """Raises `UserError` for images that cannot be halved `halvings` times, or invalid options.
 
     Args:
       config: a flow's Config, with `scales`, `logit_alpha`, `class_conditional`, `dtype`, `sampling` and `scoring`.

@@ -132,7 +132,7 @@ class Step(nn.Module):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A Glow over images of the shape, the number of levels and the classes of `data`.
+    """A Glow for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: images that the scales cannot split, or options out of their range.
@@ -202,6 +202,6 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
 
 
 def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no Glow can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     check_flow(data, config.scales, config)
     require_positive(depth=config.depth, width=config.width)

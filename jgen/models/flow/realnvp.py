@@ -125,7 +125,7 @@ def rescale(x: Any, log_s: Any, t: Any, inverse: bool) -> tuple[Any, Any]:
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A RealNVP over images of the shape, the number of levels and the classes of `data`.
+    """A RealNVP for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: images that the scales cannot split, or options out of their range.
@@ -205,7 +205,7 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
 
 
 def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no RealNVP can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     check_flow(data, config.scales - 1, config)
     require_positive(couplings=config.couplings, width=config.width)
     require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")

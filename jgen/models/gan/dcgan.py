@@ -21,7 +21,7 @@ are normalised separately, each by their own batch statistics; samples come from
 running statistics of their own beside those of the trained weights. Lazy penalties use D's Adam moments without the
 correction of 1912.04958.
 
-Measured: a classifier assigns 99.8 % of samples to the class that they were conditioned on, on MNIST, 8,000 steps of
+Measured: a classifier assigns 99.8 % of samples to the class they were conditioned on, on MNIST, 8,000 steps of
 `python train.py configs/gan/dcgan.py:mnist`.
 """
 
@@ -69,13 +69,14 @@ class Config:
     latent: int = 100
     """Dimensions of z."""
     loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein"] = "non_saturating"
-    """The two losses."""
+    """Adversarial loss of discriminator and generator: see `jgen/prob/adversarial.py`."""
     disc_norm: Literal["batch", "spectral", "none"] = "batch"
-    """Normalisation of the discriminator: of its features (all but the first), of its weights, or none."""
+    """Normalisation in the discriminator: batch (after every convolution but the first), spectral (of the weights) or
+    none."""
     regulariser: Literal["none", "clip", "gradient_penalty", "r1"] = "none"
-    """What bounds the discriminator's gradient: clipped weights, or a penalty."""
+    """Regulariser of the discriminator: weight clipping, gradient penalty, R1 or none."""
     clip: float = 0.01
-    """Largest absolute weight of the discriminator, with the regulariser clip."""
+    """Clipping bound c of the discriminator's weights, for regulariser clip."""
     penalty_weight: float = 10.0
     """Weight of the penalty (for R1, of half the squared gradient)."""
     penalty_every: int = 1
@@ -83,7 +84,7 @@ class Config:
     disc_steps: int = 1
     """k: updates of the discriminator for each update of the generator, each on a different batch."""
     conditioning: Literal["none", "projection", "concatenation"] = "projection"
-    """How the discriminator is conditioned on the class; with none, neither network is."""
+    """How the discriminator is conditioned on the class; none: both networks are unconditional."""
     norm_momentum: float = 0.9
     """Decay of the running statistics of batch normalisation, which sampling uses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -92,7 +93,7 @@ class Config:
 
 
 class Dcgan(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     data: DataSpec
@@ -118,7 +119,7 @@ class Dcgan(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A DCGAN over images of the shape, the number of levels and the classes of `data`.
+    """A DCGAN for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: images that cannot be halved `len(channels)` times, or options out of their range.
@@ -232,7 +233,7 @@ def penalty(gan: Dcgan, disc: Tree, stats: Tree, keys: jax.Array, x: jax.Array, 
 def disc_loss(
     gan: Dcgan, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    """L_D, with the penalty unless that has a phase of its own."""
+    """L_D, plus the penalty if `penalty_every` is 1."""
     c = gan.config
     key_z, key_penalty = rng.split(keys, 2)
     x, cond = to_float(batch["image"], gan.levels), select(batch, gan.conditions)
@@ -317,7 +318,7 @@ def clip_weights(limit: float, roles: Roles) -> Roles:
 
 
 def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no DCGAN can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     images = data.image
     require_positive(channels=config.channels, latent=config.latent, disc_steps=config.disc_steps, clip=config.clip)
     require_positive(penalty_weight=config.penalty_weight, penalty_every=config.penalty_every)
@@ -326,8 +327,8 @@ def check_config(config: Config, data: DataSpec) -> None:
     halvings = len(config.channels)
     require(
         images.height % 2**halvings == 0 and images.width % 2**halvings == 0,
-        f"images are {images.height}x{images.width}: {halvings} channels halve them {halvings} times, which needs sizes"
-        f" divisible by {2**halvings}",
+        f"images are {images.height}x{images.width}: channels has {halvings} entries, each of which halves the size, so"
+        f" height and width must be divisible by {2**halvings}",
     )
     penalised = config.regulariser in ("gradient_penalty", "r1")
     require(
@@ -336,7 +337,8 @@ def check_config(config: Config, data: DataSpec) -> None:
     )
     require(
         penalised or config.penalty_every == 1,
-        f"penalty_every is {config.penalty_every}: the regulariser {config.regulariser!r} is no penalty and takes 1",
+        f"penalty_every is {config.penalty_every}: it must be 1, since regulariser {config.regulariser!r} adds no"
+        " penalty",
     )
     require(
         config.loss != "wasserstein" or config.regulariser != "none" or config.disc_norm == "spectral",

@@ -107,7 +107,8 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(NamedTuple):
-    """What `make` binds the functions below to; `decoder` is None where the weights are tied."""
+    """First argument of the functions below, bound by `make` with `functools.partial`. `decoder` is None where the
+    weights are tied."""
 
     config: Config
     images: ImageSpec
@@ -116,7 +117,7 @@ class Autoencoder(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """An autoencoder of images of the shape and the number of levels of `data`.
+    """An autoencoder for the image shape and levels of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -275,7 +276,7 @@ def decode(ae: Autoencoder, params: Roles, ctx: Context, keys: jax.Array, z: jax
 
 
 def check_config(config: Config, images: ImageSpec) -> None:
-    """Raises `UserError` for a configuration that no autoencoder can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     c = config
     require_positive(latent=c.latent)
     if c.network == "conv":

@@ -80,7 +80,8 @@ class Mixture(NamedTuple):
 
 
 class Density(NamedTuple):
-    """What `make` binds the functions below to; `rows` is the number of classes, 1 without."""
+    """First argument of the functions below, bound by `make` with `functools.partial`. `rows` is the number of classes,
+    1 without."""
 
     config: Config
     autoencoder: GenerativeModel
@@ -264,7 +265,7 @@ def decode(density: Density, params: Roles, ctx: Context, keys: jax.Array, z: ja
 
 
 def check_config(config: Config, data: DataSpec, autoencoder: GenerativeModel) -> None:
-    """Raises `UserError` for a configuration that no density can be fitted for."""
+    """Raises `UserError` if the configuration is invalid for this data or this autoencoder."""
     name = autoencoder.name
     has_codes = autoencoder.encode is not None and autoencoder.decode is not None
     require(has_codes, f"frozen.autoencoder is a {name}, which does not encode and decode: it must be an autoencoder")

@@ -89,7 +89,7 @@ class Config:
 
 
 class VdVae(NamedTuple):
-    """What `make` binds the functions below to."""
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
     data: DataSpec
@@ -116,7 +116,7 @@ class Terms(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A very deep VAE over images of the shape, the number of levels and the classes of `data`.
+    """A very deep VAE for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -304,7 +304,7 @@ def check_latents(vae: VdVae, latents: Any) -> None:
 
 
 def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no such model can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     require_positive(width=config.width, latent=config.latent, mixtures=config.mixtures)
     hidden = int(config.bottleneck * config.width)
     require(hidden > 0, f"bottleneck is {config.bottleneck}: of a width of {config.width} it must leave a channel")

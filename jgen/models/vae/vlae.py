@@ -8,28 +8,28 @@
               code of x                                                                            (section 2)
     IWAE      log p(x) >= E log (1/K) sum_k p(x|z_k) p(z_k) / q(z_k|x)                   Burda et al. 2016
     loss      (- E_q[log p(x|z)] + max(log q(z|x) - log p(z), free_bits)) / (H W C)
-    sampling  eps ~ temperature N(0, I), z = f(eps) one dimension after another, then the pixels one after another,
+    sampling  eps ~ N(0, temperature^2 I), z = f(eps) one dimension after another, then the pixels one after another,
               x_i ~ softmax(logits_i / pixel_temperature)
 
-What the decoder can tell from the window costs no bits of z, so z keeps what is left: with a small window the global
-structure alone. With one that sees the whole image z would be unused. The prior on z with the Gaussian q is the prior
-N(0, I) on eps with an inverse autoregressive flow as posterior, q(eps|x) = q(z|x) |det d z / d eps|: the bound is the
-same, draw by draw (section 3.2).
+The latents need not encode what the decoder can predict from its window: with a small window, z keeps only global
+structure; with one that covers the whole image, z would be unused. Equivalently, the flow prior on z with the Gaussian
+q(z|x) is a prior N(0, I) on eps with an inverse autoregressive flow as posterior, q(eps|x) = q(z|x) |det d z / d eps|;
+the bound is the same for every draw (section 3.2).
 
-Latents: `encode` gives eps = f^-1(mu), float32 (B, latent), of which the prior is N(0, I). An image is lossy given its
-latents: `decode`, and so a reconstruction or an interpolation, *draws* from p(x|z) at `pixel_temperature`; other keys
-give other details.
+Latents: `encode` gives eps = f^-1(mu), float32 (B, latent), of which the prior is N(0, I). Decoding is stochastic:
+`decode`, and hence reconstruction and interpolation, samples from p(x|z) at `pixel_temperature`; a different key gives
+different details.
 
 Glossary: x image; z latent, eps the noise that the prior makes it of; mu, logvar of the encoder; f the flow
 (`jgen.nn.autoregressive_flow`); window see `jgen.nn.local_pixelcnn`.
 
 Differs from the paper: z is a vector on every data set; the decoder reads its window by one convolution, where the
-paper stacks small ones; a class, where there is one, is given to encoder, prior and decoder; pixels of many levels
-have a softmax; free bits hold for the one draw of every image, not for a batch's mean, so that the loss is a mean over
-examples.
+paper stacks small ones; a class, where there is one, is given to encoder, prior and decoder; pixels with more than two
+levels use a softmax; free bits apply to each image's single draw, not to the batch mean, so that the loss is a mean
+over examples.
 
 Measured: bound 1.726 bits/dim on the 8x8 digits in 17 levels (K = 1, given the class), a classifier assigns 98.1 % of
-samples to the class that they were conditioned on, FD 22.7 (of training images 22.6), 1,500 steps of
+samples to the class they were conditioned on, FD 22.7 (22.6 for training images), 1,500 steps of
 `python train.py configs/vae/vlae.py:digits`. A smaller window leaves more to z: with `--model.window 1` the KL
 divergence of validation images is 5.0 nats in place of 3.0, the bound 1.753 bits/dim, FD 25.1.
 """
@@ -64,7 +64,7 @@ from jgen.prob.likelihoods import normal_log_prob
 from jgen.prob.pixels import bits_per_dim, to_float
 from jgen.samplers.autoregressive import sample_raster
 
-AT_ONCE = 128  # images decoded at once in the importance-weighted bound
+AT_ONCE = 128  # latents decoded at once, over all images, in the importance-weighted bound
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Sampling:
     temperature: float = 1.0
     """Standard deviation of the prior's noise: 1 samples from the model, below 1 favours typical latents."""
     pixel_temperature: float = 1.0
-    """The logits of the pixels are divided by it: below 1 favours the likelier values; above 0. Of `decode`, too."""
+    """Divisor of the pixels' logits; below 1 favours likelier values. Must be positive. Also used by `decode`."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,24 @@ class Config:
     latent: int = 32
     """Dimensions of z."""
     context: int = 32
-    """Features of z at every pixel, which the decoder's last part reads beside its window."""
+    """Decoder features of z per pixel; the PixelCNN reads them together with its window."""
     window: int = 2
-    """Reach of the decoder: a pixel sees as many rows above, columns on both sides, and pixels to its left."""
+    """Receptive field: `window` rows above, `window` columns on each side, and `window` pixels to the left."""
     pixel_features: int = 64
     """Width of the layers that read the window; a multiple of the images' channels."""
     pixel_blocks: int = 3
-    """Residual blocks of 1x1 convolutions behind the layer that reads the window."""
+    """Residual blocks of 1x1 convolutions after the window convolution."""
     dropout: float = 0.0
-    """Dropout rate of the features of z at every pixel, and in these blocks."""
+    """Dropout rate of the decoder features and in the `pixel_blocks`."""
     flow_layers: int = 2
     """Autoregressive layers of the prior; 0: a standard normal."""
     flow_units: int = 16
     """Units for every dimension in each hidden layer of the prior's networks."""
     flow_depth: int = 2
-    """Hidden layers of each of them."""
+    """Hidden layers in each of the prior's networks."""
     free_bits: float = 0.0
-    """Nats of an image's KL divergence that are not penalised; the paper's 0.01 a dimension are 0.01 H W C."""
+    """Nats of an image's KL divergence that are not penalised. The paper's 0.01 nats per data dimension correspond to
+    0.01 H W C."""
     class_conditional: bool = False
     """Condition on the label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -116,7 +117,8 @@ class Config:
 
 
 class Vlae(NamedTuple):
-    """What `make` binds the functions below to; `decoder` gives the context of every pixel, (B, H, W, context)."""
+    """First argument of the functions below, bound by `make` with `functools.partial`. `decoder` maps z to features of
+    every pixel, (B, H, W, context)."""
 
     config: Config
     data: DataSpec
@@ -138,12 +140,12 @@ class Terms(NamedTuple):
 
     @property
     def elbo(self) -> jax.Array:
-        """The bound of the draw, (B,), and the log of its importance weight."""
+        """The single-sample ELBO, (B,), which equals the log importance weight of the draw."""
         return self.log_p_x + self.log_ratio
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VLAE over images of the shape, the number of levels and the classes of `data`.
+    """A VLAE for the image shape, levels and classes of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -207,17 +209,17 @@ def posterior(vlae: Vlae, params: Roles, x: jax.Array, cond: Cond) -> tuple[jax.
 
 
 def to_eps(vlae: Vlae, params: Roles, z: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
-    """eps = f^-1(z), (B, latent), and log |det d eps / d z|, (B,)."""
+    """eps = f^-1(z), (B, latent), and log |det d eps / d z|, (B,). `AutoregressiveFlow` maps z to eps."""
     return vlae.prior.apply({"params": params["prior"]}, z, cond.get("label"))
 
 
 def to_z(vlae: Vlae, params: Roles, eps: jax.Array, cond: Cond) -> jax.Array:
-    """z = f(eps), (B, latent)."""
+    """z = f(eps), (B, latent): the inverse of the module, one dimension at a time."""
     return vlae.prior.apply({"params": params["prior"]}, eps, cond.get("label"), method="inverse")
 
 
-def to_context(vlae: Vlae, params: Roles, z: jax.Array, cond: Cond) -> jax.Array:
-    """The features of latents at every pixel, float32 (B, H, W, context)."""
+def decoder_features(vlae: Vlae, params: Roles, z: jax.Array, cond: Cond) -> jax.Array:
+    """Decoder features of z, float32 (B, H, W, context)."""
     return vlae.decoder.apply({"params": params["decoder"]}, z, cond.get("label"))
 
 
@@ -225,7 +227,7 @@ def decoded_log_prob(
     vlae: Vlae, params: Roles, z: jax.Array, x: jax.Array, cond: Cond, key_drop: jax.Array | None = None
 ) -> jax.Array:
     """log p(x|z), float32 (B,), of uint8 images."""
-    context = to_context(vlae, params, z, cond)
+    context = decoder_features(vlae, params, z, cond)
     logits = vlae.pixelcnn.apply({"params": params["pixelcnn"]}, x, context, key_drop)
     return categorical_log_prob(logits, x)
 
@@ -292,7 +294,7 @@ def draw_pixels(
 ) -> jax.Array:
     """uint8 images from p(x|z), z = f(eps), their logits divided by the temperature."""
     require_positive(pixel_temperature=temperature)
-    spec, context = vlae.data.image, to_context(vlae, params, to_z(vlae, params, eps, cond), cond)
+    spec, context = vlae.data.image, decoder_features(vlae, params, to_z(vlae, params, eps, cond), cond)
     drawn = sample_raster(vlae.pixelcnn, params["pixelcnn"], keys, context, spec.shape, spec.levels, temperature)
     return drawn.astype(jnp.uint8)
 
@@ -317,7 +319,7 @@ def decode(vlae: Vlae, params: Roles, ctx: Context, keys: jax.Array, eps: jax.Ar
 
 
 def check_config(config: Config, data: DataSpec) -> None:
-    """Raises `UserError` for a configuration that no VLAE can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     c, channels = config, data.image.channels
     check_conv(data.image.height, data.image.width, c.widths, c.blocks)
     require(all(h > 0 for h in c.hidden), f"hidden is {c.hidden}: every width must be above zero")
