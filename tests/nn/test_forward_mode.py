@@ -33,6 +33,7 @@ from jgen.nn import (
     pixel_transformer,
     pixelcnn,
     pixelcnn_pp,
+    pixelrnn,
     shifted_convolution,
     song_unet,
     spectral_norm,
@@ -197,6 +198,13 @@ CASES = {
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
     ),
     "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
+    "RowLSTM": lambda: layer(pixelrnn.RowLSTM(2, 3, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "DiagonalLSTM": lambda: layer(pixelrnn.DiagonalLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "DiagonalBiLSTM": lambda: layer(pixelrnn.DiagonalBiLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "pixelrnn.ResidualBlock": lambda: layer(
+        pixelrnn.ResidualBlock("row", 2, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(LABEL, KEYS)
+    ),
+    "PixelRNN": lambda: integers(pixelrnn.PixelRNN(4, 2, "diagonal", 4, 1, 8, num_classes=3)),
     "ShiftedConv": lambda: layer(shifted_convolution.ShiftedConv(2, 4, (2, 3), above=2), normal(2, 5, 4, 2)),
     "ShiftedConv of stride 2": lambda: layer(
         shifted_convolution.ShiftedConv(4, 4, (2, 2), stride=2), normal(2, 5, 4, 4)
@@ -249,7 +257,7 @@ CASES = {
     "spectral_norm": spectral,
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
-NETWORKS += ("BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
+NETWORKS += ("PixelRNN", "BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 
