@@ -10,6 +10,9 @@ Both layers compute, from the input x of a position and the states before it,
     Diagonal BiLSTM    h to the left and above, c to the left, x of the own pixel; and the mirror image of that (h to
                        the right and above, c to the right), whose output is shifted down by one row
 
+As x tells of the pixels before a position, not of its own, the mirror image would miss the last pixel of the row above.
+It takes the image beside x, all of which it sees in rows above.
+
 It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
 """
 
@@ -87,6 +90,7 @@ def window(h: jax.Array) -> jax.Array:
 class RowLSTM(nn.Module):
     """Section 3.1: (B, H, W, 2 f) to (B, H, W, f), row by row from above, with a convolution of n columns.
 
+    It does not look at the image, which other layers take.
     size: n, odd. groups: channels of the image. num_classes: 0 for none; the class adds a bias to the gates.
     """
 
@@ -104,7 +108,7 @@ class RowLSTM(nn.Module):
             zeros = nn.initializers.zeros
             self.label = nn.Embed(self.num_classes, GATES * f, dtype=self.dtype, embedding_init=zeros)
 
-    def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, image: jax.Array, label: jax.Array | None) -> jax.Array:
         gates = self.input(x) + to_bias(self.classes(label), 1)
         return recur(gates.swapaxes(0, 1), self.kernel.astype(self.dtype), partial(self.window, axis=1)).swapaxes(0, 1)
 
@@ -123,7 +127,9 @@ class RowLSTM(nn.Module):
         """h and c of the row above the first, (W, B, 2 f)."""
         return jnp.zeros((width, batch, 2 * self.features))
 
-    def enter(self, above: jax.Array, label: jax.Array | None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def enter(
+        self, above: jax.Array, image: jax.Array, label: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The row above as it is, and what the pixels take from it: their gates' part (W, B, 4 f), and c (W, B, f)."""
         h, cell = jnp.split(above, 2, axis=-1)
         gates = self.window(h.astype(self.dtype), axis=0) @ self.kernel.astype(self.dtype)
@@ -144,11 +150,12 @@ class RowLSTM(nn.Module):
 
 
 class DiagonalLSTM(nn.Module):
-    """Section 3.2: one direction, (B, H, W, 2 f) to (B, H, W, f), diagonal by diagonal from the upper left corner.
+    """Section 3.2: one direction, (B, H, W, inputs) to (B, H, W, f), diagonal by diagonal from the upper left corner.
 
     groups: channels of the image that are not to see each other at the own pixel; num_classes: as in `RowLSTM`.
     """
 
+    inputs: int
     features: int
     groups: int
     num_classes: int
@@ -156,7 +163,7 @@ class DiagonalLSTM(nn.Module):
 
     def setup(self) -> None:
         f = self.features
-        self.input = HorizontalConv(2 * f, GATES * f, 1, "B", self.groups, GATES, self.dtype)
+        self.input = HorizontalConv(self.inputs, GATES * f, 1, "B", self.groups, GATES, self.dtype)
         self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (2 * f, GATES * f), jnp.float32)
         if self.num_classes:
             zeros = nn.initializers.zeros
@@ -179,13 +186,13 @@ class DiagonalLSTM(nn.Module):
         return h.astype(self.dtype) @ kernel + to_bias(self.classes(label), 0)
 
     def pixel(self, state: jax.Array, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """h and c of a pixel, (B, f), from h and c of the pixel to the left, (B, 2 f), its x (B, 2 f) and `above`."""
+        """h and c of a pixel, (B, f) each, from those of the pixel to the left, (B, 2 f), x (B, inputs) and `above`."""
         h, cell = jnp.split(state, 2, axis=-1)
         recurrent = h.astype(self.dtype) @ self.kernel.astype(self.dtype)[: self.features]
         return lstm(self.input.pixel(None, x) + recurrent + context, cell)
 
     def row(self, x: jax.Array, h: jax.Array, label: jax.Array | None) -> jax.Array:
-        """h of a row, (W, B, f), from its x (W, B, 2 f) and h of the row above, (W, B, f)."""
+        """h of a row, (W, B, f), from its x (W, B, inputs) and h of the row above, (W, B, f)."""
 
         def step(state: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             h, cell = self.pixel(state, *inputs)
@@ -196,9 +203,10 @@ class DiagonalLSTM(nn.Module):
 
 
 class DiagonalBiLSTM(nn.Module):
-    """Section 3.2: both directions, (B, H, W, 2 f) to (B, H, W, f); the fields are those of `DiagonalLSTM`.
+    """Section 3.2: both directions, (B, H, W, 2 f) and the image (B, H, W, C) to (B, H, W, f).
 
-    The one from the right is that of the row above, all of which comes before a pixel, so it needs no mask.
+    The one from the right is that of the row above, all of which comes before a pixel: it has no mask, and the image
+    beside x. groups: C; num_classes: as in `RowLSTM`.
     """
 
     features: int
@@ -207,11 +215,13 @@ class DiagonalBiLSTM(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        self.left = DiagonalLSTM(self.features, self.groups, self.num_classes, self.dtype)
-        self.right = DiagonalLSTM(self.features, 1, self.num_classes, self.dtype)
+        f, rest = self.features, (self.num_classes, self.dtype)
+        self.left = DiagonalLSTM(2 * f, f, self.groups, *rest)
+        self.right = DiagonalLSTM(2 * f + self.groups, f, 1, *rest)
 
-    def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
-        right = self.right(x[:, :, ::-1], label)[:, :, ::-1]
+    def __call__(self, x: jax.Array, image: jax.Array, label: jax.Array | None) -> jax.Array:
+        whole = jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
+        right = self.right(whole[:, :, ::-1], label)[:, :, ::-1]
         return self.left(x, label) + shift(right, 1)
 
     # One row and one pixel at a time.
@@ -222,12 +232,15 @@ class DiagonalBiLSTM(nn.Module):
         f = self.features
         return jnp.zeros((width, batch, 4 * f)), jnp.zeros((width, batch, f)), jnp.zeros(())
 
-    def enter(self, above: tuple, label: jax.Array | None) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+    def enter(
+        self, above: tuple, image: jax.Array, label: jax.Array | None
+    ) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
         """What there is above, with h from the right of the row above; and what the pixels take from it: their gates'
         part from the left, (W, B, 4 f), and h from the right."""
         inputs, right, inside = above
         x, h, _ = jnp.split(inputs, [2 * self.features, 3 * self.features], axis=-1)
-        right = inside * self.right.row(x[::-1], right[::-1], label)[::-1]
+        whole = jnp.concatenate([x, image], axis=-1)
+        right = inside * self.right.row(whole[::-1], right[::-1], label)[::-1]
         return (inputs, right, inside), (self.left.above(h, label), right)
 
     def pixel(
@@ -264,8 +277,8 @@ class ResidualBlock(nn.Module):
             self.lstm = DiagonalBiLSTM(f, groups, classes, dtype)
         self.up = HorizontalConv(f, 2 * f, 1, "B", groups, dtype=dtype)
 
-    def __call__(self, x: jax.Array, label: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-        return x + self.up(dropout(self.lstm(x, label), keys, self.dropout_rate))
+    def __call__(self, x: jax.Array, image: jax.Array, label: jax.Array | None, keys: jax.Array | None) -> jax.Array:
+        return x + self.up(dropout(self.lstm(x, image, label), keys, self.dropout_rate))
 
     def pixel(self, left: jax.Array, x: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
         """The block at one pixel, (B, 2 f), and what to cache of it: x, h and c, (B, 4 f), as of the columns to the
@@ -305,9 +318,10 @@ class PixelRNN(nn.Module):
         self.out2 = HorizontalConv(self.hidden, C * self.levels, 1, "B", C)
 
     def __call__(self, x: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None) -> jax.Array:
-        h = self.first(self.embed(x))
+        image = self.embed(x)
+        h = self.first(image)
         for number, block in enumerate(self.layers):
-            h = block(h, label, None if keys is None else rng.fold_in(keys, number))
+            h = block(h, image, label, None if keys is None else rng.fold_in(keys, number))
         return self.to_logits(self.out2(nn.relu(self.out1(nn.relu(h)))))
 
     def to_logits(self, out: jax.Array) -> jax.Array:
@@ -326,7 +340,7 @@ class PixelRNN(nn.Module):
 
     def enter_row(self, rows: list[Any], label: jax.Array | None) -> tuple[list[Any], list[Any]]:
         """What the LSTMs have of the rows above, with all that depends on them alone, and the contexts of a row."""
-        entered = [block.lstm.enter(above, label) for block, above in zip(self.layers, rows[1:])]
+        entered = [block.lstm.enter(above, rows[0][-1], label) for block, above in zip(self.layers, rows[1:])]
         after, contexts = ([pair[place] for pair in entered] for place in (0, 1))
         return [rows[0], *after], [self.first.row(rows[0]), *contexts]
 

@@ -48,6 +48,7 @@ KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
+IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
 
 
 def normal(*shape):
@@ -198,11 +199,13 @@ CASES = {
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
     ),
     "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
-    "RowLSTM": lambda: layer(pixelrnn.RowLSTM(2, 3, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
-    "DiagonalLSTM": lambda: layer(pixelrnn.DiagonalLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
-    "DiagonalBiLSTM": lambda: layer(pixelrnn.DiagonalBiLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "RowLSTM": lambda: layer(pixelrnn.RowLSTM(2, 3, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(IMAGE, LABEL)),
+    "DiagonalLSTM": lambda: layer(pixelrnn.DiagonalLSTM(4, 2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "DiagonalBiLSTM": lambda: layer(
+        pixelrnn.DiagonalBiLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), normal(2, 3, 4, 2), rest=(LABEL,)
+    ),
     "pixelrnn.ResidualBlock": lambda: layer(
-        pixelrnn.ResidualBlock("row", 2, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(LABEL, KEYS)
+        pixelrnn.ResidualBlock("row", 2, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(IMAGE, LABEL, KEYS)
     ),
     "PixelRNN": lambda: integers(pixelrnn.PixelRNN(4, 2, "diagonal", 4, 1, 8, num_classes=3)),
     "ShiftedConv": lambda: layer(shifted_convolution.ShiftedConv(2, 4, (2, 3), above=2), normal(2, 5, 4, 2)),

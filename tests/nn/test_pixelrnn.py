@@ -26,10 +26,11 @@ def test_a_skewed_map_has_each_row_a_column_further_to_the_right(height, width):
 
 
 def make(module, height, width):
-    x = np.random.default_rng(1).standard_normal((B, height, width, 2 * F)).astype(np.float32)
-    params = normal_params(jax.eval_shape(module.init, jax.random.key(0), x, LABEL)["params"])
-    out = jax.jit(lambda p: module.apply({"params": p}, x, LABEL))(params)
-    return x.astype(np.float64), jax.tree.map(lambda p: np.asarray(p, np.float64), params), np.asarray(out)
+    draw = np.random.default_rng(1)
+    x, image = (draw.standard_normal((B, height, width, n)).astype(np.float32) for n in (2 * F, CHANNELS))
+    params = normal_params(jax.eval_shape(module.init, jax.random.key(0), x, image, LABEL)["params"])
+    out = jax.jit(lambda p: module.apply({"params": p}, x, image, LABEL))(params)
+    return (x.astype(np.float64), image), jax.tree.map(lambda p: np.asarray(p, np.float64), params), np.asarray(out)
 
 
 def cell_of(gates, cell):
@@ -49,7 +50,7 @@ def taps_of(params, groups):
 
 @pytest.mark.parametrize("size,height,width", [(3, 4, 5), (5, 3, 2), (3, 1, 3)])
 def test_a_row_lstm_is_the_recurrence_over_rows_pixel_by_pixel(size, height, width):
-    x, params, out = make(RowLSTM(F, size, CHANNELS, CLASSES, jnp.float32), height, width)
+    (x, _), params, out = make(RowLSTM(F, size, CHANNELS, CLASSES, jnp.float32), height, width)
     taps, reach = taps_of(params, CHANNELS), size // 2
     states = params["kernel"].reshape(size, F, 4 * F)
     h, c = np.zeros((2, height, width, B, F))
@@ -65,7 +66,7 @@ def test_a_row_lstm_is_the_recurrence_over_rows_pixel_by_pixel(size, height, wid
 
 @pytest.mark.parametrize("height,width", [(3, 4), (4, 2), (1, 3), (3, 1)])
 def test_a_diagonal_bilstm_is_the_recurrence_over_pixels_from_both_sides(height, width):
-    x, params, out = make(DiagonalBiLSTM(F, CHANNELS, CLASSES, jnp.float32), height, width)
+    (x, image), params, out = make(DiagonalBiLSTM(F, CHANNELS, CLASSES, jnp.float32), height, width)
     expected = np.zeros((height + 1, width, B, F))
     for side, groups in (("left", CHANNELS), ("right", 1)):
         own = params[side]
@@ -74,7 +75,8 @@ def test_a_diagonal_bilstm_is_the_recurrence_over_pixels_from_both_sides(height,
         for i in range(height):
             for place in range(width):
                 j, before = (place, place - 1) if side == "left" else (width - 1 - place, width - place)
-                gates = x[:, i, j] @ taps + own["input"]["bias"] + own["label"]["embedding"][LABEL]
+                seen = x[:, i, j] if side == "left" else np.concatenate([x[:, i, j], image[:, i, j]], -1)
+                gates = seen @ taps + own["input"]["bias"] + own["label"]["embedding"][LABEL]
                 if place:
                     gates = gates + h[i, before] @ kernel[:F]
                 if i:

@@ -16,10 +16,11 @@ Glossary: x an image, or a layer's input; x_<i the pixels above and to the left;
 output, forget and input gates and the content. The Row LSTM sees a triangle above the pixel, the Diagonal BiLSTM all of
 the pixels before it.
 
-Differs from the paper: the class may add a bias to the gates of every layer, and dropout is an option; the direction
-from the right, which sees whole pixels above only, has no mask over channels; no skip connections from the layers to
-the output and no multi-scale model. Sampling caches the states: to draw one channel of a pixel, the network is
-evaluated at that pixel only, and the direction from the right once a row.
+Differs from the paper: the class may add a bias to the gates of every layer, and dropout is an option. The direction
+from the right, shifted down, sees whole pixels only: it has no mask over channels, and takes the image beside its
+input, without which a pixel does not see the last one of the row above from further than the first layer reaches. No
+skip connections from the layers to the output and no multi-scale model. Sampling caches the states: to draw one channel
+of a pixel, the network is evaluated at that pixel only, and the direction from the right once a row.
 
 Measured: nothing yet.
 """
