@@ -50,12 +50,6 @@ def unskew(x: jax.Array) -> jax.Array:
     return flat.reshape(batch, height, length + 1, channels)[:, :, : length + 1 - height]
 
 
-def shift(x: jax.Array, axis: int) -> jax.Array:
-    """Moved by one along an axis, the first place zero."""
-    widths = [(int(a == axis), 0) for a in range(x.ndim)]
-    return jax.lax.slice_in_dim(jnp.pad(x, widths), 0, x.shape[axis], axis=axis)
-
-
 def lstm(gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
     """h and c of equation 3: gates o, f, i, g before their activations, (..., 4 f), and c (..., f), float32."""
     output, forget, enter, content = jnp.split(gates.astype(jnp.float32), GATES, axis=-1)
@@ -83,8 +77,8 @@ def recur(gates: jax.Array, kernel: jax.Array, window: Callable[[jax.Array], jax
 
 
 def window(h: jax.Array) -> jax.Array:
-    """Along the last axis but one, rows: (..., H, f) to (..., H, 2 f), each with the one above it."""
-    return jnp.concatenate([h, shift(h, h.ndim - 2)], axis=-1)
+    """A diagonal's rows, each with the one above it: (B, H, f) to (B, H, 2 f)."""
+    return jnp.concatenate([h, jnp.pad(h, ((0, 0), (1, 0), (0, 0)))[:, :-1]], axis=-1)
 
 
 class RowLSTM(nn.Module):
@@ -220,9 +214,10 @@ class DiagonalBiLSTM(nn.Module):
         self.right = DiagonalLSTM(2 * f + self.groups, f, 1, *rest)
 
     def __call__(self, x: jax.Array, image: jax.Array, label: jax.Array | None) -> jax.Array:
-        whole = jnp.concatenate([x, image.astype(x.dtype)], axis=-1)
+        # What the last row would give is shifted out of the image.
+        whole = jnp.concatenate([x, image.astype(x.dtype)], axis=-1)[:, :-1]
         right = self.right(whole[:, :, ::-1], label)[:, :, ::-1]
-        return self.left(x, label) + shift(right, 1)
+        return self.left(x, label) + jnp.pad(right, ((0, 0), (1, 0), (0, 0), (0, 0)))
 
     # One row and one pixel at a time.
 
