@@ -7,20 +7,24 @@ import pytest
 from naive_autoregressive import random_params
 
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.nn.pixelrnn import PixelRNN
 
 H, W, LEVELS = 5, 6, 3
 
 
-def dependence(network, channels):
-    """Whether the logits of (i, j, c) depend on the value of (k, l, d): bool (H, W, C, H, W, C)."""
+def dependence(network, channels, context=None):
+    """Whether the logits of (i, j, c) depend on the value of (k, l, d): bool (H, W, C, H, W, C).
+
+    context: (1, H, W, F), features that the network is given at every pixel; None: it is given none.
+    """
     shape = (H, W, channels)
-    jacobian = jax.jit(jax.jacobian(lambda x, params: network.apply({"params": params}, x[None])[0]))
+    jacobian = jax.jit(jax.jacobian(lambda x, params: network.apply({"params": params}, x[None], context)[0]))
     depends = np.zeros((*shape, *shape), bool)
     for seed in range(4):  # a ReLU may hide a path in one draw
         x = np.random.default_rng(seed).uniform(0, LEVELS - 1, shape).astype(np.float32)
-        depends |= np.any(np.asarray(jacobian(x, random_params(network, shape, seed=seed))) != 0, axis=3)
+        depends |= np.any(np.asarray(jacobian(x, random_params(network, shape, context, seed))) != 0, axis=3)
     return depends
 
 
@@ -75,6 +79,20 @@ def test_a_diagonal_bilstm_sees_all_before_the_pixel_with_one_layer(channels):
     np.testing.assert_array_equal(dependence(network, channels), wanted(channels, lambda up, left: up >= 0))
 
 
+@pytest.mark.parametrize("window,channels", [(1, 1), (2, 1), (1, 3), (7, 1)])
+def test_a_local_pixelcnn_sees_its_window_and_the_context_at_the_pixel(window, channels):
+    network = LocalPixelCNN(LEVELS, channels, 24, 2, window)
+    context = jnp.asarray(np.random.default_rng(9).standard_normal((1, H, W, 2)), jnp.float32)
+    depends = dependence(network, channels, context)
+    np.testing.assert_array_equal(depends, wanted(channels, lambda up, left: (up <= window) & (abs(left) <= window)))
+
+    x, params = jnp.ones((1, H, W, channels)), random_params(network, (H, W, channels), context)
+    jacobian = jax.jit(jax.jacobian(lambda context: network.apply({"params": params}, x, context)[0]))(context)
+    at = np.any(np.asarray(jacobian) != 0, axis=(3, 4, 7))  # (H, W, C, H, W): of the context at (k, l)
+    here = np.eye(H * W, dtype=bool).reshape(H, W, 1, H, W)
+    np.testing.assert_array_equal(at, np.broadcast_to(here, at.shape))
+
+
 def test_codes_with_learned_vectors_are_causal_too():
     """Without derivatives: a change of one code changes logits of later positions only."""
     network = GatedPixelCNN(50, 1, 8, 2, 8, embedding=4)
@@ -101,3 +119,20 @@ def test_dropout_belongs_to_an_example():
     assert np.any(dropped[0] != dropped[1])
     plain = np.asarray(network.apply({"params": params}, x))
     np.testing.assert_allclose(plain[0], plain[1], atol=1e-6)
+
+
+def test_dropout_of_a_local_pixelcnn_belongs_to_an_example_and_reaches_context_and_blocks():
+    x, context, keys = (
+        jnp.zeros((3, H, W, 1), jnp.int32),
+        jnp.ones((3, H, W, 4)),
+        jax.random.split(jax.random.key(1), 3),
+    )
+    for blocks in (0, 2):
+        network = LocalPixelCNN(LEVELS, 1, 8, blocks, 1, dropout_rate=0.5)
+        params = random_params(network, x.shape[1:], context[:1])
+        run = jax.jit(lambda x, context, keys, n=network, p=params: n.apply({"params": p}, x, context, keys))
+        dropped = np.asarray(run(x, context, keys))
+        np.testing.assert_allclose(run(x[1:], context[1:], keys[1:]), dropped[1:], atol=1e-5)
+        assert np.any(dropped[0] != dropped[1])
+    without = np.asarray(network.apply({"params": params}, x, context))
+    np.testing.assert_allclose(without[0], without[1], atol=1e-6)

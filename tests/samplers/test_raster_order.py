@@ -9,6 +9,7 @@ from naive_autoregressive import random_params, sample_naively
 from jgen.core import keys as rng
 from jgen.errors import NotSupported, UserError
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.nn.pixelrnn import PixelRNN
 from jgen.samplers import autoregressive
@@ -29,6 +30,8 @@ CASES = {
     "pixelrnn, colours, classes": (PixelRNN(5, 3, "diagonal", 6, 2, 6, num_classes=3), (4, 5, 3), 5, 1.0, 4),
     "pixelrnn, one row": (PixelRNN(4, 3, "diagonal", 6, 1, 6), (1, 4, 3), 4, 1.0, 2),
     "pixelrnn, one column": (PixelRNN(4, 1, "diagonal", 6, 1, 6), (5, 1, 1), 4, 1.0, 3),
+    "local": (LocalPixelCNN(4, 1, 8, 2, 2), (5, 6, 1), 4, 0.7, 18),
+    "local, colours": (LocalPixelCNN(3, 3, 6, 1, 1), (4, 5, 3), 3, 1.0, 3),
 }
 
 
@@ -36,7 +39,10 @@ def make(name):
     """(network, parameters, keys, labels, shape, levels, temperature)."""
     network, shape, levels, temperature, batch = CASES[name]
     keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
-    label = jnp.arange(batch) % network.num_classes if network.num_classes else None
+    if isinstance(network, LocalPixelCNN):  # which is given features at every pixel in place of a class
+        label = jax.random.normal(jax.random.key(2), (batch, *shape[:2], 3))
+    else:
+        label = jnp.arange(batch) % network.num_classes if network.num_classes else None
     params = random_params(network, shape, None if label is None else label[:1])
     return network, params, keys, label, shape, levels, temperature
 
