@@ -26,8 +26,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Validation of 1,500 steps ends at 1.689 bits/dim; that of two Diagonal BiLSTMs, which take as long, with a dropout
-    # of 0.3 and 2,000 steps at 1.697.
+    # Validation ends at 1.674 bits/dim; with two Diagonal BiLSTMs, which take as long, and a dropout of 0.3 at 1.697.
     model = Config(layer="row", features=32, blocks=4, first_kernel=5, hidden=64, dropout=0.4, class_conditional=True)
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
     return Experiment(model, Data(name="digits"), digits_training(2000, optimiser))

@@ -22,7 +22,9 @@ input, without which a pixel does not see the last one of the row above from fur
 skip connections from the layers to the output and no multi-scale model. Sampling caches the states: to draw one channel
 of a pixel, the network is evaluated at that pixel only, and the direction from the right once a row.
 
-Measured: nothing yet.
+Measured: 1.696 bits/dim on the 8x8 digits in 17 levels, given the class, 2,000 steps of
+`python train.py configs/autoregressive/pixelrnn.py:digits`, which has Row LSTMs; with two Diagonal BiLSTMs and a
+dropout of 0.3, which takes as long, 1.724.
 """
 
 from __future__ import annotations
