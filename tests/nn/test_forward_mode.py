@@ -35,6 +35,7 @@ from jgen.nn import (
     pixel_transformer,
     pixelcnn,
     pixelcnn_pp,
+    pixelrnn,
     shifted_convolution,
     song_unet,
     spectral_norm,
@@ -49,6 +50,7 @@ KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
+IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
 
 
 def normal(*shape):
@@ -199,6 +201,15 @@ CASES = {
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
     ),
     "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
+    "RowLSTM": lambda: layer(pixelrnn.RowLSTM(2, 3, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(IMAGE, LABEL)),
+    "DiagonalLSTM": lambda: layer(pixelrnn.DiagonalLSTM(4, 2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "DiagonalBiLSTM": lambda: layer(
+        pixelrnn.DiagonalBiLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), normal(2, 3, 4, 2), rest=(LABEL,)
+    ),
+    "pixelrnn.ResidualBlock": lambda: layer(
+        pixelrnn.ResidualBlock("row", 2, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(IMAGE, LABEL, KEYS)
+    ),
+    "PixelRNN": lambda: integers(pixelrnn.PixelRNN(4, 2, "diagonal", 4, 1, 8, num_classes=3)),
     "PointwiseBlock": lambda: layer(local_pixelcnn.PointwiseBlock(4, 2, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(KEYS,)),
     "LocalPixelCNN": lambda: integers(local_pixelcnn.LocalPixelCNN(4, 2, 8, 1, 1), normal(2, 4, 5, 3)),
     "MaskedDense": lambda: layer(autoregressive_flow.MaskedDense(3, 2, 2, "B"), normal(4, 6)),
@@ -258,7 +269,8 @@ CASES = {
     "spectral_norm": spectral,
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
-NETWORKS += ("LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
+NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
+NETWORKS += ("PixelTransformer",)
 LAYERS = [name for name in CASES if name not in NETWORKS]  # of a network it takes long, and its layers are here
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 

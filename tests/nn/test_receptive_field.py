@@ -9,6 +9,7 @@ from naive_autoregressive import random_params
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
+from jgen.nn.pixelrnn import PixelRNN
 
 H, W, LEVELS = 5, 6, 3
 
@@ -56,6 +57,26 @@ def test_pixelcnn_is_causal_and_has_its_blind_spot(channels):
     np.testing.assert_array_equal(depends, seen)
     blind = everything & ~depends
     assert blind[1, 2, 0, 0, 4, 0] and not blind[1, 2, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize("size,channels", [(3, 1), (3, 3), (5, 1)])
+def test_a_row_lstm_sees_a_triangle_above_the_pixel(size, channels):
+    """As many rows up as there are; each opens n // 2 columns, and each layer as many to the left of all."""
+    reach, blocks = size // 2, 2
+    network = PixelRNN(LEVELS, channels, "row", 6, blocks, 24, first_size=3, size=size)
+    depends = dependence(network, channels)
+    # The last step, of the first layer's 3 x 3 convolution, goes to the left, or up a row and a column to the right.
+    right = {3: lambda up: up, 5: lambda up: 2 * up - 1}[size]
+    seen = wanted(channels, lambda up, left: (left <= (up + blocks) * reach + 1) & ((up == 0) | (-left <= right(up))))
+    np.testing.assert_array_equal(depends, seen)
+    assert not np.array_equal(depends, wanted(channels, lambda up, left: up >= 0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_diagonal_bilstm_sees_all_before_the_pixel_with_one_layer(channels):
+    """The last pixel of the row above, too, which is out of the first layer's reach here."""
+    network = PixelRNN(LEVELS, channels, "diagonal", 6, 1, 24, first_size=3)
+    np.testing.assert_array_equal(dependence(network, channels), wanted(channels, lambda up, left: up >= 0))
 
 
 @pytest.mark.parametrize("window,channels", [(1, 1), (2, 1), (1, 3), (7, 1)])
