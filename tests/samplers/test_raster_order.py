@@ -8,6 +8,7 @@ from naive_autoregressive import random_params, sample_naively
 
 from jgen.core import keys as rng
 from jgen.errors import NotSupported, UserError
+from jgen.nn.code_pixelcnn import CodePixelCNN
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.samplers import autoregressive
@@ -24,6 +25,15 @@ CASES = {
     "gated, one column": (GatedPixelCNN(4, 1, 8, 1, 8), (5, 1, 1), 4, 1.0, 3),
     "pixelcnn": (PixelCNN(2, 1, **SMALL), (6, 5, 1), 2, 0.7, 18),
     "pixelcnn, colours, classes": (PixelCNN(5, 3, 12, 1, 12, num_classes=3), (4, 5, 3), 5, 1.0, 3),
+    "attention": (CodePixelCNN(6, (4, 5), 8, 3, 8, embedding=4, attention=2, heads=2), (4, 5, 1), 6, 1.0, 4),
+    "attention, classes, local": (
+        CodePixelCNN(9, (3, 4), 8, 1, 8, 3, embedding=4, attention=2, heads=4, num_classes=3, local=True),
+        (3, 4, 1),
+        9,
+        0.7,
+        19,
+    ),
+    "local": (CodePixelCNN(5, (4, 3), 8, 2, 8, embedding=4, output_blocks=0, local=True), (4, 3, 1), 5, 1.0, 3),
 }
 
 
@@ -32,7 +42,11 @@ def make(name):
     network, shape, levels, temperature, batch = CASES[name]
     keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
     label = jnp.arange(batch) % network.num_classes if network.num_classes else None
-    params = random_params(network, shape, None if label is None else label[:1])
+    if isinstance(network, CodePixelCNN):
+        local = jax.random.normal(jax.random.key(2), (batch, *shape[:2], 3))
+        label = {"label": label} if network.num_classes else {}
+        label |= {"local": local} if network.local else {}
+    params = random_params(network, shape, jax.tree.map(lambda x: x[:1], label))
     return network, params, keys, label, shape, levels, temperature
 
 
@@ -79,7 +93,7 @@ def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     np.testing.assert_array_equal(draw(5), chunks[:5])
 
 
-@pytest.mark.parametrize("name", ["gated", "pixelcnn", "pixelcnn, colours, classes"])
+@pytest.mark.parametrize("name", ["gated", "pixelcnn", "pixelcnn, colours, classes", "attention, classes, local"])
 def test_the_program_holds_no_image_wide_convolution(name):
     """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
     network, params, keys, label, shape, levels, temperature = make(name)
