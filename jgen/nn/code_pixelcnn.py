@@ -105,7 +105,8 @@ class CausalAttention(nn.Module):
         """One position, h (B, features), given the keys and values before it as `attend` takes them: its output, and
         its own key and value, (B, heads, D)."""
         q, k, v = self.project(h, position[None])
-        attended = attend(*(x[:, None, None] for x in (q, k, v)), sources)
+        own_q, own_k, own_v = (x[:, None, None] for x in (q, k, v))  # one piece of one query
+        attended = attend(own_q, own_k, own_v, sources)
         return h + self.out(attended.reshape(h.shape)), k, v
 
     def project(self, h: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -86,7 +86,7 @@ def test_dropout_belongs_to_an_example():
 
 @pytest.mark.parametrize("attention", [0, 2])
 def test_attention_sees_every_code_before_and_none_after(attention):
-    """The derivatives of the logits by the codes' vectors; without attention only those within the convolutions' reach."""
+    """By derivatives in the codes' vectors; without attention, those within the reach of the convolutions alone."""
     height, width = 3, 4
     network = CodePixelCNN(LEVELS, (height, width), 8, 1, 8, 3, embedding=4, attention=attention, heads=2)
     codes = np.zeros((1, height, width, 1), np.int32)
