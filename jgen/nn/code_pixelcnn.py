@@ -3,7 +3,8 @@
 `CodePixelCNN` is a Gated PixelCNN over a grid of codes (`jgen.nn.gated_pixelcnn`), to which are added
 
     attention     h_i <- h_i + W_o softmax_{j <= i}(q_i . k_j / sqrt(D)) v_j, after some of the layers, of the
-                  horizontal stack's features in raster order; h_j depends on the codes before j alone
+                  horizontal stack's features in raster order; keys and values also see code j - 1, since the last
+                  code of a row may be out of the convolutions' reach where the next begins
     conditioning  on features of a coarser grid of codes at every location, which `ConditioningStack` gives
     output stack  h <- h + W_2 relu(W_1 relu(h)), 1 x 1, before the logits
 
@@ -83,7 +84,8 @@ class ConditioningStack(nn.Module):
 class CausalAttention(nn.Module):
     """h (B, H, W, features) plus attention of every position to itself and all before it in raster order.
 
-    positions: learned, (H W, features), added to what queries, keys and values are computed from.
+    Queries, keys and values are computed from h, the positions' learned vectors, (H W, features), and the vectors of
+    the codes before them: those of `codes`, (B, H, W, C), each moved to the position after it.
     """
 
     features: int
@@ -93,25 +95,30 @@ class CausalAttention(nn.Module):
 
     def setup(self) -> None:
         self.norm = nn.LayerNorm(dtype=self.dtype)
+        self.code_before = nn.Dense(self.features, use_bias=False, dtype=self.dtype)
         self.query_key_value = nn.Dense(3 * self.features, dtype=self.dtype)
         self.out = nn.Dense(self.features, dtype=self.dtype)
 
-    def __call__(self, h: jax.Array, positions: jax.Array, keys: jax.Array | None) -> jax.Array:
-        flat = h.reshape(h.shape[0], -1, self.features)
-        attended = causal_attention(*self.project(flat, positions[None]))
+    def __call__(self, h: jax.Array, codes: jax.Array, positions: jax.Array, keys: jax.Array | None) -> jax.Array:
+        flat, vectors = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (h, codes))
+        before = jnp.pad(vectors, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        attended = causal_attention(*self.project(flat, before, positions[None]))
         return h + dropout(self.out(attended.reshape(h.shape)), keys, self.dropout_rate)
 
-    def pixel(self, h: jax.Array, position: jax.Array, sources: list[Source]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """One position, h (B, features), given the keys and values before it as `attend` takes them: its output, and
-        its own key and value, (B, heads, D)."""
-        q, k, v = self.project(h, position[None])
+    def pixel(
+        self, h: jax.Array, before: jax.Array, position: jax.Array, sources: list[Source]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One position, h (B, features), given the vector of the code before it, (B, C), and the keys and values before
+        it as `attend` takes them: its output, and its own key and value, (B, heads, D)."""
+        q, k, v = self.project(h, before, position[None])
         own_q, own_k, own_v = (x[:, None, None] for x in (q, k, v))  # one piece of one query
         attended = attend(own_q, own_k, own_v, sources)
         return h + self.out(attended.reshape(h.shape)), k, v
 
-    def project(self, h: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, h: jax.Array, before: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values (..., heads, D) of (..., features)."""
-        x = self.query_key_value(self.norm(h) + position.astype(self.dtype))
+        x = self.norm(h) + self.code_before(before) + position.astype(self.dtype)
+        x = self.query_key_value(x)
         q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in jnp.split(x, 3, axis=-1))
         return q, k, v
 
@@ -191,12 +198,12 @@ class CodePixelCNN(nn.Module):
         def key(number: int) -> jax.Array | None:
             return None if keys is None else rng.fold_in(keys, number)
 
-        v = h = self.embed(x)
+        v = h = codes = self.embed(x)
         for number, layer in enumerate(self.layers):
             v, h = layer(v, h, cond.get("label"), key(3 * number), cond.get("local"))
             place = self.attention_after(number)
             if place is not None:
-                h = self.attentions[place](h, self.positions, key(3 * number + 1))
+                h = self.attentions[place](h, codes, self.positions, key(3 * number + 1))
         for number, block in enumerate(self.output):
             h = block(h, key(3 * number + 2))
         return self.to_logits(h)
@@ -244,13 +251,18 @@ class CodePixelCNN(nn.Module):
             h = layer.pixel(columns[number], h, context)
             place = self.attention_after(number)
             if place is not None:
-                h, *pair = self.attentions[place].pixel(h, position, self.sources(rows, columns, place))
+                sources = self.sources(rows, columns, place)
+                h, *pair = self.attentions[place].pixel(h, self.code_before(rows, columns), position, sources)
                 pairs += pair
         if self.attention:
             pairs.append(jnp.ones(h.shape[0]))
         for block in self.output:
             h = block(h)
         return self.to_logits(h), inputs + pairs
+
+    def code_before(self, rows: Rows, columns: list[jax.Array]) -> jax.Array:
+        """The vector of the code to the left, or where a row begins of the last one above, (B, embedding)."""
+        return jnp.where(columns[-1][-1, :, None] > 0, columns[0][-1], rows.layers[0][-1, -1])
 
     def sources(self, rows: Rows, columns: list[jax.Array], place: int) -> list[Source]:
         """Keys and values of one attention in the rows above, and to the left, as `attend` takes them."""

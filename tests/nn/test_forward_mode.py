@@ -215,7 +215,11 @@ CASES = {
         rest=(LABEL, KEYS, normal(2, 3, 4, 5)),
     ),
     "CausalAttention": lambda: layer(
-        code_pixelcnn.CausalAttention(4, 2, 0.5, DTYPE), normal(2, 3, 2, 4), normal(6, 4), rest=(KEYS,)
+        code_pixelcnn.CausalAttention(4, 2, 0.5, DTYPE),
+        normal(2, 3, 2, 4),
+        normal(2, 3, 2, 3),
+        normal(6, 4),
+        rest=(KEYS,),
     ),
     "OutputBlock": lambda: layer(code_pixelcnn.OutputBlock(4, 6, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(KEYS,)),
     "ConditioningStack": lambda: integers_alone(code_pixelcnn.ConditioningStack(4, 3, 8, 1, 1)),

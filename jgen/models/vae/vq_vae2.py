@@ -75,10 +75,10 @@ class Encoder(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         self.layers = ConvEncoder(c.widths, c.blocks, dtype)
         self.top_layers = ConvEncoder(c.top_widths, c.blocks, dtype)
-        self.top_out = nn.Dense(c.code_dim, dtype=dtype)
+        self.top_out = nn.Dense(c.code_dim, dtype=jnp.float32)  # which of two codes is nearer may hang on a rounding
         self.top_in = nn.Dense(c.top_widths[-1], dtype=dtype)
         self.top_decoder = ConvDecoder(c.top_widths, c.blocks, c.widths[-1], dtype)
-        self.bottom_out = nn.Dense(c.code_dim, dtype=dtype)
+        self.bottom_out = nn.Dense(c.code_dim, dtype=jnp.float32)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Both levels' vectors without quantisation: all parameters are in it."""
@@ -88,12 +88,12 @@ class Encoder(nn.Module):
     def top(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """h (B, H_b, W_b, widths[-1]) and z_t, float32 (B, H_t, W_t, code_dim), of x (B, H, W, C) in [-1, 1]."""
         h = self.layers(x)
-        return h, self.top_out(self.top_layers(h)).astype(jnp.float32)
+        return h, self.top_out(self.top_layers(h))
 
     def bottom(self, h: jax.Array, e_t: jax.Array) -> jax.Array:
         """z_b, float32 (B, H_b, W_b, code_dim)."""
-        decoded = self.top_decoder(self.top_in(e_t)).astype(h.dtype)
-        return self.bottom_out(jnp.concatenate([h, decoded], axis=-1)).astype(jnp.float32)
+        decoded = self.top_decoder(self.top_in(e_t))
+        return self.bottom_out(jnp.concatenate([h.astype(jnp.float32), decoded], axis=-1))
 
 
 class Decoder(nn.Module):
