@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import QUICK, ROOT, assert_user_mistake, final_arrays
-from contract_cases import SYSTEMS, make_case, system_of
+from contract_cases import SYSTEMS, make_case, train_below
 
 import train
 from jgen import api, runs
-from jgen.cli import import_config
 from jgen.errors import UserError
 from jgen.train import checkpoints, loop, run_directory
 from jgen.train.step import TrainState
@@ -106,17 +105,6 @@ import jax, numpy as np
 import jgen
 np.save(sys.argv[2], jgen.load(sys.argv[1]).sample(jax.random.key(0), 4, batch_size=64))
 """
-
-
-def train_below(python, tmp_path, path):
-    """The options that name the runs a system stands on, after short trainings of these, and of what they stand on."""
-    options = []
-    for role, place in import_config(path).get_config("tiny").frozen.items():
-        below, run = SYSTEMS[system_of(place)], tmp_path / system_of(place)
-        args = [f"{below.relative_to(ROOT)}:tiny", "--workdir", run, "--train.steps", "20"]
-        python("train.py", *args, *train_below(python, tmp_path, below))
-        options += [f"--frozen.{role}", run]
-    return options
 
 
 @pytest.mark.slow
