@@ -56,7 +56,7 @@ def speed() -> str:
         origin = f"{document['case']}; {document['processor']}; {packages}; commit {short(document['commit'])}"
         records.append(f"- [{Path(path).name}]({path}): `{document['command']}`; {origin}")
     speeds = table(["case", "jgen", "peer", "jgen / peer"], lines)
-    return f"{speeds}\n\n{loop()}\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
+    return f"{speeds}\n\n{loop()}\n\n{pixel_times()}\n\nMeasured by:\n\n" + "\n".join(records) + "\n"
 
 
 def loop() -> str:
@@ -71,6 +71,23 @@ def loop() -> str:
         return ""
     beside = "The training loop, with data, logging and checkpoints, beside the bare compiled step"
     return f"{beside}: {'; '.join(sentences)}."
+
+
+def pixel_times() -> str:
+    """Microseconds per pixel of the autoregressive samplers, by the size of the image."""
+    tables_of_records = []
+    for path, document in read("pixel_times.json"):
+        sizes = sorted({row["size"] for row in document["rows"]})
+        times = {(row["system"], row["size"]): row["seconds_per_pixel"] for row in document["rows"]}
+        names = list(dict.fromkeys(row["system"] for row in document["rows"]))
+        lines = [[name, *(f"{times[name, size] * 1e6:.3g}" for size in sizes)] for name in names]
+        about = f"Time per pixel and image of the cached samplers in microseconds, {document['num']} images at a time"
+        origin = f"`{document['command']}`; {document['processor']}; jax {document['jax']}; commit"
+        tables_of_records.append(
+            f"{about} ([record]({path}): {origin} {short(document['commit'])}):\n\n"
+            + table(["system", *(f"{size}x{size}" for size in sizes)], lines)
+        )
+    return "\n\n".join(tables_of_records)
 
 
 def systems() -> str:

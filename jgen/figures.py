@@ -8,6 +8,8 @@ KIND is one of
                    others at zero: the whole of a model of two latents, a cut through any other
   attribute        a row per image of one class, to whose latents the difference of two classes' mean latents is added
                    with a strength from 0 to 1: --classes' second less its first, over training images
+  completions      the images, what is kept of them (black: the rest), and --rows completions of each, one below the
+                   other; --kept is the part of the rows that is kept, from the top
   prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
                    standard deviation of each dimension over the data, and as many samples of the model
 """
@@ -38,15 +40,17 @@ Splits = Mapping[str, Split]
 class Arguments:
     """What to draw, of which images, and where to put it."""
 
-    kind: Literal["reconstructions", "interpolation", "traversal", "manifold", "attribute", "prior"] = "reconstructions"
+    kind: Literal["reconstructions", "interpolation", "traversal", "manifold", "attribute", "completions", "prior"] = (
+        "reconstructions"
+    )
     """The figure."""
     out: str = "figure.png"
     """Where to write the picture."""
     split: Literal["validation", "test", "train"] = "test"
     """The data that images are taken from."""
     rows: int = 8
-    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), rows of each (prior);
-    not of a manifold, which is square."""
+    """Pairs of rows (reconstructions), pairs of images, latent dimensions, images (attribute), completions of an image,
+    rows of each (prior); not of a manifold, which is square."""
     columns: int = 11
     """Images in a row."""
     start: int = 0
@@ -55,6 +59,8 @@ class Arguments:
     """Class for a conditional model's traversal or manifold; default: the first image's."""
     classes: tuple[int, int] = (0, 1)
     """The classes of an attribute: that of the images, and that which they are moved towards."""
+    kept: float = 0.5
+    """The part of an image's rows that completions keep, from the top; above 0 and below 1."""
     seed: int = 0
     """Seed of what is random in the model."""
     step: int | Literal["best"] | None = None
@@ -121,6 +127,9 @@ def check_arguments(a: Arguments) -> None:
     only = f"--classes is {first} {second}: {a.kind} has no classes to move between"
     require(a.kind == "attribute" or a.classes == Arguments.classes, only)
     require(first != second, f"--classes is {first} {second}: an attribute is the difference of two")
+    require(0 < a.kept < 1, f"--kept is {a.kept}: it must be above 0 and below 1")
+    completes = f"--kept is {a.kept}: {a.kind} completes nothing"
+    require(a.kind == "completions" or a.kept == Arguments.kept, completes)
 
 
 def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
@@ -276,6 +285,20 @@ def images_of_class(gen: Any, splits: Splits, a: Arguments) -> np.ndarray:
     return images
 
 
+def completions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row of images, a row of what is kept of them, and rows of completions."""
+    import jax
+
+    images, label = data(gen, splits, a, a.columns)
+    height, width, _ = gen.model.images.shape
+    mask = np.zeros((height, width), bool)
+    mask[: min(max(round(a.kept * height), 1), height - 1)] = True
+    repeated = np.tile(images, (a.rows, 1, 1, 1))
+    named = {} if label is None else {"label": np.tile(label, a.rows)}
+    made = gen.inpaint(jax.random.key(a.seed), repeated, mask, **named)
+    return np.concatenate([images, images * mask[None, :, :, None], made]), a.columns
+
+
 def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """Images of standard normal latents, of normal latents with the data's moments, and samples of the model."""
     import jax
@@ -289,13 +312,14 @@ def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     return np.concatenate([*images, gen.sample(key, n, label=label)]), a.columns
 
 
-# What draws a figure, and the capabilities that it needs: all but reconstructions move continuous latents.
+# What draws a figure, and the capabilities that it needs: `interpolate` where it moves continuous latents.
 FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, int]], tuple[str, ...]]] = {
     "reconstructions": (reconstructions, ("reconstruct",)),
     "interpolation": (interpolation, ("interpolate",)),
     "traversal": (traversal, ("interpolate",)),
     "manifold": (manifold, ("interpolate",)),
     "attribute": (attribute, ("interpolate",)),
+    "completions": (completions, ("inpaint",)),
     "prior": (prior, ("interpolate", "sample")),
 }
 

@@ -1,6 +1,7 @@
 """Test settings: strict rank promotion, an own cache folder, and two or more simulated devices where asked for."""
 
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -32,6 +33,22 @@ def pytest_collection_modifyitems(items):
         return item.get_closest_marker("long") is None, str(name) if of_contract else ""
 
     items.sort(key=place)
+
+
+# A process has 65,530 memory maps by Linux's default. XLA's compiled programs take several each, and a process that
+# runs out of them dies of a segmentation fault.
+MOST_MAPS, TESTS_BETWEEN_COUNTS = 20_000, 20
+finished_tests = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Drops the compiled programs before there are too many."""
+    maps = Path("/proc/self/maps")
+    if next(finished_tests) % TESTS_BETWEEN_COUNTS == 0 and maps.exists():
+        with maps.open() as lines:
+            too_many = sum(1 for _ in lines) > MOST_MAPS
+        if too_many:
+            jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from jgen.errors import NotSupported, UserError
 QUICK = ["--train.steps", "2", "--train.validate-every", "0", "--train.sample-every", "0"]
 
 
-def make_run(cache, folder, system):
-    train.command([f"configs/vae/{system}.py:tiny", *QUICK, "--workdir", str(folder)])
+def make_run(cache, folder, system, family="vae"):
+    train.command([f"configs/{family}/{system}.py:tiny", *QUICK, "--workdir", str(folder)])
     return folder
 
 
@@ -133,6 +133,21 @@ def test_an_attribute_is_the_difference_of_two_classes_mean_latents(cache, tmp_p
             figures.command([str(run), "--kind", "attribute", *options, "--out", str(tmp_path / "x.png")])
 
 
+def test_completions_stand_below_what_is_kept(run, cache, tmp_path):
+    pixels = make_run(cache, tmp_path / "pixels", "pixelcnn", "autoregressive")
+    cells = draw(pixels, tmp_path, "--kind", "completions", "--rows", "2", "--columns", "3", "--kept", "0.25")
+    gen, images, label = images_of(pixels, 3)
+    assert cells.shape == (4, 3, 8, 8)
+    np.testing.assert_array_equal(cells[0], images[..., 0])
+    np.testing.assert_array_equal(cells[1:, :, :2], np.tile(images[None, :, :2, :, 0], (3, 1, 1, 1)))
+    assert not cells[1, :, 2:].any()
+    mask = np.arange(8)[:, None] * np.ones(8) < 2
+    wanted = gen.inpaint(jax.random.key(0), np.tile(images, (2, 1, 1, 1)), mask, label=np.tile(label, 2))
+    np.testing.assert_array_equal(cells[2:].reshape(6, 8, 8), wanted[..., 0])
+    with pytest.raises(NotSupported, match="vae cannot inpaint"):
+        figures.command([str(run), "--kind", "completions", "--out", str(tmp_path / "x.png")])
+
+
 def test_a_prior_is_normal_latents_above_samples(run, cache, tmp_path):
     cells = draw(run, tmp_path, "--kind", "prior", "--rows", "2", "--columns", "10")
     gen, images, label = images_of(run, 297)
@@ -179,6 +194,8 @@ def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
             "--classes is 3 3: an attribute is the difference of two",
         ),
         (["RUN", "--classes", "3", "8"], "--classes is 3 8: reconstructions has no classes to move between"),
+        (["RUN", "--kept", "0.25"], "--kept is 0.25: reconstructions completes nothing"),
+        (["RUN", "--kind", "completions", "--kept", "1"], "--kept is 1.0: it must be above 0 and below 1"),
         (["missing"], "there is no run at missing"),
     ],
 )

@@ -13,10 +13,8 @@ VARIANTS = STANDARD | {
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, Bernoulli decoder; 89.4 nats in an hour on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10, 8 bit; for an accelerator",
 }
-FACTS = Facts(
-    free_form_jacobian=True,
-    published="binarised MNIST: <= 86.8 nats (P); CIFAR-10: <= 4.54 bits/dim, FID 106.4 (C)",
-)
+PUBLISHED = "binarised MNIST: <= 86.8 nats (P); CIFAR-10: <= 4.54 bits/dim, FID 106.4 (C)"
+FACTS = Facts(free_form_jacobian=True, published=PUBLISHED)
 
 # Of images of many levels the decoder's mean is shown, as in the papers' figures: a draw adds noise to each pixel.
 MEANS = Sampling(mean=True)
@@ -29,8 +27,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Few latents and a beta above 1 leave no holes in the prior for samples to fall into: FD 29, where 16 latents
-    # without classes at beta 1 have 112, at a better likelihood; at beta 3 recall falls to 0.04.
+    # Few latents and a beta above 1 leave no holes in the prior: FD 29, where 16 latents without classes at beta 1 have
+    # 112, at a better likelihood; at beta 3 recall falls to 0.04.
     model = replace(BY_CLASS, beta=1.5)
     return Experiment(model, Data(name="digits"), digits_training(4000, cosine(1e-3, warmup_steps=100)))
 
@@ -42,24 +40,21 @@ def tiny(digits: Experiment) -> Experiment:
 
 
 def mnist(name: str) -> Experiment:
-    # In 10,000 steps FD 44, and 98 % of samples read as asked, at 1.56 bits/dim (results/score_vae_mnist.json).
-    # 40 latents without classes at beta 1 have FD 299 at 1.39 in 3,496 steps of batches of 64 (comparison-mnist).
+    # In 10,000 steps FD 44 at 1.56 bits/dim; 40 latents without classes at beta 1: 299 at 1.39 (comparison-mnist).
     model = replace(BY_CLASS, hidden=(256,), beta=10.0)
-    optimiser = cosine(1e-3, warmup_steps=200, clip_norm=200.0)
-    return Experiment(model, Data(name=name), mnist_training(30_000, optimiser, batch_size=128))
+    train = mnist_training(30_000, cosine(1e-3, warmup_steps=200, clip_norm=200.0), batch_size=128)
+    return Experiment(model, Data(name=name), train)
 
 
 def mnist_binary() -> Experiment:
-    # Under an hour on two CPU cores, 71 epochs: residual convolutions see fewer images per second than dense layers of
-    # the same cost, but fit test images as well as training images, where dense ones soon differ by nats. Small batches
-    # at a high rate get further in that time than large ones at a low rate.
+    # Convolutions see fewer images per second than dense layers of the same cost, but fit test images as well as
+    # training images. Small batches at a high rate get further in an hour than large ones at a low rate.
     model = replace(SMALL, latent=40, decoder="bernoulli", hidden=(256,))
-    optimiser = cosine(4e-3, warmup_steps=200, clip_norm=200.0)
-    return Experiment(model, Data(name="mnist", binarise="dynamic"), mnist_training(60_000, optimiser))
+    train = mnist_training(60_000, cosine(4e-3, warmup_steps=200, clip_norm=200.0))
+    return Experiment(model, Data(name="mnist", binarise="dynamic"), train)
 
 
 def cifar10() -> Experiment:
     model = Config(widths=(128, 256, 256), blocks=2, latent=256, kl_warmup_steps=10_000, sampling=MEANS)
-    optimiser = cosine(3e-4, warmup_steps=1000, clip_norm=500.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(200_000, optimiser))
+    train = accelerator_training(200_000, cosine(3e-4, warmup_steps=1000, clip_norm=500.0))
+    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)

@@ -14,6 +14,7 @@ VARIANTS = STANDARD | {
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's network of 43 stochastic layers; for an accelerator",
 }
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: <= 2.87 bits/dim")
+SMALL = Config(width=64, bottleneck=0.5, latent=4, class_conditional=True)
 
 
 def get_config(variant: str) -> Experiment:
@@ -21,15 +22,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(
-        encoder_blocks=((8, 2), (4, 2), (1, 1)),
-        decoder_blocks=((1, 1), (4, 2), (8, 3)),
-        width=64,
-        bottleneck=0.5,
-        latent=4,
-        mixtures=5,
-        class_conditional=True,
-    )
+    blocks = {"encoder_blocks": ((8, 2), (4, 2), (1, 1)), "decoder_blocks": ((1, 1), (4, 2), (8, 3))}
+    model = replace(SMALL, **blocks, mixtures=5)
     optimiser = replace(cosine(2e-3, warmup_steps=100, clip_norm=1.0), skip_norm=10.0)
     return Experiment(model, Data(name="digits"), digits_training(2000, optimiser))
 
@@ -40,14 +34,8 @@ def tiny(digits: Experiment) -> Experiment:
 
 
 def mnist(name: str) -> Experiment:
-    model = Config(
-        encoder_blocks=((28, 2), (14, 3), (7, 3), (1, 2)),
-        decoder_blocks=((1, 2), (7, 4), (14, 4), (28, 1)),
-        width=64,
-        bottleneck=0.5,
-        latent=4,
-        class_conditional=True,
-    )
+    encoder, decoder = ((28, 2), (14, 3), (7, 3), (1, 2)), ((1, 2), (7, 4), (14, 4), (28, 1))
+    model = replace(SMALL, encoder_blocks=encoder, decoder_blocks=decoder)
     optimiser = replace(cosine(1e-3, warmup_steps=200, clip_norm=1.0), skip_norm=10.0)
     return Experiment(model, Data(name=name), mnist_training(8000, optimiser, batch_size=32))
 

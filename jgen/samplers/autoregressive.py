@@ -74,7 +74,8 @@ def sample_raster(
 
     Args:
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
-      keys: (B,); label: the condition, int32 (B,) or a tree of arrays (B, ...), None without; shape: (H, W, C).
+      keys: (B,); shape: (H, W, C).
+      label: int32 (B,), or a tree of arrays (B, ...) that the network is conditioned on; None where it is on nothing.
       temperature: above 0; the logits are divided by it.
       images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
         others are drawn given all pixels before them.

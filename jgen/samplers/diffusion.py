@@ -17,7 +17,7 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core.model import Cond
-from jgen.errors import require
+from jgen.errors import UserError, require
 from jgen.prob.diffusion_bound import posterior_of
 from jgen.prob.process import Denoiser, Process, prior_std, time_of
 from jgen.prob.process import linear as straight
@@ -99,6 +99,37 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     check_interval("churn_range", o.churn_range)
     check_interval("guidance_interval", o.guidance_interval)
     check_guidance(o.guidance_scale, guidable, needs)
+
+
+# Which samplers, or which spacings of the times, read an option; all read the others.
+READ_BY_SAMPLER: dict[str, tuple[Sampler, ...]] = {
+    "eta": ("ddim",),
+    "variance": ("ancestral",),
+    "churn": ("heun",),
+    "churn_range": ("heun",),
+    "churn_noise": ("heun",),
+    "corrector_snr": ("predictor_corrector",),
+    "tolerance": ("ode",),
+}
+READ_BY_SPACING = {"shift": ("shifted",), "low": ("karras", "log_snr")}
+TIMES = ("times", "steps", "spacing", "shift")
+
+
+def check_read(o: Sampling, defaults: Sampling) -> None:
+    """Raises `UserError` for an option that differs from the model's default and that nothing would read."""
+
+    def refuse(name: str, reader: str, readers: tuple[str, ...]) -> None:
+        raise UserError(f"{name} is {getattr(o, name)}: {reader} does not read it, {' and '.join(readers)} would")
+
+    for name in (name for name in vars(o) if getattr(o, name) != getattr(defaults, name)):
+        if o.sampler not in READ_BY_SAMPLER.get(name, (o.sampler,)):
+            refuse(name, f"sampler {o.sampler}", tuple(f"sampler {reader}" for reader in READ_BY_SAMPLER[name]))
+        elif o.sampler == "ode" and name in TIMES:
+            refuse(name, "sampler ode, whose steps are its own,", ("every other sampler",))
+        elif o.times and name in TIMES[1:]:
+            refuse(name, "a sampler with times", ("one without",))
+        elif o.sampler != "ode" and name in READ_BY_SPACING and o.spacing not in READ_BY_SPACING[name]:
+            refuse(name, f"spacing {o.spacing}", tuple(f"spacing {reader}" for reader in READ_BY_SPACING[name]))
 
 
 def check_path(o: Sampling) -> None:

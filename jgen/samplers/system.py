@@ -22,7 +22,7 @@ from jgen.nn.class_unet import ClassUNet
 from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Process
 from jgen.samplers import ode
-from jgen.samplers.diffusion import Sampling, check_path, check_sampling, draw, draw_adaptively, evaluations
+from jgen.samplers.diffusion import Sampling, check_path, check_read, check_sampling, draw, draw_adaptively, evaluations
 from jgen.samplers.guidance import Conditional, autoguided, classifier_free
 
 # guidance_scale is traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate
@@ -153,6 +153,7 @@ def check_options(denoising: Denoising, o: Sampling) -> None:
     check_sampling(
         o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.guidance_needs
     )
+    check_read(o, denoising.sampling)
 
 
 def guided(denoising: Denoising, params: Roles, ctx: Context, o: Sampling) -> Conditional:

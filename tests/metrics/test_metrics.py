@@ -87,6 +87,7 @@ def of_ten_classes(rng):
     return classes, 4 * np.random.default_rng(5).standard_normal((10, 3))[classes] + rng.standard_normal((200, 3))
 
 
+@pytest.mark.slow
 def test_intervals_of_balanced_samples_are_those_within_classes():
     """The numbers of the classes are given: drawn again over all, they would vary, and widen every interval."""
     rng = np.random.default_rng(11)

@@ -129,6 +129,7 @@ def test_the_cached_sampler_in_bfloat16_draws_what_the_naive_one_draws_but_for_r
     assert np.mean(np.all(naive == drawn, axis=(1, 2, 3))) > 0.9  # a tie within rounding changes what follows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_flows_latents_and_densities_stay_float32(name):
     wide, narrow, params, ctx, batch = make_pair(name)

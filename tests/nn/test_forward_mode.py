@@ -22,6 +22,7 @@ from jgen.core.model import ImageSpec
 from jgen.nn import (
     attention,
     autoencoder,
+    autoregressive_flow,
     code_pixelcnn,
     conv,
     dcgan,
@@ -29,6 +30,7 @@ from jgen.nn import (
     embeddings,
     flow,
     gated_pixelcnn,
+    local_pixelcnn,
     masked_convolution,
     normalization,
     pixel_transformer,
@@ -98,11 +100,11 @@ def chain():
     return apply, (stacked["params"], x)
 
 
-def integers(network):
-    """A network of integers, differentiated in its parameters."""
+def integers(network, given=LABEL):
+    """A network of integers and classes, or features, differentiated in its parameters."""
     x = np.random.default_rng(0).integers(0, 4, (2, 4, 5, 2))
-    variables = jax.eval_shape(network.init, jax.random.key(0), x, LABEL)
-    return lambda params: network.apply({"params": params}, x, LABEL), (normal_params(variables["params"]),)
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, given)
+    return lambda params: network.apply({"params": params}, x, given), (normal_params(variables["params"]),)
 
 
 def codes_by_class(network):
@@ -229,6 +231,13 @@ CASES = {
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
     ),
     "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
+    "PointwiseBlock": lambda: layer(local_pixelcnn.PointwiseBlock(4, 2, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(KEYS,)),
+    "LocalPixelCNN": lambda: integers(local_pixelcnn.LocalPixelCNN(4, 2, 8, 1, 1), normal(2, 4, 5, 3)),
+    "MaskedDense": lambda: layer(autoregressive_flow.MaskedDense(3, 2, 2, "B"), normal(4, 6)),
+    "Made": lambda: layer(autoregressive_flow.Made(3, 2, 2, 3), normal(2, 3), rest=(LABEL,)),
+    "AutoregressiveFlow": lambda: layer(
+        autoregressive_flow.AutoregressiveFlow(3, 2, 1, 2, 3), normal(2, 3), rest=(LABEL,)
+    ),
     "ShiftedConv": lambda: layer(shifted_convolution.ShiftedConv(2, 4, (2, 3), above=2), normal(2, 5, 4, 2)),
     "ShiftedConv of stride 2": lambda: layer(
         shifted_convolution.ShiftedConv(4, 4, (2, 2), stride=2), normal(2, 5, 4, 4)
@@ -281,7 +290,16 @@ CASES = {
     "spectral_norm": spectral,
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
-NETWORKS += ("CodePixelCNN", "BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
+NETWORKS += (
+    "CodePixelCNN",
+    "LocalPixelCNN",
+    "AutoregressiveFlow",
+    "BottomUp",
+    "TopDown",
+    "CausalTransformer",
+    "PixelTransformer",
+)
+LAYERS = [name for name in CASES if name not in NETWORKS]  # of a network it takes long, and its layers are here
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 
@@ -343,7 +361,7 @@ def stack(a, b):
     return jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", LAYERS)
 def test_forward_mode_in_plain_forms_on_cpu(name):
     function, inputs = CASES[name]()
     with plain_forms():
@@ -353,8 +371,7 @@ def test_forward_mode_in_plain_forms_on_cpu(name):
     np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4 * size)
 
 
-# Of whole networks it would take long to compile, and their layers are here.
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NETWORKS])
+@pytest.mark.parametrize("name", LAYERS)
 def test_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
     function, inputs = CASES[name]()
     with plain_forms():
@@ -363,11 +380,12 @@ def test_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
 
 
 def traced(name):
-    """The programs of values, `jax.jvp` and `jax.jvp` of `jax.grad`, as text without addresses."""
+    """The programs of values and of `jax.jvp`, and of layers that of `jax.jvp` of `jax.grad`, without addresses."""
     function, inputs = CASES[name]()
 
     def program(inputs):
-        return first_order(function, inputs), second_order(function, inputs)
+        forward = jax.jvp(function, inputs, inputs)
+        return forward if name in NETWORKS else (forward, second_order(function, inputs))
 
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(program)(inputs)))
 

@@ -9,19 +9,23 @@ from naive_autoregressive import random_params
 
 from jgen.nn.code_pixelcnn import CodePixelCNN
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, PixelEmbedding
+from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 
 H, W, LEVELS = 5, 6, 3
 
 
-def dependence(network, channels):
-    """Whether the logits of (i, j, c) depend on the value of (k, l, d): bool (H, W, C, H, W, C)."""
+def dependence(network, channels, context=None):
+    """Whether the logits of (i, j, c) depend on the value of (k, l, d): bool (H, W, C, H, W, C).
+
+    context: (1, H, W, F), features that the network is given at every pixel; None: it is given none.
+    """
     shape = (H, W, channels)
-    jacobian = jax.jit(jax.jacobian(lambda x, params: network.apply({"params": params}, x[None])[0]))
+    jacobian = jax.jit(jax.jacobian(lambda x, params: network.apply({"params": params}, x[None], context)[0]))
     depends = np.zeros((*shape, *shape), bool)
     for seed in range(4):  # a ReLU may hide a path in one draw
         x = np.random.default_rng(seed).uniform(0, LEVELS - 1, shape).astype(np.float32)
-        depends |= np.any(np.asarray(jacobian(x, random_params(network, shape, seed=seed))) != 0, axis=3)
+        depends |= np.any(np.asarray(jacobian(x, random_params(network, shape, context, seed))) != 0, axis=3)
     return depends
 
 
@@ -54,6 +58,20 @@ def test_pixelcnn_is_causal_and_has_its_blind_spot(channels):
     np.testing.assert_array_equal(depends, seen)
     blind = everything & ~depends
     assert blind[1, 2, 0, 0, 4, 0] and not blind[1, 2, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize("window,channels", [(1, 1), (2, 1), (1, 3), (7, 1)])
+def test_a_local_pixelcnn_sees_its_window_and_the_context_at_the_pixel(window, channels):
+    network = LocalPixelCNN(LEVELS, channels, 24, 2, window)
+    context = jnp.asarray(np.random.default_rng(9).standard_normal((1, H, W, 2)), jnp.float32)
+    depends = dependence(network, channels, context)
+    np.testing.assert_array_equal(depends, wanted(channels, lambda up, left: (up <= window) & (abs(left) <= window)))
+
+    x, params = jnp.ones((1, H, W, channels)), random_params(network, (H, W, channels), context)
+    jacobian = jax.jit(jax.jacobian(lambda context: network.apply({"params": params}, x, context)[0]))(context)
+    at = np.any(np.asarray(jacobian) != 0, axis=(3, 4, 7))  # (H, W, C, H, W): of the context at (k, l)
+    here = np.eye(H * W, dtype=bool).reshape(H, W, 1, H, W)
+    np.testing.assert_array_equal(at, np.broadcast_to(here, at.shape))
 
 
 def test_codes_with_learned_vectors_are_causal_too():
@@ -104,3 +122,20 @@ def test_attention_sees_every_code_before_and_none_after(attention):
     i, j = np.indices(depends.shape)
     near = (i // width - j // width <= 2) & (abs(i % width - j % width) <= 2)
     np.testing.assert_array_equal(depends, (j < i) & (near | (attention > 0)))
+
+
+def test_dropout_of_a_local_pixelcnn_belongs_to_an_example_and_reaches_context_and_blocks():
+    x, context, keys = (
+        jnp.zeros((3, H, W, 1), jnp.int32),
+        jnp.ones((3, H, W, 4)),
+        jax.random.split(jax.random.key(1), 3),
+    )
+    for blocks in (0, 2):
+        network = LocalPixelCNN(LEVELS, 1, 8, blocks, 1, dropout_rate=0.5)
+        params = random_params(network, x.shape[1:], context[:1])
+        run = jax.jit(lambda x, context, keys, n=network, p=params: n.apply({"params": p}, x, context, keys))
+        dropped = np.asarray(run(x, context, keys))
+        np.testing.assert_allclose(run(x[1:], context[1:], keys[1:]), dropped[1:], atol=1e-5)
+        assert np.any(dropped[0] != dropped[1])
+    without = np.asarray(network.apply({"params": params}, x, context))
+    np.testing.assert_allclose(without[0], without[1], atol=1e-6)

@@ -10,6 +10,7 @@ from jgen.core import keys as rng
 from jgen.errors import NotSupported, UserError
 from jgen.nn.code_pixelcnn import CodePixelCNN
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.samplers import autoregressive
 from jgen.samplers.autoregressive import check_prefix, sample_raster
@@ -33,7 +34,9 @@ CASES = {
         0.7,
         19,
     ),
-    "local": (CodePixelCNN(5, (4, 3), 8, 2, 8, embedding=4, output_blocks=0, local=True), (4, 3, 1), 5, 1.0, 3),
+    "codes, local": (CodePixelCNN(5, (4, 3), 8, 2, 8, embedding=4, output_blocks=0, local=True), (4, 3, 1), 5, 1.0, 3),
+    "local": (LocalPixelCNN(4, 1, 8, 2, 2), (5, 6, 1), 4, 0.7, 18),
+    "local, colours": (LocalPixelCNN(3, 3, 6, 1, 1), (4, 5, 3), 3, 1.0, 3),
 }
 
 
@@ -41,8 +44,12 @@ def make(name):
     """(network, parameters, keys, labels, shape, levels, temperature)."""
     network, shape, levels, temperature, batch = CASES[name]
     keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
-    label = jnp.arange(batch) % network.num_classes if network.num_classes else None
-    if isinstance(network, CodePixelCNN):
+    label = None
+    if isinstance(network, LocalPixelCNN):  # which is given features at every pixel in place of a class
+        label = jax.random.normal(jax.random.key(2), (batch, *shape[:2], 3))
+    elif network.num_classes:
+        label = jnp.arange(batch) % network.num_classes
+    if isinstance(network, CodePixelCNN):  # which is given a class, features, or both
         local = jax.random.normal(jax.random.key(2), (batch, *shape[:2], 3))
         label = {"label": label} if network.num_classes else {}
         label |= {"local": local} if network.local else {}

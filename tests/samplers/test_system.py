@@ -10,7 +10,7 @@ from conftest import mistake
 from specs import data_of
 from stub_network import CTX, PARAMS, stub_network
 
-from jgen.core.generate import run_over, sample_batches, sample_images
+from jgen.core.generate import resolve_options, run_over, sample_batches, sample_images
 from jgen.core.model import FrozenModel
 from jgen.models.diffusion import consistency, ddgan, edm, flow_matching, mean_flow, score_sde
 from jgen.nn import unet
@@ -130,3 +130,25 @@ def test_options_that_do_not_fit_name_those_that_do(network):
     unguided = edm.make(edm.Config(network=unet.TINY, class_conditional=False), DATA)
     wrong = {"guidance_scale": 2.0}
     mistake(lambda: sample_images(unguided, PARAMS, CTX, KEY, 2, **wrong), "guidance_scale is 2.0", "or a guide")
+
+
+@pytest.mark.parametrize("options,words", [
+    ({"sampler": "dpmpp_2m", "churn": 4.0}, "churn is 4.0: sampler dpmpp_2m does not read it, sampler heun would"),
+    ({"sampler": "ddim", "variance": "beta"}, "variance is beta: sampler ddim does not read it, sampler ancestral"),
+    ({"sampler": "ancestral", "eta": 0.5}, "eta is 0.5: sampler ancestral does not read it, sampler ddim would"),
+    ({"sampler": "euler", "tolerance": 1e-5}, "tolerance is 1e-05: sampler euler does not read it, sampler ode would"),
+    ({"sampler": "ode", "steps": 7}, "steps is 7: sampler ode, whose steps are its own, does not read it"),
+    ({"spacing": "uniform", "low": 0.1}, "low is 0.1: spacing uniform does not read it, spacing karras and"),
+    ({"spacing": "karras", "shift": 2.0}, "shift is 2.0: spacing karras does not read it, spacing shifted would"),
+    ({"times": (0.9, 0.5), "steps": 7}, "steps is 7: a sampler with times does not read it"),
+])  # fmt: skip
+def test_an_option_that_nothing_would_read_is_a_mistake(network, options, words):
+    model = flow_matching.make(flow_matching.Config(network=unet.TINY, sampling=Sampling(sampler="heun")), DATA)
+    mistake(lambda: resolve_options(model, "sample", options), words)
+
+
+def test_a_models_defaults_may_be_ones_that_another_sampler_does_not_read(network):
+    sampling = Sampling(sampler="heun", churn=2.0, spacing="karras", low=0.05)
+    model = flow_matching.make(flow_matching.Config(network=unet.TINY, sampling=sampling), DATA)
+    assert resolve_options(model, "sample", {"sampler": "ddim", "spacing": "uniform"}).churn == 2.0
+    assert resolve_options(model, "sample", {"sampler": "ode", "low": 0.1, "tolerance": 1e-2}).low == 0.1

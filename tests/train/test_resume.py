@@ -65,8 +65,8 @@ def kill_in_the_middle(args, run, devices, rng, while_saving, in_start_up=False)
     return killed, killed and bool(unfinished() - there)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_killed_training_ends_in_the_same_bits(python, tmp_path, devices):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     args = [*TINY, "--train.steps", "400", "--train.sample-every", "50", "--workdir"]

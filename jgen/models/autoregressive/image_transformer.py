@@ -22,7 +22,7 @@ Measured: 1.777 bits/dim on the 8x8 digits in 17 levels, given the class, and 94
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -30,15 +30,14 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Roles, select, select_first
 from jgen.errors import defaults_of, require, require_labels
+from jgen.models.autoregressive.raster import Raster, bits_loss, make_raster_model
 from jgen.nn.distribution_augmentation import AUGMENTATIONS, needs_squares, transform
 from jgen.nn.pixel_transformer import PixelTransformer
 from jgen.nn.sparse_attention import check_patterns, make_patterns
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
-from jgen.prob.pixels import bits_per_dim
-from jgen.samplers.autoregressive import check_prefix
 from jgen.samplers.sequence import sample_sequence
 from jgen.samplers.truncation import check_truncation
 
@@ -109,21 +108,14 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     check_config(config, data)
     conditions = ("label",) * config.class_conditional + (config.text,) * bool(config.text)
     system = System(make_network(config, data), config, data, conditions)
-    return GenerativeModel(
-        name="image_transformer",
-        data=data,
-        init=partial(init, system),
-        phases=(Phase(trains=("transformer",), loss=partial(loss, system)),),
-        sample=partial(sample, system),
-        sampling=config.sampling,
+    raster = Raster(data, conditions, config.sampling, partial(nats, system), partial(draw, system))
+    return make_raster_model(
+        "image_transformer",
+        raster,
+        partial(init, system),
+        "transformer",
+        loss=partial(loss, system, raster),
         check_sampling=partial(check_sampling, data.image.levels),
-        conditions=conditions,
-        validate=partial(validate, system),
-        best=("nll", "min"),
-        log_prob=partial(log_prob, system),
-        likelihood="exact",
-        inpaint=partial(inpaint, system),
-        check_mask=check_prefix,
     )
 
 
@@ -159,8 +151,8 @@ def nats(
     params: Roles,
     x: jax.Array,
     cond: Cond,
+    key_drop: jax.Array | None,
     transformation: jax.Array | None = None,
-    key_drop: jax.Array | None = None,
 ) -> jax.Array:
     """log p(x | h, t), float32 (B,)."""
     logits = system.network.apply({"params": params["transformer"]}, x, cond, transformation, key_drop)
@@ -168,59 +160,28 @@ def nats(
 
 
 def loss(
-    system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+    system: System, raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_t, key_drop = rng.split(keys, 2)
     x, t, augmentation = batch["image"], None, system.config.augmentation
     if augmentation != "none":
         t = rng.randint(key_t, 0, len(AUGMENTATIONS[augmentation]))
         x = transform(x, t, augmentation)
-    log_p = jnp.mean(nats(system, params, x, select(batch, system.conditions), t, key_drop))
-    size = system.data.image.size
-    return -log_p / size, ({"bits_per_dim": bits_per_dim(log_p, size)}, {})
+    return bits_loss(raster, nats(system, params, x, select(batch, system.conditions), key_drop, t))
 
 
-def validate(system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    log_p = nats(system, params, batch["image"], select(batch, system.conditions))
-    return {"nll": -log_p, "bits_per_dim": bits_per_dim(log_p, system.data.image.size)}
-
-
-def log_prob(system: System, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
-    return nats(system, params, x, cond)
-
-
-def sample(system: System, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    return complete(system, params, keys, cond, None, None, **options)
-
-
-def inpaint(
-    system: System,
-    params: Roles,
-    ctx: Context,
-    keys: jax.Array,
-    x: jax.Array,
-    mask: jax.Array,
-    cond: Cond,
-    **options: Any,
-) -> jax.Array:
-    return complete(system, params, keys, cond, x, mask, **options)
-
-
-def complete(
+def draw(
     system: System,
     params: Roles,
     keys: jax.Array,
     cond: Cond,
     x: jax.Array | None,
     mask: jax.Array | None,
-    **options: Any,
+    options: Sampling,
 ) -> jax.Array:
-    """uint8 images: sampled, but for the pixels where the mask is true, which are those of x; None samples all."""
-    o = replace(system.config.sampling, **options)
-    spec, truncation = system.data.image, (o.temperature, o.top_k, o.top_p)
+    spec, truncation = system.data.image, (options.temperature, options.top_k, options.top_p)
     params = params["transformer"]
-    drawn = sample_sequence(system.network, params, keys, cond, spec.shape, spec.levels, *truncation, x, mask)
-    return drawn.astype(jnp.uint8)
+    return sample_sequence(system.network, params, keys, cond, spec.shape, spec.levels, *truncation, x, mask)
 
 
 def check_sampling(levels: int, options: Sampling) -> None:

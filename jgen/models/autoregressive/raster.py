@@ -17,7 +17,18 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    LossFn,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import defaults_of, require_labels, require_temperature
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
@@ -34,40 +45,41 @@ class Sampling:
 
 
 class Raster(NamedTuple):
-    """What `make_raster` binds the functions below to."""
+    """What `make_raster_model` binds the functions below to.
 
-    network: Any
-    config: Any
+    nats(params, x, cond, key_drop) -> log p(x | cond), float32 (B,), of uint8 images; key_drop: (B,) keys or None.
+    draw(params, keys, cond, x, mask, options) -> integer images (B, H, W, C): sampled, but for the pixels where the
+    mask is true, which are those of x; None samples all. `options` is the model's Sampling.
+    """
+
     data: DataSpec
     conditions: tuple[str, ...]
-    score: Callable[[jax.Array, jax.Array], jax.Array]
-    sampler: Callable[..., jax.Array]
+    sampling: Any
+    nats: Callable[[Roles, jax.Array, Cond, jax.Array | None], jax.Array]
+    draw: Callable[[Roles, jax.Array, Cond, jax.Array | None, jax.Array | None, Any], jax.Array]
 
 
-def make_raster(
+def make_raster_model(
     name: str,
-    network: Any,
-    config: Any,
-    data: DataSpec,
-    score: Callable[[jax.Array, jax.Array], jax.Array] = categorical_log_prob,
-    sampler: Callable[..., jax.Array] = sample_raster,
+    raster: Raster,
+    init: Callable[..., tuple[Roles, Roles]],
+    role: str,
+    loss: LossFn | None = None,
+    check_sampling: Callable[[Any], None] | None = None,
 ) -> GenerativeModel:
-    """A model whose `network` describes the distribution of every pixel given those before it.
+    """A model that has an exact `nats` and a sampler that can start from the first pixels.
 
     Args:
-      network: a linen module, (x, label, key_drop) to outputs (B, H, W, ...), logits (B, H, W, C, levels) by default,
-        whose parameters become the role "pixelcnn".
-      config: the system's Config, checked: see `check_raster`.
-      score: (outputs, x) to the nats of uint8 images, (B,). sampler: with the arguments of `sample_raster`.
+      init: the contract's. role: that of the parameters. loss: the phase's, by default -log p of the batch.
     """
-    raster = Raster(network, config, data, ("label",) if config.class_conditional else (), score, sampler)
     return GenerativeModel(
         name=name,
-        data=data,
-        init=partial(init, raster),
-        phases=(Phase(trains=("pixelcnn",), loss=partial(loss, raster)),),
+        data=raster.data,
+        init=init,
+        phases=(Phase(trains=(role,), loss=loss or partial(nll_loss, raster)),),
         sample=partial(sample, raster),
-        sampling=config.sampling,
+        sampling=raster.sampling,
+        check_sampling=check_sampling,
         conditions=raster.conditions,
         validate=partial(validate, raster),
         best=("nll", "min"),
@@ -78,37 +90,64 @@ def make_raster(
     )
 
 
-def init(raster: Raster, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    label = select_first(batch, raster.conditions).get("label")
-    return {"pixelcnn": raster.network.init(key, batch["image"][:1], label)["params"]}, {}
+def make_raster(
+    name: str,
+    network: Any,
+    config: Any,
+    data: DataSpec,
+    score: Callable[[jax.Array, jax.Array], jax.Array] = categorical_log_prob,
+    sampler: Callable[..., jax.Array] = sample_raster,
+) -> GenerativeModel:
+    """A model whose `network` describes the distribution of every pixel given those before it and, if asked, the class.
+
+    Args:
+      network: a linen module, (x, label, key_drop) to outputs (B, H, W, ...), logits (B, H, W, C, levels) by default,
+        whose parameters become the role "pixelcnn".
+      config: the system's Config, checked: see `check_raster`.
+      score: (outputs, x) to the nats of uint8 images, (B,). sampler: with the arguments of `sample_raster`.
+    """
+    conditions = ("label",) if config.class_conditional else ()
+
+    def init(key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+        label = select_first(batch, conditions).get("label")
+        return {"pixelcnn": network.init(key, batch["image"][:1], label)["params"]}, {}
+
+    def nats(params: Roles, x: jax.Array, cond: Cond, key_drop: jax.Array | None) -> jax.Array:
+        return score(network.apply({"params": params["pixelcnn"]}, x, cond.get("label"), key_drop), x)
+
+    def draw(
+        params: Roles, keys: jax.Array, cond: Cond, x: jax.Array | None, mask: jax.Array | None, options: Any
+    ) -> jax.Array:
+        label, spec = cond.get("label"), data.image
+        return sampler(network, params["pixelcnn"], keys, label, spec.shape, spec.levels, options.temperature, x, mask)
+
+    return make_raster_model(name, Raster(data, conditions, config.sampling, nats, draw), init, "pixelcnn")
 
 
-def nats(raster: Raster, params: Roles, x: jax.Array, cond: Cond, key_drop: jax.Array | None) -> jax.Array:
-    """log p(x | label), float32 (B,)."""
-    outputs = raster.network.apply({"params": params["pixelcnn"]}, x, cond.get("label"), key_drop)
-    return raster.score(outputs, x)
+def bits_loss(raster: Raster, log_p: jax.Array) -> tuple[jax.Array, tuple[dict, Roles]]:
+    """What a phase's loss returns, of the nats (B,) of a batch."""
+    mean, size = jnp.mean(log_p), raster.data.image.size
+    return -mean / size, ({"bits_per_dim": bits_per_dim(mean, size)}, {})
 
 
-def loss(
+def nll_loss(
     raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     (key_drop,) = rng.split(keys, 1)
-    size = raster.data.image.size
-    log_p = jnp.mean(nats(raster, params, batch["image"], select(batch, raster.conditions), key_drop))
-    return -log_p / size, ({"bits_per_dim": bits_per_dim(log_p, size)}, {})
+    return bits_loss(raster, raster.nats(params, batch["image"], select(batch, raster.conditions), key_drop))
 
 
 def validate(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    log_p = nats(raster, params, batch["image"], select(batch, raster.conditions), None)
+    log_p = raster.nats(params, batch["image"], select(batch, raster.conditions), None)
     return {"nll": -log_p, "bits_per_dim": bits_per_dim(log_p, raster.data.image.size)}
 
 
 def log_prob(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
-    return nats(raster, params, x, cond, None)
+    return raster.nats(params, x, cond, None)
 
 
 def sample(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    return complete(raster, params, keys, cond, None, None, **options)
+    return raster.draw(params, keys, cond, None, None, replace(raster.sampling, **options)).astype(jnp.uint8)
 
 
 def inpaint(
@@ -121,24 +160,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    return complete(raster, params, keys, cond, x, mask, **options)
-
-
-def complete(
-    raster: Raster,
-    params: Roles,
-    keys: jax.Array,
-    cond: Cond,
-    x: jax.Array | None,
-    mask: jax.Array | None,
-    **options: Any,
-) -> jax.Array:
-    """uint8 images: sampled, but for the pixels where the mask is true, which are those of x; None samples all."""
-    o = replace(raster.config.sampling, **options)
-    spec, label = raster.data.image, cond.get("label")
-    params = params["pixelcnn"]
-    drawn = raster.sampler(raster.network, params, keys, label, spec.shape, spec.levels, o.temperature, x, mask)
-    return drawn.astype(jnp.uint8)
+    return raster.draw(params, keys, cond, x, mask, replace(raster.sampling, **options)).astype(jnp.uint8)
 
 
 def check_raster(config: Any, data: DataSpec) -> None:

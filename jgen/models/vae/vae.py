@@ -39,41 +39,16 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
-from jgen.errors import (
-    defaults_of,
-    require,
-    require_labels,
-    require_latents,
-    require_positive,
-    require_temperature,
-)
+from jgen.errors import require, require_labels, require_latents, require_positive, require_temperature
+from jgen.models.vae.bounds import Sampling, Scoring, bound, check_options
 from jgen.nn.autoencoder import check_conv
 from jgen.nn.vae import Decoder, Encoder
-from jgen.prob.importance import importance_weighted_bound
 from jgen.prob.likelihoods import normal_kl, normal_log_prob
 from jgen.prob.pixel_distribution import PixelDistribution
 from jgen.prob.pixels import to_float
 
 AT_ONCE = 1024  # images decoded at once in the importance-weighted bound
 MIN_LOG_SCALE = -7.0  # of a learned scale on [-1, 1]: an eighth of the width of one of 256 levels
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling."""
-
-    temperature: float = 1.0
-    """Standard deviation of the latents: 1 samples from the model, below 1 trades diversity for typical images."""
-    mean: bool = False
-    """Return the decoder's mean rather than draw pixels: smoother, but not a sample of the model."""
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Options of log_prob."""
-
-    samples: int = 1
-    """Importance samples K: 1 is the ELBO, more a tighter bound."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +188,12 @@ def draw_eps(vae: Vae, keys: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(lambda k: rng.normal(rng.fold_in(keys, k), (vae.config.latent,)))(numbers)
 
 
-def bound_terms(vae: Vae, params: Roles, keys: jax.Array, x: jax.Array, cond: Cond, num: int) -> dict[str, jax.Array]:
-    """The terms of both bounds from `num` latents an image: log_p_x and log_ratio (K, B), kl (B, latent)."""
-    mu, logvar = posterior(vae, params, x, cond)
+def bound_terms(
+    vae: Vae, params: Roles, keys: jax.Array, q: tuple[jax.Array, jax.Array], x: jax.Array, cond: Cond, num: int
+) -> dict[str, jax.Array]:
+    """The terms of both bounds from `num` latents an image, drawn from `q`, the `posterior`: log_p_x and log_ratio
+    (K, B), kl (B, latent)."""
+    mu, logvar = q
     eps = draw_eps(vae, keys, jnp.arange(num))
     log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, eps, x, cond)
     return {"log_p_x": log_p_x, "log_ratio": log_ratio, "kl": normal_kl(mu, logvar, 0.0, 0.0)}
@@ -229,7 +207,8 @@ def elbo_terms(terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
     c = vae.config
-    terms = bound_terms(vae, params, keys, batch["image"], vae.condition(batch), c.num_samples)
+    x, cond = batch["image"], vae.condition(batch)
+    terms = bound_terms(vae, params, keys, posterior(vae, params, x, cond), x, cond, c.num_samples)
     weight = c.beta * jnp.ones(())
     if c.kl_warmup_steps:
         weight = weight * jnp.minimum(1.0, (ctx.step + 1) / c.kl_warmup_steps)
@@ -243,8 +222,8 @@ def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -
 
 
 def validate(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    num = vae.config.num_samples
-    terms = bound_terms(vae, params, keys, batch["image"], vae.condition(batch), num)
+    num, x, cond = vae.config.num_samples, batch["image"], vae.condition(batch)
+    terms = bound_terms(vae, params, keys, posterior(vae, params, x, cond), x, cond, num)
     scores = elbo_terms(terms)
     if num > 1:
         scores["iwae"] = jax.nn.logsumexp(terms["log_p_x"] + terms["log_ratio"], axis=0) - math.log(num)
@@ -254,18 +233,17 @@ def validate(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batc
 def log_prob(
     vae: Vae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    num = replace(vae.config.scoring, **options).samples
-    require_positive(samples=num)
-    if num == 1:  # equation 2
-        terms = bound_terms(vae, params, keys, x, cond, 1)
+    q = posterior(vae, params, x, cond)
+
+    def elbo() -> jax.Array:  # equation 2
+        terms = bound_terms(vae, params, keys, q, x, cond, 1)
         return terms["log_p_x"][0] - jnp.sum(terms["kl"], axis=-1)
-    mu, logvar = posterior(vae, params, x, cond)
 
     def log_weights(numbers: jax.Array) -> jax.Array:
-        log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, draw_eps(vae, keys, numbers), x, cond)
+        log_p_x, log_ratio = decoded_log_prob(vae, params, *q, draw_eps(vae, keys, numbers), x, cond)
         return log_p_x + log_ratio
 
-    return importance_weighted_bound(log_weights, num, min(num, max(1, AT_ONCE // x.shape[0])))
+    return bound(vae.config.scoring, options, elbo, log_weights, AT_ONCE // x.shape[0])
 
 
 def sample(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
@@ -308,8 +286,5 @@ def check_config(config: Config, data: DataSpec) -> None:
         config.objective == "elbo" or config.free_bits == 0,
         f"free_bits is {config.free_bits}: the iwae objective has no KL divergence by dimension; leave it at 0",
     )
-    with defaults_of("scoring"):
-        require_positive(samples=config.scoring.samples)
-    with defaults_of("sampling"):
-        require_temperature(config.sampling.temperature)
+    check_options(config)
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

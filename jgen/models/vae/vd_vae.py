@@ -47,40 +47,15 @@ from jgen.core.model import (
     select,
     select_first,
 )
-from jgen.errors import (
-    defaults_of,
-    require,
-    require_labels,
-    require_latents,
-    require_positive,
-    require_temperature,
-)
+from jgen.errors import require, require_labels, require_latents, require_positive, require_temperature
+from jgen.models.vae.bounds import Sampling, Scoring, bound, check_options
 from jgen.nn.vd_vae import Blocks, BottomUp, ChooseLatents, Gaussian, Layer, TopDown, check_blocks, levels_of
-from jgen.prob.importance import importance_weighted_bound
 from jgen.prob.likelihoods import normal_kl, normal_log_prob, sum_image
 from jgen.prob.logistic_mixture import LogisticMixture, num_parameters
 from jgen.prob.pixel_distribution import PixelDistribution
 from jgen.prob.pixels import bits_per_dim, to_float, to_uint8
 
 AT_ONCE = 256  # images decoded at once in the importance-weighted bound
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling."""
-
-    temperature: float = 1.0
-    """Factor on the latents' standard deviations: 1 samples from the model, below 1 favours typical images."""
-    mean: bool = False
-    """Return the mean of the pixels' distribution rather than draw from it: smoother, but not a sample of the model."""
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Options of log_prob."""
-
-    samples: int = 1
-    """Importance samples K: 1 is the ELBO, more a tighter bound."""
 
 
 @dataclass(frozen=True)
@@ -269,10 +244,9 @@ def validate(vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 def log_prob(
     vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    num = replace(vae.config.scoring, **options).samples
-    require_positive(samples=num)
     features = bottom_up(vae, params, x)
-    if num == 1:
+
+    def elbo() -> jax.Array:
         return bound_terms(vae, params, keys, features, x, cond).elbo
 
     @jax.vmap
@@ -280,7 +254,7 @@ def log_prob(
         terms = bound_terms(vae, params, rng.fold_in(keys, number), features, x, cond)
         return terms.log_p_x + terms.log_ratio
 
-    return importance_weighted_bound(log_weights, num, min(num, max(1, AT_ONCE // x.shape[0])))
+    return bound(vae.config.scoring, options, elbo, log_weights, AT_ONCE // x.shape[0])
 
 
 def sample(vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
@@ -340,8 +314,5 @@ def check_config(config: Config, data: DataSpec) -> None:
         data.image.levels == 2 or config.decoder != "bernoulli",
         f"decoder is bernoulli, but images have {data.image.levels} levels: set --data.binarise or another decoder",
     )
-    with defaults_of("scoring"):
-        require_positive(samples=config.scoring.samples)
-    with defaults_of("sampling"):
-        require_temperature(config.sampling.temperature)
+    check_options(config)
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
