@@ -23,12 +23,13 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(widths=(64,), top_widths=(64,), blocks=1, num_codes=64, code_dim=16)
-    return Experiment(model, Data(name="digits"), digits_training(2000, cosine(2e-3, warmup_steps=100)))
+    # Codebooks of 64 are reconstructed better (25 dB in place of 22), but of 1,350 images no prior of them is learned.
+    model = Config(widths=(64,), top_widths=(64,), blocks=1, num_codes=16, code_dim=16)
+    return Experiment(model, Data(name="digits"), digits_training(1500, cosine(2e-3, warmup_steps=100)))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, widths=(8,), top_widths=(8,), num_codes=16, code_dim=4, decay=0.9)
+    model = replace(digits.model, widths=(8,), top_widths=(8,), code_dim=4, decay=0.9)
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
