@@ -20,10 +20,10 @@ from jgen.compare import rows, tables  # noqa: E402
 from jgen.compare.facts import legend  # noqa: E402
 from jgen.compare.systems import Training, load_training, sampling_defaults  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
-from jgen.studies import sampling_noise, sampling_steps  # noqa: E402
+from jgen.studies import receptive_field, sampling_noise, sampling_steps  # noqa: E402
 from jgen.train.logs import best_of  # noqa: E402
 
-STUDIES = {"sampling_noise": sampling_noise, "sampling_steps": sampling_steps}
+STUDIES = {"sampling_noise": sampling_noise, "sampling_steps": sampling_steps, "receptive_field": receptive_field}
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
 
@@ -240,18 +240,26 @@ def study(name: str) -> str:
     rows = json.loads(path.read_text())["rows"]
     commands = dict.fromkeys(row["command"] for row in rows)
     commits = dict.fromkeys(short(row["environment"]["commit"]) for row in rows)
-    setting, environment = rows[0]["setting"], rows[0]["environment"]
-    origin = f"{setting['samples']} samples per row, seed {setting['seed']}; {environment['processor']}"
-    origin += (
-        f"; jax {environment['versions']['jax']}; commit {', '.join(commits)}; [record](results/studies/{name}.json)"
-    )
-    runs = ", ".join(f"{system} at step {step}" for system, step in dict.fromkeys(of_run(row) for row in rows))
+    environment = rows[0]["environment"]
+    origin = f"{environment['processor']}; jax {environment['versions']['jax']}; commit {', '.join(commits)}"
+    origin += f"; [record](results/studies/{name}.json)"
+    subject = of_networks(rows) if STUDIES[name] is receptive_field else of_runs(rows)
     given = "\n".join(f"`{command}`" for command in commands)
-    return f"{STUDIES[name].table(rows)}\n\nOf {runs}; {origin}.\n\n{given}\n"
+    return f"{STUDIES[name].table(rows)}\n\n{subject}; {origin}.\n\n{given}\n"
 
 
-def of_run(row: dict[str, Any]) -> tuple[str, int]:
-    return row["setting"]["system"], row["setting"]["step"]
+def of_runs(rows: list[dict[str, Any]]) -> str:
+    """The runs that the rows of a study are of, and what of them."""
+    settings = [row["setting"] for row in rows]
+    runs = dict.fromkeys(f"{setting['system']} at step {setting['step']}" for setting in settings)
+    return f"Of {', '.join(runs)}; {settings[0]['samples']} samples per row, seed {settings[0]['seed']}"
+
+
+def of_networks(rows: list[dict[str, Any]]) -> str:
+    """The same of a study of networks with random parameters."""
+    setting = rows[0]["setting"]
+    pixels = f"{setting['size']} x {setting['size']} pixels"
+    return f"Of images of {pixels}; {setting['draws']} random networks per row, seed {setting['seed']}"
 
 
 def main() -> None:

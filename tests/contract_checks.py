@@ -120,12 +120,15 @@ def check_functions(case, params, ctx, n):
     tokens = next((batch[name] for name, spec in model.data.fields.items() if len(spec.shape) == 1), None)
     arguments = {"denoise": (x, jnp.full(n, 0.5), model.condition(batch)), "logits": (x,), "embed_image": (x,)}
     arguments |= {"embed_text": (tokens,)} if tokens is not None else {}
+    arguments["conditionals"] = (x, model.condition(batch))
     widths = {"logits": (model.data.num_classes,), "denoise": model.images.shape}
     for name, function in model.functions.items():
         if name in arguments:
             call = functools.partial(lambda f, given, params, ctx: f(params, ctx, *given), function, arguments[name])
             out = jax.eval_shape(call, params, ctx)
-            chex.assert_shape(out, (n, *widths.get(name, (None,))), custom_message=f"{model.name}: {name}")
+            by_pixel = (*model.images.shape[:2], ...)
+            width = by_pixel if name == "conditionals" else widths.get(name, (None,))
+            chex.assert_shape(out, (n, *width), custom_message=f"{model.name}: {name}")
             chex.assert_type(out, float)
         else:
             assert name != "embed_text", (

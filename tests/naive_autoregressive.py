@@ -4,29 +4,37 @@ The naive samplers are what those of `jgen.samplers.autoregressive`, `two_stream
 benchmarks/autoregressive.py times the first.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
 from jgen.prob.logistic_mixture import LogisticMixture
-from jgen.samplers.autoregressive import draw, gumbel
+from jgen.samplers.autoregressive import Draw, draw, gumbel
 from jgen.samplers.truncation import truncate
 
 
 def sample_naively(
-    network, params, keys, label, shape, levels, temperature=1.0, images=None, mask=None, positions=None
+    network, params, keys, label, shape, levels, temperature=1.0, images=None, mask=None, positions=None, **truncation
 ):
     """For every draw, the network over the whole image: int32 (B, H, W, C).
 
     positions: how many of the H W C draws are made, all if None.
     """
+    by_softmax = Draw(partial(gumbel, levels=levels), partial(draw, temperature=temperature, **truncation))
+    return sample_by_draw_naively(network, params, keys, label, shape, by_softmax, images, mask, positions)
+
+
+def sample_by_draw_naively(network, params, keys, label, shape, draw, images=None, mask=None, positions=None):
+    """The same of a network whose outputs become levels by a `Draw`."""
     height, width, channels = shape
 
     def one(position, x):
         i, j, c = position // (width * channels), position // channels % width, position % channels
-        logits = network.apply({"params": params}, x, label)[:, i, j, c]
-        value = draw(logits, gumbel(keys, position, levels), temperature)
+        outputs = network.apply({"params": params}, x, label)[:, i, j, c]
+        value = draw.value(outputs, draw.noise(keys, position))
         if mask is not None:
             value = jnp.where(mask[:, i, j], images[:, i, j, c].astype(jnp.int32), value)
         return x.at[:, i, j, c].set(value)

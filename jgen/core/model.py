@@ -207,6 +207,8 @@ class GenerativeModel(NamedTuple):
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
+                 conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
+                 before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global

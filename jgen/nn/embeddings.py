@@ -34,3 +34,11 @@ def fourier_embedding(t: jax.Array, dim: int, scale: float) -> jax.Array:
     frequencies = scale * np.random.RandomState(0).standard_normal(dim // 2)
     angles = t.astype(jnp.float32)[:, None] * jnp.asarray(2.0 * math.pi * frequencies, jnp.float32)[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
+def cosine_embedding(tau: jax.Array, dim: int) -> jax.Array:
+    """cos(pi i tau) for i = 0 .. dim - 1, of quantile levels (...) in [0, 1], to float32 (..., dim).
+
+    Dabney et al. 2018, arXiv 1806.06923, equation 4, before its linear layer.
+    """
+    return jnp.cos(jnp.multiply.outer(tau.astype(jnp.float32), math.pi * jnp.arange(dim, dtype=jnp.float32)))

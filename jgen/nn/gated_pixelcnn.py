@@ -132,6 +132,7 @@ class GatedPixelCNN(nn.Module):
     features: width of each stack, a multiple of the channels; hidden: of the output's middle layer, likewise.
     blocks: gated layers of `size` x `size` after the first of `first_size` x `first_size`.
     embedding: see `PixelEmbedding`. num_classes: 0 for none; the label is then ignored.
+    outputs: features of each channel of a pixel in place of its logits, float32 (B, H, W, C, outputs); 0: the logits.
     """
 
     levels: int
@@ -145,6 +146,7 @@ class GatedPixelCNN(nn.Module):
     num_classes: int = 0
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
+    outputs: int = 0
 
     def setup(self) -> None:
         inputs = self.channels * max(self.embedding, 1)
@@ -153,7 +155,7 @@ class GatedPixelCNN(nn.Module):
         first = GatedLayer(inputs, self.features, self.first_size, "A", *shared, False, 0.0, self.dtype)
         sizes = (self.features, self.features, self.size, "B", *shared, True, self.dropout_rate, self.dtype)
         self.layers = [first, *(GatedLayer(*sizes) for _ in range(self.blocks))]
-        outputs = self.channels * self.levels
+        outputs = self.channels * (self.outputs or self.levels)
         self.out1 = HorizontalConv(self.features, self.hidden, 1, "B", self.channels, 1, self.dtype)
         self.out2 = HorizontalConv(self.hidden, outputs, 1, "B", self.channels)
 
@@ -161,10 +163,10 @@ class GatedPixelCNN(nn.Module):
         v = h = self.embed(x)
         for number, layer in enumerate(self.layers):
             v, h = layer(v, h, label, None if keys is None else rng.fold_in(keys, number))
-        return self.to_logits(self.out2(nn.relu(self.out1(nn.relu(h)))))
+        return self.by_channel(self.out2(nn.relu(self.out1(nn.relu(h)))))
 
-    def to_logits(self, out: jax.Array) -> jax.Array:
-        return out.astype(jnp.float32).reshape(*out.shape[:-1], self.channels, self.levels)
+    def by_channel(self, out: jax.Array) -> jax.Array:
+        return out.astype(jnp.float32).reshape(*out.shape[:-1], self.channels, self.outputs or self.levels)
 
     # One row and one pixel at a time: see jgen.samplers.autoregressive.
 
@@ -192,14 +194,14 @@ class GatedPixelCNN(nn.Module):
     def at_pixel(
         self, rows: list[jax.Array], columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Logits (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and each layer's input."""
+        """Outputs (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and each layer's input."""
         h = self.embed(pixel)
         inputs = []
         for layer, left, context in zip(self.layers, columns, contexts):
             inputs.append(h)
             h = layer.pixel(left, h, context)
         out = self.out2.pixel(None, nn.relu(self.out1.pixel(None, nn.relu(h))))
-        return self.to_logits(out), inputs
+        return self.by_channel(out), inputs
 
     def embed_pixel(self, pixel: jax.Array) -> jax.Array:
         """The first layer's input of a pixel (B, C)."""

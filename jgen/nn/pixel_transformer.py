@@ -74,6 +74,14 @@ class PixelTransformer(nn.Module):
         values = self.values(x.astype(jnp.int32).reshape(batch, -1))
         return self.predict(values, cond, transformation, keys).reshape(*x.shape, self.levels)
 
+    def between_levels(self, x: jax.Array, cond: Cond) -> jax.Array:
+        """Logits (B, H, W, C, levels), differentiable in x, floats (B, H, W, C) in 0 .. levels - 1: a value between two
+        levels has the embedding between theirs."""
+        below = jnp.clip(jnp.floor(x), 0, self.levels - 2)
+        weight, below = (x - below)[..., None], below.astype(jnp.int32)
+        values = (1.0 - weight) * self.values(below) + weight * self.values(below + 1)
+        return self.predict(values.reshape(x.shape[0], -1, self.features), cond).reshape(*x.shape, self.levels)
+
     def predict(
         self, values: jax.Array, cond: Cond, transformation: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:

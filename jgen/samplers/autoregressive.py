@@ -3,11 +3,10 @@
 The network is never evaluated over the whole image. What a row depends on in the rows above is computed once for the
 row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
 (B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
-image with key k is drawn by the Gumbel-max trick from
-
-    logits / temperature,  noise from fold_in(k, (i W + j) C + c)
-
-so that the draw does not depend on how the logits were computed.
+image with key k takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's
+outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, if asked from
+the likelier values alone;
+`sample_by_draw` takes any other way from the outputs and the noise to a level.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.backend import for_cpu
-from jgen.errors import NotSupported, require_temperature
+from jgen.errors import NotSupported
+from jgen.samplers.truncation import check_truncation, truncate
 
 CHUNK = 16  # images at a time on CPU: with more, features exceed the cache and an image takes up to twice as long
 
@@ -32,12 +32,12 @@ class RasterNetwork(Protocol):
 
     start(batch, width) -> (rows, columns)            caches above the first row, and left of the first column
     enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, ...), what a row depends on in those above
-    at_pixel(rows, columns, contexts, pixel) -> (logits, inputs)   of one column j: rows as `enter_row` gives them (what
-                                                      attention reads), contexts without their axis W, pixel int32
-                                                      (B, C) with the channels drawn so far; logits float32
-                                                      (B, C, levels); inputs: a list of what to cache of the pixel,
-                                                      (B, ...), one for each entry of columns, in which the newest
-                                                      is the last along axis 0
+    at_pixel(rows, columns, contexts, pixel) -> (outputs, inputs)   of one column j: rows as `enter_row` gives them
+                                                      (what attention reads), contexts without their axis W, pixel
+                                                      int32 (B, C) with the channels drawn so far; outputs float32
+                                                      (B, C, P), such as logits; inputs: a list of what to cache of the
+                                                      pixel, (B, ...), one for each entry of columns, in which the
+                                                      newest is the last along axis 0
     embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that depends on the last channel
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
 
@@ -49,14 +49,25 @@ class RasterNetwork(Protocol):
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
+class Draw(NamedTuple):
+    """How a level is drawn from what a network says of one channel of one pixel.
+
+    noise: (keys, position) -> (B, ...), of one channel of one pixel; position = (i W + j) C + c.
+    value: (outputs (B, P), noise (B, ...)) -> int32 (B,), a level.
+    """
+
+    noise: Callable[[jax.Array, Any], jax.Array]
+    value: Callable[[jax.Array, jax.Array], jax.Array]
+
+
 def gumbel(keys: jax.Array, position: Any, levels: int) -> jax.Array:
     """Standard Gumbel noise (B, levels) of one channel of one pixel; position = (i W + j) C + c."""
     return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, position), (levels,)))(keys)
 
 
-def draw(logits: jax.Array, noise: jax.Array, temperature: float) -> jax.Array:
-    """int32 (B,): a level from softmax(logits / temperature), logits and Gumbel noise (B, levels)."""
-    return jnp.argmax(logits / temperature + noise, axis=-1).astype(jnp.int32)
+def draw(logits: jax.Array, noise: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """int32 (B,): a level from the softmax of truncated logits; logits and Gumbel noise (B, levels)."""
+    return jnp.argmax(truncate(logits, temperature, top_k, top_p) + noise, axis=-1).astype(jnp.int32)
 
 
 def sample_raster(
@@ -69,6 +80,9 @@ def sample_raster(
     temperature: float = 1.0,
     images: jax.Array | None = None,
     mask: jax.Array | None = None,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> jax.Array:
     """Images from an autoregressive network, int32 (B, H, W, C), 0 .. levels - 1, in one compiled program.
 
@@ -76,17 +90,33 @@ def sample_raster(
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
       keys: (B,); shape: (H, W, C).
       label: int32 (B,), or a tree of arrays (B, ...) that the network is conditioned on; None where it is on nothing.
-      temperature: above 0; the logits are divided by it.
+      temperature, top_k, top_p: see `jgen.samplers.truncation.truncate`.
       images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
         others are drawn given all pixels before them.
     Raises:
-      UserError: a temperature that is not above zero and finite.
+      UserError: a temperature, top_k or top_p out of its range.
     """
-    require_temperature(temperature)
+    check_truncation(temperature, top_k, top_p, levels)
+    value = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+    by_softmax = Draw(partial(gumbel, levels=levels), value)
+    return sample_by_draw(network, params, keys, label, shape, by_softmax, images, mask)
+
+
+def sample_by_draw(
+    network: RasterNetwork,
+    params: Any,
+    keys: jax.Array,
+    label: Any,
+    shape: tuple[int, int, int],
+    draw: Draw,
+    images: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """As `sample_raster`, of a network whose outputs become levels by `draw`."""
 
     def chunk(part: tuple) -> jax.Array:
         keys, label, images, mask = part
-        return _sample_chunk(network, params, keys, label, images, mask, shape, levels, temperature)
+        return _sample_chunk(network, params, keys, label, images, mask, shape, draw)
 
     return in_chunks(chunk, (keys, label, None if images is None else images.astype(jnp.int32), mask), keys.shape[0])
 
@@ -112,8 +142,7 @@ def _sample_chunk(
     images: jax.Array | None,
     mask: jax.Array | None,
     shape: tuple[int, int, int],
-    levels: int,
-    temperature: float,
+    draw: Draw,
 ) -> jax.Array:
     height, width, channels = shape
     batch = keys.shape[0]
@@ -124,10 +153,10 @@ def _sample_chunk(
     rows, columns = call("start", batch, width)
 
     def row_noise(i: jax.Array) -> jax.Array:
-        """Gumbel noise (W, C, B, levels) of row i."""
+        """The noise of row i, (W, C, B, ...)."""
         positions = i * (width * channels) + jnp.arange(width * channels)
-        noise = jax.vmap(lambda position: gumbel(keys, position, levels))(positions)
-        return noise.reshape(width, channels, batch, levels)
+        noise = jax.vmap(partial(draw.noise, keys))(positions)
+        return noise.reshape(width, channels, *noise.shape[1:])
 
     def at_row(rows: Any, inputs: tuple) -> tuple[Any, jax.Array]:
         i, given = inputs
@@ -141,8 +170,8 @@ def _sample_chunk(
 
         def channel(c: jax.Array, carry: tuple) -> tuple:
             pixel, _ = carry
-            logits, features = call("at_pixel", rows, columns, contexts, pixel)
-            value = draw(logits[:, c], noise[c], temperature)
+            outputs, features = call("at_pixel", rows, columns, contexts, pixel)
+            value = draw.value(outputs[:, c], noise[c])
             if given is not None:
                 image, mask = given
                 value = jnp.where(mask, image[:, c], value)

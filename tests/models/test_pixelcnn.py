@@ -146,6 +146,8 @@ def test_the_loss_is_the_negative_log_probability_a_dimension(system):
         ("gated_pixelcnn", {"embedding": -1}, "embedding is -1"),
         ("gated_pixelcnn", {"dtype": "float16"}, "dtype is 'float16'"),
         ("gated_pixelcnn", {"sampling": gated_pixelcnn.Sampling(temperature=0.0)}, "temperature is 0.0"),
+        ("pixelcnn", {"sampling": pixelcnn.Sampling(top_p=1.5)}, "top_p is 1.5: it must be above 0 and at most 1"),
+        ("pixelcnn", {"sampling": pixelcnn.Sampling(top_k=9)}, "top_k is 9: it must be from 1 to 2, the levels"),
         ("pixelcnn", {"features": -3}, "features is -3: it must be above zero"),
         ("pixelcnn", {"kernel": 2}, "kernel is 2: it must be odd and 3 or more"),
         ("pixelcnn", {"sampling": pixelcnn.Sampling(temperature=-1.0)}, "temperature is -1.0"),

@@ -57,11 +57,12 @@ def make(name):
     return network, params, keys, label, shape, levels, temperature
 
 
-def both(name, images=None, mask=None):
+def both(name, images=None, mask=None, **truncation):
     network, params, keys, label, shape, levels, temperature = make(name)
     out = []
     for sampler in (sample_raster, sample_naively):
-        call = jax.jit(lambda p, s=sampler: s(network, p, keys, label, shape, levels, temperature, images, mask))
+        inputs = (keys, label, shape, levels, temperature, images, mask)
+        call = jax.jit(lambda p, s=sampler, inputs=inputs: s(network, p, *inputs, **truncation))
         out.append(np.asarray(call(params)))
     return out
 
@@ -72,6 +73,16 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     np.testing.assert_array_equal(cached, naive)
     levels = CASES[name][2]
     assert cached.min() >= 0 and cached.max() < levels and len(np.unique(cached)) > 1
+
+
+def test_only_the_likelier_values_are_drawn():
+    cached, naive = both("gated, codes", top_k=9, top_p=0.8)
+    np.testing.assert_array_equal(cached, naive)
+    assert np.any(cached != both("gated, codes")[0])
+    network, params, keys, label, shape, levels, _ = make("gated, codes")
+    likeliest = np.asarray(jax.jit(lambda p: sample_raster(network, p, keys, label, shape, levels, top_k=1))(params))
+    logits = network.apply({"params": params}, likeliest, label)
+    np.testing.assert_array_equal(likeliest, np.argmax(logits, axis=-1))
 
 
 @pytest.mark.parametrize("name", ["gated, colours, classes", "pixelcnn"])

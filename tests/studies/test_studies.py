@@ -10,7 +10,7 @@ from conftest import mistake, real_images
 
 import jgen
 from jgen.samplers.diffusion import Sampling, evaluations
-from jgen.studies import sampling_noise, sampling_steps, scores
+from jgen.studies import receptive_field, sampling_noise, sampling_steps, scores
 
 FEW = ["--samples", "60"]
 
@@ -114,3 +114,45 @@ def test_a_trajectory_as_a_user_has_it(tiny_run, tmp_path):
         animation.seek(animation.n_frames - 1)
         np.testing.assert_array_equal(np.asarray(animation.convert("L")), np.asarray(still))
     mistake(lambda: sample.command([*args[:-1], str(tmp_path / "way.mp4")]), "--trajectory", ".gif")
+
+
+SIZE = 7
+SMALL = {"features": 8, "hidden": 8, "blocks": 2, "first_kernel": 3}
+TRANSFORMER = {"attention": "strided", "stride": "SIZE", "layers": 2, "augmentation": "none"}
+
+
+def small(name, changes, without=()):
+    return receptive_field.Network(name, f"configs/autoregressive/{name}.py:tiny", changes, without)
+
+
+def test_receptive_fields_are_those_of_the_masks(tmp_path, monkeypatch, capsys):
+    """With a record that is gone on with, a table and a figure."""
+    networks = {
+        "pixelcnn": small("pixelcnn", SMALL),
+        "gated": small("gated_pixelcnn", SMALL),
+        "1 layer": small("image_transformer", TRANSFORMER, ("blocks_1",)),
+        "2 layers": small("image_transformer", TRANSFORMER),
+    }
+    monkeypatch.setattr(receptive_field, "NETWORKS", tuple(networks.values()))
+    out = ["--size", str(SIZE), "--draws", "3", "--out", str(tmp_path)]
+    assert receptive_field.command(out) == 0
+    assert "| pixelcnn | configs/autoregressive/pixelcnn.py:tiny | 24 | 3 | 12.5 |" in capsys.readouterr().out
+    assert (tmp_path / "receptive_field.png").stat().st_size > 10_000
+    rows = json.loads((tmp_path / "receptive_field.json").read_text())["rows"]
+    fields = {name: np.array(row["field"]) > 0 for name, row in zip(networks, rows, strict=True)}
+    row, column = np.mgrid[:SIZE, :SIZE]
+    up, right, before = SIZE // 2 - row, column - SIZE // 2, row * SIZE + column < SIZE**2 // 2
+    np.testing.assert_array_equal(fields["pixelcnn"], before & (right <= up))
+    np.testing.assert_array_equal(fields["gated"], before)
+    recent = (
+        row * SIZE + column >= SIZE**2 // 2 - 1 - SIZE
+    )  # a position attends to SIZE before it, each of the value before
+    np.testing.assert_array_equal(fields["1 layer"], before & recent)
+    np.testing.assert_array_equal(fields["2 layers"], before)
+    assert [r["unseen"] for r in rows] == [3, 0, 24 - SIZE - 1, 0] and all(r["later"] == 0 for r in rows)
+
+
+def test_what_has_no_receptive_field(tmp_path):
+    out = ["--out", str(tmp_path)]
+    mistake(lambda: receptive_field.command(["--size", "6", *out]), "--size is 6: it must be odd")
+    mistake(lambda: receptive_field.make_model("configs/vae/vae.py:tiny", {}, 8), "vae lends no `conditionals`")

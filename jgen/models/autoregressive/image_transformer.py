@@ -39,19 +39,7 @@ from jgen.nn.sparse_attention import check_patterns, make_patterns
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.samplers.sequence import sample_sequence
-from jgen.samplers.truncation import check_truncation
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling."""
-
-    temperature: float = 1.0
-    """The logits are divided by it: below 1 favours the likelier values; above 0."""
-    top_k: int = 0
-    """Draw from this many of the likeliest values only; 0: from all."""
-    top_p: float = 1.0
-    """Draw from the fewest likeliest values whose probabilities sum to this or more; above 0, at most 1: from all."""
+from jgen.samplers.truncation import Sampling, check_sampling
 
 
 @dataclass(frozen=True)
@@ -116,6 +104,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         "transformer",
         loss=partial(loss, system, raster),
         check_sampling=partial(check_sampling, data.image.levels),
+        functions={"conditionals": partial(conditionals, system)},
     )
 
 
@@ -170,6 +159,10 @@ def loss(
     return bits_loss(raster, nats(system, params, x, select(batch, system.conditions), key_drop, t))
 
 
+def conditionals(system: System, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
+    return system.network.apply({"params": params["transformer"]}, x, cond, method="between_levels")
+
+
 def draw(
     system: System,
     params: Roles,
@@ -182,11 +175,6 @@ def draw(
     spec, truncation = system.data.image, (options.temperature, options.top_k, options.top_p)
     params = params["transformer"]
     return sample_sequence(system.network, params, keys, cond, spec.shape, spec.levels, *truncation, x, mask)
-
-
-def check_sampling(levels: int, options: Sampling) -> None:
-    """Raises `UserError` for options of sampling out of their range."""
-    check_truncation(options.temperature, options.top_k, options.top_p, levels)
 
 
 def check_config(config: Config, data: DataSpec) -> None:

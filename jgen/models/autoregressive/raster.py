@@ -8,8 +8,8 @@ inpaint       as `sample`, given the pixels that a mask keeps, which must be the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,19 +29,12 @@ from jgen.core.model import (
     select,
     select_first,
 )
-from jgen.errors import defaults_of, require_labels, require_temperature
+from jgen.errors import defaults_of, require_labels
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
 from jgen.samplers.autoregressive import check_prefix, sample_raster
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling."""
-
-    temperature: float = 1.0
-    """The logits are divided by it: below 1 favours the likelier values; above 0."""
+from jgen.samplers.truncation import check_sampling as check_truncated
 
 
 class Raster(NamedTuple):
@@ -66,11 +59,12 @@ def make_raster_model(
     role: str,
     loss: LossFn | None = None,
     check_sampling: Callable[[Any], None] | None = None,
+    functions: Mapping[str, Callable[..., Any]] = {},
 ) -> GenerativeModel:
     """A model that has an exact `nats` and a sampler that can start from the first pixels.
 
     Args:
-      init: the contract's. role: that of the parameters. loss: the phase's, by default -log p of the batch.
+      init, functions: the contract's. role: that of the parameters. loss: the phase's, by default -log p of the batch.
     """
     return GenerativeModel(
         name=name,
@@ -87,6 +81,7 @@ def make_raster_model(
         likelihood="exact",
         inpaint=partial(inpaint, raster),
         check_mask=check_prefix,
+        functions=functions,
     )
 
 
@@ -97,6 +92,7 @@ def make_raster(
     data: DataSpec,
     score: Callable[[jax.Array, jax.Array], jax.Array] = categorical_log_prob,
     sampler: Callable[..., jax.Array] = sample_raster,
+    check_sampling: Callable[[Any], None] | None = None,
 ) -> GenerativeModel:
     """A model whose `network` describes the distribution of every pixel given those before it and, if asked, the class.
 
@@ -104,7 +100,8 @@ def make_raster(
       network: a linen module, (x, label, key_drop) to outputs (B, H, W, ...), logits (B, H, W, C, levels) by default,
         whose parameters become the role "pixelcnn".
       config: the system's Config, checked: see `check_raster`.
-      score: (outputs, x) to the nats of uint8 images, (B,). sampler: with the arguments of `sample_raster`.
+      score: (outputs, x) to the nats of uint8 images, (B,). sampler: with the arguments of `sample_raster`
+        but for its options, which are the fields of `config.sampling`, checked by `check_sampling`.
     """
     conditions = ("label",) if config.class_conditional else ()
 
@@ -119,9 +116,16 @@ def make_raster(
         params: Roles, keys: jax.Array, cond: Cond, x: jax.Array | None, mask: jax.Array | None, options: Any
     ) -> jax.Array:
         label, spec = cond.get("label"), data.image
-        return sampler(network, params["pixelcnn"], keys, label, spec.shape, spec.levels, options.temperature, x, mask)
+        given = {"images": x, "mask": mask, **vars(options)}
+        return sampler(network, params["pixelcnn"], keys, label, spec.shape, spec.levels, **given)
 
-    return make_raster_model(name, Raster(data, conditions, config.sampling, nats, draw), init, "pixelcnn")
+    def conditionals(params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
+        return network.apply({"params": params["pixelcnn"]}, x, cond.get("label"))
+
+    raster = Raster(data, conditions, config.sampling, nats, draw)
+    check = check_sampling or partial(check_truncated, data.image.levels)
+    functions = {"conditionals": conditionals}
+    return make_raster_model(name, raster, init, "pixelcnn", check_sampling=check, functions=functions)
 
 
 def bits_loss(raster: Raster, log_p: jax.Array) -> tuple[jax.Array, tuple[dict, Roles]]:
@@ -168,5 +172,5 @@ def check_raster(config: Any, data: DataSpec) -> None:
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
     check_network(data.image.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     with defaults_of("sampling"):
-        require_temperature(config.sampling.temperature)
+        check_truncated(data.image.levels, config.sampling)
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
