@@ -23,6 +23,7 @@ from jgen.nn import (
     attention,
     autoencoder,
     autoregressive_flow,
+    code_pixelcnn,
     conv,
     dcgan,
     dropout,
@@ -108,6 +109,20 @@ def integers(network, given=LABEL):
     return lambda params: network.apply({"params": params}, x, given), (normal_params(variables["params"]),)
 
 
+def codes_by_class(network):
+    """A network of one code at a place and conditions, differentiated in its parameters."""
+    x, cond = np.random.default_rng(0).integers(0, 4, (2, *network.shape, 1)), {"label": LABEL}
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
+    return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
+
+
+def integers_alone(network):
+    """A network of codes without conditions, differentiated in its parameters."""
+    x = np.random.default_rng(0).integers(0, 4, (2, 2, 3, 1))
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    return lambda params: network.apply({"params": params}, x), (normal_params(variables["params"]),)
+
+
 def sequence_of_pixels(network):
     """A network of integers and conditions, differentiated in its parameters."""
     x = np.random.default_rng(0).integers(0, 4, (2, *network.shape))
@@ -185,6 +200,7 @@ CASES = {
     "ResidualBlock": lambda: layer(autoencoder.ResidualBlock(), normal(2, 4, 4, 8)),
     "ConvEncoder": lambda: layer(autoencoder.ConvEncoder((8, 16), 1), normal(2, 8, 8, 1)),
     "ConvDecoder": lambda: layer(autoencoder.ConvDecoder((8, 16), 1, 1), normal(2, 2, 2, 16)),
+    "Upsample": lambda: layer(autoencoder.Upsample(3, 2), normal(2, 2, 3, 4)),
     "DenseLayers": lambda: layer(autoencoder.DenseLayers((8, 6), 1), normal(2, 5)),
     "VerticalConv": lambda: layer(masked_convolution.VerticalConv(2, 4, 5, "A"), normal(2, 5, 4, 2)),
     "HorizontalConv": lambda: layer(masked_convolution.HorizontalConv(2, 4, 5, "B", 2), normal(2, 5, 4, 2)),
@@ -196,6 +212,22 @@ CASES = {
         normal(2, 3, 4, 4),
         rest=(None, KEYS),
     ),
+    "GatedLayer with features": lambda: layer(
+        gated_pixelcnn.GatedLayer(4, 4, 3, "B", 1, 3, True, 0.5, DTYPE, True),
+        normal(2, 3, 4, 4),
+        normal(2, 3, 4, 4),
+        rest=(LABEL, KEYS, normal(2, 3, 4, 5)),
+    ),
+    "CausalAttention": lambda: layer(
+        code_pixelcnn.CausalAttention(4, 2, 0.5, DTYPE),
+        normal(2, 3, 2, 4),
+        normal(2, 3, 2, 3),
+        normal(6, 4),
+        rest=(KEYS,),
+    ),
+    "OutputBlock": lambda: layer(code_pixelcnn.OutputBlock(4, 6, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(KEYS,)),
+    "ConditioningStack": lambda: integers_alone(code_pixelcnn.ConditioningStack(4, 3, 8, 1, 1)),
+    "CodePixelCNN": lambda: codes_by_class(code_pixelcnn.CodePixelCNN(4, (4, 5), 8, 1, 8, 3, 3, 3, 1, 2, 1, 3)),
     "GatedPixelCNN": lambda: integers(gated_pixelcnn.GatedPixelCNN(4, 2, 8, 1, 8, num_classes=3)),
     "pixelcnn.ResidualBlock": lambda: layer(
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
@@ -270,7 +302,7 @@ CASES = {
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
-NETWORKS += ("PixelTransformer",)
+NETWORKS += ("PixelTransformer", "CodePixelCNN")
 LAYERS = [name for name in CASES if name not in NETWORKS]  # of a network it takes long, and its layers are here
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 

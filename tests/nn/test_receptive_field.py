@@ -1,12 +1,14 @@
 """What a pixel's logits depend on, by automatic differentiation."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from naive_autoregressive import random_params
 
-from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.code_pixelcnn import CodePixelCNN
+from jgen.nn.gated_pixelcnn import GatedPixelCNN, PixelEmbedding
 from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
 from jgen.nn.pixelrnn import PixelRNN
@@ -119,6 +121,28 @@ def test_dropout_belongs_to_an_example():
     assert np.any(dropped[0] != dropped[1])
     plain = np.asarray(network.apply({"params": params}, x))
     np.testing.assert_allclose(plain[0], plain[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [0, 2])
+def test_attention_sees_every_code_before_and_none_after(attention):
+    """By derivatives in the codes' vectors; without attention, those within the reach of the convolutions alone."""
+    height, width = 3, 4
+    network = CodePixelCNN(LEVELS, (height, width), 8, 1, 8, 3, embedding=4, attention=attention, heads=2)
+    codes = np.zeros((1, height, width, 1), np.int32)
+
+    def logits(vectors, params):
+        def replaced(apply, args, kwargs, context):
+            return vectors[None] if isinstance(context.module, PixelEmbedding) else apply(*args, **kwargs)
+
+        with nn.intercept_methods(replaced):
+            return network.apply({"params": params}, codes, {})[0, :, :, 0]
+
+    vectors = np.random.default_rng(0).standard_normal((height, width, 4)).astype(np.float32)
+    jacobian = jax.jit(jax.jacobian(logits))(vectors, random_params(network, (height, width, 1), {}))
+    depends = np.any(np.asarray(jacobian) != 0, axis=(2, 5)).reshape(height * width, -1)
+    i, j = np.indices(depends.shape)
+    near = (i // width - j // width <= 2) & (abs(i % width - j % width) <= 2)
+    np.testing.assert_array_equal(depends, (j < i) & (near | (attention > 0)))
 
 
 def test_dropout_of_a_local_pixelcnn_belongs_to_an_example_and_reaches_context_and_blocks():
