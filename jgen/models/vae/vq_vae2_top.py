@@ -15,7 +15,8 @@ Differs from the paper: attention comes after gated layers, which are residual o
 feature is passed through a gate after it; learned vectors of the positions are added where attention reads; the
 learning rate decays.
 
-Measured: not yet.
+Measured: 6.53 nats of the 4 top codes of the digits' validation images, of 11.09 for uniform codes, 800 steps of
+`python train.py configs/vae/vq_vae2_top.py:digits`.
 """
 
 from __future__ import annotations
