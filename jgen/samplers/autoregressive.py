@@ -31,14 +31,17 @@ class RasterNetwork(Protocol):
     """The methods that the sampler calls on a linen module.
 
     start(batch, width) -> (rows, columns)            caches above the first row, and left of the first column
-    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, B, ...), what a row depends on in those above
-    at_pixel(columns, contexts, pixel) -> (outputs, inputs)   of one column j: contexts (B, ...), pixel int32 (B, C)
-                                                      with the channels drawn so far; outputs float32 (B, C, P), such
-                                                      as logits; inputs: a list of what to cache of the pixel,
-                                                      (B, ...), one for each entry of columns, in which the newest is
-                                                      the last along axis 0
+    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, ...), what a row depends on in those above
+    at_pixel(rows, columns, contexts, pixel) -> (outputs, inputs)   of one column j: rows as `enter_row` gives them
+                                                      (what attention reads), contexts without their axis W, pixel
+                                                      int32 (B, C) with the channels drawn so far; outputs float32
+                                                      (B, C, P), such as logits; inputs: a list of what to cache of the
+                                                      pixel, (B, ...), one for each entry of columns, in which the
+                                                      newest is the last along axis 0
     embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that depends on the last channel
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
+
+    `label` is whatever the network takes as a condition, a tree of arrays (B, ...): an image's class, or features too.
     """
 
     def init(self, key: Any, *args: Any) -> Any: ...
@@ -71,7 +74,7 @@ def sample_raster(
     network: RasterNetwork,
     params: Any,
     keys: jax.Array,
-    label: jax.Array | None,
+    label: Any,
     shape: tuple[int, int, int],
     levels: int,
     temperature: float = 1.0,
@@ -86,7 +89,7 @@ def sample_raster(
     Args:
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
       keys: (B,); shape: (H, W, C).
-      label: int32 (B,), or whatever else (B, ...) the network is conditioned on; None where it is on nothing.
+      label: int32 (B,), or a tree of arrays (B, ...) that the network is conditioned on; None where it is on nothing.
       temperature, top_k, top_p: see `jgen.samplers.truncation.truncate`.
       images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
         others are drawn given all pixels before them.
@@ -103,7 +106,7 @@ def sample_by_draw(
     network: RasterNetwork,
     params: Any,
     keys: jax.Array,
-    label: jax.Array | None,
+    label: Any,
     shape: tuple[int, int, int],
     draw: Draw,
     images: jax.Array | None = None,
@@ -135,7 +138,7 @@ def _sample_chunk(
     network: Any,
     params: Any,
     keys: jax.Array,
-    label: jax.Array | None,
+    label: Any,
     images: jax.Array | None,
     mask: jax.Array | None,
     shape: tuple[int, int, int],
@@ -158,15 +161,16 @@ def _sample_chunk(
     def at_row(rows: Any, inputs: tuple) -> tuple[Any, jax.Array]:
         i, given = inputs
         rows, contexts = call("enter_row", rows, label)
-        _, (pixels, features) = jax.lax.scan(at_column, columns, (contexts, row_noise(i), given))
+        step = partial(at_column, rows)
+        _, (pixels, features) = jax.lax.scan(step, columns, (contexts, row_noise(i), given))
         return call("leave_row", rows, features), pixels
 
-    def at_column(columns: Any, inputs: tuple) -> tuple[Any, tuple]:
+    def at_column(rows: Any, columns: Any, inputs: tuple) -> tuple[Any, tuple]:
         contexts, noise, given = inputs
 
         def channel(c: jax.Array, carry: tuple) -> tuple:
             pixel, _ = carry
-            outputs, features = call("at_pixel", columns, contexts, pixel)
+            outputs, features = call("at_pixel", rows, columns, contexts, pixel)
             value = draw.value(outputs[:, c], noise[c])
             if given is not None:
                 image, mask = given
@@ -174,7 +178,7 @@ def _sample_chunk(
             return pixel.at[:, c].set(value), features
 
         pixel = jnp.zeros((batch, channels), jnp.int32)
-        _, shapes = jax.eval_shape(lambda: call("at_pixel", columns, contexts, pixel))
+        _, shapes = jax.eval_shape(lambda: call("at_pixel", rows, columns, contexts, pixel))
         start = (pixel, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
         pixel, features = jax.lax.fori_loop(0, channels, channel, start)
         # The last pass had all channels but the last, on which only the first layer's input depends.
