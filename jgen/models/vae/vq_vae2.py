@@ -112,7 +112,10 @@ class Decoder(nn.Module):
 
 
 class VqVae2(NamedTuple):
-    """What `make` binds the functions below to; `codes` are the specifications of the top and the bottom codes."""
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    `codes` are the specifications of the top and the bottom codes.
+    """
 
     config: Config
     images: ImageSpec
@@ -239,7 +242,7 @@ def decode(vq: VqVae2, params: Roles, ctx: Context, keys: jax.Array, codes: Any,
 
 
 def check_config(config: Config, images: ImageSpec) -> None:
-    """Raises `UserError` for a configuration that no VQ-VAE-2 can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     require_positive(widths=config.widths, top_widths=config.top_widths)
     check_conv(images.height, images.width, config.widths + config.top_widths, config.blocks)
     check_codebook(config.num_codes, config.code_dim, config.commitment, config.decay, config.revival)

@@ -83,7 +83,10 @@ class Config:
 
 
 class Prior(NamedTuple):
-    """What `make` binds the functions below to; `codes` is the specification of the bottom codes."""
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    `codes` is the specification of the bottom codes.
+    """
 
     config: Config
     top: GenerativeModel
@@ -185,7 +188,7 @@ def check_sampling(options: Sampling) -> None:
 
 
 def check_config(config: Config, data: DataSpec, top: GenerativeModel) -> None:
-    """Raises `UserError` for a configuration that no prior can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     lends = "sample_codes" in top.functions
     require(lends, f"frozen.top is a {top.name}, which lends no sample_codes: it must be a vq_vae2_top")
     check_autoencoder(top, data, "top", 2, "a vq_vae2_top")
