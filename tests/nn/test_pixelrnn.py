@@ -104,4 +104,4 @@ def test_a_pixel_costs_as_many_operations_as_its_part_of_the_network(layer):
     rows, contexts = network.apply(params, rows, None, method="enter_row")
     here, pixel = jax.tree.map(lambda a: a[0], contexts), jnp.zeros((1, 1), jnp.int32)
     whole = operations(None, jnp.zeros((1, *shape), jnp.int32))
-    assert operations("at_pixel", columns, here, pixel) < 2 * whole / size**2
+    assert operations("at_pixel", rows, columns, here, pixel) < 2 * whole / size**2
