@@ -1,6 +1,6 @@
-"""jgen's VAE against plain PyTorch on the same weights, images and noise: convolutional, and dense with residual layers.
+"""jgen's VAE, convolutional and dense with residual layers, against plain PyTorch: terms of the bound, and gradients.
 
-Beside pythae's in test_vae.py, which has a dense layer and Bernoulli pixels.
+Weights, images and noise are the same. Beside pythae's in test_vae.py, which has a dense layer and Bernoulli pixels.
 """
 
 import jax

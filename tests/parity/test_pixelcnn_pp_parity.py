@@ -8,7 +8,7 @@ from naive_autoregressive import normal_params
 
 torch = pytest.importorskip("torch")
 import pixelcnn_pp_peer as peers  # noqa: E402
-from same_names import assert_close, compare, nchw, nhwc  # noqa: E402
+from same_names import GRADIENTS, VALUES, assert_close, compare, nchw, nhwc  # noqa: E402
 from specs import data_of  # noqa: E402
 
 from jgen.core import keys as rng  # noqa: E402
@@ -91,5 +91,5 @@ def test_the_mixture_of_logistics_agrees(channels, levels, spread):
     wanted = peers.mixture_log_prob(tensor, torch.from_numpy(images), levels)
     wanted.mean().backward()
     assert bool(torch.isfinite(wanted).all())
-    assert_close(log_prob, wanted, 1e-5)
-    assert_close(gradient, tensor.grad, 1e-5)
+    assert_close(log_prob, wanted, VALUES)
+    assert_close(gradient, tensor.grad, GRADIENTS)

@@ -1,5 +1,7 @@
 """The image transformer against PyTorch's attention under the masks of the sparse patterns: logits, loss, gradients."""
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +35,8 @@ def named_by_block(params):
     stacks = dict(params.pop("transformer"))
     params["norm"] = stacks.pop("norm")
     for place in range(LAYERS):
-        stack = stacks[f"blocks_{place % len(stacks)}"]
-        params[f"blocks_{place}"] = jax.tree.map(lambda p: p[place // len(stacks)], stack)
+        number, i = divmod(place, len(stacks))
+        params[f"blocks_{place}"] = jax.tree.map(itemgetter(number), stacks[f"blocks_{i}"])
     return params
 
 
