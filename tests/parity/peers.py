@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+from same_names import flatten
 
 
 def make_peer(
@@ -72,14 +73,6 @@ def torch_name(name: str, levels: int) -> list[str]:
     if path[1] == "out":
         return [f"{place}.to_out.0.{leaf}"]
     return [f"{place}.to_{letter}.{leaf}" for letter in "qkv"]
-
-
-def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"down0_block0/conv1/kernel": array, ...}"""
-    flat: dict[str, Any] = {}
-    for key, value in params.items():
-        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def to_torch_layout(array: Any, shape: tuple[int, ...]) -> torch.Tensor:
