@@ -50,9 +50,9 @@ def require_choice(name: str, value: Any, choices: Any) -> None:
     require(value in choices, f"{name} is {value!r}: it must be one of {', '.join(map(str, choices))}")
 
 
-def require_temperature(temperature: float) -> None:
+def require_temperature(temperature: float, name: str = "temperature") -> None:
     """Raises `UserError` for a temperature of sampling that is not a finite number above zero."""
-    require(0 < temperature < math.inf, f"temperature is {temperature}: it must be above zero and finite")
+    require(0 < temperature < math.inf, f"{name} is {temperature}: it must be above zero and finite")
 
 
 def require_labels(num_classes: int, name: str, value: Any, off: Any) -> None:

@@ -52,6 +52,17 @@ def system_of(run: str) -> str:
     return Path(run).name.removesuffix("-tiny")
 
 
+def train_below(python, tmp_path, path):
+    """The options that name the runs a system stands on, after short trainings of these, and of what they stand on."""
+    options = []
+    for role, place in import_config(path).get_config("tiny").frozen.items():
+        below, run = SYSTEMS[system_of(place)], tmp_path / system_of(place)
+        args = [f"{below.relative_to(ROOT)}:tiny", "--workdir", run, "--train.steps", "20"]
+        python("train.py", *args, *train_below(python, tmp_path, below))
+        options += [f"--frozen.{role}", run]
+    return options
+
+
 def image_of(data) -> ImageSpec:
     """The digits as the options of data show them."""
     return ImageSpec(8, 8, 1, 2 if data.binarise != "none" else 17)

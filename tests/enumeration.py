@@ -22,8 +22,9 @@ def enumerate_log_prob(model, params, cond):
     images = all_images(model.images)
     cond = {name: np.broadcast_to(np.int32(value), (len(images), *np.shape(value))) for name, value in cond.items()}
     keys = rng.image_keys(jax.random.key(0), jnp.arange(len(images)))
-    log_prob = jax.jit(lambda params: model.log_prob(params, Context(jnp.int32(0)), keys, images, cond))
-    return np.asarray(log_prob(params), np.float64)
+    # Conditions are arguments, so that the program is the same, and cached, whatever they are.
+    log_prob = jax.jit(lambda params, cond: model.log_prob(params, Context(jnp.int32(0)), keys, images, cond))
+    return np.asarray(log_prob(params, cond), np.float64)
 
 
 def numbers(images, levels):

@@ -17,13 +17,13 @@ from jgen.samplers.truncation import truncate
 
 
 def sample_naively(
-    network, params, keys, label, shape, levels, temperature=1.0, images=None, mask=None, positions=None
+    network, params, keys, label, shape, levels, temperature=1.0, images=None, mask=None, positions=None, **truncation
 ):
     """For every draw, the network over the whole image: int32 (B, H, W, C).
 
     positions: how many of the H W C draws are made, all if None.
     """
-    by_softmax = Draw(partial(gumbel, levels=levels), partial(draw, temperature=temperature))
+    by_softmax = Draw(partial(gumbel, levels=levels), partial(draw, temperature=temperature, **truncation))
     return sample_by_draw_naively(network, params, keys, label, shape, by_softmax, images, mask, positions)
 
 

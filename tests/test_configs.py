@@ -38,16 +38,21 @@ def test_every_variant_makes_a_model_of_its_data(system, variant):
             f"{where} must have Data(name={variant!r}): it has {experiment.data.name!r}"
         )
     check_config(experiment.train, 1)
+    model = model_of(experiment, f"{system}:{variant}")
+    assert model.data == spec_of(experiment.data) and model.name
+    role_optimisers(model, experiment.train)
+
+
+def model_of(experiment, name):
+    """The model of an experiment, on those of the variants that train its frozen runs."""
     data, frozen = spec_of(experiment.data), {}
     for role, run in experiment.frozen.items():
-        stem, _, name = run.removeprefix("runs/").rpartition("-")
-        assert stem in SYSTEMS, f"{system}:{variant} stands on {run}: add configs/<family>/{stem}.py, which trains it"
-        below = get(stem, name)
+        stem, _, variant = run.removeprefix("runs/").rpartition("-")
+        assert stem in SYSTEMS, f"{name} stands on {run}: add configs/<family>/{stem}.py, which trains it"
+        below = get(stem, variant)
         assert spec_of(below.data) == data
-        frozen[role] = make_model(below.model, data)
-    model = make_model(experiment.model, data, frozen)
-    assert model.data == data and model.name
-    role_optimisers(model, experiment.train)
+        frozen[role] = model_of(below, f"{stem}:{variant}")
+    return make_model(experiment.model, data, frozen)
 
 
 def test_systems_that_are_compared_see_the_same_images():

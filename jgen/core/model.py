@@ -205,6 +205,7 @@ class GenerativeModel(NamedTuple):
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
+                 sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;

@@ -83,6 +83,22 @@ class ConvDecoder(nn.Module):
         return depth_to_space(h)
 
 
+class Upsample(nn.Module):
+    """(B, H, W, C) to (B, 2^n H, 2^n W, features), n = doublings, each of them a transposed 2x2 convolution."""
+
+    features: int
+    doublings: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = x.astype(self.dtype)
+        for number in range(self.doublings):
+            wide = nn.Dense(4 * self.features, dtype=self.dtype, name=f"up{number}")
+            h = depth_to_space(wide(h if number == 0 else nn.silu(h)))
+        return h
+
+
 class DenseLayers(nn.Module):
     """(B, n) to (B, widths[-1]): ReLU layers, each followed by `blocks` residual ones; no widths leave x as it is."""
 

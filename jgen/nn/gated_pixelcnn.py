@@ -5,7 +5,8 @@ pixels to the left and, through a 1 x 1 convolution, what the vertical stack fou
 
     y = tanh(W_f * x + V_f h) . sigmoid(W_g * x + V_g h)         (equation 4), h the class as a one-hot vector
 
-The horizontal stack has residual connections; the logits come from it by two ReLU and 1 x 1 convolution layers.
+The horizontal stack has residual connections; the logits come from it by two ReLU and 1 x 1 convolution layers. Where a
+layer is conditioned on features at every location, V_f h and V_g h are 1 x 1 convolutions of them (section 2.3).
 
 It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
 """
@@ -61,7 +62,7 @@ class PixelEmbedding(nn.Module):
 class GatedLayer(nn.Module):
     """Figure 2 of the paper: (v, h) to (v, h), both (B, H, W, features).
 
-    residual: adds the input h to the new one.
+    residual: adds the input h to the new one. local: takes features (B, H, W, C) of the same size as a condition.
     """
 
     inputs: int
@@ -73,6 +74,7 @@ class GatedLayer(nn.Module):
     residual: bool
     dropout_rate: float
     dtype: Any
+    local: bool = False
 
     def setup(self) -> None:
         wide, dtype = 2 * self.features, self.dtype
@@ -84,29 +86,43 @@ class GatedLayer(nn.Module):
             zeros = nn.initializers.zeros
             self.label_v = nn.Embed(self.num_classes, wide, dtype=dtype, embedding_init=zeros)
             self.label_h = nn.Embed(self.num_classes, wide, dtype=dtype, embedding_init=zeros)
+        if self.local:
+            self.local_v = nn.Dense(wide, use_bias=False, dtype=dtype)
+            self.local_h = nn.Dense(wide, use_bias=False, dtype=dtype)
 
     def __call__(
-        self, v: jax.Array, h: jax.Array, label: jax.Array | None, keys: jax.Array | None
+        self,
+        v: jax.Array,
+        h: jax.Array,
+        label: jax.Array | None,
+        keys: jax.Array | None,
+        local: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        class_v, class_h = self.classes(label)
-        before = self.vertical(v) + to_bias(class_v, 1)
-        y = gate(self.horizontal(h) + self.across(before) + to_bias(class_h, 1))
+        bias_v, bias_h = self.biases(label, local, 1)
+        before = self.vertical(v) + bias_v
+        y = gate(self.horizontal(h) + self.across(before) + bias_h)
         y = self.out(dropout(y, keys, self.dropout_rate))
         return gate(before), h + y if self.residual else y
 
-    def row(self, window: jax.Array, label: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """The vertical stack's new row, and what the horizontal stack takes from it, from the rows that it sees."""
-        class_v, class_h = self.classes(label)
-        before = self.vertical.row(window) + to_bias(class_v, 0)
-        return gate(before), self.across(before) + to_bias(class_h, 0)
+    def row(
+        self, window: jax.Array, label: jax.Array | None, local: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The vertical stack's new row, and what the horizontal stack takes from it, from the rows that it sees; local:
+        the features of that row, (W, B, C)."""
+        bias_v, bias_h = self.biases(label, local, 0)
+        before = self.vertical.row(window) + bias_v
+        return gate(before), self.across(before) + bias_h
 
     def pixel(self, left: jax.Array, h: jax.Array, context: jax.Array) -> jax.Array:
         """The horizontal stack at one pixel, (B, features)."""
         y = self.out.pixel(None, gate(self.horizontal.pixel(left, h) + context))
         return h + y if self.residual else y
 
-    def classes(self, label: jax.Array | None) -> tuple[jax.Array | int, jax.Array | int]:
-        return (self.label_v(label), self.label_h(label)) if self.num_classes else (0, 0)
+    def biases(self, label: jax.Array | None, local: jax.Array | None, axis: int) -> tuple[Any, Any]:
+        """What the conditions add to the vertical and to the horizontal stack; axis: see `to_bias`."""
+        bias_v, bias_h = (self.label_v(label), self.label_h(label)) if self.num_classes else (0, 0)
+        bias_v, bias_h = to_bias(bias_v, axis), to_bias(bias_h, axis)
+        return (bias_v + self.local_v(local), bias_h + self.local_h(local)) if self.local else (bias_v, bias_h)
 
 
 class GatedPixelCNN(nn.Module):
@@ -176,7 +192,7 @@ class GatedPixelCNN(nn.Module):
         return after, contexts
 
     def at_pixel(
-        self, columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
+        self, rows: list[jax.Array], columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Outputs (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and each layer's input."""
         h = self.embed(pixel)

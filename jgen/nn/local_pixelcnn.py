@@ -93,7 +93,7 @@ class LocalPixelCNN(nn.Module):
         return rows, [self.first.row(above) + self.context(own).transpose(1, 0, 2)]
 
     def at_pixel(
-        self, columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
+        self, rows: list[jax.Array], columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Logits (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and the first layer's
         input."""

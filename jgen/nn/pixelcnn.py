@@ -110,7 +110,7 @@ class PixelCNN(nn.Module):
         return rows, [first, *(block.row(above, label) for block, above in zip(self.layers, rows[1:]))]
 
     def at_pixel(
-        self, columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
+        self, rows: list[jax.Array], columns: list[jax.Array], contexts: list[jax.Array], pixel: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Logits (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and what to keep of it."""
         x = self.embed(pixel)

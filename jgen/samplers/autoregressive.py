@@ -4,7 +4,8 @@ The network is never evaluated over the whole image. What a row depends on in th
 row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
 (B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
 image with key k takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's
-outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick;
+outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, if asked from
+the likelier values alone;
 `sample_by_draw` takes any other way from the outputs and the noise to a level.
 """
 
@@ -20,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.backend import for_cpu
-from jgen.errors import NotSupported, require_temperature
+from jgen.errors import NotSupported
+from jgen.samplers.truncation import check_truncation, truncate
 
 CHUNK = 16  # images at a time on CPU: with more, features exceed the cache and an image takes up to twice as long
 
@@ -29,14 +31,17 @@ class RasterNetwork(Protocol):
     """The methods that the sampler calls on a linen module.
 
     start(batch, width) -> (rows, columns)            caches above the first row, and left of the first column
-    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, B, ...), what a row depends on in those above
-    at_pixel(columns, contexts, pixel) -> (outputs, inputs)   of one column j: contexts (B, ...), pixel int32 (B, C)
-                                                      with the channels drawn so far; outputs float32 (B, C, P), such
-                                                      as logits; inputs: a list of what to cache of the pixel,
-                                                      (B, ...), one for each entry of columns, in which the newest is
-                                                      the last along axis 0
+    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, ...), what a row depends on in those above
+    at_pixel(rows, columns, contexts, pixel) -> (outputs, inputs)   of one column j: rows as `enter_row` gives them
+                                                      (what attention reads), contexts without their axis W, pixel
+                                                      int32 (B, C) with the channels drawn so far; outputs float32
+                                                      (B, C, P), such as logits; inputs: a list of what to cache of the
+                                                      pixel, (B, ...), one for each entry of columns, in which the
+                                                      newest is the last along axis 0
     embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that depends on the last channel
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
+
+    `label` is whatever the network takes as a condition, a tree of arrays (B, ...): an image's class, or features too.
     """
 
     def init(self, key: Any, *args: Any) -> Any: ...
@@ -60,36 +65,40 @@ def gumbel(keys: jax.Array, position: Any, levels: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, position), (levels,)))(keys)
 
 
-def draw(logits: jax.Array, noise: jax.Array, temperature: float) -> jax.Array:
-    """int32 (B,): a level from softmax(logits / temperature), logits and Gumbel noise (B, levels)."""
-    return jnp.argmax(logits / temperature + noise, axis=-1).astype(jnp.int32)
+def draw(logits: jax.Array, noise: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """int32 (B,): a level from the softmax of truncated logits; logits and Gumbel noise (B, levels)."""
+    return jnp.argmax(truncate(logits, temperature, top_k, top_p) + noise, axis=-1).astype(jnp.int32)
 
 
 def sample_raster(
     network: RasterNetwork,
     params: Any,
     keys: jax.Array,
-    label: jax.Array | None,
+    label: Any,
     shape: tuple[int, int, int],
     levels: int,
     temperature: float = 1.0,
     images: jax.Array | None = None,
     mask: jax.Array | None = None,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> jax.Array:
     """Images from an autoregressive network, int32 (B, H, W, C), 0 .. levels - 1, in one compiled program.
 
     Args:
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
       keys: (B,); shape: (H, W, C).
-      label: int32 (B,), or whatever else (B, ...) the network is conditioned on; None where it is on nothing.
-      temperature: above 0; the logits are divided by it.
+      label: int32 (B,), or a tree of arrays (B, ...) that the network is conditioned on; None where it is on nothing.
+      temperature, top_k, top_p: see `jgen.samplers.truncation.truncate`.
       images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
         others are drawn given all pixels before them.
     Raises:
-      UserError: a temperature that is not above zero and finite.
+      UserError: a temperature, top_k or top_p out of its range.
     """
-    require_temperature(temperature)
-    by_softmax = Draw(partial(gumbel, levels=levels), partial(draw, temperature=temperature))
+    check_truncation(temperature, top_k, top_p, levels)
+    value = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+    by_softmax = Draw(partial(gumbel, levels=levels), value)
     return sample_by_draw(network, params, keys, label, shape, by_softmax, images, mask)
 
 
@@ -97,7 +106,7 @@ def sample_by_draw(
     network: RasterNetwork,
     params: Any,
     keys: jax.Array,
-    label: jax.Array | None,
+    label: Any,
     shape: tuple[int, int, int],
     draw: Draw,
     images: jax.Array | None = None,
@@ -129,7 +138,7 @@ def _sample_chunk(
     network: Any,
     params: Any,
     keys: jax.Array,
-    label: jax.Array | None,
+    label: Any,
     images: jax.Array | None,
     mask: jax.Array | None,
     shape: tuple[int, int, int],
@@ -152,15 +161,16 @@ def _sample_chunk(
     def at_row(rows: Any, inputs: tuple) -> tuple[Any, jax.Array]:
         i, given = inputs
         rows, contexts = call("enter_row", rows, label)
-        _, (pixels, features) = jax.lax.scan(at_column, columns, (contexts, row_noise(i), given))
+        step = partial(at_column, rows)
+        _, (pixels, features) = jax.lax.scan(step, columns, (contexts, row_noise(i), given))
         return call("leave_row", rows, features), pixels
 
-    def at_column(columns: Any, inputs: tuple) -> tuple[Any, tuple]:
+    def at_column(rows: Any, columns: Any, inputs: tuple) -> tuple[Any, tuple]:
         contexts, noise, given = inputs
 
         def channel(c: jax.Array, carry: tuple) -> tuple:
             pixel, _ = carry
-            outputs, features = call("at_pixel", columns, contexts, pixel)
+            outputs, features = call("at_pixel", rows, columns, contexts, pixel)
             value = draw.value(outputs[:, c], noise[c])
             if given is not None:
                 image, mask = given
@@ -168,7 +178,7 @@ def _sample_chunk(
             return pixel.at[:, c].set(value), features
 
         pixel = jnp.zeros((batch, channels), jnp.int32)
-        _, shapes = jax.eval_shape(lambda: call("at_pixel", columns, contexts, pixel))
+        _, shapes = jax.eval_shape(lambda: call("at_pixel", rows, columns, contexts, pixel))
         start = (pixel, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
         pixel, features = jax.lax.fori_loop(0, channels, channel, start)
         # The last pass had all channels but the last, on which only the first layer's input depends.

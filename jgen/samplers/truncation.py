@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 
 from jgen.errors import require, require_temperature
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of sampling from a softmax, one value after another."""
+
+    temperature: float = 1.0
+    """Divisor of the logits; below 1 favours likelier values. Must be positive."""
+    top_k: int = 0
+    """Draw from this many of the likeliest values only; 0: from all."""
+    top_p: float = 1.0
+    """Nucleus sampling: draw from the smallest set of likeliest values with total probability >= top_p, in (0, 1]; 1:
+    from all."""
 
 
 def truncate(logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
@@ -33,3 +48,8 @@ def check_truncation(temperature: float, top_k: int, top_p: float, levels: int) 
     require_temperature(temperature)
     require(0 <= top_k <= levels, f"top_k is {top_k}: it must be from 1 to {levels}, the levels, or 0 for all of them")
     require(0 < top_p <= 1, f"top_p is {top_p}: it must be above 0 and at most 1")
+
+
+def check_sampling(levels: int, o: Sampling) -> None:
+    """Raises `UserError` for options of sampling that are out of their range."""
+    check_truncation(o.temperature, o.top_k, o.top_p, levels)

@@ -15,9 +15,10 @@ from jgen.cli import import_config
 from jgen.core import keys as rng
 from jgen.core.model import Context
 from jgen.experiment import make_model
-from jgen.models.autoregressive import gated_pixelcnn, pixelcnn
+from jgen.models.autoregressive import gated_pixelcnn, pixelcnn, pixelrnn
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
+from jgen.nn.pixelrnn import PixelRNN
 
 
 def tiny(name):
@@ -38,6 +39,7 @@ def with_settings(model, changes):
 CASES = {name: (name, {}) for name in SYSTEMS if hasattr(settings(tiny(name).model), "dtype")}
 CASES["vae, dense"] = ("vae", {"network": "dense", "widths": (16,), "hidden": ()})
 CASES["gated_pixelcnn, embedding"] = ("gated_pixelcnn", {"embedding": 2, "blocks": 2})
+CASES["pixelrnn, rows"] = ("pixelrnn", {"layer": "row"})
 CASES["ddpm, attention"] = ("ddpm", {"attention": (4,)})
 FLOWS = [name for name in CASES if make_case(CASES[name][0]).model.log_density is not None]
 
@@ -105,6 +107,7 @@ def test_the_loss_is_nearly_that_of_float32_and_all_that_is_stored_is_float32(na
 
 NETWORKS = {
     "pixelcnn": (pixelcnn, {}, PixelCNN(2, 1, 8, 2, 8, num_classes=3, dtype=jnp.bfloat16)),
+    "pixelrnn": (pixelrnn, {}, PixelRNN(2, 1, "diagonal", 8, 2, 8, num_classes=3, dtype=jnp.bfloat16)),
     "gated_pixelcnn": (
         gated_pixelcnn,
         {"embedding": 2},

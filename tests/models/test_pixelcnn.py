@@ -1,4 +1,4 @@
-"""PixelCNN and Gated PixelCNN as distributions: every image of a tiny size enumerated."""
+"""PixelCNN, Gated PixelCNN and PixelRNN as distributions: every image of a tiny size enumerated."""
 
 from dataclasses import replace
 
@@ -15,11 +15,16 @@ from jgen.core.generate import check_images, resolve_conditions, resolve_options
 from jgen.core.model import Context
 from jgen.errors import UserError
 from jgen.experiment import make_model
-from jgen.models.autoregressive import gated_pixelcnn, pixelcnn
+from jgen.models.autoregressive import gated_pixelcnn, pixelcnn, pixelrnn
 from jgen.prob.autoregressive import categorical_log_prob
 
-SYSTEMS = {"gated_pixelcnn": gated_pixelcnn, "pixelcnn": pixelcnn}
-GAIN = {"gated_pixelcnn": 2.0, "pixelcnn": 1.2}
+SYSTEMS = {
+    "gated_pixelcnn": (gated_pixelcnn, {}),
+    "pixelcnn": (pixelcnn, {}),
+    "pixelrnn, rows": (pixelrnn, {"layer": "row"}),
+    "pixelrnn, diagonals": (pixelrnn, {"layer": "diagonal"}),
+}
+GAIN = {"gated_pixelcnn": 2.0, "pixelcnn": 1.2, "pixelrnn": 2.0}
 CLASSES = 2
 SIZES = {
     "binary 2x2": (2, 2, 1, 2),
@@ -31,7 +36,8 @@ SIZES = {
 
 
 def make(system, size, **options):
-    config = SYSTEMS[system].Config(features=6, blocks=2, hidden=6, class_conditional=True)
+    module, own = SYSTEMS[system]
+    config = module.Config(features=6, blocks=2, hidden=6, class_conditional=True, **own)
     return make_model(replace(config, **options), data_of(*SIZES[size], CLASSES))
 
 
@@ -57,7 +63,12 @@ def test_the_probabilities_of_all_images_sum_to_one(system, size):
     assert np.abs(by_class[0] - by_class[1]).max() > 0.1  # the class matters
 
 
-@pytest.mark.parametrize("system,size", [("gated_pixelcnn", "RGB 1x2"), ("pixelcnn", "binary 2x2")])
+@pytest.mark.parametrize("system,size", [
+    ("gated_pixelcnn", "RGB 1x2"),
+    ("pixelcnn", "binary 2x2"),
+    ("pixelrnn, rows", "3 levels 2x2"),
+    ("pixelrnn, diagonals", "binary 3x3"),
+])  # fmt: skip
 def test_frequencies_of_samples_are_the_enumerated_probabilities(system, size):
     model = make(system, size)
     params = make_params(model)
@@ -83,8 +94,9 @@ def test_temperature_divides_the_logits():
         assert pooled_chisquare(drawn, 3, log_p) > 1e-3
 
 
-def test_completion_draws_from_the_conditional_distribution():
-    model = make("gated_pixelcnn", "binary 3x3")
+@pytest.mark.parametrize("system", ["gated_pixelcnn", "pixelrnn, diagonals"])
+def test_completion_draws_from_the_conditional_distribution(system):
+    model = make(system, "binary 3x3")
     params = make_params(model)
     n = 3000
     given = np.array([[1, 0, 1], [1, 0, 0], [0, 0, 0]], np.uint8).reshape(1, 3, 3, 1).repeat(n, 0)
@@ -146,7 +158,12 @@ def test_the_loss_is_the_negative_log_probability_a_dimension(system):
         ("gated_pixelcnn", {"embedding": -1}, "embedding is -1"),
         ("gated_pixelcnn", {"dtype": "float16"}, "dtype is 'float16'"),
         ("gated_pixelcnn", {"sampling": gated_pixelcnn.Sampling(temperature=0.0)}, "temperature is 0.0"),
+        ("pixelcnn", {"sampling": pixelcnn.Sampling(top_p=1.5)}, "top_p is 1.5: it must be above 0 and at most 1"),
+        ("pixelcnn", {"sampling": pixelcnn.Sampling(top_k=9)}, "top_k is 9: it must be from 1 to 2, the levels"),
         ("pixelcnn", {"features": -3}, "features is -3: it must be above zero"),
+        ("pixelrnn, rows", {"kernel": 4}, "kernel is 4: it must be odd and 3 or more"),
+        ("pixelrnn, diagonals", {"layer": "column"}, "layer is 'column'"),
+        ("pixelrnn, diagonals", {"features": 8}, "features is 8: it must be divisible by the images' 3 channels"),
         ("pixelcnn", {"kernel": 2}, "kernel is 2: it must be odd and 3 or more"),
         ("pixelcnn", {"sampling": pixelcnn.Sampling(temperature=-1.0)}, "temperature is -1.0"),
     ],
@@ -157,12 +174,12 @@ def test_configurations_that_no_model_can_be_made_of(system, options, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", ["gated_pixelcnn", "pixelcnn"])
 def test_what_a_model_cannot_be_asked_for(system):
-    data = data_of(4, 4, 1, 2)
+    data, module = data_of(4, 4, 1, 2), SYSTEMS[system][0]
     with pytest.raises(UserError, match="class_conditional is True, but the data has no labels"):
-        SYSTEMS[system].make(SYSTEMS[system].Config(class_conditional=True), data)
-    model = SYSTEMS[system].make(SYSTEMS[system].Config(features=6, blocks=1, class_conditional=False), data)
+        module.make(module.Config(class_conditional=True), data)
+    model = module.make(module.Config(features=6, blocks=1, class_conditional=False), data)
     with pytest.raises(UserError, match=f"label is 3: {system} was trained without it, it takes no conditions"):
         resolve_conditions(model, {"label": 3}, 4)
     with pytest.raises(UserError, match="unknown option 'steps': sample of .* takes temperature"):

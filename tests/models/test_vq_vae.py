@@ -1,4 +1,7 @@
-"""The VQ-VAE's parts against NumPy and by hand: quantisation, straight-through, the codebook's averages, revival."""
+"""The VQ-VAE against NumPy and by hand: its gradient, its codebook over steps, its codes; bad options.
+
+The codebook's own functions: tests/prob/test_codebook.py.
+"""
 
 import functools
 from dataclasses import replace
@@ -15,6 +18,7 @@ from jgen.core.model import Context, ImageSpec
 from jgen.errors import UserError
 from jgen.experiment import make_model
 from jgen.models.vae import vq_vae
+from jgen.prob.codebook import centres
 
 DATA = data_of(8, 8, 1, 256)
 CONFIG = vq_vae.Config(widths=(8,), blocks=1, num_codes=6, code_dim=3, decay=0.9, revival=0.0)
@@ -29,34 +33,6 @@ def make_parts(**options):
     batch = {"image": np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1)).astype(np.uint8)}
     params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
     return model, params, Context(jnp.int32(0), extra=extra), batch
-
-
-def test_nearest_is_the_argmin_of_distances():
-    gen = np.random.default_rng(0)
-    z, e = gen.standard_normal((4, 3, 2, 5)).astype(np.float32), gen.standard_normal((11, 5)).astype(np.float32)
-    expected = ((z[..., None, :] - e) ** 2).sum(-1).argmin(-1)
-    codes = vq_vae.nearest(jnp.asarray(e), jnp.asarray(z))
-    np.testing.assert_array_equal(codes, expected)
-    assert codes.dtype == jnp.int32
-
-
-def test_quantising_is_idempotent():
-    e = jax.random.normal(jax.random.key(0), (11, 5))
-    z_q = e[vq_vae.nearest(e, jax.random.normal(jax.random.key(1), (2, 4, 4, 5)))]
-    np.testing.assert_array_equal(e[vq_vae.nearest(e, z_q)], z_q)
-
-
-def test_the_straight_through_gradient_by_hand():
-    """Of f(z_q) = sum a z_q^2: forwards at z_q, backwards 2 a z_q, all of it to z_e."""
-    z_e, z_q, a = (jax.random.normal(jax.random.key(i), (2, 3)) for i in range(3))
-
-    def f(z_e, z_q):
-        return jnp.sum(a * vq_vae.straight_through(z_e, z_q) ** 2)
-
-    value, (to_encoder, to_codes) = jax.value_and_grad(f, argnums=(0, 1))(z_e, z_q)
-    np.testing.assert_allclose(value, np.sum(a * z_q**2), rtol=1e-5)
-    np.testing.assert_allclose(to_encoder, 2 * a * z_q, rtol=1e-5)
-    np.testing.assert_array_equal(to_codes, 0)
 
 
 def test_the_encoders_gradient_is_the_decoders_at_the_codes_and_the_commitments():
@@ -102,45 +78,8 @@ def test_the_start_is_at_encoded_vectors():
     model, params, ctx, batch = make_parts()
     encode = jax.jit(vq_vae.Encoder(CONFIG).apply)
     z = encode({"params": params["encoder"]}, batch["image"] / 127.5 - 1.0).reshape(-1, 3)
-    gap = np.abs(np.asarray(vq_vae.centres(ctx.extra["codebook"]))[:, None] - np.asarray(z)[None]).max(-1).min(1)
+    gap = np.abs(np.asarray(centres(ctx.extra["codebook"]))[:, None] - np.asarray(z)[None]).max(-1).min(1)
     assert gap.max() < 1e-5
-
-
-def test_dead_codes_alone_are_revived_where_vectors_are():
-    z_e = jax.random.normal(jax.random.key(0), (64, 4, 4, 2))
-    weight, total = vq_vae.offers(keys_of(64), z_e, 5)
-    book = vq_vae.start_book(jnp.full((5, 2), 100.0) + jnp.arange(10.0).reshape(5, 2))
-    book |= {"offer_weight": weight.at[3].set(0.0), "offer_sum": total}
-    book["count"] = jnp.array([0.2, 0.001, 0.2, 0.001, 0.01])
-    book["sum"] = book["count"][:, None] * (100.0 + jnp.arange(10.0).reshape(5, 2))
-    new, revived = vq_vae.revive(book, threshold=0.1)
-    # Dead: below 0.1 / 5. Code 3 is offered nothing and stays.
-    np.testing.assert_array_equal(revived, [False, True, False, False, True])
-    before, after = np.asarray(vq_vae.centres(book)), np.asarray(vq_vae.centres(new))
-    np.testing.assert_allclose(after[[0, 2, 3]], before[[0, 2, 3]], rtol=1e-6)
-    np.testing.assert_allclose(after[[1, 4]], (total / weight[:, None])[jnp.array([1, 4])], rtol=1e-5)
-    np.testing.assert_allclose(new["count"], [0.2, 0.2, 0.2, 0.001, 0.2])
-    # A code that is moved has not been used yet.
-    np.testing.assert_array_equal(new["use"], book["use"])
-    assert not np.any(vq_vae.revive(book, threshold=0.0)[1])
-
-
-def test_offers_lie_next_to_single_vectors():
-    """Not at the mean of all: the offers scatter nearly as the vectors do, however many there are."""
-    for n in (16, 256):
-        z_e = jax.random.normal(jax.random.key(1), (n, 4, 4, 2))
-        weight, total = jax.jit(vq_vae.offers, static_argnums=2)(keys_of(n), z_e, 32)
-        where = np.asarray(weight) > 0
-        offered = (np.asarray(total) / np.maximum(weight, 1e-30)[:, None])[where]
-        assert 0.6 < offered.std() < 1.2, n
-
-
-def test_offers_of_halves_average_to_those_of_the_whole():
-    z_e, keys = jax.random.normal(jax.random.key(1), (8, 4, 4, 2)), keys_of(8)
-    whole = vq_vae.offers(keys, z_e, 5)
-    halves = [vq_vae.offers(keys[part], z_e[part], 5) for part in (slice(0, 4), slice(4, 8))]
-    for a, b, c in zip(whole, *halves):
-        np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-5)
 
 
 def test_codes_are_what_their_specification_says_and_decode_to_the_reconstruction():

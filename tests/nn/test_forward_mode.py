@@ -23,6 +23,7 @@ from jgen.nn import (
     attention,
     autoencoder,
     autoregressive_flow,
+    code_pixelcnn,
     conv,
     dcgan,
     dropout,
@@ -35,6 +36,7 @@ from jgen.nn import (
     pixel_transformer,
     pixelcnn,
     pixelcnn_pp,
+    pixelrnn,
     shifted_convolution,
     song_unet,
     spectral_norm,
@@ -49,6 +51,7 @@ KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
+IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
 
 
 def normal(*shape):
@@ -104,6 +107,20 @@ def integers(network, given=LABEL):
     x = np.random.default_rng(0).integers(0, 4, (2, 4, 5, 2))
     variables = jax.eval_shape(network.init, jax.random.key(0), x, given)
     return lambda params: network.apply({"params": params}, x, given), (normal_params(variables["params"]),)
+
+
+def codes_by_class(network):
+    """A network of one code at a place and conditions, differentiated in its parameters."""
+    x, cond = np.random.default_rng(0).integers(0, 4, (2, *network.shape, 1)), {"label": LABEL}
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
+    return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
+
+
+def integers_alone(network):
+    """A network of codes without conditions, differentiated in its parameters."""
+    x = np.random.default_rng(0).integers(0, 4, (2, 2, 3, 1))
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    return lambda params: network.apply({"params": params}, x), (normal_params(variables["params"]),)
 
 
 def sequence_of_pixels(network):
@@ -183,6 +200,7 @@ CASES = {
     "ResidualBlock": lambda: layer(autoencoder.ResidualBlock(), normal(2, 4, 4, 8)),
     "ConvEncoder": lambda: layer(autoencoder.ConvEncoder((8, 16), 1), normal(2, 8, 8, 1)),
     "ConvDecoder": lambda: layer(autoencoder.ConvDecoder((8, 16), 1, 1), normal(2, 2, 2, 16)),
+    "Upsample": lambda: layer(autoencoder.Upsample(3, 2), normal(2, 2, 3, 4)),
     "DenseLayers": lambda: layer(autoencoder.DenseLayers((8, 6), 1), normal(2, 5)),
     "VerticalConv": lambda: layer(masked_convolution.VerticalConv(2, 4, 5, "A"), normal(2, 5, 4, 2)),
     "HorizontalConv": lambda: layer(masked_convolution.HorizontalConv(2, 4, 5, "B", 2), normal(2, 5, 4, 2)),
@@ -194,11 +212,36 @@ CASES = {
         normal(2, 3, 4, 4),
         rest=(None, KEYS),
     ),
+    "GatedLayer with features": lambda: layer(
+        gated_pixelcnn.GatedLayer(4, 4, 3, "B", 1, 3, True, 0.5, DTYPE, True),
+        normal(2, 3, 4, 4),
+        normal(2, 3, 4, 4),
+        rest=(LABEL, KEYS, normal(2, 3, 4, 5)),
+    ),
+    "CausalAttention": lambda: layer(
+        code_pixelcnn.CausalAttention(4, 2, 0.5, DTYPE),
+        normal(2, 3, 2, 4),
+        normal(2, 3, 2, 3),
+        normal(6, 4),
+        rest=(KEYS,),
+    ),
+    "OutputBlock": lambda: layer(code_pixelcnn.OutputBlock(4, 6, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(KEYS,)),
+    "ConditioningStack": lambda: integers_alone(code_pixelcnn.ConditioningStack(4, 3, 8, 1, 1)),
+    "CodePixelCNN": lambda: codes_by_class(code_pixelcnn.CodePixelCNN(4, (4, 5), 8, 1, 8, 3, 3, 3, 1, 2, 1, 3)),
     "GatedPixelCNN": lambda: integers(gated_pixelcnn.GatedPixelCNN(4, 2, 8, 1, 8, num_classes=3)),
     "pixelcnn.ResidualBlock": lambda: layer(
         pixelcnn.ResidualBlock(4, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 8), rest=(LABEL, KEYS)
     ),
     "PixelCNN": lambda: integers(pixelcnn.PixelCNN(4, 2, 4, 1, 8, num_classes=3)),
+    "RowLSTM": lambda: layer(pixelrnn.RowLSTM(2, 3, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(IMAGE, LABEL)),
+    "DiagonalLSTM": lambda: layer(pixelrnn.DiagonalLSTM(4, 2, 2, 3, DTYPE), normal(2, 3, 4, 4), rest=(LABEL,)),
+    "DiagonalBiLSTM": lambda: layer(
+        pixelrnn.DiagonalBiLSTM(2, 2, 3, DTYPE), normal(2, 3, 4, 4), normal(2, 3, 4, 2), rest=(LABEL,)
+    ),
+    "pixelrnn.ResidualBlock": lambda: layer(
+        pixelrnn.ResidualBlock("row", 2, 3, 2, 3, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(IMAGE, LABEL, KEYS)
+    ),
+    "PixelRNN": lambda: integers(pixelrnn.PixelRNN(4, 2, "diagonal", 4, 1, 8, num_classes=3)),
     "PointwiseBlock": lambda: layer(local_pixelcnn.PointwiseBlock(4, 2, 0.5, DTYPE), normal(2, 3, 4, 4), rest=(KEYS,)),
     "LocalPixelCNN": lambda: integers(local_pixelcnn.LocalPixelCNN(4, 2, 8, 1, 1), normal(2, 4, 5, 3)),
     "MaskedDense": lambda: layer(autoregressive_flow.MaskedDense(3, 2, 2, "B"), normal(4, 6)),
@@ -258,7 +301,8 @@ CASES = {
     "spectral_norm": spectral,
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
-NETWORKS += ("LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer", "PixelTransformer")
+NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
+NETWORKS += ("PixelTransformer", "CodePixelCNN")
 LAYERS = [name for name in CASES if name not in NETWORKS]  # of a network it takes long, and its layers are here
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 

@@ -1,14 +1,17 @@
 """What a pixel's logits depend on, by automatic differentiation."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from naive_autoregressive import random_params
 
-from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.nn.code_pixelcnn import CodePixelCNN
+from jgen.nn.gated_pixelcnn import GatedPixelCNN, PixelEmbedding
 from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
+from jgen.nn.pixelrnn import PixelRNN
 
 H, W, LEVELS = 5, 6, 3
 
@@ -58,6 +61,26 @@ def test_pixelcnn_is_causal_and_has_its_blind_spot(channels):
     assert blind[1, 2, 0, 0, 4, 0] and not blind[1, 2, 0, 0, 3, 0]
 
 
+@pytest.mark.parametrize("size,channels", [(3, 1), (3, 3), (5, 1)])
+def test_a_row_lstm_sees_a_triangle_above_the_pixel(size, channels):
+    """As many rows up as there are; each opens n // 2 columns, and each layer as many to the left of all."""
+    reach, blocks = size // 2, 2
+    network = PixelRNN(LEVELS, channels, "row", 6, blocks, 24, first_size=3, size=size)
+    depends = dependence(network, channels)
+    # The last step, of the first layer's 3 x 3 convolution, goes to the left, or up a row and a column to the right.
+    right = {3: lambda up: up, 5: lambda up: 2 * up - 1}[size]
+    seen = wanted(channels, lambda up, left: (left <= (up + blocks) * reach + 1) & ((up == 0) | (-left <= right(up))))
+    np.testing.assert_array_equal(depends, seen)
+    assert not np.array_equal(depends, wanted(channels, lambda up, left: up >= 0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_diagonal_bilstm_sees_all_before_the_pixel_with_one_layer(channels):
+    """The last pixel of the row above, too, which is out of the first layer's reach here."""
+    network = PixelRNN(LEVELS, channels, "diagonal", 6, 1, 24, first_size=3)
+    np.testing.assert_array_equal(dependence(network, channels), wanted(channels, lambda up, left: up >= 0))
+
+
 @pytest.mark.parametrize("window,channels", [(1, 1), (2, 1), (1, 3), (7, 1)])
 def test_a_local_pixelcnn_sees_its_window_and_the_context_at_the_pixel(window, channels):
     network = LocalPixelCNN(LEVELS, channels, 24, 2, window)
@@ -98,6 +121,28 @@ def test_dropout_belongs_to_an_example():
     assert np.any(dropped[0] != dropped[1])
     plain = np.asarray(network.apply({"params": params}, x))
     np.testing.assert_allclose(plain[0], plain[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [0, 2])
+def test_attention_sees_every_code_before_and_none_after(attention):
+    """By derivatives in the codes' vectors; without attention, those within the reach of the convolutions alone."""
+    height, width = 3, 4
+    network = CodePixelCNN(LEVELS, (height, width), 8, 1, 8, 3, embedding=4, attention=attention, heads=2)
+    codes = np.zeros((1, height, width, 1), np.int32)
+
+    def logits(vectors, params):
+        def replaced(apply, args, kwargs, context):
+            return vectors[None] if isinstance(context.module, PixelEmbedding) else apply(*args, **kwargs)
+
+        with nn.intercept_methods(replaced):
+            return network.apply({"params": params}, codes, {})[0, :, :, 0]
+
+    vectors = np.random.default_rng(0).standard_normal((height, width, 4)).astype(np.float32)
+    jacobian = jax.jit(jax.jacobian(logits))(vectors, random_params(network, (height, width, 1), {}))
+    depends = np.any(np.asarray(jacobian) != 0, axis=(2, 5)).reshape(height * width, -1)
+    i, j = np.indices(depends.shape)
+    near = (i // width - j // width <= 2) & (abs(i % width - j % width) <= 2)
+    np.testing.assert_array_equal(depends, (j < i) & (near | (attention > 0)))
 
 
 def test_dropout_of_a_local_pixelcnn_belongs_to_an_example_and_reaches_context_and_blocks():

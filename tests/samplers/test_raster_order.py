@@ -8,9 +8,11 @@ from naive_autoregressive import random_params, sample_naively
 
 from jgen.core import keys as rng
 from jgen.errors import NotSupported, UserError
+from jgen.nn.code_pixelcnn import CodePixelCNN
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.nn.local_pixelcnn import LocalPixelCNN
 from jgen.nn.pixelcnn import PixelCNN
+from jgen.nn.pixelrnn import PixelRNN
 from jgen.samplers import autoregressive
 from jgen.samplers.autoregressive import check_prefix, sample_raster
 
@@ -25,6 +27,19 @@ CASES = {
     "gated, one column": (GatedPixelCNN(4, 1, 8, 1, 8), (5, 1, 1), 4, 1.0, 3),
     "pixelcnn": (PixelCNN(2, 1, **SMALL), (6, 5, 1), 2, 0.7, 18),
     "pixelcnn, colours, classes": (PixelCNN(5, 3, 12, 1, 12, num_classes=3), (4, 5, 3), 5, 1.0, 3),
+    "pixelrnn, rows": (PixelRNN(5, 3, "row", 6, 2, 12, 5, 5, num_classes=3), (4, 5, 3), 5, 0.7, 3),
+    "pixelrnn, colours, classes": (PixelRNN(5, 3, "diagonal", 6, 2, 6, num_classes=3), (4, 5, 3), 5, 1.0, 4),
+    "pixelrnn, one row": (PixelRNN(4, 3, "diagonal", 6, 1, 6), (1, 4, 3), 4, 1.0, 2),
+    "pixelrnn, one column": (PixelRNN(4, 1, "diagonal", 6, 1, 6), (5, 1, 1), 4, 1.0, 3),
+    "attention": (CodePixelCNN(6, (4, 5), 8, 3, 8, embedding=4, attention=2, heads=2), (4, 5, 1), 6, 1.0, 4),
+    "attention, classes, local": (
+        CodePixelCNN(9, (3, 4), 8, 1, 8, 3, embedding=4, attention=2, heads=4, num_classes=3, local=True),
+        (3, 4, 1),
+        9,
+        0.7,
+        19,
+    ),
+    "codes, local": (CodePixelCNN(5, (4, 3), 8, 2, 8, embedding=4, output_blocks=0, local=True), (4, 3, 1), 5, 1.0, 3),
     "local": (LocalPixelCNN(4, 1, 8, 2, 2), (5, 6, 1), 4, 0.7, 18),
     "local, colours": (LocalPixelCNN(3, 3, 6, 1, 1), (4, 5, 3), 3, 1.0, 3),
 }
@@ -34,19 +49,25 @@ def make(name):
     """(network, parameters, keys, labels, shape, levels, temperature)."""
     network, shape, levels, temperature, batch = CASES[name]
     keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
+    label = None
     if isinstance(network, LocalPixelCNN):  # which is given features at every pixel in place of a class
         label = jax.random.normal(jax.random.key(2), (batch, *shape[:2], 3))
-    else:
-        label = jnp.arange(batch) % network.num_classes if network.num_classes else None
-    params = random_params(network, shape, None if label is None else label[:1])
+    elif network.num_classes:
+        label = jnp.arange(batch) % network.num_classes
+    if isinstance(network, CodePixelCNN):  # which is given a class, features, or both
+        local = jax.random.normal(jax.random.key(2), (batch, *shape[:2], 3))
+        label = {"label": label} if network.num_classes else {}
+        label |= {"local": local} if network.local else {}
+    params = random_params(network, shape, jax.tree.map(lambda x: x[:1], label))
     return network, params, keys, label, shape, levels, temperature
 
 
-def both(name, images=None, mask=None):
+def both(name, images=None, mask=None, **truncation):
     network, params, keys, label, shape, levels, temperature = make(name)
     out = []
     for sampler in (sample_raster, sample_naively):
-        call = jax.jit(lambda p, s=sampler: s(network, p, keys, label, shape, levels, temperature, images, mask))
+        inputs = (keys, label, shape, levels, temperature, images, mask)
+        call = jax.jit(lambda p, s=sampler, inputs=inputs: s(network, p, *inputs, **truncation))
         out.append(np.asarray(call(params)))
     return out
 
@@ -59,7 +80,19 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     assert cached.min() >= 0 and cached.max() < levels and len(np.unique(cached)) > 1
 
 
-@pytest.mark.parametrize("name", ["gated, colours, classes", "pixelcnn"])
+def test_only_the_likelier_values_are_drawn():
+    cached, naive = both("gated, codes", top_k=9, top_p=0.8)
+    np.testing.assert_array_equal(cached, naive)
+    assert np.any(cached != both("gated, codes")[0])
+    network, params, keys, label, shape, levels, _ = make("gated, codes")
+    likeliest = np.asarray(jax.jit(lambda p: sample_raster(network, p, keys, label, shape, levels, top_k=1))(params))
+    logits = network.apply({"params": params}, likeliest, label)
+    np.testing.assert_array_equal(likeliest, np.argmax(logits, axis=-1))
+
+
+@pytest.mark.parametrize(
+    "name", ["gated, colours, classes", "pixelcnn", "pixelrnn, rows", "pixelrnn, colours, classes"]
+)
 def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(name):
     _, (height, width, channels), levels, _, batch = CASES[name]
     images = np.random.default_rng(3).integers(0, levels, (batch, height, width, channels)).astype(np.uint8)
@@ -85,7 +118,10 @@ def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     np.testing.assert_array_equal(draw(5), chunks[:5])
 
 
-@pytest.mark.parametrize("name", ["gated", "pixelcnn", "pixelcnn, colours, classes"])
+PRODUCTS = ["gated", "pixelcnn", "pixelcnn, colours, classes", "pixelrnn, rows", "attention, classes, local"]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_the_program_holds_no_image_wide_convolution(name):
     """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
     network, params, keys, label, shape, levels, temperature = make(name)

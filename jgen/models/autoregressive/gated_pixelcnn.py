@@ -26,8 +26,9 @@ import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel
 from jgen.errors import require
-from jgen.models.autoregressive.raster import Sampling, check_raster, make_pixelcnn_model
+from jgen.models.autoregressive.raster import check_raster, make_pixelcnn_model
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
+from jgen.samplers.truncation import Sampling
 
 
 @dataclass(frozen=True)

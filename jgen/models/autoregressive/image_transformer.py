@@ -41,20 +41,7 @@ from jgen.nn.sparse_attention import check_patterns, make_patterns
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.samplers.sequence import sample_sequence
-from jgen.samplers.truncation import check_truncation
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling."""
-
-    temperature: float = 1.0
-    """Divisor of the logits; below 1 favours likelier values. Must be positive."""
-    top_k: int = 0
-    """Draw from this many of the likeliest values only; 0: from all."""
-    top_p: float = 1.0
-    """Nucleus sampling: draw from the smallest set of likeliest values with total probability >= top_p, in (0, 1]; 1:
-    from all."""
+from jgen.samplers.truncation import Sampling, check_sampling
 
 
 @dataclass(frozen=True)
@@ -191,11 +178,6 @@ def draw(
     spec, truncation = system.data.image, (options.temperature, options.top_k, options.top_p)
     params = params["transformer"]
     return sample_sequence(system.network, params, keys, cond, spec.shape, spec.levels, *truncation, x, mask)
-
-
-def check_sampling(levels: int, options: Sampling) -> None:
-    """Raises `UserError` for options of sampling out of their range."""
-    check_truncation(options.temperature, options.top_k, options.top_p, levels)
 
 
 def check_config(config: Config, data: DataSpec) -> None:

@@ -25,8 +25,9 @@ from typing import Literal
 import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel
-from jgen.models.autoregressive.raster import Sampling, check_raster, make_pixelcnn_model
+from jgen.models.autoregressive.raster import check_raster, make_pixelcnn_model
 from jgen.nn.pixelcnn import PixelCNN
+from jgen.samplers.truncation import Sampling
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,12 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     def score(parameters: jax.Array, x: jax.Array) -> jax.Array:
         return LogisticMixture(parameters, channels, levels).log_prob(x)
 
-    return make_pixelcnn_model("pixelcnn_pp", network, config, data, score, sample_two_streams)
+    return make_pixelcnn_model("pixelcnn_pp", network, config, data, score, sample_two_streams, check_sampling)
+
+
+def check_sampling(options: Sampling) -> None:
+    """Raises `UserError` for options of sampling that are out of their range."""
+    require_temperature(options.temperature)
 
 
 def check_config(config: Config, data: DataSpec) -> None:
@@ -105,5 +110,5 @@ def check_config(config: Config, data: DataSpec) -> None:
     )
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     with defaults_of("sampling"):
-        require_temperature(config.sampling.temperature)
+        check_sampling(config.sampling)
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

@@ -9,7 +9,7 @@ inpaint       as `sample`, given the pixels that a mask keeps, which must be the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,19 +29,12 @@ from jgen.core.model import (
     select,
     select_first,
 )
-from jgen.errors import defaults_of, require_labels, require_temperature
+from jgen.errors import defaults_of, require_labels
 from jgen.nn.gated_pixelcnn import check_network
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.pixels import bits_per_dim
 from jgen.samplers.autoregressive import check_prefix, sample_raster
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options of sampling."""
-
-    temperature: float = 1.0
-    """Divisor of the logits; below 1 favours likelier values. Must be positive."""
+from jgen.samplers.truncation import check_sampling as check_truncated
 
 
 class Raster(NamedTuple):
@@ -103,6 +96,7 @@ def make_pixelcnn_model(
     data: DataSpec,
     score: Callable[[jax.Array, jax.Array], jax.Array] = categorical_log_prob,
     sampler: Callable[..., jax.Array] = sample_raster,
+    check_sampling: Callable[[Any], None] | None = None,
 ) -> GenerativeModel:
     """A `GenerativeModel` of an autoregressive `network`, which predicts each pixel from the previous ones and, if
     `config.class_conditional`, the class.
@@ -112,7 +106,8 @@ def make_pixelcnn_model(
         whose parameters become the role "pixelcnn".
       config: the system's Config, checked: see `check_raster`.
       score: (outputs, x) -> log p(x) in nats, (B,), of uint8 images x.
-      sampler: a function with the signature of `sample_raster`.
+      sampler: a function with the signature of `sample_raster`; its options are the fields of `config.sampling`.
+      check_sampling: the check of these options; default: that of `jgen.samplers.truncation`.
     """
     conditions = ("label",) if config.class_conditional else ()
 
@@ -127,13 +122,16 @@ def make_pixelcnn_model(
         params: Roles, keys: jax.Array, cond: Cond, x: jax.Array | None, mask: jax.Array | None, options: Any
     ) -> jax.Array:
         label, spec = cond.get("label"), data.image
-        return sampler(network, params["pixelcnn"], keys, label, spec.shape, spec.levels, options.temperature, x, mask)
+        given = {"images": x, "mask": mask, **vars(options)}
+        return sampler(network, params["pixelcnn"], keys, label, spec.shape, spec.levels, **given)
 
     def conditionals(params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
         return network.apply({"params": params["pixelcnn"]}, x, cond.get("label"))
 
     raster = Raster(data, conditions, config.sampling, log_likelihood, draw)
-    return make_raster_model(name, raster, init, "pixelcnn", functions={"conditionals": conditionals})
+    check = check_sampling or partial(check_truncated, data.image.levels)
+    functions = {"conditionals": conditionals}
+    return make_raster_model(name, raster, init, "pixelcnn", check_sampling=check, functions=functions)
 
 
 def nll_per_dim(raster: Raster, log_p: jax.Array) -> tuple[jax.Array, tuple[dict, Roles]]:
@@ -183,5 +181,5 @@ def check_raster(config: Any, data: DataSpec) -> None:
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
     check_network(data.image.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
     with defaults_of("sampling"):
-        require_temperature(config.sampling.temperature)
+        check_truncated(data.image.levels, config.sampling)
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

@@ -269,7 +269,8 @@ def check_config(config: Config, data: DataSpec, autoencoder: GenerativeModel) -
     name = autoencoder.name
     has_codes = autoencoder.encode is not None and autoencoder.decode is not None
     require(has_codes, f"frozen.autoencoder is a {name}, which does not encode and decode: it must be an autoencoder")
-    discrete = f"frozen.autoencoder is a {name}, whose codes are discrete: configs/vae/vq_prior.py learns their prior"
+    prior = "vq_prior" if len(autoencoder.codes) == 1 else "vq_vae2_top"
+    discrete = f"frozen.autoencoder is a {name}, whose codes are discrete: configs/vae/{prior}.py learns their prior"
     require(not autoencoder.codes, discrete)
     other = f"frozen.autoencoder was trained on {autoencoder.images}"
     require(autoencoder.images == data.image, f"{other}: the data is {data.image}")

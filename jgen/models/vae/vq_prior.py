@@ -33,14 +33,20 @@ from jgen.core.model import (
     ImageSpec,
     Phase,
     Roles,
-    frozen_context,
     select,
     select_first,
 )
-from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
+from jgen.errors import defaults_of, require_labels, require_positive, require_temperature
+from jgen.models.vae.code_prior import (
+    check_autoencoder,
+    check_conditions,
+    code_loss,
+    code_scores,
+    codes_of,
+    images_of,
+)
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
 from jgen.prob.autoregressive import categorical_log_prob
-from jgen.prob.pixels import bits_per_dim
 from jgen.samplers.autoregressive import sample_raster
 
 
@@ -134,9 +140,7 @@ def code_log_prob(
     prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, key_drop: jax.Array | None
 ) -> jax.Array:
     """log p(k | h) of the images' codes, float32 (B,)."""
-    frozen, inner = frozen_context(ctx, "autoencoder")
-    assert prior.autoencoder.encode is not None
-    codes = prior.autoencoder.encode(frozen, inner, keys, batch["image"], prior.autoencoder.condition(batch))
+    codes = codes_of(prior.autoencoder, "autoencoder", ctx, keys, batch)
     label = select(batch, prior.conditions).get("label")
     return categorical_log_prob(prior.network.apply({"params": params["prior"]}, codes, label, key_drop), codes)
 
@@ -145,13 +149,11 @@ def loss(
     prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_encode, key_drop = rng.split(keys, 2)
-    log_p = jnp.mean(code_log_prob(prior, params, ctx, key_encode, batch, key_drop))
-    return -log_p / prior.codes.size, ({"bits_per_code": bits_per_dim(log_p, prior.codes.size)}, {})
+    return code_loss(code_log_prob(prior, params, ctx, key_encode, batch, key_drop), prior.codes)
 
 
 def validate(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    log_p = code_log_prob(prior, params, ctx, keys, batch, None)
-    return {"nll_codes": -log_p, "bits_per_code": bits_per_dim(log_p, prior.codes.size)}
+    return code_scores(code_log_prob(prior, params, ctx, keys, batch, None), prior.codes)
 
 
 def sample(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
@@ -159,25 +161,13 @@ def sample(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Con
     key_codes, key_decode = rng.split(keys, 2)
     spec, label = prior.codes, cond.get("label")
     codes = sample_raster(prior.network, params["prior"], key_codes, label, spec.shape, spec.levels, o.temperature)
-    frozen, inner = frozen_context(ctx, "autoencoder")
-    assert prior.autoencoder.decode is not None
-    return prior.autoencoder.decode(frozen, inner, key_decode, codes, prior.autoencoder.condition(cond))
+    return images_of(prior.autoencoder, "autoencoder", ctx, key_decode, codes, cond)
 
 
 def check_config(config: Config, data: DataSpec, autoencoder: GenerativeModel) -> ImageSpec:
     """The specification of the codes. Raises `UserError` for a configuration that no prior can be made of."""
-    name = autoencoder.name
-    require(
-        len(autoencoder.codes) == 1,
-        f"frozen.autoencoder is a {name}, which has {len(autoencoder.codes) or 'no'} grids of discrete codes: it must"
-        " have one, as a vq_vae has",
-    )
-    other = f"frozen.autoencoder was trained on {autoencoder.images}"
-    require(autoencoder.images == data.image, f"{other}: the data is {data.image}")
-    require(
-        not autoencoder.conditions or config.class_conditional,
-        f"class_conditional is False, but the autoencoder, {name}, needs the class to decode",
-    )
+    check_autoencoder(autoencoder, data, "autoencoder", 1, "a vq_vae")
+    check_conditions(autoencoder, "autoencoder", config.class_conditional)
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}
     codes = autoencoder.codes[0]
     check_network(codes.channels, config.features, config.hidden, config.blocks, sizes, config.dropout)
