@@ -132,9 +132,20 @@ def from_value(value: Any, where: str) -> Any:
     return as_tuples(value) if isinstance(value, list) else value
 
 
+# Options of earlier runs, by the names that their configurations have, and where their class is now.
+MOVED_CLASSES = {
+    "jgen.models.autoregressive.raster:Sampling": "jgen.samplers.truncation:Sampling",
+    "jgen.models.autoregressive.image_transformer:Sampling": "jgen.samplers.truncation:Sampling",
+    "jgen.models.vae.vae:Sampling": "jgen.models.vae.bounds:Sampling",
+    "jgen.models.vae.vae:Scoring": "jgen.models.vae.bounds:Scoring",
+    "jgen.models.vae.vd_vae:Sampling": "jgen.models.vae.bounds:Sampling",
+    "jgen.models.vae.vd_vae:Scoring": "jgen.models.vae.bounds:Scoring",
+}
+
+
 def find_class(name: str, where: str) -> Any:
     """The dataclass "module:name". Raises `UserError` for one that is outside jgen, unknown, or no dataclass."""
-    module_name, _, class_name = name.partition(":")
+    module_name, _, class_name = MOVED_CLASSES.get(name, name).partition(":")
     require(module_name.startswith("jgen."), f"{where}: class {name!r} is outside jgen and is not imported")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)

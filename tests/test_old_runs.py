@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 import json
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 import jgen
-from jgen import runs
+from jgen import experiment, runs
 from jgen.errors import UserError
 from jgen.train.config import Config, Optimiser
 
@@ -53,6 +54,14 @@ def test_a_prior_finds_its_autoencoder_beside_it(old, tmp_path, monkeypatch):
     (old / "vq_prior-tiny" / "config.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="^frozen autoencoder has changed since .*vq_prior-tiny was trained on it"):
         jgen.load(old / "vq_prior-tiny")
+
+
+@pytest.mark.parametrize("name", experiment.MOVED_CLASSES)
+def test_options_whose_class_has_moved_are_read(name):
+    module, _, moved = experiment.MOVED_CLASSES[name].partition(":")
+    read = experiment.from_value({"class": name, "temperature": 0.5} if "Sampling" in name else {"class": name}, "here")
+    assert type(read) is getattr(importlib.import_module(module), moved) and type(read).__module__ == module
+    assert getattr(read, "temperature", 0.5) == 0.5
 
 
 def test_they_go_on_and_say_which_version_began_them(old):

@@ -340,7 +340,7 @@ class PixelRNN(nn.Module):
         return [rows[0], *after], [self.first.row(rows[0]), *contexts]
 
     def at_pixel(
-        self, columns: list[jax.Array], contexts: list[Any], pixel: jax.Array
+        self, rows: list[Any], columns: list[jax.Array], contexts: list[Any], pixel: jax.Array
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Logits (B, C, levels) of a pixel whose earlier channels are in `pixel` (B, C), and what to keep of it."""
         x = self.embed(pixel)

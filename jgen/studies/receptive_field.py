@@ -41,6 +41,8 @@ NETWORKS = (
     Network("PixelCNN", "configs/autoregressive/pixelcnn.py:mnist"),
     Network("Gated PixelCNN", "configs/autoregressive/gated_pixelcnn.py:mnist"),
     Network("PixelCNN++", "configs/autoregressive/pixelcnn_pp.py:mnist"),
+    Network("PixelRNN, Row LSTM", "configs/autoregressive/pixelrnn.py:mnist", {"layer": "row"}),
+    Network("PixelRNN, Diagonal BiLSTM", "configs/autoregressive/pixelrnn.py:mnist", {"layer": "diagonal"}),
     Network("Transformer, dense, 1 layer", TRANSFORMER, {"attention": "dense", "layers": 1}),
     # Its second layer, which attends along the column, adds nothing.
     Network("Transformer, strided, 1 layer", TRANSFORMER, {**STRIDED, "layers": 2}, ("blocks_1",)),
@@ -178,7 +180,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     from matplotlib.colors import ListedColormap, LogNorm
     from matplotlib.patches import Patch, Rectangle
 
-    columns = min(3, len(rows))
+    columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
     size = (3.1 * columns + 1.2, 2.5 * lines + 0.5)
     fig, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)

@@ -24,7 +24,7 @@ from jgen.samplers import autoregressive
 CTX = Context(jnp.int32(0))
 CLASSES = 2
 SMALL = pixel_iqn.Config(features=6, blocks=1, hidden=6, quantile_features=8, cosines=8, class_conditional=True)
-SIZES = {"3 levels 1x3": (1, 3, 1, 3), "binary 2x3": (2, 3, 1, 2), "RGB 1x1, 3 levels": (1, 1, 3, 3)}
+SIZES = {"3 levels 1x3": (1, 3, 1, 3), "RGB 1x1, 3 levels": (1, 1, 3, 3)}
 
 
 def make(height, width, channels, levels, **options):

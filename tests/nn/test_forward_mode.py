@@ -37,6 +37,7 @@ from jgen.nn import (
     pixelcnn,
     pixelcnn_pp,
     pixelrnn,
+    quantile_head,
     shifted_convolution,
     song_unet,
     spectral_norm,
@@ -274,6 +275,7 @@ CASES = {
             (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
         )
     ),
+    "QuantileHead": lambda: layer(quantile_head.QuantileHead(4, 1, 3), normal(2, 3, 1, 4), normal(2, 3, 5)),
     "ActNorm": lambda: layer(flow.ActNorm(), normal(2, 2, 3, 4)),
     "InvertibleConv": lambda: layer(flow.InvertibleConv(), normal(2, 2, 3, 4), rest=(True,)),
     "Permutation": lambda: layer(flow.Permutation(), normal(2, 2, 3, 4)),

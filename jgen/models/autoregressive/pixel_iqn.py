@@ -75,7 +75,7 @@ class Config:
     class_conditional: bool = True
     """Condition on the label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, quantile values and losses stay float32."""
+    """Type of the arithmetic of the convolutions; parameters, quantile functions and losses stay float32."""
 
 
 class System(NamedTuple):
@@ -96,7 +96,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the network cannot be built with, or options out of their range.
     """
     check_config(config, data)
-    head = QuantileHead(config.quantile_features, config.quantile_layers, config.cosines, jnp.dtype(config.dtype))
+    head = QuantileHead(config.quantile_features, config.quantile_layers, config.cosines)
     system = System(make_trunk(config, data), head, config, data, ("label",) if config.class_conditional else ())
     return GenerativeModel(
         name="pixel_iqn",

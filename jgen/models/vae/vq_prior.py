@@ -84,7 +84,10 @@ class Config:
 
 
 class Prior(NamedTuple):
-    """What `make` binds the functions below to; `codes` is the specification of the autoencoder's one grid of codes."""
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    `codes` is the specification of the autoencoder's one grid of codes.
+    """
 
     config: Config
     autoencoder: GenerativeModel
@@ -165,7 +168,7 @@ def sample(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Con
 
 
 def check_config(config: Config, data: DataSpec, autoencoder: GenerativeModel) -> ImageSpec:
-    """The specification of the codes. Raises `UserError` for a configuration that no prior can be made of."""
+    """The specification of the codes. Raises `UserError` if the configuration is invalid for this data."""
     check_autoencoder(autoencoder, data, "autoencoder", 1, "a vq_vae")
     check_conditions(autoencoder, "autoencoder", config.class_conditional)
     sizes = {"first_kernel": config.first_kernel, "kernel": config.kernel}

@@ -96,7 +96,10 @@ class Decoder(nn.Module):
 
 
 class VqVae(NamedTuple):
-    """What `make` binds the functions below to; `grid` is the height and width of an image's codes."""
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    `grid` is the height and width of an image's codes.
+    """
 
     config: Config
     images: ImageSpec
@@ -189,6 +192,6 @@ def sample(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, 
 
 
 def check_config(config: Config, images: ImageSpec) -> None:
-    """Raises `UserError` for a configuration that no VQ-VAE can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     check_conv(images.height, images.width, config.widths, config.blocks)
     check_codebook(config.num_codes, config.code_dim, config.commitment, config.decay, config.revival)

@@ -16,7 +16,11 @@ two levels cannot be of different ones.
 Differs from the paper: the top codes' features enter every gated layer, by 1 x 1 convolutions of its own; the learning
 rate decays; no classifier rejects samples (section 3.3).
 
-Measured: not yet.
+Measured: a classifier assigns 71.0 % of samples to the class that they were conditioned on, FD 46.4, on the digits, at
+temperatures of 0.8 and 0.7 of the top and the bottom codes (60.1 % and 68.2 at 1), 800 steps of
+`python train.py configs/vae/vq_vae2_bottom.py:digits`; 31.9 nats of the 16 bottom codes of validation images given the
+top ones, of 44.4 for uniform codes. Training codes
+cost 0.39 bits less each, even with dropout: of 1,350 images the prior overfits.
 """
 
 from __future__ import annotations
@@ -79,7 +83,10 @@ class Config:
 
 
 class Prior(NamedTuple):
-    """What `make` binds the functions below to; `codes` is the specification of the bottom codes."""
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    `codes` is the specification of the bottom codes.
+    """
 
     config: Config
     top: GenerativeModel
@@ -181,7 +188,7 @@ def check_sampling(options: Sampling) -> None:
 
 
 def check_config(config: Config, data: DataSpec, top: GenerativeModel) -> None:
-    """Raises `UserError` for a configuration that no prior can be made of."""
+    """Raises `UserError` if the configuration is invalid for this data."""
     lends = "sample_codes" in top.functions
     require(lends, f"frozen.top is a {top.name}, which lends no sample_codes: it must be a vq_vae2_top")
     check_autoencoder(top, data, "top", 2, "a vq_vae2_top")
