@@ -357,7 +357,7 @@ MISTAKES = [
         data_of(28, 28, 1, 256, num_classes=10),
         "images are 28x28: channels has 3 entries, each of which halves the size",
     ),
-    ({"channels": (8, 8, 8, 8)}, DATA, "which needs sizes divisible by 16"),
+    ({"channels": (8, 8, 8, 8)}, DATA, "height and width must be divisible by 16"),
     ({"regulariser": "r1"}, DATA, "disc_norm is 'batch', which mixes the gradients of images: r1 needs"),
     ({"regulariser": "gradient_penalty"}, DATA, "mixes the gradients of images: gradient_penalty needs"),
     ({"loss": "wasserstein", "disc_norm": "none"}, DATA, "loss is 'wasserstein', for which the critic's"),

@@ -168,7 +168,7 @@ def test_the_loss_is_of_turned_images_given_their_turn_and_scores_are_of_the_ide
     def run(params):
         each = [
             image_transformer.log_likelihood(
-                system, params, transform(x, jnp.full(n, t), "rotation"), cond, jnp.full(n, t)
+                system, params, transform(x, jnp.full(n, t), "rotation"), cond, None, jnp.full(n, t)
             )
             for t in range(4)
         ]
