@@ -106,8 +106,8 @@ def test_the_average_and_the_weights_themselves(run, gen):
 def test_options_are_resolved_over_those_of_the_run(gen):
     assert resolve_options(gen.model, "sample", {}) == gen.config.model.sampling == gen.model.sampling
     assert gen.model.sampling.steps == 5
-    options = resolve_options(gen.model, "sample", {"steps": 3, "times": [0.5, 0.2]})
-    assert options == dataclasses.replace(gen.model.sampling, steps=3, times=(0.5, 0.2))
+    options = resolve_options(gen.model, "sample", {"eta": 0.5, "times": [0.5, 0.2]})
+    assert options == dataclasses.replace(gen.model.sampling, eta=0.5, times=(0.5, 0.2))
     default = gen.sample(KEY, 3)
     np.testing.assert_array_equal(default, gen.sample(KEY, 3, steps=5))
     np.testing.assert_array_equal(default, gen.sample(KEY, 3, times=[1.0, 0.8, 0.6, 0.4, 0.2]))

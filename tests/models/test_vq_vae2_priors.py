@@ -188,6 +188,7 @@ def test_a_model_that_cannot_serve_is_a_mistake():
             make_model(config, data, frozen)
 
 
+@pytest.mark.slow
 def test_three_runs_make_images_and_a_changed_autoencoder_is_noticed(cache, tmp_path):
     quick = ["--train.validate-every", "0", "--train.sample-every", "0", "--train.steps"]
     runs = [tmp_path / name for name in ("first", "second", "third")]
