@@ -102,6 +102,7 @@ def test_overfits_one_batch(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", sorted({path.parent.name for path in SYSTEMS.values()}))
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path, family):
     names = [name for name, path in SYSTEMS.items() if path.parent.name == family]
