@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items):
 
 # A process has 65,530 memory maps by Linux's default. XLA's compiled programs take several each, and a process that
 # runs out of them dies of a segmentation fault.
-MOST_MAPS, TESTS_BETWEEN_COUNTS = 20_000, 20
+MOST_MAPS, TESTS_BETWEEN_COUNTS = 35_000, 20
 finished_tests = itertools.count(1)
 
 
