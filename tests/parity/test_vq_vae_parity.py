@@ -14,6 +14,7 @@ from specs import data_of  # noqa: E402
 from jgen.core import keys as rng  # noqa: E402
 from jgen.core.model import Context  # noqa: E402
 from jgen.models.vae import vq_vae  # noqa: E402
+from jgen.prob.codebook import start_book  # noqa: E402
 
 BATCH, SIZE, CHANNELS, LEVELS, CODES, DIM, DECAY, COMMITMENT = 3, 8, 3, 17, 5, 4, 0.9, 0.25
 WIDTHS, BLOCKS = (6, 8), 1
@@ -48,7 +49,7 @@ def test_codes_loss_gradients_and_codebook_agree():
     # Codes are near what is encoded, so that several of them are used.
     z_e = vq_vae.Encoder(config).apply({"params": params["encoder"]}, 2.0 * image / np.float32(LEVELS - 1) - 1)
     vectors = np.asarray(z_e).reshape(-1, DIM)[:CODES] + 0.1 * draw.standard_normal((CODES, DIM), np.float32)
-    context = Context(jnp.int32(0), extra={"codebook": vq_vae.start_book(jnp.asarray(vectors))})
+    context = Context(jnp.int32(0), extra={"codebook": start_book(jnp.asarray(vectors))})
     keys = rng.image_keys(jax.random.key(1), jnp.arange(BATCH))
 
     def loss(params):
