@@ -21,7 +21,7 @@ VARIANTS = STANDARD | {
     "cifar10": "8x8 bottom codes of 32x32 CIFAR-10 by class, given 4x4 top codes; for an accelerator",
     "tiny": "bottom codes of 8x8 digits, seconds to train; for tests",
 }
-FACTS = Facts(free_form_jacobian=True, published="ImageNet 256x256: classification accuracy score 54.83 %")
+FACTS = Facts(free_form_jacobian=True)
 FROZEN = {"top": "configs/vae/vq_vae2_top.py"}
 
 
