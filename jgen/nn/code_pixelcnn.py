@@ -9,7 +9,7 @@
     output stack  h <- h + W_2 relu(W_1 relu(h)), 1 x 1, before the logits
 
 It serves `jgen.samplers.autoregressive` with one row and one code at a time: keys and values of the codes so far are
-kept, and a new code costs one product with each matrix, and attention to those before it.
+cached, and a new code costs one product with each matrix, and attention to those before it.
 """
 
 from __future__ import annotations
@@ -218,10 +218,10 @@ class CodePixelCNN(nn.Module):
         of each attention keys and values (W, B, heads, D), and which of these positions exist, (W, B)."""
         reaches = [(layer.size // 2, layer.inputs) for layer in self.layers]
         layers = [jnp.zeros((reach, width, batch, inputs)) for reach, inputs in reaches]
-        of_head = (batch, self.heads, self.features // self.heads)
-        above = [jnp.zeros((self.shape[0] * width, *of_head), self.dtype) for _ in self.attentions]
+        head_shape = (batch, self.heads, self.features // self.heads)
+        above = [jnp.zeros((self.shape[0] * width, *head_shape), self.dtype) for _ in self.attentions]
         columns = [jnp.zeros((reach, batch, inputs)) for reach, inputs in reaches]
-        columns += [jnp.zeros((width, *of_head), self.dtype) for _ in range(2 * self.attention)]
+        columns += [jnp.zeros((width, *head_shape), self.dtype) for _ in range(2 * self.attention)]
         columns += [jnp.zeros((width, batch))] * bool(self.attention)
         return Rows(layers, above, above, jnp.int32(0)), columns
 

@@ -33,9 +33,9 @@ def group_mask(inputs: int, features: int, groups: int, mask: Mask, runs: int = 
     Inputs are `groups` equal groups, one after another; features are `runs` equal runs (the two halves of a gate), each
     of `groups` equal groups. With mask B a group sees itself and the groups before it, with mask A only those before.
     """
-    of_input = np.arange(inputs) * groups // inputs
-    of_feature = np.tile(np.arange(features // runs) * groups * runs // features, runs)
-    return of_input[:, None] < of_feature[None, :] + (mask == "B")
+    input_group = np.arange(inputs) * groups // inputs
+    feature_group = np.tile(np.arange(features // runs) * groups * runs // features, runs)
+    return input_group[:, None] < feature_group[None, :] + (mask == "B")
 
 
 class VerticalConv(nn.Module):

@@ -82,8 +82,8 @@ def test_a_value_depends_on_the_sub_pixels_before_it_and_on_its_own_tau_alone(ch
 
     for seed in range(3):  # a ReLU may hide a path in one draw
         x, tau = gen.uniform(0, 2, shape).astype(np.float32), gen.uniform(size=(*shape, 2)).astype(np.float32)
-        of_x, of_tau = jacobians(normal_params(params, seed), x, tau)
-        by_x, by_tau = by_x | (np.abs(of_x).sum(3) > 0), by_tau | (np.asarray(of_tau) != 0)
+        x_jacobian, tau_jacobian = jacobians(normal_params(params, seed), x, tau)
+        by_x, by_tau = by_x | (np.abs(x_jacobian).sum(3) > 0), by_tau | (np.asarray(tau_jacobian) != 0)
     size = 12 * channels
     np.testing.assert_array_equal(by_x.reshape(size, size), np.tri(size, k=-1, dtype=bool))
     np.testing.assert_array_equal(by_tau.reshape(2 * size, 2 * size), np.eye(2 * size, dtype=bool))
@@ -124,9 +124,9 @@ def log_probabilities(system, params, label):
     spec = system.data.image
     tau = (np.arange(4000) + 0.5) / 4000
     images = all_images(spec)
-    of_all = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (len(images), *spec.shape, 4000))
+    all_tau = jnp.broadcast_to(jnp.asarray(tau, jnp.float32), (len(images), *spec.shape, 4000))
     cond = {"label": jnp.full(len(images), label)}
-    q = np.asarray(jax.jit(lambda p: pixel_iqn.quantile_values(system, p, images, of_all, cond))(params))
+    q = np.asarray(jax.jit(lambda p: pixel_iqn.quantile_values(system, p, images, all_tau, cond))(params))
     nearest = np.abs(q[..., None] - np.asarray(to_float(jnp.arange(spec.levels), spec.levels))).argmin(-1)
     with np.errstate(divide="ignore"):
         return np.log(np.mean(nearest == images[..., None], axis=-1)).sum((1, 2, 3))

@@ -87,12 +87,12 @@ def test_the_probabilities_of_all_codes_sum_to_one_and_samples_are_as_frequent(c
     inner = Context(jnp.int32(0), frozen=above.frozen)
     log_p = []
     for label in (0, 1):
-        of_top, of_bottom = nats(top, above.params, inner, label), nats(bottom, params, ctx, label)
-        np.testing.assert_array_equal(of_top, of_top[:, :1].repeat(256, 1))  # the bottom codes play no part
-        np.testing.assert_allclose(np.exp(of_top[:, 0]).sum(), 1.0, atol=1e-5)
-        np.testing.assert_allclose(np.exp(of_bottom).sum(axis=1), 1.0, atol=1e-5)  # given each top grid
-        assert np.abs(of_bottom[0] - of_bottom[3]).max() > 0.5 and np.ptp(of_bottom) > 1
-        log_p.append((of_top + of_bottom).ravel())
+        top_nats, bottom_nats = nats(top, above.params, inner, label), nats(bottom, params, ctx, label)
+        np.testing.assert_array_equal(top_nats, top_nats[:, :1].repeat(256, 1))  # the bottom codes play no part
+        np.testing.assert_allclose(np.exp(top_nats[:, 0]).sum(), 1.0, atol=1e-5)
+        np.testing.assert_allclose(np.exp(bottom_nats).sum(axis=1), 1.0, atol=1e-5)  # given each top grid
+        assert np.abs(bottom_nats[0] - bottom_nats[3]).max() > 0.5 and np.ptp(bottom_nats) > 1
+        log_p.append((top_nats + bottom_nats).ravel())
     assert (np.abs(log_p[0] - log_p[1]).max() > 0.1) == class_conditional
     n = 4000
     cond = {"label": jnp.ones(n, jnp.int32)}

@@ -15,8 +15,8 @@ def order_mask(inputs: int, outputs: int, groups: int, own: bool) -> torch.Tenso
     mask = np.zeros((outputs, inputs))
     for o in range(outputs):
         for i in range(inputs):
-            of_output, of_input = o // (outputs // groups), i // (inputs // groups)
-            mask[o, i] = of_input < of_output or (own and of_input == of_output)
+            output_group, input_group = o // (outputs // groups), i // (inputs // groups)
+            mask[o, i] = input_group < output_group or (own and input_group == output_group)
     return torch.from_numpy(mask)
 
 

@@ -45,10 +45,10 @@ class StochasticBlock(nn.Module):
     def forward(self, x: torch.Tensor, h: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next x, and KL(q || p) of every image, for the latents of the noise eps."""
         q = to_normal(self.posterior_out(self.posterior(torch.cat([x, h], dim=1))))
-        of_prior = self.prior(x)
-        p = to_normal(self.prior_out(of_prior))
+        prior_outputs = self.prior(x)
+        p = to_normal(self.prior_out(prior_outputs))
         z = q.mean + q.stddev * eps
-        x = x + self.features(of_prior) + self.latents(z)
+        x = x + self.features(prior_outputs) + self.latents(z)
         return self.block(x), kl_divergence(q, p).sum((1, 2, 3))
 
 
