@@ -177,8 +177,8 @@ def check_batch_independence(name, n=32):
     differ_at_most(draw(5, start=20, batch_size=7), reference[20:25], model.images.levels)
 
 
-def after_two_steps(cases, prepare_state=None, images=True):
-    """{name: array} of what runs of (name, parts) come to, on the devices of all processes; samples too, if asked."""
+def after_two_steps(cases, prepare_state=None):
+    """{name: array} of what runs of (name, parts) come to, on the devices of all processes."""
     out = {}
     unrolls = parallel.unrolls_loops()
     for name, parts in cases:
@@ -195,7 +195,7 @@ def after_two_steps(cases, prepare_state=None, images=True):
         for kind in ("params", "ema", "extra"):
             out[f"{name}/{kind}/{parts}"] = flat(getattr(state, kind))
         out[f"{name}/metrics/{parts}"] = flat({k: v for k, v in metrics.items() if "revived" not in k})
-        if images and case.model.sample is not None and not any(key.startswith(f"{name}/images/") for key in out):
+        if case.model.sample is not None and not any(key.startswith(f"{name}/images/") for key in out):
             out[f"{name}/images/{parts}"] = some_images(name, 5, batch_size=4)
     return out
 

@@ -95,7 +95,7 @@ from contract_checks import after_two_steps
 from jgen.cli import set_up_process
 
 set_up_process()
-np.savez(sys.argv[1], **after_two_steps(json.loads(sys.argv[2]), images=json.loads(sys.argv[3])))
+np.savez(sys.argv[1], **after_two_steps(json.loads(sys.argv[2])))
 """
 
 
@@ -107,8 +107,7 @@ def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path
         if devices == parallel.device_count():
             arrays = reference = after_two_steps(cases)
         else:
-            words = (tmp_path / "arrays.npz", json.dumps(cases), "true")
-            python("-c", ON_DEVICES, *words, devices=devices, timeout=600)
+            python("-c", ON_DEVICES, tmp_path / "arrays.npz", json.dumps(cases), devices=devices, timeout=600)
             arrays = dict(np.load(tmp_path / "arrays.npz"))
         compare_runs(reference, arrays, f"on {devices} devices")
 

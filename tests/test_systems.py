@@ -108,8 +108,7 @@ def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path
     names = [name for name, path in SYSTEMS.items() if path.parent.name == family]
     # Of a game, BatchNorm normalises what is computed at once.
     cases = [(name, 2 if name in ONE_LOSS else 1) for name in names]
-    # Samples on several devices are tested on toys: what draws them is the same for every system.
-    reference = after_two_steps([(name, 1) for name in names], images=False)
+    reference = after_two_steps([(name, 1) for name in names])
     assert parallel.device_count() == 1
-    python("-c", ON_DEVICES, tmp_path / "arrays.npz", json.dumps(cases), "false", devices=2, timeout=1200)
+    python("-c", ON_DEVICES, tmp_path / "arrays.npz", json.dumps(cases), devices=2, timeout=1200)
     compare_runs(reference, dict(np.load(tmp_path / "arrays.npz")), "on 2 devices")

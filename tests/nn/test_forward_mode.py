@@ -305,7 +305,9 @@ CASES = {
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN")
-LAYERS = [name for name in CASES if name not in NETWORKS]  # of a network it takes long, and its layers are here
+# Whole networks take long to compile, and their layers are here.
+LAYERS = [name for name in CASES if name not in NETWORKS]
+LAYERS_AND_NETWORKS = LAYERS + [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 
@@ -367,7 +369,7 @@ def stack(a, b):
     return jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", LAYERS_AND_NETWORKS)
 def test_forward_mode_in_plain_forms_on_cpu(name):
     function, inputs = CASES[name]()
     with plain_forms():
