@@ -137,8 +137,10 @@ def check_functions(case, params, ctx, n):
 
 
 def shown(model, params):
-    """Weights whose samples differ: a GAN's first weights are so small that all its images are one grey."""
-    return {role: jax.tree.map(lambda x: 10 * x, tree) if role == "gen" else tree for role, tree in params.items()}
+    """Weights whose samples differ: the first ones of a GAN, and of quantiles, are so small that all images are one
+    grey."""
+    factors = {"gen": 10, "pixelcnn": 2 if model.name == "pixel_iqn" else 1}
+    return {role: jax.tree.map(lambda x: factors.get(role, 1) * x, tree) for role, tree in params.items()}
 
 
 def some_images(name, count, optimiser=ADAM, **options):
