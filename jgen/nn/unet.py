@@ -211,12 +211,6 @@ def make_unet(
     return UNet(**sizes) if config.architecture == "ddpm" else SongUNet(**sizes, architecture=config.architecture)
 
 
-def start_from(trained: Any, params: Any) -> Any:
-    """Copies of another model's parameters where they have the shapes of `params`, or else `params`."""
-    same = jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, params)
-    return jax.tree.map(jnp.copy, trained) if same else params
-
-
 def check_unet(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for sizes that the U-Net cannot be built with."""
     channels, head_dim, groups = config.channels, config.head_dim, config.groups

@@ -1,7 +1,7 @@
 """Sampling and likelihood shared by all diffusion systems. A system itself defines only its networks, loss and
 denoiser.
 
-denoising = denoising_by_class(unet, config, denoise, process)
+denoising = denoising_by_class(network, config, denoise, process)
 model = with_samplers(GenerativeModel(name=..., init=..., phases=...), denoising)
 """
 
@@ -19,7 +19,7 @@ from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, frozen_context
 from jgen.errors import defaults_of
-from jgen.nn.class_unet import ClassUNet
+from jgen.nn.class_network import ClassNetwork
 from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Process
 from jgen.samplers import ode
@@ -76,7 +76,7 @@ class ClassConditionalConfig(Protocol):
 
 
 def denoising_by_class(
-    unet: ClassUNet,
+    network: ClassNetwork,
     config: ClassConditionalConfig,
     denoise: Callable[..., jax.Array],
     process: Callable[[Roles], Process],
@@ -88,9 +88,9 @@ def denoising_by_class(
     return Denoising(
         denoise=denoise,
         process=process,
-        images=unet.images,
+        images=network.images,
         sampling=config.sampling,
-        without_class=unet.without_class,
+        without_class=network.without_class,
         guidable=(config.class_conditional and config.label_dropout > 0) or guide is not None,
         guidance_needs=guidance_needs,
         num_timesteps=num_timesteps,

@@ -34,7 +34,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_unet import ClassUNet, make_class_unet
+from jgen.nn.class_network import ClassNetwork, make_class_network
 from jgen.prob.likelihoods import sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import edm, per_image
@@ -84,7 +84,7 @@ class Consistency(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    unet: ClassUNet
+    network: ClassNetwork
     teacher: GenerativeModel | None
 
 
@@ -97,14 +97,14 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
     """
     check_config(config, data, teacher)
-    model = Consistency(config, make_class_unet(config, data, small_t=True), teacher)
+    model = Consistency(config, make_class_network(config, data, small_t=True), teacher)
     system = GenerativeModel(
         name="consistency",
         data=data,
-        init=model.unet.init_roles,
-        phases=(Phase(trains=("unet",), loss=partial(loss, model)),),
+        init=model.network.init_roles,
+        phases=(Phase(trains=(model.network.role,), loss=partial(loss, model)),),
         sampling=config.sampling,
-        conditions=model.unet.conditions,
+        conditions=model.network.conditions,
     )
     return with_states(system, partial(states, model), lambda o: 1 + len(o.sigmas))
 
@@ -144,7 +144,7 @@ def consistency_function(
     skip, out, scale = data**2 / (above**2 + data**2), data * above * total**-0.5, total**-0.5
     skip, out, scale = (per_image(c, x) for c in (skip, out, scale))
     noise = jnp.log(sigma) / 4.0
-    return skip * x + out * model.unet(params, scale * x, noise, cond, key_drop)
+    return skip * x + out * model.network(params, scale * x, noise, cond, key_drop)
 
 
 def teacher_step(
@@ -166,13 +166,13 @@ def teacher_step(
 def loss(
     model: Consistency, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    config, cond = model.config, model.unet.cond(batch)
+    config, cond = model.config, model.network.cond(batch)
     key_level, key_eps, key_drop = rng.split(keys, 3)
     n = num_levels(config, ctx.step)
     i = draw_levels(config, key_level, n)
     low, high = level_noise(config, i, n), level_noise(config, i + 1.0, n)
-    x_0 = to_float(batch["image"], model.unet.images.levels)
-    eps = rng.normal(key_eps, model.unet.images.shape)
+    x_0 = to_float(batch["image"], model.network.images.levels)
+    eps = rng.normal(key_eps, model.network.images.shape)
     noisy = x_0 + per_image(high, x_0) * eps
     if model.teacher is None:
         nearer = x_0 + per_image(low, x_0) * eps
@@ -181,7 +181,7 @@ def loss(
     # The same dropout at both noise levels (2024, section 3.2).
     prediction = consistency_function(model, params, noisy, high, cond, key_drop)
     target = jax.lax.stop_gradient(consistency_function(model, params, nearer, low, cond, key_drop))
-    c = 0.00054 * math.sqrt(model.unet.images.size)
+    c = 0.00054 * math.sqrt(model.network.images.size)
     distance = jnp.sqrt(sum_image((prediction - target) ** 2) + c**2) - c
     return jnp.mean(distance / (high - low)), ({"levels": n}, {})
 
@@ -190,11 +190,11 @@ def states(model: Consistency, params: Roles, ctx: Context, keys: jax.Array, con
     """The image after each evaluation, float (n, B, H, W, C), in about [-1, 1]."""
     o = replace(model.config.sampling, **options)
     check_sampling(o, model.config)
-    images = [jnp.zeros((len(keys), *model.unet.images.shape))]
+    images = [jnp.zeros((len(keys), *model.network.images.shape))]
     for number, sigma in enumerate((model.config.sigma_max, *o.sigmas)):
         # To noise sigma from sigma_min, the noise that the data of the function has.
         added = math.sqrt(sigma**2 - model.config.sigma_min**2) if number else sigma
-        noisy = images[-1] + added * rng.normal(rng.fold_in(keys, number), model.unet.images.shape)
+        noisy = images[-1] + added * rng.normal(rng.fold_in(keys, number), model.network.images.shape)
         x = consistency_function(model, params, noisy, jnp.full(len(keys), sigma), cond, None)
         images.append(jnp.clip(x, -1.0, 1.0) if o.clip else x)
     return jnp.stack(images[1:])

@@ -31,7 +31,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.errors import require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
+from jgen.nn.class_network import ClassNetwork, NetworkConfig, check_label_dropout, make_class_network
 from jgen.prob.diffusion_bound import variational_bound
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
@@ -46,7 +46,7 @@ from jgen.samplers.system import denoising_by_class, with_samplers
 class Config:
     """Denoising diffusion with a U-Net."""
 
-    network: networks.Config = field(default_factory=networks.Config)
+    network: NetworkConfig = field(default_factory=networks.Config)
     class_conditional: bool = True
     """Condition on the label."""
     label_dropout: float = 0.1
@@ -87,7 +87,7 @@ class Ddpm(NamedTuple):
 
     config: Config
     process: Process
-    unet: ClassUNet
+    network: ClassNetwork
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -99,20 +99,20 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     check_label_dropout(config.label_dropout)
     require_positive(num_timesteps=config.num_timesteps)
     schedule = make_schedule(config.schedule, config.num_timesteps, config.beta_1, config.beta_T)
-    unet = make_class_unet(config, data)
-    ddpm = Ddpm(config, discrete(schedule), unet)
+    network = make_class_network(config, data)
+    ddpm = Ddpm(config, discrete(schedule), network)
     model = GenerativeModel(
         name="ddpm",
         data=data,
-        init=unet.init_roles,
-        phases=(Phase(trains=("unet",), loss=partial(loss, ddpm)),),
-        conditions=unet.conditions,
+        init=network.init_roles,
+        phases=(Phase(trains=(network.role,), loss=partial(loss, ddpm)),),
+        conditions=network.conditions,
         validate=partial(validate, ddpm),
         best=("mse", "min"),
         log_prob=partial(log_prob, ddpm),
         likelihood="lower_bound",
     )
-    where = unet, config, partial(denoise, ddpm), lambda params: ddpm.process
+    where = network, config, partial(denoise, ddpm), lambda params: ddpm.process
     return with_samplers(model, denoising_by_class(*where, num_timesteps=config.num_timesteps))
 
 
@@ -122,12 +122,12 @@ def errors(
     """Squared error of the network's output at a random t, mean over pixels: float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     T = ddpm.config.num_timesteps
-    x_0 = to_float(batch["image"], ddpm.unet.images.levels)
+    x_0 = to_float(batch["image"], ddpm.network.images.levels)
     step = rng.randint(key_t, 1, T + 1)
     t = step / T
-    eps = rng.normal(key_eps, ddpm.unet.images.shape)
+    eps = rng.normal(key_eps, ddpm.network.images.shape)
     x_t = add_noise(ddpm.process, x_0, t, eps)
-    output = ddpm.unet(params, x_t, step, cond, key_drop)
+    output = ddpm.network(params, x_t, step, cond, key_drop)
     target = eps if ddpm.config.prediction == "eps" else from_x0(ddpm.config.prediction, ddpm.process, x_t, t, x_0)
     return mean_image((output - target) ** 2)
 
@@ -136,18 +136,18 @@ def loss(
     ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label = rng.split(keys, 3)
-    cond = ddpm.unet.cond_for_training(key_label, batch, ddpm.config.label_dropout)
+    cond = ddpm.network.cond_for_training(key_label, batch, ddpm.config.label_dropout)
     return jnp.mean(errors(ddpm, params, key_error, batch, cond, key_drop)), ({}, {})
 
 
 def validate(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(ddpm, params, keys, batch, ddpm.unet.cond(batch), None)}
+    return {"mse": errors(ddpm, params, keys, batch, ddpm.network.cond(batch), None)}
 
 
 def denoise(ddpm: Ddpm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
     """The x_0 that the network predicts at times t (B,) in (0, 1], also between the points of the chain."""
     step = t * ddpm.config.num_timesteps
-    output = ddpm.unet(params, x_t, step, cond)
+    output = ddpm.network(params, x_t, step, cond)
     return to_x0(ddpm.config.prediction, ddpm.process, x_t, t, output)
 
 
@@ -155,5 +155,5 @@ def log_prob(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, x: jax.Ar
     denoiser = clipped(partial(denoise, ddpm, params, ctx, cond=cond))
     T, variance = ddpm.config.num_timesteps, ddpm.config.bound_variance
     return variational_bound(
-        denoiser, ddpm.process, np.arange(1, T + 1) / T, x, keys, ddpm.unet.images.levels, variance
+        denoiser, ddpm.process, np.arange(1, T + 1) / T, x, keys, ddpm.network.images.levels, variance
     )

@@ -35,7 +35,7 @@ from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Pha
 from jgen.errors import require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.augmentation import SIZE, augment
-from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
+from jgen.nn.class_network import ClassNetwork, NetworkConfig, check_label_dropout, make_class_network
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import edm as edm_process
@@ -55,7 +55,7 @@ GUIDANCE_NEEDS = "class_conditional and label_dropout, or a guide"
 class Config:
     """A preconditioned denoiser of Gaussian noise."""
 
-    network: networks.Config = field(default_factory=networks.Config)
+    network: NetworkConfig = field(default_factory=networks.Config)
     class_conditional: bool = True
     """Condition on the label."""
     label_dropout: float = 0.1
@@ -77,7 +77,7 @@ class Edm(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    unet: ClassUNet
+    network: ClassNetwork
 
 
 def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None) -> GenerativeModel:
@@ -89,23 +89,23 @@ def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a guide of another process.
     """
     check_config(config, data, guide)
-    unet = make_class_unet(config, data, small_t=True)
-    edm, process = Edm(config, unet), edm_process(config.sigma_max)
+    network = make_class_network(config, data, small_t=True)
+    edm, process = Edm(config, network), edm_process(config.sigma_max)
     model = GenerativeModel(
         name="edm",
         data=data,
         init=partial(init, edm),
-        phases=(Phase(trains=("unet",), loss=partial(loss, edm)),),
-        conditions=unet.conditions,
+        phases=(Phase(trains=(network.role,), loss=partial(loss, edm)),),
+        conditions=network.conditions,
         validate=partial(validate, edm),
         best=("mse", "min"),
     )
-    where = unet, config, partial(denoise, edm), lambda params: process
+    where = network, config, partial(denoise, edm), lambda params: process
     return with_samplers(model, denoising_by_class(*where, guide=guide, guidance_needs=GUIDANCE_NEEDS))
 
 
 def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    return {"unet": edm.unet.init(key, batch, vector_size=SIZE if edm.config.augment else 0)}, {}
+    return {edm.network.role: edm.network.init(key, batch, vector_size=SIZE if edm.config.augment else 0)}, {}
 
 
 class Preconditioning(NamedTuple):
@@ -137,32 +137,32 @@ def errors(
     """Squared error of the network F at random noise, mean over pixels: float32 (B,)."""
     config = edm.config
     key_sigma, key_eps = rng.split(keys, 2)
-    x_0 = to_float(batch["image"], edm.unet.images.levels)
+    x_0 = to_float(batch["image"], edm.network.images.levels)
     augmented = jnp.zeros((len(x_0), SIZE)) if config.augment else None
     if config.augment and key_augment is not None:
         x_0, augmented = augment(key_augment, x_0, config.augment)
     sigma = jnp.exp(config.p_mean + config.p_std * rng.normal(key_sigma, ()))
     c = preconditioning(sigma, config.sigma_data, x_0)
-    x = x_0 + per_image(sigma, x_0) * rng.normal(key_eps, edm.unet.images.shape)
-    output = edm.unet(params, c.input * x, c.noise, cond, key_drop, augmented)
+    x = x_0 + per_image(sigma, x_0) * rng.normal(key_eps, edm.network.images.shape)
+    output = edm.network(params, c.input * x, c.noise, cond, key_drop, augmented)
     return mean_image((output - (x_0 - c.skip * x) / c.out) ** 2)
 
 
 def loss(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label, key_augment = rng.split(keys, 4)
-    cond = edm.unet.cond_for_training(key_label, batch, edm.config.label_dropout)
+    cond = edm.network.cond_for_training(key_label, batch, edm.config.label_dropout)
     return jnp.mean(errors(edm, params, key_error, batch, cond, key_drop, key_augment)), ({}, {})
 
 
 def validate(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(edm, params, keys, batch, edm.unet.cond(batch), None, None)}
+    return {"mse": errors(edm, params, keys, batch, edm.network.cond(batch), None, None)}
 
 
 def denoise(edm: Edm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
     """D(x_t; sigma_max t), t (B,) in (0, 1]."""
     c = preconditioning(edm.config.sigma_max * t, edm.config.sigma_data, x_t)
     augmented = jnp.zeros((len(x_t), SIZE)) if edm.config.augment else None
-    output = edm.unet(params, c.input * x_t, c.noise, cond, vector=augmented)
+    output = edm.network(params, c.input * x_t, c.noise, cond, vector=augmented)
     return c.skip * x_t + c.out * output
 
 

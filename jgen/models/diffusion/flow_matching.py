@@ -32,7 +32,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require
 from jgen.nn import unet as networks
-from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
+from jgen.nn.class_network import ClassNetwork, NetworkConfig, check_label_dropout, make_class_network
 from jgen.prob import process as processes
 from jgen.prob.coupling import optimal_transport
 from jgen.prob.likelihoods import mean_image
@@ -50,7 +50,7 @@ PATHS = {"linear": processes.linear, "cosine": processes.cosine}
 class Config:
     """A velocity field of images."""
 
-    network: networks.Config = field(default_factory=networks.Config)
+    network: NetworkConfig = field(default_factory=networks.Config)
     class_conditional: bool = True
     """Condition on the label."""
     label_dropout: float = 0.1
@@ -74,7 +74,7 @@ class FlowMatching(NamedTuple):
 
     config: Config
     process: processes.Process
-    unet: ClassUNet
+    network: ClassNetwork
     teacher: GenerativeModel | None
 
 
@@ -88,33 +88,33 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
     """
     check_config(config, data, teacher)
-    unet = make_class_unet(config, data)
-    flow = FlowMatching(config, PATHS[config.path](), unet, teacher)
+    network = make_class_network(config, data)
+    flow = FlowMatching(config, PATHS[config.path](), network, teacher)
     model = GenerativeModel(
         name="flow_matching",
         data=data,
-        init=unet.init_roles,
-        phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
-        conditions=unet.conditions,
+        init=network.init_roles,
+        phases=(Phase(trains=(network.role,), loss=partial(loss, flow)),),
+        conditions=network.conditions,
         validate=partial(validate, flow),
         best=("mse", "min"),
     )
-    denoising = denoising_by_class(unet, config, partial(denoise, flow), lambda params: flow.process)
+    denoising = denoising_by_class(network, config, partial(denoise, flow), lambda params: flow.process)
     return with_flow_likelihood(with_samplers(model, denoising), denoising, config.scoring)
 
 
 def pairs(flow: FlowMatching, ctx: Context, keys: jax.Array, batch: Batch, cond: Cond) -> tuple[jax.Array, jax.Array]:
     """Images x_0 and the noise eps that goes with each, (B, H, W, C): of the data, or of the teacher's flow."""
     key_noise, key_level, key_steps = rng.split(keys, 3)
-    eps = rng.normal(key_noise, flow.unet.images.shape)
+    eps = rng.normal(key_noise, flow.network.images.shape)
     if flow.teacher is not None:
         params, frozen_ctx = frozen_context(ctx, "teacher")
         denoiser = partial(flow.teacher.functions["denoise"], params, frozen_ctx)
         x_0, _ = draw(denoiser, cond, flow.process, flow.config.teacher, eps, key_steps)
         return jax.lax.stop_gradient(x_0), eps
-    x_0 = to_float(batch["image"], flow.unet.images.levels)
+    x_0 = to_float(batch["image"], flow.network.images.levels)
     if flow.config.dequantise:
-        x_0 = dequantise_to_float(key_level, batch["image"], flow.unet.images.levels)
+        x_0 = dequantise_to_float(key_level, batch["image"], flow.network.images.levels)
     return x_0, optimal_transport(eps, x_0) if flow.config.coupling == "optimal_transport" else eps
 
 
@@ -135,22 +135,22 @@ def velocity(
     flow: FlowMatching, params: Roles, x_t: jax.Array, t: jax.Array, cond: Cond, drop: jax.Array | None
 ) -> jax.Array:
     """u_theta(x_t, t)."""
-    return flow.unet(params, x_t, TIME_SCALE * t, cond, drop)
+    return flow.network(params, x_t, TIME_SCALE * t, cond, drop)
 
 
 def loss(
     flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_pairs, key_time, key_drop, key_label = rng.split(keys, 4)
-    cond = flow.unet.cond(batch)
+    cond = flow.network.cond(batch)
     x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)
-    cond = flow.unet.cond_for_training(key_label, batch, flow.config.label_dropout)
+    cond = flow.network.cond_for_training(key_label, batch, flow.config.label_dropout)
     return jnp.mean(errors(flow, params, key_time, x_0, eps, cond, key_drop)), ({}, {})
 
 
 def validate(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     key_pairs, key_time = rng.split(keys, 2)
-    cond = flow.unet.cond(batch)
+    cond = flow.network.cond(batch)
     x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)
     return {"mse": errors(flow, params, key_time, x_0, eps, cond, None)}
 

@@ -32,7 +32,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
+from jgen.nn.class_network import ClassNetwork, check_label_dropout, make_class_network
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
@@ -78,7 +78,7 @@ class MeanFlow(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    unet: ClassUNet
+    network: ClassNetwork
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -88,20 +88,20 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_config(config)
-    flow = MeanFlow(config, make_class_unet(config, data))
+    flow = MeanFlow(config, make_class_network(config, data))
     model = GenerativeModel(
         name="mean_flow",
         data=data,
         init=partial(init, flow),
-        phases=(Phase(trains=("unet",), loss=partial(loss, flow)),),
+        phases=(Phase(trains=(flow.network.role,), loss=partial(loss, flow)),),
         sampling=config.sampling,
-        conditions=flow.unet.conditions,
+        conditions=flow.network.conditions,
     )
     return with_states(model, partial(states, flow), lambda o: o.steps)
 
 
 def init(flow: MeanFlow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
-    return {"unet": flow.unet.init(key, batch, vector_size=EMBEDDING)}, {}
+    return {flow.network.role: flow.network.init(key, batch, vector_size=EMBEDDING)}, {}
 
 
 def average_velocity(
@@ -109,7 +109,7 @@ def average_velocity(
 ) -> jax.Array:
     """u_theta(z, r, t), (B, H, W, C); r and t (B,)."""
     interval = sinusoidal_embedding(TIME_SCALE * (t - r), EMBEDDING)
-    return flow.unet(params, z, TIME_SCALE * t, cond, key_drop, interval)
+    return flow.network(params, z, TIME_SCALE * t, cond, key_drop, interval)
 
 
 def draw_times(config: Config, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,20 +125,20 @@ def target_velocity(flow: MeanFlow, params: Roles, z: jax.Array, t: jax.Array, v
     scale = flow.config.guidance
     if scale == 1.0:
         return v
-    null = flow.unet.without_class(cond)
+    null = flow.network.without_class(cond)
     return scale * v + (1.0 - scale) * average_velocity(flow, jax.lax.stop_gradient(params), z, t, t, null, None)
 
 
 def loss(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple]:
     key_times, key_eps, key_drop, key_label = rng.split(keys, 4)
-    cond = flow.unet.cond_for_training(key_label, batch, flow.config.label_dropout)
+    cond = flow.network.cond_for_training(key_label, batch, flow.config.label_dropout)
     r, t = draw_times(flow.config, key_times)
-    x_0, eps = to_float(batch["image"], flow.unet.images.levels), rng.normal(key_eps, flow.unet.images.shape)
+    x_0, eps = to_float(batch["image"], flow.network.images.levels), rng.normal(key_eps, flow.network.images.shape)
     z = x_0 + per_image(t, x_0) * (eps - x_0)
     v = eps - x_0
-    if flow.unet.conditions:
-        dropped = per_image(cond["label"] == flow.unet.null_label, v)
-        v = jnp.where(dropped, v, target_velocity(flow, params, z, t, v, flow.unet.cond(batch)))
+    if flow.network.conditions:
+        dropped = per_image(cond["label"] == flow.network.null_label, v)
+        v = jnp.where(dropped, v, target_velocity(flow, params, z, t, v, flow.network.cond(batch)))
 
     def u_of(z: jax.Array, r: jax.Array, t: jax.Array) -> jax.Array:
         return average_velocity(flow, params, z, r, t, cond, key_drop)
@@ -163,7 +163,7 @@ def states(flow: MeanFlow, params: Roles, ctx: Context, keys: jax.Array, cond: C
         return z, z
 
     ends = jnp.asarray(np.stack([times[:-1], times[1:]], axis=1), jnp.float32)
-    return jax.lax.scan(step, rng.normal(keys, flow.unet.images.shape), ends)[1]
+    return jax.lax.scan(step, rng.normal(keys, flow.network.images.shape), ends)[1]
 
 
 def check_config(config: Config) -> None:

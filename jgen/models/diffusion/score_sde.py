@@ -33,7 +33,7 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.nn import unet as networks
-from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
+from jgen.nn.class_network import ClassNetwork, check_label_dropout, make_class_network
 from jgen.prob import process as processes
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import dequantise_to_float, to_float
@@ -77,7 +77,7 @@ class ScoreSde(NamedTuple):
 
     config: Config
     process: processes.Process
-    unet: ClassUNet
+    network: ClassNetwork
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -87,18 +87,18 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_label_dropout(config.label_dropout)
-    unet = make_class_unet(config, data, small_t=True)  # see `network_time`
-    sde = ScoreSde(config, process_of(config), unet)
+    network = make_class_network(config, data, small_t=True)  # see `network_time`
+    sde = ScoreSde(config, process_of(config), network)
     model = GenerativeModel(
         name="score_sde",
         data=data,
-        init=unet.init_roles,
-        phases=(Phase(trains=("unet",), loss=partial(loss, sde)),),
-        conditions=unet.conditions,
+        init=network.init_roles,
+        phases=(Phase(trains=(network.role,), loss=partial(loss, sde)),),
+        conditions=network.conditions,
         validate=partial(validate, sde),
         best=("mse", "min"),
     )
-    denoising = denoising_by_class(unet, config, partial(denoise, sde), lambda params: sde.process)
+    denoising = denoising_by_class(network, config, partial(denoise, sde), lambda params: sde.process)
     return with_flow_likelihood(with_samplers(model, denoising), denoising, config.scoring)
 
 
@@ -117,7 +117,7 @@ def predict_noise(
     alpha, sigma = processes.scales(sde.process, t, x_t)
     scaled = x_t / jnp.sqrt(alpha**2 + sigma**2)
     time = network_time(sde, t)
-    return sde.unet(params, scaled, time, cond, key_drop)
+    return sde.network(params, scaled, time, cond, key_drop)
 
 
 def network_time(sde: ScoreSde, t: jax.Array) -> jax.Array:
@@ -142,10 +142,10 @@ def errors(
 ) -> jax.Array:
     """Squared error of the noise at a random t, mean over pixels: float32 (B,)."""
     key_t, key_eps, key_level = rng.split(keys, 3)
-    x_0 = to_float(batch["image"], sde.unet.images.levels)
+    x_0 = to_float(batch["image"], sde.network.images.levels)
     if sde.config.dequantise:
-        x_0 = dequantise_to_float(key_level, batch["image"], sde.unet.images.levels)
-    t, eps = training_times(sde, key_t), rng.normal(key_eps, sde.unet.images.shape)
+        x_0 = dequantise_to_float(key_level, batch["image"], sde.network.images.levels)
+    t, eps = training_times(sde, key_t), rng.normal(key_eps, sde.network.images.shape)
     x_t = processes.add_noise(sde.process, x_0, t, eps)
     return mean_image((predict_noise(sde, params, x_t, t, cond, key_drop) - eps) ** 2)
 
@@ -154,12 +154,12 @@ def loss(
     sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label = rng.split(keys, 3)
-    cond = sde.unet.cond_for_training(key_label, batch, sde.config.label_dropout)
+    cond = sde.network.cond_for_training(key_label, batch, sde.config.label_dropout)
     return jnp.mean(errors(sde, params, key_error, batch, cond, key_drop)), ({}, {})
 
 
 def validate(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(sde, params, keys, batch, sde.unet.cond(batch), None)}
+    return {"mse": errors(sde, params, keys, batch, sde.network.cond(batch), None)}
 
 
 def denoise(sde: ScoreSde, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:

@@ -34,7 +34,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_unet import ClassUNet, check_label_dropout, make_class_unet
+from jgen.nn.class_network import ClassNetwork, check_label_dropout, make_class_network
 from jgen.prob.likelihoods import flatten, normal_kl, sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, from_log_snr, per_image
@@ -97,7 +97,7 @@ class Vdm(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    unet: ClassUNet
+    network: ClassNetwork
     schedule: Schedule
 
 
@@ -108,28 +108,28 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_config(config)
-    unet = make_class_unet(config, data)
-    vdm = Vdm(config, unet, Schedule(config.schedule_features))
+    network = make_class_network(config, data)
+    vdm = Vdm(config, network, Schedule(config.schedule_features))
     model = GenerativeModel(
         name="vdm",
         data=data,
         init=partial(init, vdm),
         phases=(Phase(trains=("unet", "ends", "schedule"), loss=partial(loss, vdm), name="bound"),),
-        conditions=unet.conditions,
+        conditions=network.conditions,
         validate=partial(validate, vdm),
         best=("bits_per_dim", "min"),
         log_prob=partial(log_prob, vdm),
         scoring=config.scoring,
         likelihood="lower_bound",
     )
-    return with_samplers(model, denoising_by_class(unet, config, partial(denoise, vdm), partial(process_of, vdm)))
+    return with_samplers(model, denoising_by_class(network, config, partial(denoise, vdm), partial(process_of, vdm)))
 
 
 def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_unet, key_schedule = rng.split_key(key, 2)
     ends = {"gamma_0": jnp.float32(vdm.config.gamma_0), "gamma_1": jnp.float32(vdm.config.gamma_1)}
     return {
-        "unet": vdm.unet.init(key_unet, batch, inputs=partial(features, vdm)),
+        "unet": vdm.network.init(key_unet, batch, inputs=partial(features, vdm)),
         "ends": ends,
         "schedule": vdm.schedule.init(key_schedule, jnp.ones(1))["params"],
     }, {}
@@ -164,7 +164,7 @@ def predict_noise(
     """eps_theta(z_t, gamma); gamma (B,)."""
     low, high = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
     time = TIME_SCALE * jax.lax.stop_gradient((gamma - low) / (high - low))
-    return z + vdm.unet(params, features(vdm, z), time, cond, key_drop)  # the noise is most of z for most times
+    return z + vdm.network(params, features(vdm, z), time, cond, key_drop)  # the noise is most of z for most times
 
 
 def diffusion_loss(
@@ -178,7 +178,7 @@ def diffusion_loss(
     key_drop: jax.Array | None,
 ) -> jax.Array:
     """1/2 gamma' || eps - eps_theta ||^2 where gamma and its rate are given, (B,): nats per image, float32 (B,)."""
-    eps = rng.normal(keys, vdm.unet.images.shape)
+    eps = rng.normal(keys, vdm.network.images.shape)
     alpha, sigma = jax.nn.sigmoid(-gamma) ** 0.5, jax.nn.sigmoid(gamma) ** 0.5
     z = per_image(alpha, x) * x + per_image(sigma, x) * eps
     return 0.5 * rate * sum_image((eps - predict_noise(vdm, params, z, gamma, cond, key_drop)) ** 2)
@@ -209,7 +209,7 @@ def diffusion_and_variance(
     zeros = jnp.zeros_like(t)
     values, pullback = jax.vjp(losses, trained, zeros, zeros)
     gradients, by_gamma, by_rate = jax.lax.stop_gradient(pullback(jnp.full_like(values, 1.0 / len(values))))
-    weight = 2.0 * jax.lax.stop_gradient(values) / (vdm.unet.images.size * math.log(2.0))
+    weight = 2.0 * jax.lax.stop_gradient(values) / (vdm.network.images.size * math.log(2.0))
     gamma, rate = schedule_at(vdm, {**jax.lax.stop_gradient(trained), "schedule": params["schedule"]}, t)
     schedule_term = jnp.sum(weight * (by_gamma * gamma + by_rate * rate))
     linear = sum(jnp.vdot(g, p) for g, p in zip(jax.tree.leaves(gradients), jax.tree.leaves(trained)))
@@ -220,12 +220,12 @@ def diffusion_and_variance(
 
 def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """KL(q(z_1 | x) || N(0, I)) and -log p(x | z_0) with one draw of z_0: nats per image, (B,) each."""
-    levels = vdm.unet.images.levels
+    levels = vdm.network.images.levels
     gamma_0, gamma_1 = params["ends"]["gamma_0"], params["ends"]["gamma_1"]
     x = to_float(images, levels)
     prior = sum_image(normal_kl(jax.nn.sigmoid(-gamma_1) ** 0.5 * x, jax.nn.log_sigmoid(gamma_1), 0.0, 0.0))
     # z_0 / alpha_0 = x + e^{gamma_0 / 2} eps
-    reading = flatten(x + jnp.exp(0.5 * gamma_0) * rng.normal(keys, vdm.unet.images.shape))
+    reading = flatten(x + jnp.exp(0.5 * gamma_0) * rng.normal(keys, vdm.network.images.shape))
     values = to_float(jnp.arange(levels), levels)
     logits = jax.nn.log_softmax(-0.5 * jnp.exp(-gamma_0) * (reading[..., None] - values[None, None]) ** 2)
     log_p = jnp.take_along_axis(logits, flatten(images).astype(jnp.int32)[..., None], axis=-1)
@@ -235,12 +235,12 @@ def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> t
 def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
     """The bound, in bits per dimension."""
     key_eps, key_ends, key_drop, key_label = rng.split(keys, 4)
-    cond = vdm.unet.cond_for_training(key_label, batch, vdm.config.label_dropout)
-    x = to_float(batch["image"], vdm.unet.images.levels)
+    cond = vdm.network.cond_for_training(key_label, batch, vdm.config.label_dropout)
+    x = to_float(batch["image"], vdm.network.images.levels)
     diffusion = diffusion_and_variance(vdm, params, key_eps, spread_times(ctx, batch), x, cond, key_drop)
     prior, reconstruction = (jnp.mean(part) for part in end_losses(vdm, params, key_ends, batch["image"]))
     parts = {"prior": prior, "reconstruction": reconstruction, "diffusion": diffusion}
-    metrics = {name: part / (vdm.unet.images.size * math.log(2.0)) for name, part in parts.items()}
+    metrics = {name: part / (vdm.network.images.size * math.log(2.0)) for name, part in parts.items()}
     return sum(metrics.values(), jnp.float32(0.0)), (metrics, {})
 
 
@@ -252,7 +252,7 @@ def spread_times(ctx: Context, batch: Batch) -> jax.Array:
 def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Cond, times: int) -> jax.Array:
     """The lower bound on log p(images) in nats, float32 (B,), with one time in each of `times` parts of [0, 1]."""
     key_ends, key_times = rng.split(keys, 2)
-    x = to_float(images, vdm.unet.images.levels)
+    x = to_float(images, vdm.network.images.levels)
 
     def part(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         key_t, key_eps = rng.split(rng.fold_in(key_times, number), 2)
@@ -265,8 +265,8 @@ def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Con
 
 
 def validate(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    nats = bound(vdm, params, keys, batch["image"], vdm.unet.cond(batch), times=8)
-    return {"bits_per_dim": -nats / (vdm.unet.images.size * math.log(2.0))}
+    nats = bound(vdm, params, keys, batch["image"], vdm.network.cond(batch), times=8)
+    return {"bits_per_dim": -nats / (vdm.network.images.size * math.log(2.0))}
 
 
 def log_prob(

@@ -1,4 +1,4 @@
-"""A U-Net bound to its data: noisy images, and the class that they may be conditioned on.
+"""A network of noisy images bound to its data: a U-Net or a transformer, and the class that it may be conditioned on.
 
 What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
 """
@@ -14,29 +14,34 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, DataSpec, FrozenModel, ImageSpec, Roles, select, select_first
 from jgen.errors import require, require_labels
-from jgen.nn import unet
+from jgen.nn import dit, unet
 from jgen.prob.pixels import to_float
+
+
+# `unet.Config` or `dit.Config`: the command line shows the options of the one that a configuration has.
+NetworkConfig = Any
 
 
 class Options(Protocol):
     """The fields that a system's Config has for its network."""
 
     @property
-    def network(self) -> unet.Config: ...
+    def network(self) -> NetworkConfig: ...
     @property
     def class_conditional(self) -> bool: ...
 
 
-class ClassUNet(NamedTuple):
-    """A U-Net whose parameters are the role "unet".
+class ClassNetwork(NamedTuple):
+    """A network and the role of its parameters, "unet" or "dit".
 
     null_label: the label that stands for "no class".
     """
 
-    network: unet.Network
+    network: unet.Network | dit.DiT
     images: ImageSpec
     conditions: tuple[str, ...]
     null_label: int
+    role: str = "unet"
 
     def __call__(
         self,
@@ -53,7 +58,7 @@ class ClassUNet(NamedTuple):
           x: (B, H, W, C); t: (B,); cond: {"label": (B,)} or {}; key_drop: keys of dropout (B,), None for none.
           vector: (B, D), a further condition.
         """
-        return self.network.apply({"params": params["unet"]}, x, t, cond.get("label"), key_drop, vector)
+        return self.network.apply({"params": params[self.role]}, x, t, cond.get("label"), key_drop, vector)
 
     def init(
         self,
@@ -78,8 +83,8 @@ class ClassUNet(NamedTuple):
         """`init` of a system without other parameters: new ones, or the teacher's where all shapes agree."""
         params = self.init(key, batch)
         if "teacher" in frozen:
-            params = unet.start_from(frozen["teacher"].params.get("unet"), params)
-        return {"unet": params}, {}
+            params = start_from(frozen["teacher"].params.get(self.role), params)
+        return {self.role: params}, {}
 
     def cond(self, batch: Batch) -> Cond:
         """The condition of a batch."""
@@ -97,18 +102,29 @@ class ClassUNet(NamedTuple):
         return {**cond, "label": jnp.full_like(cond["label"], self.null_label)} if "label" in cond else cond
 
 
-def make_class_unet(config: Options, data: DataSpec, small_t: bool = False) -> ClassUNet:
-    """The U-Net of `config.network` over the images of `data`, with one class more than there are, for "no class".
+def make_class_network(config: Options, data: DataSpec, small_t: bool = False) -> ClassNetwork:
+    """The network of `config.network` over the images of `data`, with one class more than there are, for "no class".
 
     Args:
-      small_t: see `unet.make_unet`.
+      small_t: whether t is of order 1, not a step 1 .. T: see `unet.make_unet`.
     Raises:
-      UserError: sizes that the U-Net cannot be built with, or classes of data that has none.
+      UserError: sizes that the network cannot be built with, or classes of data that has none.
     """
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     num_classes = data.num_classes + 1 if config.class_conditional else 0
-    network = unet.make_unet(config.network, data.image, num_classes, small_t=small_t)
-    return ClassUNet(network, data.image, ("label",) if config.class_conditional else (), data.num_classes)
+    bound: dict[str, Any] = {"images": data.image, "null_label": data.num_classes}
+    bound["conditions"] = ("label",) if config.class_conditional else ()
+    if isinstance(config.network, dit.Config):
+        return ClassNetwork(dit.make_dit(config.network, data.image, num_classes, small_t=small_t), role="dit", **bound)
+    known = isinstance(config.network, unet.Config)
+    require(known, f"network is {config.network!r}: it must be a jgen.nn.unet.Config or a jgen.nn.dit.Config")
+    return ClassNetwork(unet.make_unet(config.network, data.image, num_classes, small_t=small_t), **bound)
+
+
+def start_from(trained: Any, params: Any) -> Any:
+    """Copies of another model's parameters where they have the shapes of `params`, or else `params`."""
+    same = jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, params)
+    return jax.tree.map(jnp.copy, trained) if same else params
 
 
 def check_label_dropout(rate: float) -> None:

@@ -1,0 +1,50 @@
+"""Diffusion transformers (Peebles & Xie 2023, arXiv 2212.09748), with the objective of any system of diffusion.
+
+    network    patches as a sequence, blocks modulated by time and class (adaLN-Zero): jgen/nn/dit.py
+    objective  a chain of noise (jgen/models/diffusion/ddpm.py, as published), EDM's denoiser (edm.py), or the
+               velocity of a flow (flow_matching.py, with which the system is SiT: Ma et al. 2024, arXiv 2401.08740)
+    guidance   D(null) + s (D(class) - D(null)), as published in the first channels only (`guidance_channels`)
+
+Loss, likelihood and samplers are those of the objective's module; its options are `--model.objective...`, the
+network's `--model.objective.network...`.
+
+Differs from the paper: the embedding of t has its frequencies down to 1 / 10,000, as diffusers' network; dropout is an
+option; the network works on pixels, or on the latents of a first stage (jgen/models/diffusion/latent.py).
+
+Measured:
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jgen.core.model import DataSpec, GenerativeModel
+from jgen.errors import require
+from jgen.models.diffusion.objectives import Objective, make_objective
+from jgen.nn import dit
+from jgen.samplers.diffusion import Sampling
+
+
+@dataclass(frozen=True)
+class Config:
+    """A transformer in place of the U-Net."""
+
+    objective: Objective
+    """What is learned, by which network, and how it is sampled."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Default options of sampling."""
+        sampling: Sampling = self.objective.sampling
+        return sampling
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """A diffusion transformer for the image shape, levels and classes of `data`.
+
+    Raises:
+      UserError: patches that do not divide the images, or options out of their range.
+    """
+    model, network = make_objective(config.objective, data), config.objective.network
+    require(isinstance(network, dit.Config), f"objective.network is {network}: it must be a jgen.nn.dit.Config")
+    return model._replace(name="dit")

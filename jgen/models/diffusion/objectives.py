@@ -1,0 +1,28 @@
+"""Systems that are another system of diffusion with a network, a condition or a space of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jgen.core.model import DataSpec, GenerativeModel
+from jgen.errors import require
+from jgen.models.diffusion import ddpm, edm, flow_matching
+
+MAKE = {ddpm.Config: ddpm.make, edm.Config: edm.make, flow_matching.Config: flow_matching.make}
+
+# A `Config` of ddpm, edm or flow_matching: the command line shows the options of the one that a configuration has.
+Objective = Any
+
+
+def make_objective(objective: Objective, data: DataSpec, **frozen: GenerativeModel | None) -> GenerativeModel:
+    """The model of an objective.
+
+    Args:
+      frozen: the models that it stands on, by role.
+    Raises:
+      UserError: no objective, or whatever is wrong with its options, the data or the frozen models.
+    """
+    known = ", ".join(cls.__module__ for cls in MAKE)
+    require(type(objective) in MAKE, f"objective is {objective!r}: it must be the Config of one of {known}")
+    given = {role: model for role, model in frozen.items() if model is not None}
+    return MAKE[type(objective)](objective, data, **given)
