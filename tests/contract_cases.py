@@ -12,6 +12,7 @@ import toys
 from jgen.cli import import_config
 from jgen.core import parallel
 from jgen.core.model import ArraySpec, DataSpec, FrozenModel, ImageSpec
+from jgen.data.transforms import added_fields
 from jgen.experiment import make_model
 from jgen.train.config import Config, Optimiser
 from jgen.train.loop import with_place
@@ -42,7 +43,8 @@ def make_case(name: str) -> Case:
     else:
         experiment = import_config(SYSTEMS[name]).get_config("tiny")
         below = {role: make_case(system_of(run)) for role, run in experiment.frozen.items()}
-        data = DataSpec(image_of(experiment.data), {"label": ArraySpec((), "int32", 10)})
+        image = image_of(experiment.data)
+        data = DataSpec(image, {"label": ArraySpec((), "int32", 10), **added_fields(experiment.data, image)})
         model = make_model(experiment.model, data, {role: case.model for role, case in below.items()})
     return Case(model, {role: freeze(case) for role, case in below.items()})
 

@@ -207,6 +207,8 @@ class GenerativeModel(NamedTuple):
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
+                 noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data, at
+                 half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).

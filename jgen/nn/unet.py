@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
 from jgen.errors import require, require_choice, require_positive
+from jgen.nn.adm import AdmBlock, Resample, double
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
@@ -44,11 +45,12 @@ class Config:
     """Dropout rate in the residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
-    architecture: Literal["ddpm", "ddpmpp", "ncsnpp"] = "ddpm"
-    """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp for EDM only."""
+    architecture: Literal["ddpm", "ddpmpp", "ncsnpp", "adm"] = "ddpm"
+    """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp for EDM only; adm: of
+    Dhariwal & Nichol 2021."""
     base: int = 0
-    """Width of the first convolution; the embedding of time and class is four times as wide. 0: the width of the first
-    level."""
+    """Width of the first convolution (adm: always that of the first level); the embedding of time and class is four
+    times as wide. 0: the width of the first level."""
 
 
 # Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.
@@ -92,6 +94,7 @@ class UNet(nn.Module):
     t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
 
     base:        width of the first convolution; 0: that of the first level.
+    adm:         blocks and changes of resolution are those of ADM (jgen/nn/adm.py).
     """
 
     channels: tuple[int, ...]
@@ -104,6 +107,7 @@ class UNet(nn.Module):
     out_channels: int
     dtype: Any = jnp.float32
     base: int = 0
+    adm: bool = False
 
     @nn.compact
     def __call__(
@@ -117,18 +121,19 @@ class UNet(nn.Module):
         embedding = self.embed(t, label, vector)
         count = 0
 
-        def resnet(h: jax.Array, features: int, name: str) -> jax.Array:
+        def resnet(h: jax.Array, features: int, name: str, resample: Resample = "") -> jax.Array:
             nonlocal count
             count += 1
             block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
-            return ResnetBlock(features, self.groups, self.dropout_rate, self.dtype, name=name)(
-                h, embedding, block_keys
-            )
+            sizes = (features, self.groups, self.dropout_rate, self.dtype)
+            block = AdmBlock(*sizes, resample, name=name) if self.adm else ResnetBlock(*sizes, name=name)
+            return block(h, embedding, block_keys)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
             return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
 
-        h = Conv(self.base or self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        width = self.channels[0] if self.adm else self.base or self.channels[0]
+        h = Conv(width, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.blocks):
@@ -137,7 +142,11 @@ class UNet(nn.Module):
                     h = attend(h, f"down{level}_attention{block}")
                 skips.append(h)
             if level < len(self.channels) - 1:
-                h = Conv(features, stride=2, dtype=self.dtype, name=f"down{level}_downsample")(h)
+                name = f"down{level}_downsample"
+                if self.adm:
+                    h = resnet(h, features, name, "down")
+                else:
+                    h = Conv(features, stride=2, dtype=self.dtype, name=name)(h)
                 skips.append(h)
 
         h = resnet(h, self.channels[-1], "middle_block0")
@@ -150,7 +159,11 @@ class UNet(nn.Module):
                 if h.shape[1] in self.attention:
                     h = attend(h, f"up{level}_attention{block}")
             if level > 0:
-                h = Conv(features, dtype=self.dtype, name=f"up{level}_upsample")(upsample(h))
+                name = f"up{level}_upsample"
+                if self.adm:
+                    h = resnet(h, features, name, "up")
+                else:
+                    h = Conv(features, dtype=self.dtype, name=name)(double(h))
 
         h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
@@ -167,13 +180,6 @@ class UNet(nn.Module):
         if vector is not None:
             h = h + nn.Dense(width, use_bias=False, dtype=self.dtype, name="vector")(vector)
         return nn.silu(h)
-
-
-def upsample(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling of (B, H, W, C) by 2."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 Network = UNet | SongUNet
@@ -208,14 +214,16 @@ def make_unet(
         "dtype": jnp.dtype(config.dtype),
         "base": config.base,
     }
-    return UNet(**sizes) if config.architecture == "ddpm" else SongUNet(**sizes, architecture=config.architecture)
+    if config.architecture in ("ddpm", "adm"):
+        return UNet(**sizes, adm=config.architecture == "adm")
+    return SongUNet(**sizes, architecture=config.architecture)
 
 
 def check_unet(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for sizes that the U-Net cannot be built with."""
     channels, head_dim, groups = config.channels, config.head_dim, config.groups
     height, width = images.shape[:2]
-    require_choice("architecture", config.architecture, ("ddpm", "ddpmpp", "ncsnpp"))
+    require_choice("architecture", config.architecture, ("ddpm", "ddpmpp", "ncsnpp", "adm"))
     require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups)
     require_positive(base=config.base or channels[0])
     require(config.base % groups == 0, f"base is {config.base}: it must be divisible by groups = {groups}")

@@ -22,6 +22,7 @@ from jgen.prob.pixels import to_float
 from jgen.prob.process import Denoiser, Process, add_noise, library, prior_std
 
 VARIANCES = ("beta", "beta_tilde", "none")
+SMALLEST = 1e-30  # of a variance before its logarithm
 
 
 class Posterior(NamedTuple):
@@ -65,6 +66,43 @@ def reverse_variance(coefficients: Posterior, variance: str) -> Any:
     return {"beta": coefficients.beta, "beta_tilde": coefficients.beta_tilde, "none": 0.0 * coefficients.beta}[variance]
 
 
+def log_variances(coefficients: Posterior, first: int = -1) -> tuple[Any, Any]:
+    """log beta and log beta_tilde of a chain of steps; beta_tilde of the step to clean data, which is 0, is taken to be
+    that of the step before it in the chain, or beta where there is none (Nichol & Dhariwal 2021, arXiv 2102.09672).
+
+    Args:
+      first: the entry of the step to clean data: -1 where times decrease, 0 where they increase.
+    """
+    lib = library(coefficients.beta)
+    n = len(coefficients.beta)
+    is_first = lib.arange(n) == first % n
+    neighbour = coefficients.beta_tilde[1 if first == 0 else -2] if n > 1 else coefficients.beta[0]
+    beta_tilde = lib.where(is_first, neighbour, coefficients.beta_tilde)
+    return lib.log(lib.maximum(coefficients.beta, SMALLEST)), lib.log(lib.maximum(beta_tilde, SMALLEST))
+
+
+def interpolated(v: jax.Array, log_beta: Any, log_beta_tilde: Any) -> jax.Array:
+    """The log-variance that a network's v stands for: log beta at v = 1, log beta_tilde at v = -1 (Nichol & Dhariwal
+    2021, arXiv 2102.09672, equation 15)."""
+    weight = 0.5 * (v + 1.0)
+    return weight * log_beta + (1.0 - weight) * log_beta_tilde
+
+
+def chain_term(
+    images: jax.Array, x_0: jax.Array, estimate: jax.Array, row: dict[str, Any], logvar: jax.Array, levels: int
+) -> jax.Array:
+    """-log p(x_0 | x_t) of the step to clean data, else KL(q(x_s | x_t, x_0) || p(x_s | x_t)): nats an image, (B,).
+
+    Args:
+      row: of the steps, each (B, 1, 1, 1): x0, the coefficient of x_0; logvar_q; is_first, whether s = 0.
+      logvar: of p, (B, H, W, C).
+    """
+    difference = row["x0"] * (x_0 - estimate)  # the two means share the x_t term
+    kl = normal_kl(difference, row["logvar_q"], 0.0, logvar)
+    decoded = discretised_normal_log_prob(images, estimate, jnp.exp(0.5 * logvar), levels)
+    return sum_image(jnp.where(row["is_first"], -decoded, kl))
+
+
 def prior_kl(process: Process, x_0: jax.Array) -> jax.Array:
     """KL(q(x_1 | x_0) || p(x_1)), nats per image, (B,); p is the normal distribution that sampling begins with."""
     end = np.ones(1)
@@ -90,37 +128,42 @@ def variational_bound(
 
     Args:
       times: increasing, from the first above 0 to 1; images: uint8 (B, H, W, C), 0 .. levels - 1; keys: (B,).
-      variance: of the reverse process: "beta" or "beta_tilde"; in the first step, where beta_tilde is 0, both take
-        beta, or the next step's beta_tilde (Nichol & Dhariwal 2021) for "beta_tilde" where there are several.
+      variance: of the reverse process: "beta", "beta_tilde" (see `log_variances`), or "learned", with which the
+        denoiser gives [x_0, v] in 2 C channels.
     Returns:
       float32 (B,).
     """
     n = len(times)
     x_0 = to_float(images, levels)
     coefficients = posterior(process, times, np.append(0.0, times[:-1]))
-    sigma2 = reverse_variance(coefficients, variance).copy()
-    if variance == "beta_tilde":
-        sigma2[0] = sigma2[1] if n > 1 else coefficients.beta[0]
+    log_beta, log_beta_tilde = log_variances(coefficients, first=0)
     table = {
         "t": times,
         "x0": coefficients.x0,
-        "logvar_p": np.log(sigma2),
-        "logvar_q": np.log(np.maximum(coefficients.beta_tilde, 1e-30)),
+        "log_beta": log_beta,
+        "log_beta_tilde": log_beta_tilde,
+        "logvar_q": np.log(np.maximum(coefficients.beta_tilde, SMALLEST)),
     }
     rows = {name: jnp.asarray(column, jnp.float32) for name, column in table.items()}
 
-    def predict(number: jax.Array, t: jax.Array) -> jax.Array:
-        t_batch = jnp.full(x_0.shape[:1], t)
+    def predict(number: jax.Array, row: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """x_0 and the log-variance of the reverse step."""
+        t = jnp.full(x_0.shape[:1], row["t"])
         eps = rng.normal(rng.fold_in(keys, number), x_0.shape[1:])
-        return denoiser(add_noise(process, x_0, t_batch, eps), t_batch)
+        output = denoiser(add_noise(process, x_0, t, eps), t)
+        if variance != "learned":
+            return output, row[f"log_{variance}"]
+        estimate, v = jnp.split(output, 2, axis=-1)
+        return estimate, interpolated(v, row["log_beta"], row["log_beta_tilde"])
 
     def kl_term(bound: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array]]) -> tuple[jax.Array, None]:
         number, row = scanned
-        difference = row["x0"] * (x_0 - predict(number, row["t"]))  # the two means share the x_t term
-        return bound - sum_image(normal_kl(difference, row["logvar_q"], 0.0, row["logvar_p"])), None
+        estimate, logvar = predict(number, row)
+        difference = row["x0"] * (x_0 - estimate)  # the two means share the x_t term
+        return bound - sum_image(normal_kl(difference, row["logvar_q"], 0.0, logvar)), None
 
-    mean = predict(jnp.int32(1), rows["t"][0])
-    decoded = discretised_normal_log_prob(images, mean, float(np.sqrt(sigma2[0])), levels)
+    mean, logvar = predict(jnp.int32(1), jax.tree.map(lambda column: column[0], rows))
+    decoded = discretised_normal_log_prob(images, mean, jnp.exp(0.5 * logvar), levels)
     bound = sum_image(decoded) - prior_kl(process, x_0)
     later = (jnp.arange(2, n + 1), jax.tree.map(lambda column: column[1:], rows))
     return jax.lax.scan(kl_term, bound, later)[0]

@@ -18,7 +18,7 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core.model import Cond
 from jgen.errors import UserError, require
-from jgen.prob.diffusion_bound import posterior_of
+from jgen.prob.diffusion_bound import interpolated, log_variances, posterior_of
 from jgen.prob.process import Denoiser, Process, prior_std, time_of
 from jgen.prob.process import linear as straight
 from jgen.samplers import linear
@@ -60,8 +60,8 @@ class Sampling:
     """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode."""
     eta: float = 0.0
     """Stochasticity of ddim: 0 is deterministic, 1 is ancestral."""
-    variance: Literal["beta", "beta_tilde", "none"] = "beta_tilde"
-    """Variance of the noise that an ancestral step adds."""
+    variance: Literal["beta", "beta_tilde", "none", "learned"] = "beta_tilde"
+    """Variance of the noise that an ancestral step adds; learned: as the network predicts it."""
     churn: float = 0.0
     """Noise that heun adds between its steps (S_churn)."""
     churn_range: tuple[float, ...] = ()
@@ -76,6 +76,10 @@ class Sampling:
     """Guidance: 1 is none, above 1 trades diversity for fidelity to the condition."""
     guidance_interval: tuple[float, ...] = ()
     """Least and largest sigma / alpha at which there is guidance; none: everywhere."""
+    guidance_channels: int = 0
+    """Channels, from the first, that are guided; 0: all."""
+    classifier_scale: float = 1.0
+    """Guidance by the run of role classifier, where there is one; 0 is none."""
     clip: bool = True
     """Clip the predicted image to [-1, 1] in every step."""
 
@@ -164,7 +168,8 @@ def draw(
     """The images that a denoiser makes of noise, and its denoised images on the way.
 
     Args:
-      denoise: (x_t, t, cond) -> x_0; cond: a tree of arrays (B, ...), {} for none.
+      denoise: (x_t, t, cond) -> x_0, or [x_0, v] in 2 C channels where the variance is learned; cond: a tree of arrays
+        (B, ...), {} for none.
       noise: standard normal (B, H, W, C); keys: (B,), one per image, of the noise added on the way.
       num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
     Returns:
@@ -178,6 +183,8 @@ def draw(
 
     times = times_of(o, process, num_timesteps)
     x = noise * start_std(process, times[0])
+    if o.sampler == "ancestral" and o.variance == "learned":
+        return ancestral_of_learned_variance(denoise, cond, process, times, x, keys, o)
     if o.sampler == "predictor_corrector":
         return predictor_corrector(denoiser, process, times, x, keys, o.corrector_snr)
     return linear.run(denoiser, table_of(o, process, times), x, keys)
@@ -253,6 +260,30 @@ def predictor_corrector(
         x = x + e * score + jnp.sqrt(2.0 * e) * z
         estimate = denoiser(x, t)
         return c_x * x + c_0 * estimate + noise * z_step, estimate
+
+    return jax.lax.scan(step, x, (jnp.arange(len(rows[0])), rows))
+
+
+def ancestral_of_learned_variance(
+    denoise: Conditional, cond: Cond, process: Process, times: Any, x: jax.Array, keys: jax.Array, o: Sampling
+) -> tuple[jax.Array, jax.Array]:
+    """Ancestral sampling with a variance that the network predicts (Nichol & Dhariwal 2021, arXiv 2102.09672).
+
+    Args:
+      denoise: (x_t, t, cond) -> [x_0, v], (B, H, W, 2 C); see `diffusion_bound.interpolated`.
+    """
+    p = linear.steps_of(process, times)
+    c = posterior_of(p.alpha_t, p.sigma_t, p.alpha_s, p.sigma_s)
+    columns = (p.t, c.xt, c.x0, *log_variances(c), 1.0 * (p.s > 0))
+    rows = tuple(jnp.asarray(column, x.dtype) for column in columns)
+
+    def step(x: jax.Array, scanned: Any) -> tuple[jax.Array, jax.Array]:
+        number, (t, c_x, c_0, log_beta, log_beta_tilde, adds_noise) = scanned
+        estimate, v = jnp.split(denoise(x, jnp.full(x.shape[:1], t), cond), 2, axis=-1)
+        estimate = clip_if(o, estimate)
+        std = adds_noise * jnp.exp(0.5 * interpolated(v, log_beta, log_beta_tilde))
+        z = rng.normal(rng.fold_in(keys, number), x.shape[1:])
+        return c_x * x + c_0 * estimate + std * z, estimate
 
     return jax.lax.scan(step, x, (jnp.arange(len(rows[0])), rows))
 

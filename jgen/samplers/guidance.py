@@ -5,12 +5,16 @@ Guided predictions of x_0, of eps, of v and of a velocity are the same, since ea
 Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) has the model without its condition as the weak one,
 autoguidance (Karras et al. 2024, arXiv 2406.02507) a smaller model, or one that was trained less. Outside an interval
 of the noise the strong model is better unguided (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+
+Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2) has a classifier of noisy images in place of
+a weak model: the score of p(x_t) p(y | x_t)^scale, D + scale sigma^2 / alpha grad log p(y | x_t).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,68 +22,118 @@ import numpy as np
 
 from jgen.core.model import Cond, DataSpec, GenerativeModel
 from jgen.errors import UserError, require
-from jgen.prob.process import Denoiser, Process, scales
+from jgen.prob.process import Denoiser, Process, half_log_snr, per_image, prior_std, scales
 
 Scale = jax.Array | float
 Conditional = Callable[[jax.Array, jax.Array, Cond], jax.Array]  # (x_t, t, cond) -> x_0
 
 
-def classifier_free(
-    denoise: Conditional, cond: Cond, null: Cond, scale: Scale, process: Process, interval: tuple[float, ...]
-) -> Denoiser:
+class Guidance(NamedTuple):
+    """How strongly, and where, a weak model guides.
+
+    scale:    1 is the strong model, 0 the weak one.
+    interval: of sigma / alpha, within which there is guidance, the strong model alone outside; (): everywhere.
+    channels: the number of channels, from the first, that are guided; 0: all.
+    """
+
+    scale: Scale
+    interval: tuple[float, ...] = ()
+    channels: int = 0
+
+
+def classifier_free(denoise: Conditional, cond: Cond, null: Cond, process: Process, guidance: Guidance) -> Denoiser:
     """(x_t, t) -> guided x_0: D(null) + scale (D(cond) - D(null)).
 
     Scale 1 is the conditional model and scale 0 the unconditional one, with one evaluation per step; any other scale
     evaluates both, in one batch of 2 B.
-
-    Args:
-      interval: of sigma / alpha, within which there is guidance, the conditional model outside; (): everywhere.
     """
-    known = not isinstance(scale, jax.Array)  # when the program is traced
-    if known and scale == 1.0:
+    if known_as(guidance, 1.0):
         return lambda x_t, t: denoise(x_t, t, cond)
-    if known and scale == 0.0 and not interval:
+    if known_as(guidance, 0.0):
         return lambda x_t, t: denoise(x_t, t, null)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
         stacked = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
         conditional, unconditional = jnp.split(stacked, 2)
-        weight = weight_at(process, x_t, t, scale, interval)
-        return unconditional + weight * (conditional - unconditional)
+        return mixed(conditional, unconditional, process, x_t, t, guidance)
 
     return guided
 
 
-def autoguided(
-    strong: Conditional, weak: Conditional, cond: Cond, scale: Scale, process: Process, interval: tuple[float, ...]
-) -> Denoiser:
-    """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak), within an interval of sigma / alpha."""
-    known = not isinstance(scale, jax.Array)
-    if known and scale == 1.0:
+def autoguided(strong: Conditional, weak: Conditional, cond: Cond, process: Process, guidance: Guidance) -> Denoiser:
+    """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak)."""
+    if known_as(guidance, 1.0):
         return lambda x_t, t: strong(x_t, t, cond)
-    if known and scale == 0.0 and not interval:
+    if known_as(guidance, 0.0):
         return lambda x_t, t: weak(x_t, t, cond)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        base = weak(x_t, t, cond)
-        return base + weight_at(process, x_t, t, scale, interval) * (strong(x_t, t, cond) - base)
+        return mixed(strong(x_t, t, cond), weak(x_t, t, cond), process, x_t, t, guidance)
 
     return guided
 
 
-def weight_at(process: Process, x_t: jax.Array, t: jax.Array, scale: Scale, interval: tuple[float, ...]) -> Scale:
-    """The scale of guidance at times t (B,): 1 outside the interval."""
-    if not interval:
-        return scale
-    alpha, sigma = scales(process, t, x_t)
-    low, high = interval
-    return jnp.where((sigma >= low * alpha) & (sigma <= high * alpha), scale, 1.0)
+def known_as(guidance: Guidance, scale: float) -> bool:
+    """Whether the scale is this number everywhere, and known when the program is traced."""
+    known = not isinstance(guidance.scale, jax.Array) and guidance.scale == scale
+    return known and (scale == 1.0 or not (guidance.interval or guidance.channels))
 
 
-def clipped(denoise: Denoiser) -> Denoiser:
-    """The same with x_0 clipped to [-1, 1]."""
-    return lambda x_t, t: jnp.clip(denoise(x_t, t), -1.0, 1.0)
+def mixed(
+    strong: jax.Array, weak: jax.Array, process: Process, x_t: jax.Array, t: jax.Array, guidance: Guidance
+) -> jax.Array:
+    """weak + scale (strong - weak) at times t (B,); the strong model outside the interval and the channels."""
+    weight = guidance.scale
+    if guidance.interval:
+        alpha, sigma = scales(process, t, x_t)
+        low, high = guidance.interval
+        weight = jnp.where((sigma >= low * alpha) & (sigma <= high * alpha), weight, 1.0)
+    if guidance.channels:
+        guided = jnp.arange(strong.shape[-1]).reshape(1, 1, 1, -1) < guidance.channels
+        weight = jnp.where(guided, weight, 1.0)
+    return weak + weight * (strong - weak)
+
+
+def by_classifier(
+    denoiser: Denoiser,
+    logits: Callable[[jax.Array, jax.Array], jax.Array],
+    label: jax.Array,
+    process: Process,
+    scale: Scale,
+) -> Denoiser:
+    """(x_t, t) -> x_0 + scale sigma^2 / alpha grad log p(label | x_t).
+
+    What the denoiser gives beyond the channels of x_t stays as it is.
+
+    Args:
+      logits: (x, lambda) -> (B, classes), of noisy images scaled to the variance of data, at half the log
+        signal-to-noise ratio lambda (B,); label: (B,).
+    """
+
+    def log_prob(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        x = x_t / per_image(jnp.asarray(prior_std(process, t)), x_t)
+        log_p = jax.nn.log_softmax(logits(x, half_log_snr(process, t)))
+        return jnp.sum(jnp.take_along_axis(log_p, label[:, None], axis=1))
+
+    def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        alpha, sigma = scales(process, t, x_t)
+        shift = scale * sigma**2 / alpha * jax.grad(log_prob)(x_t, t)
+        x_0, rest = jnp.split(denoiser(x_t, t), [x_t.shape[-1]], axis=-1)
+        return jnp.concatenate([x_0 + shift, rest], axis=-1)
+
+    return guided
+
+
+def clipped(denoise: Denoiser, channels: int | None = None) -> Denoiser:
+    """The same with x_0 clipped to [-1, 1]: the first `channels` of the output, None for all."""
+
+    def clip(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        output = denoise(x_t, t)
+        x_0 = jnp.clip(output[..., :channels], -1.0, 1.0)
+        return x_0 if channels is None else jnp.concatenate([x_0, output[..., channels:]], axis=-1)
+
+    return clip
 
 
 def check_guidance(scale: float, guidable: bool, needs: str) -> None:

@@ -7,6 +7,7 @@ model = with_samplers(GenerativeModel(name=..., init=..., phases=...), denoising
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, frozen_context
-from jgen.errors import defaults_of
-from jgen.nn.class_network import ClassNetwork
+from jgen.errors import defaults_of, require
+from jgen.nn.conditional_network import ConditionalNetwork
 from jgen.prob.pixels import to_uint8
 from jgen.prob.process import Process
 from jgen.samplers import ode
@@ -32,11 +33,11 @@ from jgen.samplers.diffusion import (
     draw_adaptively,
     evaluations,
 )
-from jgen.samplers.guidance import Conditional, autoguided, classifier_free
+from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classifier, classifier_free
 
-# guidance_scale is traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate
-# one model in place of two.
-NUMBERS = {"guidance_scale": (0.0, 1.0)}
+# The scales are traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate one
+# model in place of two.
+NUMBERS = {"guidance_scale": (0.0, 1.0), "classifier_scale": (0.0,)}
 OVERFLOW = "the sample has non-finite values"
 
 
@@ -51,6 +52,8 @@ class Denoising(NamedTuple):
     guidance_needs: options that guidance requires, for the error message.
     num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
     guide:         the weak model of autoguidance (role "guide"); None: classifier-free guidance.
+    classifier:    a classifier of noisy images (role "classifier"), which lends `noisy_logits`; None for none.
+    with_variance: like `denoise`, -> [x_0, v], (B, H, W, 2 C), where the network predicts variances; else None.
     """
 
     denoise: Callable[..., jax.Array]
@@ -62,6 +65,8 @@ class Denoising(NamedTuple):
     guidance_needs: str
     num_timesteps: int = 0
     guide: GenerativeModel | None = None
+    classifier: GenerativeModel | None = None
+    with_variance: Callable[..., jax.Array] | None = None
 
 
 class ClassConditionalConfig(Protocol):
@@ -76,13 +81,15 @@ class ClassConditionalConfig(Protocol):
 
 
 def denoising_by_class(
-    network: ClassNetwork,
+    network: ConditionalNetwork,
     config: ClassConditionalConfig,
     denoise: Callable[..., jax.Array],
     process: Callable[[Roles], Process],
     num_timesteps: int = 0,
     guide: GenerativeModel | None = None,
+    classifier: GenerativeModel | None = None,
     guidance_needs: str = "class_conditional and label_dropout",
+    with_variance: Callable[..., jax.Array] | None = None,
 ) -> Denoising:
     """The denoiser of a U-Net that may be conditioned on the class: see `Denoising`."""
     return Denoising(
@@ -95,6 +102,8 @@ def denoising_by_class(
         guidance_needs=guidance_needs,
         num_timesteps=num_timesteps,
         guide=guide,
+        classifier=classifier,
+        with_variance=with_variance,
     )
 
 
@@ -108,7 +117,10 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
     check = partial(check_sampling_options, denoising)
     with defaults_of("sampling"):
         check(denoising.sampling)
+    if denoising.classifier is not None:
+        check_classifier(denoising.classifier, model)
     return model._replace(
+        conditions=conditions_of(model, denoising.classifier),
         sample=partial(sample, denoising),
         trajectory=partial(trajectory, denoising),
         sampling=denoising.sampling,
@@ -165,16 +177,57 @@ def check_sampling_options(denoising: Denoising, o: Sampling) -> None:
         o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.guidance_needs
     )
     check_unused(o, denoising.sampling)
+    channels, learned = denoising.images.channels, denoising.with_variance is not None
+    fits = 0 <= o.guidance_channels <= channels
+    require(fits, f"guidance_channels is {o.guidance_channels}: it must be from 0 (all) to {channels}")
+    require(0 <= o.classifier_scale < math.inf, f"classifier_scale is {o.classifier_scale}: it must be zero or above")
+    guided = denoising.classifier is not None or o.classifier_scale == denoising.sampling.classifier_scale
+    require(guided, f"classifier_scale is {o.classifier_scale}, but there is no classifier: give --frozen.classifier")
+    require(learned or o.variance != "learned", "variance is learned: this network does not predict it")
+
+
+def conditions_of(model: GenerativeModel, classifier: GenerativeModel | None) -> tuple[str, ...]:
+    """A model's conditions, with the class where a classifier guides: the model itself may be unconditional."""
+    needs_label = classifier is not None and "label" not in model.conditions
+    return ("label", *model.conditions) if needs_label else model.conditions
+
+
+def check_classifier(classifier: GenerativeModel, model: GenerativeModel) -> None:
+    """Raises `UserError` unless a classifier is of noisy images such as the model's, and of the classes of its data."""
+    name, lends = classifier.name, "noisy_logits" in classifier.functions
+    require(lends, f"classifier is a {name}: it must be a classifier of noisy images, such as a noisy_classifier")
+    shape, wanted = classifier.images.shape, model.images.shape
+    require(shape == wanted, f"classifier is of images {shape}: they must be {wanted}, as in the data")
+    classes, wanted_classes = classifier.data.num_classes, model.data.num_classes
+    require(classes == wanted_classes, f"classifier is of {classes} classes: the data has {wanted_classes}")
 
 
 def guided(denoising: Denoising, params: Roles, ctx: Context, o: Sampling) -> Conditional:
-    """(x_t, t, {"cond": condition, "null": null condition}) -> x_0 with guidance."""
-    process, scale, interval = denoising.process(params), o.guidance_scale, o.guidance_interval
+    """(x_t, t, {"cond": condition, "null": null condition}) -> x_0 with guidance; [x_0, v] for learned variances."""
+    process, channels = denoising.process(params), o.guidance_channels
     strong = partial(denoising.denoise, params, ctx)
-    if denoising.guide is None:
-        return lambda x_t, t, c: classifier_free(strong, c["cond"], c["null"], scale, process, interval)(x_t, t)
-    weak = partial(denoising.guide.functions["denoise"], *frozen_context(ctx, "guide"))
-    return lambda x_t, t, c: autoguided(strong, weak, c["cond"], scale, process, interval)(x_t, t)
+    if o.variance == "learned":
+        assert denoising.with_variance is not None
+        strong, channels = partial(denoising.with_variance, params, ctx), channels or denoising.images.channels
+    guidance = Guidance(o.guidance_scale, o.guidance_interval, channels)
+
+    def denoiser(x_t: jax.Array, t: jax.Array, c: Cond) -> jax.Array:
+        if denoising.guide is None:
+            once = classifier_free(strong, c["cond"], c["null"], process, guidance)
+        else:
+            weak = partial(denoising.guide.functions["denoise"], *frozen_context(ctx, "guide"))
+            once = autoguided(strong, weak, c["cond"], process, guidance)
+        if denoising.classifier is not None and not (is_known(o.classifier_scale) and o.classifier_scale == 0.0):
+            logits = partial(denoising.classifier.functions["noisy_logits"], *frozen_context(ctx, "classifier"))
+            once = by_classifier(once, logits, c["cond"]["label"], process, o.classifier_scale)
+        return once(x_t, t)
+
+    return denoiser
+
+
+def is_known(number: Any) -> bool:
+    """Whether a number is known when the program is traced."""
+    return not isinstance(number, jax.Array)
 
 
 def inputs_of_draw(denoising: Denoising, keys: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, Cond]:

@@ -186,7 +186,7 @@ CASES = {
     "SelfAttention2D": lambda: layer(attention.SelfAttention2D(4, 2), normal(2, 3, 4, 8)),
     "dropout": lambda: (lambda x: dropout.dropout(x, KEYS, 0.5), (normal(2, 3, 4, 5),)),
     "sinusoidal_embedding": lambda: (lambda t: embeddings.sinusoidal_embedding(0.1 * t, 8), (T,)),
-    "upsample": lambda: (unet.upsample, (normal(2, 2, 3, 4),)),
+    "double": lambda: (adm.double, (normal(2, 2, 3, 4),)),
     "ResnetBlock": lambda: layer(unet.ResnetBlock(32, 4, 0.1), normal(2, 16, 16, 8), normal(2, 8), rest=(KEYS,)),
     "UNet": lambda: layer(UNET, normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
     "fourier_embedding": lambda: (lambda t: embeddings.fourier_embedding(1e-3 * t, 8, 16.0), (T,)),

@@ -35,7 +35,7 @@ def answers():
 
 def classifier_free(network, scale, interval=()):
     null = {"label": jnp.full(3, NULL)}
-    return guidance.classifier_free(network, COND, null, scale, PROCESS, interval)(X_T, T)
+    return guidance.classifier_free(network, COND, null, PROCESS, guidance.Guidance(scale, interval))(X_T, T)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0])
@@ -82,7 +82,7 @@ def test_autoguidance_is_the_formula_of_the_paper():
         return x_t + 1.0
 
     def guided(scale, interval=()):
-        return np.asarray(guidance.autoguided(strong, weak, {}, scale, PROCESS, interval)(X_T, T))
+        return np.asarray(guidance.autoguided(strong, weak, {}, PROCESS, guidance.Guidance(scale, interval))(X_T, T))
 
     x = np.asarray(X_T)
     np.testing.assert_array_equal(guided(1.0), x + 1)

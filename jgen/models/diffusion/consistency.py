@@ -34,7 +34,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_network import ClassNetwork, make_class_network
+from jgen.nn.conditional_network import ConditionalNetwork, make_conditional_network
 from jgen.prob.likelihoods import sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import edm, per_image
@@ -84,7 +84,7 @@ class Consistency(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    network: ClassNetwork
+    network: ConditionalNetwork
     teacher: GenerativeModel | None
 
 
@@ -97,7 +97,7 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
     """
     check_config(config, data, teacher)
-    model = Consistency(config, make_class_network(config, data, small_t=True), teacher)
+    model = Consistency(config, make_conditional_network(config, data, small_t=True), teacher)
     system = GenerativeModel(
         name="consistency",
         data=data,

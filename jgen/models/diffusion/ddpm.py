@@ -5,6 +5,11 @@
     sampling  x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_theta) / sqrt(alpha_t) + sigma_t z   (algorithm 2)
     log_prob  the variational bound with the discretised Gaussian at t = 1                     (equations 5, 13)
 
+With `bound_variance` learned, the network also predicts v, and log sigma_t^2 = (v + 1) / 2 log beta_t
++ (1 - v) / 2 log beta_tilde_t (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 15). v is trained by the bound:
+
+    hybrid    loss + lambda T L_t, lambda = 0.001, L_t in bits a dimension, with no gradient to x_0    (equation 16)
+
 Glossary: x_0 data in [-1, 1]; x_t noisy data; eps the compound noise; v = sqrt(ab_t) eps - sqrt(1 - ab_t) x_0.
 
 The chain is the points t / T of a process in continuous time (jgen/prob/process.py).
@@ -31,15 +36,17 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.errors import require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_network import ClassNetwork, NetworkConfig, check_label_dropout, make_class_network
-from jgen.prob.diffusion_bound import variational_bound
+from jgen.nn.conditional_network import ConditionalNetwork, NetworkConfig, check_label_dropout, make_conditional_network
+from jgen.prob.diffusion_bound import chain_term, interpolated, log_variances, posterior, variational_bound
 from jgen.prob.likelihoods import mean_image
-from jgen.prob.pixels import to_float
-from jgen.prob.process import Process, add_noise, discrete, from_x0, to_x0
+from jgen.prob.pixels import bits_per_dim, to_float
+from jgen.prob.process import Process, add_noise, discrete, from_x0, per_image, to_x0
 from jgen.prob.schedules import make_schedule
 from jgen.samplers.diffusion import Sampling
 from jgen.samplers.guidance import clipped
 from jgen.samplers.system import denoising_by_class, with_samplers
+
+HYBRID = 1e-3  # lambda, the weight of the bound in the hybrid loss
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Config:
     """Last variance (all schedules but cosine)."""
     prediction: Literal["eps", "x0", "v"] = "eps"
     """What the network predicts."""
-    bound_variance: Literal["beta", "beta_tilde"] = "beta"
-    """Variance of the reverse process in log_prob."""
+    bound_variance: Literal["beta", "beta_tilde", "learned"] = "beta"
+    """Variance of the reverse process in log_prob; learned: the network predicts it, for sampling too."""
     sampling: Sampling = field(default_factory=Sampling)
 
     @staticmethod
@@ -87,19 +94,26 @@ class Ddpm(NamedTuple):
 
     config: Config
     process: Process
-    network: ClassNetwork
+    network: ConditionalNetwork
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.config.bound_variance == "learned"
 
 
-def make(config: Config, data: DataSpec) -> GenerativeModel:
+def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None = None) -> GenerativeModel:
     """A DDPM for the image shape, levels and classes of `data`.
 
+    Args:
+      classifier: a classifier of noisy images, for classifier guidance.
     Raises:
-      UserError: sizes that the U-Net cannot be built with, or options out of their range.
+      UserError: sizes that the network cannot be built with, options out of their range, or a classifier of other data.
     """
     check_label_dropout(config.label_dropout)
     require_positive(num_timesteps=config.num_timesteps)
     schedule = make_schedule(config.schedule, config.num_timesteps, config.beta_1, config.beta_T)
-    network = make_class_network(config, data)
+    outputs = 2 if config.bound_variance == "learned" else 1
+    network = make_conditional_network(config, data, outputs=outputs)
     ddpm = Ddpm(config, discrete(schedule), network)
     model = GenerativeModel(
         name="ddpm",
@@ -113,13 +127,17 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         likelihood="lower_bound",
     )
     where = network, config, partial(denoise, ddpm), lambda params: ddpm.process
-    return with_samplers(model, denoising_by_class(*where, num_timesteps=config.num_timesteps))
+    options: dict[str, Any] = {"num_timesteps": config.num_timesteps, "classifier": classifier}
+    if ddpm.learns_variance:
+        options["with_variance"] = partial(denoise_with_variance, ddpm)
+    return with_samplers(model, denoising_by_class(*where, **options))
 
 
 def errors(
     ddpm: Ddpm, params: Roles, keys: jax.Array, batch: Batch, cond: Cond, key_drop: jax.Array | None
-) -> jax.Array:
-    """Squared error of the network's output at a random t, mean over pixels: float32 (B,)."""
+) -> tuple[jax.Array, jax.Array]:
+    """At a random t, the squared error of the network's output, mean over pixels, and T L_t in bits a dimension, where
+    variances are learned, else zeros: float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     T = ddpm.config.num_timesteps
     x_0 = to_float(batch["image"], ddpm.network.images.levels)
@@ -127,9 +145,40 @@ def errors(
     t = step / T
     eps = rng.normal(key_eps, ddpm.network.images.shape)
     x_t = add_noise(ddpm.process, x_0, t, eps)
-    output = ddpm.network(params, x_t, step, cond, key_drop)
+    output, v = outputs(ddpm, params, x_t, step, cond, key_drop)
     target = eps if ddpm.config.prediction == "eps" else from_x0(ddpm.config.prediction, ddpm.process, x_t, t, x_0)
-    return mean_image((output - target) ** 2)
+    bound = jnp.zeros(len(x_0))
+    if v is not None:
+        estimate = jax.lax.stop_gradient(to_x0(ddpm.config.prediction, ddpm.process, x_t, t, output))
+        bound = T * chain_bits(ddpm, batch["image"], x_0, estimate, v, step)
+    return mean_image((output - target) ** 2), bound
+
+
+def outputs(
+    ddpm: Ddpm, params: Roles, x_t: jax.Array, step: jax.Array, cond: Cond, key_drop: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """What the network predicts at x_t, and v where variances are learned, each (B, H, W, C); step (B,), 1 .. T."""
+    output = ddpm.network(params, x_t, step, cond, key_drop)
+    if not ddpm.learns_variance:
+        return output, None
+    prediction, v = jnp.split(output, 2, axis=-1)
+    return prediction, v
+
+
+def chain_bits(
+    ddpm: Ddpm, images: jax.Array, x_0: jax.Array, estimate: jax.Array, v: jax.Array, step: jax.Array
+) -> jax.Array:
+    """L_t at steps (B,), 1 .. T, in bits a dimension, (B,)."""
+    T = ddpm.config.num_timesteps
+    times = np.arange(1, T + 1) / T
+    c = posterior(ddpm.process, times, np.append(0.0, times[:-1]))
+    log_beta, log_beta_tilde = log_variances(c, first=0)
+    table = {"x0": c.x0, "logvar_q": log_beta_tilde, "log_beta": log_beta}
+    rows = {name: per_image(jnp.asarray(column, jnp.float32)[step - 1], x_0) for name, column in table.items()}
+    rows["is_first"] = per_image(step == 1, x_0)
+    logvar = interpolated(v, rows["log_beta"], rows["logvar_q"])
+    levels, size = ddpm.network.images.levels, ddpm.network.images.size
+    return bits_per_dim(-chain_term(images, x_0, estimate, rows, logvar, levels), size)
 
 
 def loss(
@@ -137,22 +186,37 @@ def loss(
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop, key_label = rng.split(keys, 3)
     cond = ddpm.network.cond_for_training(key_label, batch, ddpm.config.label_dropout)
-    return jnp.mean(errors(ddpm, params, key_error, batch, cond, key_drop)), ({}, {})
+    square, bound = errors(ddpm, params, key_error, batch, cond, key_drop)
+    if not ddpm.learns_variance:
+        return jnp.mean(square), ({}, {})
+    metrics = {"mse": jnp.mean(square), "bound": jnp.mean(bound)}
+    return metrics["mse"] + HYBRID * metrics["bound"], (metrics, {})
 
 
 def validate(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(ddpm, params, keys, batch, ddpm.network.cond(batch), None)}
+    square, bound = errors(ddpm, params, keys, batch, ddpm.network.cond(batch), None)
+    return {"mse": square, "bound": bound} if ddpm.learns_variance else {"mse": square}
 
 
 def denoise(ddpm: Ddpm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
     """The x_0 that the network predicts at times t (B,) in (0, 1], also between the points of the chain."""
-    step = t * ddpm.config.num_timesteps
-    output = ddpm.network(params, x_t, step, cond)
+    output, _ = outputs(ddpm, params, x_t, t * ddpm.config.num_timesteps, cond)
     return to_x0(ddpm.config.prediction, ddpm.process, x_t, t, output)
 
 
+def denoise_with_variance(
+    ddpm: Ddpm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond
+) -> jax.Array:
+    """[x_0, v], (B, H, W, 2 C), as `denoise`."""
+    output, v = outputs(ddpm, params, x_t, t * ddpm.config.num_timesteps, cond)
+    assert v is not None
+    return jnp.concatenate([to_x0(ddpm.config.prediction, ddpm.process, x_t, t, output), v], axis=-1)
+
+
 def log_prob(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
-    denoiser = clipped(partial(denoise, ddpm, params, ctx, cond=cond))
+    function = denoise_with_variance if ddpm.learns_variance else denoise
+    channels = ddpm.network.images.channels
+    denoiser = clipped(partial(function, ddpm, params, ctx, cond=cond), channels)
     T, variance = ddpm.config.num_timesteps, ddpm.config.bound_variance
     return variational_bound(
         denoiser, ddpm.process, np.arange(1, T + 1) / T, x, keys, ddpm.network.images.levels, variance

@@ -39,12 +39,14 @@ class Config:
         return sampling
 
 
-def make(config: Config, data: DataSpec) -> GenerativeModel:
+def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None = None) -> GenerativeModel:
     """A diffusion transformer for the image shape, levels and classes of `data`.
 
+    Args:
+      classifier: a classifier of noisy images, for classifier guidance.
     Raises:
       UserError: patches that do not divide the images, or options out of their range.
     """
-    model, network = make_objective(config.objective, data), config.objective.network
+    model, network = make_objective(config.objective, data, classifier=classifier), config.objective.network
     require(isinstance(network, dit.Config), f"objective.network is {network}: it must be a jgen.nn.dit.Config")
     return model._replace(name="dit")

@@ -35,7 +35,7 @@ from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Pha
 from jgen.errors import require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.augmentation import SIZE, augment
-from jgen.nn.class_network import ClassNetwork, NetworkConfig, check_label_dropout, make_class_network
+from jgen.nn.conditional_network import ConditionalNetwork, NetworkConfig, check_label_dropout, make_conditional_network
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import edm as edm_process
@@ -77,19 +77,26 @@ class Edm(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    network: ClassNetwork
+    network: ConditionalNetwork
 
 
-def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None) -> GenerativeModel:
+def make(
+    config: Config,
+    data: DataSpec,
+    *,
+    guide: GenerativeModel | None = None,
+    classifier: GenerativeModel | None = None,
+) -> GenerativeModel:
     """An EDM for the image shape, levels and classes of `data`.
 
     Args:
       guide: a weaker model to guide with; it lends `denoise` of the same process.
+      classifier: a classifier of noisy images, for classifier guidance.
     Raises:
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a guide of another process.
     """
     check_config(config, data, guide)
-    network = make_class_network(config, data, small_t=True)
+    network = make_conditional_network(config, data, small_t=True)
     edm, process = Edm(config, network), edm_process(config.sigma_max)
     model = GenerativeModel(
         name="edm",
@@ -101,7 +108,7 @@ def make(config: Config, data: DataSpec, *, guide: GenerativeModel | None = None
         best=("mse", "min"),
     )
     where = network, config, partial(denoise, edm), lambda params: process
-    return with_samplers(model, denoising_by_class(*where, guide=guide, guidance_needs=GUIDANCE_NEEDS))
+    return with_samplers(model, denoising_by_class(*where, guide=guide, classifier=classifier, guidance_needs=GUIDANCE_NEEDS))
 
 
 def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:

@@ -32,7 +32,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require
 from jgen.nn import unet as networks
-from jgen.nn.class_network import ClassNetwork, NetworkConfig, check_label_dropout, make_class_network
+from jgen.nn.conditional_network import ConditionalNetwork, NetworkConfig, check_label_dropout, make_conditional_network
 from jgen.prob import process as processes
 from jgen.prob.coupling import optimal_transport
 from jgen.prob.likelihoods import mean_image
@@ -74,21 +74,28 @@ class FlowMatching(NamedTuple):
 
     config: Config
     process: processes.Process
-    network: ClassNetwork
+    network: ConditionalNetwork
     teacher: GenerativeModel | None
 
 
-def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = None) -> GenerativeModel:
+def make(
+    config: Config,
+    data: DataSpec,
+    *,
+    teacher: GenerativeModel | None = None,
+    classifier: GenerativeModel | None = None,
+) -> GenerativeModel:
     """A flow for the image shape, levels and classes of `data`.
 
     Args:
       teacher: a model of the same process whose pairs of noise and images are learned (reflow), starting from
         its parameters where both networks have the same shapes.
+      classifier: a classifier of noisy images, for classifier guidance.
     Raises:
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a teacher of another process.
     """
     check_config(config, data, teacher)
-    network = make_class_network(config, data)
+    network = make_conditional_network(config, data)
     flow = FlowMatching(config, PATHS[config.path](), network, teacher)
     model = GenerativeModel(
         name="flow_matching",
@@ -99,7 +106,8 @@ def make(config: Config, data: DataSpec, *, teacher: GenerativeModel | None = No
         validate=partial(validate, flow),
         best=("mse", "min"),
     )
-    denoising = denoising_by_class(network, config, partial(denoise, flow), lambda params: flow.process)
+    where = network, config, partial(denoise, flow), lambda params: flow.process
+    denoising = denoising_by_class(*where, classifier=classifier)
     return with_flow_likelihood(with_samplers(model, denoising), denoising, config.scoring)
 
 

@@ -32,7 +32,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_network import ClassNetwork, check_label_dropout, make_class_network
+from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float
@@ -78,7 +78,7 @@ class MeanFlow(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    network: ClassNetwork
+    network: ConditionalNetwork
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -88,7 +88,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_config(config)
-    flow = MeanFlow(config, make_class_network(config, data))
+    flow = MeanFlow(config, make_conditional_network(config, data))
     model = GenerativeModel(
         name="mean_flow",
         data=data,

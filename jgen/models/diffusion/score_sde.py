@@ -33,7 +33,7 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.nn import unet as networks
-from jgen.nn.class_network import ClassNetwork, check_label_dropout, make_class_network
+from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
 from jgen.prob import process as processes
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import dequantise_to_float, to_float
@@ -77,7 +77,7 @@ class ScoreSde(NamedTuple):
 
     config: Config
     process: processes.Process
-    network: ClassNetwork
+    network: ConditionalNetwork
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -87,7 +87,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_label_dropout(config.label_dropout)
-    network = make_class_network(config, data, small_t=True)  # see `network_time`
+    network = make_conditional_network(config, data, small_t=True)  # see `network_time`
     sde = ScoreSde(config, process_of(config), network)
     model = GenerativeModel(
         name="score_sde",

@@ -34,7 +34,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
-from jgen.nn.class_network import ClassNetwork, check_label_dropout, make_class_network
+from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
 from jgen.prob.likelihoods import flatten, normal_kl, sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, from_log_snr, per_image
@@ -97,7 +97,7 @@ class Vdm(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    network: ClassNetwork
+    network: ConditionalNetwork
     schedule: Schedule
 
 
@@ -108,7 +108,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
     check_config(config)
-    network = make_class_network(config, data)
+    network = make_conditional_network(config, data)
     vdm = Vdm(config, network, Schedule(config.schedule_features))
     model = GenerativeModel(
         name="vdm",

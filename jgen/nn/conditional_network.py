@@ -1,6 +1,9 @@
-"""A network of noisy images bound to its data: a U-Net or a transformer, and the class that it may be conditioned on.
+"""A network of noisy images bound to its data: a U-Net or a transformer, and what it is conditioned on.
 
 What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
+Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution`, where the
+data has it. That image is enlarged by linear interpolation and stands beside the noisy one as further channels, with
+which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.3).
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from jgen.errors import require, require_labels
 from jgen.nn import dit, unet
 from jgen.prob.pixels import to_float
 
-
 # `unet.Config` or `dit.Config`: the command line shows the options of the one that a configuration has.
 NetworkConfig = Any
 
@@ -31,7 +33,7 @@ class Options(Protocol):
     def class_conditional(self) -> bool: ...
 
 
-class ClassNetwork(NamedTuple):
+class ConditionalNetwork(NamedTuple):
     """A network and the role of its parameters, "unet" or "dit".
 
     null_label: the label that stands for "no class".
@@ -52,12 +54,13 @@ class ClassNetwork(NamedTuple):
         key_drop: jax.Array | None = None,
         vector: jax.Array | None = None,
     ) -> jax.Array:
-        """The network's output, float32 (B, H, W, C).
+        """The network's output, float32 (B, H, W, outputs C).
 
         Args:
-          x: (B, H, W, C); t: (B,); cond: {"label": (B,)} or {}; key_drop: keys of dropout (B,), None for none.
-          vector: (B, D), a further condition.
+          x: (B, H, W, C); t: (B,); key_drop: keys of dropout (B,), None for none.
+          cond: {"label": (B,), "low_resolution": uint8 (B, h, w, C)} or less; vector: (B, D), a further condition.
         """
+        x = self.with_low_resolution(x, cond)
         return self.network.apply({"params": params[self.role]}, x, t, cond.get("label"), key_drop, vector)
 
     def init(
@@ -74,10 +77,18 @@ class ClassNetwork(NamedTuple):
           vector_size: D of `vector`; inputs: what the network sees of x, where that is not x itself.
         """
         x = to_float(batch["image"][:1], self.images.levels)
-        x = x if inputs is None else inputs(x)
-        label = select_first(batch, self.conditions).get("label")
+        cond = select_first(batch, self.conditions)
+        x = self.with_low_resolution(x if inputs is None else inputs(x), cond)
         vector = jnp.zeros((1, vector_size)) if vector_size else None
-        return self.network.init(key, x, jnp.ones(1), label, None, vector)["params"]
+        return self.network.init(key, x, jnp.ones(1), cond.get("label"), None, vector)["params"]
+
+    def with_low_resolution(self, x: jax.Array, cond: Cond) -> jax.Array:
+        """x with the enlarged low-resolution image as further channels, where the network is conditioned on one."""
+        if "low_resolution" not in self.conditions:
+            return x
+        small = to_float(cond["low_resolution"], self.images.levels)
+        large = jax.image.resize(small, (*x.shape[:3], small.shape[-1]), "linear")
+        return jnp.concatenate([x, large], axis=-1)
 
     def init_roles(self, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
         """`init` of a system without other parameters: new ones, or the teacher's where all shapes agree."""
@@ -102,23 +113,28 @@ class ClassNetwork(NamedTuple):
         return {**cond, "label": jnp.full_like(cond["label"], self.null_label)} if "label" in cond else cond
 
 
-def make_class_network(config: Options, data: DataSpec, small_t: bool = False) -> ClassNetwork:
+def make_conditional_network(
+    config: Options, data: DataSpec, small_t: bool = False, outputs: int = 1
+) -> ConditionalNetwork:
     """The network of `config.network` over the images of `data`, with one class more than there are, for "no class".
 
     Args:
       small_t: whether t is of order 1, not a step 1 .. T: see `unet.make_unet`.
+      outputs: numbers that the network gives for each channel of each pixel.
     Raises:
       UserError: sizes that the network cannot be built with, or classes of data that has none.
     """
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)
     num_classes = data.num_classes + 1 if config.class_conditional else 0
     bound: dict[str, Any] = {"images": data.image, "null_label": data.num_classes}
-    bound["conditions"] = ("label",) if config.class_conditional else ()
+    names = ("label",) * config.class_conditional + ("low_resolution",) * ("low_resolution" in data.fields)
+    bound["conditions"] = names
+    sizes: tuple[Any, ...] = (data.image, num_classes, outputs * data.image.channels, small_t)
     if isinstance(config.network, dit.Config):
-        return ClassNetwork(dit.make_dit(config.network, data.image, num_classes, small_t=small_t), role="dit", **bound)
+        return ConditionalNetwork(dit.make_dit(config.network, *sizes), role="dit", **bound)
     known = isinstance(config.network, unet.Config)
     require(known, f"network is {config.network!r}: it must be a jgen.nn.unet.Config or a jgen.nn.dit.Config")
-    return ClassNetwork(unet.make_unet(config.network, data.image, num_classes, small_t=small_t), **bound)
+    return ConditionalNetwork(unet.make_unet(config.network, *sizes), **bound)
 
 
 def start_from(trained: Any, params: Any) -> Any:

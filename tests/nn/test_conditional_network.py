@@ -9,7 +9,7 @@ from stub_network import keys_of
 
 from jgen.core.model import FrozenModel
 from jgen.models.diffusion.flow_matching import Config
-from jgen.nn import class_network, unet
+from jgen.nn import conditional_network, unet
 
 NULL = 7
 DATA = data_of(4, 4, 1, 256, 3)
@@ -20,7 +20,7 @@ def test_labels_are_dropped_at_their_rate():
     """By a binomial bound, each image by its own key; other fields and models without labels are left alone."""
     n = 4000
     batch = {"label": jnp.arange(n) % 3, "size": jnp.ones(n)}
-    network = class_network.ClassNetwork(None, None, ("label", "size"), NULL)
+    network = conditional_network.ConditionalNetwork(None, None, ("label", "size"), NULL)
     dropped = network.cond_for_training(keys_of(n), batch, 0.3)
     gone = np.asarray(dropped["label"]) == NULL
     assert abs(gone.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / n)
@@ -35,7 +35,7 @@ def test_labels_are_dropped_at_their_rate():
 
 def test_parameters_begin_as_a_teachers_where_the_network_is_the_same():
     def network(**sizes):
-        return class_network.make_class_network(Config(network=unet.Config(**{**vars(unet.TINY), **sizes})), DATA)
+        return conditional_network.make_conditional_network(Config(network=unet.Config(**{**vars(unet.TINY), **sizes})), DATA)
 
     student, taught = network(), network().init(jax.random.key(1), BATCH)
     frozen = {"teacher": FrozenModel({"unet": taught}, {})}
@@ -50,6 +50,6 @@ def test_parameters_begin_as_a_teachers_where_the_network_is_the_same():
 
 
 def test_classes_of_data_that_has_none():
-    mistake(lambda: class_network.make_class_network(Config(network=unet.TINY), data_of(4, 4, 1, 256)), "class_conditional")
+    mistake(lambda: conditional_network.make_conditional_network(Config(network=unet.TINY), data_of(4, 4, 1, 256)), "class_conditional")
     for rate in (1.0, -0.1):
-        mistake(lambda rate=rate: class_network.check_label_dropout(rate), f"label_dropout is {rate}")
+        mistake(lambda rate=rate: conditional_network.check_label_dropout(rate), f"label_dropout is {rate}")

@@ -1,0 +1,66 @@
+"""Upsampler, ADM-U (Dhariwal & Nichol 2021, arXiv 2105.05233): large images given small ones, on several data sets.
+
+After a model of the small images, python train.py configs/diffusion/adm.py:VARIANT --data.size SMALL, the two make a
+cascade: python sample.py BASE --cascade runs/upsampler-VARIANT
+"""
+
+from dataclasses import replace
+
+from jgen.compare.facts import Facts
+from jgen.data.config import Config as Data
+from jgen.experiment import Experiment
+from jgen.models.diffusion import ddpm
+from jgen.models.diffusion.adm import Config
+from jgen.nn import unet
+from jgen.samplers.diffusion import Sampling
+from jgen.train.config import Optimiser, tiny_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+
+VARIANTS = STANDARD | {
+    "digits": "8x8 digits of scikit-learn from 4x4, by class; under 3 minutes on 2 CPU cores",
+    "mnist": "28x28 MNIST from 14x14, by class",
+    "fashion_mnist": "28x28 Fashion-MNIST from 14x14, by class",
+    "cifar10": "32x32 CIFAR-10 from 16x16, by class; for an accelerator",
+    "imagenet256": "256x256 ImageNet from 64x64, the paper's 312M-parameter U-Net; for accelerators",
+}
+FACTS = Facts(free_form_jacobian=True, compared=False)  # it makes images of smaller ones only
+
+
+def get_config(variant: str) -> Experiment:
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, imagenet256=imagenet256)
+
+
+def adm(network: unet.Config, steps: int, **options: object) -> Config:
+    sampling = Sampling(sampler="ancestral", steps=steps, variance="learned")
+    network = replace(network, architecture="adm")
+    options |= {"bound_variance": "learned", "label_dropout": 0.0, "sampling": sampling}
+    return Config(ddpm.Config(network=network, **options))
+
+
+def digits() -> Experiment:
+    model = adm(unet.DIGITS, 25, schedule="cosine", prediction="v")
+    return Experiment(model, Data(low_resolution=2), digits_training(2000, cosine(1e-3, warmup_steps=100)))
+
+
+def tiny(digits: Experiment) -> Experiment:
+    return replace(digits, model=adm(unet.TINY, 4, num_timesteps=10), train=tiny_training(digits.train))
+
+
+def mnist(name: str) -> Experiment:
+    model, optimiser = adm(unet.MNIST, 25, schedule="cosine", prediction="v"), cosine(5e-4, 200, clip_norm=1.0)
+    return Experiment(model, Data(name=name, low_resolution=2), mnist_training(10_000, optimiser))
+
+
+def cifar10() -> Experiment:
+    network = unet.Config(channels=(128, 128, 256), blocks=2, attention=(16, 8))
+    data = Data(name="cifar10", flip=True, validation=0.0, low_resolution=2)
+    training = accelerator_training(300_000, Optimiser(learning_rate=1e-4), batch_size=256, keep_every=50_000)
+    return Experiment(adm(network, 250), data, training)
+
+
+def imagenet256() -> Experiment:
+    # The paper's table 11: width 192, two blocks, batches of 256, 500,000 steps.
+    channels = (192, 192, 384, 384, 768, 768)
+    network = unet.Config(channels=channels, blocks=2, attention=(32, 16, 8), dropout=0.0, dtype="bfloat16")
+    training = accelerator_training(500_000, Optimiser(learning_rate=1e-4), batch_size=256, keep_every=50_000)
+    return Experiment(adm(network, 250), Data(name="imagenet2012", size=256, low_resolution=4, flip=True), training)

@@ -1,0 +1,55 @@
+"""ADM: diffusion with the ablated U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233), and guidance by a classifier.
+
+    network    adaptive group normalisation, residual blocks that halve and double the resolution, attention at several
+               resolutions in heads of 64 channels: jgen/nn/adm.py
+    variance   predicted between beta_tilde and beta, by the hybrid loss (Nichol & Dhariwal 2021, arXiv 2102.09672)
+    ADM-G      score + s grad log p(y | x_t) of a classifier of noisy images (jgen/models/diffusion/noisy_classifier.py):
+               `--frozen.classifier RUN`, when it is trained or when it is sampled
+    ADM-U      with `data.low_resolution`, a diffusion of large images given small ones; two in a row are a cascade:
+               `sample.py RUN --cascade UPSAMPLER`
+
+Loss, likelihood and samplers are those of the objective's module, jgen/models/diffusion/ddpm.py.
+
+Differs from the paper: guidance shifts the score in every sampler, which to first order is the paper's shift of the
+mean in ancestral steps; the predicted image is clipped after it; small images are not blurred in training.
+
+Measured:
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jgen.core.model import DataSpec, GenerativeModel
+from jgen.errors import require
+from jgen.models.diffusion.objectives import Objective, make_objective
+from jgen.nn import unet
+from jgen.samplers.diffusion import Sampling
+
+
+@dataclass(frozen=True)
+class Config:
+    """The ablated U-Net in the place of DDPM's."""
+
+    objective: Objective
+    """What is learned, by which network, and how it is sampled."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Default options of sampling."""
+        sampling: Sampling = self.objective.sampling
+        return sampling
+
+
+def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None = None) -> GenerativeModel:
+    """An ADM for the image shape, levels and classes of `data`.
+
+    Args:
+      classifier: a classifier of noisy images, for classifier guidance.
+    Raises:
+      UserError: sizes that the U-Net cannot be built with, or options out of their range.
+    """
+    model, network = make_objective(config.objective, data, classifier=classifier), config.objective.network
+    is_adm = isinstance(network, unet.Config) and network.architecture == "adm"
+    require(is_adm, f"objective.network is {network}: it must be a jgen.nn.unet.Config of architecture adm")
+    return model._replace(name="adm")
