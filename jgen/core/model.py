@@ -23,7 +23,10 @@ LIKELIHOODS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Shape of an image, and `levels`, the number of values that a pixel takes (2 is binary, 256 is 8 bit)."""
+    """Shape of an image, and `levels`, the number of values that a pixel takes (2 is binary, 256 is 8 bit).
+
+    Inside a model of another model's latents, those are its images: floats, of which levels = 0 tells.
+    """
 
     height: int
     width: int
@@ -205,6 +208,8 @@ class GenerativeModel(NamedTuple):
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
+                 encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1], and
+                 decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data, at

@@ -27,12 +27,13 @@ class SelfAttention2D(nn.Module):
     head_dim: int
     groups: int
     dtype: Any = jnp.float32
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         heads = channels // self.head_dim
-        h = GroupNorm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
+        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(batch, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = (part.reshape(batch, -1, heads, self.head_dim) for part in jnp.split(qkv, 3, axis=-1))
         h = attention(q, k, v).reshape(batch, height * width, channels)

@@ -35,7 +35,9 @@ def test_labels_are_dropped_at_their_rate():
 
 def test_parameters_begin_as_a_teachers_where_the_network_is_the_same():
     def network(**sizes):
-        return conditional_network.make_conditional_network(Config(network=unet.Config(**{**vars(unet.TINY), **sizes})), DATA)
+        return conditional_network.make_conditional_network(
+            Config(network=unet.Config(**{**vars(unet.TINY), **sizes})), DATA
+        )
 
     student, taught = network(), network().init(jax.random.key(1), BATCH)
     frozen = {"teacher": FrozenModel({"unet": taught}, {})}
@@ -50,6 +52,9 @@ def test_parameters_begin_as_a_teachers_where_the_network_is_the_same():
 
 
 def test_classes_of_data_that_has_none():
-    mistake(lambda: conditional_network.make_conditional_network(Config(network=unet.TINY), data_of(4, 4, 1, 256)), "class_conditional")
+    mistake(
+        lambda: conditional_network.make_conditional_network(Config(network=unet.TINY), data_of(4, 4, 1, 256)),
+        "class_conditional",
+    )
     for rate in (1.0, -0.1):
         mistake(lambda rate=rate: conditional_network.check_label_dropout(rate), f"label_dropout is {rate}")

@@ -108,7 +108,9 @@ def make(
         best=("mse", "min"),
     )
     where = network, config, partial(denoise, edm), lambda params: process
-    return with_samplers(model, denoising_by_class(*where, guide=guide, classifier=classifier, guidance_needs=GUIDANCE_NEEDS))
+    return with_samplers(
+        model, denoising_by_class(*where, guide=guide, classifier=classifier, guidance_needs=GUIDANCE_NEEDS)
+    )
 
 
 def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:

@@ -1,0 +1,178 @@
+"""Latent diffusion (Rombach, Blattmann, Lorenz, Esser & Ommer 2022, arXiv 2112.10752): the second of two runs.
+
+    first stage  z ~ encode(x), x = decode(z), trained before and frozen (jgen/models/vae/autoencoder_kl.py)
+    diffusion    of z / scale, by the objective of another system, with a U-Net or a transformer
+    scale        the standard deviation of the latents of the first batch, measured once            (appendix G)
+    sampling     z by any sampler of the objective, x = decode(scale z)
+
+Glossary: x image in [-1, 1]; z latents (B, h, w, c).
+
+A decoded image has no pixel noise, so there is no `log_prob` of images. Differs from the paper: the scale is that of
+the latents around zero of one batch of training; it is stored in the run.
+
+Measured:
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
+from jgen.errors import require
+from jgen.models.diffusion.objectives import Objective, make_objective
+from jgen.prob.pixels import to_float, to_uint8
+from jgen.samplers.diffusion import Sampling
+
+
+@dataclass(frozen=True)
+class Config:
+    """A diffusion of latents."""
+
+    objective: Objective
+    """What is learned of the latents, by which network, and how they are sampled."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """Default options of sampling."""
+        sampling: Sampling = self.objective.sampling
+        return sampling
+
+
+class Latent(NamedTuple):
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    `diffusion` is the objective's model, whose images are latents.
+    """
+
+    diffusion: GenerativeModel
+    autoencoder: GenerativeModel
+    images: ImageSpec
+
+
+def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> GenerativeModel:
+    """A diffusion over the latents of a frozen first stage.
+
+    Args:
+      autoencoder: a model that lends `encode_continuous` and `decode_continuous`, such as an autoencoder_kl.
+    Raises:
+      UserError: a first stage without such latents or of other images, or options out of their range.
+    """
+    check_autoencoder(autoencoder, data)
+    shape = latent_shape(autoencoder)
+    diffusion = make_objective(config.objective, DataSpec(ImageSpec(*shape, levels=0), data.fields))
+    check_clip(config.sampling)
+    latent = Latent(diffusion, autoencoder, data.image)
+    phases = [phase._replace(loss=partial(loss, latent, phase)) for phase in diffusion.phases]
+    return GenerativeModel(
+        name="latent",
+        data=data,
+        init=partial(init, latent),
+        phases=tuple(phases),
+        sample=partial(sample, latent),
+        trajectory=partial(trajectory, latent),
+        sampling=diffusion.sampling,
+        check_sampling=partial(check_sampling, latent),
+        evaluations=diffusion.evaluations,
+        numbers=diffusion.numbers,
+        conditions=diffusion.conditions,
+        validate=partial(validate, latent),
+        best=diffusion.best,
+        functions={"count_evaluations": diffusion.functions["count_evaluations"]},
+    )
+
+
+def init(latent: Latent, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    key_model, key_encode = jax.random.split(key)
+    ctx = Context(jnp.int32(0), None, frozen=frozen)
+    keys = rng.image_keys(key_encode, jnp.arange(len(batch["image"])))
+    z = encoded(latent, ctx, keys, batch["image"])
+    scale = jnp.sqrt(jnp.mean(z**2))
+    params, extra = latent.diffusion.init(key_model, {**batch, "image": z / scale}, frozen)
+    return params, {**extra, "latent_scale": scale}
+
+
+def encoded(latent: Latent, ctx: Context, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """z of uint8 images, before the scale."""
+    encode = partial(latent.autoencoder.functions["encode_continuous"], *frozen_context(ctx, "autoencoder"))
+    return jax.lax.stop_gradient(encode(keys, to_float(images, latent.images.levels)))
+
+
+def decoded(latent: Latent, ctx: Context, z: jax.Array) -> jax.Array:
+    """uint8 images of latents as the diffusion has them."""
+    decode = partial(latent.autoencoder.functions["decode_continuous"], *frozen_context(ctx, "autoencoder"))
+    return to_uint8(decode(ctx.extra["latent_scale"] * z), latent.images.levels)
+
+
+def with_latents(latent: Latent, ctx: Context, keys: jax.Array, batch: Batch) -> Batch:
+    """The batch with scaled latents as its images."""
+    return {**batch, "image": encoded(latent, ctx, keys, batch["image"]) / ctx.extra["latent_scale"]}
+
+
+def loss(
+    latent: Latent, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    key_encode, key_loss = rng.split(keys, 2)
+    return phase.loss(params, ctx, key_loss, with_latents(latent, ctx, key_encode, batch))
+
+
+def validate(latent: Latent, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    assert latent.diffusion.validate is not None
+    key_encode, key_score = rng.split(keys, 2)
+    return latent.diffusion.validate(params, ctx, key_score, with_latents(latent, ctx, key_encode, batch))
+
+
+def sample(latent: Latent, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    assert latent.diffusion.sample is not None
+    return decoded(latent, ctx, latent.diffusion.sample(params, ctx, keys, cond, **options))
+
+
+def trajectory(latent: Latent, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    """The decoded latents after each step, uint8 (B, n, H, W, C)."""
+    assert latent.diffusion.trajectory is not None
+    states = latent.diffusion.trajectory(params, ctx, keys, cond, **options)
+    batch, steps = states.shape[:2]
+    images = decoded(latent, ctx, states.reshape(-1, *states.shape[2:]))
+    return images.reshape(batch, steps, *images.shape[1:])
+
+
+def check_sampling(latent: Latent, o: Sampling) -> None:
+    """Raises `UserError` for options of sampling that latents cannot be sampled with."""
+    assert latent.diffusion.check_sampling is not None
+    latent.diffusion.check_sampling(o)
+    check_clip(o)
+
+
+def check_clip(o: Sampling) -> None:
+    """Raises `UserError` where latents would be clipped to the range of pixels."""
+    require(not o.clip, "clip is True: latents have no range to be clipped to, it must be False")
+
+
+def latent_shape(autoencoder: GenerativeModel) -> tuple[int, ...]:
+    """(h, w, c) of a first stage's latents."""
+    image = jax.ShapeDtypeStruct((1, *autoencoder.images.shape), jnp.uint8)
+    index = jax.ShapeDtypeStruct((1,), jnp.int32)
+
+    def encode(image: jax.Array, index: jax.Array) -> jax.Array:
+        batch = {"image": image, "index": index}
+        params, extra = autoencoder.init(jax.random.key(0), batch, {})
+        keys = rng.image_keys(jax.random.key(0), index)
+        x = to_float(image, autoencoder.images.levels)
+        ctx = Context(jnp.int32(0), None, params, extra)
+        return autoencoder.functions["encode_continuous"](params, ctx, keys, x)
+
+    return jax.eval_shape(encode, image, index).shape[1:]
+
+
+def check_autoencoder(autoencoder: GenerativeModel, data: DataSpec) -> None:
+    """Raises `UserError` unless a frozen model is a first stage of the data's images."""
+    lends = {"encode_continuous", "decode_continuous"} <= set(autoencoder.functions)
+    name = autoencoder.name
+    require(lends, f"autoencoder is a {name}: it must have continuous latents, as an autoencoder_kl has")
+    other = f"autoencoder was trained on {autoencoder.images}"
+    require(autoencoder.images == data.image, f"{other}: the data is {data.image}")
