@@ -1,7 +1,7 @@
 """Latent diffusion (Rombach et al. 2022, arXiv 2112.10752): the second of two runs, on several data sets.
 
-First: python train.py configs/vae/autoencoder_kl.py:VARIANT, which trains runs/autoencoder_kl-VARIANT; or give the run of
-another first stage, --frozen.autoencoder RUN.
+First: python train.py configs/vae/autoencoder_kl.py:VARIANT, which trains runs/autoencoder_kl-VARIANT; or give the run
+of another first stage, --frozen.autoencoder RUN.
 """
 
 from dataclasses import replace

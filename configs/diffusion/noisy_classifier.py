@@ -1,4 +1,4 @@
-"""Classifier of noisy images (Dhariwal & Nichol 2021, arXiv 2105.05233), which guides diffusion, on several data sets."""
+"""Classifier of noisy images (Dhariwal & Nichol 2021, arXiv 2105.05233), for guidance, on several data sets."""
 
 from dataclasses import replace
 

@@ -212,8 +212,8 @@ class GenerativeModel(NamedTuple):
                  decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
-                 noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data, at
-                 half the log signal-to-noise ratio (B,);
+                 noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data,
+                 at half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).

@@ -3,7 +3,7 @@
     network    adaptive group normalisation, residual blocks that halve and double the resolution, attention at several
                resolutions in heads of 64 channels: jgen/nn/adm.py
     variance   predicted between beta_tilde and beta, by the hybrid loss (Nichol & Dhariwal 2021, arXiv 2102.09672)
-    ADM-G      score + s grad log p(y | x_t) of a classifier of noisy images (jgen/models/diffusion/noisy_classifier.py):
+    ADM-G      score + s grad log p(y | x_t) of a classifier of noisy images (noisy_classifier.py beside this file):
                `--frozen.classifier RUN`, when it is trained or when it is sampled
     ADM-U      with `data.low_resolution`, a diffusion of large images given small ones; two in a row are a cascade:
                `sample.py RUN --cascade UPSAMPLER`
