@@ -140,7 +140,11 @@ def shown(model, params):
     """Weights whose samples differ: the first ones of a GAN, and of quantiles, are so small that all images are one
     grey."""
     factors = {"gen": 10, "pixelcnn": 2 if model.name == "pixel_iqn" else 1}
-    return {role: jax.tree.map(lambda x: factors.get(role, 1) * x, tree) for role, tree in params.items()}
+
+    def scaled(tree, factor):
+        return jax.tree.map(lambda x: factor * x, tree)
+
+    return {role: scaled(tree, factors.get(role, 1)) for role, tree in params.items()}
 
 
 def some_images(name, count, optimiser=ADAM, **options):

@@ -3,7 +3,7 @@
     tokens    x cut into p x p patches, each through one linear layer, plus a fixed position of sines and cosines
     c         MLP(embedding of t) + embedding of the class, (B, E)
     adaLN     (shift, scale, gate) for attention and for the MLP, from one linear layer of SiLU(c), zero at first
-    block     h + gate * attention(LN(h) (1 + scale) + shift), the same with the MLP               (figure 3, adaLN-Zero)
+    block     h + gate * attention(LN(h) (1 + scale) + shift), the same with the MLP              (figure 3, adaLN-Zero)
     output    LN(h) (1 + scale) + shift, a linear layer to the patch's pixels, zero at first
 
 Every block is the identity at first, and the output is 0. The blocks' parameters are stacked and one program serves all

@@ -20,6 +20,7 @@ import jgen.nn
 from jgen.core.backend import plain_forms
 from jgen.core.model import ImageSpec
 from jgen.nn import (
+    adm,
     attention,
     autoencoder,
     autoregressive_flow,

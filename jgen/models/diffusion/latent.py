@@ -64,8 +64,9 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
       UserError: a first stage without such latents or of other images, or options out of their range.
     """
     check_autoencoder(autoencoder, data)
-    shape = latent_shape(autoencoder)
-    diffusion = make_objective(config.objective, DataSpec(ImageSpec(*shape, levels=0), data.fields))
+    height, width, channels = latent_shape(autoencoder)
+    latents = DataSpec(ImageSpec(height, width, channels, levels=0), data.fields)
+    diffusion = make_objective(config.objective, latents)
     check_clip(config.sampling)
     latent = Latent(diffusion, autoencoder, data.image)
     phases = [phase._replace(loss=partial(loss, latent, phase)) for phase in diffusion.phases]
@@ -153,7 +154,7 @@ def check_clip(o: Sampling) -> None:
     require(not o.clip, "clip is True: latents have no range to be clipped to, it must be False")
 
 
-def latent_shape(autoencoder: GenerativeModel) -> tuple[int, ...]:
+def latent_shape(autoencoder: GenerativeModel) -> tuple[int, int, int]:
     """(h, w, c) of a first stage's latents."""
     image = jax.ShapeDtypeStruct((1, *autoencoder.images.shape), jnp.uint8)
     index = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -166,7 +167,8 @@ def latent_shape(autoencoder: GenerativeModel) -> tuple[int, ...]:
         ctx = Context(jnp.int32(0), None, params, extra)
         return autoencoder.functions["encode_continuous"](params, ctx, keys, x)
 
-    return jax.eval_shape(encode, image, index).shape[1:]
+    _, height, width, channels = jax.eval_shape(encode, image, index).shape
+    return height, width, channels
 
 
 def check_autoencoder(autoencoder: GenerativeModel, data: DataSpec) -> None:

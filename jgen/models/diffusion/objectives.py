@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jgen.core.model import DataSpec, GenerativeModel
 from jgen.errors import require
 from jgen.models.diffusion import ddpm, edm, flow_matching
 
-MAKE = {ddpm.Config: ddpm.make, edm.Config: edm.make, flow_matching.Config: flow_matching.make}
+MAKE: dict[type, Callable[..., GenerativeModel]] = {
+    ddpm.Config: ddpm.make,
+    edm.Config: edm.make,
+    flow_matching.Config: flow_matching.make,
+}
 
 # A `Config` of ddpm, edm or flow_matching: the command line shows the options of the one that a configuration has.
 Objective = Any

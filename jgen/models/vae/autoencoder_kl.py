@@ -1,7 +1,7 @@
 """The first stage of latent diffusion, regularised by KL divergence (Rombach et al. 2022, arXiv 2112.10752).
 
     z ~ N(mean(x), exp(logvar(x))),  x_hat = decode(z)
-    loss      |x - x_hat| + kl_weight KL(q(z|x) || N(0, I)) + adversarial terms                   (equation 25, appendix G)
+    loss      |x - x_hat| + kl_weight KL(q(z|x) || N(0, I)) + adversarial terms                   (equation 25)
     adversary D gives each patch a score; hinge loss for D; the autoencoder gains -w E D(x_hat), with
               w = disc_weight |grad_out |x - x_hat|| / |grad_out E D(x_hat)|, the gradients those of the decoder's last
               layer (Esser et al. 2021, arXiv 2012.09841, equation 7), both from step `disc_start` on
