@@ -39,6 +39,8 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
+    cascade: tuple[str, ...] = ()
+    """Run directories of upsamplers: each enlarges what the one before it draws, the first what this run draws."""
 
 
 def command(args: list[str]) -> int:
@@ -75,12 +77,18 @@ def command(args: list[str]) -> int:
     sampling = getattr(parsed, "sampling", None)
     chosen = {} if sampling is None else {f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)}
     identity = {"model": cli.model_hash(gen), "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
-    store = SampleStore(out, a.num, a.start, gen.model.images.shape, gen.model.images.levels, identity)
+    require(not (a.cascade and a.trajectory), "--trajectory is of one run's sampler: it cannot be with --cascade")
+    upsamplers = [jgen.load(upsampler) for upsampler in a.cascade]
+    stages = jgen.Cascade(gen, *upsamplers)
+    identity["cascade"] = [cli.model_hash(upsampler) for upsampler in upsamplers]
+    images = stages.model.images
+    store = SampleStore(out, a.num, a.start, images.shape, images.levels, identity)
     key, progress = jax.random.key(a.seed), partial(progress_bar, desc="sampling", unit="batch")
 
     def draw(start: int, num: int) -> Any:
         named = {**chosen, **{name: array[a.num - num :] for name, array in cond.items()}}
-        return gen.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
+        sampled = stages if a.cascade else gen
+        return sampled.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
 
     columns = a.columns or math.ceil(math.sqrt(a.num))
     if a.trajectory:
@@ -91,7 +99,7 @@ def command(args: list[str]) -> int:
         print(f"{steps.shape[1]} steps: {a.trajectory}")
     store.collect(draw)
     store.finish(cond.get("label"), columns, data.label_names)
-    print(f"{a.num} images of {gen}: {a.out}")
+    print(f"{a.num} images of {stages if a.cascade else gen}: {a.out}")
     return 0
 
 
