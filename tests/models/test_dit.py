@@ -106,6 +106,7 @@ def test_guidance_of_some_channels_only():
     model = make(Config(ddpm.Config(network=SIZES, num_timesteps=10)), data)
     batch = {"image": np.zeros((2, 4, 4, 2), np.uint8), "label": np.array([0, 1], np.int32)}
     params = {"dit": shaken(jax.jit(model.init)(jax.random.key(0), batch, {})[0]["dit"], 0.3)}
+
     @jax.jit
     def denoise(x_t, t, cond):
         return model.functions["denoise"](params, CTX, x_t, t, cond)
