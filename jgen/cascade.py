@@ -34,10 +34,9 @@ class Cascade:
             name, fields = stage.model.name, stage.model.data.fields
             is_upsampler = FIELD in stage.model.conditions
             require(is_upsampler, f"{name} is no upsampler: it was trained without data.low_resolution")
-            wanted, levels = fields[FIELD].shape, stage.model.images.levels
-            small = f"images {images.shape} of {images.levels} levels"
-            fits = wanted == images.shape and levels == images.levels
-            require(fits, f"{name} enlarges images {wanted} of {levels} levels: the stage before it draws {small}")
+            wanted = fields[FIELD].shape
+            fits = wanted == images.shape
+            require(fits, f"{name} enlarges images {wanted}: the stage before it draws images {images.shape}")
             images = stage.model.images
         self.model = upsamplers[-1].model if upsamplers else first.model
 
@@ -61,6 +60,7 @@ class Cascade:
         begin = start
         where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
         for images in self.first.sample_batches(key, n, **where, **own):
+            levels = self.first.model.images.levels
             for number, stage in enumerate(self.upsamplers):
                 offset = begin - start
                 part = {
@@ -69,6 +69,7 @@ class Cascade:
                     if name in given
                 }
                 stage_key = rng.stream(key, rng.CASCADE + number)
+                images = with_levels(images, levels, levels := stage.model.images.levels)
                 small: dict[str, Any] = {"start": begin, "batch_size": batch_size, FIELD: images}
                 images = stage.sample(stage_key, len(images), **small, **part)
             begin += len(images)
@@ -83,6 +84,13 @@ class Cascade:
           UserError: as `Generator.sample`.
         """
         return np.concatenate(list(self.sample_batches(key, n, start=start, batch_size=batch_size, **named)))
+
+
+def with_levels(images: np.ndarray, levels: int, wanted: int) -> np.ndarray:
+    """uint8 images of some number of levels as images of another."""
+    if levels == wanted:
+        return images
+    return np.round(images.astype(np.float32) * ((wanted - 1) / (levels - 1))).astype(np.uint8)
 
 
 def part_of(value: Any, stage: Generator, name: str, n: int, offset: int, count: int) -> Any:
