@@ -15,8 +15,10 @@ from jgen.core import keys as rng
 from jgen.core.model import Context, FrozenModel
 from jgen.models.diffusion import edm, flow_matching, latent
 from jgen.models.vae import autoencoder_kl as kl
-from jgen.models.vae import vae
+from jgen.models.vae import patch_adversary, vae, vqgan
+from jgen.models.vae.patch_adversary import Config as Adversary
 from jgen.nn import first_stage
+from jgen.prob.codebook import centres
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.samplers.diffusion import Sampling
 
@@ -73,25 +75,31 @@ def test_a_sample_is_the_decoded_draw_of_the_objective(monkeypatch):
 
 def test_the_adversarys_weight_is_the_ratio_of_gradients():
     """Against the gradients of the two terms by the decoder's last kernel, each by itself."""
-    model, params, _ = first_stage_case(disc_weight=0.5, disc_channels=(8,))
+    model, params, _ = first_stage_case(adversary=Adversary(weight=0.5, channels=(8,)))
     system = model.phases[0].loss.args[0]
     x, z = to_float(IMAGES, 256), jax.random.normal(jax.random.key(2), (6, 4, 4, 2))
 
     def term(kernel, number):
         decoder = {**params["decoder"], "conv_out": {**params["decoder"]["conv_out"], "kernel": kernel}}
         x_hat = system.decoder.apply({"params": decoder}, z)
-        scores = system.discriminator.apply({"params": params["disc"]}, x_hat)
+        scores = system.adversary.network.apply({"params": params["disc"]}, x_hat)
         return (jnp.mean(jnp.abs(x - x_hat)), -jnp.mean(scores))[number]
 
     kernel = params["decoder"]["conv_out"]["kernel"]
     gradient = jax.jit(jax.grad(term), static_argnums=1)
     norms = [float(jnp.sqrt(jnp.sum(gradient(kernel, number) ** 2))) for number in (0, 1)]
-    weight = jax.jit(lambda params: kl.adaptive_weight(system, params, x, z))(params)
+
+    @jax.jit
+    def ratio(params):
+        parts = (system.adversary, system.decoder, params, lambda x_hat: jnp.mean(jnp.abs(x - x_hat)), z)
+        return patch_adversary.gradient_ratio(*parts)
+
+    weight = ratio(params)
     np.testing.assert_allclose(weight, norms[0] / (norms[1] + 1e-4), rtol=1e-3)
 
 
 def test_the_adversary_begins_at_its_step():
-    model, *_ = first_stage_case(disc_weight=0.5, disc_start=3, disc_channels=(8,))
+    model, *_ = first_stage_case(adversary=Adversary(weight=0.5, start=3, channels=(8,)))
     active = [[phase.name or phase.trains[0] for phase in model.phases if phase.runs(step)] for step in (0, 2, 3, 9)]
     assert active == [["start"], ["start"], ["autoencoder", "disc"], ["autoencoder", "disc"]]
     without, params, _ = first_stage_case()
@@ -112,6 +120,21 @@ def test_encoded_latents_are_of_their_distribution():
     )
     decoded = model.functions["decode_continuous"](params, CTX, mean)
     np.testing.assert_array_equal(to_uint8(decoded, 256), model.decode(params, CTX, keys_of(1), mean, {}))
+
+
+def test_a_vqgans_latents_are_decoded_through_their_nearest_codes():
+    network = dataclasses.replace(NETWORK, latent_channels=3)
+    model = vqgan.make(vqgan.Config(network, num_codes=5, adversary=Adversary(0.5, channels=(8,))), DATA)
+    params, extra = jax.jit(model.init)(jax.random.key(0), BATCH, {})
+    ctx = Context(jnp.int32(0), extra=extra)
+    z = np.asarray(model.functions["encode_continuous"](params, ctx, keys_of(6), to_float(IMAGES, 256)))
+    vectors = np.asarray(centres(extra["codebook"]))
+    nearest = ((z[..., None, :] - vectors) ** 2).sum(-1).argmin(-1)
+    codes = model.encode(params, ctx, keys_of(6), IMAGES, {})
+    np.testing.assert_array_equal(codes[..., 0], nearest)
+    decoded = model.functions["decode_continuous"](params, ctx, z)
+    np.testing.assert_array_equal(to_uint8(decoded, 256), model.decode(params, ctx, keys_of(6), codes, {}))
+    assert model.codes[0].shape == (4, 4, 1) and model.codes[0].levels == 5
 
 
 def test_the_published_sizes():
@@ -137,5 +160,8 @@ def test_bad_options_are_one_line(monkeypatch):
     mistake(lambda: make(latent.Config(edm.Config()), wrong, autoencoder=autoencoder), "was trained on", "4")
     mistake(lambda: kl.make(kl.Config(NETWORK, kl_weight=-1.0), DATA), "kl_weight is -1.0")
     mistake(lambda: kl.make(kl.Config(NETWORK), data_of(7, 8, 1, 256)), "7x8", "divisible by 2")
+    mistake(lambda: kl.make(kl.Config(NETWORK, adversary=Adversary(1.0, -1)), DATA), "adversary.start is -1")
+    deep = Adversary(1.0, channels=(8, 8, 8, 8))
+    mistake(lambda: kl.make(kl.Config(NETWORK, adversary=deep), DATA), "adversary.channels", "8x8", "divisible by 16")
     groups = dataclasses.replace(NETWORK, groups=3)
     mistake(lambda: kl.make(kl.Config(groups), DATA), "groups = 3")
