@@ -66,7 +66,7 @@ def test_the_commands(runs, tmp_path):
         assert np.any(with_classifier["images"] != without["images"])
 
 
-def test_what_does_not_fit(runs, tmp_path):
+def test_what_does_not_fit(runs):
     base, upsampler, classifier = (jgen.load(runs / name) for name in ("base", "upsampler", "classifier"))
     mistake(lambda: jgen.Cascade(base, base), "dit is no upsampler", "data.low_resolution")
     mistake(lambda: jgen.Cascade(upsampler, upsampler), "(4, 4, 1)", "(8, 8, 1)")
@@ -75,6 +75,4 @@ def test_what_does_not_fit(runs, tmp_path):
     mistake(lambda: load(runs / "upsampler", frozen={"classifier": runs / "base"}), "classifier is a dit")
     mistake(lambda: load(runs / "base", frozen={"classifier": runs / "classifier"}), "(8, 8, 1)", "(4, 4, 1)")
     mistake(lambda: classifier.sample(KEY, 2), "it classifies noisy images", kind=jgen.errors.NotSupported)
-    words = [str(runs / "base"), "--cascade", str(runs / "upsampler"), "--trajectory", str(tmp_path / "x.gif")]
-    mistake(lambda: sample.command(words), "--trajectory", "--cascade")
     assert jgen.load(runs / "upsampler", frozen={"classifier": runs / "classifier"}).ctx.frozen.keys() == {"classifier"}
