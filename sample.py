@@ -62,13 +62,13 @@ def command(args: list[str]) -> int:
     available = cli.sample_options(Arguments, experiment, data, load_tokenizers(Path(run) / TOKENIZERS))
     cli.check_spelling(rest, getattr(experiment.model, "sampling", None), ("--model.sampling.", "--sampling."))
     parsed = cli.parse(available, rest, "sample.py RUN", __doc__)
-    a, out = parsed.main, Path(parsed.main.out).expanduser()
+    a = cli.expanded(parsed.main, ("out", "trajectory"))
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
-    check_out(out)
+    check_out(Path(a.out))
     if a.trajectory:
-        check_animation(Path(a.trajectory).expanduser(), "--trajectory")
+        check_animation(Path(a.trajectory), "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     given = cli.given_conditions(parsed, data, experiment.data.background)
     cond = gen.conditions(a.num, a.start, **given)
@@ -76,7 +76,7 @@ def command(args: list[str]) -> int:
     stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
     hashes = [cli.model_hash(stage) for stage in (gen, *stages.upsamplers)]
     identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
-    store = SampleStore(out, a.num, a.start, stages.model.images, identity)
+    store = SampleStore(Path(a.out), a.num, a.start, stages.model.images, identity)
     key, progress = jax.random.key(a.seed), partial(progress_bar, desc="sampling", unit="batch")
 
     def draw(start: int, num: int) -> Any:
@@ -88,9 +88,7 @@ def command(args: list[str]) -> int:
         num = min(a.num, 64)
         named = {**chosen, **{name: array[:num] for name, array in cond.items()}}
         steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, progress=progress, **named)
-        write_animation(
-            Path(a.trajectory).expanduser(), steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num)))
-        )
+        write_animation(Path(a.trajectory), steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))
         print(f"{steps.shape[1]} steps: {a.trajectory}")
     store.collect(draw)
     store.finish(cond.get("label"), columns, data.label_names)
