@@ -23,6 +23,7 @@ from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
+from jgen.nn.resampling import nearest
 from jgen.nn.song_unet import SongUNet
 
 
@@ -150,7 +151,7 @@ class UNet(nn.Module):
                 if h.shape[1] in self.attention:
                     h = attend(h, f"up{level}_attention{block}")
             if level > 0:
-                h = Conv(features, dtype=self.dtype, name=f"up{level}_upsample")(upsample(h))
+                h = Conv(features, dtype=self.dtype, name=f"up{level}_upsample")(nearest(h))
 
         h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
@@ -167,13 +168,6 @@ class UNet(nn.Module):
         if vector is not None:
             h = h + nn.Dense(width, use_bias=False, dtype=self.dtype, name="vector")(vector)
         return nn.silu(h)
-
-
-def upsample(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling of (B, H, W, C) by 2."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 Network = UNet | SongUNet
