@@ -91,6 +91,14 @@ def no_regulariser(gen: Tree) -> jax.Array:
     return jnp.zeros(())
 
 
+def unchanged(x: jax.Array) -> jax.Array:
+    return x
+
+
+def no_change(game: Game, step: jax.Array) -> Game:
+    return game
+
+
 class Game(NamedTuple):
     """First argument of the functions below, bound by `make_gan` with `functools.partial`.
 
@@ -107,6 +115,9 @@ class Game(NamedTuple):
     view:          (extra["disc"], keys, x) -> x as D is shown it, real or generated, in training.
     observe:       (extra["disc"], D of real images) -> entries of extra["disc"] that changed.
     regularise:    (parameters of G) -> a scalar that is added to L_G.
+    drift:         weight of E D(x)^2 in L_D, which holds a critic near zero (Karras 2018, arXiv 1710.10196).
+    real:          x -> the real images that the game is about, of the same shape, such as reduced ones.
+    at:            (game, step) -> the game at a step of training, for networks that change with it.
     """
 
     data: DataSpec
@@ -122,6 +133,9 @@ class Game(NamedTuple):
     view: Callable[..., jax.Array] = plain_view
     observe: Callable[..., Roles] = no_observation
     regularise: Callable[[Tree], jax.Array] = no_regulariser
+    drift: float = 0.0
+    real: Callable[[jax.Array], jax.Array] = unchanged
+    at: Callable[..., Game] = no_change
 
     @property
     def levels(self) -> int:
@@ -181,6 +195,11 @@ def init(game: Game, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
 def one_hot(game: Game, cond: Cond) -> jax.Array | None:
     """The class as one-hot, (B, classes); None in an unconditional model."""
     return jax.nn.one_hot(cond["label"], game.num_classes) if game.conditions else None
+
+
+def real_images(game: Game, batch: Batch) -> jax.Array:
+    """x, (B, H, W, C) in [-1, 1]."""
+    return game.real(to_float(batch["image"], game.levels))
 
 
 def draw_latents(game: Game, keys: jax.Array) -> jax.Array:
@@ -256,9 +275,10 @@ def penalise(
 
 def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """L_D, plus the penalty unless it has a phase of its own."""
+    game = game.at(game, ctx.step)
     key_z, key_penalty = rng.split(keys, 2)
     key_gen, key_real, key_fake = network_keys(keys, 3)
-    x, cond, state = to_float(batch["image"], game.levels), select(batch, game.conditions), ctx.extra["disc"]
+    x, cond, state = real_images(game, batch), select(batch, game.conditions), ctx.extra["disc"]
     z, stats = draw_latents(game, key_z), ctx.extra["gen"]["trained"]
     fake_x, _ = generate(game, params["gen"], stats, key_gen, z, cond, True)
     disc, changed = game.weights(params["disc"], state)
@@ -274,6 +294,8 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
     if game.penalty.kind != "none" and game.penalty.every == 1:
         metrics["penalty"] = penalise(game, disc, state, key_penalty, key_real, x, fake_x, cond)
         loss = loss + game.penalty.weight * metrics["penalty"]
+    if game.drift > 0:
+        loss = loss + game.drift * jnp.mean(real**2)
     changed = changed | game.observe(state, real)
     norm = {"real": real_stats, "fake": fake_stats}
     return loss, (metrics, {"disc": state | changed | {"norm": norm, "boundary": jnp.asarray(boundary, jnp.float32)}})
@@ -281,9 +303,10 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
 
 def penalty_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """The penalty alone, `penalty.every` times as strong: the loss of the lazy phase."""
+    game = game.at(game, ctx.step)
     key_z, key_penalty = rng.split(keys, 2)
     key_gen, key_view = network_keys(keys, 2)
-    x, cond, state = to_float(batch["image"], game.levels), select(batch, game.conditions), ctx.extra["disc"]
+    x, cond, state = real_images(game, batch), select(batch, game.conditions), ctx.extra["disc"]
     fake_x = None
     if game.penalty.kind in adversarial.PENALTIES_OF_PAIRS:
         z, stats = draw_latents(game, key_z), ctx.extra["gen"]["trained"]
@@ -295,6 +318,7 @@ def penalty_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch
 
 def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """L_G."""
+    game = game.at(game, ctx.step)
     key_gen, key_real, key_fake = network_keys(keys, 3)
     cond, z = select(batch, game.conditions), draw_latents(game, keys)
     stats, state = ctx.extra["gen"], ctx.extra["disc"]
@@ -303,7 +327,7 @@ def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     fake, _ = discriminate(game, disc, state["norm"]["fake"], game.view(state, key_fake, fake_x), cond)
     real = None
     if game.loss in adversarial.RELATIVE_LOSSES:
-        x = game.view(state, key_real, to_float(batch["image"], game.levels))
+        x = game.view(state, key_real, real_images(game, batch))
         real, _ = discriminate(game, disc, state["norm"]["real"], x, cond)
     # Samples come from the averaged generator, whose activations have other statistics than the trained one's.
     _, averaged = generate(game, ctx.ema["gen"], stats["averaged"], key_gen, z, cond, True)
@@ -318,9 +342,10 @@ def validate(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     As in training, real images and samples are normalised by their own running statistics each; the decision boundary
     is the last one of training.
     """
+    game = game.at(game, ctx.step)
     cond, state = select(batch, game.conditions), ctx.extra["disc"]
     disc, _ = game.weights(params["disc"], state)
-    x = {"real": to_float(batch["image"], game.levels)}
+    x = {"real": real_images(game, batch)}
     x["fake"] = generate_for_sampling(game, params, ctx, keys, draw_latents(game, keys), cond)
     out = {kind: discriminate(game, disc, state["norm"][kind], x[kind], cond, False)[0] for kind in x}
     accuracy = {"accuracy_real": out["real"] > state["boundary"], "accuracy_fake": out["fake"] < state["boundary"]}
@@ -329,6 +354,7 @@ def validate(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 def decode(game: Game, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
     require_latents(z, (game.latent,))
+    game = game.at(game, ctx.step)
     return to_uint8(generate_for_sampling(game, params, ctx, keys, z, cond), game.levels)
 
 
