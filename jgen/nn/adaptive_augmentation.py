@@ -49,21 +49,19 @@ def augment(keys: jax.Array, x: jax.Array, p: Number) -> jax.Array:
 
 def geometry(key: jax.Array, p: Number, height: int, width: int) -> jax.Array:
     """A random map of output to input positions, (3, 3) in (y, x, 1) with image sides of length 2."""
-    keys = iter(rng.split_key(key, 16))
-
-    def chosen(probability: Number = p) -> jax.Array:
-        return jax.random.bernoulli(next(keys), probability).astype(jnp.float32)
-
+    # All draws at once: each call of a generator is a program to compile.
+    key_uniform, key_normal = rng.split_key(key, 2)
+    chosen = jax.random.uniform(key_uniform, (14,))
+    normal = jax.random.normal(key_normal, (4,))
     p_rotation = 1.0 - jnp.sqrt(1.0 - jnp.asarray(p, jnp.float32))
     size = jnp.array([height, width], jnp.float32)
-    mirror = chosen() * jax.random.bernoulli(next(keys))
-    quarters = chosen() * jax.random.randint(next(keys), (), 0, 4)
-    whole = jax.random.uniform(next(keys), (2,), minval=-MAX_WHOLE_SHIFT, maxval=MAX_WHOLE_SHIFT)
-    whole = jnp.round(chosen() * whole * size) / size
-    scale = 2.0 ** (SCALE_STD * chosen() * jax.random.normal(next(keys)))
-    angle, angle2 = (chosen(p_rotation) * math.pi * jax.random.uniform(next(keys), minval=-1.0) for _ in range(2))
-    stretch = 2.0 ** (STRETCH_STD * chosen() * jax.random.normal(next(keys)))
-    shift = SHIFT_STD * chosen() * jax.random.normal(next(keys), (2,))
+    mirror = (chosen[0] < p) * jnp.floor(2.0 * chosen[7])
+    quarters = (chosen[1] < p) * jnp.floor(4.0 * chosen[8])
+    whole = jnp.round((chosen[2] < p) * MAX_WHOLE_SHIFT * (2.0 * chosen[9:11] - 1.0) * size) / size
+    scale = 2.0 ** (SCALE_STD * (chosen[3] < p) * normal[0])
+    angle, angle2 = (chosen[4:6] < p_rotation) * math.pi * (2.0 * chosen[11:13] - 1.0)
+    stretch = 2.0 ** (STRETCH_STD * (chosen[6] < p) * normal[1])
+    shift = SHIFT_STD * (chosen[13] < p) * normal[2:4]
     return compose(mirror, quarters, whole, scale, angle, stretch, angle2, shift)
 
 
@@ -96,22 +94,20 @@ def compose(
 
 def recolour(key: jax.Array, x: jax.Array, p: Number) -> jax.Array:
     """x (H, W, C), of one channel or three, in [-1, 1], with random changes of colour."""
-    keys = iter(rng.split_key(key, 12))
-
-    def chosen() -> jax.Array:
-        return jax.random.bernoulli(next(keys), p).astype(jnp.float32)
-
+    key_uniform, key_normal = rng.split_key(key, 2)
+    chosen = jax.random.uniform(key_uniform, (7,))
+    normal = jax.random.normal(key_normal, (3,))
     channels = x.shape[-1]
     luma = jnp.full((channels,), channels**-0.5)  # the axis of grey
     projection = jnp.outer(luma, luma)
-    x = x + BRIGHTNESS_STD * chosen() * jax.random.normal(next(keys))
-    x = x * 2.0 ** (CONTRAST_STD * chosen() * jax.random.normal(next(keys)))
-    matrix = jnp.eye(channels) - 2.0 * projection * (chosen() * jax.random.bernoulli(next(keys)))
+    x = x + BRIGHTNESS_STD * (chosen[0] < p) * normal[0]
+    x = x * 2.0 ** (CONTRAST_STD * (chosen[1] < p) * normal[1])
+    matrix = jnp.eye(channels) - 2.0 * projection * ((chosen[2] < p) & (chosen[3] < 0.5))
     if channels == 3:
-        angle = chosen() * math.pi * jax.random.uniform(next(keys), minval=-1.0)
+        angle = (chosen[4] < p) * math.pi * (2.0 * chosen[5] - 1.0)
         cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) * 3**-0.5
         turn = jnp.cos(angle) * jnp.eye(3) + jnp.sin(angle) * cross + (1.0 - jnp.cos(angle)) * projection
-        saturation = 2.0 ** (SATURATION_STD * chosen() * jax.random.normal(next(keys)))
+        saturation = 2.0 ** (SATURATION_STD * (chosen[6] < p) * normal[2])
         matrix = (projection + saturation * (jnp.eye(3) - projection)) @ turn @ matrix
     return x @ matrix.T
 

@@ -73,7 +73,7 @@ class SpectralLayer(nn.Module):
         window = (self.kernel_size, self.kernel_size) if self.kernel_size else ()
         shape = (*window, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.orthogonal(), shape, jnp.float32)
-        u = self.variable("batch_stats", "u", lambda: start_vector(self.make_rng("params"), kernel))
+        u = self.variable("batch_stats", "u", lambda: start_vector(self.make_rng("params"), kernel, 1))
         sigma, new_u = spectral_norm(kernel, u.value)
         if train and not self.is_initializing():
             u.value = new_u
