@@ -40,6 +40,7 @@ from jgen.nn import (
     pixelcnn,
     pixelcnn_pp,
     pixelrnn,
+    progan,
     quantile_head,
     r3gan,
     resampling,
@@ -361,6 +362,8 @@ CASES = {
     ),
     "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
     "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),
+    "progan.Generator": lambda: layer(progan.Generator((3, 4), IMAGES, 1, 0.3), normal(2, 3), rest=(ONE_HOT,)),
+    "progan.Discriminator": lambda: layer(progan.Discriminator((3, 4), 2, 1, 0.3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
     "r3gan.Generator": lambda: layer(r3gan.Generator((4, 4), 1, 2, 4, 3, IMAGES), normal(2, 3), rest=(ONE_HOT,)),
     "r3gan.Discriminator": lambda: layer(r3gan.Discriminator((4, 4), 1, 2, 4, 3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
 }
@@ -368,7 +371,9 @@ NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "Pixe
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis")
 NETWORKS += tuple(
-    f"{family}.{name}" for family in ("biggan", "stylegan2", "r3gan") for name in ("Generator", "Discriminator")
+    f"{family}.{name}"
+    for family in ("biggan", "stylegan2", "r3gan", "progan")
+    for name in ("Generator", "Discriminator")
 )
 # Whole networks take long to compile, and their layers are here.
 LAYERS = [name for name in CASES if name not in NETWORKS]

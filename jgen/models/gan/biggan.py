@@ -115,7 +115,7 @@ def orthogonality(strength: float, gen: Tree) -> jax.Array:
     flat = traverse.flatten_dict(gen)
     kernels = [w.reshape(-1, w.shape[-1]) for path, w in flat.items() if path[-1] == "kernel" and path[0] != "classes"]
     products = [w.T @ w for w in kernels]
-    return strength * sum(jnp.sum(p**2) - jnp.sum(jnp.diag(p) ** 2) for p in products)
+    return strength * sum((jnp.sum(p**2) - jnp.sum(jnp.diag(p) ** 2) for p in products), jnp.zeros(()))
 
 
 def draw_truncated(game: Game, keys: jax.Array, truncation: float | jax.Array) -> jax.Array:

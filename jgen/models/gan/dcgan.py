@@ -84,7 +84,6 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """
     check_config(config, data)
     shared: dict[str, Any] = {"momentum": config.norm_momentum, "dtype": jnp.dtype(config.dtype)}
-    spectral = {"state": start_vectors, "weights": normalised_weights} if config.disc_norm == "spectral" else {}
     kind = config.regulariser if penalised(config) else "none"
     game = Game(
         data,
@@ -94,8 +93,10 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         config.latent,
         config.loss,
         Penalty(kind, config.penalty_weight, config.penalty_every),
-        **{"state": no_vectors} | spectral,
+        state=no_vectors,
     )
+    if config.disc_norm == "spectral":
+        game = game._replace(state=start_vectors, weights=normalised_weights)
     project = partial(clip_weights, config.clip) if config.regulariser == "clip" else None
     return make_gan("dcgan", game, config.sampling, config.disc_steps, project)
 

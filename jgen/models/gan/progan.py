@@ -91,9 +91,13 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         runs = partial(is_level, c.grow_steps, top, level)
         phases += [Phase(("disc",), partial(gan.disc_loss, game), repeats=c.disc_steps, runs=runs)]
         phases += [Phase(("gen",), partial(gan.gen_loss, game), runs=runs)]
-    functions = {name: getattr(gan, name) for name in ("sample", "decode", "validate")}
-    grown = {name: partial(by_level, c.grow_steps, games, function) for name, function in functions.items()}
-    return make_gan("progan", whole, c.sampling)._replace(phases=tuple(phases), **grown)
+    grown = partial(by_level, c.grow_steps, games)
+    return make_gan("progan", whole, c.sampling)._replace(
+        phases=tuple(phases),
+        sample=partial(grown, gan.sample),
+        decode=partial(grown, gan.decode),
+        validate=partial(grown, gan.validate),
+    )
 
 
 def level_of(grow_steps: int, top: int, step: Any) -> Any:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,6 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     check_config(config, data)
     c, dtype = config, jnp.dtype(config.dtype)
     shape = (c.channels, c.blocks, c.expansion, c.group, c.embedding)
-    hooks: dict[str, Any] = {"view": partial(view, c.augmentation)} if c.augmentation > 0 else {}
     game = Game(
         data,
         ("label",) if c.class_conditional else (),
@@ -77,8 +76,9 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         "relativistic",
         Penalty("r1_r2", c.gamma),
         inputs=without_noise,
-        **hooks,
     )
+    if c.augmentation > 0:
+        game = game._replace(view=partial(view, c.augmentation))
     return make_gan("r3gan", game, c.sampling)
 
 

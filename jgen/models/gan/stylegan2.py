@@ -100,7 +100,6 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """
     check_config(config, data)
     c, dtype = config, jnp.dtype(config.dtype)
-    ada = {"state": start_augmentation, "view": view, "observe": partial(adapt, c.ada_target, c.ada_rate)}
     game = Game(
         data,
         ("label",) if c.class_conditional else (),
@@ -110,8 +109,10 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         "non_saturating",
         Penalty("r1", c.r1_weight, c.r1_every),
         inputs=with_keys,
-        **ada if c.ada_target > 0 else {},
     )
+    if c.ada_target > 0:
+        adaptation = partial(adapt, c.ada_target, c.ada_rate)
+        game = game._replace(state=start_augmentation, view=view, observe=adaptation)
     model = make_gan("stylegan2", game, c.sampling)
     if c.path_weight > 0:
         path = Phase(("gen",), partial(path_loss, game, c.path_weight * c.path_every), runs=every(c.path_every))
