@@ -20,7 +20,7 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     model = Config(latent=32, gen_widths=(256, 256), disc_widths=(128, 128), pieces=3)
-    return Experiment(model, Data(name="digits"), digits_training(10_000, ADAM))
+    return Experiment(model, Data(name="digits"), digits_training(12_000, ADAM))
 
 
 def tiny(digits: Experiment) -> Experiment:

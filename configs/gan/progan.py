@@ -19,8 +19,9 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(channels=(32, 64), latent=32, grow_steps=750)
-    return Experiment(model, Data(name="digits"), digits_training(5000, ADAM, ema_decay=0.998))
+    model = Config(channels=(32, 64), latent=32, grow_steps=400)
+    train = digits_training(3000, replace(ADAM, learning_rate=2e-3), ema_decay=0.998)
+    return Experiment(model, Data(name="digits"), train)
 
 
 def tiny(digits: Experiment) -> Experiment:

@@ -19,8 +19,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(channels=(32, 64), blocks=1, latent=32, embedding=32, gamma=0.1)
-    train = digits_training(4000, replace(ADAM, learning_rate=1e-3), ema_decay=0.995)
+    model = Config(channels=(16, 64), blocks=1, latent=32, embedding=32, gamma=0.1)
+    train = digits_training(2500, replace(ADAM, learning_rate=1e-3), ema_decay=0.995)
     return Experiment(model, Data(name="digits"), train)
 
 

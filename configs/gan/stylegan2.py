@@ -20,8 +20,8 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     small = {"channels": (32, 64), "latent": 64, "style": 64, "mapping_layers": 2}
-    model = Config(**small, r1_weight=0.1, ada_rate=5e-4)
-    train = digits_training(4000, lazy_rates(ADAM, gen=4, disc=16), ema_decay=0.998)
+    model = Config(**small, mixing=0.5, r1_weight=0.01, ada_rate=1e-3)
+    train = digits_training(2200, lazy_rates(ADAM, gen=4, disc=16), ema_decay=0.998)
     return Experiment(model, Data(name="digits"), train)
 
 
