@@ -21,8 +21,9 @@ gamma `r1_weight`; psi `truncation`.
 
 Differs from the papers: the number of doublings is an option, so that images of 28x28 begin at 7x7; images are enlarged
 before a convolution, where the authors filter behind it; groups of the minibatch deviation are of neighbours; the
-mixing layer is drawn for each example; the path length is of the whole batch, and a is that of the steps before;
-sign D(x) is averaged with decay 3/4, in place of over four steps; the average of the weights has a mean w of its own.
+mixing layer is drawn for each example; the path length is of the whole batch; a begins with that of the first step, and
+is that of the steps before; sign D(x) is averaged with decay 3/4, in place of over four steps; the average of the
+weights has a mean w of its own.
 
 Measured: not yet.
 """
@@ -37,6 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
+from jgen.core import parallel
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, every, select
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.models.gan import game as gan
@@ -165,7 +167,10 @@ def path_loss(game: Game, weight: float, params: Roles, ctx: Context, keys: jax.
     key_z, key_path = rng.split(keys, 2)
     cond, z, mean = select(batch, game.conditions), gan.draw_latents(game, key_z), ctx.extra["path_length"]
     lengths = path_lengths(game, params["gen"], ctx.extra["gen"]["trained"], key_path, z, cond)
-    new_mean = PATH_DECAY * mean + (1.0 - PATH_DECAY) * jax.lax.stop_gradient(jnp.mean(lengths))
+    present = parallel.pmean(jax.lax.stop_gradient(jnp.mean(lengths)))
+    # From zero, as in the authors' code, it would pull the lengths of a short training towards zero.
+    mean = jnp.where(mean > 0, mean, present)
+    new_mean = PATH_DECAY * mean + (1.0 - PATH_DECAY) * present
     return weight * jnp.mean((lengths - mean) ** 2), ({"path_length": jnp.mean(lengths)}, {"path_length": new_mean})
 
 
