@@ -14,7 +14,9 @@ sigmoid of the network's output; k `disc_steps`.
 Differs from the paper: z is normal, not uniform; images are scaled to [-1, 1], with a tanh in place of a sigmoid; no
 dropout in D; Adam, and samples from an average of G's weights, in place of SGD with momentum.
 
-Measured: not yet.
+Measured: a classifier assigns 99.7 % of samples to the class that they were conditioned on, Fréchet distance 26.6 on
+the 8x8 digits (FD-digits; 22.6 between training and test images), 12,000 steps of
+`python train.py configs/gan/gan.py:digits`.
 """
 
 from __future__ import annotations
