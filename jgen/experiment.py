@@ -136,6 +136,7 @@ def from_value(value: Any, where: str) -> Any:
 MOVED_CLASSES = {
     "jgen.models.autoregressive.raster:Sampling": "jgen.samplers.truncation:Sampling",
     "jgen.models.autoregressive.image_transformer:Sampling": "jgen.samplers.truncation:Sampling",
+    "jgen.models.gan.dcgan:Sampling": "jgen.models.gan.game:Sampling",
     "jgen.models.vae.vae:Sampling": "jgen.models.vae.bounds:Sampling",
     "jgen.models.vae.vae:Scoring": "jgen.models.vae.bounds:Scoring",
     "jgen.models.vae.vd_vae:Sampling": "jgen.models.vae.bounds:Sampling",

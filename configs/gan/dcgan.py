@@ -12,19 +12,35 @@ from jgen.train.presets import STANDARD, accelerator_training, choose, digits_tr
 VARIANTS = STANDARD | {
     "mnist": "28x28 MNIST by class; 99.8 % of samples classified as their class, after 15 minutes on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's network with three halvings; for an accelerator",
+    "wgan": "8x8 digits with the Wasserstein loss and clipped weights (Arjovsky et al. 2017, arXiv 1701.07875)",
+    "wgan_gp": "8x8 digits with the Wasserstein loss and gradient penalty (Gulrajani et al. 2017, arXiv 1704.00028)",
 }
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 37.1 (C)")
 ADAM = Optimiser(learning_rate=2e-4, beta1=0.5)  # the paper's
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, wgan=wgan, wgan_gp=wgan_gp)
 
 
 def digits() -> Experiment:
     model = Config(channels=(32, 64), latent=32, loss="non_saturating", disc_norm="batch", norm_momentum=0.99)
     train = digits_training(6000, replace(ADAM, learning_rate=5e-4), ema_decay=0.995)
     return Experiment(model, Data(name="digits"), train)
+
+
+def wasserstein(regulariser: str, optimiser: Optimiser, **options: float) -> Experiment:
+    base = digits()
+    model = replace(base.model, loss="wasserstein", disc_norm="none", regulariser=regulariser, disc_steps=5, **options)
+    return replace(base, model=model, train=replace(base.train, optimiser=optimiser))
+
+
+def wgan() -> Experiment:
+    return wasserstein("clip", Optimiser(name="rmsprop", learning_rate=5e-4, beta2=0.99), clip=0.05)
+
+
+def wgan_gp() -> Experiment:
+    return wasserstein("gradient_penalty", replace(ADAM, learning_rate=5e-4, beta2=0.9))
 
 
 def tiny(digits: Experiment) -> Experiment:

@@ -18,6 +18,7 @@ from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
+from jgen.nn.resampling import average_pool, nearest
 
 Resample = Literal["", "down", "up"]
 
@@ -39,8 +40,8 @@ class AdmBlock(nn.Module):
         """x (B, H, W, C), embedding (B, E) after its SiLU, dropout keys (B,) or None, to (B, h, w, features)."""
         h = GroupNorm(self.groups, silu=True, name="norm1")(x)
         if self.resample:
-            resample = halve if self.resample == "down" else double
-            x, h = resample(x), resample(h)
+            height, width = x.shape[1] // 2, x.shape[2] // 2
+            x, h = (average_pool(y, height, width) if self.resample == "down" else nearest(y) for y in (x, h))
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="embedding")(embedding)
         scale, shift = jnp.split(modulation[:, None, None, :], 2, axis=-1)
@@ -124,16 +125,3 @@ class AttentionPool(nn.Module):
         q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
         pooled = attention(q[:, :1], k, v).reshape(batch, channels)
         return nn.Dense(self.features, dtype=jnp.float32, name="out")(pooled.astype(jnp.float32))
-
-
-def halve(x: jax.Array) -> jax.Array:
-    """Means of 2x2 pixels: (B, H, W, C) to (B, H / 2, W / 2, C)."""
-    batch, height, width, channels = x.shape
-    return jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
-
-
-def double(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour upsampling of (B, H, W, C) by 2."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)

@@ -54,6 +54,25 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, c
     )
 
 
+def grouped_conv(x: Any, kernel: Any, groups: int) -> Any:
+    """Convolution of x (B, H, W, C), keeping the size, in which each group of outputs sees its own inputs alone.
+
+    On CPU it is a convolution for each group, since the gradient of XLA's grouped convolution takes 25 to 80 times as
+    long there.
+
+    Args:
+      kernel: (m, n, C / groups, O), m and n odd, with the outputs of the first group first.
+    """
+    if for_cpu():
+        parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1))
+        return jnp.concatenate([conv(part, weights) for part, weights in parts], axis=-1)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    padding = _default_padding(kernel)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
 def conv_transpose(y: Any, kernel: Any, stride: int = 2) -> Any:
     """Transpose of `conv` with the same kernel (m, n, C, O) and stride: y (B, h, w, O) to (B, H, W, C).
 

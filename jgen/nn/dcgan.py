@@ -28,7 +28,7 @@ class Generator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, z: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
         height, width = (size >> len(self.channels) for size in self.images.shape[:2])
         kernel_init = nn.initializers.normal(0.02)
         features = height * width * self.channels[-1]
@@ -52,7 +52,7 @@ class Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:
         kernel_init = nn.initializers.normal(0.02)
         h = x
         if self.conditioning == "concatenation" and one_hot is not None:

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 from jgen.core.model import ImageSpec
 from jgen.errors import require, require_positive
-from jgen.nn.adm import double
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
 from jgen.nn.normalization import GroupNorm
+from jgen.nn.resampling import nearest
 
 EPS = 1e-6  # of group normalisation
 
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
             for i in range(c.blocks + 1):
                 h = Block(features, c.groups, dtype, name=f"level{level}_block{i}")(h)
             if level > 0:
-                h = Conv(features, dtype=dtype, name=f"level{level}_upsample")(double(h))
+                h = Conv(features, dtype=dtype, name=f"level{level}_upsample")(nearest(h))
         h = GroupNorm(c.groups, EPS, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, dtype=jnp.float32, name="conv_out")(h.astype(jnp.float32))
 

@@ -33,6 +33,7 @@ from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import fourier_embedding, sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
+from jgen.nn.resampling import blur, downsample, upsample
 
 SKIP_SCALE = math.sqrt(0.5)
 FOURIER_SCALE = 16.0
@@ -198,29 +199,3 @@ class SongUNet(nn.Module):
         for name in ("time1", "time2"):
             h = nn.silu(nn.Dense(4 * width, kernel_init=xavier, dtype=self.dtype, name=name)(h))
         return h
-
-
-def blur(x: jax.Array, taps: Sequence[int], padding: int, stride: int = 1) -> jax.Array:
-    """Convolution of each channel of (B, H, W, C), along both axes, with `taps` divided by their sum.
-
-    Args:
-      padding: zeros on each side.
-    """
-    for axis in (1, 2):
-        x = jnp.pad(x, [(padding, padding) if i == axis else (0, 0) for i in range(4)])
-        last = (x.shape[axis] - len(taps)) // stride * stride
-        parts = [jax.lax.slice_in_dim(x, k, k + last + 1, stride, axis) * tap for k, tap in enumerate(taps)]
-        x = sum(parts[1:], parts[0]) / sum(taps)
-    return x
-
-
-def downsample(x: jax.Array, taps: Sequence[int]) -> jax.Array:
-    """Halves the height and width of (B, H, W, C), both even, after the symmetric filter `taps` of even length."""
-    return blur(x, taps, (len(taps) - 1) // 2, stride=2)
-
-
-def upsample(x: jax.Array, taps: Sequence[int]) -> jax.Array:
-    """Doubles the height and width of (B, H, W, C): four times the transpose of `downsample`."""
-    zero, half = jnp.zeros((), x.dtype), len(taps) // 2
-    edges = [(half, half, 1) if axis in (1, 2) else (0, 0, 0) for axis in range(4)]  # one zero between neighbours
-    return 4 * blur(jax.lax.pad(x, zero, edges), taps, 0)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from jgen.nn.conv import conv
 
 EPSILON = 1e-12
 
@@ -47,3 +50,36 @@ def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:
         sigma, new_vectors[name] = spectral_norm(kernel, vectors[name])
         normalised[name] = kernel / sigma
     return normalised, new_vectors
+
+
+class SpectralLayer(nn.Module):
+    """W / sigma(W) in place of W, for a convolution or a dense layer.
+
+    u is the variable "u" of the collection "batch_stats", since it is updated as running statistics are: where `train`
+    is true.
+
+    features:    outputs.
+    kernel_size: of a square convolution that keeps the size; 0: a dense layer over the last axis.
+    """
+
+    features: int
+    kernel_size: int = 0
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, C) or (B, C) to (..., features) of `dtype`."""
+        window = (self.kernel_size, self.kernel_size) if self.kernel_size else ()
+        shape = (*window, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.orthogonal(), shape, jnp.float32)
+        u = self.variable("batch_stats", "u", lambda: start_vector(self.make_rng("params"), kernel, 1))
+        sigma, new_u = spectral_norm(kernel, u.value)
+        if train and not self.is_initializing():
+            u.value = new_u
+        kernel = (kernel / sigma).astype(self.dtype)
+        y = conv(x.astype(self.dtype), kernel) if self.kernel_size else x.astype(self.dtype) @ kernel
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
 from jgen.errors import require, require_choice, require_positive
-from jgen.nn.adm import AdmBlock, Resample, double
+from jgen.nn.adm import AdmBlock, Resample
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
+from jgen.nn.resampling import nearest
 from jgen.nn.song_unet import SongUNet
 
 
@@ -163,7 +164,7 @@ class UNet(nn.Module):
                 if self.adm:
                     h = resnet(h, features, name, "up")
                 else:
-                    h = Conv(features, dtype=self.dtype, name=name)(double(h))
+                    h = Conv(features, dtype=self.dtype, name=name)(nearest(h))
 
         h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jgen.core.model import ImageSpec
 from jgen.errors import require
 from jgen.nn.conv import Conv
+from jgen.nn.resampling import average_pool
 
 Blocks = tuple[tuple[int, int], ...]  # (height of the maps, number of blocks), ...
 
@@ -66,12 +67,6 @@ def scaled(scale: float) -> Any:
     if scale == 0.0:
         return nn.initializers.zeros
     return nn.initializers.variance_scaling(scale**2 / 3.0, "fan_in", "uniform")
-
-
-def average_pool(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Means of equal rectangles, (B, H, W, C) to (B, height, width, C); height divides H and width W."""
-    batch, rows, columns, channels = x.shape
-    return jnp.mean(x.reshape(batch, height, rows // height, width, columns // width, channels), axis=(2, 4))
 
 
 def unpool(x: jax.Array, height: int, width: int) -> jax.Array:

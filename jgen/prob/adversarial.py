@@ -8,13 +8,17 @@ is a probability: the sigmoid of that output. Each loss is to be minimised.
     least_squares    L_D = E (D(x) - 1)^2 / 2 + E D(G(z))^2 / 2  L_G = E (D(G(z)) - 1)^2 / 2   Mao 2016, 1611.04076
     hinge            L_D = E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))     L_G = -E D(G(z))   Lim & Ye 2017, 1705.02894
     wasserstein      L_D = E D(G(z)) - E D(x)                             L_G = -E D(G(z))   Arjovsky 2017, 1701.07875
+    relativistic     L_D = -E log sigmoid(D(x) - D(G(z)))         L_G = -E log sigmoid(D(G(z)) - D(x)), of pairs of x
+                     and G(z)                                                       Jolicoeur-Martineau 2018, 1807.00734
     gradient penalty E (|grad D(x_hat)| - 1)^2, x_hat = u x + (1 - u) G(z), u ~ U[0, 1]      Gulrajani 2017, 1704.00028
     R1               E |grad D(x)|^2 / 2                                                   Mescheder 2018, 1801.04406
+    R2               E |grad D(G(z))|^2 / 2                                                                  the same
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +27,10 @@ from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.prob.likelihoods import sum_image
 
-LOSSES = ("minimax", "non_saturating", "least_squares", "hinge", "wasserstein")
+LOSSES = ("minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic")
+RELATIVE_LOSSES = ("relativistic",)  # whose generator's loss takes real images, too
+PENALTIES = ("gradient_penalty", "r1", "r1_r2")
+PENALTIES_OF_PAIRS = ("gradient_penalty", "r1_r2")  # which take generated images, too
 
 Critic = Callable[[jax.Array], jax.Array]  # images (B, H, W, C) to outputs (B,)
 
@@ -36,12 +43,17 @@ def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array
         return 0.5 * (real - 1.0) ** 2 + 0.5 * fake**2
     if kind == "hinge":
         return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + fake)
+    if kind == "relativistic":
+        return jax.nn.softplus(fake - real)
     assert kind == "wasserstein", kind
     return fake - real
 
 
-def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
-    """The generator's loss for each generated image, (B,)."""
+def generator_loss(kind: str, fake: jax.Array, real: jax.Array | None = None) -> jax.Array:
+    """The generator's loss for each generated image, (B,); `real` is read by the `RELATIVE_LOSSES` alone."""
+    if kind == "relativistic":
+        assert real is not None
+        return jax.nn.softplus(real - fake)
     if kind == "minimax":
         return -jax.nn.softplus(fake)
     if kind == "non_saturating":
@@ -55,10 +67,10 @@ def generator_loss(kind: str, fake: jax.Array) -> jax.Array:
 def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array | float:
     """The output above which the discriminator classifies an image as real: halfway between its two targets.
 
-    A Wasserstein critic has no targets and is defined only up to a constant: its boundary is halfway between the means
-    of its outputs for real and for generated images, (B,) each, over all devices.
+    A Wasserstein critic and a relativistic discriminator have no targets and are defined only up to a constant: their
+    boundary is halfway between the means of the outputs for real and for generated images, (B,) each, over all devices.
     """
-    if kind == "wasserstein":
+    if kind in ("wasserstein", "relativistic"):
         return parallel.pmean(0.5 * (jnp.mean(real) + jnp.mean(fake)))
     return 0.5 if kind == "least_squares" else 0.0
 
@@ -76,9 +88,22 @@ def gradient_penalty(critic: Critic, real: jax.Array, fake: jax.Array, keys: jax
     return (norm - 1.0) ** 2
 
 
-def r1_penalty(critic: Critic, real: jax.Array) -> jax.Array:
-    """|grad D(x)|^2 / 2 of each real image, (B,)."""
-    return 0.5 * squared_gradient(critic, real)
+def r1_penalty(critic: Critic, x: jax.Array) -> jax.Array:
+    """|grad D(x)|^2 / 2 of each image, (B,): R1 of real images, R2 of generated ones."""
+    return 0.5 * squared_gradient(critic, x)
+
+
+def penalty(kind: str, critic: Critic, real: jax.Array, fake: Any, keys: jax.Array) -> jax.Array:
+    """One of `PENALTIES` for each image, or pair of images, (B,); r1_r2 is the sum of R1 and R2.
+
+    Args:
+      fake: generated images, read by the `PENALTIES_OF_PAIRS`; keys: read by gradient_penalty.
+    """
+    if kind == "gradient_penalty":
+        return gradient_penalty(critic, real, fake, keys)
+    assert kind in ("r1", "r1_r2"), kind
+    r1 = r1_penalty(critic, real)
+    return r1 if kind == "r1" else r1 + r1_penalty(critic, fake)
 
 
 def relative_diversity(fake: jax.Array, real: jax.Array, label: jax.Array | None, num_classes: int) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from jgen.train.config import Config, Optimiser
@@ -77,3 +78,20 @@ def accelerator_training(steps: int, optimiser: Optimiser, **changes: Any) -> Co
     preset: dict[str, Any] = {"batch_size": 128, "ema_decay": 0.9999}
     preset |= {"log_every": 100, "validate_every": 1000, "sample_every": 10_000, "checkpoint_every": 5000}
     return Config(steps=steps, optimiser=optimiser, **preset | changes)
+
+
+def lazy_rates(optimiser: Optimiser, **every: int) -> Optimiser:
+    """Adam with the rates and decays of roles that are regularised in every n-th step only, by a phase of its own.
+
+    Such a role has (n + 1) / n updates in a step in place of one: with c = n / (n + 1), a learning rate times c and the
+    decays beta^c have it move as far (Karras et al. 2020, arXiv 1912.04958, appendix B).
+
+    Args:
+      every: n of each role; a role with n = 1 keeps the options given.
+    """
+    options = []
+    for role, n in every.items():
+        c = n / (n + 1) if n > 1 else 1.0
+        rates = {"learning_rate": optimiser.learning_rate * c, "beta1": optimiser.beta1**c, "beta2": optimiser.beta2**c}
+        options += [(role, name, value) for name, value in rates.items()]
+    return replace(optimiser, by_role=(*optimiser.by_role, *options))

@@ -29,7 +29,7 @@ def test_all_keys_of_a_seed_differ():
     for purpose in (rng.VALIDATION, rng.DATA, rng.SCORE, rng.PREPARE):
         key = rng.stream(seed, purpose)
         derived += [key, jnp.stack(rng.split_key(key, 2)), rng.image_keys(key, jnp.arange(50))]
-    derived += [*rng.split(images, 3), *(rng.fold_in(images, t) for t in range(5))]
+    derived += [*rng.split(images, 3), *(rng.fold_in(images, t) for t in (*range(5), rng.NETWORK))]
     rows = np.concatenate([numbers(keys) for keys in derived])
     assert len(np.unique(rows, axis=0)) == len(rows)
 

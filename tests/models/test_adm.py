@@ -15,7 +15,6 @@ from stub_network import CTX, gaussian_images, stub_network
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, ImageSpec
 from jgen.models.diffusion import adm, ddpm, edm, noisy_classifier
 from jgen.nn import unet
-from jgen.nn.adm import double, halve
 from jgen.prob.diffusion_bound import interpolated, log_variances, posterior, prior_kl
 from jgen.prob.pixels import to_float
 from jgen.prob.process import per_image, scales
@@ -42,12 +41,6 @@ def test_the_papers_sizes(size):
     x = jnp.zeros((1, size, size, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.ones(1), jnp.zeros(1, jnp.int32), None)
     assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.51)
-
-
-def test_halving_and_doubling():
-    x = np.random.default_rng(0).normal(size=(2, 4, 6, 3)).astype(np.float32)
-    np.testing.assert_allclose(halve(jnp.asarray(x))[1, 1, 2], x[1, 2:4, 4:6].mean((0, 1)), rtol=1e-5)
-    np.testing.assert_array_equal(double(jnp.asarray(x)), x.repeat(2, 1).repeat(2, 2))
 
 
 def variance_model(monkeypatch, answer, **options):

@@ -20,7 +20,8 @@ from jgen.errors import UserError
 from jgen.experiment import make_model
 from jgen.models.vae import vd_vae
 from jgen.models.vae.vd_vae import Config, Sampling, Scoring, VdVae
-from jgen.nn.vd_vae import average_pool, unpool
+from jgen.nn.resampling import average_pool
+from jgen.nn.vd_vae import unpool
 
 KEY = jax.random.key(0)
 CTX = Context(jnp.int32(0))

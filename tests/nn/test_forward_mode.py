@@ -14,22 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from naive_autoregressive import normal_params
 
 import jgen.nn
 from jgen.core.backend import plain_forms
 from jgen.core.model import ImageSpec
 from jgen.nn import (
-    adm,
     attention,
     autoencoder,
     autoregressive_flow,
+    biggan,
     code_pixelcnn,
     conv,
     dcgan,
     dropout,
     embeddings,
     flow,
+    gan,
     gated_pixelcnn,
     local_pixelcnn,
     masked_convolution,
@@ -38,10 +40,14 @@ from jgen.nn import (
     pixelcnn,
     pixelcnn_pp,
     pixelrnn,
+    progan,
     quantile_head,
+    r3gan,
+    resampling,
     shifted_convolution,
     song_unet,
     spectral_norm,
+    stylegan2,
     transformer,
     unet,
     vae,
@@ -51,6 +57,7 @@ from jgen.nn.sparse_attention import Pattern
 
 KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
+ONE_HOT = np.eye(3, dtype=np.float32)[LABEL]
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
 IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
@@ -163,6 +170,24 @@ def spectral():
     return lambda kernel: spectral_norm.spectral_norm(kernel, u)[0], (kernel,)
 
 
+def spectral_layers(module, *inputs, rest):
+    """`layer` of a module with spectral normalisation, its vectors u the singular vectors of its kernels: see above."""
+    _, (params, *inputs) = layer(module, *inputs, rest=rest)
+    fixed = module.init(jax.random.key(0), *inputs, *rest)["batch_stats"]
+    kernels = flatten_dict(params)
+    u = {
+        path: spectral_norm.start_vector(jax.random.key(0), kernels[*path[:-1], "kernel"], iterations=200)
+        for path in flatten_dict(fixed)
+        if path[-1] == "u"
+    }
+    fixed = unflatten_dict({**flatten_dict(fixed), **u})
+
+    def apply_converged(params, *inputs):
+        return module.apply({"params": params, "batch_stats": fixed}, *inputs, *rest)
+
+    return apply_converged, (params, *inputs)
+
+
 SPARSE = (Pattern("local", 3), Pattern("column", 3))
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
 NCSNPP = song_unet.SongUNet((8,), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
@@ -187,7 +212,7 @@ CASES = {
     "SelfAttention2D": lambda: layer(attention.SelfAttention2D(4, 2), normal(2, 3, 4, 8)),
     "dropout": lambda: (lambda x: dropout.dropout(x, KEYS, 0.5), (normal(2, 3, 4, 5),)),
     "sinusoidal_embedding": lambda: (lambda t: embeddings.sinusoidal_embedding(0.1 * t, 8), (T,)),
-    "double": lambda: (adm.double, (normal(2, 2, 3, 4),)),
+    "nearest": lambda: (resampling.nearest, (normal(2, 2, 3, 4),)),
     "ResnetBlock": lambda: layer(unet.ResnetBlock(32, 4, 0.1), normal(2, 16, 16, 8), normal(2, 8), rest=(KEYS,)),
     "UNet": lambda: layer(UNET, normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
     "fourier_embedding": lambda: (lambda t: embeddings.fourier_embedding(1e-3 * t, 8, 16.0), (T,)),
@@ -288,7 +313,7 @@ CASES = {
     "dcgan.Discriminator": lambda: layer(
         dcgan.Discriminator((4, 8), True, "projection", 0.9, DTYPE),
         normal(2, 8, 8, 1),
-        rest=(np.eye(3, dtype=np.float32)[LABEL], False),
+        rest=(ONE_HOT, False),
     ),
     "vae.Encoder": lambda: layer(vae.Encoder("conv", (4, 8), 1, (6,), 2, 3), normal(2, 8, 8, 1), rest=(LABEL,)),
     "vae.Decoder": lambda: layer(vae.Decoder("conv", (4, 8), 1, (6,), 3, IMAGES, "pixel"), normal(2, 2), rest=(LABEL,)),
@@ -302,10 +327,54 @@ CASES = {
     ),
     "TopDown": top_down,
     "spectral_norm": spectral,
+    "SpectralLayer": lambda: spectral_layers(spectral_norm.SpectralLayer(4, 3), normal(2, 3, 4, 3), rest=(False,)),
+    "gan.Generator": lambda: layer(gan.Generator((5,), IMAGES), normal(2, 3)),
+    "gan.Discriminator": lambda: layer(gan.Discriminator((3,), 2), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
+    "grouped_conv": lambda: (lambda x, k: conv.grouped_conv(x, k, 2), (normal(2, 4, 3, 6), normal(3, 3, 3, 4))),
+    "ConditionalBatchNorm": lambda: spectral_layers(
+        biggan.ConditionalBatchNorm(0.9), normal(2, 3, 4, 3), normal(2, 5), rest=(False,)
+    ),
+    "biggan.SelfAttention": lambda: spectral_layers(biggan.SelfAttention(), normal(2, 4, 2, 8), rest=(False,)),
+    "GeneratorBlock": lambda: spectral_layers(
+        biggan.GeneratorBlock(4, True, 0.9, DTYPE), normal(2, 2, 3, 8), normal(2, 5), rest=(False,)
+    ),
+    "biggan.DiscriminatorBlock": lambda: spectral_layers(
+        biggan.DiscriminatorBlock(6, True, DTYPE), normal(2, 4, 2, 4), rest=(False,)
+    ),
+    "biggan.Generator": lambda: spectral_layers(
+        biggan.Generator((8, 8), 1, (8,), 3, IMAGES, 0.9), normal(2, 3), rest=(ONE_HOT, False)
+    ),
+    "biggan.Discriminator": lambda: spectral_layers(
+        biggan.Discriminator((8, 8), 1, (8,)), normal(2, 8, 8, 1), rest=(ONE_HOT, False)
+    ),
+    "EqualisedDense": lambda: layer(stylegan2.EqualisedDense(4), normal(2, 3)),
+    "EqualisedConv": lambda: layer(stylegan2.EqualisedConv(4, down=True), normal(2, 4, 6, 3)),
+    "StyledConv": lambda: layer(stylegan2.StyledConv(4, True), normal(2, 3, 4, 3), normal(2, 5), rest=(KEYS,)),
+    "ToImage": lambda: layer(stylegan2.ToImage(2), normal(2, 3, 4, 3), normal(2, 5)),
+    "Mapping": lambda: layer(stylegan2.Mapping(4, 2, 1.0), normal(2, 3), rest=(ONE_HOT,)),
+    "Synthesis": lambda: layer(stylegan2.Synthesis((3, 4), IMAGES), normal(2, 4, 5), rest=(KEYS,)),
+    "stylegan2.Generator": lambda: layer(
+        stylegan2.Generator((3, 4), 5, 1, 0.5, IMAGES), normal(2, 3), rest=(ONE_HOT, KEYS, False)
+    ),
+    "stylegan2.DiscriminatorBlock": lambda: layer(stylegan2.DiscriminatorBlock(4), normal(2, 4, 6, 3)),
+    "stylegan2.Discriminator": lambda: layer(
+        stylegan2.Discriminator((3, 4), 1, 2), normal(2, 8, 8, 1), rest=(ONE_HOT,)
+    ),
+    "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
+    "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),
+    "progan.Generator": lambda: layer(progan.Generator((3, 4), IMAGES, 1, 0.3), normal(2, 3), rest=(ONE_HOT,)),
+    "progan.Discriminator": lambda: layer(progan.Discriminator((3, 4), 2, 1, 0.3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
+    "r3gan.Generator": lambda: layer(r3gan.Generator((4, 4), 1, 2, 4, 3, IMAGES), normal(2, 3), rest=(ONE_HOT,)),
+    "r3gan.Discriminator": lambda: layer(r3gan.Discriminator((4, 4), 1, 2, 4, 3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
 }
 NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
-NETWORKS += ("PixelTransformer", "CodePixelCNN")
+NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis")
+NETWORKS += tuple(
+    f"{family}.{name}"
+    for family in ("biggan", "stylegan2", "r3gan", "progan")
+    for name in ("Generator", "Discriminator")
+)
 # Whole networks take long to compile, and their layers are here.
 LAYERS = [name for name in CASES if name not in NETWORKS]
 LAYERS_AND_NETWORKS = LAYERS + [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]

@@ -12,7 +12,7 @@ from scipy import signal
 from configs.diffusion import edm
 from jgen.core.model import ImageSpec
 from jgen.errors import UserError
-from jgen.nn import song_unet
+from jgen.nn import resampling, song_unet
 from jgen.nn.conv import conv
 from jgen.nn.embeddings import fourier_embedding
 from jgen.nn.unet import TINY, UNet, make_unet
@@ -68,8 +68,8 @@ def test_resampling_is_that_of_scipy(taps):
             np.take(filtered, range(start, start + n, 2), axis),
             np.take(up, range(padding, padding + 2 * n), axis),
         )
-    np.testing.assert_allclose(song_unet.downsample(x, taps), low, atol=1e-6)
-    np.testing.assert_allclose(song_unet.upsample(x, taps), high, atol=1e-6)
+    np.testing.assert_allclose(resampling.downsample(x, taps), low, atol=1e-6)
+    np.testing.assert_allclose(resampling.upsample(x, taps), high, atol=1e-6)
 
 
 @pytest.mark.parametrize("taps", song_unet.FILTERS.values())
@@ -78,7 +78,7 @@ def test_a_filtered_convolution_is_a_convolution_then_the_filter(taps):
     params = normal_params(jax.eval_shape(layer.init, jax.random.key(0), x)["params"])
     padding = 1 + (len(taps) - 1) // 2
     y = conv(x, params["conv"]["kernel"], padding=((padding, padding), (padding, padding)))
-    wanted = song_unet.blur(y, taps, 0, stride=2) + params["conv"]["bias"][None, None, None, :]
+    wanted = resampling.blur(y, taps, 0, stride=2) + params["conv"]["bias"][None, None, None, :]
     assert wanted.shape == (2, 4, 3, 5)
     np.testing.assert_allclose(layer.apply({"params": params}, x), wanted, atol=1e-5)
 

@@ -31,6 +31,7 @@ PAPERS = {
     "least_squares": (lambda r, f: ((r - 1) ** 2 + (f - 0) ** 2) / 2, lambda f: (f - 1) ** 2 / 2),
     "hinge": (lambda r, f: -(np.minimum(0, -1 + r) + np.minimum(0, -1 - f)), lambda f: -f),
     "wasserstein": (lambda r, f: -(r - f), lambda f: -f),
+    "relativistic": (lambda r, f: -log_d(r - f), lambda r, f: -log_d(f - r)),
 }
 
 
@@ -40,14 +41,17 @@ def test_losses_are_those_of_the_papers(kind):
     disc_formula, gen_formula = PAPERS[kind]
     disc = adversarial.discriminator_loss(kind, jnp.asarray(real), jnp.asarray(fake))
     np.testing.assert_allclose(disc, disc_formula(real, fake), rtol=2e-6, atol=1e-6)
-    gen = adversarial.generator_loss(kind, jnp.asarray(fake))
-    np.testing.assert_allclose(gen, gen_formula(fake), rtol=2e-6, atol=1e-6)
+    pair = (real, fake) if kind in adversarial.RELATIVE_LOSSES else (fake,)
+    gen = adversarial.generator_loss(kind, jnp.asarray(fake), jnp.asarray(real))
+    np.testing.assert_allclose(gen, gen_formula(*pair), rtol=2e-6, atol=1e-6)
     assert PAPERS.keys() == set(adversarial.LOSSES)
     far = jnp.array([-1e4, 1e4])
-    gradient = jax.grad(lambda f: jnp.sum(adversarial.generator_loss(kind, f)))(far)
+    gradient = jax.grad(lambda f: jnp.sum(adversarial.generator_loss(kind, f, -far)))(far)
     assert np.all(np.isfinite(adversarial.discriminator_loss(kind, -far, far))) and np.all(np.isfinite(gradient))
     # The boundary is where the discriminator has no reason to move an output that is real as often as not.
     boundary = adversarial.decision_boundary(kind, jnp.asarray(real), jnp.asarray(fake))
+    if kind == "relativistic":  # which sees differences alone: it is halfway between the means, as Wasserstein's
+        np.testing.assert_allclose(boundary, np.mean(OUTPUTS), rtol=1e-6)
     move = jax.grad(lambda out: adversarial.discriminator_loss(kind, out, out))(jnp.float32(boundary))
     np.testing.assert_allclose(move, 0.0, atol=1e-7)
 
@@ -92,7 +96,7 @@ def finite_differences(function, x, step=1e-5):
     return out
 
 
-@pytest.mark.parametrize("kind", ["r1", "gradient_penalty"])
+@pytest.mark.parametrize("kind", adversarial.PENALTIES)
 def test_penalties_and_their_gradients_against_finite_differences(kind):
     with jax.enable_x64(True):
         draw = np.random.default_rng(0).standard_normal
@@ -101,18 +105,21 @@ def test_penalties_and_their_gradients_against_finite_differences(kind):
         keys = rng.image_keys(jax.random.key(3), jnp.arange(2))
         u = np.array([[jax.random.uniform(key, (), jnp.float32)] for key in keys]).reshape(2, 1, 1, 1)
         assert 0 < u[0, 0, 0, 0] != u[1, 0, 0, 0] < 1
-        points = real if kind == "r1" else u * real + (1 - u) * fake
 
         def output(x):
             return float(critic_of(weights)(x[None])[0])
 
-        squares = np.array([np.sum(finite_differences(output, point) ** 2) for point in points])
-        expected = squares / 2 if kind == "r1" else (np.sqrt(squares) - 1) ** 2
+        def squares(points):
+            return np.array([np.sum(finite_differences(output, point) ** 2) for point in points])
+
+        expected = {
+            "gradient_penalty": lambda: (np.sqrt(squares(u * real + (1 - u) * fake)) - 1) ** 2,
+            "r1": lambda: squares(real) / 2,
+            "r1_r2": lambda: (squares(real) + squares(fake)) / 2,
+        }[kind]()
 
         def penalty(weights):
-            if kind == "r1":
-                return adversarial.r1_penalty(critic_of(weights), real)
-            return adversarial.gradient_penalty(critic_of(weights), real, fake, keys)
+            return adversarial.penalty(kind, critic_of(weights), real, fake, keys)
 
         values = penalty(weights)
         assert values.shape == (2,)

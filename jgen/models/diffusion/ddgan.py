@@ -43,6 +43,7 @@ from jgen.errors import require, require_labels, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conv import Conv
 from jgen.nn.embeddings import sinusoidal_embedding
+from jgen.nn.resampling import average_pool
 from jgen.prob import adversarial
 from jgen.prob.diffusion_bound import clean_at_zero, posterior
 from jgen.prob.pixels import to_float
@@ -149,8 +150,7 @@ class DiscriminatorBlock(nn.Module):
         kernel_size, stride = (4, 2) if self.down else (3, 1)
         h = Conv(self.features, kernel_size, stride, dtype=self.dtype, name="conv2")(nn.leaky_relu(h, 0.2))
         if self.down:
-            batch, height, width, channels = x.shape
-            x = jnp.mean(x.reshape(batch, height // 2, 2, width // 2, 2, channels), axis=(2, 4))
+            x = average_pool(x, x.shape[1] // 2, x.shape[2] // 2)
         x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="shortcut")(x)
         return (h + x) * 0.5**0.5
 

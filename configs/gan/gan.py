@@ -1,0 +1,39 @@
+"""Generative adversarial networks of dense layers (Goodfellow et al. 2014, arXiv 1406.2661) on several data sets."""
+
+from dataclasses import replace
+
+from jgen.compare.facts import Facts
+from jgen.data.config import Config as Data
+from jgen.experiment import Experiment
+from jgen.models.gan.gan import Config
+from jgen.train.config import Optimiser, tiny_training
+from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+
+VARIANTS = STANDARD
+FACTS = Facts(free_form_jacobian=True)
+ADAM = Optimiser(learning_rate=2e-4, beta1=0.5)
+
+
+def get_config(variant: str) -> Experiment:
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+
+
+def digits() -> Experiment:
+    model = Config(latent=32, gen_widths=(256, 256), disc_widths=(128, 128), pieces=3)
+    return Experiment(model, Data(name="digits"), digits_training(12_000, ADAM))
+
+
+def tiny(digits: Experiment) -> Experiment:
+    model = replace(digits.model, latent=8, gen_widths=(16,), disc_widths=(8,), disc_steps=2)
+    return replace(digits, model=model, train=tiny_training(digits.train))
+
+
+def mnist(name: str) -> Experiment:
+    return Experiment(Config(latent=64), Data(name=name), mnist_training(30_000, ADAM))
+
+
+def cifar10() -> Experiment:
+    # The paper's generator of 8,000 units on CIFAR-10, rounded.
+    model = Config(gen_widths=(1024, 1024), disc_widths=(1024, 1024), pieces=2, class_conditional=False)
+    data = Data(name="cifar10", flip=True, validation=0.0)
+    return Experiment(model, data, accelerator_training(100_000, ADAM))
