@@ -55,11 +55,11 @@ def command(args: list[str]) -> int:
     if a.to_diffusers:
         from jgen.convert.writing import to_folder
 
-        unread = [
-            name for name in ("null_class", "data", "train", "seed") if getattr(a, name) != getattr(Arguments(), name)
-        ]
-        require(not unread, f"{', '.join(unread)} with --to-diffusers: nothing would read it")
-        to_folder(str(source), target, a.step, a.ema, {})
+        defaults = Arguments()
+        for name in ("null_class", "data", "train", "seed"):
+            unread = getattr(a, name) != getattr(defaults, name)
+            require(not unread, f"--{name.replace('_', '-')} with --to-diffusers: nothing would read it")
+        to_folder(str(source), target, a.step, a.ema)
         print(f"{source} in diffusers' layout: {target}")
         return 0
     from jgen.convert.reading import to_run
