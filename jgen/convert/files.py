@@ -99,8 +99,8 @@ def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 def new_name(name: str) -> str:
     """A tensor's name as diffusers has it now."""
-    *place, part, leaf = name.split(".")
-    return ".".join([*place, OLD_NAMES.get(part, part), leaf]) if "attentions" in place else name
+    parts = name.split(".")
+    return ".".join(OLD_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
 
 
 def write_model(folder: Path, class_name: str, fields: Any, tensors: Mapping[str, np.ndarray]) -> None:

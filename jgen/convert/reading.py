@@ -276,6 +276,8 @@ def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
     beside = run.with_name(f"{run.name}-vae")
     for place in (run, *[beside] * (autoencoder is not None)):
         require(not (place / "config.json").exists(), f"{place} is a run already: choose another name, or remove it")
+    shrunk = options.data.low_resolution
+    require(shrunk == 0, f"data.low_resolution is {shrunk}: these models take no image as condition, it must be 0")
     options = replace(options, data=located(options.data))
     dataset = datasets.load(options.data) if options.data.name else None
     given, first = dataset.spec if dataset else None, None
