@@ -87,7 +87,7 @@ def fields_of(objective: ddpm.Config) -> Fields:
         beta_schedule=known[objective.schedule],  # type: ignore[arg-type]
         prediction_type={value: name for name, value in PREDICTIONS.items()}[objective.prediction],  # type: ignore[arg-type]
         clip_sample=objective.sampling.clip,
-        timestep_spacing=spacing if spacing in ("leading", "linspace") else "trailing",  # type: ignore[arg-type]
+        timestep_spacing=spacing if spacing in ("leading", "linspace") else "trailing",
     )
 
 
