@@ -6,7 +6,6 @@ Options of the run's sampler (steps, guidance_scale, ...) and what it can be con
 python sample.py RUN --help
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +38,8 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
+    cascade: tuple[str, ...] = ()
+    """Run directories of upsamplers: each enlarges what the one before it draws, the first what this run draws."""
 
 
 def command(args: list[str]) -> int:
@@ -66,32 +67,34 @@ def command(args: list[str]) -> int:
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
     check_out(out)
-    path = Path(a.trajectory).expanduser()
     if a.trajectory:
-        check_animation(path, "--trajectory")
+        check_animation(Path(a.trajectory).expanduser(), "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     given = cli.given_conditions(parsed, data, experiment.data.background)
     cond = gen.conditions(a.num, a.start, **given)
-    sampling = getattr(parsed, "sampling", None)
-    chosen = {} if sampling is None else {f.name: getattr(sampling, f.name) for f in dataclasses.fields(sampling)}
-    identity = {"model": cli.model_hash(gen), "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
-    store = SampleStore(out, a.num, a.start, gen.model.images.shape, gen.model.images.levels, identity)
+    chosen = dict(vars(parsed.sampling)) if hasattr(parsed, "sampling") else {}
+    stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
+    hashes = [cli.model_hash(stage) for stage in (gen, *stages.upsamplers)]
+    identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
+    store = SampleStore(out, a.num, a.start, stages.model.images, identity)
     key, progress = jax.random.key(a.seed), partial(progress_bar, desc="sampling", unit="batch")
 
     def draw(start: int, num: int) -> Any:
         named = {**chosen, **{name: array[a.num - num :] for name, array in cond.items()}}
-        return gen.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
+        return stages.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
 
     columns = a.columns or math.ceil(math.sqrt(a.num))
     if a.trajectory:
         num = min(a.num, 64)
         named = {**chosen, **{name: array[:num] for name, array in cond.items()}}
         steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, progress=progress, **named)
-        write_animation(path, steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))
+        write_animation(
+            Path(a.trajectory).expanduser(), steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num)))
+        )
         print(f"{steps.shape[1]} steps: {a.trajectory}")
     store.collect(draw)
     store.finish(cond.get("label"), columns, data.label_names)
-    print(f"{a.num} images of {gen}: {a.out}")
+    print(f"{a.num} images of {stages}: {a.out}")
     return 0
 
 

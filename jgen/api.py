@@ -107,7 +107,8 @@ def load(
       step: the checkpoint to take, or "best": of those kept the one with the best validation score; default the newest
         that is whole.
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
-      frozen: {role: run directory} of the runs that it stands on, where they are neither where they were nor beside it.
+      frozen: {role: run directory} of the runs that it stands on, where they are neither where they were nor beside it;
+        or of a role that it was trained without, such as a classifier that guides sampling.
     Raises:
       UserError: no run, no checkpoint, no score that says which is best, a damaged config.json, or one that names a
         class outside jgen; a frozen run that is missing or is not the one that the run was trained on.
@@ -121,9 +122,10 @@ def load(
     experiment, data = runs.load_experiment(path)
     wanted = read_config(path)["frozen_fingerprints"]
     saved = {role: place for role, place in experiment.frozen.items() if role in wanted}
-    stands_on = runs.load_frozen(runs.find_frozen(path, saved, frozen or {}), wanted, load)
-    for role, one in stands_on.items():
-        same = one.fingerprint == wanted[role]
+    optional = [role for role, needed in frozen_roles(experiment.model).items() if not needed]
+    stands_on = runs.load_frozen(runs.find_frozen(path, saved, frozen or {}, optional), wanted, load)
+    for role, digest in wanted.items():
+        same = stands_on[role].fingerprint == digest
         require(same, f"frozen {role} has changed since {path} was trained on it, or is another run")
     model = runs.model_of(experiment.model, data, stands_on)
     arrays = runs.frozen_arrays(stands_on)

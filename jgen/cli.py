@@ -200,13 +200,17 @@ def digest_of(given: dict[str, Any]) -> dict[str, str]:
 
 def frozen_option(experiment: Experiment) -> list[Any]:
     """The command line's --frozen.ROLE RUN, to be fields of a dataclass; none for a run that stands on no other."""
-    if not experiment.frozen:
-        return []
     import tyro
 
-    help_text = "Run directory, where it is neither where it was nor beside this one."
-    role_type = Annotated[str, tyro.conf.arg(help=help_text)]
-    roles = [(role, role_type, dataclasses.field(default="")) for role in experiment.frozen]
+    from jgen.experiment import frozen_roles
+
+    texts = {role: "Run directory; default: none." for role in frozen_roles(experiment.model)}
+    texts |= dict.fromkeys(experiment.frozen, "Run directory, where it is neither where it was nor beside this one.")
+    if not texts:
+        return []
+    roles = [
+        (role, Annotated[str, tyro.conf.arg(help=text)], dataclasses.field(default="")) for role, text in texts.items()
+    ]
     cls = dataclasses.make_dataclass("Frozen", roles, frozen=True)
     return [("frozen", cls, dataclasses.field(default_factory=cls))]
 

@@ -29,7 +29,7 @@ from jgen.data.config import Config as Data
 from jgen.data.config import place_of
 from jgen.errors import UserError, require, require_seed
 
-PATHS = ("inception", "images", "out", "grid")
+PATHS = ("inception", "efficientnet", "images", "out", "grid")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Arguments:
     """Score what the model makes of the split's images: error, distances to the images, codes in use."""
     inception: str = ""
     """File of the published Inception network's weights (.pth, or a .safetensors copy): distances are then FID."""
+    efficientnet: str = ""
+    """File of EfficientNet-Lite0's weights, or installed, for the package's: distances are in its features, which are
+    the same for every data set of colour images."""
     images: str = ""
     """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
     data: Data = field(default_factory=Data)
@@ -226,6 +229,9 @@ def check_split(dataset: Any, arguments: Arguments) -> None:
 def check_arguments(a: Arguments) -> None:
     """Raises `UserError` for values out of their range, and for options that nothing would read."""
     require_seed(a.seed, "--seed")
+    require(
+        not (a.inception and a.efficientnet), "--inception and --efficientnet: distances are in one network's features"
+    )
     for name in ("num", "likelihood_images", "samples"):
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
@@ -239,7 +245,9 @@ def check_arguments(a: Arguments) -> None:
         unread = f"--data.{name.replace('_', '-')} is about --images: a run is scored on the data it was trained on"
         require(options[name] == default[name], unread)
     compared = a.samples > 0 or a.reconstruct
-    require(compared or not a.inception, "--inception is about samples, of which --samples 0 draws none")
+    for name in ("inception", "efficientnet"):
+        given = bool(getattr(a, name))
+        require(compared or not given, f"--{name} is about samples, of which --samples 0 draws none")
     from jgen.metrics.quality import FEWEST, NEEDED
 
     require(a.samples > 0 or not a.grid, "--grid is of samples, of which --samples 0 draws none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,18 +118,24 @@ def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[...,
     return next((one for one in older if one.fingerprint == wanted), newest)
 
 
-def find_frozen(run: Path, saved: Mapping[str, str], given: Mapping[str, str | Path]) -> dict[str, Path]:
+def find_frozen(
+    run: Path, saved: Mapping[str, str], given: Mapping[str, str | Path], optional: Iterable[str] = ()
+) -> dict[str, Path]:
     """Where the frozen runs of a run are, by role: where they are said to be, or else where they were when the run was
     trained, or beside the run.
 
+    Args:
+      optional: roles that its system can do without: a run that was trained without one takes it when it is given, such
+        as a classifier that guides sampling.
     Raises:
       UserError: a run that is at none of these places, or a role that the run does not stand on.
     """
+    takes = [*saved, *(role for role in optional if role not in saved)]
     for role in given:
-        stands = f"it stands on {', '.join(saved)}" if saved else "it stands on no other run"
-        require(role in saved, f"frozen has {role!r}, but of {run}: {stands}")
+        known = f"it takes {', '.join(takes)}" if takes else "it stands on no other run"
+        require(role in takes, f"frozen has {role!r}, but of {run}: {known}")
     places = {}
-    for role, place in saved.items():
+    for role, place in ({role: "" for role in takes if given.get(role)} | dict(saved)).items():
         beside = run.absolute().parent / Path(place).name
         if given.get(role):
             places[role] = Path(given[role]).expanduser()

@@ -1,7 +1,7 @@
 """Scores of samples: their distances to real images, and how a classifier reads them.
 
-`arguments`, here, are those of `jgen.evaluate`: of them split, num, seed, inception and memorisation are read, and by
-`score_samples` also samples, batch_size and grid.
+`arguments`, here, are those of `jgen.evaluate`: of them split, num, seed, inception, efficientnet and memorisation are
+read, and by `score_samples` also samples, batch_size and grid.
 """
 
 from __future__ import annotations
@@ -78,14 +78,20 @@ def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) 
     from jgen.metrics import classifier, quality
 
     reader = load_reader(dataset, config, arguments, by_class)
+    is_given = bool(arguments.inception or arguments.efficientnet)
     require(
-        reader is not None or bool(arguments.inception),
-        f"{config.name} has no classes to train a feature network on: give the published one's weights, --inception,"
-        " or leave samples out, --samples 0",
+        reader is not None or is_given,
+        f"{config.name} has no classes to train a feature network on: give a published one's weights, --inception or"
+        " --efficientnet, or leave samples out, --samples 0",
     )
-    network = quality.of_inception(arguments.inception) if arguments.inception else quality.of_classifier(reader)
+    if arguments.inception:
+        network = quality.of_inception(arguments.inception)
+    elif arguments.efficientnet:
+        network = quality.of_efficientnet(arguments.efficientnet)
+    else:
+        network = quality.of_classifier(reader)
     real, train, test = load_real(dataset, config, arguments, network)
-    reads_apart = reader is not None and bool(arguments.inception)
+    reads_apart = reader is not None and is_given
 
     def compare(
         fetch: Any, num: int, labels: np.ndarray | None, asked_for: bool = False, identity: Any = None
@@ -112,10 +118,11 @@ def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) 
 
 
 def load_reader(dataset: Any, config: Data, arguments: Any, by_class: bool) -> Any:
-    """The classifier that reads samples, and lends its features without --inception; None where neither is wanted."""
+    """The classifier that reads samples, and lends features where no network is given; None where it is not wanted."""
     from jgen.metrics import classifier
 
-    if dataset.spec.num_classes <= 1 or (arguments.inception and not by_class):
+    is_given = bool(arguments.inception or arguments.efficientnet)
+    if dataset.spec.num_classes <= 1 or (is_given and not by_class):
         return None
     if CLASSIFIERS.exists():
         recipe = cli.import_file(CLASSIFIERS).get_recipe(config.name)

@@ -105,7 +105,7 @@ def test_a_batch_that_does_not_divide_over_devices(own, monkeypatch):
         (["--train.optimiser.by-role", "unet", "beta1", "2"], ["by_role: unet beta1 is 2.0"]),
         (["--train.optimiser.skip-norm", "-1"], ["skip_norm is -1.0", "zero or above"]),
         (["--train.optimiser.by-role", "unet", "beta1", "x"], ["by-role", "'x'"]),
-        (["--frozen", "autoencoder", "x"], ["frozen has 'autoencoder'", "this system stands on no other"]),
+        (["--frozen", "autoencoder", "x"], ["frozen has 'autoencoder'", "this system takes classifier"]),
         (["--train.optimiser.learning-rate", "0"], ["learning_rate is 0"]),
         (["--train.optimiser.weight-decay", "0.1"], ["weight_decay is 0.1", "adamw"]),
         (["--model.network.channels", "0", "8"], ["channels is (0, 8)"]),
@@ -362,11 +362,11 @@ def test_frozen_runs_that_are_none(gen, tiny_run, tmp_path):
     mistake(lambda: start(model=prior, frozen={"autoencoder": ""}), "there is no run at (empty)")
     mistake(lambda: start(model=prior), "frozen.autoencoder is missing", "the run of a trained autoencoder")
     mistake(lambda: start(model=prior, frozen={"autoencoder": str(tiny_run)}), "ddpm")
-    mistake(lambda: start(frozen={"teacher": none}), "frozen has 'teacher'", "stands on no other")
-    mistake(lambda: start(frozen={"teacher": str(tiny_run)}), "frozen has 'teacher'", "stands on no other")
+    mistake(lambda: start(frozen={"teacher": none}), "frozen has 'teacher'", "takes classifier")
+    mistake(lambda: start(frozen={"teacher": str(tiny_run)}), "frozen has 'teacher'", "takes classifier")
     mistake(lambda: make_model(gen.config.model, gen.model.data, {"x": gen.model}), "frozen has 'x'")
     mistake(lambda: make_model(prior, gen.model.data), "frozen.autoencoder is missing")
-    mistake(lambda: jgen.load(tiny_run, frozen={"teacher": none}), "frozen has 'teacher'", "stands on no other run")
+    mistake(lambda: jgen.load(tiny_run, frozen={"teacher": none}), "frozen has 'teacher'", "it takes classifier")
     words = [str(tiny_run), "--num", "2", "--frozen.autoencoder", none]
     mistake(lambda: sample.command(words), "--frozen.autoencoder")
     assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "train": {"core", "errors", "prob", "data"},
     "metrics": {"core", "errors", "prob", "data", "train"},
     "experiment": {"core", "errors", "data", "train"},
+    "cascade": {"core", "errors", "generator"},
     "generator": {"core", "errors", "prob", "experiment"},
     "api": {"core", "errors", "data", "train", "experiment", "generator", "runs"},
     "runs": {"core", "errors", "data", "train", "experiment"},

@@ -24,6 +24,7 @@ PREPARE = 0x80000006  # what is found once before sampling
 SHARED = 0x80000007  # the draw that the examples of a phase, or the images of a call, have in common
 FROZEN = 0x80000008  # the shared draw of a frozen model
 SPLIT = 0x80000009  # the parts of `split` and `split_key`
+CASCADE = 0x80000100  # the first of a cascade's upsamplers, the numbers after it those of the others
 
 
 def seed_key(seed: int) -> jax.Array:

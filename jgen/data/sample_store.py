@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jgen.core.files import lock, written_whole
+from jgen.core.model import ImageSpec
 from jgen.data.pictures import check_out, to_display, write_images, write_png
 from jgen.data.sources import map_in_threads
 from jgen.errors import UserError
@@ -31,28 +32,28 @@ class SampleStore:
       the same identity.
 
     Args:
-      shape, levels: of the images.
+      images: their shape and levels.
       identity: what decides an image, such as the model's hash, the seed and the sampler's options.
     Raises:
       UserError: a name with another ending, a path that cannot be written, another process that writes there.
     """
 
-    def __init__(self, out: Path, num: int, start: int, shape: tuple[int, ...], levels: int, identity: dict[str, Any]):
+    def __init__(self, out: Path, num: int, start: int, images: ImageSpec, identity: dict[str, Any]):
         check_out(out)
-        self.out, self.start, self.stop, self.levels = out, start, start + num, levels
+        self.out, self.start, self.stop, self.levels = out, start, start + num, images.levels
         self.is_folder = not out.suffix
         self.folder = out if self.is_folder else out.with_name(f".{out.name}.partial")
         span = {} if self.is_folder else {"start": start, "num": num}
         self.identity = json.loads(json.dumps({**identity, **span}, default=str))
         self._lock = None if self.is_folder else lock(self.folder, "is writing", "wait for it, or choose another --out")
         self.done = self._recorded()
-        images = self.folder / "images.npy"
+        collected = self.folder / "images.npy"
         if self.done[1] == start and not self.is_folder:
             try:
-                np.lib.format.open_memmap(images, "w+", np.uint8, (num, *shape)).flush()
+                np.lib.format.open_memmap(collected, "w+", np.uint8, (num, *images.shape)).flush()
             except OSError as error:
-                raise UserError(f"cannot write {images}: {error.strerror or error}") from error
-        self.images = None if self.is_folder else np.lib.format.open_memmap(images, "r+")
+                raise UserError(f"cannot write {collected}: {error.strerror or error}") from error
+        self.images = None if self.is_folder else np.lib.format.open_memmap(collected, "r+")
         self.next = self._first_missing()
 
     def _recorded(self) -> Range:

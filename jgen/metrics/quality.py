@@ -20,7 +20,7 @@ from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
-from jgen.metrics import inception
+from jgen.metrics import efficientnet, inception
 from jgen.metrics.bootstrap import PATIENCE, bootstrap
 from jgen.metrics.classifier import Classifier, in_batches
 from jgen.metrics.frechet import distance_of_features, statistics
@@ -33,7 +33,8 @@ MOST_PLACES = 16  # rows and columns of a classifier's spatial features
 
 
 class FeatureNetwork(NamedTuple):
-    """name: "FID" of the published Inception network only, else "FD-<data or inception>-<hash>"; hash: of the weights.
+    """name: "FID" of the published Inception network only, else "FD-<data, inception or efficientnet-lite0>-<hash>";
+    hash: of the weights.
 
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, D), spatial features (n, S), logits (n, K)), float32.
     batch_size: images that it takes at once, between two signs of progress.
@@ -67,17 +68,30 @@ def of_classifier(classifier: Classifier) -> FeatureNetwork:
 def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
     """The published network, from a file of its weights. Raises `UserError` as `inception.load` does."""
     weights, digest, published = inception.load(path)
+    name = "FID" if published else f"FD-inception-{digest[:8]}"
+    return of_weights(name, digest, inception.apply, weights, batch_size)
+
+
+def of_efficientnet(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
+    """EfficientNet-Lite0, from a file of its weights or "installed". Raises `UserError` as `efficientnet.load` does."""
+    weights, digest = efficientnet.load(path)
+    return of_weights(f"FD-efficientnet-lite0-{digest[:8]}", digest, efficientnet.apply, weights, batch_size)
+
+
+def of_weights(
+    name: str, digest: str, network: Callable[..., Any], weights: dict[str, Any], batch_size: int
+) -> FeatureNetwork:
+    """A network, (weights, images) -> features, spatial features and logits, with weights of a file."""
 
     @jax.jit
     def run(weights: Any, images: Any) -> Any:
         with jax.default_matmul_precision("highest"):  # as published: accelerators round otherwise
-            return inception.apply(weights, images)
+            return network(weights, images)
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         features, spatial, logits = in_batches(lambda part: run(weights, part), images, batch_size)
         return features, spatial.reshape(len(images), -1), logits
 
-    name = "FID" if published else f"FD-inception-{digest[:8]}"
     return FeatureNetwork(name, digest[:8], apply, batch_size)
 
 

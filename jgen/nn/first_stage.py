@@ -46,6 +46,10 @@ class Config:
         """How many times as high and wide as the latents an image is."""
         return int(2 ** (len(self.channels) - 1))
 
+    def grid(self, images: ImageSpec) -> tuple[int, int]:
+        """Height and width of the latents of such images."""
+        return images.height // self.factor, images.width // self.factor
+
 
 class Block(nn.Module):
     """x + conv(silu(GroupNorm(conv(silu(GroupNorm(x)))))), x projected where the width changes."""

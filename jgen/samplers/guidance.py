@@ -24,6 +24,8 @@ from jgen.core.model import Cond, DataSpec, GenerativeModel
 from jgen.errors import UserError, require
 from jgen.prob.process import Denoiser, Process, half_log_snr, per_image, prior_std, scales
 
+NOISE_RANGE = 7.0  # the largest |lambda| at which a classifier of noisy images is asked
+
 Scale = jax.Array | float
 Conditional = Callable[[jax.Array, jax.Array, Cond], jax.Array]  # (x_t, t, cond) -> x_0
 
@@ -104,21 +106,23 @@ def by_classifier(
 ) -> Denoiser:
     """(x_t, t) -> x_0 + scale sigma^2 / alpha grad log p(label | x_t).
 
-    What the denoiser gives beyond the channels of x_t stays as it is.
+    At the ends of the process, where alpha or sigma is 0, the classifier is asked at |lambda| = NOISE_RANGE, and alpha
+    and sigma are those of that noise. What the denoiser gives beyond the channels of x_t stays as it is.
 
     Args:
       logits: (x, lambda) -> (B, classes), of noisy images scaled to the variance of data, at half the log
         signal-to-noise ratio lambda (B,); label: (B,).
     """
 
-    def log_prob(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        x = x_t / per_image(jnp.asarray(prior_std(process, t)), x_t)
-        log_p = jax.nn.log_softmax(logits(x, half_log_snr(process, t)))
+    def log_prob(x: jax.Array, log_snr: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(logits(x, log_snr))
         return jnp.sum(jnp.take_along_axis(log_p, label[:, None], axis=1))
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
-        alpha, sigma = scales(process, t, x_t)
-        shift = scale * sigma**2 / alpha * jax.grad(log_prob)(x_t, t)
+        log_snr = jnp.clip(half_log_snr(process, t), -NOISE_RANGE, NOISE_RANGE)
+        x = x_t / per_image(jnp.asarray(prior_std(process, t)), x_t)  # alpha and sigma of x have squares of sum 1
+        alpha, sigma2 = jnp.sqrt(jax.nn.sigmoid(2.0 * log_snr)), jax.nn.sigmoid(-2.0 * log_snr)
+        shift = scale * per_image(sigma2 / alpha, x) * jax.grad(log_prob)(x, log_snr)
         x_0, rest = jnp.split(denoiser(x_t, t), [x_t.shape[-1]], axis=-1)
         return jnp.concatenate([x_0 + shift, rest], axis=-1)
 

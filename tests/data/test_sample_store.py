@@ -7,13 +7,14 @@ import pytest
 from data.small_sets import save
 from PIL import Image
 
+from jgen.core.model import ImageSpec
 from jgen.data.sample_store import SampleStore
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (10, 4, 4, 1)).astype(np.uint8)
 
 
 def store(out, num=10, start=0, **identity):
-    return SampleStore(out, num, start, (4, 4, 1), 17, identity)
+    return SampleStore(out, num, start, ImageSpec(4, 4, 1, 17), identity)
 
 
 def drawn(asked):

@@ -49,7 +49,7 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
-    model, network = make_objective(config.objective, data, classifier=classifier), config.objective.network
+    network = getattr(config.objective, "network", None)
     is_adm = isinstance(network, unet.Config) and network.architecture == "adm"
     require(is_adm, f"objective.network is {network}: it must be a jgen.nn.unet.Config of architecture adm")
-    return model._replace(name="adm")
+    return make_objective(config.objective, data, classifier=classifier)._replace(name="adm")

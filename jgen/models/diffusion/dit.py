@@ -47,6 +47,6 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
     Raises:
       UserError: patches that do not divide the images, or options out of their range.
     """
-    model, network = make_objective(config.objective, data, classifier=classifier), config.objective.network
+    network = getattr(config.objective, "network", None)
     require(isinstance(network, dit.Config), f"objective.network is {network}: it must be a jgen.nn.dit.Config")
-    return model._replace(name="dit")
+    return make_objective(config.objective, data, classifier=classifier)._replace(name="dit")

@@ -31,8 +31,8 @@ from jgen.nn import unet
 from jgen.nn.adm import AdmEncoder
 from jgen.prob.pixels import to_float
 from jgen.prob.process import add_noise, cosine, half_log_snr
+from jgen.samplers.guidance import NOISE_RANGE
 
-LIMIT = 7.0  # of |lambda| in training; beyond it, images are taken to be of this noise
 TIME_SCALE = 50.0  # of lambda, for an embedding that was made for steps 1 .. 1000
 
 
@@ -108,7 +108,7 @@ def apply(
     classifier: NoisyClassifier, params: Roles, x: jax.Array, log_snr: jax.Array, key_drop: jax.Array | None
 ) -> jax.Array:
     """Logits, float32 (B, classes), of images of unit variance at lambda (B,)."""
-    t = TIME_SCALE * jnp.clip(log_snr, -LIMIT, LIMIT)
+    t = TIME_SCALE * jnp.clip(log_snr, -NOISE_RANGE, NOISE_RANGE)
     return classifier.network.apply({"params": params["classifier"]}, x, t, key_drop)
 
 
@@ -136,4 +136,4 @@ def noisy_logits(
 
 def logits(classifier: NoisyClassifier, params: Roles, ctx: Context, x: jax.Array) -> jax.Array:
     """Logits of clean images."""
-    return apply(classifier, params, x, jnp.full(len(x), LIMIT), None)
+    return apply(classifier, params, x, jnp.full(len(x), NOISE_RANGE), None)
