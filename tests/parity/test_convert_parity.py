@@ -22,11 +22,11 @@ from diffusers import (  # noqa: E402
 
 import jgen  # noqa: E402
 from jgen.convert import reading  # noqa: E402
-from jgen.convert.__main__ import command  # noqa: E402
+from jgen.convert.__main__ import Arguments, command  # noqa: E402
 from jgen.core import keys as rng  # noqa: E402
 from jgen.core.model import DataSpec, ImageSpec  # noqa: E402
 from jgen.models.diffusion import ddpm  # noqa: E402
-from jgen.models.vae import autoencoder_kl  # noqa: E402
+from jgen.models.vae import autoencoder_kl, patch_adversary  # noqa: E402
 from jgen.nn import dit, first_stage, unet  # noqa: E402
 
 B = 3
@@ -284,8 +284,6 @@ def test_what_was_trained_here_runs_there(cache, tmp_path):
     source = np.random.default_rng(0)
     shapes = reading.template(ddpm.make(config, data))
     params = jax.tree.map(lambda leaf: source.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-    from jgen.convert.__main__ import Arguments
-
     reading.write_run(tmp_path / "run", reading.Model(config, data, params, {}, {}), Arguments(), None, {}, tmp_path)
     assert command([str(tmp_path / "run"), str(tmp_path / "folder"), "--to-diffusers"]) == 0
     pipe = DDIMPipeline.from_pretrained(tmp_path / "folder")
@@ -301,11 +299,9 @@ def test_what_was_trained_here_runs_there(cache, tmp_path):
 def test_a_first_stage_trained_here_runs_there(cache, tmp_path):
     network = first_stage.Config(channels=(8, 16), blocks=1, latent_channels=4, attention=False, groups=4)
     data, source = DataSpec(ImageSpec(16, 16, 3, 256)), np.random.default_rng(0)
-    config = autoencoder_kl.Config(network, disc_weight=0.5, disc_channels=(8,))
+    config = autoencoder_kl.Config(network, adversary=patch_adversary.Config(weight=0.5, channels=(8,)))
     shapes = reading.template(autoencoder_kl.make(config, data))
     params = jax.tree.map(lambda leaf: source.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-    from jgen.convert.__main__ import Arguments
-
     reading.write_run(tmp_path / "run", reading.Model(config, data, params, {}, {}), Arguments(), None, {}, tmp_path)
     assert command([str(tmp_path / "run"), str(tmp_path / "folder"), "--to-diffusers"]) == 0
     vae = AutoencoderKL.from_pretrained(tmp_path / "folder")
