@@ -220,6 +220,15 @@ def test_a_converted_run_is_trained_on(cache, made, tmp_path):
     )
 
 
+def test_the_loss_of_converted_latents_is_finite(made):
+    """With learned variances, at the first step too."""
+    gen, images = jgen.load(made["latent"][0]), np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1))
+    batch = {"image": images.astype(np.uint8), "label": np.arange(32) % 10, "index": np.arange(32)}
+    keys = jax.random.split(jax.random.key(0), 32)
+    loss = jax.grad(lambda params: gen.model.phases[0].loss(params, gen.ctx, keys, batch)[0])
+    assert all(np.isfinite(gradient).all() for gradient in jax.tree.leaves(jax.jit(loss)(gen.params)))
+
+
 # Mistakes.
 
 
