@@ -2,8 +2,7 @@
 
 --out takes a grid (.png), raw arrays (.npz) or a folder. Stopped and started again, it goes on where it was.
 
-Options of the run's sampler (steps, guidance_scale, ...) and what it can be conditioned on are listed by:
-python sample.py RUN --help
+The options of a run's sampler, and what it can be conditioned on: python sample.py RUN --help
 """
 
 import math
@@ -44,7 +43,7 @@ class Arguments:
 
 def command(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
-        if "--help" in args or "-h" in args:
+        if {"--help", "-h"} & set(args):
             cli.parse(Arguments, ["--help"], "sample.py RUN", __doc__)
         require(False, "which run? python sample.py RUN --out samples.png")
     run, rest = str(Path(args[0]).expanduser()), args[1:]
@@ -59,38 +58,36 @@ def command(args: list[str]) -> int:
     from jgen.runs import TOKENIZERS, load_experiment
 
     experiment, data = load_experiment(run)
-    available = cli.sample_options(Arguments, experiment, data, load_tokenizers(Path(run) / TOKENIZERS))
+    options = cli.sample_options(Arguments, experiment, data, load_tokenizers(Path(run) / TOKENIZERS))
     cli.check_spelling(rest, getattr(experiment.model, "sampling", None), ("--model.sampling.", "--sampling."))
-    parsed = cli.parse(available, rest, "sample.py RUN", __doc__)
-    a, out = parsed.main, Path(parsed.main.out).expanduser()
+    parsed = cli.parse(options, rest, "sample.py RUN", __doc__)
+    a = cli.expanded(parsed.main, ("out", "trajectory"))
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
-    check_out(out)
+    check_out(Path(a.out))
     if a.trajectory:
-        check_animation(Path(a.trajectory).expanduser(), "--trajectory")
+        check_animation(Path(a.trajectory), "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     given = cli.given_conditions(parsed, data, experiment.data.background)
     cond = gen.conditions(a.num, a.start, **given)
     chosen = dict(vars(parsed.sampling)) if hasattr(parsed, "sampling") else {}
     stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
-    hashes = [cli.model_hash(stage) for stage in (gen, *stages.upsamplers)]
+    hashes = [*map(cli.model_hash, (gen, *stages.upsamplers))]
     identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
-    store = SampleStore(out, a.num, a.start, stages.model.images, identity)
+    store = SampleStore(Path(a.out), a.num, a.start, stages.model.images, identity)
     key, progress = jax.random.key(a.seed), partial(progress_bar, desc="sampling", unit="batch")
 
     def draw(start: int, num: int) -> Any:
-        named = {**chosen, **{name: array[a.num - num :] for name, array in cond.items()}}
+        named = chosen | {name: array[a.num - num :] for name, array in cond.items()}
         return stages.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
 
     columns = a.columns or math.ceil(math.sqrt(a.num))
     if a.trajectory:
         num = min(a.num, 64)
-        named = {**chosen, **{name: array[:num] for name, array in cond.items()}}
+        named = chosen | {name: array[:num] for name, array in cond.items()}
         steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, progress=progress, **named)
-        write_animation(
-            Path(a.trajectory).expanduser(), steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num)))
-        )
+        write_animation(Path(a.trajectory), steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))
         print(f"{steps.shape[1]} steps: {a.trajectory}")
     store.collect(draw)
     store.finish(cond.get("label"), columns, data.label_names)

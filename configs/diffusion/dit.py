@@ -25,9 +25,10 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    network = dit.Config(patch=2, features=64, layers=6, heads=4, dropout=0.1)
+    # With patches of 2x2 pixels validation ends at 0.445 in place of 0.403.
+    network = dit.Config(patch=1, features=48, layers=4, heads=3)
     model = Config(flow_matching.Config(network=network, sampling=HEUN))
-    return Experiment(model, Data(name="digits"), digits_training(2000, cosine(1e-3, warmup_steps=100)))
+    return Experiment(model, Data(name="digits"), digits_training(2000, cosine(2e-3, warmup_steps=100)))
 
 
 def tiny(digits: Experiment) -> Experiment:
