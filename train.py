@@ -1,6 +1,7 @@
 """Train an image generator: python train.py CONFIG[:VARIANT] --workdir RUN [--option value ...]
 
-Without arguments: a class-conditional diffusion model (VDM) on 8x8 digits. Running the same command again resumes it.
+Without arguments: a class-conditional diffusion model (VDM) on 8x8 digits. Running the same command again resumes it,
+and so does the run in place of CONFIG: python train.py RUN --train.steps N.
 --model options depend on CONFIG: `python train.py CONFIG --help`. `--list` shows the configurations and their variants
 (the first is the default), `--list SYSTEM`, such as `--list dcgan`, describes them.
 """
@@ -21,8 +22,8 @@ def command(args: list[str]) -> int:
         print(cli.list_configs(ROOT, *args[args.index("--list") + 1 :][:1]))
         return 0
     name = args.pop(0) if args and not args[0].startswith("-") else cli.DEFAULT
-    experiment, short = cli.load_config(name, ROOT)
-    parsed = cli.parse(arguments(experiment, f"runs/{short}"), args, "train.py CONFIG[:VARIANT]", __doc__)
+    experiment, workdir = cli.load_config_or_run(name, ROOT)
+    parsed = cli.parse(arguments(experiment, workdir), args, "train.py CONFIG[:VARIANT]", __doc__)
     return train(parsed.experiment, Path(parsed.workdir).expanduser())
 
 

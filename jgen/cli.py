@@ -42,6 +42,20 @@ def load_config(name: str, root: Path) -> tuple[Experiment, str]:
     return module.get_config(variant), f"{path.stem}-{variant}"
 
 
+def load_config_or_run(name: str, root: Path) -> tuple[Experiment, str]:
+    """What `train.py NAME` trains, and its run directory: a configuration's, or that of a run which goes on.
+
+    Raises:
+      UserError: as `load_config`, or a run whose config.json is damaged.
+    """
+    if (Path(name).expanduser() / "config.json").is_file():
+        from jgen.runs import load_experiment
+
+        return load_experiment(name)[0], name
+    experiment, short = load_config(name, root)
+    return experiment, f"runs/{short}"
+
+
 def import_config(path: Path) -> Any:
     """The module of a configuration file. Raises `UserError` where it lacks VARIANTS and get_config."""
     module = import_file(path)

@@ -187,7 +187,9 @@ def check_unchanged(path: Path, saved: dict[str, Any], document: dict[str, Any],
     shapes = [spec_of(document["data"], str(path / "config.json")) for document in (saved, document)]
     before["the data"], after["the data"] = shapes
     same = saved["data_fingerprint"] == document["data_fingerprint"]
-    free = MOVED if same else ()  # data that is elsewhere, or another form of the same
+    free: tuple[str, ...] = MOVED if same else ()  # data that is elsewhere, or another form of the same
+    if saved["data_fingerprint"] == "":  # of weights from elsewhere, without their data
+        free = tuple(name for name in before if name.startswith("data."))
     changed = [n for n in {**before, **after} if before.get(n) != after.get(n)]
     names = [n for n in changed if not may_change(n) and n not in free]
     changes = "; ".join(f"{name} was {before.get(name)}, is {after.get(name)}" for name in names)

@@ -92,6 +92,7 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
     if arrays is not None:
         return array_source(GIVEN, arrays, None, config)
     again = "give them again, jgen.fit(..., images=...), or name a file that holds them, --data.name npz:FILE"
+    require(config.name != "", "data.name is empty: name the data, such as --data.name digits")
     require(config.name != GIVEN, f"the data are arrays that were given from Python: {again}")
     if config.name.startswith("npz:"):
         path = Path(config.name.removeprefix("npz:")).expanduser()
@@ -155,8 +156,10 @@ def json_hash(value: Any) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two hashes of data may be of the same: where one is of the content and the other is not, they may."""
-    return one == other or one.startswith(STREAMED) != other.startswith(STREAMED)
+    """Whether two hashes of data may be of the same: where one is of the content and the other is not, they may, and
+    where one is "", of weights from elsewhere whose data is unknown."""
+    unknown = one == "" or other == ""
+    return one == other or unknown or one.startswith(STREAMED) != other.startswith(STREAMED)
 
 
 def reopen(

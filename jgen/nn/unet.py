@@ -3,7 +3,7 @@
 Residual blocks with group normalisation and SiLU, self-attention at chosen resolutions, skip connections from every
 block of the way down to its mirror on the way up, and an embedding of the time and the class added in each block.
 Parameter for parameter it is the network that diffusers calls `UNet2DModel`; like that one it pads stride-2
-convolutions evenly, where the paper's code pads at the end only.
+convolutions evenly by default, where the paper's code, and with it the published weights, pads at the end only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ class Config:
     base: int = 0
     """Width of the first convolution (adm: always that of the first level); the embedding of time and class is four
     times as wide. 0: the width of the first level."""
+    padding: Literal["even", "end"] = "even"
+    """Zeros around what a stride-2 convolution halves: on both sides, or at the end as in the paper's code (ddpm)."""
+    norm_eps: float = 1e-5
+    """Added to the variance by group normalisation (ddpm)."""
 
+
+PADDING = {"even": None, "end": ((0, 1), (0, 1))}  # of stride-2 convolutions, as `jgen.nn.conv` takes it
 
 # Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.
 DIGITS = Config(channels=(32, 32), blocks=1, attention=(4,), head_dim=32, groups=8, dropout=0.0)
@@ -67,15 +73,16 @@ class ResnetBlock(nn.Module):
     groups: int
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
         """x (B, H, W, C), embedding (B, E) after its SiLU, dropout keys (B,) or None, to (B, H, W, features)."""
-        h = GroupNorm(self.groups, silu=True, name="norm1")(x)
+        h = GroupNorm(self.groups, self.eps, silu=True, name="norm1")(x)
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         shift = nn.Dense(self.features, dtype=self.dtype, name="embedding")(embedding)
         h = h + shift[:, None, None, :]
-        h = dropout(GroupNorm(self.groups, silu=True, name="norm2")(h), keys, self.dropout_rate)
+        h = dropout(GroupNorm(self.groups, self.eps, silu=True, name="norm2")(h), keys, self.dropout_rate)
         h = Conv(self.features, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -96,6 +103,7 @@ class UNet(nn.Module):
 
     base:        width of the first convolution; 0: that of the first level.
     adm:         blocks and changes of resolution are those of ADM (jgen/nn/adm.py).
+    padding, eps: of `Config`; without `adm`.
     """
 
     channels: tuple[int, ...]
@@ -109,6 +117,8 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
     base: int = 0
     adm: bool = False
+    padding: str = "even"
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -127,11 +137,11 @@ class UNet(nn.Module):
             count += 1
             block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
             sizes = (features, self.groups, self.dropout_rate, self.dtype)
-            block = AdmBlock(*sizes, resample, name=name) if self.adm else ResnetBlock(*sizes, name=name)
+            block = AdmBlock(*sizes, resample, name=name) if self.adm else ResnetBlock(*sizes, self.eps, name=name)
             return block(h, embedding, block_keys)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
-            return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
+            return SelfAttention2D(self.head_dim, self.groups, self.dtype, self.eps, name=name)(h)
 
         width = self.channels[0] if self.adm else self.base or self.channels[0]
         h = Conv(width, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
@@ -147,7 +157,7 @@ class UNet(nn.Module):
                 if self.adm:
                     h = resnet(h, features, name, "down")
                 else:
-                    h = Conv(features, stride=2, dtype=self.dtype, name=name)(h)
+                    h = Conv(features, stride=2, padding=PADDING[self.padding], dtype=self.dtype, name=name)(h)
                 skips.append(h)
 
         h = resnet(h, self.channels[-1], "middle_block0")
@@ -166,7 +176,7 @@ class UNet(nn.Module):
                 else:
                     h = Conv(features, dtype=self.dtype, name=name)(nearest(h))
 
-        h = GroupNorm(self.groups, silu=True, name="norm_out")(h)
+        h = GroupNorm(self.groups, self.eps, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
 
     def embed(self, t: jax.Array, label: jax.Array | None, vector: jax.Array | None) -> jax.Array:
@@ -216,7 +226,8 @@ def make_unet(
         "base": config.base,
     }
     if config.architecture in ("ddpm", "adm"):
-        return UNet(**sizes, adm=config.architecture == "adm")
+        own: dict[str, Any] = {"padding": config.padding, "eps": config.norm_eps}
+        return UNet(**sizes, **own, adm=config.architecture == "adm")
     return SongUNet(**sizes, architecture=config.architecture)
 
 
@@ -226,7 +237,12 @@ def check_unet(config: Config, images: ImageSpec) -> None:
     height, width = images.shape[:2]
     require_choice("architecture", config.architecture, ("ddpm", "ddpmpp", "ncsnpp", "adm"))
     require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups)
-    require_positive(base=config.base or channels[0])
+    require_positive(base=config.base or channels[0], norm_eps=config.norm_eps)
+    require_choice("padding", config.padding, PADDING)
+    for name in ("padding", "norm_eps"):
+        value, own = getattr(config, name), config.architecture == "ddpm"
+        message = f"{name} is {value}: only the architecture ddpm reads it, and this is {config.architecture}"
+        require(own or value == getattr(Config, name), message)
     require(config.base % groups == 0, f"base is {config.base}: it must be divisible by groups = {groups}")
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     levels = len(channels)

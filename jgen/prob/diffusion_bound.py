@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.prob.likelihoods import discretised_normal_log_prob, normal_kl, sum_image
+from jgen.prob.likelihoods import discretised_normal_log_prob, normal_kl, normal_log_prob, sum_image
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Denoiser, Process, add_noise, library, prior_std
 
@@ -93,13 +93,18 @@ def chain_term(
 ) -> jax.Array:
     """-log p(x_0 | x_t) of the step to clean data, else KL(q(x_s | x_t, x_0) || p(x_s | x_t)): nats an image, (B,).
 
+    Where levels is 0, x_0 are latents, and p(x_0 | x_t) is a density.
+
     Args:
       row: of the steps, each (B, 1, 1, 1): x0, the coefficient of x_0; logvar_q; is_first, whether s = 0.
       logvar: of p, (B, H, W, C).
     """
     difference = row["x0"] * (x_0 - estimate)  # the two means share the x_t term
     kl = normal_kl(difference, row["logvar_q"], 0.0, logvar)
-    decoded = discretised_normal_log_prob(images, estimate, jnp.exp(0.5 * logvar), levels)
+    if levels == 0:
+        decoded = normal_log_prob(x_0, estimate, logvar)
+    else:
+        decoded = discretised_normal_log_prob(images, estimate, jnp.exp(0.5 * logvar), levels)
     return sum_image(jnp.where(row["is_first"], -decoded, kl))
 
 

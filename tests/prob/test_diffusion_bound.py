@@ -7,7 +7,7 @@ import scipy.special
 import scipy.stats
 from gaussians import MEAN, PROCESSES, STD, keys_of, pixelwise
 
-from jgen.prob.diffusion_bound import posterior, prior_kl, variational_bound
+from jgen.prob.diffusion_bound import chain_term, posterior, prior_kl, variational_bound
 from jgen.prob.likelihoods import discretised_normal_log_prob, normal_kl
 from jgen.prob.process import discrete, edm
 from jgen.prob.schedules import make_schedule
@@ -139,3 +139,15 @@ def test_prior_term():
     variance = 1 + 5.0**2
     expected = 0.5 * np.sum((25 + np.asarray(x_0) ** 2) / variance - 1 - np.log(25 / variance))
     assert prior_kl(edm(5.0), x_0).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_step_to_clean_latents_has_a_density():
+    x_0, estimate = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2))
+    logvar = np.full(x_0.shape, -1.5)
+    rows = {"x0": np.full((3, 1, 1, 1), 0.3), "logvar_q": np.full((3, 1, 1, 1), -2.0)}
+    rows["is_first"] = np.array([True, False, True]).reshape(3, 1, 1, 1)
+    terms = chain_term(jnp.asarray(x_0), jnp.asarray(x_0), jnp.asarray(estimate), rows, jnp.asarray(logvar), levels=0)
+    density = scipy.stats.norm.logpdf(x_0, estimate, np.exp(-0.75)).reshape(3, -1).sum(axis=1)
+    np.testing.assert_allclose(terms[np.array([0, 2])], -density[[0, 2]], rtol=1e-5)
+    divergence = normal_kl(0.3 * (x_0 - estimate), -2.0, 0.0, -1.5)[1].sum()
+    np.testing.assert_allclose(terms[1], divergence, rtol=1e-5)

@@ -60,6 +60,8 @@ class Config:
     """Probability of training without the label, for classifier-free guidance."""
     num_timesteps: int = 1000
     """T, the steps of the forward process."""
+    first_timestep: Literal[0, 1] = 1
+    """What the network is told of t = 1: 1, or 0 as in the authors' code and in diffusers, which count from 0."""
     schedule: Literal["linear", "cosine", "quadratic", "sigmoid"] = "linear"
     """Noise schedule."""
     beta_1: float = 1e-4
@@ -158,6 +160,8 @@ def outputs(
     ddpm: Ddpm, params: Roles, x_t: jax.Array, step: jax.Array, cond: Cond, key_drop: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the network predicts at x_t, and v where variances are learned, each (B, H, W, C); step (B,), 1 .. T."""
+    if ddpm.config.first_timestep == 0:
+        step = step - 1
     output = ddpm.network(params, x_t, step, cond, key_drop)
     if not ddpm.learns_variance:
         return output, None

@@ -1,0 +1,1 @@
+"""Weights in diffusers' layout to runs and back: `python -m jgen.convert`."""

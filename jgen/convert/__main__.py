@@ -1,0 +1,77 @@
+"""Weights in diffusers' layout to a run, and back.
+
+python -m jgen.convert FOLDER RUN [--data.name imagenet2012 --data.size 256] [--train.batch-size 256 ...]
+python -m jgen.convert RUN FOLDER --to-diffusers
+
+FOLDER holds config.json and diffusion_pytorch_model.safetensors of a DiTTransformer2DModel, a UNet2DModel or an
+AutoencoderKL, or is the folder of a pipeline: transformer/ with or without vae/, or unet/, and scheduler/. Of a
+transformer with a vae/, two runs are made: RUN-vae is the autoencoder, and RUN stands on it. A run that is to be scored
+or trained on takes the data that it is for (--data), and options of training (--train): then python train.py RUN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jgen import cli
+from jgen.data.config import Config as Data
+from jgen.errors import UserError, require, require_seed
+from jgen.train.config import Config as Train
+from jgen.train.config import Optimiser, check_config
+
+PROG = "python -m jgen.convert FOLDER RUN"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How weights are converted."""
+
+    to_diffusers: bool = False
+    """Write the weights of a run: python -m jgen.convert RUN FOLDER --to-diffusers."""
+    null_class: bool = False
+    """The last class of a UNet2DModel stands for none, for classifier-free guidance."""
+    data: Data = field(default_factory=lambda: Data(name=""))
+    """The data that the run is for; without a name it is unknown."""
+    train: Train = field(default_factory=lambda: Train(optimiser=Optimiser(learning_rate=1e-4)))
+    """How the run is to be trained on."""
+    seed: int = 0
+    """Seed of training."""
+    step: int | Literal["best"] | None = None
+    """With --to-diffusers: the checkpoint, or best; default: the newest."""
+    ema: bool = True
+    """With --to-diffusers: write the moving average of the weights."""
+
+
+def command(args: list[str]) -> int:
+    if len(args) < 2 or args[0].startswith("-") or args[1].startswith("-"):
+        if "--help" in args or "-h" in args:
+            cli.parse(Arguments, ["--help"], PROG, __doc__ or "")
+        raise UserError(f"which weights, and where to? {PROG}, or python -m jgen.convert RUN FOLDER --to-diffusers")
+    source, target = Path(args[0]).expanduser(), Path(args[1]).expanduser()
+    a: Arguments = cli.parse(Arguments, args[2:], PROG, __doc__ or "")
+    cli.set_up_process()
+    if a.to_diffusers:
+        from jgen.convert.writing import to_folder
+
+        defaults = Arguments()
+        for name in ("null_class", "data", "train", "seed"):
+            unread = getattr(a, name) != getattr(defaults, name)
+            require(not unread, f"--{name.replace('_', '-')} with --to-diffusers: nothing would read it")
+        to_folder(str(source), target, a.step, a.ema)
+        print(f"{source} in diffusers' layout: {target}")
+        return 0
+    from jgen.convert.reading import to_run
+    from jgen.core import parallel
+
+    require(a.step is None and a.ema, "step and ema are of --to-diffusers only")
+    check_config(a.train, parallel.device_count())
+    require_seed(a.seed)
+    runs = to_run(source, target, a)
+    print(f"{source} as {' and '.join(map(str, runs))}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(command)

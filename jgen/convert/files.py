@@ -1,0 +1,122 @@
+"""Folders in diffusers' layout: config.json and diffusion_pytorch_model.safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jgen.core.files import written_whole
+from jgen.core.options import as_tuples, check_types
+from jgen.errors import UserError, require
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+SCHEDULER = "scheduler_config.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TYPES = ("F64", "F32", "F16", "BF16")
+USE = "save the model as safetensors, in diffusers model.save_pretrained(FOLDER, safe_serialization=True)"
+# Names of the layers of attention in files of diffusers up to 0.12, and what they are called now.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+T = TypeVar("T")
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` where it cannot be read, or is damaged."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    require(isinstance(document, dict), f"{path} is damaged: it is no JSON object")
+    return document
+
+
+def read_fields(cls: type[T], document: Mapping[str, Any], where: Path, needed: tuple[str, ...] = ()) -> T:
+    """The fields of a document as a dataclass of them, whose defaults are diffusers' own.
+
+    A field that the dataclass lacks is an error, unless it is null or false.
+
+    Args:
+      needed: fields whose default is not taken, as the class of the document has others.
+    Raises:
+      UserError: unknown or missing fields, or values that jgen has no equivalent of.
+    """
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    given = {name: as_tuples(value) for name, value in document.items() if not name.startswith("_")}
+    for name, value in given.items():
+        known = name in names or value is None or value is False
+        require(known, f"{where}: {name} is {value!r}: jgen has no such option of {document.get('_class_name')}")
+    for name in needed:
+        require(name in given, f"{where} lacks {name}")
+    made = cls(**{name: value for name, value in given.items() if name in names})
+    check_types(made, str(where))
+    return made
+
+
+def find_weights(folder: Path) -> Path:
+    """The file of a folder's weights. Raises `UserError` where there is none, with what to do for one that is not
+    safetensors."""
+    path = folder / WEIGHTS
+    if path.is_file():
+        return path
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    require(not pickled, f"{folder / (pickled or [''])[0]} is pickled, and to unpickle can run any program: {USE}")
+    parts = f"{WEIGHTS}.index.json" in names
+    require(not parts, f'{folder} has its weights in parts: save them in one, with max_shard_size="100GB"')
+    raise UserError(f"there is no {path}")
+
+
+def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The tensors of a file as float32.
+
+    Args:
+      wanted: {name: shape} of all tensors, no more and no less.
+    Raises:
+      UserError: a damaged file, or the first tensor that is missing, of another shape, unknown, or not of floats.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = {new_name(name): name for name in file.keys()}
+            for name, shape in wanted.items():
+                require(name in names, f"{path} lacks the tensor {name}")
+                tensor = file.get_slice(names[name])
+                found, kind = tuple(tensor.get_shape()), tensor.get_dtype()
+                require(found == shape, f"{path}: the tensor {name} has shape {found}: it must be {shape}")
+                require(kind in TYPES, f"{path}: the tensor {name} is of {kind}: it must be one of {', '.join(TYPES)}")
+            extra = [name for name in names if name not in wanted]
+            require(not extra, f"{path} has the tensor {(extra or [''])[0]}, which this model does not have")
+            return {name: file.get_tensor(names[name]).astype(np.float32) for name in wanted}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def new_name(name: str) -> str:
+    """A tensor's name as diffusers has it now."""
+    parts = name.split(".")
+    return ".".join(OLD_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
+
+
+def write_model(folder: Path, class_name: str, fields: Any, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a model's folder.
+
+    Args:
+      fields: the dataclass of config.json's fields.
+    """
+    from safetensors.numpy import save_file
+
+    with written_whole(folder / WEIGHTS) as aside:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, aside, {"format": "pt"})
+    write_document(folder / CONFIG, class_name, dataclasses.asdict(fields))
+
+
+def write_document(path: Path, class_name: str, fields: Mapping[str, Any]) -> None:
+    """Writes a JSON document that names its class."""
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps({"_class_name": class_name, **fields}, indent=2) + "\n")

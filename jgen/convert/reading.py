@@ -1,0 +1,295 @@
+"""From folders in diffusers' layout to runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jgen.convert import autoencoder_kl as kl_names
+from jgen.convert import dit as dit_names
+from jgen.convert import files, scheduler
+from jgen.convert import unet as unet_names
+from jgen.convert.layers import no_memory
+from jgen.core.model import ArraySpec, DataSpec, GenerativeModel, ImageSpec
+from jgen.errors import require, require_choice
+from jgen.models.diffusion import ddpm, dit, latent
+from jgen.models.vae import autoencoder_kl
+
+CLASSES = (dit_names.NAME, dit_names.OLD_NAME, unet_names.NAME, kl_names.NAME)
+CLASS_EMBEDDING = "class_embedding.weight"  # of the U-Net
+
+
+class Model(NamedTuple):
+    """What a folder holds.
+
+    config:    of the jgen system; for a diffusion of latents, once its autoencoder is known.
+    data:      the images, and their classes.
+    params, extra: of the system.
+    sources:   {file: hash} of the weights.
+    """
+
+    config: Any
+    data: DataSpec
+    params: dict[str, Any]
+    extra: dict[str, Any]
+    sources: dict[str, str]
+
+
+class Found(NamedTuple):
+    """A model's folder, its config.json, and the noise schedule that stands beside it, if any."""
+
+    folder: Path
+    document: dict[str, Any]
+    class_name: str
+    scheduler: Path | None
+
+    @property
+    def where(self) -> Path:
+        return self.folder / files.CONFIG
+
+
+def find(folder: Path) -> tuple[Found, Found | None]:
+    """The model in a folder, or in the folder of a pipeline, and the pipeline's autoencoder.
+
+    Raises:
+      UserError: no such folder, or one of something else.
+    """
+    pickled = folder.is_file() and folder.suffix in files.PICKLED
+    require(not pickled, f"{folder} is pickled, and to unpickle can run any program: {files.USE}")
+    require(folder.is_dir(), f"there is no folder {folder}")
+    places = [folder, folder / "transformer", folder / "unet"]
+    model = next((place for place in places if (place / files.CONFIG).is_file()), None)
+    layout = f"it has no {files.CONFIG}, nor has transformer/ or unet/ in it"
+    require(model is not None, f"{folder} is not in diffusers' layout: {layout}")
+    assert model is not None
+    schedules = [folder / "scheduler" / files.SCHEDULER, folder / files.SCHEDULER]
+    found = open_model(model, next((path for path in schedules if path.is_file()), None))
+    has_latents = model.name == "transformer" and (folder / "vae").is_dir()
+    return found, open_model(folder / "vae", None) if has_latents else None
+
+
+def open_model(folder: Path, schedule: Path | None) -> Found:
+    """The config.json of a model."""
+    document = files.read_document(folder / files.CONFIG)
+    require_choice(f"{folder / files.CONFIG}: _class_name", document.get("_class_name"), CLASSES)
+    return Found(folder, document, document["_class_name"], schedule)
+
+
+def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
+    """The names of a pipeline's classes, each its own; () where they have none."""
+    path = folder / "model_index.json"
+    labels = files.read_document(path).get("id2label") if path.is_file() else None
+    if not isinstance(labels, dict) or set(labels) != set(map(str, range(num_classes))):
+        return ()
+    names = [str(labels[str(i)]) for i in range(num_classes)]
+    return tuple(f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names))
+
+
+def data_of(image: ImageSpec, num_classes: int, names: tuple[str, ...], given: DataSpec | None) -> DataSpec:
+    """The images and classes that weights are of: as the data that is given has them, or of 256 levels.
+
+    Raises:
+      UserError: data of other images or classes.
+    """
+    if given is None:
+        label = {"label": ArraySpec((), "int32", num_classes, names)} if num_classes else {}
+        return DataSpec(image, label)
+    same = given.image.shape == image.shape and num_classes in (0, given.num_classes)
+    own = f"the data has images {given.image.shape} and {given.num_classes} classes"
+    require(same, f"{own}: the weights are of images {image.shape} and {num_classes} classes")
+    return given
+
+
+def template(model: GenerativeModel) -> dict[str, Any]:
+    """The shapes of a model's parameters; nothing is computed."""
+    batch = {name: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for name, f in model.data.fields.items()}
+    kind = "uint8" if model.images.levels else "float32"
+    batch["image"] = jax.ShapeDtypeStruct((1, *model.images.shape), kind)
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, {})[0], batch)
+
+
+def weights(found: Found, tensors_of: Callable[[Any], dict[str, np.ndarray]], params: Any, rows: int = 0) -> Any:
+    """The tensors of a model's file, all of which its parameters need, and {file: hash}.
+
+    Args:
+      tensors_of: parameters to {name: array}; params: shapes of the parameters.
+      rows: rows of the class embedding in the file; 0: as many as in the parameters.
+    """
+    path = files.find_weights(found.folder)
+    wanted = {name: array.shape for name, array in tensors_of(no_memory(params)).items()}
+    if rows:
+        wanted[CLASS_EMBEDDING] = (rows, *wanted[CLASS_EMBEDDING][1:])
+    tensors = files.read_tensors(path, wanted)
+    with path.open("rb") as file:
+        return tensors, {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def objective_of(found: Found, learned: bool, **options: Any) -> ddpm.Config:
+    """The chain of a model's scheduler; DDPM's own where there is none."""
+    if found.scheduler is None:
+        return scheduler.objective_of(scheduler.Fields(), "DDIMScheduler", "", learned, **options)
+    document = files.read_document(found.scheduler)
+    fields = files.read_fields(scheduler.Fields, document, found.scheduler)
+    return scheduler.objective_of(fields, document.get("_class_name"), found.scheduler, learned, **options)
+
+
+def read_autoencoder(found: Found, size: int, given: DataSpec | None) -> tuple[Model, float]:
+    """An `AutoencoderKL` and its scaling factor.
+
+    Args:
+      size: height and width of the images; 0: those of the data, or what its config.json says.
+    """
+    fields = files.read_fields(kl_names.Fields, found.document, found.where)
+    network = kl_names.network_of(fields, found.where)
+    height, width = (size, size) if size or given is None else given.image.shape[:2]
+    height, width = height or fields.sample_size, width or fields.sample_size
+    data = data_of(ImageSpec(height, width, fields.in_channels, 256), 0, (), given)
+    config = autoencoder_kl.Config(network)
+    shapes = template(autoencoder_kl.make(config, data))
+    tensors, sources = weights(found, lambda params: kl_names.tensors_of(network, params), shapes)
+    return Model(config, data, kl_names.params_of(network, tensors), {}, sources), fields.scaling_factor
+
+
+def read_unet(found: Found, null_class: bool, given: DataSpec | None) -> Model:
+    """A `UNet2DModel`.
+
+    Args:
+      null_class: whether the last of its classes stands for none.
+    """
+    fields = files.read_fields(unet_names.Fields, found.document, found.where)
+    network = unet_names.network_of(fields, found.where)
+    rows = fields.num_class_embeds or 0
+    num_classes = rows - null_class
+    require(rows > 1 or not null_class, f"{found.where} has {rows} classes: with --null-class it must have more than 1")
+    image = ImageSpec(*unet_names.image_size(fields, found.where), fields.in_channels, 256)
+    data = data_of(image, num_classes, class_names(found.folder.parent, num_classes), given)
+    options = {"class_conditional": num_classes > 0, "label_dropout": 0.1 if null_class else 0.0}
+    config = objective_of(found, learned=False, network=network, **options)
+    shapes = template(ddpm.make(config, data))["unet"]
+    tensors, sources = weights(found, lambda params: unet_names.tensors_of(network, params), shapes, rows)
+    if rows and not null_class:  # jgen's embedding has a row for no class, which such a network never sees
+        tensors[CLASS_EMBEDDING] = np.pad(tensors[CLASS_EMBEDDING], ((0, 1), (0, 0)))
+    params = unet_names.params_of(network, tensors, fields.flip_sin_to_cos)
+    return Model(config, data, {"unet": params}, {}, sources)
+
+
+def read_transformer(found: Found, autoencoder: Found | None, given: DataSpec | None) -> tuple[Model, Model | None]:
+    """A `DiTTransformer2DModel`, and the `AutoencoderKL` whose latents it is of; None where it is of images."""
+    needed = dit_names.OLD_DEFAULTS if found.class_name == dit_names.OLD_NAME else ()
+    fields = files.read_fields(dit_names.Fields, found.document, found.where, needed)
+    network = dit_names.network_of(fields, found.where)
+    learned = fields.out_channels == 2 * fields.in_channels
+    objective = objective_of(found, learned, network=network)
+    shape, num_classes = (fields.sample_size, fields.sample_size, fields.in_channels), fields.num_embeds_ada_norm
+    names = class_names(found.folder.parent, num_classes)
+    first, scale = None, 1.0
+    if autoencoder is None:
+        config: Any = dit.Config(objective)
+        data = data_of(ImageSpec(*shape, levels=256), num_classes, names, given)
+        model = dit.make(config, data)
+    else:
+        where, clips = found.scheduler or "no scheduler_config.json", objective.sampling.clip
+        require(not clips, f"{where}: clip_sample is true: latents have no range to be clipped to, it must be false")
+        first, scale = read_first_stage(autoencoder, shape, given)
+        config, data = latent.Config(objective), data_of(first.data.image, num_classes, names, given)
+        first = first._replace(data=data)
+        model = latent.make_objective(objective, DataSpec(ImageSpec(*shape, levels=0), data.fields))
+    tensors, sources = weights(found, lambda params: dit_names.tensors_of(network, params), template(model)["dit"])
+    params = {"dit": dit_names.params_of(network, tensors, found.folder)}
+    extra = {} if autoencoder is None else {"latent_scale": jnp.float32(1.0 / scale)}
+    return Model(config, data, params, extra, sources), first
+
+
+def read_first_stage(found: Found, shape: tuple[int, int, int], given: DataSpec | None) -> tuple[Model, float]:
+    """The autoencoder of latents of this shape, and its scaling factor."""
+    require_choice(f"{found.where}: _class_name", found.class_name, (kl_names.NAME,))
+    channels = found.document.get("latent_channels", kl_names.Fields.latent_channels)
+    wanted = f"{found.where}: latent_channels is {channels}: the transformer's in_channels is {shape[2]}"
+    require(channels == shape[2], wanted)
+    blocks = found.document.get("block_out_channels")
+    require(isinstance(blocks, list) and len(blocks) > 0, f"{found.where}: block_out_channels is {blocks!r}")
+    return read_autoencoder(found, shape[0] * 2 ** (len(blocks or ()) - 1), given)
+
+
+def write_run(
+    run: Path, model: Model, options: Any, dataset: Any, frozen_places: Mapping[str, Path], converted: Path
+) -> None:
+    """Writes a run directory at step 0.
+
+    Args:
+      options: the command's options; dataset: the data that is given, or None; frozen_places: {role: run}.
+      converted: the folder that it was made from.
+    """
+    import jgen
+    from jgen import runs
+    from jgen.core import keys as rng
+    from jgen.data.dataset import Dataset
+    from jgen.experiment import Experiment
+    from jgen.train import checkpoints
+    from jgen.train.config import ema_enabled
+    from jgen.train.logs import Window
+    from jgen.train.loop import role_optimisers
+    from jgen.train.run_directory import RunDirectory, read_config, read_json
+    from jgen.train.step import init_state
+
+    places = {role: str(place) for role, place in frozen_places.items()}
+    experiment = Experiment(model.config, options.data, options.train, places, options.seed)
+    frozen = runs.load_frozen(places, {}, jgen.load)
+    system = runs.model_of(model.config, model.data, frozen)
+    optimisers = role_optimisers(system, options.train)
+    loaded = system._replace(init=lambda key, batch, frozen: (model.params, model.extra))
+    state = init_state(loaded, optimisers, rng.seed_key(options.seed), {}, ema_enabled(options.train))
+    data = dataset or Dataset("", model.data, {}, "")
+    directory = RunDirectory(run)
+    try:
+        runs.open_run(directory, experiment, replace_spec(data, model.data), frozen)
+        directory.note_start(0, options.seed)
+        environment = read_json(run / "environment.json")
+        origin = {"folder": str(converted.absolute()), "sha256": model.sources}
+        directory.write("environment.json", {**environment, "converted_from": origin})
+        writer = checkpoints.Writer(directory.checkpoints, keep=1, keep_every=0)
+        try:
+            writer.save(state, {"window": Window().state, "seconds": 0.0, "config": read_config(run)})
+        finally:
+            writer.close()
+    finally:
+        directory.close()
+
+
+def replace_spec(dataset: Any, spec: DataSpec) -> Any:
+    return dataset._replace(spec=spec)
+
+
+def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
+    """Makes runs of a folder: what it made, an autoencoder first. Raises `UserError` before anything is written."""
+    from jgen.data import dataset as datasets
+    from jgen.data.config import located
+
+    found, autoencoder = find(folder)
+    beside = run.with_name(f"{run.name}-vae")
+    for place in (run, *[beside] * (autoencoder is not None)):
+        require(not (place / "config.json").exists(), f"{place} is a run already: choose another name, or remove it")
+    shrunk = options.data.low_resolution
+    require(shrunk == 0, f"data.low_resolution is {shrunk}: these models take no image as condition, it must be 0")
+    options = replace(options, data=located(options.data))
+    dataset = datasets.load(options.data) if options.data.name else None
+    given, first = dataset.spec if dataset else None, None
+    if found.class_name == kl_names.NAME:
+        model = read_autoencoder(found, 0, given)[0]
+    elif found.class_name == unet_names.NAME:
+        model = read_unet(found, options.null_class, given)
+    else:
+        model, first = read_transformer(found, autoencoder, given)
+    if first is None:
+        write_run(run, model, options, dataset, {}, folder)
+        return [run]
+    write_run(beside, first, options, dataset, {}, folder)
+    write_run(run, model, options, dataset, {"autoencoder": beside}, folder)
+    return [beside, run]
