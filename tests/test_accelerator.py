@@ -13,7 +13,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from on_device import cases, costs, report, right, servers  # noqa: E402
+from on_device import cases, costs, report, right, servers
 
 
 def test_operations_of_matrix_products_and_convolutions_are_the_formulas():

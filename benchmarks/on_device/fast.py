@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from on_device import cases, costs
 
 HELD: dict[str, Any] = {}
@@ -65,6 +66,7 @@ def prepare_torch(case: str, precision: str, small: bool, folder: str, variant: 
     """Makes PyTorch's side, and holds its output against jgen's."""
     import torch
     import torch._dynamo
+
     from on_device import torch_sides
 
     HELD.clear()

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from on_device import cases
-from on_device.costs import matrix_flops
 from side_by_side import save_weights, shaken
 
 from jgen.core import parallel
@@ -27,6 +25,8 @@ from jgen.train.config import Config, Optimiser
 from jgen.train.optimisers import average_decay, make_optimiser
 from jgen.train.packing import pack_roles
 from jgen.train.step import TrainState, init_state, make_train_step
+from on_device import cases
+from on_device.costs import matrix_flops
 
 AVERAGED = Config(ema_decay=0.999)
 

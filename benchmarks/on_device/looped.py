@@ -18,11 +18,11 @@ def measure(name: str, small: bool) -> dict[str, Any]:
     wait, in batches of 128; if `small`, of the `tiny` ones.
     """
     import loop
-    from on_device.servers import ROOT
 
     from jgen import cli
     from jgen.data import arrays as own
     from jgen.data import dataset as datasets
+    from on_device.servers import ROOT
 
     experiment, _ = cli.load_config(f"{NAMES[name]}:{'tiny' if small else 'mnist'}", ROOT)
     size, num, batch = (8, 256, 16) if small else (28, 20_000, 128)

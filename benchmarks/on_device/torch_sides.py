@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from on_device import cases, torch_networks
 from side_by_side import load_weights
 from torch.nn.functional import mse_loss, softplus
+
+from on_device import cases, torch_networks
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

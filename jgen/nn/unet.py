@@ -49,6 +49,9 @@ class Config:
     base: int = 0
     """Width of the first convolution; the embedding of time and class is four times as wide. 0: the width of the first
     level."""
+    remat: bool = False
+    """Compute the features inside blocks anew for the gradient, in place of keeping them: less memory, a third more
+    time."""
 
 
 # Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.
@@ -92,6 +95,7 @@ class UNet(nn.Module):
     t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
 
     base:        width of the first convolution; 0: that of the first level.
+    remat:       whether blocks compute their features anew for the gradient, so that only their inputs are kept.
     """
 
     channels: tuple[int, ...]
@@ -104,6 +108,7 @@ class UNet(nn.Module):
     out_channels: int
     dtype: Any = jnp.float32
     base: int = 0
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -116,17 +121,18 @@ class UNet(nn.Module):
     ) -> jax.Array:
         embedding = self.embed(t, label, vector)
         count = 0
+        block_type, attention_type = ResnetBlock, SelfAttention2D
+        if self.remat:
+            block_type, attention_type = nn.remat(ResnetBlock), nn.remat(SelfAttention2D)
 
         def resnet(h: jax.Array, features: int, name: str) -> jax.Array:
             nonlocal count
             count += 1
             block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
-            return ResnetBlock(features, self.groups, self.dropout_rate, self.dtype, name=name)(
-                h, embedding, block_keys
-            )
+            return block_type(features, self.groups, self.dropout_rate, self.dtype, name=name)(h, embedding, block_keys)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
-            return SelfAttention2D(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
+            return attention_type(self.head_dim, self.groups, dtype=self.dtype, name=name)(h)
 
         h = Conv(self.base or self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
@@ -207,6 +213,7 @@ def make_unet(
         "out_channels": out_channels or images.channels,
         "dtype": jnp.dtype(config.dtype),
         "base": config.base,
+        "remat": config.remat,
     }
     return UNet(**sizes) if config.architecture == "ddpm" else SongUNet(**sizes, architecture=config.architecture)
 
