@@ -13,7 +13,7 @@ from jgen.nn.unet import UNet
 
 
 def unet(kind, dropout, remat):
-    net = kind((8,), 1, (), 8, 4, dropout, 0, 3, remat=remat)
+    net = kind((8, 16), 1, (8,), 8, 4, dropout, 0, 3, remat=remat)
     x, t, keys = jnp.sin(jnp.arange(16 * 16 * 16 * 3.0)).reshape(16, 16, 16, 3), jnp.arange(16.0), None
     if dropout:
         keys = image_keys(jax.random.key(1), jnp.arange(16))
