@@ -123,7 +123,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
 
 class Training:
-    """A run to `config.steps`, from the newest good checkpoint of its directory or from the start.
+    """A run to `config.steps`, from the checkpoint of step `newest` or from the start.
 
     `frozen` holds the arrays of the earlier runs that the model stands on, on the host. Of several processes, the first
     writes the directory, scores and samples; all of them train.
@@ -138,19 +138,21 @@ class Training:
         seed: int,
         directory: RunDirectory,
         frozen: Mapping[str, FrozenModel] | None = None,
+        newest: int | None = None,
     ):
         self.started = time.monotonic()
         if "label" in model.conditions:
             scored = ["validation"] * (config.validate_every > 0 and "validation" in dataset.splits)
             for split in ("train", *scored):
                 require_labels_of(dataset, split, f"{model.name} is conditioned on them")
-        self.document = read_config(directory.path)
+        self.main = parallel.is_main_process()
+        self.document = read_config(directory.path) if self.main else {}
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
         self.frozen = parallel.replicate(dict(frozen or {}))
         start = starting_state(model, config, data, dataset, seed, self.frozen)
-        newest = checkpoints.newest_good(directory.checkpoints)
         self.window, self.seconds = Window(), 0.0
         if newest is not None:
+            checkpoints.wait_until_seen(directory.checkpoints, newest)
             start, meta = checkpoints.read(directory.checkpoints, newest, start)
             self.window, self.seconds = Window(meta["window"]), meta["seconds"]
         self.first = int(start.step)
@@ -162,7 +164,6 @@ class Training:
         self.step = make_train_step(model, self.optimisers, **options)
         self.steps = make_train_steps(model, self.optimisers, config.steps_per_call, **options)
         self.pending: deque[tuple[int, Any]] = deque()
-        self.main = parallel.is_main_process()
         self.bar: Any = None
 
     def run(self) -> TrainState:
@@ -227,6 +228,7 @@ class Training:
 
     def call(self, before: int, batches: list[Batch]) -> None:
         """The steps after so many on these batches, in one call."""
+        metrics: Any
         if len(batches) == 1:
             self.state, metrics = self.step(self.state, self.frozen, batches[0], before)
         else:

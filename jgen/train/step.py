@@ -234,7 +234,7 @@ def local_steps(
         num = len(list(group))
 
         def one(carry: Any, batch: Batch, phases: Any = phases) -> tuple[Any, Metrics]:
-            state, per_example, metrics = local_step(*parts, phases, *carry, frozen, batch)
+            state, per_example, metrics = partial(local_step, *parts)(phases, *carry, frozen, batch)
             return (state, per_example), metrics
 
         own = jax.tree.map(lambda x, first=first, num=num: x[first : first + num], batch)
