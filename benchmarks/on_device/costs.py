@@ -114,6 +114,31 @@ def count(program: Any) -> float:
     return total
 
 
+def live_bytes(program: Any) -> int:
+    """Most bytes of intermediate results that a jaxpr holds at a time, each from where it is computed to its last use.
+
+    Before XLA, which never writes much of what is computed element by element: a bound from above.
+    """
+    from jgen.compare.loops import inner_programs, open_jaxpr
+
+    jaxpr = open_jaxpr(program)
+    last = {v: i for i, equation in enumerate(jaxpr.eqns) for v in equation.invars if not hasattr(v, "val")}
+    last |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not hasattr(v, "val")}
+    held: dict[Any, int] = {}
+    now = most = 0
+    for i, equation in enumerate(jaxpr.eqns):
+        results = {v: math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars}
+        inner = max((live_bytes(each) for _, each in inner_programs(equation)), default=0)
+        stacked = sum(results.values()) if equation.primitive.name == "scan" else 0
+        most = max(most, now + max(sum(results.values()), inner + stacked))
+        held |= {v: size for v, size in results.items() if v in last}
+        now = now + sum(size for v, size in results.items() if v in last)
+        for v in {v for v in equation.invars if not hasattr(v, "val")}:
+            if last.get(v) == i:
+                now -= held.pop(v, 0)
+    return most
+
+
 def program_memory(run: Callable[[], Any]) -> float | None:
     """GiB that the largest program which a call compiles needs: arguments, results and what it computes with."""
     import jax

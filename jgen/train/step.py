@@ -193,7 +193,8 @@ def make_train_steps(
     @cache
     def program(active: tuple[tuple[int, ...], ...]) -> Callable[..., tuple[TrainState, Roles, tuple[Metrics, ...]]]:
         split = (None, 0, None, 2)
-        return parallel.pmap(partial(local_steps, parts, active), split, (None, 0, None), donate=(0, 1))
+        one = partial(local_step, *parts)
+        return parallel.pmap(partial(local_steps, one, active), split, (None, 0, None), donate=(0, 1))
 
     def steps(
         state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, step_count: int
@@ -221,20 +222,25 @@ def metrics_by_step(metrics: Metrics | tuple[Metrics, ...]) -> list[Metrics]:
 
 
 def local_steps(
-    parts: tuple[Any, ...],
+    step: Callable[..., Any],
     active: tuple[tuple[int, ...], ...],
     state: TrainState,
     per_example: Roles,
     frozen: Mapping[str, FrozenModel],
     batch: Batch,
 ) -> tuple[TrainState, Roles, tuple[Metrics, ...]]:
-    """A device's part of consecutive steps; `active`: the phases of each. See `local_step` and `make_train_steps`."""
+    """A device's part of consecutive steps, see `make_train_steps`.
+
+    Args:
+      step: `local_step`, from its argument `active` on.
+      active: the phases of each step.
+    """
     carry, all_metrics, first = (state, per_example), [], 0
     for phases, group in groupby(active):
         num = len(list(group))
 
         def one(carry: Any, batch: Batch, phases: Any = phases) -> tuple[Any, Metrics]:
-            state, per_example, metrics = partial(local_step, *parts)(phases, *carry, frozen, batch)
+            state, per_example, metrics = step(phases, *carry, frozen, batch)
             return (state, per_example), metrics
 
         own = jax.tree.map(lambda x, first=first, num=num: x[first : first + num], batch)
