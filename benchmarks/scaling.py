@@ -2,8 +2,9 @@
 
 Writes the table of docs/scaling.md. Nothing is computed: programs are traced for their shapes. Bytes of the parameters,
 of what the optimiser keeps and of the average are the training state's; the memory of an example is what its gradient
-holds at a time, as JAX sees it before XLA, which never writes much of what is computed element by element. --check exits
-where the document has another table.
+holds at a time, as JAX sees it before XLA, which never writes much of what is computed element by element.
+
+--check exits where the document has another table.
 """
 
 from __future__ import annotations

@@ -24,11 +24,12 @@ from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.train.config import Config, Optimiser
 from jgen.train.optimisers import average_decay, make_optimiser
 from jgen.train.packing import pack_roles
-from jgen.train.step import TrainState, init_state, make_train_step
+from jgen.train.step import TrainState, init_state, make_train_step, make_train_steps
 from on_device import cases
 from on_device.costs import matrix_flops
 
 AVERAGED = Config(ema_decay=0.999)
+IN_A_CALL = 20  # steps of the dense VAE
 
 
 class Task(NamedTuple):
@@ -172,15 +173,27 @@ def gated_pixelcnn(
 
 
 def vae_(folder: Path, dtype: Any, *, size: int, hidden: int, latent: int, batch: int) -> Side:
-    """A training step: the bound of binary images, Adam."""
+    """A training step: the bound of binary images, Adam; alone, and as one of 20 in a call."""
     config = vae.Config(network="dense", widths=(hidden,), blocks=0, latent=latent, decoder="bernoulli", dtype=dtype)
     model = vae.make(config, DataSpec(ImageSpec(size, size, 1, 2)))
     examples = batch_of(cases.random_images(batch, size, 1, 2))
-    state, step = start(model, examples, Config(optimiser=Optimiser(learning_rate=1e-3), ema_decay=0.0))
+    training = Config(optimiser=Optimiser(learning_rate=1e-3), ema_decay=0.0)
+    state, step = start(model, examples, training)
     save_weights(folder, state.params)
     ctx = Context(0, None, state.params, state.extra)
     means = np.asarray(model.encode(state.params, ctx, None, examples["image"], {}))
-    return Side({"train": training_task(state, step, examples)}, means, size_of(state.params))
+    size_of_all, single = size_of(state.params), training_task(state, step, examples)
+    optimisers = {role: make_optimiser(training, role) for role in state.params}
+    steps, held = make_train_steps(model, optimisers, IN_A_CALL), [parallel.replicate(state)]
+    together = {name: np.concatenate([array] * IN_A_CALL) for name, array in examples.items()}
+
+    def in_calls(n: int) -> None:
+        for _ in range(n):
+            held[0], _ = steps(held[0], {}, together, 0)
+        jax.block_until_ready(held[0])
+
+    calls = Task(in_calls, IN_A_CALL * batch, IN_A_CALL * single.flops)
+    return Side({"train": single, "train_20_a_call": calls}, means, size_of_all)
 
 
 def glow_(folder: Path, dtype: Any, *, size: int, scales: int, depth: int, width: int, batch: int) -> Side:
