@@ -73,7 +73,8 @@ class Session:
         if self.args.out:
             from jgen.train.run_directory import write_json
 
-            write_json(Path(self.args.out), self.record)
+            with self.lock:
+                write_json(Path(self.args.out), self.record)
 
 
 def begin(session: Session) -> Server:
@@ -110,7 +111,11 @@ def check_right(session: Session, reserve: float) -> None:
         device.pop("XLA_FLAGS")
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     first = session.server("right_cpu0", **cpu)
-    waiting = deque(first.ask("right.systems", until, small=session.args.small))
+    try:
+        waiting = deque(first.ask("right.systems", until, small=session.args.small))
+    except Failed as error:
+        session.record["right"]["all float32"] = {"wrong": [str(error)], "failed": True}
+        return session.say(f"right: {error}")
     stop = time.monotonic() + until
 
     def work(number: int) -> None:
@@ -189,7 +194,7 @@ def time_cases(session: Session, jax_server: Server, reserve: float) -> None:
         budget = 1.0 if session.args.small else 4.0
         try:
             session.say(f"{row['name']}: {row['title']}, compiling")
-            entry["jgen"] = jax_server.ask("fast.prepare", session.left(reserve), **where)
+            entry["jgen"] = prepare(session, jax_server, where, reserve)
             for task, facts in entry["jgen"]["tasks"].items():
                 facts["seconds"] = jax_server.ask("fast.measure", session.left(reserve), task=task, seconds=budget)
                 session.say(f"  jgen {task}: {report.line(facts)}")
@@ -205,6 +210,18 @@ def time_cases(session: Session, jax_server: Server, reserve: float) -> None:
             time_peer(session, torch_server, entry, where, variant, budget, reserve)
             session.write()
     jax_server.close()
+
+
+def prepare(session: Session, server: Server, where: dict[str, Any], reserve: float) -> dict[str, Any]:
+    """jgen's side of a case; where it fails on an accelerator, once more without kernels of cuDNN."""
+    try:
+        return server.ask("fast.prepare", session.left(reserve), **where)
+    except Failed as error:
+        if session.record["backend"] == "cpu" or session.left(reserve) < 30:
+            raise
+        session.say(f"  jgen: {error}; once more with the plain operations of XLA")
+        server.ask("fast.use_plain_forms", session.left(reserve))
+        return {**server.ask("fast.prepare", session.left(reserve), **where), "plain_after": str(error)}
 
 
 def time_peer(
@@ -255,10 +272,15 @@ def run(session: Session) -> None:
     small, total = session.args.small, 60 * session.args.minutes
     fast = not session.args.only or any(name not in ("right", "resume", "loop") for name in session.args.only)
     loop = session.wants("loop")
-    if session.wants("right"):
-        check_right(session, 0.65 * total if fast and not small else 30.0 * loop)
-    if session.wants("right", "resume"):
-        check_resume(session, 0.55 * total if fast and not small else 30.0 * loop)
+    reserve = 0.6 * total if fast and not small else 30.0 * loop
+    # The two wait for the compiler more than for the device: they go together.
+    parts = [check_right] if session.wants("right") else []
+    parts += [check_resume] if session.wants("right", "resume") else []
+    threads = [threading.Thread(target=part, args=(session, reserve)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     if fast:
         time_cases(session, jax_server, reserve=min(45.0, 0.1 * total) * loop)
     if loop:

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accelerator
 from on_device import cases, costs, report, right, servers
 
 
@@ -114,6 +115,26 @@ def test_the_small_run_leaves_its_record_and_a_table(python, tmp_path):
     assert min(facts["seconds"]) > 0 and facts["flops"] > 1e5 and record["backend"] == "cpu"
     assert "vae" in done.stdout and "of peak" in done.stdout and not report.is_wrong(record)
     assert record["command"][0].endswith(f"--out {out}")
+
+
+def test_what_fails_on_an_accelerator_is_tried_without_cudnns_kernels():
+    asked = []
+
+    class Server:
+        def ask(self, request, seconds, /, **arguments):
+            asked.append(request)
+            if asked == ["fast.prepare"]:
+                raise servers.Failed("no engine")
+            return {"tasks": {}}
+
+    session = SimpleNamespace(record={"backend": "gpu"}, left=lambda reserve: 100.0, say=lambda text: None)
+    made = accelerator.prepare(session, Server(), {}, 0.0)
+    assert made == {"tasks": {}, "plain_after": "no engine"}
+    assert asked == ["fast.prepare", "fast.use_plain_forms", "fast.prepare"]
+    session.record["backend"] = "cpu"
+    asked.clear()
+    with pytest.raises(servers.Failed, match="no engine"):
+        accelerator.prepare(session, Server(), {}, 0.0)
 
 
 def test_every_case_has_its_side():

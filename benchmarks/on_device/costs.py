@@ -143,12 +143,12 @@ def program_memory(run: Callable[[], Any]) -> float | None:
     """GiB that the largest program which a call compiles needs: arguments, results and what it computes with."""
     import jax
 
-    client = jax.devices()[0].client
-    held = list(client.live_executables())  # held, or a new one could have the address of one that is gone
+    live_executables = getattr(jax.devices()[0].client, "live_executables", list)  # not of every version
+    held = list(live_executables())  # held, or a new one could have the address of one that is gone
     before = {id(each) for each in held}
     run()
     sizes = []
-    for each in client.live_executables():
+    for each in live_executables():
         if id(each) in before:
             continue
         try:

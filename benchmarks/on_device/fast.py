@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
 import time
@@ -13,6 +14,7 @@ import numpy as np
 from on_device import cases, costs
 
 HELD: dict[str, Any] = {}
+FORMS = contextlib.ExitStack()
 
 
 def plan(small: bool) -> list[dict[str, Any]]:
@@ -50,6 +52,14 @@ def prepare(case: str, precision: str, small: bool, folder: str) -> dict[str, An
         first = time.perf_counter() - start
         tasks[name] = {"images": task.images, "flops": task.flops, "first_seconds": first, "program_gib": memory}
     return {"tasks": tasks, "parameters": side.parameters, "peak_gib": jax_peak()}
+
+
+def use_plain_forms() -> None:
+    """From here on layers of this process use the plain operations of XLA."""
+    from jgen.core.backend import plain_forms
+
+    HELD.clear()
+    FORMS.enter_context(plain_forms())
 
 
 def jax_peak() -> float | None:

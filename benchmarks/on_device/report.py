@@ -105,6 +105,8 @@ def table(record: dict[str, Any]) -> str:
         lines += [f"{name}: PyTorch {v} failed: {f['failed']}" for v, f in entry["torch"].items() if "failed" in f]
         if "failed" in entry["jgen"]:
             lines.append(f"{name}: jgen failed: {entry['jgen']['failed']}")
+        if "plain_after" in entry["jgen"]:
+            lines.append(f"{name}: jgen without cuDNN's kernels, after: {entry['jgen']['plain_after']}")
         if "trace" in entry:
             lines += ["", *trace_lines(name, entry["trace"])]
     if record["loop"]:

@@ -260,9 +260,16 @@ def require_same(values: Mapping[str, Any]) -> None:
     )
     from jax.experimental import multihost_utils
 
-    digests = [hashlib.sha256(repr(value).encode()).digest()[:8] for value in values.values()]
-    own = np.frombuffer(b"".join(digests), np.uint8).reshape(len(values), 8)
-    every = np.asarray(multihost_utils.process_allgather(own)).reshape(num, len(values), 8)
+    def gathered(words: list[str]) -> np.ndarray:
+        """Hashes of so many words, of every process: (processes, words, 8)."""
+        digests = b"".join(hashlib.sha256(word.encode()).digest()[:8] for word in words)
+        own = np.frombuffer(digests, np.uint8).reshape(len(words), 8)
+        return np.asarray(multihost_utils.process_allgather(own)).reshape(num, len(words), 8)
+
+    first, *others = gathered([repr(list(values))])  # as many words must be gathered in all
+    for number, other in enumerate(others, 1):
+        require(np.array_equal(first, other), f"process {number} trains another system than process 0")
+    every = gathered([repr(value) for value in values.values()])
     for number, other in enumerate(every):
         names = [name for name, a, b in zip(values, every[0], other) if not np.array_equal(a, b)]
         there = f"; here, in process {jax.process_index()}: {', '.join(f'{n} {values[n]}' for n in names)}"

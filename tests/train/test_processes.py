@@ -119,6 +119,17 @@ def test_processes_that_were_started_unlike_are_told(start_python, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_of_two_systems_are_told(start_python, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--workdir", tmp_path / "run", "--distributed.coordinator", address, "--distributed.num-processes", "2"]
+    words.append("--distributed.process-id")
+    paths = ("configs/vae/vae.py:tiny", "configs/gan/dcgan.py:tiny")
+    processes = [start_python("train.py", path, *words, str(number)) for number, path in enumerate(paths)]
+    for code, _, errors in wait_for(processes):
+        assert code == 2 and "error: process 1 trains another system than process 0" in errors, errors
+
+
+@pytest.mark.slow
 def test_a_second_cluster_in_a_run_directory_is_refused(start_python, tmp_path):
     with lock(tmp_path / "run", "is training in", "wait"):
         outcomes = wait_for(start_two(start_python, tmp_path / "run", 10))
