@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from jgen import cli
+from jgen.distributed import Distributed, leaving_at_once
 from jgen.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parent
@@ -24,23 +25,24 @@ def command(args: list[str]) -> int:
     name = args.pop(0) if args and not args[0].startswith("-") else cli.DEFAULT
     experiment, workdir = cli.load_config_or_run(name, ROOT)
     parsed = cli.parse(arguments(experiment, workdir), args, "train.py CONFIG[:VARIANT]", __doc__)
-    return train(parsed.experiment, Path(parsed.workdir).expanduser())
+    return train(parsed.experiment, Path(parsed.workdir).expanduser(), parsed.distributed)
 
 
 def arguments(experiment: Experiment, workdir: str) -> type:
-    """The command line's options: those of the experiment, and --workdir."""
+    """The command line's options: those of the experiment, --workdir and --distributed."""
     import tyro
 
     text = "Run directory; running again with the same one resumes."
     fields = [
         ("workdir", Annotated[str, tyro.conf.arg(help=text)], dataclasses.field(default=workdir)),
+        ("distributed", Distributed, dataclasses.field(default=Distributed())),
         ("experiment", Annotated[Experiment, tyro.conf.arg(name="")], dataclasses.field(default=experiment)),
     ]
     return dataclasses.make_dataclass("Arguments", fields, frozen=True)
 
 
-def train(experiment: Experiment, workdir: Path) -> int:
-    cli.set_up_process()
+def train(experiment: Experiment, workdir: Path, distributed: Distributed | None = None) -> int:
+    cli.set_up_process(distributed)
     import jgen
     from jgen.train.loop import Interrupted
 
@@ -48,7 +50,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     grid = workdir / "samples" / f"step_{steps:08d}.png"
     again = f"python sample.py {workdir} --num 64 --out samples.png"
     try:
-        outcome = jgen.fit(experiment, workdir)
+        with leaving_at_once(Interrupted):
+            outcome = jgen.fit(experiment, workdir)
     except Interrupted as stop:
         print(f"stopped at step {stop.step} of {steps}; saved. To go on, run the same command again.", file=sys.stderr)
         return stop.code

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -15,10 +15,14 @@ from jgen.core.model import Context, DataSpec, GenerativeModel
 from jgen.core.options import check_types
 from jgen.data.config import located
 from jgen.errors import require, require_seed
-from jgen.experiment import Experiment, check_roles, frozen_roles, make_model
+from jgen.experiment import Experiment, check_roles, flatten, frozen_roles, make_model
 from jgen.generator import Generator
-from jgen.train.config import check_config, ema_enabled
-from jgen.train.run_directory import RunDirectory, read_config
+from jgen.train.config import check_config, ema_enabled, may_change
+from jgen.train.run_directory import RunDirectory, commit, read_config
+
+if TYPE_CHECKING:
+    from jgen.data.dataset import Dataset
+    from jgen.runs import FrozenRuns
 
 
 def make(
@@ -50,7 +54,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     from jgen.data import arrays as own
     from jgen.data import dataset as datasets
     from jgen.data.text import load_tokenizers
-    from jgen.train import checkpoints, loop
+    from jgen.train import loop
 
     workdir = Path(workdir).expanduser()
     check_types(experiment, "experiment")
@@ -69,30 +73,81 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     frozen = runs.load_frozen(places, wanted, load)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
-    directory = RunDirectory(workdir, parallel.is_main_process())
+    if jax.process_count() > 1:
+        parallel.require_same(run_identity(experiment, dataset.fingerprint, frozen))
+    main, steps = parallel.is_main_process(), experiment.train.steps
+    directory, newest = open_directory(workdir, experiment, dataset, frozen)
     try:
-        newest, steps = checkpoints.newest_good(directory.checkpoints), experiment.train.steps
-        fewer = newest is not None and steps < newest
-        require(not fewer, f"train.steps is {steps}: {workdir} is trained to step {newest}, it must be that or more")
-        if parallel.is_main_process():
-            runs.open_run(directory, experiment, dataset, frozen)
-        parallel.wait_for_all("the run is open")
-        complete = model.sample is None or directory.samples(steps).is_file()
+        complete = model.sample is None or bool(parallel.from_main(directory.samples(steps).is_file()))
         if newest == steps and complete:
             return "finished"
         arrays = runs.frozen_arrays(frozen)
         parts = (model, dataset, experiment.train, experiment.data, experiment.seed, directory, arrays)
-        training = loop.Training(*parts)
+        training = loop.Training(*parts, newest=newest)
         if newest == steps:  # it was killed after the last checkpoint
-            if parallel.is_main_process():
+            if main:
                 training.sample(steps)
             return "finished"
-        if parallel.is_main_process():
+        if main:
             directory.note_start(newest or 0, experiment.seed)
         training.run()
     finally:
         directory.close()
     return "trained"
+
+
+def open_directory(
+    workdir: Path, experiment: Experiment, dataset: Dataset, frozen: FrozenRuns
+) -> tuple[RunDirectory, int | None]:
+    """The run directory, locked and with the run's configuration in it, and the step that it is trained to, or None.
+
+    Raises:
+      UserError: what is wrong with it, in all processes of the training.
+    """
+    from jgen import runs
+    from jgen.train import checkpoints
+
+    main, steps, opened = parallel.is_main_process(), experiment.train.steps, []
+    try:
+        newest = None
+        with parallel.failing_together():
+            opened.append(RunDirectory(workdir, main))
+            newest = checkpoints.newest_good(opened[0].checkpoints) if main else None
+            fewer = newest is not None and steps < newest
+            trained = f"{workdir} is trained to step {newest}"
+            require(not fewer, f"train.steps is {steps}: {trained}, it must be that or more")
+            if main:
+                runs.open_run(opened[0], experiment, dataset, frozen)
+        seen = parallel.from_main(-1 if newest is None else newest)  # another process may not see it yet
+    except BaseException:
+        for directory in opened:
+            directory.close()
+        raise
+    return opened[0], seen if seen >= 0 else None
+
+
+def run_identity(experiment: Experiment, data: str, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes of a training, by name; places may differ, and what a resumed run may
+    change without another outcome.
+
+    Args:
+      data: the hash of the data.
+    """
+    from jgen.runs import MOVED  # of which the hash of the data tells what matters
+
+    shared: tuple[str, ...] = (
+        "train.steps",
+        "train.log_every",
+        "train.validate_every",
+        "train.checkpoint_every",
+        "train.sample_every",
+    )
+    shared += ("train.steps_per_call",)  # calls must end together
+    flat = sorted(flatten(experiment).items())
+    identity = {name: value for name, value in flat if name in shared or not (may_change(name) or name in MOVED)}
+    identity["the data's hash"] = data
+    identity |= {f"the hash of frozen {role}": run.fingerprint for role, run in sorted(frozen.items())}
+    return identity | {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
 
 
 def load(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from jgen.distributed import Distributed, join_processes
 from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
 
@@ -273,10 +274,14 @@ def one_line(boxed: str) -> str:
     return f"{sentence} (did you mean {near[0]}?)" if near else sentence
 
 
-def set_up_process() -> None:
+def set_up_process(distributed: Distributed | None = None) -> None:
     """Keeps compiled programs on disk, so that a second start is quick, and freed memory in the process.
 
     An unwritable cache is no error.
+
+    Args:
+      distributed: options of the processes that train together, of a command that trains; None joins others only where
+        `jgen.distributed.VARIABLES` say so.
     """
     if runs_on_cpu():
         keep_memory()
@@ -290,7 +295,7 @@ def set_up_process() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)
-    join_processes()
+    join_processes(distributed, runs_on_cpu())
     start_backend()
 
 
@@ -304,26 +309,6 @@ def start_backend() -> None:
         reason = " ".join(str(error).split()) or "it has no such backend here"
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(f"JAX does not start{f' on JAX_PLATFORMS={asked}' * bool(asked)}: {reason}") from error
-
-
-def join_processes() -> None:
-    """Joins the processes that train together, where the environment names them: the address of the first in
-    JAX_COORDINATOR_ADDRESS, their number in JAX_NUM_PROCESSES, this one's number in JAX_PROCESS_ID.
-
-    Raises:
-      UserError: one of the three is missing or is no number.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, num, number = (os.environ.get(name, "") for name in names)
-    if not address:
-        return
-    for name, value in zip(names[1:], (num, number)):
-        require(value.isdecimal(), f"{name} is {value!r}: with {names[0]} it must be a whole number")
-    import jax
-
-    if runs_on_cpu():
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, int(num), int(number))
 
 
 def runs_on_cpu() -> bool:

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "api": {"core", "errors", "data", "train", "experiment", "generator", "runs"},
     "runs": {"core", "errors", "data", "train", "experiment"},
     "held_out": {"core", "errors", "prob", "data", "generator"},
-    "cli": {"core", "errors", "data", "train", "experiment", "runs"},
+    "distributed": {"core", "errors"},
+    "cli": {"core", "errors", "data", "train", "experiment", "runs", "distributed"},
     "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out"},
     "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "generator", "runs"}
     | {"held_out", "sample_scores"},

@@ -1,7 +1,8 @@
-"""Whether layers are computed by formulations for CPU, or by the plain operations of XLA."""
+"""Whether layers are computed by formulations for CPU, by kernels of cuDNN, or by the plain operations of XLA."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,11 +20,25 @@ def for_cpu() -> bool:
     return jax.default_backend() == "cpu" and not _plain.value
 
 
+def cuda_capability() -> tuple[int, int]:
+    """The compute capability of this process's NVIDIA GPUs, such as (9, 0) of an H100, where layers may use kernels of
+    cuDNN; (0, 0) on other devices and inside `plain_forms`.
+
+    Asked while a program is traced.
+    """
+    if jax.default_backend() != "gpu" or _plain.value:
+        return 0, 0
+    text = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # of an AMD GPU: such as gfx90a
+    match = re.fullmatch(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
 @contextmanager
 def plain_forms() -> Iterator[None]:
     """Makes layers use the plain operations of XLA on every backend, in what is traced inside.
 
-    The formulations for CPU have no forward-mode derivatives, and do other numbers of operations than the formulas say.
+    The formulations for CPU, and cuDNN's kernels, have no forward-mode derivatives, and those for CPU do other numbers
+    of operations than the formulas say.
     Use it around `jax.jvp`, or where operations are counted:
 
         with plain_forms():

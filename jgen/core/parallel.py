@@ -7,8 +7,9 @@ function asks here whether it is being traced for several devices.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -18,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jgen.errors import require
+from jgen.errors import UserError, require
 
 AXIS = "devices"
+LONGEST_ERROR = 1024  # bytes of a message that one process sends the others
 _inside_pmap: ContextVar[bool] = ContextVar("inside_pmap", default=False)
 
 
@@ -207,6 +209,71 @@ def any_process(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def from_main(value: int) -> int:
+    """A whole number as the main process has it; all must ask at the same point.
+
+    Of what is read from a shared disk, which the processes may see at different times.
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Around what only some processes do: where one of them raises a `UserError`, all raise it. All must come here."""
+    own: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        own = error
+        if jax.process_count() == 1:
+            raise
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    text = np.zeros(LONGEST_ERROR, np.uint8)
+    words = np.frombuffer(str(own or "").encode()[:LONGEST_ERROR], np.uint8)
+    text[: len(words)] = words
+    every = np.asarray(multihost_utils.process_allgather(text)).reshape(-1, LONGEST_ERROR)
+    if own is not None:
+        raise own
+    for number, each in enumerate(every):
+        if message := bytes(each[each > 0]).decode(errors="replace"):
+            raise UserError(f"process {number} of the training: {message}")
+
+
+def require_same(values: Mapping[str, Any]) -> None:
+    """Raises `UserError`, in every process, for values that are not the same in all of them, by name."""
+    num = jax.process_count()
+    if num == 1:
+        return
+    local, total = jax.local_device_count(), jax.device_count()
+    require(
+        local * num == total,
+        f"process {jax.process_index()} has {local} of the {total} devices of {num} processes: all must have as many",
+    )
+    from jax.experimental import multihost_utils
+
+    def gathered(words: list[str]) -> np.ndarray:
+        """Hashes of so many words, of every process: (processes, words, 8)."""
+        digests = b"".join(hashlib.sha256(word.encode()).digest()[:8] for word in words)
+        own = np.frombuffer(digests, np.uint8).reshape(len(words), 8)
+        return np.asarray(multihost_utils.process_allgather(own)).reshape(num, len(words), 8)
+
+    first, *others = gathered([repr(list(values))])  # as many words must be gathered in all
+    for number, other in enumerate(others, 1):
+        require(np.array_equal(first, other), f"process {number} trains another system than process 0")
+    every = gathered([repr(value) for value in values.values()])
+    for number, other in enumerate(every):
+        names = [name for name, a, b in zip(values, every[0], other) if not np.array_equal(a, b)]
+        there = f"; here, in process {jax.process_index()}: {', '.join(f'{n} {values[n]}' for n in names)}"
+        require(not names, f"process {number} differs from process 0 in {', '.join(names)}{there[:200]}")
 
 
 def require_averageable(tree: Any, name: str) -> None:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.core.backend import for_cpu
+from jgen.core.backend import cuda_capability, for_cpu
 from jgen.nn.cpu.attention import attention as attention_cpu
 from jgen.nn.normalization import GroupNorm
 
@@ -16,9 +16,26 @@ from jgen.nn.normalization import GroupNorm
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D).
 
-    The softmax is float32. This is `jax.nn.dot_product_attention`, and on CPU a formulation that is faster there.
+    The softmax is float32. This is `jax.nn.dot_product_attention`: of cuDNN, which never holds the L x M weights, where
+    it serves (`cudnn_serves`), else of XLA; and on CPU a formulation that is faster there.
     """
-    return attention_cpu(q, k, v) if for_cpu() else jax.nn.dot_product_attention(q, k, v)
+    if for_cpu():
+        return attention_cpu(q, k, v)
+    # Without a name, jax takes XLA's even where cuDNN's would serve.
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn_serves(q, k, v) else "xla")
+
+
+def cudnn_serves(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether cuDNN has attention, and its gradient, of these types and widths on the GPU at hand.
+
+    It takes bfloat16 and float16, on GPUs since Ampere (capability 8.0), heads whose width is a multiple of 8: up to
+    128, and since Hopper (9.0) up to 256 (https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html).
+    """
+    capability = cuda_capability()
+    widest = 256 if capability >= (9, 0) else 128
+    half = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
+    width = q.shape[-1]
+    return capability >= (8, 0) and half and v.shape[-1] == width and width % 8 == 0 and width <= widest
 
 
 class SelfAttention2D(nn.Module):

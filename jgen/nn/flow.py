@@ -218,12 +218,13 @@ def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: An
     return stacked, x
 
 
-def apply_chain(step: Step, stacked: Any, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+def apply_chain(step: Step, stacked: Any, x: Any, inverse: bool = False, remat: bool = False) -> tuple[Any, Any]:
     """(y, log_det) of a chain, from its first layer to its last, or back with `inverse`.
 
     Args:
       step: (variables, x) -> (y, log_det) of one layer, in the direction asked for.
       stacked: the variables of all layers, with a first axis of length depth.
+      remat: compute what is inside a layer anew for the gradient, so that only the layers' inputs are kept.
     """
 
     def one(carry: tuple[Any, Any], variables: Any) -> tuple[tuple[Any, Any], None]:
@@ -232,4 +233,5 @@ def apply_chain(step: Step, stacked: Any, x: Any, inverse: bool = False) -> tupl
         return (y, total + log_det), None
 
     start = (x, jnp.zeros(x.shape[:1], x.dtype))
-    return jax.lax.scan(one, start, stacked, reverse=inverse)[0]
+    body = jax.checkpoint(one, prevent_cse=False) if remat else one
+    return jax.lax.scan(body, start, stacked, reverse=inverse)[0]

@@ -129,6 +129,7 @@ class SongUNet(nn.Module):
     out_channels: int
     dtype: Any = jnp.float32
     base: int = 0
+    remat: bool = False
     architecture: Literal["ddpmpp", "ncsnpp"] = "ddpmpp"
 
     @nn.compact
@@ -142,13 +143,14 @@ class SongUNet(nn.Module):
     ) -> jax.Array:
         embedding, taps = self.embed(t, label, vector), FILTERS[self.architecture]
         count = 0
+        block_type = nn.remat(SongBlock) if self.remat else SongBlock
 
         def block(h: jax.Array, features: int, name: str, resample: Any = "", attend: bool = False) -> jax.Array:
             nonlocal count
             count += 1
             block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
             head_dim = self.head_dim if attend else 0
-            module = SongBlock(
+            module = block_type(
                 features, self.groups, taps, resample, head_dim, self.dropout_rate, self.dtype, name=name
             )
             return module(h, embedding, block_keys)

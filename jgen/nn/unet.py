@@ -56,6 +56,9 @@ class Config:
     """Zeros around what a stride-2 convolution halves: on both sides, or at the end as in the paper's code (ddpm)."""
     norm_eps: float = 1e-5
     """Added to the variance by group normalisation (ddpm)."""
+    remat: bool = False
+    """Compute the features inside blocks anew for the gradient, in place of keeping them: less memory, a third more
+    time."""
 
 
 PADDING = {"even": None, "end": ((0, 1), (0, 1))}  # of stride-2 convolutions, as `jgen.nn.conv` takes it
@@ -104,6 +107,7 @@ class UNet(nn.Module):
     base:        width of the first convolution; 0: that of the first level.
     adm:         blocks and changes of resolution are those of ADM (jgen/nn/adm.py).
     padding, eps: of `Config`; without `adm`.
+    remat:       whether blocks compute their features anew for the gradient, so that only their inputs are kept.
     """
 
     channels: tuple[int, ...]
@@ -119,6 +123,7 @@ class UNet(nn.Module):
     adm: bool = False
     padding: str = "even"
     eps: float = 1e-5
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -131,17 +136,21 @@ class UNet(nn.Module):
     ) -> jax.Array:
         embedding = self.embed(t, label, vector)
         count = 0
+        block_type: Any = AdmBlock if self.adm else ResnetBlock
+        attention_type: Any = SelfAttention2D
+        if self.remat:
+            block_type, attention_type = nn.remat(block_type), nn.remat(attention_type)
 
         def resnet(h: jax.Array, features: int, name: str, resample: Resample = "") -> jax.Array:
             nonlocal count
             count += 1
             block_keys = None if keys is None or self.dropout_rate == 0.0 else rng.fold_in(keys, count)
             sizes = (features, self.groups, self.dropout_rate, self.dtype)
-            block = AdmBlock(*sizes, resample, name=name) if self.adm else ResnetBlock(*sizes, self.eps, name=name)
-            return block(h, embedding, block_keys)
+            own = {"resample": resample} if self.adm else {"eps": self.eps}
+            return block_type(*sizes, **own, name=name)(h, embedding, block_keys)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
-            return SelfAttention2D(self.head_dim, self.groups, self.dtype, self.eps, name=name)(h)
+            return attention_type(self.head_dim, self.groups, self.dtype, self.eps, name=name)(h)
 
         width = self.channels[0] if self.adm else self.base or self.channels[0]
         h = Conv(width, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
@@ -224,6 +233,7 @@ def make_unet(
         "out_channels": out_channels or images.channels,
         "dtype": jnp.dtype(config.dtype),
         "base": config.base,
+        "remat": config.remat,
     }
     if config.architecture in ("ddpm", "adm"):
         own: dict[str, Any] = {"padding": config.padding, "eps": config.norm_eps}

@@ -14,6 +14,7 @@ import logging
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from jgen.core.files import written_whole
-from jgen.errors import UserError
+from jgen.errors import UserError, require
 from jgen.train.logs import best_of, validation_scores
 from jgen.train.step import TrainState
 
@@ -115,6 +116,20 @@ def newest_good(folder: Path) -> int | None:
     if damaged:
         raise UserError(f"no checkpoint in {folder} is whole any more: {damaged}; restore one, or remove the run")
     return None
+
+
+def wait_until_seen(folder: Path, step: int, seconds: float = 60.0) -> None:
+    """Returns when this process sees a checkpoint that another has: on a shared disk, later than that one.
+
+    Raises:
+      UserError: it is not whole after so many seconds.
+    """
+    reason, until = fault(folder, step), time.monotonic() + seconds
+    while reason is not None and time.monotonic() < until:
+        time.sleep(0.5)
+        reason = fault(folder, step)
+    where = f"process {jax.process_index()} of the training does not see the checkpoint that the first one goes on from"
+    require(reason is None, f"{where}: after {seconds:.0f} s {folder / str(step)} {reason}")
 
 
 def best_good(folder: Path, best: tuple[str, str] | None) -> int:

@@ -39,6 +39,8 @@ from jgen.train.step import (
     gather_state,
     init_state,
     make_train_step,
+    make_train_steps,
+    metrics_by_step,
     place_state,
     repeats_of,
 )
@@ -46,7 +48,7 @@ from jgen.train.step import (
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is stopped
 SAMPLED_AT_ONCE = 128  # images of a grid
 MOST_ROWS = 16  # classes in it
-RUN_AHEAD = 8  # steps given to the device before their metrics are read
+RUN_AHEAD = 8  # steps given to the device before their metrics are read; one call at least
 
 
 class Interrupted(Exception):
@@ -121,7 +123,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
 
 class Training:
-    """A run to `config.steps`, from the newest good checkpoint of its directory or from the start.
+    """A run to `config.steps`, from the checkpoint of step `newest` or from the start.
 
     `frozen` holds the arrays of the earlier runs that the model stands on, on the host. Of several processes, the first
     writes the directory, scores and samples; all of them train.
@@ -136,34 +138,32 @@ class Training:
         seed: int,
         directory: RunDirectory,
         frozen: Mapping[str, FrozenModel] | None = None,
+        newest: int | None = None,
     ):
         self.started = time.monotonic()
         if "label" in model.conditions:
             scored = ["validation"] * (config.validate_every > 0 and "validation" in dataset.splits)
             for split in ("train", *scored):
                 require_labels_of(dataset, split, f"{model.name} is conditioned on them")
-        self.document = read_config(directory.path)
+        self.main = parallel.is_main_process()
+        self.document = read_config(directory.path) if self.main else {}
         self.model, self.dataset, self.config, self.seed, self.directory = model, dataset, config, seed, directory
         self.frozen = parallel.replicate(dict(frozen or {}))
         start = starting_state(model, config, data, dataset, seed, self.frozen)
-        newest = checkpoints.newest_good(directory.checkpoints)
         self.window, self.seconds = Window(), 0.0
         if newest is not None:
+            checkpoints.wait_until_seen(directory.checkpoints, newest)
             start, meta = checkpoints.read(directory.checkpoints, newest, start)
             self.window, self.seconds = Window(meta["window"]), meta["seconds"]
         self.first = int(start.step)
         self.state = place_state(model, start)
         self.validation_transform = jax.jit(make_transform(data, dataset.spec, train=False))
         self.optimisers = role_optimisers(model, config)
-        self.step = make_train_step(
-            model,
-            self.optimisers,
-            ema_decay=average_decay(config),
-            accumulation=config.accumulation,
-            transform=make_transform(data, dataset.spec, train=True),
-        )
+        options: dict[str, Any] = {"ema_decay": average_decay(config), "accumulation": config.accumulation}
+        options["transform"] = make_transform(data, dataset.spec, train=True)
+        self.step = make_train_step(model, self.optimisers, **options)
+        self.steps = make_train_steps(model, self.optimisers, config.steps_per_call, **options)
         self.pending: deque[tuple[int, Any]] = deque()
-        self.main = parallel.is_main_process()
         self.bar: Any = None
 
     def run(self) -> TrainState:
@@ -193,13 +193,14 @@ class Training:
         with deferred_signals() as received:  # until the last checkpoint is whole
             try:
                 self.draw_missing_grid()
-                for step, examples in zip(range(self.first + 1, config.steps + 1), batches):
-                    self.state, metrics = self.step(self.state, self.frozen, examples, step - 1)
-                    self.pending.append((step, metrics))
-                    self.read_metrics(RUN_AHEAD)
-                    self.bar.update()
+                step = self.first
+                while step < config.steps:
+                    before, step = step, step + self.call_length(step)
+                    self.call(before, [next(batches) for _ in range(before, step)])
+                    self.read_metrics(max(1, RUN_AHEAD // config.steps_per_call))
+                    self.bar.update(step - before)
                     self.after(step)
-                    if self.stopped(step, received):
+                    if self.stopped(before, step, received):
                         self.stop(step, received[0] if received else signal.SIGTERM)
             finally:
                 batches.close()
@@ -217,36 +218,59 @@ class Training:
         split = self.dataset.splits["train"]
         return train_batches(split, self.seed, batch * repeats, self.first, self.config.steps, rows=rows)
 
-    def stopped(self, step: int, received: list[int]) -> bool:
-        """Whether to stop after this step, before the last.
+    def call_length(self, step: int) -> int:
+        """Steps of the next call after so many: those of `steps_per_call`, or one at a time where something is due
+        before their end, so that no more than two programs are compiled."""
+        config, num = self.config, self.config.steps_per_call
+        due = (config.validate_every, config.sample_every, config.checkpoint_every)
+        ends = [config.steps, *((step // every + 1) * every for every in due if every > 0)]
+        return num if step + num <= min(ends) else 1
+
+    def call(self, before: int, batches: list[Batch]) -> None:
+        """The steps after so many on these batches, in one call."""
+        metrics: Any
+        if len(batches) == 1:
+            self.state, metrics = self.step(self.state, self.frozen, batches[0], before)
+        else:
+            together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+            self.state, metrics = self.steps(self.state, self.frozen, together, before)
+        self.pending.append((before, metrics))
+
+    def stopped(self, before: int, step: int, received: list[int]) -> bool:
+        """Whether to stop after the call that ended with this step, before the last one.
 
         Several processes agree on it only when a line of metrics is due, every `log_every` steps: agreeing is a
         collective that each of them waits for, and in every step it would keep the host from running ahead.
         """
-        if step == self.config.steps or (jax.process_count() > 1 and step % self.config.log_every):
+        no_line = step // self.config.log_every == before // self.config.log_every
+        if step == self.config.steps or (jax.process_count() > 1 and no_line):
             return False
         return parallel.any_process(bool(received))
 
     def read_metrics(self, leave: int) -> None:
-        """Reads the metrics of all but the newest `leave` steps, and writes the lines that come due."""
+        """Reads the metrics of all but the newest `leave` calls, and writes the lines that come due."""
         while len(self.pending) > leave:
-            step, metrics = self.pending.popleft()
-            values = jax.device_get(metrics)
-            if values["skipped_in_a_row"] >= MAX_SKIPPED:
-                if self.writer is not None:
-                    self.writer.wait()
-                newest = checkpoints.newest_good(self.directory.checkpoints)
-                last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is step {newest}"
-                what = "loss, gradient or statistics were not finite"
-                if any(optimiser.skip_norm > 0 for optimiser in self.optimisers.values()):
-                    what += ", or a gradient's norm was above train.optimiser.skip_norm,"
-                raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}")
-            self.window.add(values)
-            if self.due(step, self.config.log_every):
-                line = self.window.line()
-                if self.log is not None:
-                    self.log.write(step, "train", line)
-                self.bar.set_postfix_str(describe(line, [name for name in line if name.startswith("loss")]))
+            before, metrics = self.pending.popleft()
+            for step, values in enumerate(metrics_by_step(metrics), before + 1):
+                self.note(step, values)
+
+    def note(self, step: int, values: dict[str, Any]) -> None:
+        """Adds a step's metrics to the line that comes next, and writes it where it is due."""
+        if values["skipped_in_a_row"] >= MAX_SKIPPED:
+            if self.writer is not None:
+                self.writer.wait()
+            newest = checkpoints.newest_good(self.directory.checkpoints)
+            last = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is step {newest}"
+            what = "loss, gradient or statistics were not finite"
+            if any(optimiser.skip_norm > 0 for optimiser in self.optimisers.values()):
+                what += ", or a gradient's norm was above train.optimiser.skip_norm,"
+            raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}")
+        self.window.add(values)
+        if self.due(step, self.config.log_every):
+            line = self.window.line()
+            if self.log is not None:
+                self.log.write(step, "train", line)
+            self.bar.set_postfix_str(describe(line, [name for name in line if name.startswith("loss")]))
 
     def due(self, step: int, every: int) -> bool:
         return step == self.config.steps or (every > 0 and step % every == 0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend import core
 
 from jgen.core import keys as rng
 from jgen.core import parallel
@@ -165,6 +167,112 @@ def make_train_step(
         return state._replace(extra={**state.extra, **per_example}), metrics
 
     return step
+
+
+def make_train_steps(
+    model: GenerativeModel,
+    optimisers: Mapping[str, RoleOptimiser],
+    count: int,
+    *,
+    ema_decay: Callable[[Any], Any] | None = None,
+    accumulation: int = 1,
+    transform: Callable[[jax.Array, Batch], Batch] | None = None,
+) -> Callable[..., tuple[TrainState, tuple[Metrics, ...]]]:
+    """`count` steps in one compiled call, for networks so small that a step is bound by its dispatch.
+
+    The steps are those of `make_train_step`, whose arguments are the same, and end in the same bits.
+
+    Returns:
+      steps(state, frozen, batch, step_count) -> (state, metrics). `batch` holds the batches of the steps, concatenated;
+      `step_count` is the first one's. `metrics`: of consecutive steps that run the same phases one dictionary, of
+      arrays with an entry a step; `metrics_by_step` takes them apart.
+    """
+    parts = (model, optimisers, ema_decay, accumulation, transform)
+    repeats = repeats_of(model)
+
+    @cache
+    def program(active: tuple[tuple[int, ...], ...]) -> Callable[..., tuple[TrainState, Roles, tuple[Metrics, ...]]]:
+        split = (None, 0, None, 2)
+        one = partial(local_step, *parts)
+        return parallel.pmap(partial(local_steps, one, active), split, (None, 0, None), donate=(0, 1))
+
+    def steps(
+        state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, step_count: int
+    ) -> tuple[TrainState, tuple[Metrics, ...]]:
+        shape = (count, repeats)
+        batch = jax.tree.map(lambda x: x.reshape(*shape, x.shape[0] // (count * repeats), *x.shape[1:]), batch)
+        replicated, per_example = split_per_example(model, state.extra)
+        run = program(tuple(active_phases(model, step_count + i) for i in range(count)))
+        state, per_example, metrics = run(
+            state._replace(extra=replicated), per_example, frozen, parallel.shard(batch, axis=2)
+        )
+        return state._replace(extra={**state.extra, **per_example}), metrics
+
+    return steps
+
+
+def metrics_by_step(metrics: Metrics | tuple[Metrics, ...]) -> list[Metrics]:
+    """The metrics of every step in order, from those of `make_train_step` or `make_train_steps`, read from the
+    device."""
+    values = jax.device_get(metrics)
+    if not isinstance(values, tuple):
+        return [values]
+    groups = [(group, len(next(iter(group.values())))) for group in values]
+    return [{name: array[i] for name, array in group.items()} for group, num in groups for i in range(num)]
+
+
+def local_steps(
+    step: Callable[..., Any],
+    active: tuple[tuple[int, ...], ...],
+    state: TrainState,
+    per_example: Roles,
+    frozen: Mapping[str, FrozenModel],
+    batch: Batch,
+) -> tuple[TrainState, Roles, tuple[Metrics, ...]]:
+    """A device's part of consecutive steps, see `make_train_steps`.
+
+    Args:
+      step: `local_step`, from its argument `active` on.
+      active: the phases of each step.
+    """
+    carry, all_metrics, first = (state, per_example), [], 0
+    for phases, group in groupby(active):
+        num = len(list(group))
+
+        def one(carry: Any, batch: Batch, phases: Any = phases) -> tuple[Any, Metrics]:
+            state, per_example, metrics = step(phases, *carry, frozen, batch)
+            return (state, per_example), metrics
+
+        own = jax.tree.map(lambda x, first=first, num=num: x[first : first + num], batch)
+        carry, metrics = over_steps(one, carry, own, num)
+        all_metrics.append(metrics)
+        first += num
+    return *carry, tuple(all_metrics)
+
+
+def over_steps(one: Callable[..., tuple[Any, Metrics]], carry: Any, batches: Batch, num: int) -> tuple[Any, Metrics]:
+    """`one` over the first axis of `batches`, (num, ...); its second results stacked."""
+    first = jax.tree.map(lambda x: x[0], batches)
+    if not parallel.unrolls_loops() or not has_convolution(jax.make_jaxpr(one)(carry, first)):
+        return jax.lax.scan(one, carry, batches)
+    stacked = []
+    for i in range(num):
+        # Between steps a barrier, so that each is compiled as it is alone.
+        carry = jax.lax.optimization_barrier(carry)
+        carry, metrics = one(carry, jax.tree.map(lambda x, i=i: x[i], batches))
+        stacked.append(metrics)
+    return carry, jax.tree.map(lambda *values: jnp.stack(values), *stacked)
+
+
+def has_convolution(program: Any) -> bool:
+    """Whether a jaxpr holds a convolution at any depth."""
+    for equation in getattr(program, "jaxpr", program).eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        values = (v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values())
+        if any(has_convolution(v) for group in values for v in group if isinstance(v, (core.Jaxpr, core.ClosedJaxpr))):
+            return True
+    return False
 
 
 def local_step(

@@ -1,14 +1,20 @@
 """Attention beside that of jax: values, gradients, lengths, types."""
 
 import functools
+import types
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jgen.core.backend import plain_forms
-from jgen.nn.attention import attention
+from jgen.nn.attention import SelfAttention2D, attention
+
+ANY_CALL = [
+    jax.export.DisabledSafetyCheck.custom_call(name) for name in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+]
 
 
 @pytest.mark.parametrize("shape", [(3, 256, 2, 8), (2, 16, 4, 16), (1, 1, 1, 4), (5, 49, 3, 32)])
@@ -56,3 +62,49 @@ def test_attention_on_other_backends_and_in_plain_forms_is_that_of_jax_to_the_bi
         np.testing.assert_array_equal(attention(q, k, v), peer)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     np.testing.assert_array_equal(attention(q, k, v), peer)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "serves"),
+    [
+        ("9.0", jnp.bfloat16, 256, True),
+        ("9.0", jnp.float16, 64, True),
+        ("8.0", jnp.bfloat16, 128, True),
+        ("8.0", jnp.bfloat16, 256, False),
+        ("9.0", jnp.bfloat16, 12, False),
+        ("9.0", jnp.float32, 64, False),
+        ("7.5", jnp.bfloat16, 64, False),
+        ("gfx942", jnp.bfloat16, 64, False),
+    ],
+)
+def test_cudnn_is_asked_for_by_name_where_it_serves(monkeypatch, capability, dtype, width, serves):
+    peer, asked = jax.nn.dot_product_attention, []
+
+    def record(q, k, v, implementation):
+        asked.append(implementation)
+        return peer(q, k, v)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    q = jax.random.normal(jax.random.key(0), (2, 6, 2, width), dtype)
+    np.testing.assert_array_equal(attention(q, q, q), peer(q, q, q))
+    with plain_forms():  # around forward-mode derivatives, which cuDNN's lacks
+        attention(q, q, q)
+    assert asked == ["cudnn" if serves else "xla", "xla"]
+
+
+def test_cudnns_attention_and_its_gradient_are_lowered_for_a_gpu(monkeypatch):
+    """Lowered here for CUDA as on an H100; only what JAX asks of the device itself is answered by hand."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda capability: False, raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
+    layer = SelfAttention2D(head_dim=32, groups=4, dtype=jnp.bfloat16)
+    x = jnp.ones((2, 8, 8, 64), jnp.bfloat16)
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)
+    step = jax.jit(jax.grad(lambda p: jnp.sum(layer.apply(p, x).astype(jnp.float32))))
+    exported = jax.export.export(step, platforms=("cuda",), disabled_checks=ANY_CALL)(params)
+    assert "fmha" in exported.mlir_module()

@@ -3,11 +3,16 @@
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from conftest import assert_user_mistake, final_arrays, mistake
 
+import jgen
+from jgen import distributed
+from jgen.core.files import lock
 from jgen.train import checkpoints
 
 TINY = ["train.py", "configs/vae/vae.py:tiny", "--train.sample-every", "0", "--train.log-every", "5"]
@@ -21,11 +26,12 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start_two(start_python, run, steps):
-    """Two processes of one device each that train together to so many steps."""
-    together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    words = [*TINY, "--train.steps", str(steps), "--workdir", run]
-    return [start_python(*words, JAX_PROCESS_ID=str(number), **together) for number in range(2)]
+def start_two(start_python, run, steps, *options, devices=1, of_one=()):
+    """Two processes that train together to so many steps; `of_one`: options of the second alone."""
+    address = f"127.0.0.1:{free_port()}"
+    words = [*TINY, "--train.steps", str(steps), "--workdir", run, *options, "--distributed.coordinator", address]
+    words += ["--distributed.num-processes", "2", "--distributed.process-id"]
+    return [start_python(*words, str(number), *(of_one if number else ()), devices=devices) for number in range(2)]
 
 
 def wait_for(processes):
@@ -59,3 +65,124 @@ def test_two_processes_train_stop_and_go_on_as_one_does(python, start_python, tm
 
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-3)
     assert (run / "samples" / f"step_{steps:08d}.png").is_file() and jax.process_count() == 1
+
+
+def test_the_outcome_is_one_however_devices_are_spread_over_processes(python, start_python, tmp_path):
+    """Two processes of two devices, gone on with by one process of four, beside one of one."""
+    spread, alone = tmp_path / "spread", tmp_path / "alone"
+    often = ("--train.log-every", "6", "--train.validate-every", "6", "--train.checkpoint-every", "6")
+    for code, _, errors in wait_for(start_two(start_python, spread, 6, *often, devices=2)):
+        assert code == 0, errors
+    assert checkpoints.newest_good(spread / "checkpoints") == 6
+    python(*TINY, *often, "--train.steps", "12", "--workdir", spread, devices=4)
+    python(*TINY, *often, "--train.steps", "12", "--workdir", alone)
+    (arrays, _), (expected, _) = final_arrays(spread), final_arrays(alone)
+    assert arrays.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(arrays[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+
+    def lines(run):
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    assert [(line["step"], line["split"]) for line in lines(alone)] == [
+        (step, split) for step in (6, 12) for split in ("train", "validation")
+    ]
+    for line, expected_line in zip(lines(spread), lines(alone), strict=True):
+        assert line.keys() == expected_line.keys()
+        for name, value in expected_line.items():
+            if name in ("step", "loss", "elbo"):
+                np.testing.assert_allclose(line[name], value, rtol=1e-4)
+    drawn = [jgen.load(run).sample(jax.random.key(0), 8).astype(int) for run in (spread, alone)]
+    assert np.mean(np.abs(drawn[0] - drawn[1]) > 1) < 0.02
+
+
+# Without the first, the second ends at once; without the second, the first after 30 s.
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_ends_the_other_with_one_line(start_python, tmp_path, killed):
+    processes = start_two(start_python, tmp_path / "run", 100_000)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size):
+        assert all(process.poll() is None for process in processes), wait_for(processes)
+        time.sleep(0.05)
+    processes[killed].kill()
+    _, errors = processes[1 - killed].communicate(timeout=60)
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert processes[1 - killed].returncode != 0 and len(lines) == 1 and "another process" in lines[0], errors
+    assert "Traceback" not in errors and "stack trace" not in errors
+
+
+def test_processes_that_were_started_unlike_are_told(start_python, tmp_path):
+    outcomes = wait_for(start_two(start_python, tmp_path / "run", 10, of_one=("--seed", "7")))
+    for number, (code, _, errors) in enumerate(outcomes):
+        assert code == 2 and f"error: process 1 differs from process 0 in seed; here, in process {number}" in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_two_systems_are_told(start_python, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    words = ["--workdir", tmp_path / "run", "--distributed.coordinator", address, "--distributed.num-processes", "2"]
+    words.append("--distributed.process-id")
+    paths = ("configs/vae/vae.py:tiny", "configs/gan/dcgan.py:tiny")
+    processes = [start_python("train.py", path, *words, str(number)) for number, path in enumerate(paths)]
+    for code, _, errors in wait_for(processes):
+        assert code == 2 and "error: process 1 trains another system than process 0" in errors, errors
+
+
+@pytest.mark.slow
+def test_a_second_cluster_in_a_run_directory_is_refused(start_python, tmp_path):
+    with lock(tmp_path / "run", "is training in", "wait"):
+        outcomes = wait_for(start_two(start_python, tmp_path / "run", 10))
+    for code, _, errors in outcomes:
+        assert code == 2 and "another process is training in" in errors, errors
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_processes_that_do_not_come_are_waited_for_as_long_as_is_said(python, number):
+    options = {"coordinator": f"127.0.0.1:{free_port()}", "num-processes": "2", "process-id": number, "timeout": "1"}
+    words = [word for name, value in options.items() for word in (f"--distributed.{name}", value)]
+    done = python(*TINY, *words, check=False)
+    first, *rest = done.stderr.splitlines()
+    assert "waiting for the others for up to 1 s" in first
+    assert_user_mistake(
+        SimpleNamespace(returncode=done.returncode, stderr="\n".join(rest)), "did not answer within 1 s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("host", "2", "0"), ("coordinator is 'host'", "HOST:PORT")),
+        (("", "2", "0"), ("coordinator is ''",)),
+        (("host:1", "0", "0"), ("num-processes is 0",)),
+        (("host:1", "two", "0"), ("num-processes is 'two'",)),
+        (("host:1", "2", "-1"), ("process-id is '-1'",)),
+        (("host:1", "2", "2"), ("process-id is 2", "below")),
+    ],
+)
+def test_what_does_not_say_who_takes_part_is_a_mistake(given, words):
+    mistake(lambda: distributed.given_processes(*given, "--distributed."), *words)
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "joins"),
+    [
+        ({}, False),
+        (SLURM | {"SLURM_NTASKS": "2"}, True),
+        (SLURM | {"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),  # in a job's own script, outside of srun
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+    ],
+)
+def test_a_cluster_is_joined_where_it_has_several_processes(monkeypatch, environment, joins):
+    monkeypatch.setattr(distributed, "on_tpu", lambda: False)
+    for name in (*SLURM, "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.in_cluster() == joins

@@ -12,7 +12,8 @@ Glossary: x_a, x_b halves of the channels; z latents, eps the same standardised;
 
 Differs from the paper: with classes, the last scale's mean and std depend on the class, as in the authors' code, and
 the class also adds a bias to the first hidden layer of every coupling; the logit of section 4.1 of Dinh et al. (2017)
-is an option; activations are stored, not recomputed in the backward pass. Two things are in the authors' code only and
+is an option; activations are recomputed in the backward pass from the inputs of steps, and only where `remat` asks
+for it, not from the latents. Two things are in the authors' code only and
 left out: a learned scale exp(3 logs) of convolutions initialised at zero, and a channel that marks the border in
 padding.
 
@@ -68,6 +69,9 @@ class Config:
     """Condition on the label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
+    remat: bool = False
+    """Compute the features inside steps anew for the gradient, in place of keeping them: less memory, a third more
+    time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -166,7 +170,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
 
     def run(params: Tree, fixed: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
         stacked = {"params": params[f"scale{scale}"]["steps"], "fixed": fixed.get(f"scale{scale}", {})}
-        return apply_chain(lambda v, x: step.apply(v, x, label, inverse), stacked, x, inverse)
+        return apply_chain(lambda v, x: step.apply(v, x, label, inverse), stacked, x, inverse, config.remat)
 
     def standardise(params: Tree, scale: int, z: Any, given: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
         return priors[scale].apply({"params": params[f"scale{scale}"]["prior"]}, z, given, label, inverse)

@@ -55,6 +55,9 @@ class Config:
     """Condition on the label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
+    remat: bool = False
+    """Compute the features inside couplings anew for the gradient, in place of keeping them: less memory, a third more
+    time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -165,13 +168,13 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         def step(v: Tree, x: Any) -> tuple[Any, Any]:
             return coupling(scale).apply({"params": v[0]}, x, v[1], label, inverse)
 
-        return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse)
+        return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse, config.remat)
 
     def by_channels(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
         def step(v: Tree, x: Any) -> tuple[Any, Any]:
             return coupling(scale + 1).apply({"params": v}, x, None, label, inverse)
 
-        return apply_chain(step, params[f"scale{scale}"]["channels"], x, inverse)
+        return apply_chain(step, params[f"scale{scale}"]["channels"], x, inverse, config.remat)
 
     def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
         latents, total = [], jnp.zeros(x.shape[:1], x.dtype)

@@ -1,0 +1,1 @@
+"""What `benchmarks/accelerator.py` measures, in processes of its own: see `servers`."""

@@ -1,0 +1,111 @@
+"""Processes that measure, one request at a time: a request that fails, hangs or kills its process costs only itself.
+
+A request names a function of this package, such as "fast.prepare", and its arguments; the answer is its result, as
+JSON. JAX and PyTorch live in processes of their own, so that neither holds memory that the other asks for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+PATHS = [str(ROOT), str(BENCHMARKS), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
+
+
+class Failed(Exception):
+    """A request that gave no result; its text is one line."""
+
+
+class Server:
+    """A process that answers requests; it is started by the first, and anew after one that it did not survive.
+
+    Args:
+      log: file for what it prints.
+      environment: variables beside those of this process.
+      start: seconds that it may take to start.
+    """
+
+    def __init__(self, python: str, log: Path, environment: dict[str, str] | None = None):
+        self.python, self.log, self.environment = python, log, environment or {}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: str, seconds: float, /, **arguments: Any) -> Any:
+        """The result of a function of this package.
+
+        Raises:
+          Failed: it raised an error, ended its process, or took longer than so many seconds.
+        """
+        if self.process is None:
+            command = [self.python, "-c", f"import sys; sys.path[:0] = {PATHS!r}; from on_device import servers as s"]
+            command[-1] += "; s.serve()"
+            environment = {**os.environ, "TQDM_DISABLE": "1", **self.environment}
+            with self.log.open("ab") as log:
+                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+                self.process = subprocess.Popen(command, **pipes, env=environment)
+        process = self.process
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps({"request": request, "arguments": arguments}).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self._read(time.monotonic() + seconds, seconds)
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer["result"]
+
+    def _read(self, until: float, seconds: float) -> Any:
+        assert self.process is not None and self.process.stdout is not None
+        line, number = b"", self.process.stdout.fileno()
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([number], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                self.close()
+                raise Failed(f"stopped after {seconds:.0f} s")
+            part = os.read(number, 1 << 16)
+            if not part:
+                code = self.process.wait()
+                self.process = None
+                raise Failed(f"its process ended with code {code}: {last_line(self.log)}")
+            line += part
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def last_line(path: Path) -> str:
+    """The last line of a file that is not empty."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "it printed nothing"
+
+
+def serve() -> None:
+    """Answers requests from stdin until it is closed. What is printed goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        module, _, function = asked["request"].partition(".")
+        try:
+            found = getattr(importlib.import_module(f"on_device.{module}"), function)
+            answer = {"result": found(**asked["arguments"])}
+        except Exception as error:
+            traceback.print_exc()
+            text = " ".join(str(error).split())
+            answer = {"error": f"{type(error).__name__}: {text}"[:300]}
+        print(json.dumps(answer), file=answers, flush=True)

@@ -1,0 +1,143 @@
+"""The benchmark of an accelerator: its counts, its comparison, its processes, and a part of it on CPU."""
+
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import accelerator
+from on_device import cases, costs, report, right, servers
+
+
+def test_operations_of_matrix_products_and_convolutions_are_the_formulas():
+    x, w, kernel = jnp.ones((4, 8)), jnp.ones((8, 16)), jnp.ones((3, 3, 5, 7))
+    image = jnp.ones((2, 6, 6, 5))
+    dense = 2 * 4 * 8 * 16
+    assert costs.matrix_flops(jnp.dot, x, w) == dense
+    assert costs.matrix_flops(jax.jit(jax.vmap(jnp.dot)), jnp.ones((3, 4, 8)), jnp.ones((3, 8, 16))) == 3 * dense
+    assert costs.matrix_flops(jax.grad(lambda w: jnp.sum(jnp.sin(x @ w))), w) == 2 * dense  # of w alone
+
+    def loop(x):
+        return jax.lax.scan(lambda x, _: (x @ w @ w.T, None), x, length=5)[0]
+
+    assert costs.matrix_flops(loop, x) == 5 * 2 * dense
+
+    def convolve(x, kernel, stride=1):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    once = 2 * (2 * 6 * 6 * 7) * (3 * 3 * 5)
+    assert costs.matrix_flops(convolve, image, kernel) == once
+    # With strides, the gradient of the input multiplies with zeros between the pixels: they are not counted.
+    half = once / 4
+    forward_and_back = jax.grad(lambda x: jnp.sum(convolve(x, kernel, 2) ** 2))
+    assert costs.matrix_flops(forward_and_back, image) == pytest.approx(2 * half, rel=0.01)
+
+
+def event(name, duration, **stats):
+    return SimpleNamespace(name=name, duration_ns=duration, stats=list(stats.items()))
+
+
+def test_the_largest_costs_are_those_of_the_devices_kernels():
+    streams = [
+        SimpleNamespace(name="Stream #1", events=[event("conv_kernel<float>(int)", 6e6, hlo_op="cudnn-conv.12")]),
+        SimpleNamespace(name="Stream #2", events=[event("conv_kernel<int>", 2e6, hlo_op="cudnn-conv.3")]),
+        SimpleNamespace(name="Stream #3", events=[event("loop_add_fusion_7", 1e6, hlo_op="loop_add_fusion_7")]),
+        SimpleNamespace(name="XLA Ops", events=[event("counted twice", 9e6)]),
+    ]
+    planes = [SimpleNamespace(name="/device:GPU:0", lines=streams), SimpleNamespace(name="/host:CPU", lines=streams)]
+    outcome = costs.summary(SimpleNamespace(planes=planes), runs=2, wall=0.018)
+    assert [cost["name"] for cost in outcome["costs"]] == ["cudnn-conv [conv_kernel]", "loop_add_fusion"]
+    assert outcome["costs"][0]["ms"] == 4 and math.isclose(outcome["costs"][0]["share"], 8 / 9)
+    assert math.isclose(outcome["busy"], 0.5)
+    assert "missing" in costs.summary(SimpleNamespace(planes=planes[1:]), 1, 1.0)
+
+
+def of_device(**changes):
+    held = {"loss": np.ones(2), "gradient": np.arange(9.0), "images": np.full((8, 4, 4, 1), 7, np.uint8)}
+    held |= {f"{name} again": array for name, array in held.items()}
+    return {**held, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, ""),
+        ({"loss": np.array([1.0, 1.001])}, "loss differs by 1.0e-03"),
+        ({"loss": np.array([1.0, np.nan])}, "loss differs by nan"),
+        ({"gradient": np.arange(9.0)[::-1]}, "gradient differs"),
+        ({"gradient": 1.01 * np.arange(9.0)}, "gradient_norm differs by 1.0e-02"),
+        ({"images": np.full((8, 4, 4, 1), 9, np.uint8)}, "pixels differs by 1.0e+00"),
+        ({"images again": np.full((8, 4, 4, 1), 8, np.uint8)}, "images is another in a second run"),
+    ],
+)
+def test_what_is_not_as_on_the_cpu_is_told(changes, word):
+    wrong = right.compare(of_device(**changes), of_device(), "float32")["wrong"]
+    assert any(word in each for each in wrong) if word else not wrong, wrong
+
+
+def test_a_process_that_fails_hangs_or_ends_costs_one_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(servers, "PATHS", [str(tmp_path), *servers.PATHS])
+    package = tmp_path / "on_device"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"__path__.append({str(ROOT / 'benchmarks' / 'on_device')!r})")
+    (package / "odd.py").write_text(
+        "import os, time\n"
+        "def add(a, b): print('noise'); return a + b\n"
+        "def wait(): time.sleep(60)\n"
+        "def end(): os.write(2, b'no memory'); os._exit(3)\n"
+    )
+    server = servers.Server(sys.executable, tmp_path / "log")
+    try:
+        assert server.ask("odd.add", 60, a=1, b=2) == 3
+        for request, word in (("odd.add", "TypeError"), ("odd.end", "code 3: no memory"), ("odd.wait", "after 1 s")):
+            with pytest.raises(servers.Failed, match=word):
+                server.ask(request, 1 if word == "after 1 s" else 60)
+            assert server.ask("odd.add", 60, a=2, b=2) == 4
+    finally:
+        server.close()
+
+
+def test_the_small_run_leaves_its_record_and_a_table(python, tmp_path):
+    out = tmp_path / "record.json"
+    done = python("benchmarks/accelerator.py", "--small", "--minutes", "3", "--only", "vae", "--out", out)
+    record = json.loads(out.read_text())
+    facts = record["fast"]["vae"]["jgen"]["tasks"]["train"]
+    assert min(facts["seconds"]) > 0 and facts["flops"] > 1e5 and record["backend"] == "cpu"
+    assert "vae" in done.stdout and "of peak" in done.stdout and not report.is_wrong(record)
+    assert record["command"][0].endswith(f"--out {out}")
+
+
+def test_what_fails_on_an_accelerator_is_tried_without_cudnns_kernels():
+    asked = []
+
+    class Server:
+        def ask(self, request, seconds, /, **arguments):
+            asked.append(request)
+            if asked == ["fast.prepare"]:
+                raise servers.Failed("no engine")
+            return {"tasks": {}}
+
+    session = SimpleNamespace(record={"backend": "gpu"}, left=lambda reserve: 100.0, say=lambda text: None)
+    made = accelerator.prepare(session, Server(), {}, 0.0)
+    assert made == {"tasks": {}, "plain_after": "no engine"}
+    assert asked == ["fast.prepare", "fast.use_plain_forms", "fast.prepare"]
+    session.record["backend"] = "cpu"
+    asked.clear()
+    with pytest.raises(servers.Failed, match="no engine"):
+        accelerator.prepare(session, Server(), {}, 0.0)
+
+
+def test_every_case_has_its_side():
+    from on_device import jgen_sides
+
+    assert set(jgen_sides.SIDES) == set(cases.CASES)
