@@ -9,12 +9,14 @@ from contract_cases import ROOT, SYSTEMS
 import jgen
 from jgen.cli import import_config
 from jgen.core.model import ArraySpec, DataSpec, ImageSpec
+from jgen.data.transforms import added_fields
 from jgen.errors import UserError
 from jgen.experiment import Experiment, make_model
 from jgen.train.config import check_config
 from jgen.train.loop import role_optimisers
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+IMAGENET = {"imagenet_resized/64x64": (64, 64, 3), "imagenet2012": (256, 256, 3)}  # of 1,000 classes; some systems' own
 VARIANTS = {stem: import_config(path).VARIANTS for stem, path in SYSTEMS.items()}
 
 
@@ -24,8 +26,9 @@ def get(system, variant):
 
 def spec_of(data):
     levels = 17 if data.name == "digits" else 256
-    image = ImageSpec(*SHAPES[data.name], 2 if data.binarise != "none" else levels)
-    return DataSpec(image, {"label": ArraySpec((), "int32", 10)})
+    image = ImageSpec(*{**SHAPES, **IMAGENET}[data.name], 2 if data.binarise != "none" else levels)
+    label = ArraySpec((), "int32", 1000 if data.name in IMAGENET else 10)
+    return DataSpec(image, {"label": label, **added_fields(data, image)})
 
 
 @pytest.mark.parametrize("system,variant", [(s, v) for s, variants in VARIANTS.items() for v in variants])

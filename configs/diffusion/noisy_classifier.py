@@ -36,13 +36,13 @@ def mnist(name: str) -> Experiment:
 
 
 def cifar10() -> Experiment:
-    training = accelerator_training(100_000, Optimiser(learning_rate=3e-4, weight_decay=0.05), batch_size=256)
-    return Experiment(Config(), Data(name="cifar10", flip=True), training)
+    training = accelerator_training(100_000, Optimiser("adamw", learning_rate=3e-4, weight_decay=0.05), batch_size=256)
+    return Experiment(Config(), Data(name="cifar10", flip=True, validation=0.0), training)
 
 
 def imagenet64() -> Experiment:
     # The paper's tables 11 and 12: width 128, depth 4, batches of 1024, 300,000 steps.
     model = Config(channels=(128, 256, 384, 512), blocks=4, attention=(32, 16, 8), dropout=0.0, dtype="bfloat16")
-    optimiser = Optimiser(learning_rate=6e-4, weight_decay=0.05)
+    optimiser = Optimiser("adamw", learning_rate=6e-4, weight_decay=0.05)
     data = Data(name="imagenet_resized/64x64", flip=True)
     return Experiment(model, data, accelerator_training(300_000, optimiser, batch_size=1024))
