@@ -358,6 +358,14 @@ def test_weights_that_are_not_there_or_pickled(folder):
     refused(pickled, f"{pickled} is pickled")
 
 
+def test_without_a_scheduler_the_noise_is_that_of_ddpm(folder, tmp_path, capsys):
+    shutil.rmtree(folder / "scheduler")
+    assert command([str(folder), str(tmp_path / "run")]) == 0
+    assert "no scheduler_config.json" in capsys.readouterr().err
+    objective = jgen.load(tmp_path / "run").config.model.objective
+    assert (objective.schedule, objective.num_timesteps, objective.sampling.clip) == ("linear", 1000, False)
+
+
 def test_folders_that_are_no_models(folder, tmp_path, made):
     refused(tmp_path / "nothing", "there is no folder")
     (tmp_path / "empty").mkdir()
