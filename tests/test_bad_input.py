@@ -180,7 +180,7 @@ def load_data(name, **options):
 def test_sets_that_are_not_there(tmp_path):
     folder = str(tmp_path)
     mistake(load_data("nothing", dir=folder), "'nothing' is unknown", "folder:PATH")
-    mistake(load_data("", dir=folder), "'' is unknown")
+    mistake(load_data("", dir=folder), "data.name is empty")
     mistake(load_data("cifar10", dir=folder), "'cifar10' is not prepared", folder, "jgen.data.prepare cifar10")
     mistake(load_data(f"folder:{tmp_path / 'none'}"), str(tmp_path / "none"), "does not exist")
     mistake(load_data(f"folder:{tmp_path}"), "has no images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -131,10 +132,15 @@ def weights(found: Found, tensors_of: Callable[[Any], dict[str, np.ndarray]], pa
         return tensors, {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def objective_of(found: Found, learned: bool, **options: Any) -> ddpm.Config:
-    """The chain of a model's scheduler; DDPM's own where there is none."""
+def objective_of(found: Found, learned: bool, clips: bool = True, **options: Any) -> ddpm.Config:
+    """The chain of a model's scheduler; DDPM's own where there is none.
+
+    Args:
+      clips: whether images are then clipped in sampling.
+    """
     if found.scheduler is None:
-        return scheduler.objective_of(scheduler.Fields(), "DDIMScheduler", "", learned, **options)
+        print(f"{found.folder} has no {files.SCHEDULER}: its noise is taken to be DDPM's", file=sys.stderr)
+        return scheduler.objective_of(scheduler.Fields(clip_sample=clips), "DDIMScheduler", "", learned, **options)
     document = files.read_document(found.scheduler)
     fields = files.read_fields(scheduler.Fields, document, found.scheduler)
     return scheduler.objective_of(fields, document.get("_class_name"), found.scheduler, learned, **options)
@@ -170,7 +176,7 @@ def read_unet(found: Found, null_class: bool, given: DataSpec | None) -> Model:
     require(rows > 1 or not null_class, f"{found.where} has {rows} classes: with --null-class it must have more than 1")
     image = ImageSpec(*unet_names.image_size(fields, found.where), fields.in_channels, 256)
     data = data_of(image, num_classes, class_names(found.folder.parent, num_classes), given)
-    options = {"class_conditional": num_classes > 0, "label_dropout": 0.1 if null_class else 0.0}
+    options: dict[str, Any] = {"class_conditional": num_classes > 0, "label_dropout": 0.1 if null_class else 0.0}
     config = objective_of(found, learned=False, network=network, **options)
     shapes = template(ddpm.make(config, data))["unet"]
     tensors, sources = weights(found, lambda params: unet_names.tensors_of(network, params), shapes, rows)
@@ -186,7 +192,7 @@ def read_transformer(found: Found, autoencoder: Found | None, given: DataSpec | 
     fields = files.read_fields(dit_names.Fields, found.document, found.where, needed)
     network = dit_names.network_of(fields, found.where)
     learned = fields.out_channels == 2 * fields.in_channels
-    objective = objective_of(found, learned, network=network)
+    objective = objective_of(found, learned, clips=autoencoder is None, network=network)
     shape, num_classes = (fields.sample_size, fields.sample_size, fields.in_channels), fields.num_embeds_ada_norm
     names = class_names(found.folder.parent, num_classes)
     first, scale = None, 1.0
@@ -195,8 +201,8 @@ def read_transformer(found: Found, autoencoder: Found | None, given: DataSpec | 
         data = data_of(ImageSpec(*shape, levels=256), num_classes, names, given)
         model = dit.make(config, data)
     else:
-        where, clips = found.scheduler or "no scheduler_config.json", objective.sampling.clip
-        require(not clips, f"{where}: clip_sample is true: latents have no range to be clipped to, it must be false")
+        clips = f"{found.scheduler}: clip_sample is true: latents have no range to be clipped to, it must be false"
+        require(not objective.sampling.clip, clips)
         first, scale = read_first_stage(autoencoder, shape, given)
         config, data = latent.Config(objective), data_of(first.data.image, num_classes, names, given)
         first = first._replace(data=data)

@@ -92,9 +92,8 @@ def head_dim(fields: Fields, attends: list[bool], where: Any) -> int:
     """The width of all heads; without attention_head_dim there is one head of each level's whole width."""
     if fields.attention_head_dim is not None:
         return fields.attention_head_dim
-    widths = {width for width, here in zip(fields.block_out_channels, attends) if here} | {
-        fields.block_out_channels[-1]
-    }
+    channels = fields.block_out_channels
+    widths = {channels[-1], *(width for width, here in zip(channels, attends) if here)}
     message = f"{where}: attention_head_dim is null, and block_out_channels with attention differ: {sorted(widths)}"
     require(len(widths) == 1, f"{message}: jgen's heads have one width")
     return widths.pop()
