@@ -36,7 +36,7 @@ class Options(Protocol):
 class ConditionalNetwork(NamedTuple):
     """A network and the role of its parameters, "unet" or "dit".
 
-    null_label: the label that stands for "no class".
+    null_label: the label that stands for "no class". small_levels: of the low-resolution images.
     """
 
     network: unet.Network | dit.DiT
@@ -44,6 +44,7 @@ class ConditionalNetwork(NamedTuple):
     conditions: tuple[str, ...]
     null_label: int
     role: str = "unet"
+    small_levels: int = 0
 
     def __call__(
         self,
@@ -86,7 +87,7 @@ class ConditionalNetwork(NamedTuple):
         """x with the enlarged low-resolution image as further channels, where the network is conditioned on one."""
         if "low_resolution" not in self.conditions:
             return x
-        small = to_float(cond["low_resolution"], self.images.levels)
+        small = to_float(cond["low_resolution"], self.small_levels)
         large = jax.image.resize(small, (*x.shape[:3], small.shape[-1]), "linear")
         return jnp.concatenate([x, large], axis=-1)
 
@@ -129,6 +130,8 @@ def make_conditional_network(
     bound: dict[str, Any] = {"images": data.image, "null_label": data.num_classes}
     names = ("label",) * config.class_conditional + ("low_resolution",) * ("low_resolution" in data.fields)
     bound["conditions"] = names
+    if "low_resolution" in names:
+        bound["small_levels"] = data.fields["low_resolution"].num_values
     sizes: tuple[Any, ...] = (data.image, num_classes, outputs * data.image.channels, small_t)
     if isinstance(config.network, dit.Config):
         return ConditionalNetwork(dit.make_dit(config.network, *sizes), role="dit", **bound)

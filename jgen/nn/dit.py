@@ -29,7 +29,7 @@ from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import MAX_PERIOD, sinusoidal_embedding
 
 UNROLLED = 8  # blocks at most that are compiled one by one, which runs faster
-FREQUENCIES = 256  # of the embedding of t
+TIME_FEATURES = 256  # of the embedding of t
 SMALL_T_SCALE = 1000.0  # of a t of order 1, for an embedding that was made for steps 1 .. 1000
 
 
@@ -152,7 +152,7 @@ class DiT(nn.Module):
         """c (B, features)."""
         width, dtype = self.config.features, jnp.dtype(self.config.dtype)
         normal = nn.initializers.normal(0.02)
-        h = sinusoidal_embedding(self.time_scale * t, FREQUENCIES).astype(dtype)
+        h = sinusoidal_embedding(self.time_scale * t, TIME_FEATURES).astype(dtype)
         h = nn.silu(nn.Dense(width, dtype=dtype, kernel_init=normal, name="time1")(h))
         h = nn.Dense(width, dtype=dtype, kernel_init=normal, name="time2")(h)
         if self.num_classes:

@@ -198,6 +198,8 @@ def check_classifier(classifier: GenerativeModel, model: GenerativeModel) -> Non
     require(lends, f"classifier is a {name}: it must be a classifier of noisy images, such as a noisy_classifier")
     shape, wanted = classifier.images.shape, model.images.shape
     require(shape == wanted, f"classifier is of images {shape}: they must be {wanted}, as in the data")
+    levels, wanted_levels = classifier.images.levels, model.images.levels
+    require(levels == wanted_levels, f"classifier is of images of {levels} levels: the data has {wanted_levels}")
     classes, wanted_classes = classifier.data.num_classes, model.data.num_classes
     require(classes == wanted_classes, f"classifier is of {classes} classes: the data has {wanted_classes}")
 

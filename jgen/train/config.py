@@ -118,6 +118,8 @@ MAY_CHANGE = (
     "train.keep_every",
     "model.sampling.",
     "model.scoring.",
+    "model.objective.sampling.",
+    "model.objective.scoring.",
     "data.dir",
     "frozen.",
 )

@@ -2,7 +2,7 @@
 
     first stage  z ~ encode(x), x = decode(z), trained before and frozen (jgen/models/vae/autoencoder_kl.py)
     diffusion    of z / scale, by the objective of another system, with a U-Net or a transformer
-    scale        the standard deviation of the latents of the first batch, measured once            (appendix G)
+    scale        the root mean square of the latents of the first batch, measured once              (appendix G)
     sampling     z by any sampler of the objective, x = decode(scale z)
 
 Glossary: x image in [-1, 1]; z latents (B, h, w, c).
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
-from jgen.errors import require
+from jgen.errors import defaults_of, require
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.samplers.diffusion import Sampling
@@ -67,7 +67,8 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
     height, width, channels = latent_shape(autoencoder)
     latents = DataSpec(ImageSpec(height, width, channels, levels=0), data.fields)
     diffusion = make_objective(config.objective, latents)
-    check_clip(config.sampling)
+    with defaults_of("objective.sampling"):
+        check_clip(config.sampling)
     latent = Latent(diffusion, autoencoder, data.image)
     phases = [phase._replace(loss=partial(loss, latent, phase)) for phase in diffusion.phases]
     return GenerativeModel(
@@ -85,6 +86,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         validate=partial(validate, latent),
         best=diffusion.best,
         functions={"count_evaluations": diffusion.functions["count_evaluations"]},
+        why_not={"log_prob": "a decoded image is without pixel noise, so that it has no probability of its own"},
     )
 
 

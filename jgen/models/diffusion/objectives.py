@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jgen.core.model import DataSpec, GenerativeModel
-from jgen.errors import require
+from jgen.errors import UserError, require
 from jgen.models.diffusion import ddpm, edm, flow_matching
 
 MAKE: dict[type, Callable[..., GenerativeModel]] = {
@@ -30,4 +30,7 @@ def make_objective(objective: Objective, data: DataSpec, **frozen: GenerativeMod
     known = ", ".join(cls.__module__ for cls in MAKE)
     require(type(objective) in MAKE, f"objective is {objective!r}: it must be the Config of one of {known}")
     given = {role: model for role, model in frozen.items() if model is not None}
-    return MAKE[type(objective)](objective, data, **given)
+    try:
+        return MAKE[type(objective)](objective, data, **given)
+    except UserError as error:  # which says how an option is set
+        raise UserError(str(error).replace("--model.", "--model.objective.")) from None
