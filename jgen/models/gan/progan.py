@@ -15,7 +15,10 @@ S `grow_steps`; level 0 is the lowest size.
 Differs from the paper: images of all levels are of the full size, with equal pixels, so that the penalty's gradient is
 in these; the class is projected on D's features, in place of an auxiliary classifier; batches have one size.
 
-Measured: not yet.
+Measured: a classifier assigns 95.1 % of samples to the class that they were conditioned on, Fréchet distance 43.1 on
+the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.53; 1,220 steps of
+`python train.py configs/gan/progan.py:digits`. The run was stopped at 1,220 of its 3,000 steps, soon after its last
+size had faded in.
 """
 
 from __future__ import annotations

@@ -25,7 +25,10 @@ mixing layer is drawn for each example; the path length is of the whole batch; a
 is that of the steps before; sign D(x) is averaged with decay 3/4, in place of over four steps; the average of the
 weights has a mean w of its own.
 
-Measured: not yet.
+Measured: a classifier assigns 91.3 % of samples to the class that they were conditioned on, Fréchet distance 72.4 on
+the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.09; 1,376 steps of
+`python train.py configs/gan/stylegan2.py:digits`. The run was stopped at 1,376 of its 4,500 steps: classes are told
+apart, but samples of a class are nearly alike.
 """
 
 from __future__ import annotations
