@@ -35,6 +35,7 @@ from jgen.train.step import init_state  # noqa: E402
 DATA = {"cifar10": DataSpec(ImageSpec(32, 32, 3, 256), {"label": ArraySpec((), "int32", 10)})}
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
 MEMORY = (8, 16, 24, 40, 80)  # GB of devices
+BATCH = 512
 RESERVED = 0.1  # of it, for the runtime and for fragments
 LINKS = {"NVLink, 450 GB/s": 450e9, "100 Gb/s": 12.5e9}
 
@@ -88,9 +89,10 @@ def measure(name: str, variant: str) -> dict[str, Any]:
     example, flops = 0.0, 0.0
     with plain_forms():
         for phase in model.phases:
-            one, two = (phase_costs(model, phase, state, frozen, batch_of(data, n)) for n in (2, 4))
-            example = max(example, (two[0] - one[0]) / 2)
-            flops += phase.repeats * (two[1] - one[1]) / 2
+            # Batches so large that examples take more than what has the size of the parameters.
+            one, two = (phase_costs(model, phase, state, frozen, batch_of(data, n)) for n in (BATCH, 2 * BATCH))
+            example = max(example, (two[0] - one[0]) / BATCH)
+            flops += phase.repeats * (two[1] - one[1]) / BATCH
     return {
         "name": f"{name}:{variant}",
         "parameters": bytes_of(state.params) // 4,

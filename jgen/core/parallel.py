@@ -248,16 +248,18 @@ def failing_together() -> Iterator[None]:
             raise UserError(f"process {number} of the training: {message}")
 
 
+def require_equal_devices() -> None:
+    """Raises `UserError`, in every process, where one has more devices than another."""
+    local, total, num = jax.local_device_count(), jax.device_count(), jax.process_count()
+    own = f"process {jax.process_index()} has {local} of the {total} devices of {num} processes"
+    require(local * num == total, f"{own}: all must have as many")
+
+
 def require_same(values: Mapping[str, Any]) -> None:
     """Raises `UserError`, in every process, for values that are not the same in all of them, by name."""
     num = jax.process_count()
     if num == 1:
         return
-    local, total = jax.local_device_count(), jax.device_count()
-    require(
-        local * num == total,
-        f"process {jax.process_index()} has {local} of the {total} devices of {num} processes: all must have as many",
-    )
     from jax.experimental import multihost_utils
 
     def gathered(words: list[str]) -> np.ndarray:

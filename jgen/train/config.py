@@ -100,7 +100,8 @@ class Config:
 
 def tiny_training(config: Config) -> Config:
     """The same in forty small steps, with logs, scores and checkpoints between: for tests."""
-    return replace(config, steps=40, batch_size=16, log_every=10, validate_every=20, checkpoint_every=20)
+    often: dict[str, Any] = {"log_every": 10, "validate_every": 20, "checkpoint_every": 20}
+    return replace(config, steps=40, batch_size=16, steps_per_call=1, **often)
 
 
 # Fields that a resumed run may be given anew: none changes the mathematics of the steps already taken. An entry that

@@ -119,14 +119,19 @@ def test_processes_that_were_started_unlike_are_told(start_python, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_two_systems_are_told(start_python, tmp_path):
+@pytest.mark.parametrize(
+    ("second", "devices", "words"),
+    [("gan/dcgan", 1, "process 1 trains another system than process 0"), ("vae/vae", 2, "of the 3 devices")],
+)
+def test_processes_of_other_systems_or_devices_are_told(start_python, tmp_path, second, devices, words):
     address = f"127.0.0.1:{free_port()}"
-    words = ["--workdir", tmp_path / "run", "--distributed.coordinator", address, "--distributed.num-processes", "2"]
-    words.append("--distributed.process-id")
-    paths = ("configs/vae/vae.py:tiny", "configs/gan/dcgan.py:tiny")
-    processes = [start_python("train.py", path, *words, str(number)) for number, path in enumerate(paths)]
+    options = ["--workdir", tmp_path / "run", "--distributed.coordinator", address, "--distributed.num-processes", "2"]
+    processes = []
+    for number, (name, num) in enumerate((("vae/vae", 1), (second, devices))):
+        own = [f"configs/{name}.py:tiny", *options, "--distributed.process-id", str(number)]
+        processes.append(start_python("train.py", *own, devices=num))
     for code, _, errors in wait_for(processes):
-        assert code == 2 and "error: process 1 trains another system than process 0" in errors, errors
+        assert code == 2 and "error: " in errors and words in errors, errors
 
 
 @pytest.mark.slow
