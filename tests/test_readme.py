@@ -138,7 +138,7 @@ def test_tables_are_those_of_the_results(python):
 def is_link(name):
     """Whether a system is a link of a chain: it stands on another, and has no images or likelihood of its own."""
     model = make_case(name).model
-    return model.sample is None and model.log_prob is None and bool(make_case(name).frozen)
+    return model.sample is None and model.log_prob is None and model.decode is None
 
 
 def test_a_system_says_in_its_file_what_it_reached():
