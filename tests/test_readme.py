@@ -136,7 +136,7 @@ def test_tables_are_those_of_the_results(python):
 
 
 def is_link(name):
-    """Whether a system is a link of a chain: it stands on another, and has no images or likelihood of its own."""
+    """Whether a system is only a part of others: it has no images, no likelihood and no decoder of its own."""
     model = make_case(name).model
     return model.sample is None and model.log_prob is None and model.decode is None
 
