@@ -19,15 +19,25 @@ from jgen.errors import UserError
 
 FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-images", "4", "--train.sample-every", "0"]
 FEW += ["--train.samples-per-class", "1"]
-FEW_DIFFUSION = ["--model.sampling.steps", "2"]
-FEW_DIFFUSION += ["--model.network.blocks", "1", "--model.network.channels", "8", "--model.network.attention", "8"]
-FEW_DIFFUSION += ["--model.network.head-dim", "8", "--model.network.groups", "4"]
+
+
+def small_diffusion(config, words):
+    """Options of a small network and few steps of sampling, of the digits in the size that a command asks for."""
+    size = words[words.index("--data.size") + 1] if "--data.size" in words else "8"
+    options = {"blocks": "1", "channels": "8", "attention": size, "head-dim": "8", "groups": "4"}
+    if "noisy_classifier" in config:
+        return [word for name, value in options.items() for word in (f"--model.{name}", value)]
+    system = "model.objective" if any(name in config for name in ("adm", "upsampler")) else "model"
+    network = [word for name, value in options.items() for word in (f"--{system}.network.{name}", value)]
+    return [*network, f"--{system}.sampling.steps", "2"]
 
 
 def commands():
-    """The lines of the bash blocks of the README, then of the guide, split at && and without comments."""
+    """The lines of the bash blocks of the README, then of the guide, split at && and without comments; not of the block
+    about weights that a user brings, which tests/convert is about."""
     text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/guide.md"))
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    blocks = [block for block in blocks if "jgen.convert" not in block]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [part.strip() for line in lines if line for part in line.split("&&")]
 
@@ -69,7 +79,7 @@ def test_every_command_runs(python, pictures, tmp_path):
         words = [places.get(word, word) for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
             config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/vdm.py")
-            words += FEW + (FEW_DIFFUSION if "diffusion" in config else [])
+            words += FEW + (small_diffusion(config, words) if "diffusion" in config else [])
             experiment, _ = load_config(config, ROOT)
             if experiment.data.name != "digits" and "--data.name" not in words:
                 words += ["--data.name", f"folder:{pictures}"]

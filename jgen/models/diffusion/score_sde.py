@@ -80,9 +80,11 @@ class ScoreSde(NamedTuple):
     network: ConditionalNetwork
 
 
-def make(config: Config, data: DataSpec) -> GenerativeModel:
+def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None = None) -> GenerativeModel:
     """A score model for the image shape, levels and classes of `data`.
 
+    Args:
+      classifier: a classifier of noisy images, for classifier guidance.
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
@@ -98,7 +100,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         validate=partial(validate, sde),
         best=("mse", "min"),
     )
-    denoising = denoising_by_class(network, config, partial(denoise, sde), lambda params: sde.process)
+    where = network, config, partial(denoise, sde), lambda params: sde.process
+    denoising = denoising_by_class(*where, classifier=classifier)
     return with_flow_likelihood(with_samplers(model, denoising), denoising, config.scoring)
 
 

@@ -101,9 +101,11 @@ class Vdm(NamedTuple):
     schedule: Schedule
 
 
-def make(config: Config, data: DataSpec) -> GenerativeModel:
+def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None = None) -> GenerativeModel:
     """A VDM for the image shape, levels and classes of `data`.
 
+    Args:
+      classifier: a classifier of noisy images, for classifier guidance.
     Raises:
       UserError: sizes that the U-Net cannot be built with, or options out of their range.
     """
@@ -122,7 +124,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         scoring=config.scoring,
         likelihood="lower_bound",
     )
-    return with_samplers(model, denoising_by_class(network, config, partial(denoise, vdm), partial(process_of, vdm)))
+    where = network, config, partial(denoise, vdm), partial(process_of, vdm)
+    return with_samplers(model, denoising_by_class(*where, classifier=classifier))
 
 
 def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
