@@ -13,7 +13,11 @@ Loss, likelihood and samplers are those of the objective's module, jgen/models/d
 Differs from the paper: guidance shifts the score in every sampler, which to first order is the paper's shift of the
 mean in ancestral steps; the predicted image is clipped after it; small images are not blurred in training.
 
-Measured:
+Measured: bound 3.101 bits/dim on the 8x8 digits in 17 levels (50 images); Fréchet distance 22.2 (FD-digits, where other
+training images have 22.6), a classifier assigns 99.0 % of samples to the class that they were conditioned on, 50
+ancestral steps without guidance; 2,000 steps of `python train.py configs/diffusion/adm.py:digits`. With the classifier
+of `python train.py configs/diffusion/noisy_classifier.py:digits`, 1,000 steps, of 500 samples: distance 23.3, 25.0 and
+27.5 at scales 0, 1 and 3, recall 0.71, 0.65 and 0.64, class accuracy 98.8, 99.0 and 99.8 %.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ The latents are no distribution that is known: `sample` is for a diffusion over 
 
 Differs from the paper: no perceptual term; D has group normalisation; w is that of each device's part.
 
-Measured:
+Measured: PSNR 30.75 dB of the reconstructed 8x8 digits, from 4x4 latents of 4 channels; 1,500 steps of
+`python train.py configs/vae/autoencoder_kl.py:digits`.
 """
 
 from __future__ import annotations
