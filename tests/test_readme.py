@@ -146,9 +146,9 @@ def test_tables_are_those_of_the_results(python):
 
 
 def is_link(name):
-    """Whether a system is only a part of others: it has no images, no likelihood and no decoder of its own."""
-    model = make_case(name).model
-    return model.sample is None and model.log_prob is None and model.decode is None
+    """Whether a system is only a part of others: it has no images and no likelihood, and no decoder of its own."""
+    model, frozen = make_case(name)
+    return model.sample is None and model.log_prob is None and (model.decode is None or bool(frozen))
 
 
 def test_a_system_says_in_its_file_what_it_reached():

@@ -12,8 +12,8 @@ Differs from the paper: the embedding of t has its frequencies down to 1 / 10,00
 option; the network works on pixels, or on the latents of a first stage (jgen/models/diffusion/latent.py).
 
 Measured: 1.827 bits/dim on the 8x8 digits in 17 levels, an estimate with one probe and tolerance 1e-4 (50 images);
-Fréchet distance 27.2 (FD-digits, where other training images have 22.6), 25 Heun steps with guidance 1.5; 2,000 steps of
-`python train.py configs/diffusion/dit.py:digits`, flow matching with a pixel a patch.
+Fréchet distance 27.2 (FD-digits, where other training images have 22.6), 25 Heun steps with guidance 1.5; 2,000 steps
+of `python train.py configs/diffusion/dit.py:digits`, flow matching with a pixel a patch.
 """
 
 from __future__ import annotations

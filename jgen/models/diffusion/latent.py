@@ -10,8 +10,8 @@ Glossary: x image in [-1, 1]; z latents (B, h, w, c).
 A decoded image has no pixel noise, so there is no `log_prob` of images. Differs from the paper: the scale is that of
 the latents around zero of one batch of training; it is stored in the run.
 
-Measured: a classifier assigns 100.0 % of samples to the class that they were conditioned on, Fréchet distance 24.4 on the
-8x8 digits (FD-digits, where other training images have 22.6), 25 Heun steps with guidance 1.5; 2,000 steps of
+Measured: a classifier assigns 100.0 % of samples to the class that they were conditioned on, Fréchet distance 24.4 on
+the 8x8 digits (FD-digits, where other training images have 22.6), 25 Heun steps with guidance 1.5; 2,000 steps of
 `python train.py configs/diffusion/latent.py:digits` on 1,500 of its first stage.
 """
 

@@ -14,9 +14,9 @@ Glossary: x image in [-1, 1]; z_e encoder's vectors; z_q their codes' vectors; s
 Differs from the paper: the codebook follows moving averages and dead codes are revived; no perceptual term; D has group
 normalisation; w is that of each device's part; the prior is convolutional.
 
-Measured: perplexity 60.6 of 64 codes on the 8x8 digits, and PSNR 23.88 dB of their reconstructions from 4x4 codes; 1,500
-steps of `python train.py configs/vae/vqgan.py:digits`. The discriminator tells real patches from reconstructed ones no
-better than by chance there.
+Measured: perplexity 60.6 of 64 codes on the 8x8 digits, and PSNR 23.88 dB of their reconstructions from 4x4 codes;
+1,500 steps of `python train.py configs/vae/vqgan.py:digits`. The discriminator tells real patches from reconstructed
+ones no better than by chance there.
 """
 
 from __future__ import annotations
