@@ -45,9 +45,9 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = flow(unet.TINY)
-    model = replace(model, objective=replace(model.objective, sampling=replace(HEUN, steps=3)))
-    return replace(digits, model=model, train=tiny_training(digits.train))
+    sampling = Sampling(steps=3, clip=False)
+    objective = ddpm.Config(network=unet.TINY, num_timesteps=10, schedule="cosine", sampling=sampling)
+    return replace(digits, model=Config(objective), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
