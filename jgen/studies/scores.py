@@ -49,6 +49,7 @@ class ScoringProtocol:
     num: int = 0
     seed: int = 0
     inception: str = ""
+    efficientnet: str = ""
     memorisation: bool = True
 
 

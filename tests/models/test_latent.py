@@ -75,7 +75,7 @@ def test_a_sample_is_the_decoded_draw_of_the_objective(monkeypatch):
 
 def test_the_adversarys_weight_is_the_ratio_of_gradients():
     """Against the gradients of the two terms by the decoder's last kernel, each by itself."""
-    model, params, _ = first_stage_case(adversary=Adversary(weight=0.5, channels=(8,)))
+    model, params, extra = first_stage_case(adversary=Adversary(weight=0.5, channels=(8,)))
     system = model.phases[0].loss.args[0]
     x, z = to_float(IMAGES, 256), jax.random.normal(jax.random.key(2), (6, 4, 4, 2))
 
@@ -87,15 +87,18 @@ def test_the_adversarys_weight_is_the_ratio_of_gradients():
 
     kernel = params["decoder"]["conv_out"]["kernel"]
     gradient = jax.jit(jax.grad(term), static_argnums=1)
-    norms = [float(jnp.sqrt(jnp.sum(gradient(kernel, number) ** 2))) for number in (0, 1)]
+    expected = {name: gradient(kernel, number) for number, name in enumerate(("error", "score"))}
+    norms = [float(jnp.sqrt(jnp.sum(array**2))) for array in expected.values()]
 
     @jax.jit
-    def ratio(params):
-        parts = (system.adversary, system.decoder, params, lambda x_hat: jnp.mean(jnp.abs(x - x_hat)), z)
-        return patch_adversary.gradient_ratio(*parts)
+    def step(params, gradients):
+        parts = (lambda x_hat: jnp.mean(jnp.abs(x - x_hat)), z, jnp.zeros_like(x))
+        return patch_adversary.score_term(system.adversary, system.decoder, params, gradients, *parts)
 
-    weight = ratio(params)
-    np.testing.assert_allclose(weight, norms[0] / (norms[1] + 1e-4), rtol=1e-3)
+    _, logged, new = step(params, extra["adversary"])
+    assert logged["weight"] == 0  # there is no step before the first
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), new, expected)
+    np.testing.assert_allclose(step(params, new)[1]["weight"], 0.5 * norms[0] / (norms[1] + 1e-4), rtol=1e-3)
 
 
 def test_the_adversary_begins_at_its_step():

@@ -5,7 +5,8 @@ autoencoder gains -w E D(x_hat), with
 
     w = weight |grad_out error| / (|grad_out E D(x_hat)| + 1e-4)                                         (equation 7)
 
-where the gradients are those of the decoder's last kernel, both from step `start` on.
+where the gradients are those of the decoder's last kernel, both from step `start` on. They are those of the step before:
+as means over a whole batch they are known only after it, and w does not depend on how a batch is divided.
 """
 
 from __future__ import annotations
@@ -96,28 +97,38 @@ def phases(
     return (*alone, against, Phase(("disc",), partial(disc_loss, adversary, reconstruct), runs=after))
 
 
+def start_gradients(decoder: Tree) -> dict[str, jax.Array]:
+    """extra["adversary"] before the first step: no gradients, with which w is 0."""
+    kernel = decoder["conv_out"]["kernel"]
+    return {"error": jnp.zeros_like(kernel), "score": jnp.zeros_like(kernel)}
+
+
 def score_term(
     adversary: Adversary,
     decoder: Decoder,
     params: Roles,
+    gradients: dict[str, jax.Array],
     error: Callable[[jax.Array], jax.Array],
     z: jax.Array,
     x_hat: jax.Array,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-w E D(x_hat), and what is logged of it.
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """-w E D(x_hat), what is logged of it, and the gradients of this step.
 
     Args:
+      gradients: extra["adversary"], those of the step before: means over all its examples, wherever they were computed.
       error: x_hat -> the error of the reconstruction, a scalar; z: the latents that x_hat was decoded from.
     """
     score = -jnp.mean(adversary.scores(params["disc"], x_hat))
-    weight = adversary.config.weight * gradient_ratio(adversary, decoder, params, error, z)
-    return weight * score, {"score": score, "weight": weight}
+    of_error, of_score = (jnp.linalg.norm(gradients[name].ravel()) for name in ("error", "score"))
+    weight = adversary.config.weight * jnp.clip(of_error / (of_score + 1e-4), 0.0, LARGEST)
+    new = last_gradients(adversary, decoder, params, error, z)
+    return weight * score, {"score": score, "weight": weight}, new
 
 
-def gradient_ratio(
+def last_gradients(
     adversary: Adversary, decoder: Decoder, params: Roles, error: Callable[[jax.Array], jax.Array], z: jax.Array
-) -> jax.Array:
-    """|grad error| / (|grad E D(x_hat)| + 1e-4) by the decoder's last kernel; a constant of the loss."""
+) -> dict[str, jax.Array]:
+    """Gradients of the error and of -E D(x_hat) by the decoder's last kernel."""
     frozen, disc, z = jax.lax.stop_gradient((params["decoder"], params["disc"], z))
 
     def terms(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,8 +138,8 @@ def gradient_ratio(
 
     _, pullback = jax.vjp(terms, frozen["conv_out"]["kernel"])
     one, zero = jnp.ones(()), jnp.zeros(())
-    of_error, of_score = (jnp.linalg.norm(pullback(side)[0]) for side in ((one, zero), (zero, one)))
-    return jax.lax.stop_gradient(jnp.clip(of_error / (of_score + 1e-4), 0.0, LARGEST))
+    sides = {"error": (one, zero), "score": (zero, one)}
+    return {name: jax.lax.stop_gradient(pullback(side)[0]) for name, side in sides.items()}
 
 
 def disc_loss(
