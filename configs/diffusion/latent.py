@@ -24,7 +24,7 @@ VARIANTS = STANDARD | {
     "imagenet256": "32x32 latents of 256x256 ImageNet by class, DiT-XL/2 of 675M parameters; for accelerators",
     "tiny": "latents of 8x8 digits, seconds to train; for tests",
 }
-FACTS = Facts(free_form_jacobian=True, published="ImageNet 256: FID 3.60 (LDM-4-G), 2.27 (DiT-XL/2-G)")
+FACTS = Facts(free_form_jacobian=True, published="ImageNet 256: FID 3.60 (LDM-4, guided), 2.27 (DiT-XL/2, guided)")
 FROZEN = {"autoencoder": "configs/vae/autoencoder_kl.py"}
 
 HEUN = Sampling(sampler="heun", steps=25, guidance_scale=1.5, clip=False)

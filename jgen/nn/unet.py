@@ -136,10 +136,8 @@ class UNet(nn.Module):
     ) -> jax.Array:
         embedding = self.embed(t, label, vector)
         count = 0
-        block_type: Any = AdmBlock if self.adm else ResnetBlock
-        attention_type: Any = SelfAttention2D
-        if self.remat:
-            block_type, attention_type = nn.remat(block_type), nn.remat(attention_type)
+        types: tuple[Any, Any] = (AdmBlock if self.adm else ResnetBlock, SelfAttention2D)
+        block_type, attention_type = map(nn.remat, types) if self.remat else types
 
         def resnet(h: jax.Array, features: int, name: str, resample: Resample = "") -> jax.Array:
             nonlocal count

@@ -5,7 +5,7 @@ autoencoder gains -w E D(x_hat), with
 
     w = weight |grad_out error| / (|grad_out E D(x_hat)| + 1e-4)                                         (equation 7)
 
-where the gradients are those of the decoder's last kernel, both from step `start` on. They are those of the step before:
+where the gradients are those of the decoder's last kernel, both from step `start` on; they are of the step before:
 as means over a whole batch they are known only after it, and w does not depend on how a batch is divided.
 """
 
