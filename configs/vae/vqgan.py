@@ -36,7 +36,7 @@ def digits() -> Experiment:
 
 def tiny(digits: Experiment) -> Experiment:
     network = first_stage.Config((8, 8), blocks=1, latent_channels=4, attention=False, groups=4)
-    model = Config(network, num_codes=16, decay=0.9, adversary=Adversary(weight=0.5, channels=(8,)))
+    model = Config(network, num_codes=4, decay=0.9, adversary=Adversary(weight=0.5, channels=(8,)))
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
