@@ -21,6 +21,7 @@ import jgen.nn
 from jgen.core.backend import plain_forms
 from jgen.core.model import ImageSpec
 from jgen.nn import (
+    adm,
     attention,
     autoencoder,
     autoregressive_flow,
@@ -28,8 +29,10 @@ from jgen.nn import (
     code_pixelcnn,
     conv,
     dcgan,
+    dit,
     dropout,
     embeddings,
+    first_stage,
     flow,
     gan,
     gated_pixelcnn,
@@ -191,6 +194,9 @@ def spectral_layers(module, *inputs, rest):
 SPARSE = (Pattern("local", 3), Pattern("column", 3))
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
 NCSNPP = song_unet.SongUNet((8,), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
+ENCODER = adm.AdmEncoder((8, 8), 1, (2,), 4, 4, 0.1, 3)
+DIT = dit.Config(patch=2, features=8, layers=2, heads=2, mlp_ratio=2.0, dropout=0.1)
+STAGE = first_stage.Config((8, 8), 1, 2, groups=4)
 CASES = {
     "conv 3x3": lambda: (conv.conv, (normal(2, 16, 16, 32), 0.1 * normal(3, 3, 32, 32))),
     "conv 4x4 stride 2": lambda: (lambda x, k: conv.conv(x, k, 2), (normal(2, 8, 8, 16), 0.1 * normal(4, 4, 16, 16))),
@@ -214,6 +220,16 @@ CASES = {
     "sinusoidal_embedding": lambda: (lambda t: embeddings.sinusoidal_embedding(0.1 * t, 8), (T,)),
     "nearest": lambda: (resampling.nearest, (normal(2, 2, 3, 4),)),
     "ResnetBlock": lambda: layer(unet.ResnetBlock(32, 4, 0.1), normal(2, 16, 16, 8), normal(2, 8), rest=(KEYS,)),
+    "adm.AdmBlock": lambda: layer(adm.AdmBlock(8, 4, 0.1), normal(2, 4, 4, 8), normal(2, 8), rest=(KEYS,)),
+    "adm.AttentionPool": lambda: layer(adm.AttentionPool(4, 3), normal(2, 2, 2, 8)),
+    "adm.AdmEncoder": lambda: layer(ENCODER, normal(2, 4, 4, 1), rest=(T, KEYS)),
+    "dit.Block": lambda: layer(dit.Block(DIT), normal(2, 4, 8), normal(2, 8), rest=(KEYS,)),
+    "dit.DiT": lambda: layer(dit.DiT(DIT, 3, 1), normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
+    "first_stage.Block": lambda: layer(first_stage.Block(8, 4), normal(2, 4, 4, 4)),
+    "first_stage.Middle": lambda: layer(first_stage.Middle(STAGE), normal(2, 2, 2, 8)),
+    "first_stage.Encoder": lambda: layer(first_stage.Encoder(STAGE, 4), normal(2, 4, 4, 1)),
+    "first_stage.Decoder": lambda: layer(first_stage.Decoder(STAGE, 1), normal(2, 2, 2, 2)),
+    "first_stage.PatchDiscriminator": lambda: layer(first_stage.PatchDiscriminator((4, 8), 4), normal(2, 8, 8, 1)),
     "UNet": lambda: layer(UNET, normal(2, 4, 4, 1), rest=(T, LABEL, KEYS)),
     "fourier_embedding": lambda: (lambda t: embeddings.fourier_embedding(1e-3 * t, 8, 16.0), (T,)),
     "SongBlock": lambda: layer(
@@ -367,7 +383,20 @@ CASES = {
     "r3gan.Generator": lambda: layer(r3gan.Generator((4, 4), 1, 2, 4, 3, IMAGES), normal(2, 3), rest=(ONE_HOT,)),
     "r3gan.Discriminator": lambda: layer(r3gan.Discriminator((4, 4), 1, 2, 4, 3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
 }
-NETWORKS = ("UNet", "SongUNet", "GatedPixelCNN", "PixelCNN", "Resolution", "PixelCNNPP", "ConvEncoder", "ConvDecoder")
+NETWORKS = (
+    "adm.AdmEncoder",
+    "dit.DiT",
+    "first_stage.Encoder",
+    "first_stage.Decoder",
+    "UNet",
+    "SongUNet",
+    "GatedPixelCNN",
+    "PixelCNN",
+    "Resolution",
+    "PixelCNNPP",
+    "ConvEncoder",
+    "ConvDecoder",
+)
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis")
 NETWORKS += tuple(
