@@ -106,11 +106,11 @@ def in_cluster() -> bool:
     """Whether this process was started with others by what JAX knows to ask: SLURM's srun, Open MPI's mpirun, an
     indexed job or a job set of Kubernetes (with the package kubernetes), or on a TPU, whose pods tell their workers."""
     environment = os.environ
-    of_step = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys()
-    of_pods = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
-    counts = (environment.get(name, "") for name in ("SLURM_NTASKS" if of_step else "", "OMPI_COMM_WORLD_SIZE"))
+    in_slurm = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys()
+    in_pods = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    counts = (environment.get(name, "") for name in ("SLURM_NTASKS" if in_slurm else "", "OMPI_COMM_WORLD_SIZE"))
     several = any(count.isdecimal() and int(count) > 1 for count in counts)
-    pods = of_pods and importlib.util.find_spec("kubernetes") is not None
+    pods = in_pods and importlib.util.find_spec("kubernetes") is not None
     return several or pods or on_tpu()
 
 

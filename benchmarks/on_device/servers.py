@@ -102,8 +102,8 @@ def serve() -> None:
         asked = json.loads(line)
         module, _, function = asked["request"].partition(".")
         try:
-            found = getattr(importlib.import_module(f"on_device.{module}"), function)
-            answer = {"result": found(**asked["arguments"])}
+            task = getattr(importlib.import_module(f"on_device.{module}"), function)
+            answer = {"result": task(**asked["arguments"])}
         except Exception as error:
             traceback.print_exc()
             text = " ".join(str(error).split())

@@ -87,8 +87,8 @@ def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str,
             for name, shape in wanted.items():
                 require(name in names, f"{path} lacks the tensor {name}")
                 tensor = file.get_slice(names[name])
-                found, kind = tuple(tensor.get_shape()), tensor.get_dtype()
-                require(found == shape, f"{path}: the tensor {name} has shape {found}: it must be {shape}")
+                own_shape, kind = tuple(tensor.get_shape()), tensor.get_dtype()
+                require(own_shape == shape, f"{path}: the tensor {name} has shape {own_shape}: it must be {shape}")
                 require(kind in TYPES, f"{path}: the tensor {name} is of {kind}: it must be one of {', '.join(TYPES)}")
             extra = [name for name in names if name not in wanted]
             require(not extra, f"{path} has the tensor {(extra or [''])[0]}, which this model does not have")

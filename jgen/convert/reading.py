@@ -43,7 +43,7 @@ class Model(NamedTuple):
     sources: dict[str, str]
 
 
-class Found(NamedTuple):
+class ModelFolder(NamedTuple):
     """A model's folder, its config.json, and the noise schedule that stands beside it, if any."""
 
     folder: Path
@@ -56,7 +56,7 @@ class Found(NamedTuple):
         return self.folder / files.CONFIG
 
 
-def find(folder: Path) -> tuple[Found, Found | None]:
+def find(folder: Path) -> tuple[ModelFolder, ModelFolder | None]:
     """The model in a folder, or in the folder of a pipeline, and the pipeline's autoencoder.
 
     Raises:
@@ -71,16 +71,16 @@ def find(folder: Path) -> tuple[Found, Found | None]:
     require(model is not None, f"{folder} is not in diffusers' layout: {layout}")
     assert model is not None
     schedules = [folder / "scheduler" / files.SCHEDULER, folder / files.SCHEDULER]
-    found = open_model(model, next((path for path in schedules if path.is_file()), None))
+    opened = open_model(model, next((path for path in schedules if path.is_file()), None))
     has_latents = model.name == "transformer" and (folder / "vae").is_dir()
-    return found, open_model(folder / "vae", None) if has_latents else None
+    return opened, open_model(folder / "vae", None) if has_latents else None
 
 
-def open_model(folder: Path, schedule: Path | None) -> Found:
+def open_model(folder: Path, schedule: Path | None) -> ModelFolder:
     """The config.json of a model."""
     document = files.read_document(folder / files.CONFIG)
     require_choice(f"{folder / files.CONFIG}: _class_name", document.get("_class_name"), CLASSES)
-    return Found(folder, document, document["_class_name"], schedule)
+    return ModelFolder(folder, document, document["_class_name"], schedule)
 
 
 def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
@@ -116,14 +116,14 @@ def template(model: GenerativeModel) -> dict[str, Any]:
     return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, {})[0], batch)
 
 
-def weights(found: Found, tensors_of: Callable[[Any], dict[str, np.ndarray]], params: Any, rows: int = 0) -> Any:
+def weights(opened: ModelFolder, tensors_of: Callable[[Any], dict[str, np.ndarray]], params: Any, rows: int = 0) -> Any:
     """The tensors of a model's file, all of which its parameters need, and {file: hash}.
 
     Args:
       tensors_of: parameters to {name: array}; params: shapes of the parameters.
       rows: rows of the class embedding in the file; 0: as many as in the parameters.
     """
-    path = files.find_weights(found.folder)
+    path = files.find_weights(opened.folder)
     wanted = {name: array.shape for name, array in tensors_of(no_memory(params)).items()}
     if rows:
         wanted[CLASS_EMBEDDING] = (rows, *wanted[CLASS_EMBEDDING][1:])
@@ -132,96 +132,100 @@ def weights(found: Found, tensors_of: Callable[[Any], dict[str, np.ndarray]], pa
         return tensors, {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def objective_of(found: Found, learned: bool, clips: bool = True, **options: Any) -> ddpm.Config:
+def objective_of(opened: ModelFolder, learned: bool, clips: bool = True, **options: Any) -> ddpm.Config:
     """The chain of a model's scheduler; DDPM's own where there is none.
 
     Args:
       clips: whether images are then clipped in sampling.
     """
-    if found.scheduler is None:
-        print(f"{found.folder} has no {files.SCHEDULER}: its noise is taken to be DDPM's", file=sys.stderr)
+    if opened.scheduler is None:
+        print(f"{opened.folder} has no {files.SCHEDULER}: its noise is taken to be DDPM's", file=sys.stderr)
         return scheduler.objective_of(scheduler.Fields(clip_sample=clips), "DDIMScheduler", "", learned, **options)
-    document = files.read_document(found.scheduler)
-    fields = files.read_fields(scheduler.Fields, document, found.scheduler)
-    return scheduler.objective_of(fields, document.get("_class_name"), found.scheduler, learned, **options)
+    document = files.read_document(opened.scheduler)
+    fields = files.read_fields(scheduler.Fields, document, opened.scheduler)
+    return scheduler.objective_of(fields, document.get("_class_name"), opened.scheduler, learned, **options)
 
 
-def read_autoencoder(found: Found, size: int, given: DataSpec | None) -> tuple[Model, float]:
+def read_autoencoder(opened: ModelFolder, size: int, given: DataSpec | None) -> tuple[Model, float]:
     """An `AutoencoderKL` and its scaling factor.
 
     Args:
       size: height and width of the images; 0: those of the data, or what its config.json says.
     """
-    fields = files.read_fields(kl_names.Fields, found.document, found.where)
-    network = kl_names.network_of(fields, found.where)
+    fields = files.read_fields(kl_names.Fields, opened.document, opened.where)
+    network = kl_names.network_of(fields, opened.where)
     height, width = (size, size) if size or given is None else given.image.shape[:2]
     height, width = height or fields.sample_size, width or fields.sample_size
     data = data_of(ImageSpec(height, width, fields.in_channels, 256), 0, (), given)
     config = autoencoder_kl.Config(network)
     shapes = template(autoencoder_kl.make(config, data))
-    tensors, sources = weights(found, lambda params: kl_names.tensors_of(network, params), shapes)
+    tensors, sources = weights(opened, lambda params: kl_names.tensors_of(network, params), shapes)
     return Model(config, data, kl_names.params_of(network, tensors), {}, sources), fields.scaling_factor
 
 
-def read_unet(found: Found, null_class: bool, given: DataSpec | None) -> Model:
+def read_unet(opened: ModelFolder, null_class: bool, given: DataSpec | None) -> Model:
     """A `UNet2DModel`.
 
     Args:
       null_class: whether the last of its classes stands for none.
     """
-    fields = files.read_fields(unet_names.Fields, found.document, found.where)
-    network = unet_names.network_of(fields, found.where)
+    fields = files.read_fields(unet_names.Fields, opened.document, opened.where)
+    network = unet_names.network_of(fields, opened.where)
     rows = fields.num_class_embeds or 0
     num_classes = rows - null_class
-    require(rows > 1 or not null_class, f"{found.where} has {rows} classes: with --null-class it must have more than 1")
-    image = ImageSpec(*unet_names.image_size(fields, found.where), fields.in_channels, 256)
-    data = data_of(image, num_classes, class_names(found.folder.parent, num_classes), given)
+    require(
+        rows > 1 or not null_class, f"{opened.where} has {rows} classes: with --null-class it must have more than 1"
+    )
+    image = ImageSpec(*unet_names.image_size(fields, opened.where), fields.in_channels, 256)
+    data = data_of(image, num_classes, class_names(opened.folder.parent, num_classes), given)
     options: dict[str, Any] = {"class_conditional": num_classes > 0, "label_dropout": 0.1 if null_class else 0.0}
-    config = objective_of(found, learned=False, network=network, **options)
+    config = objective_of(opened, learned=False, network=network, **options)
     shapes = template(ddpm.make(config, data))["unet"]
-    tensors, sources = weights(found, lambda params: unet_names.tensors_of(network, params), shapes, rows)
+    tensors, sources = weights(opened, lambda params: unet_names.tensors_of(network, params), shapes, rows)
     if rows and not null_class:  # jgen's embedding has a row for no class, which such a network never sees
         tensors[CLASS_EMBEDDING] = np.pad(tensors[CLASS_EMBEDDING], ((0, 1), (0, 0)))
     params = unet_names.params_of(network, tensors, fields.flip_sin_to_cos)
     return Model(config, data, {"unet": params}, {}, sources)
 
 
-def read_transformer(found: Found, autoencoder: Found | None, given: DataSpec | None) -> tuple[Model, Model | None]:
+def read_transformer(
+    opened: ModelFolder, autoencoder: ModelFolder | None, given: DataSpec | None
+) -> tuple[Model, Model | None]:
     """A `DiTTransformer2DModel`, and the `AutoencoderKL` whose latents it is of; None where it is of images."""
-    needed = dit_names.OLD_DEFAULTS if found.class_name == dit_names.OLD_NAME else ()
-    fields = files.read_fields(dit_names.Fields, found.document, found.where, needed)
-    network = dit_names.network_of(fields, found.where)
+    needed = dit_names.OLD_DEFAULTS if opened.class_name == dit_names.OLD_NAME else ()
+    fields = files.read_fields(dit_names.Fields, opened.document, opened.where, needed)
+    network = dit_names.network_of(fields, opened.where)
     learned = fields.out_channels == 2 * fields.in_channels
-    objective = objective_of(found, learned, clips=autoencoder is None, network=network)
+    objective = objective_of(opened, learned, clips=autoencoder is None, network=network)
     shape, num_classes = (fields.sample_size, fields.sample_size, fields.in_channels), fields.num_embeds_ada_norm
-    names = class_names(found.folder.parent, num_classes)
+    names = class_names(opened.folder.parent, num_classes)
     first, scale = None, 1.0
     if autoencoder is None:
         config: Any = dit.Config(objective)
         data = data_of(ImageSpec(*shape, levels=256), num_classes, names, given)
         model = dit.make(config, data)
     else:
-        clips = f"{found.scheduler}: clip_sample is true: latents have no range to be clipped to, it must be false"
+        clips = f"{opened.scheduler}: clip_sample is true: latents have no range to be clipped to, it must be false"
         require(not objective.sampling.clip, clips)
         first, scale = read_first_stage(autoencoder, shape, given)
         config, data = latent.Config(objective), data_of(first.data.image, num_classes, names, given)
         first = first._replace(data=data)
         model = latent.make_objective(objective, DataSpec(ImageSpec(*shape, levels=0), data.fields))
-    tensors, sources = weights(found, lambda params: dit_names.tensors_of(network, params), template(model)["dit"])
-    params = {"dit": dit_names.params_of(network, tensors, found.folder)}
+    tensors, sources = weights(opened, lambda params: dit_names.tensors_of(network, params), template(model)["dit"])
+    params = {"dit": dit_names.params_of(network, tensors, opened.folder)}
     extra = {} if autoencoder is None else {"latent_scale": jnp.float32(1.0 / scale)}
     return Model(config, data, params, extra, sources), first
 
 
-def read_first_stage(found: Found, shape: tuple[int, int, int], given: DataSpec | None) -> tuple[Model, float]:
+def read_first_stage(opened: ModelFolder, shape: tuple[int, int, int], given: DataSpec | None) -> tuple[Model, float]:
     """The autoencoder of latents of this shape, and its scaling factor."""
-    require_choice(f"{found.where}: _class_name", found.class_name, (kl_names.NAME,))
-    channels = found.document.get("latent_channels", kl_names.Fields.latent_channels)
-    wanted = f"{found.where}: latent_channels is {channels}: the transformer's in_channels is {shape[2]}"
+    require_choice(f"{opened.where}: _class_name", opened.class_name, (kl_names.NAME,))
+    channels = opened.document.get("latent_channels", kl_names.Fields.latent_channels)
+    wanted = f"{opened.where}: latent_channels is {channels}: the transformer's in_channels is {shape[2]}"
     require(channels == shape[2], wanted)
-    blocks = found.document.get("block_out_channels")
-    require(isinstance(blocks, list) and len(blocks) > 0, f"{found.where}: block_out_channels is {blocks!r}")
-    return read_autoencoder(found, shape[0] * 2 ** (len(blocks or ()) - 1), given)
+    blocks = opened.document.get("block_out_channels")
+    require(isinstance(blocks, list) and len(blocks) > 0, f"{opened.where}: block_out_channels is {blocks!r}")
+    return read_autoencoder(opened, shape[0] * 2 ** (len(blocks or ()) - 1), given)
 
 
 def write_run(
@@ -278,7 +282,7 @@ def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
     from jgen.data import dataset as datasets
     from jgen.data.config import located
 
-    found, autoencoder = find(folder)
+    opened, autoencoder = find(folder)
     beside = run.with_name(f"{run.name}-vae")
     for place in (run, *[beside] * (autoencoder is not None)):
         require(not (place / "config.json").exists(), f"{place} is a run already: choose another name, or remove it")
@@ -287,12 +291,12 @@ def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
     options = replace(options, data=located(options.data))
     dataset = datasets.load(options.data) if options.data.name else None
     given, first = dataset.spec if dataset else None, None
-    if found.class_name == kl_names.NAME:
-        model = read_autoencoder(found, 0, given)[0]
-    elif found.class_name == unet_names.NAME:
-        model = read_unet(found, options.null_class, given)
+    if opened.class_name == kl_names.NAME:
+        model = read_autoencoder(opened, 0, given)[0]
+    elif opened.class_name == unet_names.NAME:
+        model = read_unet(opened, options.null_class, given)
     else:
-        model, first = read_transformer(found, autoencoder, given)
+        model, first = read_transformer(opened, autoencoder, given)
     if first is None:
         write_run(run, model, options, dataset, {}, folder)
         return [run]

@@ -13,8 +13,17 @@ from jgen.nn.embeddings import MAX_PERIOD
 from jgen.samplers.diffusion import Sampling
 
 NAMES = ("DDIMScheduler", "DDPMScheduler")
-SCHEDULES = {"linear": "linear", "scaled_linear": "quadratic", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+Schedule = Literal["linear", "quadratic", "cosine", "sigmoid"]
+Prediction = Literal["eps", "x0", "v"]
+PublishedSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+PublishedPrediction = Literal["epsilon", "sample", "v_prediction"]
+SCHEDULES: dict[PublishedSchedule, Schedule] = {
+    "linear": "linear",
+    "scaled_linear": "quadratic",
+    "squaredcos_cap_v2": "cosine",
+    "sigmoid": "sigmoid",
+}
+PREDICTIONS: dict[PublishedPrediction, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
     "fixed_small": "beta_tilde",
     "fixed_small_log": "beta_tilde",
@@ -33,9 +42,9 @@ class Fields:
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    beta_schedule: PublishedSchedule = "linear"
     trained_betas: None = None
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    prediction_type: PublishedPrediction = "epsilon"
     clip_sample: bool = True
     clip_sample_range: float = 1.0
     thresholding: Literal[False] = False
@@ -65,10 +74,10 @@ def objective_of(fields: Fields, class_name: Any, where: Any, learned: bool, **o
         steps = {"sampler": "ancestral", "steps": fields.num_train_timesteps, "variance": variance}
     return ddpm.Config(
         num_timesteps=fields.num_train_timesteps,
-        schedule=SCHEDULES[fields.beta_schedule],  # type: ignore[arg-type]
+        schedule=SCHEDULES[fields.beta_schedule],
         beta_1=float(fields.beta_start),
         beta_T=float(fields.beta_end),
-        prediction=PREDICTIONS[fields.prediction_type],  # type: ignore[arg-type]
+        prediction=PREDICTIONS[fields.prediction_type],
         bound_variance="learned" if learned else "beta",
         first_timestep=0,
         sampling=Sampling(spacing=fields.timestep_spacing, clip=fields.clip_sample, **steps),
@@ -84,8 +93,8 @@ def fields_of(objective: ddpm.Config) -> Fields:
         num_train_timesteps=objective.num_timesteps,
         beta_start=objective.beta_1,
         beta_end=objective.beta_T,
-        beta_schedule=known[objective.schedule],  # type: ignore[arg-type]
-        prediction_type={value: name for name, value in PREDICTIONS.items()}[objective.prediction],  # type: ignore[arg-type]
+        beta_schedule=known[objective.schedule],
+        prediction_type={value: name for name, value in PREDICTIONS.items()}[objective.prediction],
         clip_sample=objective.sampling.clip,
         timestep_spacing=spacing if spacing in ("leading", "linspace") else "trailing",
     )

@@ -102,11 +102,11 @@ def parse(content: bytes) -> dict[str, np.ndarray]:
     magic, version = (Reader(stream).load() for _ in range(2))
     require((magic, version) == (MAGIC, VERSION), "it does not begin as a file of PyTorch before 1.6 does")
     Reader(stream).load()  # sizes of types: little endian is all there is
-    found = Reader(stream).load()
+    tensors = Reader(stream).load()
     keys = Reader(stream).load()
-    named = isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())
+    named = isinstance(tensors, dict) and all(isinstance(value, Tensor) for value in tensors.values())
     require(named, "it must be a dictionary of tensors")
-    storages = {tensor.storage.key: tensor.storage for tensor in found.values()}
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
     arrays = {}
     for key in keys:
         require(key in storages, "it has a storage that no tensor is in")
@@ -117,7 +117,7 @@ def parse(content: bytes) -> dict[str, np.ndarray]:
         require(whole, f"storage {key} is cut off, or is not of the length that its tensors have")
         arrays[key] = np.frombuffer(numbers, storage.dtype)
     require(set(arrays) == set(storages), "a storage is missing")
-    return {str(name): view(arrays[tensor.storage.key], tensor) for name, tensor in found.items()}
+    return {str(name): view(arrays[tensor.storage.key], tensor) for name, tensor in tensors.items()}
 
 
 def view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:

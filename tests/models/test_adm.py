@@ -83,11 +83,11 @@ def test_the_hybrid_loss_trains_the_variance_alone_by_the_bound(monkeypatch):
         return loss, metrics
 
     model, network = variance_model(monkeypatch, None)
-    of_a, of_v = jax.grad(lambda a, v: losses(model, network, a, v, 2)[0], (0, 1))(0.3, 0.2)
+    gradient_a, gradient_v = jax.grad(lambda a, v: losses(model, network, a, v, 2)[0], (0, 1))(0.3, 0.2)
     plain = ddpm.make(ddpm.Config(num_timesteps=T), data_of(2, 2, 1, 256, 3))
-    np.testing.assert_allclose(of_a, jax.grad(lambda a: losses(plain, network, a, 0.0, 1)[0])(0.3), rtol=1e-4)
+    np.testing.assert_allclose(gradient_a, jax.grad(lambda a: losses(plain, network, a, 0.0, 1)[0])(0.3), rtol=1e-4)
     bound = jax.grad(lambda v: losses(model, network, 0.3, v, 2)[1]["bound"])(0.2)
-    np.testing.assert_allclose(of_v, ddpm.HYBRID * bound, rtol=1e-4)
+    np.testing.assert_allclose(gradient_v, ddpm.HYBRID * bound, rtol=1e-4)
     # E T L_t is the sum of L_1 .. L_T: log_prob without the prior's term, in bits a dimension.
     network.answer = lambda x, t, label: jnp.concatenate([0.3 * x, jnp.full_like(x, 0.2)], -1)
     expected = model.log_prob({"unet": {}}, CTX, keys_of(400), images, {"label": batch["label"]})

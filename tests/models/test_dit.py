@@ -77,9 +77,9 @@ def test_what_each_output_depends_on():
     def apply(x, t, label=LABEL):
         return network.apply({"params": params}, x, t, label, None)
 
-    of_x, of_t = jax.jit(jax.jacobian(apply, argnums=(0, 1)))(X, T)
-    assert np.all(np.any(np.asarray(of_x)[0, ..., 0, :, :, :], axis=(1, 2)))
-    assert not np.any(np.asarray(of_x)[0, ..., 1, :, :, :]) and np.all(np.asarray(of_t)[0, ..., 0] != 0)
+    jacobian_x, jacobian_t = jax.jit(jax.jacobian(apply, argnums=(0, 1)))(X, T)
+    assert np.all(np.any(np.asarray(jacobian_x)[0, ..., 0, :, :, :], axis=(1, 2)))
+    assert not np.any(np.asarray(jacobian_x)[0, ..., 1, :, :, :]) and np.all(np.asarray(jacobian_t)[0, ..., 0] != 0)
     other = apply(X, T, (LABEL + 1) % 3)
     assert np.all(np.any(np.asarray(other != apply(X, T)), axis=(1, 2, 3)))
 

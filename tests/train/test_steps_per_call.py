@@ -53,8 +53,8 @@ def compare_calls(name, compare):
     after = jax.device_get(state._replace(key=jax.random.key_data(state.key)))
     state, _ = make_run(case)
     state, metrics = make_steps(case.model, STEPS)(state, case.frozen, together(batches), 0)
-    found = jax.device_get(state._replace(key=jax.random.key_data(state.key)))
-    jax.tree.map(compare, found, after)
+    state = jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+    jax.tree.map(compare, state, after)
     together_metrics = metrics_by_step(metrics)
     assert len(together_metrics) == len(expected) == STEPS
     jax.tree.map(compare, together_metrics, expected)
@@ -100,9 +100,9 @@ def test_a_run_leaves_the_same_files_whatever_its_steps_per_call(tmp_path):
 
     arrays, metrics = run("one", 1, 24)
     for name, lengths in (("four", (24,)), ("resumed", (9, 24))):
-        found, lines = run(name, 4, *lengths)
+        others, lines = run(name, 4, *lengths)
         for path, array in arrays.items():
-            np.testing.assert_array_equal(found[path], array, err_msg=path)
+            np.testing.assert_array_equal(others[path], array, err_msg=path)
         assert lines == metrics or name == "resumed"  # whose score and line at its first end stand beside
 
 

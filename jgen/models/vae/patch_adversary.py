@@ -119,8 +119,8 @@ def score_term(
       error: x_hat -> the error of the reconstruction, a scalar; z: the latents that x_hat was decoded from.
     """
     score = -jnp.mean(adversary.scores(params["disc"], x_hat))
-    of_error, of_score = (jnp.linalg.norm(gradients[name].ravel()) for name in ("error", "score"))
-    weight = adversary.config.weight * jnp.clip(of_error / (of_score + 1e-4), 0.0, LARGEST)
+    error_norm, score_norm = (jnp.linalg.norm(gradients[name].ravel()) for name in ("error", "score"))
+    weight = adversary.config.weight * jnp.clip(error_norm / (score_norm + 1e-4), 0.0, LARGEST)
     new = last_gradients(adversary, decoder, params, error, z)
     return weight * score, {"score": score, "weight": weight}, new
 
