@@ -133,7 +133,7 @@ def find_frozen(
     takes = [*saved, *(role for role in optional if role not in saved)]
     for role in given:
         known = f"it takes {', '.join(takes)}" if takes else "it stands on no other run"
-        require(role in takes, f"frozen has {role!r}, but of {run}: {known}")
+        require(role in takes, f"frozen has {role!r}, which {run} does not take: {known}")
     places = {}
     for role, place in ({role: "" for role in takes if given.get(role)} | dict(saved)).items():
         beside = run.absolute().parent / Path(place).name

@@ -167,7 +167,7 @@ def test_two_runs_make_images_and_a_changed_autoencoder_is_noticed(cache, tmp_pa
     assert_same_parameters(jgen.load(moved / "second", frozen={"autoencoder": apart}), gen)
     with pytest.raises(UserError, match=f"there is no run at {tmp_path / 'none'}"):
         jgen.load(moved / "second", frozen={"autoencoder": tmp_path / "none"})
-    with pytest.raises(UserError, match="frozen has 'teacher', but .* stands on autoencoder"):
+    with pytest.raises(UserError, match="frozen has 'teacher', which .* does not take: it takes autoencoder"):
         jgen.load(moved / "second", frozen={"teacher": apart})
     grid = ["--out", str(tmp_path / "x.png")]
     for command, words in ((sample.command, grid), (evaluate.command, []), (figures.command, grid)):

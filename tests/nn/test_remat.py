@@ -52,6 +52,11 @@ CASES = {
 }
 
 
+# XLA's CPU compiler in JAX 0.10 removes the barriers in front of the second computation early, and then merges it with
+# the first one; those for GPU and TPU, and later ones for CPU, do not.
+BARRIERS_STAY = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 def nonzero(shapes):
     return jax.tree.map(lambda x: (0.1 * np.cos(np.arange(x.size))).reshape(x.shape).astype(np.float32), shapes)
 
@@ -62,7 +67,7 @@ def test_loss_and_gradients_are_the_same_in_less_memory(name):
     for remat in (False, True):
         shapes, loss = CASES[name](remat)
         params = nonzero(shapes)
-        program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        program = jax.jit(jax.value_and_grad(loss)).lower(params).compile(compiler_options=BARRIERS_STAY)
         held[remat] = (*program(params), program.memory_analysis().temp_size_in_bytes)
     (value, gradients, memory), (value_anew, gradients_anew, memory_anew) = held[False], held[True]
     np.testing.assert_allclose(value_anew, value, rtol=1e-6)
