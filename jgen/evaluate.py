@@ -72,6 +72,9 @@ class Arguments:
     """PNG file for a picture of the first samples, a row per class."""
 
 
+OF_RUN = Arguments(data=Data(name=""))  # defaults where a run is scored: its own data, unless another place is given
+
+
 def evaluate(
     run: str, arguments: Arguments, scoring: dict[str, Any], sampling: dict[str, Any], frozen: dict[str, str]
 ) -> dict[str, Any]:
@@ -282,7 +285,7 @@ def command(args: list[str]) -> int:
         experiment = load_experiment(run)[0]
         parts = {part: getattr(experiment.model, part, None) for part in ("scoring", "sampling")}
         unnamed = Annotated[Arguments, tyro.conf.arg(name="")]
-        fields: list[Any] = [("main", unnamed, dataclasses.field(default=Arguments()))]
+        fields: list[Any] = [("main", unnamed, dataclasses.field(default=OF_RUN))]
         fields += [(name, type(x), dataclasses.field(default=x)) for name, x in parts.items() if x is not None]
         fields += cli.frozen_option(experiment)
         options = dataclasses.make_dataclass("Options", fields, frozen=True)

@@ -377,6 +377,17 @@ def test_images_are_the_same_however_many_are_read_at_once(cache, monkeypatch):
     assert seen[0][0].shape == (9, 8, 8, 1) and set(np.unique(seen[0][0])) == {0, 1}
 
 
+def test_a_name_of_data_that_is_given_is_taken_also_where_it_is_the_default(run, tmp_path):
+    """A run of other data, which is gone, is scored on digits where they are asked for, and only there."""
+    own = shutil.copytree(run, tmp_path / "own")
+    document = json.loads((own / "config.json").read_text())
+    document["experiment"]["data"]["name"] = "npz:nowhere.npz"
+    (own / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="nowhere.npz"):
+        evaluate.command([str(own), "--samples", "0"])
+    assert evaluate.command([str(own), "--samples", "0", "--num", "2", "--data.name", "digits"]) == 0
+
+
 def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
     own = shutil.copytree(run, tmp_path / "own")
     document = json.loads((own / "config.json").read_text())

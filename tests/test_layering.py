@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "models": {"core", "errors", "prob", "nn", "samplers"},
     "data": {"core", "errors", "prob"},
     "train": {"core", "errors", "prob", "data"},
-    "metrics": {"core", "errors", "prob", "data", "train"},
+    "metrics": {"core", "errors", "prob", "nn", "data", "train"},
     "experiment": {"core", "errors", "data", "train"},
     "cascade": {"core", "errors", "generator"},
     "generator": {"core", "errors", "prob", "experiment"},

@@ -51,6 +51,6 @@ def cifar10() -> Experiment:
 
 def imagenet256() -> Experiment:
     # The published configuration: batches of 12 on one device, discriminator from step 50,001.
-    model = Config(adversary=Adversary(weight=0.5, start=50_001, channels=(64, 128, 256)))
+    model = Config(perceptual_weight=1.0, adversary=Adversary(weight=0.5, start=50_001, channels=(64, 128, 256)))
     training = accelerator_training(400_000, Optimiser(learning_rate=5.4e-5, beta1=0.5), batch_size=12)
     return Experiment(model, Data(name="imagenet2012", size=256, flip=True), training)

@@ -54,7 +54,8 @@ def cifar10() -> Experiment:
 
 
 def imagenet256() -> Experiment:
-    network = first_stage.Config((128, 128, 256, 256, 512), latent_channels=256)
-    model = Config(network, adversary=Adversary(weight=0.8, start=250_001, channels=(64, 128, 256)))
+    network = first_stage.Config((128, 128, 256, 256, 512), latent_channels=256, attention_resolutions=(16,))
+    adversary = Adversary(weight=0.8, start=250_001, channels=(64, 128, 256))
+    model = Config(network, perceptual_weight=1.0, adversary=adversary)
     training = accelerator_training(1_000_000, Optimiser(learning_rate=5.4e-5, beta1=0.5), batch_size=12)
     return Experiment(model, Data(name="imagenet2012", size=256, flip=True), training)

@@ -59,7 +59,9 @@ def network_of(fields: Fields, where: Any) -> first_stage.Config:
 
 
 def fields_of(network: first_stage.Config, height: int, channels: int, scaling_factor: float) -> Fields:
-    """What config.json says of the networks."""
+    """What config.json says of the networks. Raises `UserError` for what `AutoencoderKL` lacks."""
+    within = network.attention_resolutions
+    require(not within, f"network.attention_resolutions are {within}: {NAME} has no attention in its levels")
     levels = len(network.channels)
     return Fields(
         in_channels=channels,

@@ -62,8 +62,8 @@ class Place:
 
 
 def place_of(config: Config) -> Place:
-    """Where options of the data say that a run's is now; a name that is not given stays the run's."""
-    return Place("" if config.name == Config.name else config.name, config.dir, config.test)
+    """Where options of the data say that a run's is now; what is "" stays the run's."""
+    return Place(config.name, config.dir, config.test)
 
 
 def located(config: Config) -> Config:

@@ -20,12 +20,13 @@ from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset
 from jgen.data.sources import cache_dir
 from jgen.errors import require
-from jgen.metrics import efficientnet, inception
+from jgen.metrics import inception
 from jgen.metrics.bootstrap import PATIENCE, bootstrap
 from jgen.metrics.classifier import Classifier, in_batches
 from jgen.metrics.frechet import distance_of_features, statistics
 from jgen.metrics.kernel import MOST, inception_score, kernel_distance
 from jgen.metrics.neighbours import NEEDED, memorisation, neighbour_scores
+from jgen.nn import efficientnet
 
 STORED_AT_ONCE = 1000  # images whose features go into one file while there are more to come
 FEWEST = 50  # samples below which no distance is given

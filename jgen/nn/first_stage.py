@@ -1,8 +1,8 @@
 """Encoder and decoder of latent diffusion's first stage, and its discriminator of patches.
 
 Esser, Rombach & Ommer 2021 (arXiv 2012.09841, table 7); Rombach et al. 2022 (arXiv 2112.10752, appendix G). Parameter
-for parameter encoder and decoder are those of diffusers' `AutoencoderKL`. An image is halved once a level but the last;
-the latents are a grid of vectors.
+for parameter encoder and decoder are those of diffusers' `AutoencoderKL`, and with attention in levels those of its
+`VQModel`. An image is halved once a level but the last; the latents are a grid of vectors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Config:
     latent_channels: int = 4
     """Channels of the latents."""
     attention: bool = True
-    """Self-attention at the lowest resolution."""
+    """Self-attention between the two blocks in the middle, at the lowest resolution."""
+    attention_resolutions: tuple[int, ...] = ()
+    """Heights of feature maps at which every block of a level is followed by self-attention."""
     groups: int = 32
     """Groups of group normalisation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,6 +99,8 @@ class Encoder(nn.Module):
         for level, features in enumerate(c.channels):
             for i in range(c.blocks):
                 h = Block(features, c.groups, dtype, name=f"level{level}_block{i}")(h)
+                if h.shape[1] in c.attention_resolutions:
+                    h = SelfAttention2D(features, c.groups, dtype, EPS, name=f"level{level}_attention{i}")(h)
             if level < len(c.channels) - 1:
                 padding = ((0, 1), (0, 1))
                 h = Conv(features, stride=2, padding=padding, dtype=dtype, name=f"level{level}_downsample")(h)
@@ -120,6 +124,8 @@ class Decoder(nn.Module):
         for level, features in reversed(list(enumerate(c.channels))):
             for i in range(c.blocks + 1):
                 h = Block(features, c.groups, dtype, name=f"level{level}_block{i}")(h)
+                if h.shape[1] in c.attention_resolutions:
+                    h = SelfAttention2D(features, c.groups, dtype, EPS, name=f"level{level}_attention{i}")(h)
             if level > 0:
                 h = Conv(features, dtype=dtype, name=f"level{level}_upsample")(nearest(h))
         h = GroupNorm(c.groups, EPS, silu=True, name="norm_out")(h)
@@ -155,6 +161,10 @@ def check_first_stage(config: Config, images: ImageSpec) -> None:
     height, width, factor = images.height, images.width, config.factor
     fits = height % factor == 0 and width % factor == 0
     require(fits, f"images are {height}x{width}: {len(config.channels)} levels need sizes divisible by {factor}")
+    heights = [height // 2**level for level in range(len(config.channels))]
+    for size in config.attention_resolutions:
+        known = f"the levels of images of {height}x{width} have heights {', '.join(map(str, heights))}"
+        require(size in heights, f"attention_resolutions are {config.attention_resolutions}: {known}")
     for features in config.channels:
         divides = features % config.groups == 0
         require(divides, f"channels are {config.channels}: each must be divisible by groups = {config.groups}")

@@ -11,7 +11,6 @@ the likelier values alone;
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core.backend import for_cpu
+from jgen.core.parts import in_parts
 from jgen.errors import NotSupported
 from jgen.samplers.truncation import check_truncation, truncate
 
@@ -123,15 +123,7 @@ def sample_by_draw(
 
 def in_chunks(chunk: Callable[[Any], jax.Array], parts: Any, batch: int) -> jax.Array:
     """`chunk` of `parts`, a tree of arrays (B, ...), to (B, ...): on CPU, of `CHUNK` images at a time."""
-    size = CHUNK if for_cpu() else batch
-    count = math.ceil(batch / size)
-    if count == 1:
-        return chunk(parts)
-    size = math.ceil(batch / count)
-    # The last chunk is padded with copies of the last image.
-    index = np.minimum(np.arange(count * size), batch - 1).reshape(count, size)
-    out = jax.lax.map(chunk, jax.tree.map(lambda x: x[index], parts))
-    return out.reshape(count * size, *out.shape[2:])[:batch]
+    return in_parts(chunk, parts, CHUNK if for_cpu() else batch)
 
 
 def _sample_chunk(

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import mistake
+from conftest import ROOT, mistake
 from gaussians import keys_of
 from specs import data_of
 from stub_network import CTX, stub_network
 
+from jgen.cli import import_config
 from jgen.core import keys as rng
 from jgen.core.model import Context, FrozenModel
 from jgen.models.diffusion import edm, flow_matching, latent
@@ -35,9 +36,21 @@ def first_stage_case(**options):
     return model, params, extra
 
 
-def latent_case(monkeypatch, objective=None):
+def latent_case(monkeypatch, objective=None, watch=None):
+    """watch: a list that gains the number of images of every encoding and decoding."""
     stub = stub_network(monkeypatch)
     autoencoder, params, extra = first_stage_case()
+    if watch is not None:
+
+        def watched(name, function):
+            def call(*arguments):
+                watch.append((name, len(arguments[-1])))
+                return function(*arguments)
+
+            return call
+
+        functions = {name: watched(name, function) for name, function in autoencoder.functions.items()}
+        autoencoder = autoencoder._replace(functions=functions)
     objective = objective or flow_matching.Config(dequantise=False, sampling=OPTIONS)
     model = latent.make(latent.Config(objective), DATA, autoencoder=autoencoder)
     frozen = {"autoencoder": FrozenModel(params, extra)}
@@ -46,6 +59,7 @@ def latent_case(monkeypatch, objective=None):
 
 def test_latents_are_scaled_to_unit_mean_square(monkeypatch):
     model, autoencoder, frozen, stub = latent_case(monkeypatch)
+    monkeypatch.setattr(latent, "PART", 4)  # the batch is encoded in two parts
     stub.init = lambda *args: {"params": {}}
     _, extra = model.init(jax.random.key(1), BATCH, frozen)
     ctx = Context(jnp.int32(0), None, frozen=frozen, extra=extra)
@@ -71,6 +85,23 @@ def test_a_sample_is_the_decoded_draw_of_the_objective(monkeypatch):
     assert steps.shape == (3, 5, 8, 8, 1)
     np.testing.assert_array_equal(steps[:, -1], images)
     assert model.log_prob is None and model.likelihood == "none"
+
+
+def test_as_many_images_are_in_memory_as_a_batch_of_sampling_has(monkeypatch):
+    """A batch of many devices is encoded in parts, and a trajectory decoded a step at a time."""
+    watch = []
+    model, _, frozen, stub = latent_case(monkeypatch, watch=watch)
+    stub.init = lambda *args: {"params": {}}
+    stub.answer = lambda x, t, label: x
+    watch.clear()
+    batch = {name: np.concatenate([array] * 50) for name, array in BATCH.items()}
+    jax.eval_shape(model.init, jax.random.key(0), batch, frozen)
+    assert watch == [("encode_continuous", latent.PART)]
+    watch.clear()
+    ctx = Context(jnp.int32(0), None, frozen=frozen, extra={"latent_scale": jnp.float32(1.7)})
+    cond = {"label": jnp.array([0, 1, 2])}
+    jax.eval_shape(lambda: model.trajectory({"unet": {}}, ctx, keys_of(3), cond))
+    assert watch == [("decode_continuous", 3)]
 
 
 def test_the_adversarys_weight_is_the_ratio_of_gradients():
@@ -141,12 +172,18 @@ def test_a_vqgans_latents_are_decoded_through_their_nearest_codes():
 
 
 def test_the_published_sizes():
-    """KL-f8 of Stable Diffusion: 83.7 million parameters, 32x32x4 latents of 256x256 images."""
+    """KL-f8 of Stable Diffusion: 83.7 million parameters, 32x32x4 latents of 256x256 images. VQGAN of ImageNet, f16."""
     model = kl.make(kl.Config(), data_of(256, 256, 3, 256))
     batch = {"image": np.zeros((1, 256, 256, 3), np.uint8)}
     params, _ = jax.eval_shape(model.init, jax.random.key(0), batch, {})
     assert sum(x.size for x in jax.tree.leaves(params)) == 83_653_863
     assert model.phases[0].loss.args[0].latent_shape == (32, 32, 4)
+    config = import_config(ROOT / "configs" / "vae" / "vqgan.py").get_config("imagenet256").model
+    model = vqgan.make(config, data_of(256, 256, 3, 256))
+    params, _ = jax.eval_shape(model.init, jax.random.key(0), {**batch, "image": np.zeros((8, 256, 256, 3))}, {})
+    sizes = {role: sum(x.size for x in jax.tree.leaves(tree)) for role, tree in params.items()}
+    assert sizes["encoder"] + sizes["decoder"] == 71_879_555  # of diffusers' VQModel, with attention at 16x16
+    assert set(params["decoder"]) >= {f"level4_attention{i}" for i in range(3)} and model.codes[0].shape == (16, 16, 1)
 
 
 def test_bad_options_are_one_line(monkeypatch):
@@ -168,3 +205,5 @@ def test_bad_options_are_one_line(monkeypatch):
     mistake(lambda: kl.make(kl.Config(NETWORK, adversary=deep), DATA), "adversary.channels", "8x8", "divisible by 16")
     groups = dataclasses.replace(NETWORK, groups=3)
     mistake(lambda: kl.make(kl.Config(groups), DATA), "groups = 3")
+    within = dataclasses.replace(NETWORK, attention_resolutions=(8, 2))
+    mistake(lambda: kl.make(kl.Config(within), DATA), "attention_resolutions are (8, 2)", "heights 8, 4")

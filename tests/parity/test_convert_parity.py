@@ -18,11 +18,14 @@ from diffusers import (  # noqa: E402
     DiTPipeline,
     DiTTransformer2DModel,
     UNet2DModel,
+    VQModel,
 )
 
 import jgen  # noqa: E402
+from jgen.convert import autoencoder_kl as autoencoder_names  # noqa: E402
 from jgen.convert import reading  # noqa: E402
 from jgen.convert.__main__ import Arguments, command  # noqa: E402
+from jgen.convert.layers import attention, to_params  # noqa: E402
 from jgen.core import keys as rng  # noqa: E402
 from jgen.core.model import DataSpec, ImageSpec  # noqa: E402
 from jgen.models.diffusion import ddpm  # noqa: E402
@@ -130,6 +133,30 @@ def test_autoencoder(cache, tmp_path, attention):
     assert_equal(moments[..., 4:], posterior.logvar)
     z = jax.random.normal(jax.random.key(1), (B, 8, 8, 4))
     assert_equal(jax.jit(decoder.apply)({"params": gen.params["decoder"]}, z), model.decode(nchw(z)).sample)
+
+
+def test_attention_in_the_levels_of_a_first_stage():
+    """VQGAN's networks, which diffusers has as `VQModel`: each block of the lowest level is followed by attention."""
+    network = first_stage.Config((8, 16), blocks=1, latent_channels=4, groups=4, attention_resolutions=(8,))
+    kinds = {
+        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    }
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+    model = randomised(VQModel(**kinds, **sizes, num_vq_embeddings=5), 0.05)
+    layers = [*autoencoder_names.all_layers(network)]
+    for role, place, count in (("encoder", "encoder.down_blocks.1", 1), ("decoder", "decoder.up_blocks.0", 2)):
+        for i in range(count):
+            layers += attention(f"{role}/level1_attention{i}", f"{place}.attentions.{i}")
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items() if "quantize" not in name}
+    used = [one for one in layers if f"{one.names[0]}.weight" in tensors]
+    assert {name for one in used for name in one.names} == {name.rpartition(".")[0] for name in tensors}
+    params = to_params(used, tensors)
+    x = jax.random.uniform(jax.random.key(0), (B, 16, 16, 3), minval=-1.0)
+    z = jax.jit(first_stage.Encoder(network, 4).apply)({"params": params["encoder"]}, x)
+    assert_equal(z, model.encode(nchw(x)).latents)
+    x_hat = jax.jit(first_stage.Decoder(network, 3).apply)({"params": params["decoder"]}, z)
+    assert_equal(x_hat, model.decode(nchw(z), force_not_quantize=True).sample)
 
 
 # The shapes of published configurations.

