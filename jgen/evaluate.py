@@ -70,6 +70,9 @@ class Arguments:
     """JSON file for the outcome; default: evaluation.json in the run."""
     grid: str = ""
     """PNG file for a picture of the first samples, a row per class."""
+    cascade: tuple[str, ...] = ()
+    """Run directories of upsamplers: the samples that are scored are those of the run, enlarged by each of these in
+    turn, and compared with the last one's data."""
 
 
 OF_RUN = Arguments(data=Data(name=""))  # defaults where a run is scored: its own data, unless another place is given
@@ -89,6 +92,7 @@ def evaluate(
     """
     import jgen
     from jgen import held_out, sample_scores
+    from jgen.cascade import Cascade
     from jgen.core.generate import require_capability
     from jgen.data import dataset
     from jgen.data.pictures import to_display
@@ -97,18 +101,21 @@ def evaluate(
     gen = jgen.load(run, step=arguments.step, ema=arguments.ema, frozen=frozen)
     check_capabilities(gen, arguments)
     trained = length_of_training(gen, Path(run) / "checkpoints")
-    fingerprint = read_config(Path(run))["data_fingerprint"]
-    config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, place_of(arguments.data))
-    require(data.spec.image == gen.model.images, f"{data.name} has {data.spec.image}: {run} has {gen.model.images}")
+    upsamplers = [jgen.load(path) for path in arguments.cascade]
+    stages = Cascade(gen, *upsamplers)
+    last, place = [(gen, run), *zip(upsamplers, arguments.cascade)][-1]
+    fingerprint = read_config(Path(place))["data_fingerprint"]
+    config, data = dataset.reopen(last.config.data, fingerprint, place, last.tokenizers, place_of(arguments.data))
+    require(data.spec.image == last.model.images, f"{data.name} has {data.spec.image}: {place} has {last.model.images}")
     check_split(data, arguments)
     compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
     if compare and arguments.samples:  # first: options that do not serve are noticed soon
-        scores |= sample_scores.score_samples(gen, data, arguments, sampling, compare)
+        scores |= sample_scores.score_samples(gen, stages, data, arguments, sampling, compare)
     scores |= {"likelihood": None, "errors": {}}
-    if gen.model.log_prob is not None:
+    if gen.model.log_prob is not None and not upsamplers:
         try:
             scores["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
         except UserError as error:  # one image without a number: the distances are found all the same
@@ -119,6 +126,7 @@ def evaluate(
         made = to_display(made, gen.model.images.levels)
         compared_scores = compare(lambda start, stop: made[start:stop], len(made), labels)
         scores["reconstruction"] = reconstruction | compared_scores
+    scores["cascade"] = [record_of(one, Path(path)) for one, path in zip(upsamplers, arguments.cascade)]
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
 
 
@@ -159,6 +167,8 @@ def check_capabilities(gen: Any, arguments: Arguments) -> None:
         gen.model.log_prob is not None or arguments.samples > 0 or arguments.reconstruct,
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
+    require(arguments.samples > 0 or not arguments.cascade, "--cascade is of samples, of which --samples 0 draws none")
+    require(not (arguments.cascade and arguments.reconstruct), "--reconstruct is of one run: --cascade has several")
     if arguments.samples:
         require_capability(gen.model, "sample")
     if arguments.reconstruct:
@@ -239,7 +249,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid"):
+        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "cascade"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return

@@ -26,8 +26,14 @@ IN_GRID = 1000  # of which a grid may be drawn
 Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
 
 
-def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any], compare: Compare) -> dict[str, Any]:
-    """Draws samples, some at a time, and compares them with real images."""
+def score_samples(
+    gen: Any, stages: Any, data: Any, arguments: Any, sampling: dict[str, Any], compare: Compare
+) -> dict[str, Any]:
+    """Draws samples, some at a time, and compares them with real images.
+
+    Args:
+      stages: the `Cascade` whose first model is `gen`; its images are scored.
+    """
     import jax
 
     from jgen import held_out
@@ -43,7 +49,7 @@ def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any],
         began = time.time()
         part = {name: array[start:stop] for name, array in cond.items()}
         where = {"start": start, "batch_size": arguments.batch_size}
-        images = to_display(gen.sample(key, stop - start, **where, **part, **sampling), gen.model.images.levels)
+        images = to_display(stages.sample(key, stop - start, **where, **part, **sampling), stages.model.images.levels)
         seconds, drawn = seconds + time.time() - began, drawn + stop - start
         bar.update(stop - start)
         if arguments.grid and sum(map(len, first)) < IN_GRID:
@@ -51,7 +57,8 @@ def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any],
         return images
 
     with progress_bar(total=num, desc="sampling", unit="image") as bar:
-        made = {"model": cli.model_hash(gen), "seed": arguments.seed, "cond": cli.digest_of(cond), "options": sampling}
+        hashes = [cli.model_hash(one) for one in (gen, *stages.upsamplers)]
+        made = {"model": hashes, "seed": arguments.seed, "cond": cli.digest_of(cond), "options": sampling}
         scores = compare(draw, num, cond.get("label"), asked_for=True, identity=made)
     all_drawn = drawn == num  # else an earlier process drew some, and nobody knows how long it took
     if arguments.grid:

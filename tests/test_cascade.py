@@ -1,6 +1,7 @@
 """Runs that are joined when they are sampled: a cascade of small and large images, a classifier that guides."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,8 +10,10 @@ from conftest import ROOT, mistake
 
 import jgen
 import sample
+from jgen import evaluate
 from jgen.cli import import_config
 from jgen.data.config import Config as Data
+from jgen.data.pictures import to_display
 from jgen.train.config import Optimiser
 
 pytestmark = pytest.mark.slow
@@ -47,6 +50,28 @@ def test_a_cascade_is_its_models_one_after_the_other(runs):
     np.testing.assert_array_equal(images, upsampler.sample(key, 5, label=labels, low_resolution=small))
     np.testing.assert_array_equal(images[2:4], cascade.sample(KEY, 2, start=2, label=labels[2:4], steps=2))
     assert np.any(images != cascade.sample(KEY, 5, label=7, steps=2))
+
+
+def test_the_scores_of_a_cascade_are_those_of_its_images(runs, tmp_path):
+    base, upsampler = str(runs / "base"), str(runs / "upsampler")
+    cascade, labels = jgen.Cascade(jgen.load(base), jgen.load(upsampler)), np.arange(60) % 10
+    images = to_display(cascade.sample(jax.random.key(0), 60, label=labels, steps=2), 17)
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    rest = ["--num", "20", "--no-memorisation", "--out", str(tmp_path / "x.json")]
+
+    def scores(*words):
+        assert evaluate.command([*words, *rest]) == 0
+        return json.loads((tmp_path / "x.json").read_text())
+
+    of_images = scores("--images", str(tmp_path / "x.npz"), "--data.name", "digits")
+    record = scores(base, "--cascade", upsampler, "--samples", "60", "--sampling.steps", "2")
+    assert record["quality"]["frechet_distance"] == of_images["quality"]["frechet_distance"]
+    assert record["labels"]["accuracy"] == of_images["labels"]["accuracy"] and record["likelihood"] is None
+    assert [stage["system"] for stage in (record, *record["cascade"])] == ["dit", "adm"]
+    words = [base, "--cascade", upsampler]
+    mistake(lambda: evaluate.command([*words, "--samples", "0"]), "--cascade is of samples, of which --samples 0")
+    mistake(lambda: evaluate.command([*words, "--reconstruct"]), "--reconstruct is of one run: --cascade has several")
+    mistake(lambda: evaluate.command([base, "--cascade", base]), "dit is no upsampler")
 
 
 def test_the_commands(runs, tmp_path):

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "distributed": {"core", "errors"},
     "cli": {"core", "errors", "data", "train", "experiment", "runs", "distributed"},
     "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out"},
-    "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "generator", "runs"}
+    "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "cascade", "generator", "runs"}
     | {"held_out", "sample_scores"},
     "convert": {"core", "errors", "nn", "models", "samplers", "data", "train", "cli", "experiment", "runs"},
     "studies": {

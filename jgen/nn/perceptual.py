@@ -1,6 +1,6 @@
-"""How far apart images look: their distance in the features of a trained network (Zhang et al. 2018, arXiv 1801.03924).
+"""How far apart images look: a distance in the features of a trained network (Zhang et al. 2018, arXiv 1801.03924).
 
-    d(x, y) = mean_l mean_hw sum_c (u_l(x) - u_l(y))^2,   u_l = f_l / |f_l|, of length 1 over the channels   (equation 1)
+    d(x, y) = mean_l mean_hw sum_c (u_l(x) - u_l(y))^2,   u_l = f_l / |f_l|, of length 1 over the channels  (equation 1)
 
 f_l are the last maps of EfficientNet-Lite0 (jgen/nn/efficientnet.py) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's
 size. Images enter with ImageNet's mean and deviation; grey ones are repeated to three channels. Those with sides below

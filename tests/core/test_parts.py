@@ -18,5 +18,6 @@ def test_parts_are_of_equal_length_and_of_at_most_the_size(batch, size, largest)
         return x[:, None] * rest["y"]
 
     x, y = jnp.arange(batch, dtype=jnp.float32), jnp.ones((batch, 2)) + jnp.arange(batch)[:, None]
-    np.testing.assert_array_equal(jax.jit(lambda *a: in_parts(function, (a[0], {"y": a[1]}), size))(x, y), x[:, None] * y)
+    whole = jax.jit(lambda x, y: in_parts(function, (x, {"y": y}), size))(x, y)
+    np.testing.assert_array_equal(whole, x[:, None] * y)
     assert set(seen) == {largest}

@@ -89,8 +89,8 @@ def test_it_is_a_term_of_the_loss_whose_gradient_reaches_both_networks(weights, 
 
 def test_mistakes_are_one_line(monkeypatch):
     for weight in (-1.0, float("nan"), float("inf")):
-        config = vqgan.Config(NETWORK, perceptual_weight=weight)
-        mistake(lambda: vqgan.make(config, DATA), f"perceptual_weight is {weight}")
+        mistake(lambda weight=weight: perceptual.check_perceptual(weight, DATA.image), f"perceptual_weight is {weight}")
+    mistake(lambda: vqgan.make(vqgan.Config(NETWORK, perceptual_weight=-1.0), DATA), "perceptual_weight is -1.0")
     config = autoencoder_kl.Config(NETWORK, perceptual_weight=1.0)
     mistake(lambda: autoencoder_kl.make(config, data_of(8, 8, 2, 256)), "1 or 3 channels, they have 2")
     monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package_is_here")
