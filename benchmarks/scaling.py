@@ -26,13 +26,19 @@ from jgen.cli import import_config  # noqa: E402
 from jgen.core.backend import plain_forms  # noqa: E402
 from jgen.core.keys import image_keys  # noqa: E402
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, ImageSpec  # noqa: E402
+from jgen.data.transforms import added_fields  # noqa: E402
 from jgen.errors import UserError  # noqa: E402
 from jgen.experiment import make_model  # noqa: E402
+from jgen.nn import efficientnet, perceptual  # noqa: E402
 from jgen.train.config import ema_enabled  # noqa: E402
 from jgen.train.loop import role_optimisers, with_place  # noqa: E402
 from jgen.train.step import init_state  # noqa: E402
 
-DATA = {"cifar10": DataSpec(ImageSpec(32, 32, 3, 256), {"label": ArraySpec((), "int32", 10)})}
+IMAGES = {  # and classes
+    "cifar10": (ImageSpec(32, 32, 3, 256), 10),
+    "imagenet_resized/64x64": (ImageSpec(64, 64, 3, 256), 1000),
+    "imagenet2012": (ImageSpec(256, 256, 3, 256), 1000),
+}
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
 MEMORY = (8, 16, 24, 40, 80)  # GB of devices
 BATCH = 512
@@ -45,15 +51,27 @@ def variants() -> list[tuple[str, str]]:
     named = []
     for name, path in SYSTEMS.items():
         for variant, text in import_config(path).VARIANTS.items():
-            if "for an accelerator" in text and import_config(path).get_config(variant).data.name in DATA:
+            device = "for an accelerator" in text or "for accelerators" in text
+            if device and import_config(path).get_config(variant).data.name in IMAGES:
                 named.append((name, variant))
     return named
+
+
+def data_of(config: Any) -> DataSpec:
+    """The specification of the data that a configuration's options name."""
+    images, classes = IMAGES[config.name]
+    return DataSpec(images, {"label": ArraySpec((), "int32", classes), **added_fields(config, images)})
+
+
+def zero_weights() -> dict[str, np.ndarray]:
+    """In place of the trained network of the perceptual loss, of which only the shapes are needed."""
+    return {name: np.zeros(shape, np.float32) for name, shape in efficientnet.layout().items()}
 
 
 def shapes_of(name: str, variant: str) -> tuple[Any, Any, Any]:
     """The experiment, its model, and the shapes of the arrays of those that it stands on."""
     experiment = import_config(SYSTEMS[name]).get_config(variant)
-    data, below = DATA[experiment.data.name], {}
+    data, below = data_of(experiment.data), {}
     for role, run in experiment.frozen.items():
         system, _, other = Path(run).name.rpartition("-")
         below[role] = shapes_of(system, other)
@@ -79,7 +97,7 @@ def bytes_of(tree: Any) -> int:
 def measure(name: str, variant: str) -> dict[str, Any]:
     """Bytes of the state, bytes that an example takes while its gradient is computed, its operations, in training."""
     experiment, model, frozen = shapes_of(name, variant)
-    train, data = experiment.train, DATA[experiment.data.name]
+    train, data = experiment.train, data_of(experiment.data)
     optimisers = role_optimisers(model, train)
 
     def init(key: Any, batch: Any, frozen: Any) -> Any:
@@ -158,6 +176,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")
+    perceptual.trained_weights = zero_weights
     rows = []
     for name, variant in variants():
         try:

@@ -27,6 +27,18 @@ STUDIES = {"sampling_noise": sampling_noise, "sampling_steps": sampling_steps, "
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
 
+# Title, record, and the published FID, precision and recall of ImageNet 512x512 (Peebles & Xie 2023, table 3).
+GUIDANCE = (
+    ("ADM", "score_adm_digits", ("23.24", "0.73", "0.60")),
+    ("ADM-U", "guidance_adm_u", ("9.96", "0.75", "0.64")),
+    ("ADM-G", "guidance_adm_g", ("7.72", "0.87", "0.42")),
+    ("ADM-G, ADM-U", "guidance_adm_g_adm_u", ("3.85", "0.84", "0.53")),
+    ("DiT", "guidance_dit", ("12.03", "0.75", "0.64")),
+    ("DiT-G, scale 1.25", "guidance_dit_g_1.25", ("4.64", "0.81", "0.57")),
+    ("DiT-G, scale 1.50", "score_dit_digits", ("3.04", "0.84", "0.54")),
+    ("upsampler alone, of real small images", "score_upsampler_digits", ("-", "-", "-")),
+)
+
 
 def read(pattern: str) -> list[tuple[str, dict[str, Any]]]:
     """(path from the root, document) of the result files that match."""
@@ -99,7 +111,7 @@ def systems() -> str:
         if likelihood:
             score += f" ({LIKELIHOODS[likelihood['kind']]})"
         binarised = "binarised " if likelihood and likelihood["protocol"]["binarise"] != "none" else ""
-        measured.setdefault(document["system"], f"[{score} on {binarised}{document['data']}]({path})")
+        measured.setdefault(configured_by(document), f"[{score} on {binarised}{document['data']}]({path})")
     lines = []
     for path in sorted((ROOT / "configs").glob("*/*.py")):
         title = (import_config(path).__doc__ or "").partition("\n")[0]
@@ -118,7 +130,7 @@ def scores() -> str:
         score, kind = scored(document)
         training = "; ".join(filter(None, [trained(document), by_checkpoint(path.replace("score_", "kept_"))]))
         published = training_of(document).facts.published or "-"
-        lines.append([f"[{document['system']}]({path})", document["data"], score, kind, training, published])
+        lines.append([f"[{configured_by(document)}]({path})", document["data"], score, kind, training, published])
         commands += ["", f"# {Path(path).stem}: {origin(document)}"]
         commands += [" ".join(["python", *latest(document)["command"]]), document["command"]]
     if not lines:
@@ -132,6 +144,33 @@ def scores() -> str:
 def training_of(document: dict[str, Any]) -> Training:
     """The configuration that a scored run was trained by."""
     return load_training(latest(document)["command"][1])
+
+
+def configured_by(document: dict[str, Any]) -> str:
+    """The name of the configuration file that a scored run was trained by, which is not always its model's."""
+    return Path(training_of(document).config.partition(":")[0]).stem
+
+
+def guidance() -> str:
+    """One row for each way of guidance and upsampling: scores on the digits, and published ones of ImageNet 512x512."""
+    lines, commands = [], []
+    for title, name, published in GUIDANCE:
+        for path, document in read(f"{name}.json"):
+            scores, labels = document["quality"], document["labels"]
+            distance = scores["frechet_distance"]
+            value = f"{distance['value']:.1f} ({distance['low']:.1f} to {distance['high']:.1f})"
+            cells = [f"{scores[part]['value']:.3f}" for part in ("precision", "recall")]
+            lines.append([f"[{title}]({path})", value, *cells, f"{100 * labels['accuracy']:.1f}", *published])
+            trainings = [document, *document.get("cascade", [])]
+            commands += [f"# {title}: scored at {short(document['environment']['commit'])}"]
+            commands += [" ".join(["python", *latest(one)["command"]]) for one in trainings]
+            commands += [document["command"], ""]
+    if not lines:
+        return ""
+    network = document["quality"]["network"]
+    head = ["", network, "precision", "recall", "class accuracy, %", "ImageNet 512: FID", "precision", "recall"]
+    block = "\n".join(["```text", *commands[:-1], "```"])
+    return f"{table(head, lines)}\n\n{block}\n"
 
 
 def scored(document: dict[str, Any]) -> tuple[str, str]:
@@ -268,9 +307,9 @@ def main() -> None:
     for folder in sorted((ROOT / "results").glob("comparison-*")):
         data = folder.name.partition("-")[2]
         blocks[f"comparison {data}"] = comparison(data)
-    blocks |= {f"study {name}": study(name) for name in STUDIES}
+    blocks |= {f"study {name}": study(name) for name in STUDIES} | {"guidance": guidance()}
     placed = set()
-    for name in ("README.md", "docs/comparison.md", "docs/results.md", "docs/studies.md"):
+    for name in ("README.md", "docs/comparison.md", "docs/guidance.md", "docs/results.md", "docs/studies.md"):
         path = ROOT / name
         text = before = path.read_text()
         for block, content in blocks.items():

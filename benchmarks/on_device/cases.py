@@ -10,6 +10,7 @@ import numpy as np
 
 # Largest relative distance (norm of the difference over the norm) between the outputs of jgen and of its peer.
 SAME = {"float32": 2e-2, "bfloat16": 6e-2}
+CLASSES = 1000  # of the cases that are conditioned on one
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,48 @@ CASES = {
         {"size": 8, "scales": 2, "depth": 2, "width": 16, "batch": 8},
         goals={"train ratio": 0.9},
     ),
+    "dit_b": Case(
+        "DiT-B/2 on 32x32x4 latents, 130M",
+        {"size": 32, "features": 768, "layers": 12, "heads": 12, "batch": 64},
+        {"size": 8, "features": 32, "layers": 2, "heads": 2, "batch": 4},
+        precisions=("bfloat16", "float32"),
+        goals={"train ratio": 0.9},
+    ),
+    "dit_xl": Case(
+        "DiT-XL/2 on 32x32x4 latents, 675M",
+        {"size": 32, "features": 1152, "layers": 28, "heads": 16, "batch": 32},
+        {"size": 8, "features": 32, "layers": 9, "heads": 2, "batch": 4},
+        precisions=("bfloat16",),
+        variants=("compile",),
+        goals={"train ratio": 0.9},
+    ),
+    "adm": Case(
+        "ADM of 64x64 ImageNet, 296M, hybrid loss",
+        {"size": 64, "channels": (192, 384, 576, 768), "blocks": 3, "attention": (32, 16, 8), "batch": 32},
+        {"size": 8, "channels": (16, 32), "blocks": 1, "attention": (4,), "batch": 4},
+        precisions=("bfloat16",),
+        variants=(),
+        small_variants=(),
+        note="there is no peer",
+    ),
 }
 
 
 def random_images(batch: int, size: int, channels: int, levels: int = 256) -> np.ndarray:
     """uint8 (B, size, size, channels), the same on both sides."""
     return np.random.default_rng(0).integers(0, levels, (batch, size, size, channels)).astype(np.uint8)
+
+
+def labels(batch: int) -> np.ndarray:
+    """Classes, int32 (B,)."""
+    return np.random.default_rng(2).integers(0, CLASSES, batch).astype(np.int32)
+
+
+def latent_inputs(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise (B, size, size, 4), times 1 .. 1000."""
+    draw = np.random.default_rng(1)
+    x = draw.standard_normal((batch, size, size, 4), dtype=np.float32)
+    return x, draw.integers(1, 1001, batch).astype(np.int32)
 
 
 def unet_inputs(batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,11 +14,12 @@ from side_by_side import save_weights, shaken
 
 from jgen.core import parallel
 from jgen.core.generate import run_over, sample_images
-from jgen.core.model import Context, DataSpec, GenerativeModel, ImageSpec
+from jgen.core.model import ArraySpec, Context, DataSpec, GenerativeModel, ImageSpec
 from jgen.models.diffusion import ddpm
 from jgen.models.flow import glow
 from jgen.models.gan import dcgan
 from jgen.models.vae import vae
+from jgen.nn import dit
 from jgen.nn import unet as networks
 from jgen.nn.gated_pixelcnn import GatedPixelCNN
 from jgen.train.config import Config, Optimiser
@@ -117,6 +118,59 @@ def unet(
     return Side(tasks, np.asarray(forward(placed["unet"], x, t)), size_of(params))
 
 
+def denoiser(config: ddpm.Config, images: ImageSpec, x: np.ndarray) -> tuple[Any, GenerativeModel, Any, Any]:
+    """The first state of a class-conditional diffusion, its model, its step and its batch of images x."""
+    data = DataSpec(images, {"label": ArraySpec((), "int32", cases.CLASSES)})
+    model, examples = ddpm.make(config, data), {**batch_of(x), "label": cases.labels(len(x))}
+    state, step = start(model, examples, AVERAGED)
+    return state, model, step, examples
+
+
+def dit_(folder: Path, dtype: Any, *, size: int, features: int, layers: int, heads: int, batch: int) -> Side:
+    """A training step by the class, Adam and the average of the weights; one evaluation of the network."""
+    network, images = dit.Config(2, features, layers, heads, dtype=dtype), ImageSpec(size, size, 4, levels=0)
+    x, t = cases.latent_inputs(batch, size)
+    state, _, step, examples = denoiser(ddpm.Config(network=network), images, x)
+    params = shaken(state.params["dit"], 0.02)
+    blocks = {f"block{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(layers)}
+    save_weights(folder, {**{name: tree for name, tree in params.items() if name != "blocks"}, **blocks})
+    net, placed = dit.make_dit(network, images, cases.CLASSES + 1), parallel.replicate(params)
+    forward = jax.jit(lambda p, x, t, label: net.apply({"params": p}, x, t, label, None))
+    arrays = (placed, x, t, examples["label"])
+
+    def evaluate(n: int) -> None:
+        for _ in range(n):
+            jax.block_until_ready(forward(*arrays))
+
+    train = training_task(with_params(state, {"dit": params}), step, examples)
+    tasks = {"train": train, "forward": Task(evaluate, batch, matrix_flops(forward, *arrays))}
+    return Side(tasks, np.asarray(forward(*arrays)), size_of(params))
+
+
+def adm_(
+    folder: Path,
+    dtype: Any,
+    *,
+    size: int,
+    channels: tuple[int, ...],
+    blocks: int,
+    attention: tuple[int, ...],
+    batch: int,
+) -> Side:
+    """A training step by the class with learned variances, Adam and the average of the weights."""
+    sizes: dict[str, Any] = {"channels": tuple(channels), "blocks": blocks, "attention": tuple(attention)}
+    head_dim, groups = min(64, channels[0]), min(32, channels[0])
+    network = networks.Config(**sizes, head_dim=head_dim, groups=groups, dtype=dtype, architecture="adm")
+    config = ddpm.Config(network=network, schedule="cosine", bound_variance="learned", label_dropout=0.0)
+    images = cases.random_images(batch, size, 3)
+    state, model, step, examples = denoiser(config, ImageSpec(size, size, 3, 256), images)
+    x, times = cases.unet_inputs(batch, size)[0], np.full(batch, 0.5, np.float32)
+    parameters, cond = size_of(state.params), {"label": examples["label"]}
+    denoise = jax.jit(lambda p: model.functions["denoise"](p, Context(jnp.int32(0), None), x, times, cond))
+    output = np.asarray(denoise(state.params))
+    return Side({"train": training_task(state, step, examples)}, output, parameters)
+
+
 def dcgan_(folder: Path, dtype: Any, *, size: int, channels: tuple[int, ...], latent: int, batch: int) -> Side:
     """An update of the discriminator and one of the generator, Adam, the average of the weights."""
     config = dcgan.Config(channels=tuple(channels), latent=latent, conditioning="none", dtype=dtype)
@@ -212,6 +266,7 @@ def glow_(folder: Path, dtype: Any, *, size: int, scales: int, depth: int, width
 
 
 SIDES: dict[str, Any] = {"unet": unet, "dcgan": dcgan_, "gated_pixelcnn": gated_pixelcnn, "vae": vae_, "glow": glow_}
+SIDES |= {"dit_b": dit_, "dit_xl": dit_, "adm": adm_}
 
 
 def make(case: str, precision: str, small: bool, folder: Path) -> Side:

@@ -73,6 +73,68 @@ class Attention(nn.Module):
         return x + self.out(h).transpose(1, 2).reshape(x.shape)
 
 
+class Table(nn.Module):
+    """Vectors by number."""
+
+    def __init__(self, num: int, width: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(num, width))
+
+
+def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """LN(x) (1 + scale) + shift; x (B, L, E), shift and scale (B, E)."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+
+class DiTBlock(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.modulation, self.qkv = nn.Linear(width, 6 * width), nn.Linear(width, 3 * width)
+        self.out, self.wide, self.narrow = (nn.Linear(a * width, b * width) for a, b in ((1, 1), (1, 4), (4, 1)))
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).chunk(6, -1)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)) for part in self.qkv(modulated(x, shift_a, scale_a)).chunk(3, -1)
+        )
+        h = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        x = x + gate_a[:, None] * self.out(h.transpose(1, 2).flatten(2))
+        h = F.gelu(self.wide(modulated(x, shift_m, scale_m)), approximate="tanh")
+        return x + gate_m[:, None] * self.narrow(h)
+
+
+class DiT(nn.Module):
+    """x (B, 4, H, W), t (B,), label (B,) to (B, 4, H, W): `jgen.nn.dit.DiT` with patches of 2 x 2."""
+
+    def __init__(self, size: int, width: int, layers: int, heads: int, num_classes: int):
+        super().__init__()
+        self.patches, self.time1, self.time2 = nn.Linear(16, width), nn.Linear(256, width), nn.Linear(width, width)
+        self.classes, self.modulation = Table(num_classes, width), nn.Linear(width, 2 * width)
+        self.pixels, self.grid = nn.Linear(width, 16), size // 2
+        for i in range(layers):
+            self.add_module(f"block{i}", DiTBlock(width, heads))
+        self.blocks = [getattr(self, f"block{i}") for i in range(layers)]
+        self.register_buffer("frequencies", torch.exp(-math.log(10_000.0) / 127 * torch.arange(128)))
+        quarter = torch.exp(-math.log(10_000.0) / (width // 4) * torch.arange(width // 4, dtype=torch.float64))
+        y, x = torch.meshgrid(*[torch.arange(self.grid, dtype=torch.float64)] * 2, indexing="ij")
+        angles = [place.flatten()[:, None] * quarter[None] for place in (x, y)]
+        self.register_buffer("positions", torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1).float())
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        batch, grid = x.shape[0], self.grid
+        h = x.permute(0, 2, 3, 1).reshape(batch, grid, 2, grid, 2, 4).permute(0, 1, 3, 2, 4, 5).reshape(batch, -1, 16)
+        h = self.patches(h) + self.positions
+        angles = t.float()[:, None] * self.frequencies[None]
+        c = self.time2(F.silu(self.time1(torch.cat([angles.sin(), angles.cos()], 1))))
+        c = F.silu(c + self.classes.embedding[label])
+        for block in self.blocks:
+            h = block(h, c)
+        h = self.pixels(modulated(h, *self.modulation(c).chunk(2, -1)))
+        h = h.reshape(batch, grid, grid, 2, 2, 4).permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * grid, 2 * grid, 4)
+        return h.permute(0, 3, 1, 2)
+
+
 class UNet(nn.Module):
     """x (B, 3, H, W), t (B,) to (B, 3, H, W): `jgen.nn.unet.UNet` without classes."""
 

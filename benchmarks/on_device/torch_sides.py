@@ -133,6 +133,33 @@ def unet(
     return Side({"train": Task(repeat(stepping(loss, net, average))), "ddim": Task(repeat(ddim))}, output)
 
 
+def dit(
+    folder: Path, cast: Any, variant: str, *, size: int, features: int, layers: int, heads: int, batch: int
+) -> Side:
+    net = torch_networks.DiT(size, features, layers, heads, cases.CLASSES + 1)
+    torch_networks.take(net, load_weights(folder))
+    net = net.to(DEVICE)
+    average, run = copy.deepcopy(net), compiled(net, variant)
+    x, t = cases.latent_inputs(batch, size)
+    x, t, label = nchw(x), torch.from_numpy(t).to(DEVICE), torch.from_numpy(cases.labels(batch)).to(DEVICE).long()
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).to(DEVICE)
+
+    def loss() -> Any:
+        step = torch.randint(0, 1000, (batch,), device=DEVICE)
+        a, eps = alpha_bar[step][:, None, None, None], torch.randn_like(x)
+        kept = torch.where(torch.rand(batch, device=DEVICE) < 0.1, cases.CLASSES, label)
+        with cast():
+            predicted = run(a.sqrt() * x + (1 - a).sqrt() * eps, step + 1, kept)
+        return mse_loss(predicted.float(), eps)
+
+    def forward() -> Any:
+        with torch.no_grad(), cast():
+            return run(x, t, label)
+
+    output = forward().float().permute(0, 2, 3, 1).cpu().numpy()
+    return Side({"train": Task(repeat(stepping(loss, net, average))), "forward": Task(repeat(forward))}, output)
+
+
 def dcgan(
     folder: Path, cast: Any, variant: str, *, size: int, channels: tuple[int, ...], latent: int, batch: int
 ) -> Side:
@@ -254,6 +281,7 @@ def glow(folder: Path, cast: Any, variant: str, *, size: int, scales: int, depth
 
 
 SIDES: dict[str, Any] = {"unet": unet, "dcgan": dcgan, "gated_pixelcnn": gated_pixelcnn, "vae": vae, "glow": glow}
+SIDES |= {"dit_b": dit, "dit_xl": dit}
 
 
 def make(case: str, precision: str, small: bool, folder: Path, variant: str) -> Side:
