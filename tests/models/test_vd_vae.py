@@ -194,8 +194,13 @@ def test_the_start_of_the_weights():
     config = replace(LAYERED, width=64, bottleneck=0.5, latent=8)
     vae, model, _ = build(config, LAYERED_DATA)
     params, _ = jax.jit(model.init)(KEY, first_batch(LAYERED_DATA), {})
-    _, layers = vd_vae.top_down(vae, params, 1, None, {}, lambda layer, prior, posterior: prior.mean)
-    assert all(np.all(np.asarray(gaussian) == 0) for layer in layers for gaussian in layer.prior)
+
+    @jax.jit
+    def priors(params):
+        _, layers = vd_vae.top_down(vae, params, 1, None, {}, lambda layer, prior, posterior: prior.mean)
+        return [layer.prior for layer in layers]
+
+    assert all(np.all(np.asarray(gaussian) == 0) for prior in priors(params) for gaussian in prior)
     encoder, decoder = params["vae"]["encoder"], params["vae"]["decoder"]
     block = decoder["level4_block1"]
     variances = {
