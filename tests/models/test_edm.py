@@ -86,6 +86,7 @@ def test_what_was_done_is_told():
     np.testing.assert_allclose((done[:, 3] + 1) ** 2 + done[:, 4] ** 2, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sampling_is_told_of_no_augmentation(network):
     model = edm.make(edm.Config(network=unet.TINY, augment=0.5), DATA)
     batch, _ = batch_of(4)

@@ -57,6 +57,7 @@ def test_a_block_starts_as_the_identity_with_kernels_of_fix_ups_size():
     np.testing.assert_allclose(np.std(params["conv2"]), 0.5 / np.sqrt(9 * 16), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_both_losses_are_of_pairs_and_both_penalties_count():
     model, n = r3gan.make(SMALL, DATA), 6
     batch, keys = make_batch(model, n), rng.image_keys(jax.random.key(1), jnp.arange(n))

@@ -87,6 +87,7 @@ def started(config=SMALL, size=8):
     return model, params, Context(jnp.int32(0), ema=params, extra=extra), batch
 
 
+@pytest.mark.slow
 def test_mixing_gives_the_layers_from_a_random_one_on_another_w():
     model, params, ctx, _ = started()
     n, label = 2000, jax.nn.one_hot(jnp.arange(2000) % 3, 3)
@@ -129,6 +130,7 @@ def test_path_lengths_are_those_of_the_jacobian():
         np.testing.assert_allclose(lengths[i], np.sqrt(np.mean(np.sum(back**2, axis=1))), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_path_phase_pulls_lengths_to_their_moving_mean():
     model, params, ctx, batch = started()
     assert [phase.name for phase in model.phases] == ["", "penalty", "", "path"]
@@ -161,6 +163,7 @@ def test_the_probability_of_augmentation_follows_the_signs_of_real_images():
     assert state["p"] == 1.0
 
 
+@pytest.mark.slow
 def test_truncation_moves_samples_to_that_of_the_mean_w():
     model, params, ctx, _ = started()
     stats = {"mean": jnp.asarray(0.3 * draw(6))}

@@ -55,6 +55,7 @@ def test_the_schedule_rises_from_end_to_end(network):
     np.testing.assert_allclose(half_log_snr(process, t), -gamma / 2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_bound_meets_the_likelihood_of_gaussian_images(network):
     """With the exact denoiser of the continuous density: the bound is below it by what dequantisation with the noise of
     t = 0, narrower than a level, costs; and the discrete bound of many steps of the same process comes to the same."""
