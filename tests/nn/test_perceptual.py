@@ -66,6 +66,7 @@ def test_it_is_zero_of_equal_images_and_the_last_map_of_each_size_counts(weights
     assert [h.shape[1:] for h in maps] == [(48, 64, 16), (24, 32, 24), (12, 16, 40), (6, 8, 112), (3, 4, 320)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [autoencoder_kl, vqgan])
 def test_it_is_a_term_of_the_loss_whose_gradient_reaches_both_networks(weights, system):
     """The difference of losses with and without it is its own value, and that of their gradients is not zero."""
