@@ -23,11 +23,12 @@ from jgen.nn.transformer import Cache, CausalTransformer
 class AutoregressiveLayer(nn.Module):
     """(x (B, N, D), label int (B,) or None) to (z, log_det); it starts as the identity, with the order reversed.
 
-    positions: N. num_classes: 0 for none; the label `num_classes` stands for no class. dtype: of the transformer's
+    positions: N. size: D. num_classes: 0 for none; the label `num_classes` stands for no class. dtype: of the transformer's
     arithmetic, None for that of x. Other fields are those of `CausalTransformer`.
     """
 
     positions: int
+    size: int
     features: int
     heads: int
     layers: int
@@ -35,7 +36,6 @@ class AutoregressiveLayer(nn.Module):
     num_classes: int = 0
     remat: bool = False
     dtype: Any = None
-    size: int = 0  # D
 
     def setup(self) -> None:
         init = nn.initializers.normal(0.01)

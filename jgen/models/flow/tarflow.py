@@ -118,12 +118,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: patches that do not divide the images, or options out of their range.
     """
     check_config(config, data)
-    std = config.noise_std * data.image.levels / 2 if config.noise == "gaussian" else 0.0
-    layer, bijection = make_bijection(config, data)
-    flow = flow_of(data, bijection, config, truncated_normal(std) if std else uniform)
-    tar = TarFlow(config, layer, flow, std, data.num_classes)
-    o = config.sampling
-    return make_flow("tarflow", data, flow, config)._replace(
+    tar, o = make_tarflow(config, data), config.sampling
+    return make_flow("tarflow", data, tar.flow, config)._replace(
         phases=(Phase(trains=("flow",), loss=partial(loss, tar)),),
         sample=partial(
             sample,
@@ -137,14 +133,26 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def make_bijection(config: Config, data: DataSpec) -> tuple[AutoregressiveLayer, Bijection]:
-    """One layer, and the flow between images (B, H, W, C) and latents, one array (B, H / p, W / p, p p C)."""
+def make_tarflow(config: Config, data: DataSpec) -> TarFlow:
+    """What the functions below are bound to."""
+    std = config.noise_std * data.image.levels / 2 if config.noise == "gaussian" else 0.0
+    flow = flow_of(data, make_bijection(config, data), config, truncated_normal(std) if std else uniform)
+    return TarFlow(config, make_layer(config, data), flow, std, data.num_classes)
+
+
+def make_layer(config: Config, data: DataSpec) -> AutoregressiveLayer:
+    """The network of every block."""
     p, images = config.patch, data.image
-    grid = (images.height // p, images.width // p)
-    sizes = (grid[0] * grid[1], config.features, config.heads, config.layers, config.hidden)
+    positions = (images.height // p) * (images.width // p)
+    sizes = (positions, p * p * images.channels, config.features, config.heads, config.layers, config.hidden)
     classes = data.num_classes if config.class_conditional else 0
-    dtype, size = network_dtype(config.dtype), p * p * images.channels
-    layer = AutoregressiveLayer(*sizes, classes, config.remat, dtype, size)
+    return AutoregressiveLayer(*sizes, classes, config.remat, network_dtype(config.dtype))
+
+
+def make_bijection(config: Config, data: DataSpec) -> Bijection:
+    """The flow between images (B, H, W, C) and latents, one array (B, H / p, W / p, p p C)."""
+    p, layer = config.patch, make_layer(config, data)
+    shape = (data.image.height // p, data.image.width // p, layer.size)
 
     def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
         def init_layer(key: jax.Array, x: Any, number: Any) -> Any:
@@ -155,12 +163,12 @@ def make_bijection(config: Config, data: DataSpec) -> tuple[AutoregressiveLayer,
 
     def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
         z, log_det = apply_chain(lambda v, x: layer.apply(v, x, label), {"params": params}, to_patches(x, p))
-        return (z.reshape(-1, *grid, size),), log_det
+        return (z.reshape(-1, *shape),), log_det
 
     def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         return decode_patches(layer, params, latents[0], label, p)
 
-    return layer, Bijection(init, forward, inverse, ((*grid, size),))
+    return Bijection(init, forward, inverse, (shape,))
 
 
 def decode_patches(
@@ -206,7 +214,8 @@ def sample(
     denoise: bool,
 ) -> jax.Array:
     check_sampling(tar.config, Sampling(temperature, guidance_scale, increase_guidance, denoise))
-    z = temperature * rng.normal(keys, tar.flow.bijection.shapes[0])
+    (key_z,) = rng.split(keys, 1)
+    z = temperature * rng.normal(key_z, tar.flow.bijection.shapes[0])
     weights = guidance_weights(tar, guidance_scale, increase_guidance)
     x = decode_patches(tar.layer, params["flow"], z, cond.get("label"), tar.config.patch, weights)
     y, _ = preprocess(x, tar.flow.images.levels, tar.flow.alpha, inverse=True)
