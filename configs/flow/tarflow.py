@@ -41,7 +41,9 @@ def mnist(name: str) -> Experiment:
 
 
 def cifar10() -> Experiment:
-    model = Config(patch=2, blocks=8, layers=8, features=512, heads=8, hidden=2048, sampling=Sampling(guidance_scale=2.0))
+    model = Config(
+        patch=2, blocks=8, layers=8, features=512, heads=8, hidden=2048, sampling=Sampling(guidance_scale=2.0)
+    )
     optimiser = Optimiser(learning_rate=1e-4, beta2=0.95, warmup_steps=5000, clip_norm=10.0)
     train = accelerator_training(400_000, optimiser, batch_size=256, keep_every=100_000)
     return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)

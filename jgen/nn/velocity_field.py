@@ -1,4 +1,4 @@
-"""The network of a continuous flow: layers whose scale and shift depend on time (Grathwohl et al. 2019, arXiv 1810.01367).
+"""The network of a continuous flow: scales and shifts depend on time (Grathwohl et al. 2019, arXiv 1810.01367).
 
     layer   y = (W x + b) sigmoid(A c + a) + D c,  c = (t, class as one-hot)          "concatsquash" of the authors' code
 """

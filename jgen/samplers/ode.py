@@ -4,8 +4,9 @@
     d log p(x_t)/dt = -div(dx/dt)                                    (Chen et al. 2018, arXiv 1806.07366)
 
 The divergence is estimated with random probes, of +1 and -1 or Gaussian (Grathwohl et al. 2019, arXiv 1810.01367; Song
-et al. 2021, arXiv 2011.13456, section D.2), or computed whole. The method is Dormand and Prince's of order 5, or Bogacki and
-Shampine's of order 3 where little precision is asked for; the error of a step is kept below the tolerance.
+et al. 2021, arXiv 2011.13456, section D.2), or computed whole. The method is Dormand and Prince's of order 5, or
+Bogacki and Shampine's of order 3 where little precision is asked for; the error of a step is kept below the
+tolerance.
 """
 
 from __future__ import annotations

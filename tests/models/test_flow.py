@@ -1,4 +1,5 @@
-"""RealNVP, Glow and TarFlow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program size."""
+"""RealNVP, Glow and TarFlow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program
+size."""
 
 import re
 from dataclasses import replace

@@ -162,9 +162,7 @@ def transport(
     return z, log_det + integral
 
 
-def solve(
-    network: Any, params: Tree, x: jax.Array, label: Any, t_0: float, t_1: float, tolerance: float
-) -> jax.Array:
+def solve(network: Any, params: Tree, x: jax.Array, label: Any, t_0: float, t_1: float, tolerance: float) -> jax.Array:
     """x at t_1 of x at t_0, both (B, H, W, C), by the adaptive solver."""
 
     def derivative(t: jax.Array, x: jax.Array, label: Any) -> jax.Array:

@@ -180,7 +180,7 @@ def decode_patches(
         return invert(layer, variables, z, label, weights), jnp.zeros(z.shape[0], z.dtype)
 
     x, _ = apply_chain(step, {"params": params}, z.reshape(z.shape[0], -1, z.shape[-1]), inverse=True)
-    return from_patches(x, z.shape[1:3], patch)
+    return from_patches(x, (z.shape[1], z.shape[2]), patch)
 
 
 def loss(
