@@ -23,8 +23,8 @@ from jgen.nn.transformer import Cache, CausalTransformer
 class AutoregressiveLayer(nn.Module):
     """(x (B, N, D), label int (B,) or None) to (z, log_det); it starts as the identity, with the order reversed.
 
-    positions: N. size: D. num_classes: 0 for none; the label `num_classes` stands for no class. dtype: of the transformer's
-    arithmetic, None for that of x. Other fields are those of `CausalTransformer`.
+    positions: N. size: D. num_classes: 0 for none; the label `num_classes` stands for no class. dtype: of the
+    transformer's arithmetic, None for that of x. Other fields are those of `CausalTransformer`.
     """
 
     positions: int
@@ -86,8 +86,8 @@ def invert(
     """x (B, N, D) of z, in one scan over the positions.
 
     Args:
-      weights: (N - 1,), of the guidance of patches 1 .. N - 1; None for none. With guidance, the layer is evaluated with
-        and without the label, in one batch of 2 B.
+      weights: (N - 1,), of the guidance of patches 1 .. N - 1; None for none. With guidance, the layer is evaluated
+        with and without the label, in one batch of 2 B.
     """
     z = z[:, ::-1]
     batch, copies = z.shape[0], 1 if weights is None else 2

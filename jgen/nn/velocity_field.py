@@ -1,6 +1,8 @@
 """The network of a continuous flow: scales and shifts depend on time (Grathwohl et al. 2019, arXiv 1810.01367).
 
-    layer   y = (W x + b) sigmoid(A c + a) + D c,  c = (t, class as one-hot)          "concatsquash" of the authors' code
+    layer   y = (W x + b) sigmoid(A c + a) + D c,  c = (t, class as one-hot)
+
+which the authors' code calls "concatsquash".
 """
 
 from __future__ import annotations

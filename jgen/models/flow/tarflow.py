@@ -1,8 +1,8 @@
 """TarFlow: normalising flows of causal transformers (Zhai et al. 2024, arXiv 2412.06329).
 
     data       y = x + sigma eps, eps ~ N(0, I), x in [-1, 1]                                        (section 2.4)
-    a block    z_0 = x_0,  z_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)) over patches, in alternating order (section 2.2)
-    loss       -log p(y),  log p(y) = log N(z; 0, I) - sum over blocks and patches of alpha              (equation 6)
+    a block    z_0 = x_0,  z_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)) over patches, in alternating order (2.2, 2.3)
+    loss       -log p(y),  log p(y) = log N(z; 0, I) - sum over blocks and patches of alpha
     sampling   y = f^-1(z), z ~ N(0, I): patch after patch in each block
     denoising  x = y + sigma^2 grad log p(y), Tweedie's formula                                       (section 2.5)
     guidance   mu + w (mu - mu_null), and the same of alpha, in every block, w = guidance_scale - 1   (section 2.6)
