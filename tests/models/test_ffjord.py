@@ -42,7 +42,10 @@ def make_case(config=CONFIG, data=DATA, gain=2.0):
     return model, normal_params(shapes, gain=gain)
 
 
-@pytest.mark.parametrize("options", [{}, {"convolutional": False, "logit_alpha": 1e-3}])
+DENSE = {"convolutional": False, "logit_alpha": 1e-3}
+
+
+@pytest.mark.parametrize("options", [{}, pytest.param(DENSE, marks=pytest.mark.slow)])
 def test_log_density_is_that_of_the_jacobian_in_float64(options):
     config = replace(CONFIG, scoring=ffjord.Scoring(probes=0, tolerance=1e-11), **options)
     model, params = make_case(config)
@@ -67,7 +70,7 @@ def test_log_density_is_that_of_the_jacobian_in_float64(options):
     assert np.all(np.abs(jacobian) > 1e-9)  # free-form: each latent depends on each pixel
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("kind", [pytest.param("gaussian", marks=pytest.mark.slow), "rademacher"])
 def test_estimates_of_the_trace_have_the_exact_ones_mean(kind):
     model, params = make_case(replace(CONFIG, probe=kind))
     n, image, label = 1500, batch()["image"][:1], jnp.zeros(1, jnp.int32)
@@ -138,6 +141,7 @@ def test_steps_of_training_integrate_a_linear_flow_and_its_regularisation():
         assert abs(np.mean(estimates) - exact) < 4 * np.std(estimates) / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_likelihood_and_its_regularisation():
     model, params = make_case(replace(CONFIG, kinetic=0.3, jacobian=0.2, steps=16))
     image, n = batch(n=1)["image"].repeat(2000, 0), 2000

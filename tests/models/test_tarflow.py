@@ -59,7 +59,9 @@ def invert_naively(config, params, z, label, scale=1.0, increase=False):
 
 @pytest.mark.parametrize("options", [
     {"guidance_scale": 2.5},
-    {"guidance_scale": 3.0, "increase_guidance": True, "temperature": 0.7, "denoise": False},
+    pytest.param(
+        {"guidance_scale": 3.0, "increase_guidance": True, "temperature": 0.7, "denoise": False}, marks=pytest.mark.slow
+    ),
 ])  # fmt: skip
 def test_the_sampler_with_a_cache_draws_what_a_naive_one_does(options):
     model = make_model(CONFIG, DATA)
@@ -111,6 +113,7 @@ def test_denoising_a_gaussian_is_its_posterior_mean():
     np.testing.assert_allclose(denoised, 8 + (total**2 - std**2) / total**2 * (y - 8), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_noise_of_training_and_labels_that_are_dropped():
     """The loss is the mean over the noise of the density of noisy images, with and without their labels."""
     config = replace(CONFIG, label_dropout=0.5)
