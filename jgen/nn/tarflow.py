@@ -2,11 +2,12 @@
 
     layer   z_0 = x_0,  z_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)),  log_det = -sum_i alpha_i           (x to z)
     back    x_0 = z_0,  x_i = exp(alpha_i(x_<i)) z_i + mu_i(x_<i), one i after another
-    guided  mu + w (mu - mu_null) in place of mu, and the same of alpha, w a weight by position       (section 2.6)
+    guided  mu + w (mu - mu_weak) in place of mu, and the same of alpha, w a weight by position       (section 2.6)
 
 x_i is patch i of N. The transformer sees patch i at position i, whose output is mu and alpha of patch i + 1. Layers of
-a chain alternate in direction: each reverses the order of what it gives. Without a class, the embedding is the mean of
-those of all classes. The way back keeps keys and values: position i costs one evaluation at that position.
+a chain alternate in direction: each reverses the order of what it gives. The weak moments are those without a class,
+whose embedding is the mean of all classes', and with another temperature of the attention. The way back keeps keys and
+values: position i costs one evaluation at that position.
 """
 
 from __future__ import annotations
@@ -72,33 +73,47 @@ class AutoregressiveLayer(nn.Module):
         """The caches before the first position."""
         return self.transformer.start(jnp.zeros((batch, 0, self.features)), self.positions)
 
-    def step(self, x: jax.Array, label: jax.Array | None, caches: list[Cache], i: jax.Array) -> tuple[Any, Any]:
-        """(mu, alpha) of patch i + 1, each (B, D), given patch i, (B, D); and the caches with it."""
+    def step(
+        self,
+        x: jax.Array,
+        label: jax.Array | None,
+        caches: list[Cache],
+        i: jax.Array,
+        temperature: jax.Array | None = None,
+    ) -> tuple[Any, Any]:
+        """(mu, alpha) of patch i + 1, each (B, D), given patch i, (B, D); and the caches with it. temperature: (B,)."""
         h = self.embed(x) + self.places[i][None] + self.context(label)
-        h, caches = self.transformer.step(h, caches, i)
+        h, caches = self.transformer.step(h, caches, i, temperature)
         mu, alpha = jnp.split(self.out(h.astype(x.dtype)), 2, axis=-1)
         return (mu, alpha), caches
 
 
 def invert(
-    layer: AutoregressiveLayer, params: Any, z: jax.Array, label: jax.Array | None, weights: jax.Array | None = None
+    layer: AutoregressiveLayer,
+    params: Any,
+    z: jax.Array,
+    label: jax.Array | None,
+    weights: jax.Array | None = None,
+    weak_temperature: float = 1.0,
 ) -> jax.Array:
     """x (B, N, D) of z, in one scan over the positions.
 
     Args:
       weights: (N - 1,), of the guidance of patches 1 .. N - 1; None for none. With guidance, the layer is evaluated
-        with and without the label, in one batch of 2 B.
+        as it is and weakly, in one batch of 2 B.
+      weak_temperature: of the weak copy's attention.
     """
-    z = z[:, ::-1]
+    z, temperature = z[:, ::-1], None
     batch, copies = z.shape[0], 1 if weights is None else 2
-    if weights is not None and label is not None:
-        label = jnp.concatenate([label, jnp.full_like(label, layer.num_classes)])
+    if weights is not None:
+        temperature = jnp.repeat(jnp.array([1.0, weak_temperature]), batch)
+        label = None if label is None else jnp.concatenate([label, jnp.full_like(label, layer.num_classes)])
 
     def one(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
         caches, x = carry
         i, z_next, weight = inputs
         patch = jnp.concatenate([x] * copies)
-        moments, caches = layer.apply(params, patch, label, caches, i, method="step")
+        moments, caches = layer.apply(params, patch, label, caches, i, temperature, method="step")
         if weight is not None:
             strong, weak = zip(*(jnp.split(part, 2) for part in moments))
             moments = tuple(s + weight * (s - w) for s, w in zip(strong, weak))

@@ -76,10 +76,14 @@ class DecoderBlock(nn.Module):
         q, k, v = self.project(x)
         return self.finish(x, causal_attention(q, k, v), None), (k, v)
 
-    def step(self, x: jax.Array, sources: list[Source]) -> tuple[jax.Array, KeyValue]:
+    def step(
+        self, x: jax.Array, sources: list[Source], temperature: jax.Array | None = None
+    ) -> tuple[jax.Array, KeyValue]:
         """One position, (B, features), given the keys and values before it, (B, K, heads, D) with masks that broadcast
-        to (B, heads, K); with its own key and value, (B, heads, D)."""
+        to (B, heads, K); with its own key and value, (B, heads, D). temperature: (B,), of the attention's softmax."""
         q, k, v = self.project(x)
+        if temperature is not None:
+            q = q / temperature[:, None, None].astype(q.dtype)
         grouped: list[Source] = [
             (keys[:, None], values[:, None], None if mask is None else mask[:, None, :, None])
             for keys, values, mask in sources
@@ -186,14 +190,17 @@ class CausalTransformer(nn.Module):
             caches.append(Cache(keys, values, k, v))
         return caches
 
-    def step(self, x: jax.Array, caches: list[Cache], position: jax.Array) -> tuple[jax.Array, list[Cache]]:
+    def step(
+        self, x: jax.Array, caches: list[Cache], position: jax.Array, temperature: jax.Array | None = None
+    ) -> tuple[jax.Array, list[Cache]]:
         """Position number `position` of the sequence, (B, features): its output, and the caches with it.
 
-        Only the keys and values that it attends to are read, and its own are written.
+        Only the keys and values that it attends to are read, and its own are written. temperature: see `DecoderBlock`.
         """
 
         def layer(block: DecoderBlock, params: Any, x: jax.Array, place: jax.Array, i: int) -> tuple[jax.Array, Any]:
-            return block.apply(params, x, read(caches[i], self.patterns[i], place, position), method="step")
+            sources = read(caches[i], self.patterns[i], place, position)
+            return block.apply(params, x, sources, temperature, method="step")
 
         x, of_position = self.scan(layer, cast(x, self.dtype))
         after = []

@@ -32,23 +32,39 @@ def batch(seed=0):
 
 def params_of(model, gain=0.4):
     shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch(), {})
-    return normal_params(shapes, gain=gain)
+    params = normal_params(shapes, gain=gain)
+    attention = params["flow"]["transformer"]["blocks_0"]["query_key_value"]
+    attention["kernel"] = 10 * attention["kernel"]  # attention far from even
+    return params
 
 
 def block(params, number):
     return {"params": jax.tree.map(lambda x: x[number], params["flow"])}
 
 
-def invert_naively(config, params, z, label, scale=1.0, increase=False):
+def with_temperature(variables, temperature):
+    """Parameters of a block whose queries, and so the logits of its attention, are divided by the temperature."""
+    queries = jnp.where(jnp.arange(3 * CONFIG.features) < CONFIG.features, 1 / temperature, 1.0)
+
+    def scaled(path, x):
+        is_query = "query_key_value" in jax.tree_util.keystr(path)
+        return x * queries.reshape((1,) * (x.ndim - 1) + (-1,)) if is_query else x
+
+    return jax.tree_util.tree_map_with_path(scaled, variables)
+
+
+def invert_naively(config, params, z, label, o):
     """Images of latents: for every patch of every block, the network over all patches."""
     layer, p = tarflow.make_layer(config, DATA), config.patch
-    x, null = z.reshape(N, -1, z.shape[-1]), jnp.full_like(label, DATA.num_classes)
+    x, null = z.reshape(N, -1, z.shape[-1]), None if label is None else jnp.full_like(label, DATA.num_classes)
     for number in reversed(range(config.blocks)):
         z, x = x[:, ::-1], jnp.zeros_like(x)
 
         def patch(i, x, z=z, number=number):
-            w = (scale - 1) * (i / (layer.positions - 1) if increase else 1)
-            strong, weak = (layer.apply(block(params, number), x, y, method="moments") for y in (label, null))
+            w = (o.guidance_scale - 1) * (i / (layer.positions - 1) if o.increase_guidance else 1)
+            own = block(params, number)
+            strong = layer.apply(own, x, label, method="moments")
+            weak = layer.apply(with_temperature(own, o.attention_temperature), x, null, method="moments")
             mu, alpha = (s[:, i] + w * (s[:, i] - u[:, i]) for s, u in zip(strong, weak))
             return x.at[:, i].set(mu + jnp.exp(alpha) * z[:, i])
 
@@ -57,7 +73,7 @@ def invert_naively(config, params, z, label, scale=1.0, increase=False):
 
 
 @pytest.mark.parametrize("options", [
-    {"guidance_scale": 2.5},
+    {"guidance_scale": 2.5, "attention_temperature": 0.3},
     pytest.param(
         {"guidance_scale": 3.0, "increase_guidance": True, "temperature": 0.7, "denoise": False}, marks=pytest.mark.slow
     ),
@@ -68,7 +84,7 @@ def test_the_sampler_with_a_cache_draws_what_a_naive_one_does(options):
 
     def naively(params):
         z = o.temperature * rng.normal(rng.split(KEYS, 1)[0], (2, 3, 4))
-        x = invert_naively(CONFIG, params, z, LABEL, o.guidance_scale, o.increase_guidance)
+        x = invert_naively(CONFIG, params, z, LABEL, o)
         y, _ = preprocess(x, 16, 0.0, inverse=True)
         if o.denoise:  # sigma in levels is 0.05 of half the range
             log_p, gradient = jax.vjp(lambda y: model.log_density(params, CTX, None, y, {"label": LABEL}), y)
@@ -78,6 +94,17 @@ def test_the_sampler_with_a_cache_draws_what_a_naive_one_does(options):
     images = jax.jit(lambda params: model.sample(params, CTX, KEYS, {"label": LABEL}, **options))(params)
     np.testing.assert_array_equal(images, jax.jit(naively)(params))
     assert len(np.unique(images.reshape(N, -1), axis=0)) == N and np.ptp(images) > 4
+
+
+@pytest.mark.slow
+def test_an_unconditional_model_is_guided_by_the_temperature_of_its_attention():
+    config = replace(CONFIG, class_conditional=False)
+    model, o = make_model(config, DATA), tarflow.Sampling(guidance_scale=3.0, attention_temperature=0.2, denoise=False)
+    params, z = params_of(model), rng.normal(rng.split(KEYS, 1)[0], (2, 3, 4))
+    images = jax.jit(lambda params: model.sample(params, CTX, KEYS, {}, **vars(o)))(params)
+    y, _ = preprocess(jax.jit(lambda params: invert_naively(config, params, z, None, o))(params), 16, 0.0, inverse=True)
+    np.testing.assert_array_equal(images, quantise(y, 16))
+    assert np.any(images != model.sample(params, CTX, KEYS, {}, **vars(replace(o, guidance_scale=1.0))))
 
 
 def test_moments_depend_on_earlier_patches_alone():
@@ -144,6 +171,7 @@ def test_noise_of_training_and_labels_that_are_dropped():
     ({"label_dropout": 1.0}, ["label_dropout is 1.0"]),
     ({"sampling": tarflow.Sampling(guidance_scale=-1.0)}, ["guidance_scale is -1.0", "set --model.sampling.guidance"]),
     ({"sampling": tarflow.Sampling(guidance_scale=2.0), "label_dropout": 0.0}, ["guidance_scale is 2.0", "must be 1"]),
+    ({"sampling": tarflow.Sampling(attention_temperature=0.0)}, ["attention_temperature is 0.0"]),
 ])  # fmt: skip
 def test_configurations_that_no_flow_can_be_made_of(options, words):
     with pytest.raises(UserError) as error:

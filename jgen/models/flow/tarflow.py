@@ -5,7 +5,10 @@
     loss       -log p(y),  log p(y) = log N(z; 0, I) - sum over blocks and patches of alpha
     sampling   y = f^-1(z), z ~ N(0, I): patch after patch in each block
     denoising  x = y + sigma^2 grad log p(y), Tweedie's formula                                       (section 2.5)
-    guidance   mu + w (mu - mu_null), and the same of alpha, in every block, w = guidance_scale - 1   (section 2.6)
+    guidance   mu + w (mu - mu_weak), and the same of alpha, in every block, w = guidance_scale - 1   (section 2.6)
+
+mu_weak is without the class, with another temperature of the attention, or both: an unconditional model is guided by
+the temperature alone.
 
 With `noise` uniform, y = x + u fills the level of each pixel, as in other flows, and there is nothing to denoise: what
 the paper trains for likelihoods. With Gaussian noise, images are bounded with noise truncated to the level.
@@ -14,8 +17,7 @@ Glossary: x images, y images with noise, z latents; mu, alpha of the affine maps
 
 Differs from the paper: a layer normalisation stands before each block's last projection, and of its matrices those
 that end a residual branch start smaller; blocks end in reversed order, in place of a permutation and its inverse; the
-logit of Dinh et al. (2017) is an option with uniform noise. Guidance of unconditional models by the attention's
-temperature is left out, and so is the volume-preserving variant of the blocks.
+logit of Dinh et al. (2017) is an option with uniform noise. The volume-preserving variant of the blocks is left out.
 
 Measured: not yet.
 """
@@ -59,7 +61,10 @@ class Sampling:
     temperature: float = 1.0
     """Standard deviation of the latents: 1 samples from the model, below 1 trades diversity for likelier images."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance by the class: 1 is the conditional model, w = scale - 1 the paper's weight."""
+    """Guidance by the class, by the attention's temperature, or both: 1 is the model itself, w = scale - 1 the paper's
+    weight."""
+    attention_temperature: float = 1.0
+    """Temperature of the attention of what guides."""
     increase_guidance: bool = False
     """Raise the weight of guidance linearly, from the second patch to the full weight at the last."""
     denoise: bool = True
@@ -126,6 +131,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
             tar,
             temperature=o.temperature,
             guidance_scale=o.guidance_scale,
+            attention_temperature=o.attention_temperature,
             increase_guidance=o.increase_guidance,
             denoise=o.denoise,
         ),
@@ -172,12 +178,18 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
 
 
 def decode_patches(
-    layer: AutoregressiveLayer, params: Tree, z: jax.Array, label: Any, patch: int, weights: jax.Array | None = None
+    layer: AutoregressiveLayer,
+    params: Tree,
+    z: jax.Array,
+    label: Any,
+    patch: int,
+    weights: jax.Array | None = None,
+    weak_temperature: float = 1.0,
 ) -> jax.Array:
-    """Images (B, H, W, C) of latents (B, H / p, W / p, p p C); weights (N - 1,): of guidance, None for none."""
+    """Images (B, H, W, C) of latents (B, H / p, W / p, p p C); weights and weak_temperature: see `invert`."""
 
     def step(variables: Any, z: Any) -> tuple[Any, Any]:
-        return invert(layer, variables, z, label, weights), jnp.zeros(z.shape[0], z.dtype)
+        return invert(layer, variables, z, label, weights, weak_temperature), jnp.zeros(z.shape[0], z.dtype)
 
     x, _ = apply_chain(step, {"params": params}, z.reshape(z.shape[0], -1, z.shape[-1]), inverse=True)
     return from_patches(x, (z.shape[1], z.shape[2]), patch)
@@ -210,14 +222,17 @@ def sample(
     *,
     temperature: float,
     guidance_scale: float,
+    attention_temperature: float,
     increase_guidance: bool,
     denoise: bool,
 ) -> jax.Array:
-    check_sampling(tar.config, Sampling(temperature, guidance_scale, increase_guidance, denoise))
+    options = Sampling(temperature, guidance_scale, attention_temperature, increase_guidance, denoise)
+    check_sampling(tar.config, options)
     (key_z,) = rng.split(keys, 1)
     z = temperature * rng.normal(key_z, tar.flow.bijection.shapes[0])
     weights = guidance_weights(tar, guidance_scale, increase_guidance)
-    x = decode_patches(tar.layer, params["flow"], z, cond.get("label"), tar.config.patch, weights)
+    label, patch = cond.get("label"), tar.config.patch
+    x = decode_patches(tar.layer, params["flow"], z, label, patch, weights, attention_temperature)
     y, _ = preprocess(x, tar.flow.images.levels, tar.flow.alpha, inverse=True)
     if tar.std and denoise:
         y = denoised(tar, params, ctx, y, cond)
@@ -242,10 +257,11 @@ def denoised(tar: TarFlow, params: Roles, ctx: Context, y: jax.Array, cond: Cond
 def check_sampling(config: Config, o: Sampling) -> None:
     """Raises `UserError` for options of sampling that cannot serve."""
     require_temperature(o.temperature)
+    require_temperature(o.attention_temperature, "attention_temperature")
     scale = o.guidance_scale
     require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be at least 0 and finite")
-    guidable = config.class_conditional and config.label_dropout > 0
-    needs = "it must be 1 in a model without class_conditional and label_dropout"
+    guidable = (config.class_conditional and config.label_dropout > 0) or o.attention_temperature != 1.0
+    needs = "it must be 1 without class_conditional and label_dropout, or an attention_temperature"
     require(scale == 1.0 or guidable, f"guidance_scale is {scale}: {needs}")
 
 
