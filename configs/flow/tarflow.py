@@ -24,9 +24,9 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(blocks=4, layers=1, features=64, heads=2, hidden=256, noise="uniform", logit_alpha=LOGIT_ALPHA)
+    model = Config(blocks=4, layers=2, features=64, heads=2, hidden=256, noise="uniform", logit_alpha=LOGIT_ALPHA)
     model = replace(model, sampling=Sampling(temperature=0.8))
-    return Experiment(model, Data(name="digits"), digits_training(1000, cosine(2e-3, warmup_steps=100, clip_norm=10.0)))
+    return Experiment(model, Data(name="digits"), digits_training(1200, cosine(2e-3, warmup_steps=100, clip_norm=10.0)))
 
 
 def tiny(digits: Experiment) -> Experiment:

@@ -39,7 +39,7 @@ class AutoregressiveLayer(nn.Module):
     dtype: Any = None
 
     def setup(self) -> None:
-        init = nn.initializers.normal(0.01)
+        init = nn.initializers.normal(0.3)  # beside embeddings of standardised patches
         self.embed = nn.Dense(self.features)
         self.places = self.param("places", init, (self.positions, self.features))
         if self.num_classes:

@@ -33,13 +33,13 @@ def batch(seed=0):
 def params_of(model, gain=0.4):
     shapes, _ = jax.eval_shape(model.init, jax.random.key(0), batch(), {})
     params = normal_params(shapes, gain=gain)
-    attention = params["flow"]["transformer"]["blocks_0"]["query_key_value"]
+    attention = params["flow"]["blocks"]["transformer"]["blocks_0"]["query_key_value"]
     attention["kernel"] = 10 * attention["kernel"]  # attention far from even
     return params
 
 
 def block(params, number):
-    return {"params": jax.tree.map(lambda x: x[number], params["flow"])}
+    return {"params": jax.tree.map(lambda x: x[number], params["flow"]["blocks"])}
 
 
 def with_temperature(variables, temperature):
@@ -69,7 +69,9 @@ def invert_naively(config, params, z, label, o):
             return x.at[:, i].set(mu + jnp.exp(alpha) * z[:, i])
 
         x = jax.lax.fori_loop(0, layer.positions, patch, x)
-    return from_patches(x, (DATA.image.height // p, DATA.image.width // p), p)
+    x = from_patches(x, (DATA.image.height // p, DATA.image.width // p), p)
+    actnorm = params["flow"]["actnorm"]
+    return (x - actnorm["bias"].reshape(1, 1, 1, -1)) / jnp.exp(actnorm["log_scale"]).reshape(1, 1, 1, -1)
 
 
 @pytest.mark.parametrize("options", [
@@ -129,9 +131,11 @@ def test_no_class_is_the_mean_of_all_classes_and_blocks_start_as_the_identity():
 
 
 def test_denoising_a_gaussian_is_its_posterior_mean():
-    """At its start the flow is a standard normal of y / levels - 1/2: x is E[x | y] of the Gaussian x beneath it."""
+    """With blocks at their start and no actnorm the flow is a standard normal of y / levels - 1/2: x is E[x | y] of the
+    Gaussian x beneath it."""
     model = make_model(CONFIG, DATA)
     start, _ = jax.jit(model.init)(jax.random.key(0), batch(), {})
+    start["flow"]["actnorm"] = jax.tree.map(jnp.zeros_like, start["flow"]["actnorm"])
     tar = tarflow.make_tarflow(CONFIG, DATA)
     y = np.random.default_rng(1).normal(8, 16, (N, *DATA.image.shape))
     denoised = tarflow.denoised(tar, start, CTX, jnp.asarray(y, jnp.float32), {"label": LABEL})
@@ -145,7 +149,7 @@ def test_noise_of_training_and_labels_that_are_dropped():
     config = replace(CONFIG, label_dropout=0.5)
     model = make_model(config, DATA)
     params, image = params_of(model), batch()["image"][:1].repeat(4000, 0)
-    params["flow"]["classes"] *= 20.0
+    params["flow"]["blocks"]["classes"] *= 20.0
     keys, label = rng.image_keys(jax.random.key(2), jnp.arange(4000)), jnp.ones(4000, jnp.int32)
     y = image + 0.5 + 0.4 * np.random.default_rng(3).standard_normal(image.shape)
 

@@ -16,8 +16,10 @@ the paper trains for likelihoods. With Gaussian noise, images are bounded with n
 Glossary: x images, y images with noise, z latents; mu, alpha of the affine maps; log_det nats (B,).
 
 Differs from the paper: a layer normalisation stands before each block's last projection, and of its matrices those
-that end a residual branch start smaller; blocks end in reversed order, in place of a permutation and its inverse; the
-logit of Dinh et al. (2017) is an option with uniform noise. The volume-preserving variant of the blocks is left out.
+that end a residual branch start smaller; blocks end in reversed order, in place of a permutation and its inverse; an
+actnorm (Kingma & Dhariwal 2018) standardises the channels of the first batch before the blocks, and embeddings of
+places and classes start larger; the logit of Dinh et al. (2017) is an option with uniform noise. The volume-preserving
+variant of the blocks is left out.
 
 Measured: not yet.
 """
@@ -47,7 +49,7 @@ from jgen.models.flow.dequantised import (
 )
 from jgen.nn.conditional_network import check_label_dropout
 from jgen.nn.dit import from_patches, to_patches
-from jgen.nn.flow import apply_chain, init_chain, network_dtype
+from jgen.nn.flow import ActNorm, apply_chain, init_chain, network_dtype
 from jgen.nn.tarflow import AutoregressiveLayer, invert
 from jgen.nn.transformer import check_transformer
 from jgen.prob.dequantisation import quantise, truncated_normal, uniform
@@ -164,12 +166,15 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         def init_layer(key: jax.Array, x: Any, number: Any) -> Any:
             return layer.init_with_output(key, x, label)
 
+        (x, _), actnorm = ActNorm().init_with_output(key, x)
         stacked, _ = init_chain(init_layer, key, to_patches(x, p), jnp.arange(config.blocks))
-        return stacked["params"], {}
+        return {"actnorm": actnorm["params"], "blocks": stacked["params"]}, {}
 
     def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
-        z, log_det = apply_chain(lambda v, x: layer.apply(v, x, label), {"params": params}, to_patches(x, p))
-        return (z.reshape(-1, *shape),), log_det
+        x, log_det_actnorm = ActNorm().apply({"params": params["actnorm"]}, x)
+        blocks = {"params": params["blocks"]}
+        z, log_det = apply_chain(lambda v, x: layer.apply(v, x, label), blocks, to_patches(x, p))
+        return (z.reshape(-1, *shape),), log_det_actnorm + log_det
 
     def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         return decode_patches(layer, params, latents[0], label, p)
@@ -191,8 +196,9 @@ def decode_patches(
     def step(variables: Any, z: Any) -> tuple[Any, Any]:
         return invert(layer, variables, z, label, weights, weak_temperature), jnp.zeros(z.shape[0], z.dtype)
 
-    x, _ = apply_chain(step, {"params": params}, z.reshape(z.shape[0], -1, z.shape[-1]), inverse=True)
-    return from_patches(x, (z.shape[1], z.shape[2]), patch)
+    x, _ = apply_chain(step, {"params": params["blocks"]}, z.reshape(z.shape[0], -1, z.shape[-1]), inverse=True)
+    x = from_patches(x, (z.shape[1], z.shape[2]), patch)
+    return ActNorm().apply({"params": params["actnorm"]}, x, True)[0]
 
 
 def loss(
