@@ -22,7 +22,7 @@ def digits() -> Experiment:
     # Dense layers: the gradient of a convolution inside a loop is slow on CPU.
     model = Config(widths=(256, 256, 256), convolutional=False, logit_alpha=LOGIT_ALPHA)
     model = replace(model, sampling=Sampling(temperature=0.8))
-    return Experiment(model, Data(name="digits"), digits_training(2000, cosine(2e-3, warmup_steps=100, clip_norm=10.0)))
+    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(2e-3, warmup_steps=100, clip_norm=10.0)))
 
 
 def tiny(digits: Experiment) -> Experiment:
