@@ -148,6 +148,9 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
         sampling = rows.describe_sampling(document["sampling"]["options"], defaults)
         cells.append(f"class accuracy **{100 * labels['accuracy']:.1f} %**")
         kinds.append(f"{labels['num']} samples, {sampling}")
+    for field, scores in document.get("alignment", {}).items():
+        cells.append(f"{field} alignment **{100 * scores['aligned']:.1f} %**")
+        kinds.append(f"{scores['num']} samples")
     if scores := document.get("reconstruction"):
         cells.append(reconstruction(scores))
         kinds.append(f"reconstructions of {scores['num']} {scores['split']} images")

@@ -100,9 +100,12 @@ def evaluate(
     check_split(data, arguments)
     compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
+    if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
+        # Without a feature network, samples whose texts can be judged still have a score.
+        compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
-    if compare and arguments.samples:  # first: options that do not serve are noticed soon
+    if arguments.samples:  # first: options that do not serve are noticed soon
         scores |= sample_scores.score_samples(gen, data, arguments, sampling, compare)
     scores |= {"likelihood": None, "errors": {}}
     if gen.model.log_prob is not None:
