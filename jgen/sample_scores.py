@@ -43,7 +43,7 @@ def score_samples(
     key, num = jax.random.key(arguments.seed), arguments.samples
     cond = held_out.sampling_conditions(gen, data, arguments, num)
     texts = judged_texts(gen, data, cond)
-    alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by the first sample's number
+    alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by their first sample
     first: list[np.ndarray] = []  # for the grid
     seconds, drawn = 0.0, 0
 

@@ -139,13 +139,12 @@ def read_chunk(images: np.ndarray) -> list[list[Thing]]:
         return things
     places = np.array([[box[0].start, box[1].start] for box in boxes])
     masks = np.zeros((number, size, size), np.float32)
-    for i, (picture, colour, *box) in enumerate(boxes):
-        inside = (i, *(slice(max(side.start - 1, 0), side.stop + 1) for side in box))
-        own = labels[(picture.start, colour.start, *inside[1:])] == i + 1
+    for i, (_, _, *box) in enumerate(boxes):
+        picture, colour = places[i]
+        rows, columns = (slice(max(side.start - 1, 0), side.stop + 1) for side in box)
         # An edge's faintest pixels are next to the object's; they are of any direction, by noise.
-        masks[inside] = ndimage.binary_dilation(own, np.ones((3, 3), bool)) * np.clip(
-            along[picture.start, inside[1], inside[2], colour.start], 0.0, 1.0
-        )
+        own = ndimage.binary_dilation(labels[picture, colour, rows, columns] == i + 1, np.ones((3, 3), bool))
+        masks[i, rows, columns] = own * np.clip(along[picture, rows, columns, colour], 0.0, 1.0)
     for (picture, colour), thing in zip(places.tolist(), recognise(masks, places[:, 1])):
         if thing is not None:
             things[picture].append(thing)
