@@ -2,9 +2,11 @@
 
 Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
-weights --inception names (FID); those of a conditional model are read by the classifier. With --reconstruct, held-out
-images are compared with what an autoencoder makes of them. The outcome is written to RUN/evaluation.json, or to --out,
-and printed as a table, a row per run; an evaluation.json that is there already is kept as evaluation.1.json, and so on.
+weights --inception names (FID); those of a conditional model are read by the classifier, and of captioned shapes it is
+looked whether they show what their captions say. With --reconstruct, held-out images are compared with what an
+autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0). The
+outcome is written to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that
+is there already is kept as evaluation.1.json, and so on.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
@@ -113,6 +115,8 @@ def evaluate(
             scores["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
         except UserError as error:  # one image without a number: the distances are found all the same
             scores["errors"]["likelihood"] = str(error)
+    if is_validated(gen, arguments):
+        scores["held_out"] = held_out.validation(gen, data, arguments)
     if compare and arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
         made, labels, reconstruction = held_out.reconstruction(gen, data, arguments)
@@ -151,12 +155,20 @@ def all_frozen(frozen: Any) -> list[Any]:
     return [[model.params, all_frozen(model.frozen)] for model in frozen.values()]
 
 
+def is_validated(gen: Any, arguments: Arguments) -> bool:
+    """Whether a run is scored by its model's validation scores: where it has no likelihood, and no images are asked
+    for, as of a model that only compares or encodes."""
+    model, asked = gen.model, arguments.samples > 0 or arguments.reconstruct
+    return model.validate is not None and model.sample is None and model.log_prob is None and not asked
+
+
 def check_capabilities(gen: Any, arguments: Arguments) -> None:
     """Raises `UserError` where a model cannot do what is to be scored, or nothing is."""
     from jgen.core.generate import require_capability
 
+    asked = arguments.samples > 0 or arguments.reconstruct
     require(
-        gen.model.log_prob is not None or arguments.samples > 0 or arguments.reconstruct,
+        gen.model.log_prob is not None or asked or is_validated(gen, arguments),
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
     if arguments.samples:

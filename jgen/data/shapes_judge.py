@@ -43,7 +43,7 @@ CHUNK = 500  # pictures read at a time
 class Thing(NamedTuple):
     """An object of a picture, or what a caption says of one: None where it does not say.
 
-    shape, colour: of SHAPES and COLOURS; a shape of -1 is none of them. size: 0 small, 1 large. centre: (y, x) in units.
+    shape, colour: of SHAPES and COLOURS; a shape of -1 is none. size: 0 small, 1 large. centre: (y, x) in units.
     """
 
     shape: int
@@ -145,7 +145,7 @@ def read_chunk(images: np.ndarray) -> list[list[Thing]]:
         # An edge's faintest pixels are next to the object's; they are of any direction, by noise.
         own = ndimage.binary_dilation(labels[picture, colour, rows, columns] == i + 1, np.ones((3, 3), bool))
         masks[i, rows, columns] = own * np.clip(along[picture, rows, columns, colour], 0.0, 1.0)
-    for (picture, colour), thing in zip(places.tolist(), recognise(masks, places[:, 1])):
+    for picture, thing in zip(places[:, 0].tolist(), recognise(masks, places[:, 1])):
         if thing is not None:
             things[picture].append(thing)
     return things

@@ -143,7 +143,7 @@ class Training:
         self.started = time.monotonic()
         require(
             config.accumulation == 1 or not model.whole_batch,
-            f"train.accumulation is {config.accumulation}: the loss of {model.name} is of the whole batch, and it must be 1",
+            f"train.accumulation is {config.accumulation}: {model.name} has a loss of whole batches, it must be 1",
         )
         if "label" in model.conditions:
             scored = ["validation"] * (config.validate_every > 0 and "validation" in dataset.splits)
