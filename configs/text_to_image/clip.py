@@ -32,7 +32,7 @@ def shapes() -> Experiment:
         text_layers=2,
     )
     data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
-    train = digits_training(1500, cosine(1e-3, warmup_steps=100, clip_norm=1.0), batch_size=128, validation_images=512)
+    train = digits_training(1000, cosine(1e-3, warmup_steps=100, clip_norm=1.0), batch_size=128, validation_images=512)
     return Experiment(model, data, train)
 
 

@@ -1,6 +1,6 @@
 """Encoders of images and of texts (Radford et al. 2021, arXiv 2103.00020, section 2.4).
 
-    image   convolution, residual blocks with a halving before each level but the first, then attention pooling
+    image   a convolution that halves, residual blocks with a halving before each level but the first, attention pooling
     text    a causal transformer over tokens; the feature is that of the end token
 
 Attention pooling is one layer of attention over the last map's positions and their mean, of which the mean asks: it is
@@ -46,7 +46,7 @@ class AttentionPool(nn.Module):
 class ImageEncoder(nn.Module):
     """(B, H, W, C) in [-1, 1] to float32 (B, outputs).
 
-    channels: of each level, from full resolution down. blocks: of each level. heads: of the pooling.
+    channels: of each level, from half the resolution down. blocks: of each level. heads: of the pooling.
     """
 
     channels: tuple[int, ...]
@@ -58,10 +58,9 @@ class ImageEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = x.astype(self.dtype)
         for level, features in enumerate(self.channels):
-            if level > 0:
-                h = Conv(features, stride=2, padding=((0, 1), (0, 1)), dtype=self.dtype, name=f"downsample{level}")(h)
+            h = Conv(features, stride=2, dtype=self.dtype, name=f"downsample{level}")(h)
             for i in range(self.blocks):
                 h = Block(features, self.groups, self.dtype, name=f"level{level}_block{i}")(h)
         h = GroupNorm(self.groups, EPS, silu=True, name="norm_out")(h)

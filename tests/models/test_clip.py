@@ -122,7 +122,7 @@ def test_it_draws_no_images():
         ({"pool_heads": 3}, "channels ends in 8: pool_heads, 3, must divide it"),
         ({"text_heads": 3}, "text_width is 8: text_heads, 3, must divide it"),
         ({"embedding": 0}, "embedding is 0: it must be above zero"),
-        ({"channels": (4,) * 5}, "channels has 5 levels: images of 8 pixels cannot be halved as often"),
+        ({"channels": (4,) * 4}, "channels has 4 levels: images of 8 pixels cannot be halved as often"),
     ],
 )
 def test_sizes_that_do_not_fit(options, message):

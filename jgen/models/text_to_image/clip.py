@@ -49,7 +49,7 @@ class Config:
     embedding: int = 512
     """Dimensions of the embeddings."""
     channels: tuple[int, ...] = (64, 128, 256)
-    """Width of each level of the image encoder, from full resolution down."""
+    """Width of each level of the image encoder, from half the resolution down."""
     blocks: int = 2
     """Residual blocks of each level."""
     groups: int = 32
@@ -118,7 +118,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     for width in config.channels:
         fits = width > 0 and width % config.groups == 0
         require(fits, f"channels has {width}: it must be a multiple of groups, {config.groups}")
-    last, halvings = config.channels[-1], len(config.channels) - 1
+    last, halvings = config.channels[-1], len(config.channels)
     require(last % config.pool_heads == 0, f"channels ends in {last}: pool_heads, {config.pool_heads}, must divide it")
     fits = config.text_width % config.text_heads == 0
     require(fits, f"text_width is {config.text_width}: text_heads, {config.text_heads}, must divide it")
