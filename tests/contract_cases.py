@@ -19,7 +19,7 @@ from jgen.train.config import Config, Optimiser
 from jgen.train.loop import with_place
 from jgen.train.optimisers import average_decay, make_optimiser
 from jgen.train.packing import pack_roles
-from jgen.train.step import init_state, make_train_step, place_state, repeats_of
+from jgen.train.step import batches_per_step, init_state, make_train_step, place_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
@@ -126,6 +126,6 @@ def programs(model, optimiser: Optimiser, config: Config, **options):
 
 def step_batch(model, seed: int = 0) -> dict:
     """As many batches as a step of the model takes, one after another; of several processes, this one's rows."""
-    parts = [make_batch(model, seed=seed * 100 + r) for r in range(repeats_of(model))]
+    parts = [make_batch(model, seed=seed * 100 + r) for r in range(batches_per_step(model))]
     rows = parallel.local_rows(BATCH)
     return {name: np.concatenate([part[name][rows] for part in parts]) for name in parts[0] if name != "place"}
