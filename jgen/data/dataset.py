@@ -56,7 +56,8 @@ class Dataset(NamedTuple):
     splits:      train, validation (where there is one) and test; their batches are what the set stores.
     fingerprint: a hash of the content.
     tokenizers:  of the text fields, by name.
-    judges:      of the text fields whose texts can be looked for in images, by name.
+    judges:      of the text fields whose texts can be looked for in images, by name; {} where images have fewer levels
+                 than the set has, and are not as its judges know them.
     """
 
     name: str
@@ -132,7 +133,8 @@ def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arra
     parts, fingerprint = opened(source)
     splits = {name: slice_split(parts[part], start, stop, OFFSETS[part]) for name, (part, start, stop) in cuts.items()}
     spec = DataSpec(image, {**source.spec.fields, **added})
-    return Dataset(source.name, spec, splits, fingerprint, tokenizers, source.judges)
+    judges = source.judges if image.levels == source.spec.image.levels else {}
+    return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges)
 
 
 def opened(source: Source) -> tuple[dict[str, Records], str]:
