@@ -51,9 +51,12 @@ def is_true(statement, scenes, i):
     return sizes and stands == list(statement.relations) and statement.position in (None, scenes.position[i])
 
 
-def check_judge(split, num, size, moves=tuple((by, axis) for by in (1, -1) for axis in (1, 2))):
+MOVES = [(by, axis) for by in (1, -1) for axis in (1, 2)]
+
+
+def check_judge(split, num, size):
     scenes, captions, images = pictures(split, num, size)
-    for seen in (images, with_noise(images), *(np.roll(images, *move) for move in moves)):
+    for seen in (images, with_noise(images), *(np.roll(images, *move) for move in MOVES)):
         scores = judge(captions, seen)
         assert all(np.nanmean(values) == 1.0 for values in scores.values()), (split, size)
     for i, things in enumerate(read_pictures(images)):
