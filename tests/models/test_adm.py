@@ -50,6 +50,7 @@ def variance_model(monkeypatch, answer, **options):
     return ddpm.make(config, data_of(2, 2, 1, 256, 3)), network
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_learned_variance_are_those_of_the_chain(monkeypatch):
     """v = 1 and v = -1 give the bounds of fixed variances; in between, the logarithms are interpolated."""
     images, _ = gaussian_images(5, ImageSpec(2, 2, 1, 256))
@@ -69,6 +70,7 @@ def test_the_ends_of_a_learned_variance_are_those_of_the_chain(monkeypatch):
     assert interpolated(jnp.float32(0.5), 2.0, 1.0) == 1.75
 
 
+@pytest.mark.slow
 def test_the_hybrid_loss_trains_the_variance_alone_by_the_bound(monkeypatch):
     """Its gradient to the prediction is that of the plain loss, and to v that of lambda T L_t."""
     images, _ = gaussian_images(400, ImageSpec(2, 2, 1, 256))
@@ -168,6 +170,7 @@ def classifier_case(num_classes=3, size=4):
     return model, FrozenModel(params, extra)
 
 
+@pytest.mark.slow
 def test_any_denoiser_takes_a_classifier_of_its_classes(monkeypatch):
     """An unconditional one becomes conditional; scale 0 is the model alone, to the bit."""
     stub_network(monkeypatch)
@@ -195,6 +198,7 @@ def test_any_denoiser_takes_a_classifier_of_its_classes(monkeypatch):
     mistake(lambda: adm.make(adm.Config(ddpm.Config()), data), "architecture adm")
 
 
+@pytest.mark.slow
 def test_the_small_image_reaches_every_pixel_near_it():
     """An upsampler's output depends on the low-resolution image, enlarged by linear interpolation."""
     image = ImageSpec(4, 4, 1, 256)

@@ -51,6 +51,7 @@ def test_a_trajectory_ends_in_the_sample(network, module, options, steps):
     np.testing.assert_array_equal(few, path[3:])
 
 
+@pytest.mark.slow
 def test_a_trajectory_of_a_chain_of_gans():
     model = ddgan.make(ddgan.Config(network=unet.TINY, disc_channels=(8, 8), num_timesteps=2), DATA)
     batch = {"image": np.zeros((1, 4, 4, 1), np.uint8), "label": np.zeros(1, np.int32)}
