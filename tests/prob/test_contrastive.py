@@ -28,7 +28,7 @@ def on_devices(number, function, *arrays):
     """A function of batches, on devices that have parts of them in order as under `parallel.pmap`: stacked results."""
     parts = [jnp.asarray(x).reshape(number, -1, *x.shape[1:]) for x in arrays]
     with parallel._inside():
-        return jax.vmap(function, axis_name=parallel.AXIS)(*parts)
+        return jax.jit(jax.vmap(function, axis_name=parallel.AXIS))(*parts)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
