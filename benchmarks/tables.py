@@ -153,7 +153,9 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
         about = held_out["protocol"]
         kinds.append(f"{about['num']} {about['split']} images, {about['batch_size']} at a time")
     for field, scores in document.get("alignment", {}).items():
-        cells.append(f"{field} alignment **{100 * scores['aligned']:.1f} %**")
+        shares = [f"{field} alignment **{100 * scores['aligned']:.1f} %**"] if "aligned" in scores else []
+        others = [f"{name} **{value:.1f}**" for name, value in scores.items() if name.startswith("clip_score")]
+        cells.append(", ".join(shares + others))
         kinds.append(f"{scores['num']} samples")
     if scores := document.get("reconstruction"):
         cells.append(reconstruction(scores))

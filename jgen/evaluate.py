@@ -31,7 +31,7 @@ from jgen.data.config import Config as Data
 from jgen.data.config import place_of
 from jgen.errors import UserError, require, require_seed
 
-PATHS = ("inception", "efficientnet", "images", "out", "grid")
+PATHS = ("inception", "efficientnet", "clip", "images", "out", "grid")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Arguments:
     efficientnet: str = ""
     """File of EfficientNet-Lite0's weights, or installed, for the package's: distances are in its features, which are
     the same for every data set of colour images."""
+    clip: str = ""
+    """Run of CLIP on such images: samples are scored by how near they are to their texts in its embeddings."""
     images: str = ""
     """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
     data: Data = field(default_factory=Data)
@@ -100,6 +102,11 @@ def evaluate(
     config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, place_of(arguments.data))
     require(data.spec.image == gen.model.images, f"{data.name} has {data.spec.image}: {run} has {gen.model.images}")
     check_split(data, arguments)
+    if arguments.clip:
+        data = data._replace(judges=sample_scores.with_clip_score(data, jgen.load(arguments.clip)))
+        takes = ", ".join(gen.model.conditions) or "nothing"
+        is_asked = any(name in data.judges for name in gen.model.conditions)
+        require(is_asked, f"--clip is about samples of texts: {gen.model.name} is conditioned on {takes}")
     compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
     if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
@@ -251,7 +258,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid"):
+        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -266,6 +273,7 @@ def check_arguments(a: Arguments) -> None:
     from jgen.metrics.quality import FEWEST, NEEDED
 
     require(a.samples > 0 or not a.grid, "--grid is of samples, of which --samples 0 draws none")
+    require(a.samples > 0 or not a.clip, "--clip is about samples, of which --samples 0 draws none")
     if a.samples:
         require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
     if a.reconstruct:

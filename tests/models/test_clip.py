@@ -1,6 +1,7 @@
 """CLIP: its encoders against what their equations say, validation by hand, the bound of the temperature."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 from contract_cases import SYSTEMS
 
 import jgen
-from jgen.cli import import_config
+from jgen import sample_scores
+from jgen.cli import import_config, model_hash
 from jgen.core.generate import require_capability
 from jgen.core.keys import image_keys
 from jgen.core.model import ArraySpec, Context, DataSpec, ImageSpec
@@ -109,6 +111,38 @@ def test_the_temperature_starts_and_ends_as_published(small):
         moved = project({**params, "temperature": {"log_scale": jnp.float32(value)}})
         assert float(moved["temperature"]["log_scale"]) == pytest.approx(wanted, rel=1e-6)
         assert moved["image"] is params["image"] and moved["text"] is params["text"]
+
+
+def test_the_clip_score_is_of_the_cosine_of_an_image_and_its_text(small, monkeypatch):
+    model, params, ctx, batch = small
+    words = {"one": TOKENS[0], "two": TOKENS[1], "three": TOKENS[2]}
+    tokenizers = {"text": SimpleNamespace(encode=words.__getitem__)}
+    run = SimpleNamespace(model=model, params=params, ctx=ctx, tokenizers=tokenizers)
+    run.config = SimpleNamespace(model=SMALL)
+    data = SimpleNamespace(spec=DATA, tokenizers=tokenizers, judges={})
+    monkeypatch.setattr(sample_scores, "CLIP_BATCH", 2)
+    texts, images = ["two", "three", "one"], batch["image"][:3]
+    ((name, scores),) = sample_scores.with_clip_score(data, run)["text"](texts, images).items()
+    assert name == f"clip_score_{model_hash(run)[:8]}"
+    u = np.asarray(model.functions["embed_image"](params, ctx, np.float32(images) / 127.5 - 1), np.float64)
+    v = np.asarray(model.functions["embed_text"](params, ctx, TOKENS[[1, 2, 0]]), np.float64)
+    np.testing.assert_allclose(scores, [100 * max(a @ b, 0) for a, b in zip(u, v)], atol=1e-3)
+    beside = data.__dict__ | {"judges": {"text": lambda texts, images: {"aligned": np.ones(len(texts))}}}
+    judges = sample_scores.with_clip_score(SimpleNamespace(**beside), run)
+    assert judges["text"](texts, images).keys() == {"aligned", name}
+    for changes, message in (
+        (
+            {"spec": replace_image(height=16)},
+            r"clip is of images \(8, 8, 3\): they must be \(16, 8, 3\), as in the data",
+        ),
+        ({"tokenizers": {}}, "clip is of the field text: the data has no texts"),
+    ):
+        with pytest.raises(UserError, match=f"^{message}$"):
+            sample_scores.with_clip_score(SimpleNamespace(**data.__dict__ | changes), run)
+
+
+def replace_image(**sizes):
+    return dataclasses.replace(DATA, image=dataclasses.replace(DATA.image, **sizes))
 
 
 def test_it_draws_no_images():
