@@ -280,8 +280,8 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        of_runs = ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip", "cascade")
-        for name in of_runs:
+        runs = ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip", "cascade")
+        for name in runs:
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
