@@ -83,10 +83,10 @@ def log_two_modes(x: jax.Array, half: Any) -> jax.Array:
     return jnp.logaddexp(log_normal(x, -half, 1.0), log_normal(x, half, 1.0)) - math.log(2)
 
 
-def value(outputs: jax.Array, log_p: jax.Array, log_q: jax.Array, step: float) -> jax.Array:
+def value(outputs: np.ndarray, log_p: np.ndarray, log_q: np.ndarray, step: float) -> float:
     """V(D, G) in nats, from D before its sigmoid and the log-densities at places of that distance, (n,) each."""
-    log_d, log_not_d = -jax.nn.softplus(-outputs), -jax.nn.softplus(outputs)
-    return step * jnp.sum(jnp.exp(log_p) * log_d + jnp.exp(log_q) * log_not_d)
+    log_d, log_not_d = -np.logaddexp(0, -outputs), -np.logaddexp(0, outputs)
+    return float(step * np.sum(np.exp(log_p) * log_d + np.exp(log_q) * log_not_d))
 
 
 def make_game(mean: float, std: float, loss: str) -> Any:
@@ -124,27 +124,31 @@ def measure_value(setting: Row) -> Row:
     from jgen.studies.games import play
 
     shift = setting["shift"]
-    x = jnp.linspace(-8.0, shift + 8.0, PLACES)
-    log_p, log_q, step = log_normal(x, 0.0, 1.0), log_normal(x, shift, 1.0), float(x[1] - x[0])
+    with jax.enable_x64(True):
+        places = jnp.linspace(-8.0, shift + 8.0, PLACES)
+        log_p, log_q = log_normal(places, 0.0, 1.0), log_normal(places, shift, 1.0)
+        jensen_shannon = float(divergence("js", places, log_p, log_q))
+    x, log_p, log_q = (np.asarray(array) for array in (places, log_p, log_q))
     network = Discriminator((32, 32), 3)
-    outputs = jax.jit(lambda disc: network.apply({"params": disc}, x.reshape(-1, 1, 1, 1), None))
+    images = x.reshape(-1, 1, 1, 1).astype(np.float32)
+    outputs = jax.jit(lambda disc: network.apply({"params": disc}, images, None))
     game = make_game(shift, 1.0, "minimax")
     model = game._replace(phases=(game.phases[0]._replace(repeats=1), game.phases[1]))
-    steps, values, last = [], [], jnp.zeros_like(x)
+    steps, values, last = [], [], np.zeros(PLACES)
     cases = [(0.0, setting["seed"])]
     for _, _, number, state in play(model, training_of(setting), draw_two_modes, cases, EVERY, slice(1)):
-        last = outputs(state.params["disc"])
+        last = np.asarray(outputs(state.params["disc"]), np.float64)
         steps.append(number)
-        values.append(float(value(last, log_p, log_q, step)))
+        values.append(value(last, log_p, log_q, x[1] - x[0]))
     shown = slice(None, None, PLACES // 100)
     return {
-        "optimal": float(value(log_p - log_q, log_p, log_q, step)),
-        "jensen_shannon": float(2 * divergence("js", x, log_p, log_q) - 2 * math.log(2)),
+        "optimal": value(log_p - log_q, log_p, log_q, x[1] - x[0]),
+        "jensen_shannon": 2 * jensen_shannon - 2 * math.log(2),
         "steps": steps,
         "values": values,
-        "places": np.asarray(x[shown]).round(4).tolist(),
-        "probabilities": np.asarray(jax.nn.sigmoid(last)[shown]).round(4).tolist(),
-        "best": np.asarray(jax.nn.sigmoid(log_p - log_q)[shown]).round(4).tolist(),
+        "places": x[shown].round(4).tolist(),
+        "probabilities": (1 / (1 + np.exp(-last[shown]))).round(4).tolist(),
+        "best": (1 / (1 + np.exp(log_q - log_p)[shown])).round(4).tolist(),
     }
 
 
