@@ -16,9 +16,11 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Roles
+from jgen.data.batches import train_batches
+from jgen.data.dataset import Split
 from jgen.train.config import Config
 from jgen.train.loop import role_optimisers
-from jgen.train.step import TrainState, init_state, make_train_steps, place_state, repeats_of
+from jgen.train.step import TrainState, init_state, make_train_step, make_train_steps, place_state, repeats_of
 
 Draw = Callable[[jax.Array, jax.Array], jax.Array]  # (keys (B,), parameter of the data, (B, 1)) to points (B, D)
 
@@ -81,6 +83,17 @@ def play(
         for step in range(0, config.steps, every):
             state, _ = steps(state, {}, batches, step)
             yield parameter, seed, step + every, state
+
+
+def train_on(
+    model: GenerativeModel, optimisers: Any, state: TrainState, split: Split, batch_size: int, seed: int, num: int
+) -> Iterator[tuple[TrainState, dict[str, Any]]]:
+    """(state, metrics) after each of `num` steps on the images of a split, by the phases that the model has."""
+    step = make_train_step(model, optimisers)
+    batches = train_batches(split, seed, batch_size * repeats_of(model), 0, num)
+    for number, batch in enumerate(batches):
+        state, metrics = step(state, {}, batch, number)
+        yield state, metrics
 
 
 def make_sampler(model: GenerativeModel, num: int) -> Callable[[Roles, Roles, int], np.ndarray]:

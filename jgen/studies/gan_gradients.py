@@ -12,7 +12,7 @@ of which neither is followed. FOLDER has gan_gradients.json and gan_gradients.pn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,9 @@ def measure(setting: Row) -> Row:
     from jgen.core import keys as rng
     from jgen.core.model import DataSpec
     from jgen.data import dataset
-    from jgen.data.batches import train_batches
+    from jgen.studies.games import train_on
     from jgen.train.loop import role_optimisers
-    from jgen.train.step import init_state, make_train_step, place_state
+    from jgen.train.step import init_state, place_state
 
     training = load_training(setting["config"])
     data, config, seed = dataset.load(training.experiment.data), training.experiment.train, setting["seed"]
@@ -85,22 +85,17 @@ def measure(setting: Row) -> Row:
     optimisers, first = role_optimisers(model, config), split.fetch(np.arange(size))
     start = jax.jit(lambda key: init_state(model, optimisers, key, first, ema=False))
 
-    def trained(state: Any, phases: slice, seed: int, num: int) -> Iterator[tuple[Any, Row]]:
-        playing = model._replace(phases=model.phases[phases])
-        step = make_train_step(playing, optimisers)
-        for number, batch in enumerate(train_batches(split, seed, size, 0, num)):
-            state, metrics = step(state, {}, batch, number)
-            yield state, metrics
-
     whole, fresh = place_state(model, start(rng.seed_key(seed))), start(rng.seed_key(seed + 1))
     num = round(setting["epochs"] * split.num / size)
-    *_, (whole, _) = trained(whole, slice(None), seed, num)
+    *_, (whole, _) = train_on(model, optimisers, whole, split, size, seed, num)
     state = place_state(
         model, fresh._replace(params=fresh.params | part(whole.params), extra=fresh.extra | part(whole.extra))
     )
     norms = make_norms(dict(zip(LOSSES, (model, *others), strict=True)), setting["examples"], seed)
     rows: list[tuple[int, Row, float | None]] = [(0, norms(state), None)]
-    for number, (now, metrics) in enumerate(trained(state, slice(1), seed + 1, setting["steps"]), 1):
+    alone = model._replace(phases=model.phases[:1])
+    later = train_on(alone, optimisers, state, split, size, seed + 1, setting["steps"])
+    for number, (now, metrics) in enumerate(later, 1):
         if number % setting["every"] == 0:
             accuracy_now = (float(metrics["accuracy_real"]) + float(metrics["accuracy_fake"])) / 2
             rows.append((number, norms(now), accuracy_now))

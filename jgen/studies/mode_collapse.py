@@ -2,9 +2,8 @@
 
 Dense generators and discriminators of one size play about points of the plane: 8 Gaussians on a ring, or 25 on a grid.
 Of every loss and seed are counted, over time, the modes that have a sample within 3 standard deviations, and the part
-of samples that have a mode so near (jgen/metrics/modes.py). With --data stacked_digits the modes are the 1,000 numbers
-of three digits, drawn as the channels of one picture, and a classifier of digits reads them (jgen/studies/stacked.py).
-FOLDER has mode_collapse.json and mode_collapse.png, or the same with _stacked.
+of samples that have a mode so near (jgen/metrics/modes.py).
+FOLDER has mode_collapse.json and mode_collapse.png. The same of pictures: jgen/studies/stacked_digits.py.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ CONTESTS = {
     "least squares": Contest("least_squares"),
     "hinge": Contest("hinge"),
     "Wasserstein, clipped": Contest(
-        "wasserstein", clip=0.1, disc_steps=5, optimiser={"name": "rmsprop", "learning_rate": 5e-4, "beta2": 0.99}
+        "wasserstein", clip=0.1, disc_steps=3, optimiser={"name": "rmsprop", "learning_rate": 5e-4, "beta2": 0.99}
     ),
-    "Wasserstein, gradient penalty": Contest("wasserstein", ("gradient_penalty", 0.1), disc_steps=5, optimiser=CRITIC),
+    "Wasserstein, gradient penalty": Contest("wasserstein", ("gradient_penalty", 0.1), disc_steps=3, optimiser=CRITIC),
     "relativistic, R1 and R2": Contest("relativistic", ("r1_r2", 0.01)),
 }
 
@@ -67,11 +66,9 @@ class Arguments:
     out: str = "results/studies"
     """Folder of the record and the figure."""
     data: str = "ring,grid"
-    """ring, grid, or both, separated by a comma; or stacked_digits or stacked_mnist."""
+    """ring, grid, or both, separated by a comma."""
     steps: int = 5000
-    """Steps of every game about points, each one update of the generator."""
-    stacked_steps: int = 3000
-    """The same of games about stacked digits."""
+    """Steps of every game, each one update of the generator."""
     batch_size: int = 128
     """Real and generated examples of a step."""
     seeds: int = 3
@@ -82,13 +79,7 @@ class Arguments:
 
 def command(args: list[str]) -> int:
     a = cli.parse(Arguments, args, "python -m jgen.studies.mode_collapse", __doc__ or "")
-    positive = {
-        "--steps": a.steps,
-        "--stacked-steps": a.stacked_steps,
-        "--batch-size": a.batch_size,
-        "--seeds": a.seeds,
-    }
-    require_positive(**positive)
+    require_positive(**{"--steps": a.steps, "--batch-size": a.batch_size, "--seeds": a.seeds})
     require_seed(a.seed, "--seed")
     kinds = a.data.split(",")
     for kind in kinds:
