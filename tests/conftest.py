@@ -16,11 +16,12 @@ import pytest  # noqa: E402
 
 # Tests compile much and run little: code that is not optimised halves their time (read when JAX starts), and that which
 # the older emitters of fused loops write, gone from JAX 0.12, takes a quarter less again.
-QUICK = "--xla_backend_optimization_level=0"
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 QUICK += " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # written into every program that is lowered
 
 
 def pytest_collection_modifyitems(items):

@@ -18,7 +18,7 @@ from jgen.train.config import Config, Optimiser
 from jgen.train.loop import with_place
 from jgen.train.optimisers import average_decay, make_optimiser
 from jgen.train.packing import pack_roles
-from jgen.train.step import init_state, make_train_step, place_state, repeats_of
+from jgen.train.step import batches_per_step, init_state, make_train_step, place_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
@@ -96,13 +96,11 @@ AVERAGED = Config(ema_decay=0.9)
 def make_run(case: Case, *, optimiser: Optimiser = SGD, config: Config = AVERAGED, **options):
     """(state before step 0, step function) with the batch size of `make_batch`; compiled once for all tests."""
     init, step = programs(case.model, optimiser, config, **options)
-    state = init(make_batch(case.model), case.frozen)
-    # Layers that start at zero hide the gradients of those behind them.
-    shaken = jax.tree.map(
-        lambda x: x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.params
-    )
-    state = state._replace(params=shaken, ema=pack_roles({role: shaken[role] for role in state.ema}))
-    return place_state(case.model, state), step
+    return place_state(case.model, init(make_batch(case.model), case.frozen)), step
+
+
+def shake(x: jax.Array) -> jax.Array:
+    return x + 0.02 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
 
 
 @cache
@@ -113,13 +111,16 @@ def programs(model, optimiser: Optimiser, config: Config, **options):
     decay = average_decay(config)
 
     def init(batch, frozen):
-        return init_state(model, optimisers, jax.random.key(0), batch, decay is not None, frozen)
+        state = init_state(model, optimisers, jax.random.key(0), batch, decay is not None, frozen)
+        # Layers that start at zero hide the gradients of those behind them.
+        params = jax.tree.map(shake, state.params)
+        return state._replace(params=params, ema=pack_roles({role: params[role] for role in state.ema}))
 
     return jax.jit(init), make_train_step(model, optimisers, ema_decay=decay, **options)
 
 
 def step_batch(model, seed: int = 0) -> dict:
     """As many batches as a step of the model takes, one after another; of several processes, this one's rows."""
-    parts = [make_batch(model, seed=seed * 100 + r) for r in range(repeats_of(model))]
+    parts = [make_batch(model, seed=seed * 100 + r) for r in range(batches_per_step(model))]
     rows = parallel.local_rows(BATCH)
     return {name: np.concatenate([part[name][rows] for part in parts]) for name in parts[0] if name != "place"}

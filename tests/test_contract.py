@@ -481,7 +481,7 @@ def test_losses_and_samplers_run_under_a_users_own_transformations():
     case = make_case("toy:gan")
     batch, keys = step_batch(case.model), rng.image_keys(jax.random.key(0), jnp.arange(BATCH))
     batch = {name: array[:BATCH] for name, array in batch.items()}
-    params, extra = case.model.init(jax.random.key(0), batch, {})
+    params, extra = jax.jit(case.model.init)(jax.random.key(0), batch, {})
     ctx = Context(jnp.int32(0), jax.random.key(1), params, extra)
     gradients = jax.jit(jax.grad(lambda p: case.model.phases[1].loss(p, ctx, keys, batch)[0]))(params)
     assert np.any(flat(gradients["gen"]) != 0)

@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho, Jain & Abbeel 2020, arXiv 2006.11239) on several data sets."""
+"""DDPM (Ho, Jain & Abbeel 2020, arXiv 2006.11239) on several data sets."""
 
 from dataclasses import replace
 

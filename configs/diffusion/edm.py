@@ -1,4 +1,4 @@
-"""Elucidated diffusion (Karras et al. 2022, arXiv 2206.00364) on several data sets."""
+"""EDM (Karras et al. 2022, arXiv 2206.00364) on several data sets."""
 
 from dataclasses import replace
 

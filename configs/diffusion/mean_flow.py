@@ -1,4 +1,4 @@
-"""Mean flows (Geng et al. 2025, arXiv 2505.13447) on several data sets."""
+"""MeanFlow (Geng et al. 2025, arXiv 2505.13447) on several data sets."""
 
 from dataclasses import replace
 

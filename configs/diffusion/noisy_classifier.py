@@ -1,4 +1,4 @@
-"""Classifier of noisy images (Dhariwal & Nichol 2021, arXiv 2105.05233), for guidance, on several data sets."""
+"""Noise-conditional classifier (Dhariwal & Nichol 2021, arXiv 2105.05233), for guidance, on several data sets."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Variational diffusion (Kingma et al. 2021, arXiv 2107.00630) on several data sets."""
+"""VDM (Kingma et al. 2021, arXiv 2107.00630) on several data sets."""
 
 from dataclasses import replace
 

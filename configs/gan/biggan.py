@@ -1,4 +1,4 @@
-"""BigGAN, the deep variant (Brock, Donahue & Simonyan 2019, arXiv 1809.11096) on several data sets."""
+"""BigGAN-deep (Brock, Donahue & Simonyan 2019, arXiv 1809.11096) on several data sets."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Deep convolutional GAN (Radford, Metz & Chintala 2016, arXiv 1511.06434) on several data sets."""
+"""DCGAN (Radford, Metz & Chintala 2016, arXiv 1511.06434) on several data sets."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Generative adversarial networks of dense layers (Goodfellow et al. 2014, arXiv 1406.2661) on several data sets."""
+"""GAN, fully connected (Goodfellow et al. 2014, arXiv 1406.2661) on several data sets."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Variational autoencoder (Kingma & Welling 2014, arXiv 1312.6114) on several data sets."""
+"""VAE (Kingma & Welling 2014, arXiv 1312.6114) on several data sets."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Very deep VAE (Child 2021, arXiv 2011.10650) on several data sets."""
+"""VD-VAE (Child 2021, arXiv 2011.10650) on several data sets."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937) on several data sets."""
+"""VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937) on several data sets."""
 
 from dataclasses import replace
 

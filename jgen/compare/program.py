@@ -20,7 +20,7 @@ from jgen.experiment import make_model
 from jgen.train.config import ema_enabled
 from jgen.train.loop import role_optimisers, with_place
 from jgen.train.optimisers import average_decay
-from jgen.train.step import active_phases, init_state, local_step, make_train_step, repeats_of, split_per_example
+from jgen.train.step import active_phases, batches_per_step, init_state, local_step, make_train_step, split_per_example
 
 
 class Part(NamedTuple):
@@ -105,7 +105,7 @@ def make_program(training: Training, size: int | None = None) -> Program:
     part = make_part(training, size)
     model, config = part.model, part.training.experiment.train
     optimisers = role_optimisers(model, config)
-    batch = random_examples(part.training, part.data, config.batch_size * repeats_of(model))
+    batch = random_examples(part.training, part.data, config.batch_size * batches_per_step(model))
     transform = make_transform(part.training.experiment.data, part.data, train=True)
     decay, accumulation = average_decay(config), config.accumulation
 
@@ -116,7 +116,7 @@ def make_program(training: Training, size: int | None = None) -> Program:
         active = active_phases(model, number)
 
         def run(state: Any, frozen: Any, batch: Batch) -> Any:
-            repeats = repeats_of(model)
+            repeats = batches_per_step(model)
             batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
             whole, per_example = split_per_example(model, state.extra)
             parts = (optimisers, decay, accumulation, transform, active)

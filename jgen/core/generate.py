@@ -283,7 +283,7 @@ def sample_batches(
 
 
 def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, n: int = 256) -> Context:
-    """The context to sample with: its `extra` with what `prepare` finds from n images in place of training's.
+    """The context to sample with: `extra` updated by `model.prepare` on n images.
 
     Args:
       key: the run's own, so that it does not depend on what is sampled.

@@ -3,7 +3,7 @@
 A batch drawn this way does not depend on how it is split over devices, accumulation steps or sampling batches.
 
 `jax.random.split(key, n)[i]` is `jax.random.fold_in(key, i)`: two ways to derive keys from one key give equal keys. So
-every purpose folds in a number of its own, above all indices and counts, which are below 2^31: image i of a call has
+every purpose folds in a unique constant of at least 2^31, greater than any index or count: image i of a call has
 the key `fold_in(key, i)`, and nothing else is derived from a key by a number that small.
 """
 
@@ -20,7 +20,7 @@ RUN = 0x80000002  # all steps of a run
 DATA = 0x80000003  # binarisation and augmentation, of a step or of held-out images
 VALIDATION = 0x80000004  # validation scores
 SCORE = 0x80000005  # likelihoods of held-out images
-PREPARE = 0x80000006  # what is found once before sampling
+PREPARE = 0x80000006  # what is computed once before sampling
 SHARED = 0x80000007  # the draw that the examples of a phase, or the images of a call, have in common
 FROZEN = 0x80000008  # the shared draw of a frozen model
 SPLIT = 0x80000009  # the parts of `split` and `split_key`

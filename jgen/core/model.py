@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jgen.core import keys as rng
 
 Tree = Any  # a pytree of arrays
-Roles = dict[str, Tree]  # {role: tree}, such as {"gen": ..., "disc": ...}
+Roles = dict[str, Tree]  # {role: tree}; a role names the parameters of one network, such as "gen" or "disc"
 Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "index": int32 (B,), "place": float32 (B,), <field>: ...}
 Cond = dict[str, Any]  # {field: array (B, ...)}: what a model is conditioned on, {} without
 # What `log_prob` may be, and the word for it in a table; a model without it says "none".
@@ -25,7 +25,7 @@ LIKELIHOODS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 class ImageSpec:
     """Shape of an image, and `levels`, the number of values that a pixel takes (2 is binary, 256 is 8 bit).
 
-    Inside a model of another model's latents, those are its images: floats, of which levels = 0 tells.
+    For a model of another model's latents, the latents play the role of images; levels = 0 marks them as floats.
     """
 
     height: int
@@ -54,7 +54,7 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
     num_values: int = 0
-    names: tuple[str, ...] = field(default=(), repr=False)  # the hashes of caches are of the rest
+    names: tuple[str, ...] = field(default=(), repr=False)  # not in the repr, from which cache hashes are computed
 
     @property
     def is_class(self) -> bool:
@@ -143,14 +143,14 @@ def every(number: int) -> Callable[[int], bool]:
 
 
 class Phase(NamedTuple):
-    """One alternation of a training step: which roles move, by which loss.
+    """One gradient update within a training step: which roles it trains, and with which loss.
 
     loss(params, ctx, keys, batch) -> (scalar, (metrics, new_extra)). The loss and the metrics are means over the
     examples given. `new_extra` holds the roles of `extra` that changed, whole. It is averaged over devices and
     accumulation steps, so that statistics which are means over examples come out as over the whole batch; a role in
     `GenerativeModel.by_example` belongs to the examples instead, and is not averaged.
 
-    trains:  the roles whose parameters move; () for a phase that only moves `extra`, for which no gradient is computed.
+    trains:  the roles whose parameters are updated; () for a phase that only updates `extra`, without a gradient.
     repeats: how often the phase runs in a step, each time on a batch of its own (WGAN's critic: 5).
     runs:    step -> whether the phase runs in that step (counted from 0), asked on the host: see `every`. A program is
              compiled for each set of phases that run together.
@@ -254,7 +254,7 @@ class GenerativeModel(NamedTuple):
     why_not: Mapping[str, str] = {}
 
     def __hash__(self) -> int:
-        return hash((self.name, self.init, self.phases))  # of the functions: `functions` is a mapping and has no hash
+        return hash((self.name, self.init, self.phases))  # the mappings have no hash
 
     @property
     def images(self) -> ImageSpec:

@@ -214,7 +214,7 @@ def any_process(flag: bool) -> bool:
 def from_main(value: int) -> int:
     """A whole number as the main process has it; all must ask at the same point.
 
-    Of what is read from a shared disk, which the processes may see at different times.
+    Use it for values read from a shared file system, where processes may see updates at different times.
     """
     if jax.process_count() == 1:
         return value

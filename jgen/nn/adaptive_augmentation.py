@@ -8,11 +8,12 @@ Each image, real or generated, has each of these transformations with probabilit
     colour    brightness + N(0, 0.2^2); contrast times 2^N(0, 0.5^2); luma mirrored (of those chosen, half); hue
               rotated; saturation times 2^N(0, 1). The last two are of images of three channels only.
 
-The two rotations have probability 1 - sqrt(1 - p) each, so that either has p. While p is well below 1 the distribution
-of the images shown determines that of images, so that a generator does not learn to show the transformations.
+The two rotations have probability 1 - sqrt(1 - p) each, so that at least one occurs with probability p. While p is well
+below 1 the distribution of the images shown determines that of images, so that a generator does not learn to show the
+transformations.
 
 Differs from the paper: positions between pixels are interpolated linearly, where the authors filter with wavelets at
-twice the resolution; movements by whole pixels are not of images smaller than eight.
+twice the resolution; translations by whole pixels are rounded, so that images of up to 4 pixels are never shifted.
 """
 
 from __future__ import annotations

@@ -16,16 +16,16 @@ from jgen.nn.normalization import GroupNorm
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D).
 
-    The softmax is float32. This is `jax.nn.dot_product_attention`: of cuDNN, which never holds the L x M weights, where
-    it serves (`cudnn_serves`), else of XLA; and on CPU a formulation that is faster there.
+    The softmax is float32. Uses `jax.nn.dot_product_attention`, with cuDNN, which never materialises the L x M weights,
+    where it supports the arguments (`cudnn_supports`), else with XLA; on CPU, a formulation that is faster there.
     """
     if for_cpu():
         return attention_cpu(q, k, v)
     # Without a name, jax takes XLA's even where cuDNN's would serve.
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn_serves(q, k, v) else "xla")
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn_supports(q, k, v) else "xla")
 
 
-def cudnn_serves(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+def cudnn_supports(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     """Whether cuDNN has attention, and its gradient, of these types and widths on the GPU at hand.
 
     It takes bfloat16 and float16, on GPUs since Ampere (capability 8.0), heads whose width is a multiple of 8: up to

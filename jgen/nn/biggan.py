@@ -10,8 +10,8 @@
     self-attention         x + gamma W_o softmax(theta(x) phi(x)^T) g(x), phi and g max-pooled; gamma starts at 0
                            (Zhang et al. 2018, arXiv 1805.08318)
 
-The block's shortcut has no weights: a generator's drops channels that are too many, a discriminator's has those that
-are missing from a 1x1 convolution. All convolutions and dense layers have spectral normalisation but the embedding e.
+A generator's shortcuts have no weights and drop surplus channels; a discriminator's compute the missing channels with a
+1x1 convolution. Every convolution and dense layer except the embedding e is spectrally normalised.
 Kernels start orthogonal.
 """
 

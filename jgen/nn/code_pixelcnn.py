@@ -226,8 +226,8 @@ class CodePixelCNN(nn.Module):
         return Rows(layers, above, above, jnp.int32(0)), columns
 
     def enter_row(self, rows: Rows, cond: Cond) -> tuple[Rows, tuple[list[jax.Array], Any]]:
-        """The vertical stack over a row: the rows above with it, but for the codes' own; of each code of the row, what
-        each layer takes from the rows above, and its position's vector."""
+        """Advances the vertical stack by one row. Returns the updated caches (except the embedded codes, which
+        `leave_row` adds), and for each code of the row its layers' contexts and its position embedding."""
         label, local = cond.get("label"), cond.get("local")
         local = None if local is None else local[:, rows.row].swapaxes(0, 1)
         v, context = self.layers[0].row(rows.layers[0], label, local)

@@ -1,7 +1,9 @@
 """Networks of the deep convolutional GAN (Radford, Metz & Chintala 2016, arXiv 1511.06434).
 
-    generator      z -> dense -> BatchNorm, ReLU -> [4x4 transposed convolution of stride 2, BatchNorm, ReLU]* -> tanh
-    discriminator  x -> [4x4 convolution of stride 2, BatchNorm, LeakyReLU 0.2]* -> dense -> one number
+    generator      z -> dense, BatchNorm, ReLU -> [4x4 transposed convolution of stride 2, BatchNorm, ReLU]*
+                   -> 4x4 transposed convolution of stride 2 -> tanh
+    discriminator  x -> 4x4 convolution of stride 2, LeakyReLU 0.2 -> [convolution, BatchNorm, LeakyReLU]* -> dense
+                   -> logit
 
 Kernels and the scales of BatchNorm are initialised as in the paper, from N(0, 0.02^2) and N(1, 0.02^2).
 """

@@ -5,7 +5,8 @@ row i. Gated residual blocks, at resolutions that halve and double again, joined
 
     block  x + a sigmoid(b),  (a, b) = conv(dropout(celu(conv(celu(x)) + W celu(others)))),  celu(x) = elu([x, -x])
 
-Blocks of u convolve windows of 2 x 3, the own row and the one above; those of ul 2 x 2, and their others have u.
+Blocks of u convolve windows of 2 x 3, the own row and the one above; blocks of ul use 2 x 2 windows, and their `others`
+include u.
 
 It serves `jgen.samplers.two_streams`: a row of u is computed when the row is entered, a pixel of ul when it is reached,
 and at a coarser resolution only where both coordinates are multiples of its stride. So an image costs one evaluation.
@@ -112,8 +113,8 @@ class RowCache(NamedTuple):
     """What a row of u leaves to the next, at one resolution and those below.
 
     encoder, decoder: of each block its convolutions' inputs, (W, B, 2 f). last: the encoder's output, (W, B, f).
-    inner: the cache of the coarser resolution. coarse: what that gave at its newest row: u, (w, B, f), and of the
-    `Contexts` the fields enter and inner. The last three are None at the coarsest resolution.
+    inner: the cache of the coarser resolution. coarse: its results at its newest row, (u (w, B, f), `Contexts.enter`,
+    `Contexts.inner`). The last three are None at the coarsest resolution.
     """
 
     encoder: list[Pair]

@@ -10,8 +10,8 @@ Both layers compute, from the input x of a position and the states before it,
     Diagonal BiLSTM    h to the left and above, c to the left, x of the own pixel; and the mirror image of that (h to
                        the right and above, c to the right), whose output is shifted down by one row
 
-As x tells of the pixels before a position, not of its own, the mirror image would miss the last pixel of the row above.
-It takes the image beside x, all of which it sees in rows above.
+As x encodes only the pixels before a position, the mirror image would miss the last pixel of the row above. It
+therefore also takes the image, which it reads only in rows above.
 
 It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
 """
@@ -199,8 +199,8 @@ class DiagonalLSTM(nn.Module):
 class DiagonalBiLSTM(nn.Module):
     """Section 3.2: both directions, (B, H, W, 2 f) and the image (B, H, W, C) to (B, H, W, f).
 
-    The one from the right is that of the row above, all of which comes before a pixel: it has no mask, and the image
-    beside x. groups: C; num_classes: as in `RowLSTM`.
+    The right-to-left LSTM reads the row above, whose pixels all come before in raster order: it has no mask, and takes
+    the image as a second input. groups: C; num_classes: as in `RowLSTM`.
     """
 
     features: int

@@ -15,8 +15,8 @@ from jgen.nn.embeddings import cosine_embedding
 class QuantileHead(nn.Module):
     """(features (..., N or 1, F), tau (..., N) in [0, 1]) to the quantile values, float32 (..., N).
 
-    features: F, also the width of the layers of f; layers: their number; cosines: n. All is float32: to bfloat16 the
-    256 levels of an image are as far apart as its own steps, and the loss's gradient turns its sign at a level.
+    features: F, also the width of the layers of f; layers: their number; cosines: n. Computed in
+    float32: bfloat16's resolution is as coarse as the spacing of 256 levels, and the gradient changes sign at a level.
     """
 
     features: int

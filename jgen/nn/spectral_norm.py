@@ -34,7 +34,7 @@ def start_vector(key: jax.Array, kernel: jax.Array, iterations: int = 20) -> jax
 def spectral_norm(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(sigma, the next u): the largest singular value of a kernel (..., O) by one power iteration from u (O,).
 
-    sigma is at most the true value, and tends to it as the weights come to rest. Its gradient is u v^T.
+    sigma is at most the true value, and tends to it as the weights converge. Its gradient is u v^T.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])  # W^T
     fixed = jax.lax.stop_gradient(matrix)

@@ -255,7 +255,7 @@ def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
     """x (B, H, W, C) with a further channel: the mean standard deviation of the features of each group of examples.
 
     Args:
-      group: examples of a group, which follow one another; of a batch that does not divide, their common divisor.
+      group: number of consecutive examples in a group; the greatest common divisor with B where it does not divide B.
     """
     size = math.gcd(group, x.shape[0])
     groups = x.astype(jnp.float32).reshape(-1, size, *x.shape[1:])

@@ -4,9 +4,8 @@ The network is never evaluated over the whole image. What a row depends on in th
 row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
 (B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
 image with key k takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's
-outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, if asked from
-the likelier values alone;
-`sample_by_draw` takes any other way from the outputs and the noise to a level.
+outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, optionally with
+top-k or top-p truncation; `sample_by_draw` accepts any other rule that maps outputs and noise to a level.
 """
 
 from __future__ import annotations

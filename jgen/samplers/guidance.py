@@ -49,9 +49,9 @@ def classifier_free(denoise: Conditional, cond: Cond, null: Cond, process: Proce
     Scale 1 is the conditional model and scale 0 the unconditional one, with one evaluation per step; any other scale
     evaluates both, in one batch of 2 B.
     """
-    if known_as(guidance, 1.0):
+    if is_static_scale(guidance, 1.0):
         return lambda x_t, t: denoise(x_t, t, cond)
-    if known_as(guidance, 0.0):
+    if is_static_scale(guidance, 0.0):
         return lambda x_t, t: denoise(x_t, t, null)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
 
@@ -65,9 +65,9 @@ def classifier_free(denoise: Conditional, cond: Cond, null: Cond, process: Proce
 
 def autoguided(strong: Conditional, weak: Conditional, cond: Cond, process: Process, guidance: Guidance) -> Denoiser:
     """(x_t, t) -> guided x_0: D_weak + scale (D_strong - D_weak)."""
-    if known_as(guidance, 1.0):
+    if is_static_scale(guidance, 1.0):
         return lambda x_t, t: strong(x_t, t, cond)
-    if known_as(guidance, 0.0):
+    if is_static_scale(guidance, 0.0):
         return lambda x_t, t: weak(x_t, t, cond)
 
     def guided(x_t: jax.Array, t: jax.Array) -> jax.Array:
@@ -76,8 +76,8 @@ def autoguided(strong: Conditional, weak: Conditional, cond: Cond, process: Proc
     return guided
 
 
-def known_as(guidance: Guidance, scale: float) -> bool:
-    """Whether the scale is this number everywhere, and known when the program is traced."""
+def is_static_scale(guidance: Guidance, scale: float) -> bool:
+    """Whether the scale is a Python number equal to `scale`, applied at all noise levels and channels."""
     known = not isinstance(guidance.scale, jax.Array) and guidance.scale == scale
     return known and (scale == 1.0 or not (guidance.interval or guidance.channels))
 

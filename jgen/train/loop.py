@@ -36,13 +36,13 @@ from jgen.train.run_directory import RunDirectory, read_config
 from jgen.train.step import (
     TrainState,
     averaged,
+    batches_per_step,
     gather_state,
     init_state,
     make_train_step,
     make_train_steps,
     metrics_by_step,
     place_state,
-    repeats_of,
 )
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is stopped
@@ -212,7 +212,7 @@ class Training:
 
     def batches(self) -> Generator[Batch, None, None]:
         """The rows of every step's batches that this process computes."""
-        batch, repeats = self.config.batch_size, repeats_of(self.model)
+        batch, repeats = self.config.batch_size, batches_per_step(self.model)
         local = parallel.local_rows(batch)
         rows = np.concatenate([np.arange(r * batch + local.start, r * batch + local.stop) for r in range(repeats)])
         split = self.dataset.splits["train"]

@@ -1,4 +1,4 @@
-"""The training step: one function for every model, from the phases that the model declares."""
+"""The training step, shared by all models: it runs the phases that the model declares."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ Metrics = dict[str, Any]
 
 
 class TrainState(NamedTuple):
-    """The complete state of a training, as arrays.
+    """The complete state of a training run, as arrays.
 
     step:    int32.
     key:     the run's PRNG key, which never changes.
     params, opt, extra: {role: tree}.
     ema:     {role: packed moving average}, only for roles that have one; `averaged` unpacks it.
-    skipped: int32 (2,), the number of skipped steps, in total and in the current unbroken sequence. A step is skipped
-             where a number is not finite, or a gradient's norm is above an optimiser's `skip_norm`.
+    skipped: int32 (2,), the number of skipped steps: in total, and consecutive ones up to now; see `make_train_step`.
     """
 
     step: Any
@@ -43,7 +42,11 @@ class TrainState(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one phase of a step passes to the next. `packed` is `params` flattened for the optimisers, see `pack`."""
+    """What one phase of a step passes to the next.
+
+    packed:   `params` flattened for the optimisers, see `pack`.
+    accepted: bool scalar, False once any phase of this step was rejected.
+    """
 
     params: Roles
     packed: dict[str, Packed]
@@ -87,8 +90,8 @@ def averaged(state: TrainState) -> Roles:
     return {**state.params, **{role: unpack_on_host(arrays, state.params[role]) for role, arrays in state.ema.items()}}
 
 
-def repeats_of(model: GenerativeModel) -> int:
-    """Batches that a step of this model takes: the largest number of repeats of its phases."""
+def batches_per_step(model: GenerativeModel) -> int:
+    """Number of global batches that a step consumes: the largest number of repeats of the model's phases."""
     return max(phase.repeats for phase in model.phases)
 
 
@@ -129,22 +132,24 @@ def make_train_step(
 
     Args:
       optimisers: {role: optimiser}.
-      ema_decay: step -> d of the moving average ema <- d ema + (1 - d) params; None for none.
+      ema_decay: step -> d of the moving average ema <- d ema + (1 - d) params; None disables the average.
       accumulation: number of microbatches per device, for gradient accumulation.
       transform: (keys, batch) -> batch, on the device: binarisation, flips.
     Returns:
       step(state, frozen, batch, step_count=None) -> (state, metrics). `state` is donated; `place_state` puts it on the
-      devices. `step_count` is `state.step` as a Python int. Pass it for a model with phases that do not run in every
-      step: it is otherwise read from the device, which blocks until the previous step is done.
-      `batch` holds `repeats_of(model)` global batches, concatenated along the first axis; with several processes, this
-      process's rows of each. Repeat r of every phase uses batch r.
-      `metrics` are float32 scalars, averaged over the global batch; for a repeated phase they come from its last
-      repeat, and a phase that does not run reports none.
+      devices. `frozen` is {role: FrozenModel}, see `Context`. `step_count` is `state.step` as a Python int. Pass it for
+      a model with phases that do not run in every step: it is otherwise read from the device, which blocks until the
+      previous step is done.
+      `batch` holds `batches_per_step(model)` global batches, concatenated along the first axis; with several processes,
+      this process's rows of each. Repeat r of every phase uses batch r: a phase without repeats uses the first batch.
+      `metrics` are scalars: the loss and the model's own metrics, averaged over the global batch; `grad_norm`, the norm
+      of the averaged gradient (all float32); and `skipped`, `skipped_in_a_row` (int32). For a repeated phase they come
+      from its last repeat, and a phase that does not run reports none.
       A step is skipped (only `step` and `skipped` change) if a loss, a gradient norm or the new `extra` is not finite,
       or if a role's gradient norm exceeds its optimiser's `skip_norm`.
     """
     parts = (model, optimisers, ema_decay, accumulation, transform)
-    repeats = repeats_of(model)
+    repeats = batches_per_step(model)
     has_conditional_phases = any(phase.runs is not always for phase in model.phases)
 
     @cache
@@ -178,17 +183,17 @@ def make_train_steps(
     accumulation: int = 1,
     transform: Callable[[jax.Array, Batch], Batch] | None = None,
 ) -> Callable[..., tuple[TrainState, tuple[Metrics, ...]]]:
-    """`count` steps in one compiled call, for networks so small that a step is bound by its dispatch.
+    """`count` steps in one compiled call, for small models whose step time is dominated by dispatch.
 
-    The steps are those of `make_train_step`, whose arguments are the same, and end in the same bits.
+    Takes the arguments of `make_train_step`; the result is bitwise identical to `count` calls of its step.
 
     Returns:
       steps(state, frozen, batch, step_count) -> (state, metrics). `batch` holds the batches of the steps, concatenated;
-      `step_count` is the first one's. `metrics`: of consecutive steps that run the same phases one dictionary, of
-      arrays with an entry a step; `metrics_by_step` takes them apart.
+      `step_count` is the first one's. `metrics` has one dictionary for each run of consecutive steps with the same
+      active phases; its arrays have a leading axis over those steps. `metrics_by_step` takes them apart.
     """
     parts = (model, optimisers, ema_decay, accumulation, transform)
-    repeats = repeats_of(model)
+    repeats = batches_per_step(model)
 
     @cache
     def program(active: tuple[tuple[int, ...], ...]) -> Callable[..., tuple[TrainState, Roles, tuple[Metrics, ...]]]:
@@ -229,10 +234,10 @@ def local_steps(
     frozen: Mapping[str, FrozenModel],
     batch: Batch,
 ) -> tuple[TrainState, Roles, tuple[Metrics, ...]]:
-    """A device's part of consecutive steps, see `make_train_steps`.
+    """Consecutive training steps on one device, the body of `make_train_steps`' pmap.
 
     Args:
-      step: `local_step`, from its argument `active` on.
+      step: `local_step` with the arguments before `active` bound.
       active: the phases of each step.
     """
     carry, all_metrics, first = (state, per_example), [], 0
@@ -243,21 +248,22 @@ def local_steps(
             state, per_example, metrics = step(phases, *carry, frozen, batch)
             return (state, per_example), metrics
 
-        own = jax.tree.map(lambda x, first=first, num=num: x[first : first + num], batch)
-        carry, metrics = over_steps(one, carry, own, num)
+        chunk = jax.tree.map(lambda x, first=first, num=num: x[first : first + num], batch)
+        carry, metrics = scan_steps(one, carry, chunk, num)
         all_metrics.append(metrics)
         first += num
     return *carry, tuple(all_metrics)
 
 
-def over_steps(one: Callable[..., tuple[Any, Metrics]], carry: Any, batches: Batch, num: int) -> tuple[Any, Metrics]:
-    """`one` over the first axis of `batches`, (num, ...); its second results stacked."""
+def scan_steps(one: Callable[..., tuple[Any, Metrics]], carry: Any, batches: Batch, num: int) -> tuple[Any, Metrics]:
+    """Applies `one` along the leading axis of `batches`, (num, ...), and stacks its metrics: `lax.scan`, or unrolled on
+    CPU if it contains a convolution, whose gradient is slow inside a loop there."""
     first = jax.tree.map(lambda x: x[0], batches)
     if not parallel.unrolls_loops() or not has_convolution(jax.make_jaxpr(one)(carry, first)):
         return jax.lax.scan(one, carry, batches)
     stacked = []
     for i in range(num):
-        # Between steps a barrier, so that each is compiled as it is alone.
+        # A barrier between steps stops XLA from fusing across them, so that each is compiled as it is alone.
         carry = jax.lax.optimization_barrier(carry)
         carry, metrics = one(carry, jax.tree.map(lambda x, i=i: x[i], batches))
         stacked.append(metrics)
@@ -287,21 +293,21 @@ def local_step(
     frozen: Mapping[str, FrozenModel],
     batch: Batch,
 ) -> tuple[TrainState, Roles, Metrics]:
-    """A device's part of a step that runs the phases `active`.
+    """One training step on one device, the body of `make_train_step`'s pmap, which runs the phases `active`.
 
     Args:
       per_example: the roles of `extra` that hold one entry per example, for the device's examples; the other roles are
         in `state`.
-      batch: its examples of each repeat, {name: (repeats, b, ...)}.
+      batch: this device's examples, {name: (repeats, b, ...)}.
     """
     state = state._replace(extra={**state.extra, **per_example})
     local = jax.tree.leaves(batch)[0].shape[1]
     index = parallel.axis_index() * local + jnp.arange(local)
-    batches = [split_repeat(batch, r, index, transform, state) for r in range(repeats_of(model))]
-    ema = unpack_roles(state.ema, state.params)  # dead code for XLA if no loss reads it
+    batches = [split_repeat(batch, r, index, transform, state) for r in range(batches_per_step(model))]
+    ema = unpack_roles(state.ema, state.params)  # unused if no loss reads it: XLA then removes it
     before = pack_roles(state.params)
     carry = Carry(state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
-    # Repeats are always unrolled. On CPU so are the accumulation parts (`over_parts`), because a convolution's gradient
+    # Repeats are always unrolled. On CPU so are the microbatches (`map_microbatches`), because a convolution's gradient
     # inside a loop is 30 times slower there.
     for phase_index in active:
         phase = model.phases[phase_index]
@@ -337,15 +343,15 @@ def run_phase(
     batch: Batch,
     accumulation: int,
 ) -> Carry:
-    """One repeat of a phase: gradients, their mean over devices, the update of the roles that it trains."""
+    """Runs one repeat of a phase: computes gradients, averages them over the devices, updates the trained roles."""
     params, packed, opt = dict(carry.params), dict(carry.packed), dict(carry.opt)
-    per_example, (loss, metrics, new_extra, gradients) = mean_gradients(
+    per_example, (loss, metrics, new_extra, gradients) = accumulate_gradients(
         model, phase, params, ctx, keys, batch, accumulation
     )
     loss, metrics, new_extra, gradients = parallel.pmean((loss, metrics, new_extra, gradients))
     packed_gradients = pack_roles(gradients)
     statistics = [x for x in jax.tree.leaves((new_extra, per_example)) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    norm = optax.tree.norm(packed_gradients)  # finite where all its terms are: one pass over the gradients tells both
+    norm = optax.tree.norm(packed_gradients)  # not finite if any gradient is not: one pass for norm and check
     accepted = carry.accepted & all_finite((loss, norm, statistics), differs_by_device=bool(per_example))
     for role in phase.trains:
         gradient_transform, rate, skip_norm = optimisers[role]
@@ -367,8 +373,8 @@ def run_phase(
 
 
 def descend(step_size: jax.Array, p: jax.Array, update: jax.Array) -> jax.Array:
-    """p - step_size * update, in p's dtype. The optimisers are optax's `scale_by_*`, so `update` has the sign of the
-    gradient."""
+    """p - step_size * update, in p's dtype. The optimisers' transforms apply neither learning rate nor sign, so
+    `update` points along the gradient."""
     return (p - step_size * update).astype(p.dtype)
 
 
@@ -401,7 +407,7 @@ def keep_if_accepted(
     return TrainState(state.step + 1, state.key, params, average, opt, extra, skipped), metrics
 
 
-def mean_gradients(
+def accumulate_gradients(
     model: GenerativeModel, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, parts: int
 ) -> tuple[Roles, tuple[jax.Array, Metrics, Roles, Roles]]:
     """Gradients of a phase on one device, computed in `parts` microbatches.
@@ -430,11 +436,12 @@ def mean_gradients(
 
     if parts == 1:
         return one_part(keys, batch, per_example)
-    return over_parts(one_part, (keys, batch, per_example), parts)
+    return map_microbatches(one_part, (keys, batch, per_example), parts)
 
 
-def over_parts(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int) -> tuple[Any, Any]:
-    """`one_part` over equal parts of the inputs' first axis: its first result joined, its second a mean."""
+def map_microbatches(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int) -> tuple[Any, Any]:
+    """Applies `one_part` to equal slices of the inputs' leading axis; concatenates its first result and averages its
+    second."""
     # `optax.MultiSteps` would make each part a step of its own, so statistics and metrics could not be averaged over
     # parts.
     cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
@@ -473,7 +480,6 @@ def all_finite(tree: Any, differs_by_device: bool = False) -> jax.Array:
       differs_by_device: the devices hold different numbers, so the answer is combined over all of them.
     """
     flags = jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
-    # Minimum by a sort: XLA would duplicate any other reduction in every fusion that uses the result, and compile for a
-    # minute.
+    # The minimum by a sort: XLA would duplicate a reduction into every fusion that uses it, and compile for a minute.
     smallest = jax.lax.sort(flags.astype(jnp.int32))[0]
     return (parallel.pmin(smallest) if differs_by_device else smallest) == 1

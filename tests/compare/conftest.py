@@ -8,7 +8,18 @@ import pytest
 from pretended import ARGUMENTS, DISTANCES, pretend
 
 from jgen.compare import __main__ as compare
-from jgen.compare import processes
+from jgen.compare import page, processes
+
+
+def draw_nothing(axes, drawn, network):
+    axes.set_axis_off()
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(request, monkeypatch):
+    """Figures without axes, which take seconds to lay out, where they are not what is tested."""
+    if not request.module.__name__.endswith("test_report"):
+        monkeypatch.setattr(page, "FIGURES", [(draw_nothing, caption) for _, caption in page.FIGURES])
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def same(one, other):
 # To diffusers' layout and back.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "from_one"])
 def test_a_round_trip_gives_the_same_run(name, made, tmp_path):
     run, folder = made[name]
@@ -182,6 +183,7 @@ def write_raw(path, tensors, kind, **changes):
 # Converted runs are runs.
 
 
+@pytest.mark.slow
 def test_a_converted_pipeline_is_sampled_by_command(made, tmp_path, capsys):
     folder = made["latent"][1]
     assert command([str(folder), str(tmp_path / "run")]) == 0
@@ -196,6 +198,7 @@ def test_a_converted_pipeline_is_sampled_by_command(made, tmp_path, capsys):
     assert jgen.load(tmp_path / "moved").classes == NAMES
 
 
+@pytest.mark.slow
 def test_a_converted_run_is_trained_on(cache, made, tmp_path):
     """With the digits' own data: at conversion, or later."""
     source, folder = made["dit"]
@@ -219,6 +222,7 @@ def test_a_converted_run_is_trained_on(cache, made, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_loss_of_converted_latents_is_finite(made):
     """With learned variances, at the first step too."""
     gen, images = jgen.load(made["latent"][0]), np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1))

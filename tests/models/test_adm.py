@@ -50,28 +50,27 @@ def variance_model(monkeypatch, answer, **options):
     return ddpm.make(config, data_of(2, 2, 1, 256, 3)), network
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_learned_variance_are_those_of_the_chain(monkeypatch):
     """v = 1 and v = -1 give the bounds of fixed variances; in between, the logarithms are interpolated."""
     images, _ = gaussian_images(5, ImageSpec(2, 2, 1, 256))
     cond, keys = {"label": jnp.zeros(5, jnp.int32)}, keys_of(5)
 
     def bound(**options):
-        return np.asarray(
-            ddpm.make(ddpm.Config(num_timesteps=T, **options), data_of(2, 2, 1, 256, 3)).log_prob(
-                {"unet": {}}, CTX, keys, images, cond
-            )
-        )
+        model = ddpm.make(ddpm.Config(num_timesteps=T, **options), data_of(2, 2, 1, 256, 3))
+        return np.asarray(jax.jit(model.log_prob)({"unet": {}}, CTX, keys, images, cond))
 
     for v, name in ((1.0, "beta"), (-1.0, "beta_tilde")):
         model, network = variance_model(
             monkeypatch, lambda x, t, label, v=v: jnp.concatenate([0.1 * x, jnp.full_like(x, v)], -1)
         )
-        learned = np.asarray(model.log_prob({"unet": {}}, CTX, keys, images, cond))
+        learned = np.asarray(jax.jit(model.log_prob)({"unet": {}}, CTX, keys, images, cond))
         network.answer = lambda x, t, label: 0.1 * x
         np.testing.assert_allclose(learned, bound(bound_variance=name), rtol=1e-5)
     assert interpolated(jnp.float32(0.5), 2.0, 1.0) == 1.75
 
 
+@pytest.mark.slow
 def test_the_hybrid_loss_trains_the_variance_alone_by_the_bound(monkeypatch):
     """Its gradient to the prediction is that of the plain loss, and to v that of lambda T L_t."""
     images, _ = gaussian_images(400, ImageSpec(2, 2, 1, 256))
@@ -83,19 +82,24 @@ def test_the_hybrid_loss_trains_the_variance_alone_by_the_bound(monkeypatch):
         return loss, metrics
 
     model, network = variance_model(monkeypatch, None)
-    gradient_a, gradient_v = jax.grad(lambda a, v: losses(model, network, a, v, 2)[0], (0, 1))(0.3, 0.2)
     plain = ddpm.make(ddpm.Config(num_timesteps=T), data_of(2, 2, 1, 256, 3))
-    np.testing.assert_allclose(gradient_a, jax.grad(lambda a: losses(plain, network, a, 0.0, 1)[0])(0.3), rtol=1e-4)
-    bound = jax.grad(lambda v: losses(model, network, 0.3, v, 2)[1]["bound"])(0.2)
+
+    @jax.jit
+    def gradients(a, v):
+        both = jax.grad(lambda a, v: losses(model, network, a, v, 2)[0], (0, 1))(a, v)
+        plain_a = jax.grad(lambda a: losses(plain, network, a, 0.0, 1)[0])(a)
+        return both, plain_a, jax.grad(lambda v: losses(model, network, a, v, 2)[1]["bound"])(v)
+
+    (gradient_a, gradient_v), plain_a, bound = gradients(0.3, 0.2)
+    np.testing.assert_allclose(gradient_a, plain_a, rtol=1e-4)
     np.testing.assert_allclose(gradient_v, ddpm.HYBRID * bound, rtol=1e-4)
     # E T L_t is the sum of L_1 .. L_T: log_prob without the prior's term, in bits a dimension.
     network.answer = lambda x, t, label: jnp.concatenate([0.3 * x, jnp.full_like(x, 0.2)], -1)
-    expected = model.log_prob({"unet": {}}, CTX, keys_of(400), images, {"label": batch["label"]})
+    expected = jax.jit(model.log_prob)({"unet": {}}, CTX, keys_of(400), images, {"label": batch["label"]})
     process = model.functions["process"]({}, CTX)
     bits = -(np.asarray(expected) + np.asarray(prior_kl(process, to_float(images, 256)))) / (4 * np.log(2))
-    drawn = np.concatenate(
-        [np.asarray(model.validate({"unet": {}}, CTX, keys_of(400, seed), batch)["bound"]) for seed in range(10)]
-    )
+    validate = jax.jit(model.validate)
+    drawn = np.concatenate([validate({"unet": {}}, CTX, keys_of(400, seed), batch)["bound"] for seed in range(10)])
     assert abs(drawn.mean() - bits.mean()) < 5 * (drawn.std() / 4000**0.5 + bits.std() / 20)
 
 
@@ -166,6 +170,7 @@ def classifier_case(num_classes=3, size=4):
     return model, FrozenModel(params, extra)
 
 
+@pytest.mark.slow
 def test_any_denoiser_takes_a_classifier_of_its_classes(monkeypatch):
     """An unconditional one becomes conditional; scale 0 is the model alone, to the bit."""
     stub_network(monkeypatch)
@@ -193,6 +198,7 @@ def test_any_denoiser_takes_a_classifier_of_its_classes(monkeypatch):
     mistake(lambda: adm.make(adm.Config(ddpm.Config()), data), "architecture adm")
 
 
+@pytest.mark.slow
 def test_the_small_image_reaches_every_pixel_near_it():
     """An upsampler's output depends on the low-resolution image, enlarged by linear interpolation."""
     image = ImageSpec(4, 4, 1, 256)
@@ -202,7 +208,7 @@ def test_the_small_image_reaches_every_pixel_near_it():
     small = np.array([[0, 255], [255, 0]], np.uint8).reshape(1, 2, 2, 1)
     batch = {"image": np.zeros((1, 4, 4, 1), np.uint8), "label": np.zeros(1, np.int32), "low_resolution": small}
     params, _ = jax.jit(model.init)(jax.random.key(0), batch, {})
-    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    params = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     assert params["unet"]["conv_in"]["kernel"].shape[2] == 2
 
     @jax.jit

@@ -79,6 +79,7 @@ def fit(config, images, steps, learning_rate=1e-2):
     return (model, *run(params, extra))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_linear_autoencoder_spans_the_principal_components(tied):
     """The largest principal angle is below 1 degree, and the error is that of PCA, the best of any linear model."""
@@ -94,6 +95,7 @@ def test_the_linear_autoencoder_spans_the_principal_components(tied):
     assert best * (1 - 1e-4) < mse < best * (1 + 1e-3)
 
 
+@pytest.mark.slow
 def test_tied_weights_are_the_encoder_s_transposed():
     """The network's output by hand, and a gradient that is the sum of the encoder's and the decoder's."""
     config = replace(DEEP, tied=True)
@@ -176,6 +178,7 @@ def test_denoising_reads_the_corrupted_image_and_is_scored_with_the_clean_one(co
     )
 
 
+@pytest.mark.slow
 def test_denoising_recovers_more_than_a_plain_autoencoder():
     """Trained alike and given noisy images, the one that was trained with noise is nearer to the clean ones."""
     plain, images, errors = replace(DEEP, widths=(64,), latent=32), digits(600), []
@@ -263,6 +266,7 @@ def run(cache, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_without_a_density_says_why_it_does_not_sample(run, tmp_path):
     words = "autoencoder cannot sample: it has no distribution of codes, and random codes need not decode to realistic"
     gen = jgen.load(run)

@@ -109,6 +109,7 @@ def test_latents_are_those_of_a_truncated_normal_distribution():
         assert scipy.stats.kstest(z, scipy.stats.truncnorm(-t, t).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_truncation_and_standing_statistics_in_sampling():
     model, params, ctx, batch = started()
     key = jax.random.key(0)

@@ -75,6 +75,7 @@ def test_only_the_network_of_a_phase_moves(number, role):
     assert np.isfinite(list(metrics.values())).all()
 
 
+@pytest.mark.slow
 def test_a_lazy_penalty_is_taken_in_its_steps_and_that_much_stronger():
     """By plain gradient descent: the step of the penalty's phase is -rate * every * weight * its gradient."""
     model, state, step = training(LAZY, SGD, slice(1, 2))
@@ -122,6 +123,7 @@ def test_clipped_weights_stay_within_their_bound():
     assert same(before["gen"], state.params["gen"])
 
 
+@pytest.mark.slow
 def test_spectral_vectors_follow_the_weights_to_their_largest_singular_value():
     model, params, ctx, batch, keys = started(dataclasses.replace(SPECTRAL, channels=(4,)))
     disc_loss = jax.jit(model.phases[0].loss)
@@ -135,6 +137,7 @@ def test_spectral_vectors_follow_the_weights_to_their_largest_singular_value():
         np.testing.assert_allclose(np.linalg.norm(matrix @ np.asarray(u)), np.linalg.svd(matrix)[1][0], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_diversity_falls_to_zero_when_the_generator_forgets_its_latent():
     model, params, ctx, batch, keys = started(SMALL, size=32)
     loss = jax.jit(model.phases[0].loss)
@@ -223,6 +226,7 @@ def test_validation_is_whether_the_discriminator_is_right_about_an_example():
         assert tuple(float(jnp.mean(scores[name])) for name in ("accuracy_real", "accuracy_fake")) == expected
 
 
+@pytest.mark.slow
 def test_a_critics_accuracy_on_an_example_does_not_depend_on_the_others():
     """The boundary is that of training; of a mean over the examples it would be another for each batch."""
     model, params, ctx, batch, keys = started(dataclasses.replace(WGAN, regulariser="clip"))
@@ -315,6 +319,7 @@ def test_sizes(shape, channels):
     assert image.shape == (2, *shape) and image.dtype == jnp.uint8
 
 
+@pytest.mark.slow
 def test_resumes_to_the_bit_in_the_middle_of_a_lazy_cycle(tmp_path, cache):
     """Two discriminator steps and a penalty in every third step; stopped after 4 of 7 steps, between two penalties."""
     experiment = import_config(ROOT / "configs/gan/dcgan.py").get_config("tiny")

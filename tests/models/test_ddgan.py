@@ -215,6 +215,7 @@ def test_the_penalty_is_in_every_nth_step(changes, expected):
     assert [phase.trains for phase in active[0]] == [("disc",), ("gen",)] and model.averages == ("gen",)
 
 
+@pytest.mark.slow
 def test_the_networks_read_all_that_they_are_given_and_do_not_mix_examples():
     model = ddgan.make(SMALL, DATA)
     batch = batch_of(6)

@@ -130,6 +130,7 @@ def test_guided_samples_are_those_of_the_guided_network(network, sampler, scale)
     assert len(np.unique(np.asarray(samples).reshape(n, -1), axis=0)) == n
 
 
+@pytest.mark.slow
 def test_one_program_takes_every_scale_of_guidance(network):
     """But for 0 and 1, of half the evaluations; each gives what the scale as a constant gives."""
     model, n = make(prediction="v"), 4
@@ -144,6 +145,7 @@ def test_one_program_takes_every_scale_of_guidance(network):
         generate.sample_images(model, {"unet": {}}, CTX, jax.random.key(1), n, guidance_scale=-1.0)
 
 
+@pytest.mark.slow
 def test_a_model_without_classes_gives_none_to_its_network(network):
     model = make(data_of(2, 2, 1, 256), class_conditional=False)
     assert not model.conditions

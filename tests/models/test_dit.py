@@ -51,6 +51,7 @@ def test_the_papers_sizes(name, number):
         assert count + dit.positions(16, 16, 1152).size == 675_129_632
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_one_program_and_recomputed_gradients_are_the_same(monkeypatch):
     network, params = network_of()
     params = shaken(params)
@@ -100,6 +101,7 @@ def test_positions_are_sines_and_cosines_of_column_and_row():
             np.testing.assert_allclose(places[3 * row + column], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_guidance_of_some_channels_only():
     """As published: what is predicted for the other channels is the conditional prediction."""
     data = data_of(4, 4, 2, 256, 3)

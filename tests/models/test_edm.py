@@ -72,12 +72,13 @@ def test_augmentations_by_hand():
 def test_what_was_done_is_told():
     """No augmentation but the mirror at p = 0; at p = 1 the told numbers have the distributions that were drawn."""
     x = jax.random.normal(jax.random.key(0), (400, 6, 6, 1))
-    moved, done = augmentation.augment(keys_of(400), x, 0.0)
+    augment = jax.jit(augmentation.augment)
+    moved, done = augment(keys_of(400), x, 0.0)
     mirrored = np.asarray(done[:, 0], bool)
     assert 150 < mirrored.sum() < 250 and not np.any(done[:, 1:])
     np.testing.assert_allclose(moved[mirrored], x[mirrored][:, :, ::-1], atol=1e-5)
     np.testing.assert_allclose(moved[~mirrored], x[~mirrored], atol=1e-5)
-    _, done = augmentation.augment(keys_of(4000), jnp.zeros((4000, 2, 2, 1)), 1.0)
+    _, done = augment(keys_of(4000), jnp.zeros((4000, 2, 2, 1)), 1.0)
     done = np.asarray(done, np.float64)
     assert done.shape[1] == augmentation.SIZE and abs(done[:, 1].mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
     for numbers in (done[:, 2], np.sign(done[:, 5]) * np.hypot(done[:, 5], done[:, 6]), done[:, 7], done[:, 8]):
@@ -85,6 +86,7 @@ def test_what_was_done_is_told():
     np.testing.assert_allclose((done[:, 3] + 1) ** 2 + done[:, 4] ** 2, 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sampling_is_told_of_no_augmentation(network):
     model = edm.make(edm.Config(network=unet.TINY, augment=0.5), DATA)
     batch, _ = batch_of(4)

@@ -101,6 +101,7 @@ def test_samples_of_the_exact_function_are_the_data(network, sigmas):
     assert abs(x.mean()) < 5 * STD / np.sqrt(len(x)) and x.std() == pytest.approx(clipped.std(), rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_mean_flows_target_by_finite_differences(network):
     """v - (t - r) du/dt along the path, of a smooth u, against central differences."""
     model = mean_flow.make(mean_flow.Config(network=unet.TINY, loss_power=0.0, label_dropout=0.0), DATA)

@@ -217,6 +217,7 @@ def actnorm_inputs(config, params, extra, x, label):
             x, _ = jnp.split(x, 2, axis=-1) if isinstance(config, glow.Config) else split_blocks(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [GLOW, REALNVP], ids=["glow", "realnvp"])
 def test_actnorm_standardises_the_first_batch_at_every_step(config):
     model, batch = module(config).make(config, DATA), make_batch(DATA)
@@ -261,6 +262,7 @@ def starting_parameters(name):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 
+@pytest.mark.slow
 def test_the_start_from_data_is_the_same_on_four_devices(python, tmp_path):
     python("-c", DEVICES, tmp_path / "four.npz", devices=4)
     four = np.load(tmp_path / "four.npz")
@@ -290,6 +292,7 @@ def test_the_program_does_not_grow_with_depth(config):
     assert few["while"] >= 2 and "dot_general" in few and few == operations(32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [GLOW, REALNVP], ids=["glow", "realnvp"])
 def test_log_prob_is_the_bound_of_log_density_and_temperature_scales_latents(config):
     model, params, ctx, batch = make_case(config)

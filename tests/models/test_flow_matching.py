@@ -74,6 +74,7 @@ def test_optimal_transport_is_the_least_assignment():
     np.testing.assert_array_equal(coupled, np.asarray(noise)[columns[np.argsort(rows)]])
 
 
+@pytest.mark.slow
 def test_likelihood_of_gaussian_images(network):
     """log P of uint8 images under the density that the known flow carries, against its closed form."""
     network.answer = gaussian_velocity

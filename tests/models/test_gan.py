@@ -62,6 +62,7 @@ def test_the_value_of_the_best_discriminator_is_the_jensen_shannon_divergence():
         assert value(best + 0.3 * np.random.default_rng(seed).standard_normal(5)) < value(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["minimax", "non_saturating"])
 def test_the_gradient_of_a_rejected_generator_vanishes_with_minimax_alone(loss):
     model = gan.make(dataclasses.replace(SMALL, loss=loss), DATA)

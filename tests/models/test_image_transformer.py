@@ -270,6 +270,7 @@ def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(
     assert np.any(cached[~mask] != images[~mask])
 
 
+@pytest.mark.slow
 def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     network, params, keys, cond, shape, levels, truncation = setting("dense, text, more than a chunk")
 

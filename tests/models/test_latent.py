@@ -44,6 +44,7 @@ def latent_case(monkeypatch, objective=None):
     return model, autoencoder, frozen, stub
 
 
+@pytest.mark.slow
 def test_latents_are_scaled_to_unit_mean_square(monkeypatch):
     model, autoencoder, frozen, stub = latent_case(monkeypatch)
     stub.init = lambda *args: {"params": {}}
@@ -59,6 +60,7 @@ def test_latents_are_scaled_to_unit_mean_square(monkeypatch):
     assert extra["latent_scale"].shape == ()
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_decoded_draw_of_the_objective(monkeypatch):
     model, autoencoder, frozen, stub = latent_case(monkeypatch)
     stub.answer = lambda x, t, label: 0.3 * x + 0.1 * label.reshape(-1, 1, 1, 1)
@@ -73,6 +75,7 @@ def test_a_sample_is_the_decoded_draw_of_the_objective(monkeypatch):
     assert model.log_prob is None and model.likelihood == "none"
 
 
+@pytest.mark.slow
 def test_the_adversarys_weight_is_the_ratio_of_gradients():
     """Against the gradients of the two terms by the decoder's last kernel, each by itself."""
     model, params, extra = first_stage_case(adversary=Adversary(weight=0.5, channels=(8,)))
@@ -109,6 +112,7 @@ def test_the_adversary_begins_at_its_step():
     assert len(without.phases) == 1 and set(params) == {"encoder", "decoder"}
 
 
+@pytest.mark.slow
 def test_encoded_latents_are_of_their_distribution():
     """Draws of z around the encoder's mean, with its variance; what is decoded is the image of the latents given."""
     model, params, _ = first_stage_case()
@@ -125,6 +129,7 @@ def test_encoded_latents_are_of_their_distribution():
     np.testing.assert_array_equal(to_uint8(decoded, 256), model.decode(params, CTX, keys_of(1), mean, {}))
 
 
+@pytest.mark.slow
 def test_a_vqgans_latents_are_decoded_through_their_nearest_codes():
     network = dataclasses.replace(NETWORK, latent_channels=3)
     model = vqgan.make(vqgan.Config(network, num_codes=5, adversary=Adversary(0.5, channels=(8,))), DATA)

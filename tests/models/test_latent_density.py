@@ -122,6 +122,7 @@ def test_em_on_all_codes_never_lowers_their_density():
     assert values[-1] > values[0] + 0.5 and np.all(np.diff(values) > -1e-4)
 
 
+@pytest.mark.slow
 def test_stepwise_em_on_batches_reaches_the_density_of_scikit_learn():
     """Mean log p of the codes within 0.1 nats of the best of five fits of scikit-learn, to all codes at once."""
     images, z = batch_of(), principal_components()[1]
@@ -181,6 +182,7 @@ def test_sampled_codes_have_the_moments_of_the_mixture():
     np.testing.assert_allclose(cold, np.broadcast_to(means[0], cold.shape), atol=0.1)
 
 
+@pytest.mark.slow
 def test_samples_are_decoded_codes_of_the_class_that_was_asked_for():
     """The linear autoencoder encodes a sample as the codes that it was decoded from, up to the rounding of pixels."""
     batch = batch_of()
@@ -212,6 +214,7 @@ def test_a_dimension_that_does_not_vary_is_no_obstacle():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(extra))
 
 
+@pytest.mark.slow
 def test_it_stands_on_a_conditional_vae_too():
     config = vae.Config(network="dense", widths=(), blocks=0, latent=3, class_conditional=True)
     below = make_model(config, DIGITS)

@@ -79,6 +79,7 @@ def test_frequencies_of_samples_are_the_enumerated_probabilities(system, size):
     assert pooled_chisquare(images, model.images.levels, log_p[0]) < 1e-6  # the test can fail
 
 
+@pytest.mark.slow
 def test_temperature_divides_the_logits():
     model = make("gated_pixelcnn", "3 levels 2x2")
     params = make_params(model)

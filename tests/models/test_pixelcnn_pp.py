@@ -57,6 +57,7 @@ def test_the_probabilities_of_all_images_sum_to_one(size):
     assert np.abs(by_class[0] - by_class[1]).max() > 0.1  # the class matters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["binary 3x3", "RGB 1x2, 3 levels"])
 def test_frequencies_of_samples_are_the_enumerated_probabilities(size):
     model = make(size)
@@ -68,6 +69,7 @@ def test_frequencies_of_samples_are_the_enumerated_probabilities(size):
     assert pooled_chisquare(images, model.images.levels, log_p[0]) < 1e-6  # the test can fail
 
 
+@pytest.mark.slow
 def test_completion_draws_from_the_conditional_distribution():
     model = make("binary 3x3")
     params = make_params(model)
@@ -108,6 +110,7 @@ def test_the_loss_is_the_negative_log_probability_a_dimension():
     assert model.likelihood == "exact" and model.best == ("nll", "min")
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_an_example_and_is_for_training_only():
     model = make("binary 3x4", scales=2, dropout=0.5)
     params = make_params(model)
@@ -177,6 +180,7 @@ def test_channels_of_a_pixel_depend_on_those_before_it_in_order():
         assert np.ptp(conditional, axis=0).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_means_of_later_channels_alone_move_with_the_value_of_a_channel():
     """By automatic differentiation: the mean of channel c given the values before it has a triangular Jacobian."""
     parts = LogisticMixture(jnp.asarray(np.random.default_rng(0).normal(0, 1, (1, 20)), jnp.float32), 3, 9).components()
@@ -233,6 +237,7 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     assert cached.min() >= 0 and cached.max() < CASES[name][2] and len(np.unique(cached)) > 1
 
 
+@pytest.mark.slow
 def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler():
     name = "two blocks"
     _, (height, width, channels), levels, _, batch = CASES[name]
@@ -245,6 +250,7 @@ def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(
     assert np.any(cached[~mask] != images[~mask])
 
 
+@pytest.mark.slow
 def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     shape, n = (3, 4, 1), 7
     network = make_network(shape, 17, 2)

@@ -37,6 +37,7 @@ def networks(level, alpha):
     return generator, Discriminator(SMALL.channels, SMALL.group, level, alpha)
 
 
+@pytest.mark.slow
 def test_both_ends_of_a_fade_are_the_networks_without_it():
     """At alpha = 0 those of the level below, at 1 those of the level alone: of one set of parameters."""
     z, one_hot = rng.normal(rng.image_keys(jax.random.key(0), jnp.arange(4)), (3,)), jnp.eye(3)[jnp.arange(4) % 3]
@@ -71,6 +72,7 @@ def test_real_images_are_blended_as_samples_are():
     )
 
 
+@pytest.mark.slow
 def test_samples_and_scores_are_those_of_the_level_of_the_step():
     model, n = progan.make(dataclasses.replace(SMALL, loss="non_saturating"), DATA), 8
     batch, keys = make_batch(model, n), rng.image_keys(jax.random.key(2), jnp.arange(n))

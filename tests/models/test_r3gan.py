@@ -57,11 +57,12 @@ def test_a_block_starts_as_the_identity_with_kernels_of_fix_ups_size():
     np.testing.assert_allclose(np.std(params["conv2"]), 0.5 / np.sqrt(9 * 16), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_both_losses_are_of_pairs_and_both_penalties_count():
     model, n = r3gan.make(SMALL, DATA), 6
     batch, keys = make_batch(model, n), rng.image_keys(jax.random.key(1), jnp.arange(n))
     params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
+    params = jax.tree.map(lambda p: p + 0.1 * np.cos(np.arange(p.size, dtype=p.dtype)).reshape(p.shape), params)
     ctx, game = Context(jnp.int32(0), ema=params, extra=extra), model.phases[0].loss.args[0]
     one_hot, real = jax.nn.one_hot(batch["label"], 3), to_float(batch["image"], 256)
 
@@ -69,6 +70,7 @@ def test_both_losses_are_of_pairs_and_both_penalties_count():
     def judge(x):
         return game.discriminator.apply({"params": params["disc"]}, x, one_hot)
 
+    @jax.jit
     def generated(z):
         return game.generator.apply({"params": params["gen"]}, z, one_hot)
 

@@ -87,13 +87,19 @@ def started(config=SMALL, size=8):
     return model, params, Context(jnp.int32(0), ema=params, extra=extra), batch
 
 
+@pytest.mark.slow
 def test_mixing_gives_the_layers_from_a_random_one_on_another_w():
     model, params, ctx, _ = started()
     n, label = 2000, jax.nn.one_hot(jnp.arange(2000) % 3, 3)
     variables = {"params": params["gen"], "batch_stats": ctx.extra["gen"]["trained"]}
     inputs = (draw(n, 5), label, keys_of(n))
-    ws, new = GENERATOR.apply(variables, *inputs, True, method="styles", mutable=["batch_stats"])
-    plain = GENERATOR.apply(variables, *inputs, False, method="styles")
+
+    @jax.jit
+    def styles(variables):
+        mixed = GENERATOR.apply(variables, *inputs, True, method="styles", mutable=["batch_stats"])
+        return mixed, GENERATOR.apply(variables, *inputs, False, method="styles")
+
+    (ws, new), plain = jax.device_get(styles(variables))
     assert ws.shape == (n, 4, 6) and np.ptp(plain, axis=1).max() == 0.0
     same = np.all(ws == plain, axis=2)
     np.testing.assert_array_equal(same, np.sort(same, axis=1)[:, ::-1])  # first those of the own latent
@@ -124,6 +130,7 @@ def test_path_lengths_are_those_of_the_jacobian():
         np.testing.assert_allclose(lengths[i], np.sqrt(np.mean(np.sum(back**2, axis=1))), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_path_phase_pulls_lengths_to_their_moving_mean():
     model, params, ctx, batch = started()
     assert [phase.name for phase in model.phases] == ["", "penalty", "", "path"]
@@ -133,7 +140,8 @@ def test_the_path_phase_pulls_lengths_to_their_moving_mean():
     game = model.phases[0].loss.args[0]
     key_z, key_path = rng.split(keys_of(8), 2)
     z, stats = rng.normal(key_z, (5,)), ctx.extra["gen"]["trained"]
-    lengths = stylegan2.path_lengths(game, params["gen"], stats, key_path, z, {"label": batch["label"]})
+    label = {"label": batch["label"]}
+    lengths = jax.jit(lambda gen: stylegan2.path_lengths(game, gen, stats, key_path, z, label))(params["gen"])
     np.testing.assert_allclose(value, 2.0 * 4 * np.mean((lengths - 2.0) ** 2), rtol=1e-4)
     np.testing.assert_allclose(metrics["path_length"], np.mean(lengths), rtol=1e-4)
     np.testing.assert_allclose(new["path_length"], 0.99 * 2.0 + 0.01 * np.mean(lengths), rtol=1e-5)
@@ -155,6 +163,7 @@ def test_the_probability_of_augmentation_follows_the_signs_of_real_images():
     assert state["p"] == 1.0
 
 
+@pytest.mark.slow
 def test_truncation_moves_samples_to_that_of_the_mean_w():
     model, params, ctx, _ = started()
     stats = {"mean": jnp.asarray(0.3 * draw(6))}

@@ -82,6 +82,7 @@ def test_with_the_exact_posterior_every_weight_is_the_likelihood():
     assert abs(draws.mean() - exact.mean()) < 5 * draws.std() / 10 + 0.01
 
 
+@pytest.mark.slow
 def test_bounds_rise_with_the_samples_to_the_exact_likelihood():
     model, params, images, exact, _ = linear_gaussian(logvar_shift=1.5)
     bounds = {k: score(model, params, images, samples=k) for k in (5, 50, 5000)}

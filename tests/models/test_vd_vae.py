@@ -96,6 +96,7 @@ def repeated_scores(num, seed=0, **options):
     return np.asarray(score(keys_of(len(x), seed)), np.float64).reshape(num, -1)
 
 
+@pytest.mark.slow
 def test_the_elbo_and_each_layers_divergence_are_those_of_quadrature():
     vae, _, params, images, log_p, elbo, kl = integrated()
     np.testing.assert_allclose(np.exp(log_p).sum(), 1.0, atol=1e-5)
@@ -114,6 +115,7 @@ def test_the_elbo_and_each_layers_divergence_are_those_of_quadrature():
     np.testing.assert_array_less(np.abs(by_layer[..., 1].mean(axis=0) - kl[:, 1]), 5 * error + 1e-5)
 
 
+@pytest.mark.slow
 def test_bounds_rise_with_the_samples_to_the_likelihood():
     *_, log_p, elbo, _ = integrated()
     few, more, many = (repeated_scores(n, samples=k) for n, k in ((500, 3), (100, 30), (20, 500)))
@@ -169,6 +171,7 @@ def test_binary_images_of_a_class_sum_to_one():
 # The network.
 
 
+@pytest.mark.slow
 def test_the_cifar10_network_has_the_papers_size():
     """39 million parameters (table 3), 43 stochastic layers (the authors' configuration)."""
     experiment, _ = load_config("configs/vae/vd_vae.py:cifar10", ROOT)
@@ -189,13 +192,19 @@ def test_pooling_and_unpooling():
     np.testing.assert_array_equal(unpool(pooled, 6, 4), pooled.repeat(3, axis=1).repeat(2, axis=2))
 
 
+@pytest.mark.slow
 def test_the_start_of_the_weights():
     """Priors are N(0, 1); what enters a residual path of N blocks has 1 / N of the variance of other layers."""
     config = replace(LAYERED, width=64, bottleneck=0.5, latent=8)
     vae, model, _ = build(config, LAYERED_DATA)
     params, _ = jax.jit(model.init)(KEY, first_batch(LAYERED_DATA), {})
-    _, layers = vd_vae.top_down(vae, params, 1, None, {}, lambda layer, prior, posterior: prior.mean)
-    assert all(np.all(np.asarray(gaussian) == 0) for layer in layers for gaussian in layer.prior)
+
+    @jax.jit
+    def priors(params):
+        _, layers = vd_vae.top_down(vae, params, 1, None, {}, lambda layer, prior, posterior: prior.mean)
+        return [layer.prior for layer in layers]
+
+    assert all(np.all(np.asarray(gaussian) == 0) for prior in priors(params) for gaussian in prior)
     encoder, decoder = params["vae"]["encoder"], params["vae"]["decoder"]
     block = decoder["level4_block1"]
     variances = {
@@ -227,6 +236,7 @@ def test_a_layer_depends_on_the_latents_above_alone():
 # Latents, options.
 
 
+@pytest.mark.slow
 def test_latents_decode_to_what_their_posterior_describes():
     vae, model, params = build(LAYERED, LAYERED_DATA)
     images = np.random.default_rng(0).integers(0, 17, (3, 4, 4, 1)).astype(np.uint8)

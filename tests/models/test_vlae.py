@@ -90,6 +90,7 @@ def repeated_scores(num, **options):
     return np.asarray(score(keys_of(len(x))), np.float64).reshape(num, -1)
 
 
+@pytest.mark.slow
 def test_probabilities_sum_to_one_and_the_elbo_is_that_of_quadrature():
     _, log_p, elbo = integrated()
     np.testing.assert_allclose(np.exp(log_p).sum(), 1.0, atol=1e-5)
@@ -100,6 +101,7 @@ def test_probabilities_sum_to_one_and_the_elbo_is_that_of_quadrature():
     np.testing.assert_array_less(np.abs(draws.mean(axis=0) - elbo), 5 * error + 1e-4)
 
 
+@pytest.mark.slow
 def test_bounds_rise_with_the_samples_to_the_likelihood():
     _, log_p, elbo = integrated()
     few, many = (repeated_scores(n, samples=k) for n, k in ((400, 5), (40, 500)))

@@ -52,6 +52,7 @@ def make_prior():
     return model, params, Context(jnp.int32(0), frozen=frozen_with(0))
 
 
+@pytest.mark.slow
 def test_decoded_samples_are_as_frequent_as_their_codes_are_likely():
     """All 9 images of 1x2 codes, for each class: `validate` sums to 1, and sampling agrees (chi-square)."""
     model, params, ctx = make_prior()
@@ -128,6 +129,7 @@ def assert_same_parameters(a, b):
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
+@pytest.mark.slow
 def test_two_runs_make_images_and_a_changed_autoencoder_is_noticed(cache, tmp_path, monkeypatch, capsys):
     quick = ["--train.validate-every", "0", "--train.sample-every", "0"]
     first, second = tmp_path / "first", tmp_path / "second"

@@ -51,6 +51,7 @@ def by_hand(params, extra, image):
     return (k_t, k_b), (e_t, e_b), (z_t, z_b)
 
 
+@pytest.mark.slow
 def test_the_bottom_codes_are_those_of_what_the_top_codes_leave(parts):
     model, params, ctx, batch = parts
     codes, vectors, _ = by_hand(params, ctx.extra, batch["image"])
@@ -66,6 +67,7 @@ def test_the_bottom_codes_are_those_of_what_the_top_codes_leave(parts):
     np.testing.assert_allclose(jax.jit(model.validate)(params, ctx, KEYS, batch)["mse"], mse, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_pass_straight_through_both_levels(parts):
     """Those of the encoder, by hand from the decoder's and D_top's at the codes, and the commitments'."""
     model, params, ctx, batch = parts

@@ -80,6 +80,7 @@ def nats(model, params, ctx, label):
     return -np.asarray(scores["nll_codes"], np.float64).reshape(4, 256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_conditional", [True, False])
 def test_the_probabilities_of_all_codes_sum_to_one_and_samples_are_as_frequent(class_conditional):
     top, bottom, params, ctx = make_chain(class_conditional)
@@ -103,6 +104,7 @@ def test_the_probabilities_of_all_codes_sum_to_one_and_samples_are_as_frequent(c
         assert pooled_chisquare(drawn, 2, log_p[0]) < 1e-6  # the test can fail
 
 
+@pytest.mark.slow
 def test_the_cached_sampler_draws_what_the_naive_one_draws_at_each_levels_temperature():
     """By the networks over whole grids: the same images, exactly."""
     _, bottom, params, ctx = make_chain()
@@ -126,6 +128,7 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws_at_each_levels_temper
     assert np.any(np.asarray(drawn) != other)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_codes_and_trains_the_stack():
     _, bottom, params, ctx = make_chain()
     images = np.asarray(decode(None, None, None, [x[::77] for x in all_codes()], {}))

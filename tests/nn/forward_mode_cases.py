@@ -66,7 +66,7 @@ def layer(module, *inputs, rest=()):
     shapes = dict(jax.eval_shape(init, jax.random.key(0), *inputs))
     params = normal_params(shapes.pop("params", {}))
     # Parts that are no parameters (orders and signs of a flow, statistics) are those of a real start.
-    start = init(jax.random.key(0), *map(jnp.asarray, inputs)) if shapes else {}
+    start = jax.jit(init)(jax.random.key(0), *map(jnp.asarray, inputs)) if shapes else {}
     fixed = {name: start[name] for name in shapes}
 
     def apply(params, *inputs):
@@ -162,15 +162,16 @@ def spectral():
 
 def spectral_layers(module, *inputs, rest):
     """`layer` of a module with spectral normalisation, its vectors u the singular vectors of its kernels: see above."""
-    _, (params, *inputs) = layer(module, *inputs, rest=rest)
-    fixed = module.init(jax.random.key(0), *inputs, *rest)["batch_stats"]
-    kernels = flatten_dict(params)
-    u = {
-        path: spectral_norm.start_vector(jax.random.key(0), kernels[*path[:-1], "kernel"], iterations=200)
-        for path in flatten_dict(fixed)
-        if path[-1] == "u"
-    }
-    fixed = unflatten_dict({**flatten_dict(fixed), **u})
+    shapes = jax.eval_shape(lambda key, *inputs: module.init(key, *inputs, *rest), jax.random.key(0), *inputs)
+    params = normal_params(shapes["params"])
+    kernels, fixed = flatten_dict(params), flatten_dict(shapes["batch_stats"])
+    for path, spec in fixed.items():
+        if path[-1] == "u":
+            kernel = np.asarray(kernels[*path[:-1], "kernel"])
+            fixed[path] = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), full_matrices=False)[2][0]
+        else:
+            fixed[path] = {"mean": np.zeros, "var": np.ones}[path[-1]](spec.shape, spec.dtype)
+    fixed = unflatten_dict(fixed)
 
     def apply_converged(params, *inputs):
         return module.apply({"params": params, "batch_stats": fixed}, *inputs, *rest)

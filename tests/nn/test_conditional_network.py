@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import mistake
 from specs import data_of
 from stub_network import keys_of
@@ -33,6 +34,7 @@ def test_labels_are_dropped_at_their_rate():
     assert without.cond_for_training(keys_of(n), batch, 0.3) == without.without_class({}) == {}
 
 
+@pytest.mark.slow
 def test_parameters_begin_as_a_teachers_where_the_network_is_the_same():
     def network(**sizes):
         return conditional_network.make_conditional_network(

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -44,6 +45,12 @@ NETWORKS += tuple(
 LAYERS = [name for name in CASES if name not in NETWORKS]
 LAYERS_AND_NETWORKS = LAYERS + [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
+
+
+@cache
+def case(name):
+    """A function and its inputs, made once for the tests of a process."""
+    return CASES[name]()
 
 
 def modules_of_nn():
@@ -105,26 +112,25 @@ def stack(a, b):
 
 
 @pytest.mark.parametrize("name", LAYERS_AND_NETWORKS)
-def test_forward_mode_in_plain_forms_on_cpu(name):
-    function, inputs = CASES[name]()
+def test_forward_and_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
+    function, inputs = case(name)
+
+    @jax.jit
+    def both_orders(inputs):
+        first = first_order(function, inputs)
+        return (first, (0.0, 0.0)) if name in NETWORKS else (first, second_order(function, inputs))
+
     with plain_forms():
-        products, (tangent, difference) = jax.jit(lambda inputs: first_order(function, inputs))(inputs)
+        (products, (tangent, difference)), second = both_orders(inputs)
     size = float(np.linalg.norm(tangent))
     assert size > 0 and np.linalg.norm(difference - tangent) < 0.03 * size
     np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4 * size)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
-    function, inputs = CASES[name]()
-    with plain_forms():
-        products = jax.jit(lambda inputs: second_order(function, inputs))(inputs)
-    np.testing.assert_allclose(*products, rtol=2e-3, atol=1e-3 * max(1.0, abs(float(products[0]))))
+    np.testing.assert_allclose(*second, rtol=2e-3, atol=1e-3 * max(1.0, abs(float(second[0]))))
 
 
 def traced(name):
     """The programs of values and of `jax.jvp`, and of layers that of `jax.jvp` of `jax.grad`, without addresses."""
-    function, inputs = CASES[name]()
+    function, inputs = case(name)
 
     def program(inputs):
         forward = jax.jvp(function, inputs, inputs)
@@ -143,14 +149,14 @@ def test_other_backends_have_the_plain_forms_without_asking(name, monkeypatch):
 
 @pytest.mark.parametrize("name", REVERSE_ONLY)
 def test_the_forms_for_cpu_are_in_use_and_say_that_they_have_no_forward_mode(name):
-    function, inputs = CASES[name]()
+    function, inputs = case(name)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(function, inputs, inputs)
 
 
 @pytest.mark.parametrize("name", [*REVERSE_ONLY, "conv of few channels", "SelfAttention2D", "ResnetBlock"])
 def test_the_forms_for_cpu_have_the_values_and_gradients_of_the_plain_ones(name):
-    function, inputs = CASES[name]()
+    function, inputs = case(name)
     w = like(jax.eval_shape(function, *inputs), 3)
 
     @jax.jit

@@ -61,6 +61,7 @@ def nonzero(shapes):
     return jax.tree.map(lambda x: (0.1 * np.cos(np.arange(x.size))).reshape(x.shape).astype(np.float32), shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients_are_the_same_in_less_memory(name):
     held = {}

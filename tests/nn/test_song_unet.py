@@ -44,6 +44,7 @@ def count(unet, label, vector):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture,published", PUBLISHED.items())
 def test_parameter_counts_are_those_of_the_published_networks(architecture, published):
     config, images = replace(CIFAR10, architecture=architecture), ImageSpec(32, 32, 3, 256)
@@ -97,6 +98,7 @@ def test_fourier_features_are_fixed_and_of_the_scale_asked_for():
     assert abs(np.std(frequencies) / 16 - 1) < 4 / np.sqrt(2 * 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", PUBLISHED)
 def test_it_works_under_jit_and_vmap(architecture):
     unet, x, vector = tiny(architecture), normal(2, 8, 8, 1), normal(2, 9)
@@ -113,6 +115,7 @@ def test_it_works_under_jit_and_vmap(architecture):
     np.testing.assert_allclose(apart, together, atol=1e-4 * float(jnp.abs(together).max()))
 
 
+@pytest.mark.slow
 def test_every_input_and_every_parameter_matters():
     """At the start too: the branches that begin as almost nothing have gradients."""
     unet, x, vector = tiny("ncsnpp"), normal(2, 8, 8, 1), normal(2, 9)
@@ -132,6 +135,7 @@ def test_every_input_and_every_parameter_matters():
     assert jnp.any(outputs(LABEL) != outputs(LABEL[::-1]))
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_an_example():
     unet, x = tiny("ncsnpp", dropout=0.5), normal(2, 8, 8, 1)
     params, keys = random_params(unet, x, T, LABEL, None), jax.random.split(jax.random.key(0), 2)
@@ -141,6 +145,7 @@ def test_dropout_belongs_to_an_example():
     assert jnp.any(first[1] != second[1]) and jnp.any(apply(keys) != apply(None))
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_output_in_float32():
     x, outputs = normal(2, 8, 8, 1), {}
     for dtype in ("float32", "bfloat16"):

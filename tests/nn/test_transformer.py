@@ -180,6 +180,7 @@ def test_two_blocks_depend_on_all_positions_before_and_on_none_after(name):
     np.testing.assert_array_equal(depends, np.tri(prefix + N, dtype=bool))
 
 
+@pytest.mark.slow
 def test_layers_in_a_loop_and_features_computed_anew_change_nothing(monkeypatch):
     x = jax.random.normal(jax.random.key(1), (2, N, FEATURES))
     keys = rng.image_keys(jax.random.key(2), jnp.arange(2))

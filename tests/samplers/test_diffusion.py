@@ -61,6 +61,7 @@ def test_an_image_is_the_same_beside_others_and_explicit_times_are_those_of_the_
     assert len(asked) == evaluations(o) or (sampler == "ode" and len(asked) > 4)
 
 
+@pytest.mark.slow
 def test_predictor_corrector_keeps_the_covariance_of_images():
     """Of smooth 8x8 images, along each eigenvector of their covariance and on average, by standard errors.
 

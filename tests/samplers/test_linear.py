@@ -76,6 +76,7 @@ def run_pixels():
     return make_runner(lambda process: mixture(process, np.ones(1), PIXELS[None], COVARIANCE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
     [

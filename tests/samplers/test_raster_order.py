@@ -80,6 +80,7 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     assert cached.min() >= 0 and cached.max() < levels and len(np.unique(cached)) > 1
 
 
+@pytest.mark.slow
 def test_only_the_likelier_values_are_drawn():
     cached, naive = both("gated, codes", top_k=9, top_p=0.8)
     np.testing.assert_array_equal(cached, naive)

@@ -51,10 +51,11 @@ def test_a_trajectory_ends_in_the_sample(network, module, options, steps):
     np.testing.assert_array_equal(few, path[3:])
 
 
+@pytest.mark.slow
 def test_a_trajectory_of_a_chain_of_gans():
     model = ddgan.make(ddgan.Config(network=unet.TINY, disc_channels=(8, 8), num_timesteps=2), DATA)
     batch = {"image": np.zeros((1, 4, 4, 1), np.uint8), "label": np.zeros(1, np.int32)}
-    params, _ = model.init(KEY, batch, {})
+    params, _ = jax.jit(model.init)(KEY, batch, {})
     path = trajectory(model, params, 3)
     assert path.shape == (3, 2, 4, 4, 1) and model.evaluations(model.sampling) == 2
     np.testing.assert_array_equal(path[:, -1], sample_images(model, params, CTX, KEY, 3))

@@ -22,6 +22,7 @@ def test_the_spread_within_classes_by_scipy():
     assert scores.spread_within(x, None) == pytest.approx(scipy.spatial.distance.pdist(x).mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_images_are_copies_and_test_images_are_not(tiny_run):
     """Both as they would be as samples: through the model's levels."""
     opened = scores.open_run(str(tiny_run), seed=0)
@@ -64,6 +65,7 @@ def test_a_record_is_gone_on_with(tmp_path):
     assert scores.score_all(out, settings[1:], score) == rows[1:] and len(asked) == 4  # no setting is scored again
 
 
+@pytest.mark.slow
 def test_both_studies_of_a_run(tiny_run, tmp_path, monkeypatch, capsys):
     few = ["ancestral, no noise", "ddim, eta 0"]
     monkeypatch.setattr(sampling_noise, "SETTINGS", [s for s in sampling_noise.SETTINGS if s[0] in few])
@@ -81,6 +83,7 @@ def test_both_studies_of_a_run(tiny_run, tmp_path, monkeypatch, capsys):
         assert 0 <= row["recall"] <= 1 and row["diversity"] > 0 and row["fd"]["low"] < row["fd"]["value"]
 
 
+@pytest.mark.slow
 def test_evaluations_of_the_adaptive_solver_rise_with_its_precision(tiny_run):
     gen = jgen.load(tiny_run)
     coarse, fine = (
@@ -96,6 +99,7 @@ def test_what_a_study_cannot_be_of(tiny_run, tmp_path):
     mistake(lambda: sampling_steps.command([str(tmp_path / "none"), *out]), "none")
 
 
+@pytest.mark.slow
 def test_a_trajectory_as_a_user_has_it(tiny_run, tmp_path):
     """`gen.trajectory`, and the animated picture of sample.py, whose last frame is the grid of the samples."""
     from PIL import Image
@@ -125,6 +129,7 @@ def small(name, changes, without=()):
     return receptive_field.Network(name, f"configs/autoregressive/{name}.py:tiny", changes, without)
 
 
+@pytest.mark.slow
 def test_receptive_fields_are_those_of_the_masks(tmp_path, monkeypatch, capsys):
     """With a record that is gone on with, a table and a figure."""
     networks = {

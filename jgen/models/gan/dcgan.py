@@ -1,13 +1,15 @@
 """Deep convolutional GAN (Radford, Metz & Chintala 2016, arXiv 1511.06434), with what came after it.
 
-    G: z ~ N(0, I) -> dense -> BatchNorm, ReLU -> [4x4 transposed convolution of stride 2, BatchNorm, ReLU]* -> tanh
-    D: x -> [4x4 convolution of stride 2, BatchNorm, LeakyReLU 0.2]* -> dense -> one number, before any sigmoid
-    a step: k times min_D L_D(D(x), D(G(z))) + penalty, then once min_G L_G(D(G(z)))    (Goodfellow 2014, algorithm 1)
+    G: z ~ N(0, I) -> dense, BatchNorm, ReLU -> [4x4 transposed convolution of stride 2, BatchNorm, ReLU]*
+       -> 4x4 transposed convolution of stride 2 -> tanh
+    D: x -> 4x4 convolution of stride 2, LeakyReLU 0.2 -> [convolution, BatchNorm, LeakyReLU]* -> dense -> logit
+    a step: k updates of D on L_D(D(x), D(G(z))) + penalty, then one update of G on L_G(D(G(z)), D(x))
+                                                                                    (Goodfellow 2014, algorithm 1)
 
     losses      minimax, non-saturating, least squares, hinge, Wasserstein, relativistic: jgen/prob/adversarial.py
     Lipschitz   weight clipping |w| <= c (1701.07875); gradient penalty (1704.00028); R1 and R2 (1801.04406);
                 spectral normalisation W / sigma(W) of D (1802.05957)
-    lazy        a penalty computed in every n-th step only, n times as strong (Karras 2020, 1912.04958, appendix B)
+    lazy        a penalty computed only every n-th step, its weight multiplied by n (1912.04958, appendix B)
     classes     G(z, y) has [z, one_hot(y)] at its input; D(x, y) has one_hot(y) as further channels of x
                 (concatenation), or adds the inner product <embedding(y), last features of D>
                 (projection: 1802.05637, equation 3)
@@ -15,14 +17,14 @@
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator (a critic, in the
 Wasserstein GAN); k `disc_steps`; u the vector of the power iteration for sigma(W).
 
-Differs from the paper: kernels are 4x4, not 5x5, so that every output pixel is reached by equally many weights; z is
-normal, not uniform; the number of halvings is an option, since images may be 8x8 or 28x28; real and generated images
-are normalised separately, each by their own batch statistics; samples come from the averaged weights of G, which have
-running statistics of their own beside those of the trained weights. Lazy penalties use D's Adam moments without the
-correction of 1912.04958.
+Differs from the paper: kernels are 4x4, not 5x5: a multiple of the stride, which avoids checkerboard artifacts away
+from the borders; z is normal, not uniform; the number of halvings is an option, since images may be 8x8 or 28x28; real
+and generated images are normalised separately, each by their own batch statistics; samples use the moving average of
+G's weights, for which running statistics are kept separately from those of the trained weights. Lazy penalties use D's
+Adam moments without the correction of 1912.04958.
 
 Measured: a classifier assigns 99.8 % of samples to the class they were conditioned on, on MNIST, 8,000 steps of
-`python train.py configs/gan/dcgan.py:mnist`.
+`python train.py configs/gan/dcgan.py:mnist` (channels (64, 128), 64 latent dimensions).
 """
 
 from __future__ import annotations
@@ -47,9 +49,10 @@ class Config:
     """A convolutional generator and discriminator."""
 
     channels: tuple[int, ...] = (64, 128, 256)
-    """Channels at 1/2, 1/4, ... of the image's size in the discriminator; the generator has them in reverse order."""
+    """Channels after each convolution of stride 2 in the discriminator, at 1/2, 1/4, ... of the image's size; the
+    generator has them in reverse order."""
     latent: int = 100
-    """Dimensions of z."""
+    """Dimension of z."""
     loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = (
         "non_saturating"
     )
@@ -62,9 +65,9 @@ class Config:
     clip: float = 0.01
     """Clipping bound c of the discriminator's weights, for regulariser clip."""
     penalty_weight: float = 10.0
-    """Weight of the penalty (for R1 and R2, of half the squared gradient)."""
+    """Weight of the penalty. R1 and R2 are defined with a factor 1/2: weight * 0.5 * ||gradient of D||^2."""
     penalty_every: int = 1
-    """n: above 1, the penalty is computed in every n-th step only, n times as strong."""
+    """n: above 1, the penalty is computed only every n-th step, its weight multiplied by n."""
     disc_steps: int = 1
     """k: updates of the discriminator for each update of the generator, each on a different batch."""
     conditioning: Literal["none", "projection", "concatenation"] = "projection"
@@ -113,7 +116,8 @@ def start_vectors(key: jax.Array, disc: Tree) -> Roles:
 
 
 def normalised_weights(disc: Tree, state: Roles) -> tuple[Tree, Roles]:
-    """The discriminator's parameters with W / sigma(W), and the updated u."""
+    """The discriminator's parameters with every kernel (convolutions, dense layer, class embedding) divided by its
+    spectral norm, and the updated u."""
     kernels, u = normalise(kernels_of(disc), state["u"])
     return {name: {**layer, "kernel": kernels[name]} for name, layer in disc.items()}, {"u": u}
 
@@ -124,7 +128,7 @@ def penalised(config: Config) -> bool:
 
 
 def clip_weights(limit: float, roles: Roles) -> Roles:
-    """Clips every weight to [-limit, limit] (Wasserstein GAN)."""
+    """Clips every parameter of the discriminator, biases and scales included, to [-limit, limit] (Wasserstein GAN)."""
     return jax.tree.map(lambda w: jnp.clip(w, -limit, limit), roles)
 
 
@@ -137,7 +141,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     require_halvings(data, "channels", len(config.channels))
     require(
         not (penalised(config) and config.disc_norm == "batch"),
-        f"disc_norm is 'batch', which mixes the gradients of images: {config.regulariser} needs 'spectral' or 'none'",
+        f"disc_norm is 'batch', which couples the gradients of images: {config.regulariser} needs 'spectral' or 'none'",
     )
     require(
         penalised(config) or config.penalty_every == 1,
@@ -146,7 +150,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     )
     require(
         config.loss != "wasserstein" or config.regulariser != "none" or config.disc_norm == "spectral",
-        "loss is 'wasserstein', for which the critic's gradient must be bounded: set the regulariser to clip or"
+        "loss is 'wasserstein', for which the critic's gradient must be bounded: set the regulariser, such as clip or"
         " gradient_penalty, or disc_norm to spectral",
     )
     require_labels(data.num_classes, "conditioning", config.conditioning, "none")

@@ -1,13 +1,13 @@
 """What all generative adversarial networks share: everything but the networks and the options of their losses.
 
-    a step: k times min_D L_D(D(x), D(G(z))) + w P(D), then once min_G L_G(D(G(z)), D(x))
+    a step: k updates of D on L_D(D(x), D(G(z))) + w P(D), then one update of G on L_G(D(G(z)), D(x))
                                                                                     (Goodfellow 2014, algorithm 1)
-    losses L_D, L_G and penalties P are those of jgen/prob/adversarial.py; a penalty that is computed in every n-th step
-    only, n times as strong, is a phase of its own (Karras 2020, arXiv 1912.04958, appendix B)
+    losses L_D, L_G and penalties P are those of jgen/prob/adversarial.py; a penalty that is computed only every n-th
+    step, its weight multiplied by n, is a phase of its own (Karras 2020, arXiv 1912.04958, appendix B)
 
 extra["gen"]   running statistics of G, {"trained", "averaged"}: the average of the weights has statistics of its own
-extra["disc"]  "norm": running statistics of D on {"real", "fake"} images; "boundary": the last decision boundary; and
-               what a system keeps beside them, such as the vectors of spectral normalisation
+extra["disc"]  "norm": running statistics of D on {"real", "fake"} images; "boundary": the decision boundary of the last
+               training step, which validation uses; and what a system adds, such as spectral normalisation's vectors
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator.
 """
@@ -53,7 +53,7 @@ class Penalty(NamedTuple):
     """A penalty on the discriminator's gradient: one of `adversarial.PENALTIES`, or "none".
 
     weight: of the penalty; for R1 and R2, of half the squared gradient.
-    every:  n; above 1, it is computed in every n-th step only, n times as strong.
+    every:  n; above 1, it is computed only every n-th step, its weight multiplied by n.
     """
 
     kind: str = "none"
@@ -100,23 +100,23 @@ def no_change(game: Game, step: jax.Array) -> Game:
 
 
 class Game(NamedTuple):
-    """First argument of the functions below, bound by `make_gan` with `functools.partial`.
+    """The networks, losses and hooks of a GAN; `make_gan` binds it as the first argument of the functions below.
 
     A network with running statistics (the collection "batch_stats") takes as its last argument `train`, whether to use
     the batch's own statistics and to update the running ones; True by default.
 
     generator:     (*inputs) -> x, float32 (B, H, W, C) in about [-1, 1].
-    discriminator: (x, one_hot (B, classes) or None) -> D before any sigmoid, float32 (B,).
+    discriminator: (x, one_hot (B, classes) or None) -> logits D(x), float32 (B,).
     latent:        dimensions of z ~ N(0, I).
     loss:          one of `adversarial.LOSSES`.
     inputs:        (keys, z, one_hot) -> the inputs of the generator; the keys are for its noise.
     state:         (key, parameters of D) -> what extra["disc"] has beside "norm" and "boundary".
     weights:       (parameters of D, extra["disc"]) -> the parameters to use, and entries of extra["disc"] that changed.
-    view:          (extra["disc"], keys, x) -> x as D is shown it, real or generated, in training.
+    view:          (extra["disc"], keys, x) -> x as augmented before D sees it, real or generated, in training.
     observe:       (extra["disc"], D of real images) -> entries of extra["disc"] that changed.
     regularise:    (parameters of G) -> a scalar that is added to L_G.
-    drift:         weight of E D(x)^2 in L_D, which holds a critic near zero (Karras 2018, arXiv 1710.10196).
-    real:          x -> the real images that the game is about, of the same shape, such as reduced ones.
+    drift:         weight of E D(x)^2 in L_D, which keeps a critic's outputs near zero (Karras 2018, arXiv 1710.10196).
+    real:          transforms real images before use, such as a reduction of resolution; the shape stays.
     at:            (game, step) -> the game at a step of training, for networks that change with it.
     """
 
@@ -250,7 +250,7 @@ def generate_for_sampling(
 def discriminate(
     game: Game, disc: Tree, stats: Tree, x: jax.Array, cond: Cond, train: bool = True
 ) -> tuple[jax.Array, Tree]:
-    """D(x, y) before any sigmoid, (B,), and the updated running statistics.
+    """Logits D(x, y), (B,), and the updated running statistics.
 
     Args:
       disc: parameters from `game.weights`; stats: running statistics of real images, or of generated ones.
