@@ -48,14 +48,14 @@ CRITIC = {"learning_rate": 1e-3, "beta1": 0.5, "beta2": 0.9}
 CONTESTS = {
     "minimax": Contest("minimax"),
     "non-saturating": Contest("non_saturating"),
-    "non-saturating, R1": Contest("non_saturating", ("r1", 0.01)),
+    "non-saturating, R1": Contest("non_saturating", ("r1", 0.002)),
     "least squares": Contest("least_squares"),
     "hinge": Contest("hinge"),
     "Wasserstein, clipped": Contest(
         "wasserstein", clip=0.1, disc_steps=3, optimiser={"name": "rmsprop", "learning_rate": 5e-4, "beta2": 0.99}
     ),
     "Wasserstein, gradient penalty": Contest("wasserstein", ("gradient_penalty", 0.1), disc_steps=3, optimiser=CRITIC),
-    "relativistic, R1 and R2": Contest("relativistic", ("r1_r2", 0.01)),
+    "relativistic, R1 and R2": Contest("relativistic", ("r1_r2", 0.002)),
 }
 
 

@@ -117,6 +117,8 @@ class Game(NamedTuple):
     regularise:    (parameters of G) -> a scalar that is added to L_G.
     drift:         weight of E D(x)^2 in L_D, which keeps a critic's outputs near zero (Karras 2018, arXiv 1710.10196).
     real:          transforms real images before use, such as a reduction of resolution; the shape stays.
+    classify:      whether D has logits of the classes, (x, one_hot, classify=True) -> (B, classes), whose cross-entropy
+                   both networks lower beside their losses (Odena 2017, arXiv 1610.09585).
     at:            (game, step) -> the game at a step of training, for networks that change with it.
     """
 
@@ -136,6 +138,7 @@ class Game(NamedTuple):
     drift: float = 0.0
     real: Callable[[jax.Array], jax.Array] = unchanged
     at: Callable[..., Game] = no_change
+    classify: bool = False
 
     @property
     def levels(self) -> int:
@@ -212,12 +215,14 @@ def network_keys(keys: jax.Array, number: int) -> tuple[jax.Array, ...]:
     return rng.split(rng.fold_in(keys, rng.NETWORK), number)
 
 
-def run(network: nn.Module, params: Tree, stats: Tree, inputs: tuple, train: bool) -> tuple[jax.Array, Tree]:
+def run(
+    network: nn.Module, params: Tree, stats: Tree, inputs: tuple, train: bool, **options: Any
+) -> tuple[jax.Array, Tree]:
     """A network's output, and its updated running statistics."""
     if not stats:
-        return network.apply({"params": params}, *inputs), stats
+        return network.apply({"params": params}, *inputs, **options), stats
     variables = {"params": params, "batch_stats": stats}
-    out, new = network.apply(variables, *inputs, train, mutable=["batch_stats"])
+    out, new = network.apply(variables, *inputs, train, mutable=["batch_stats"], **options)
     return out, new["batch_stats"]
 
 
@@ -258,6 +263,18 @@ def discriminate(
     return run(game.discriminator, disc, stats, (x, one_hot(game, cond)), train)
 
 
+def class_loss(game: Game, disc: Tree, stats: Tree, x: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy in nats of the classes that D reads in images (Odena 2017), and how often it is right.
+
+    XLA computes what D(x) and this have in common once.
+    """
+    wanted = one_hot(game, cond)
+    assert wanted is not None
+    logits, _ = run(game.discriminator, disc, stats, (x, wanted), True, classify=True)
+    right = jnp.argmax(logits, axis=-1) == cond["label"]
+    return -jnp.mean(jnp.sum(wanted * jax.nn.log_softmax(logits), axis=-1)), jnp.mean(right)
+
+
 def penalise(
     game: Game, disc: Tree, state: Roles, keys: jax.Array, key_view: jax.Array, x: jax.Array, fake_x: Any, cond: Cond
 ) -> jax.Array:
@@ -282,8 +299,9 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
     z, stats = draw_latents(game, key_z), ctx.extra["gen"]["trained"]
     fake_x, _ = generate(game, params["gen"], stats, key_gen, z, cond, True)
     disc, changed = game.weights(params["disc"], state)
-    real, real_stats = discriminate(game, disc, state["norm"]["real"], game.view(state, key_real, x), cond)
-    fake, fake_stats = discriminate(game, disc, state["norm"]["fake"], game.view(state, key_fake, fake_x), cond)
+    shown = {"real": game.view(state, key_real, x), "fake": game.view(state, key_fake, fake_x)}
+    real, real_stats = discriminate(game, disc, state["norm"]["real"], shown["real"], cond)
+    fake, fake_stats = discriminate(game, disc, state["norm"]["fake"], shown["fake"], cond)
     loss = jnp.mean(adversarial.discriminator_loss(game.loss, real, fake))
     boundary = adversarial.decision_boundary(game.loss, real, fake)
     metrics = {
@@ -296,6 +314,10 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
         loss = loss + game.penalty.weight * metrics["penalty"]
     if game.drift > 0:
         loss = loss + game.drift * jnp.mean(real**2)
+    if game.classify:
+        for kind in ("real", "fake"):
+            value, metrics[f"classes_{kind}"] = class_loss(game, disc, state["norm"][kind], shown[kind], cond)
+            loss = loss + value
     changed = changed | game.observe(state, real)
     norm = {"real": real_stats, "fake": fake_stats}
     return loss, (metrics, {"disc": state | changed | {"norm": norm, "boundary": jnp.asarray(boundary, jnp.float32)}})
@@ -324,7 +346,8 @@ def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     stats, state = ctx.extra["gen"], ctx.extra["disc"]
     fake_x, trained = generate(game, params["gen"], stats["trained"], key_gen, z, cond, True)
     disc, _ = game.weights(params["disc"], state)
-    fake, _ = discriminate(game, disc, state["norm"]["fake"], game.view(state, key_fake, fake_x), cond)
+    shown = game.view(state, key_fake, fake_x)
+    fake, _ = discriminate(game, disc, state["norm"]["fake"], shown, cond)
     real = None
     if game.loss in adversarial.RELATIVE_LOSSES:
         x = game.view(state, key_real, real_images(game, batch))
@@ -333,6 +356,8 @@ def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     _, averaged = generate(game, ctx.ema["gen"], stats["averaged"], key_gen, z, cond, True)
     new = {"gen": {"trained": trained, "averaged": averaged}}
     loss = jnp.mean(adversarial.generator_loss(game.loss, fake, real)) + game.regularise(params["gen"])
+    if game.classify:
+        loss = loss + class_loss(game, disc, state["norm"]["fake"], shown, cond)[0]
     return loss, ({}, new)
 
 
