@@ -20,7 +20,7 @@ from jgen.data.batches import train_batches
 from jgen.data.dataset import Split
 from jgen.train.config import Config
 from jgen.train.loop import role_optimisers
-from jgen.train.step import TrainState, init_state, make_train_step, make_train_steps, place_state, repeats_of
+from jgen.train.step import TrainState, init_state, make_train_step, make_train_steps, place_state, batches_per_step
 
 Draw = Callable[[jax.Array, jax.Array], jax.Array]  # (keys (B,), parameter of the data, (B, 1)) to points (B, D)
 
@@ -77,7 +77,7 @@ def play(
     first = blank(model.data, config.batch_size)
     start = jax.jit(lambda key: init_state(model, optimisers, key, first, ema=False))
     for parameter, seed in cases:
-        batches = blank(model.data, every * repeats_of(playing) * config.batch_size, parameter)
+        batches = blank(model.data, every * batches_per_step(playing) * config.batch_size, parameter)
         state = place_state(model, start(rng.seed_key(seed)))
         yield parameter, seed, 0, state
         for step in range(0, config.steps, every):
@@ -90,7 +90,7 @@ def train_on(
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
     """(state, metrics) after each of `num` steps on the images of a split, by the phases that the model has."""
     step = make_train_step(model, optimisers)
-    batches = train_batches(split, seed, batch_size * repeats_of(model), 0, num)
+    batches = train_batches(split, seed, batch_size * batches_per_step(model), 0, num)
     for number, batch in enumerate(batches):
         state, metrics = step(state, {}, batch, number)
         yield state, metrics

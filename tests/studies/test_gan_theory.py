@@ -137,6 +137,7 @@ def test_data_of_games_are_what_they_are_said_to_be():
         assert np.sqrt(np.mean(distances.min(1) ** 2) / 2) == pytest.approx(mode_collapse.STD, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_game_about_points_is_counted_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mode_collapse, "EVERY", 2)
     hinge = mode_collapse.Contest("hinge", clip=0.01)
