@@ -20,7 +20,7 @@ from jgen.data.batches import train_batches
 from jgen.data.dataset import Split
 from jgen.train.config import Config
 from jgen.train.loop import role_optimisers
-from jgen.train.step import TrainState, init_state, make_train_step, make_train_steps, place_state, batches_per_step
+from jgen.train.step import TrainState, batches_per_step, init_state, make_train_step, make_train_steps, place_state
 
 Draw = Callable[[jax.Array, jax.Array], jax.Array]  # (keys (B,), parameter of the data, (B, 1)) to points (B, D)
 
