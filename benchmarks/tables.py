@@ -28,6 +28,7 @@ from jgen.studies import (  # noqa: E402
     receptive_field,
     sampling_noise,
     sampling_steps,
+    stacked_digits,
 )
 from jgen.train.logs import best_of  # noqa: E402
 
@@ -39,6 +40,7 @@ STUDIES: dict[str, Any] = {
     "optimal_discriminator": optimal_discriminator,
     "divergences": divergences,
     "mode_collapse": mode_collapse,
+    "stacked_digits": stacked_digits,
 }
 DOCUMENTS = ("README.md", "docs/comparison.md", "docs/results.md", "docs/studies.md", "docs/gan_theory.md")
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.

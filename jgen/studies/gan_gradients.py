@@ -145,19 +145,23 @@ def make_norms(models: dict[str, Any], examples: int, seed: int) -> Callable[[An
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table: norms at the start, after a tenth of the steps, and at the end."""
-    lines = [
-        "| norm in D | generator after | loss | at step 0 | after a tenth | at the end | end / start | accuracy of D |"
-    ]
+    lines = ["| norm in D | G after | loss | at step 0 | after a tenth | at the end | end / largest | accuracy of D |"]
     lines.append("| --- " * 8 + "|")
     for row in rows:
         setting, tenth = row["setting"], (len(row["steps"]) - 1) // 10
-        epochs = f"{setting['epochs']} epoch{'s' * (setting['epochs'] > 1)}"
         for name, formula in LOSSES.items():
             norms = row[name]
-            numbers = " | ".join(f"{value:.2g}" for value in (norms[0], norms[tenth], norms[-1], norms[-1] / norms[0]))
+            numbers = " | ".join(
+                f"{value:.2g}" for value in (norms[0], norms[tenth], norms[-1], norms[-1] / max(norms))
+            )
             accuracy = f"{100 * row['accuracy'][-1]:.1f} %"
-            lines.append(f"| {setting['disc_norm']} | {epochs} | {formula} | {numbers} | {accuracy} |")
+            lines.append(f"| {setting['disc_norm']} | {epochs_of(row)} | {formula} | {numbers} | {accuracy} |")
     return "\n".join(lines)
+
+
+def epochs_of(row: Row) -> str:
+    epochs = row["setting"]["epochs"]
+    return f"{epochs} epoch{'s' * (epochs > 1)}"
 
 
 def draw(path: Path, rows: list[Row]) -> None:
@@ -167,11 +171,12 @@ def draw(path: Path, rows: list[Row]) -> None:
     plt = pyplot()
     norms = list(dict.fromkeys(row["setting"]["disc_norm"] for row in rows))
     size = (11, 3.6 * len(norms))
-    fig, axes = plt.subplots(len(norms), 2, figsize=size, sharex=True, layout="constrained", squeeze=False)
+    shared: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False}
+    fig, axes = plt.subplots(len(norms), 2, figsize=size, layout="constrained", **shared)
     for line, norm in zip(axes, norms):
         for ax, (name, formula) in zip(line, LOSSES.items()):
             for row in (row for row in rows if row["setting"]["disc_norm"] == norm):
-                ax.plot(row["steps"], row[name], label=f"after {row['setting']['epochs']} epochs")
+                ax.plot(row["steps"], row[name], label=f"G after {epochs_of(row)}")
             title = "batch normalisation in D" if norm == "batch" else "no normalisation in D"
             ax.set(yscale="log", title=f"{formula}, {title}")
             ax.grid(alpha=0.25)
