@@ -37,8 +37,9 @@ from jgen.core.model import (
     select,
     select_first,
 )
-from jgen.errors import require, require_latents
+from jgen.errors import require, require_latents, require_positive
 from jgen.prob import adversarial
+from jgen.prob.likelihoods import sum_image
 from jgen.prob.pixels import to_float, to_uint8
 
 Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
@@ -47,6 +48,18 @@ Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
 @dataclass(frozen=True)
 class Sampling:
     """Sampling has no options: an image is one pass through the generator."""
+
+
+@dataclass(frozen=True)
+class Inverting:
+    """How the latents of given images are searched for."""
+
+    steps: int = 300
+    """Steps of Adam."""
+    learning_rate: float = 0.05
+    """Its first step size; it falls to zero along a cosine."""
+    starts: int = 4
+    """Random latents to start from, of which the one that ends nearest to the image is taken."""
 
 
 class Penalty(NamedTuple):
@@ -178,6 +191,8 @@ def make_gan(
         conditions=game.conditions,
         validate=partial(validate, game),
         decode=partial(decode, game),
+        invert=partial(invert, game),
+        inverting=Inverting(),
         averages=("gen",),
     )
 
@@ -381,6 +396,48 @@ def decode(game: Game, params: Roles, ctx: Context, keys: jax.Array, z: jax.Arra
     require_latents(z, (game.latent,))
     game = game.at(game, ctx.step)
     return to_uint8(generate_for_sampling(game, params, ctx, keys, z, cond), game.levels)
+
+
+def invert(
+    game: Game,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    cond: Cond,
+    steps: int,
+    learning_rate: float,
+    starts: int,
+) -> jax.Array:
+    """z, (B, latent), that minimise the squared error |G(z, y) - x|^2: see `Inverting`. Noise within G stays as drawn.
+
+    Raises:
+      UserError: options out of their range.
+    """
+    require_positive(steps=steps, learning_rate=learning_rate, starts=starts)
+    import optax  # not at the top: the start of train.py would load it
+
+    game, x = game.at(game, ctx.step), to_float(images, game.levels)
+    optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def errors(z: jax.Array) -> jax.Array:
+        return sum_image((generate_for_sampling(game, params, ctx, keys, z, cond) - x) ** 2)
+
+    def step(carry: tuple, _: Any) -> tuple[tuple, None]:
+        z, state = carry
+        # A sum: neither G with running statistics nor Adam mixes examples.
+        updates, state = optimiser.update(jax.grad(lambda z: jnp.sum(errors(z)))(z), state)
+        return (z + updates, state), None
+
+    def search(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
+        z = draw_latents(game, rng.fold_in(rng.split(keys, 1)[0], number))
+        (z, _), _ = jax.lax.scan(step, (z, optimiser.init(z)), length=steps)
+        best, least = carry
+        now = errors(z)
+        return (jnp.where((now < least)[:, None], z, best), jnp.minimum(now, least)), None
+
+    none = jnp.zeros((len(x), game.latent)), jnp.full(len(x), jnp.inf)
+    return jax.lax.scan(search, none, jnp.arange(starts))[0][0]
 
 
 def sample(game: Game, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:
