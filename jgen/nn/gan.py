@@ -51,7 +51,7 @@ class Discriminator(nn.Module):
         for number, width in enumerate(self.widths, 1):
             h = nn.Dense(width * self.pieces, dtype=self.dtype, name=f"dense{number}")(h)
             h = h.reshape(-1, width, self.pieces)
-            # Not `jnp.max`: its gradient divides by the number of pieces that equal the maximum, which is none where XLA
+            # Not `jnp.max`: its gradient divides by the number of pieces that equal the maximum, which is 0 where XLA
             # computes h a second time with other roundings.
             h = reduce(jnp.maximum, [h[..., i] for i in range(self.pieces)])
         return nn.Dense(1, name="out")(h.astype(jnp.float32))[:, 0]
