@@ -167,6 +167,15 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
         sampling = rows.describe_sampling(document["sampling"]["options"], defaults)
         cells.append(f"class accuracy **{100 * labels['accuracy']:.1f} %**")
         kinds.append(f"{labels['num']} samples, {sampling}")
+    if held_out := document.get("held_out"):
+        cells.append(", ".join(f"{name} **{value:.3f}**" for name, value in held_out["scores"].items()))
+        about = held_out["protocol"]
+        kinds.append(f"{about['num']} {about['split']} images, {about['batch_size']} at a time")
+    for field, scores in document.get("alignment", {}).items():
+        shares = [f"{field} alignment **{100 * scores['aligned']:.1f} %**"] if "aligned" in scores else []
+        others = [f"{name} **{value:.1f}**" for name, value in scores.items() if name.startswith("clip_score")]
+        cells.append(", ".join(shares + others))
+        kinds.append(f"{scores['num']} samples")
     if scores := document.get("reconstruction"):
         cells.append(reconstruction(scores))
         kinds.append(f"reconstructions of {scores['num']} {scores['split']} images")

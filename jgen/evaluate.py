@@ -2,9 +2,11 @@
 
 Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
-weights --inception names (FID); those of a conditional model are read by the classifier. With --reconstruct, held-out
-images are compared with what an autoencoder makes of them. The outcome is written to RUN/evaluation.json, or to --out,
-and printed as a table, a row per run; an evaluation.json that is there already is kept as evaluation.1.json, and so on.
+weights --inception names (FID); those of a conditional model are read by the classifier, and of captioned shapes it is
+looked whether they show what their captions say. With --reconstruct, held-out images are compared with what an
+autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0). The
+outcome is written to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that
+is there already is kept as evaluation.1.json, and so on.
 
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
@@ -29,7 +31,7 @@ from jgen.data.config import Config as Data
 from jgen.data.config import place_of
 from jgen.errors import UserError, require, require_seed
 
-PATHS = ("inception", "efficientnet", "images", "out", "grid")
+PATHS = ("inception", "efficientnet", "clip", "images", "out", "grid")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Arguments:
     efficientnet: str = ""
     """File of EfficientNet-Lite0's weights, or installed, for the package's: distances are in its features, which are
     the same for every data set of colour images."""
+    clip: str = ""
+    """Run of CLIP on such images: samples are scored by how near they are to their texts in its embeddings."""
     images: str = ""
     """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
     data: Data = field(default_factory=Data)
@@ -98,11 +102,19 @@ def evaluate(
     config, data = dataset.reopen(gen.config.data, fingerprint, run, gen.tokenizers, place_of(arguments.data))
     require(data.spec.image == gen.model.images, f"{data.name} has {data.spec.image}: {run} has {gen.model.images}")
     check_split(data, arguments)
+    if arguments.clip:
+        data = data._replace(judges=sample_scores.with_clip_score(data, jgen.load(arguments.clip)))
+        takes = ", ".join(gen.model.conditions) or "nothing"
+        is_asked = any(name in data.judges for name in gen.model.conditions)
+        require(is_asked, f"--clip is about samples of texts: {gen.model.name} is conditioned on {takes}")
     compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
+    if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
+        # Without a feature network, samples whose texts can be judged still have a score.
+        compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
-    if compare and arguments.samples:  # first: options that do not serve are noticed soon
+    if arguments.samples:  # first: options that do not serve are noticed soon
         scores |= sample_scores.score_samples(gen, data, arguments, sampling, compare)
     scores |= {"likelihood": None, "errors": {}}
     if gen.model.log_prob is not None:
@@ -110,6 +122,8 @@ def evaluate(
             scores["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
         except UserError as error:  # one image without a number: the distances are found all the same
             scores["errors"]["likelihood"] = str(error)
+    if is_validated(gen, arguments):
+        scores["held_out"] = held_out.validation(gen, data, arguments)
     if compare and arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
         made, labels, reconstruction = held_out.reconstruction(gen, data, arguments)
@@ -148,12 +162,20 @@ def all_frozen(frozen: Any) -> list[Any]:
     return [[model.params, all_frozen(model.frozen)] for model in frozen.values()]
 
 
+def is_validated(gen: Any, arguments: Arguments) -> bool:
+    """Whether a run is scored by its model's validation scores: where it has no likelihood, and no images are asked
+    for, as of a model that only compares or encodes."""
+    model, asked = gen.model, arguments.samples > 0 or arguments.reconstruct
+    return model.validate is not None and model.sample is None and model.log_prob is None and not asked
+
+
 def check_capabilities(gen: Any, arguments: Arguments) -> None:
     """Raises `UserError` where a model cannot do what is to be scored, or nothing is."""
     from jgen.core.generate import require_capability
 
+    asked = arguments.samples > 0 or arguments.reconstruct
     require(
-        gen.model.log_prob is not None or arguments.samples > 0 or arguments.reconstruct,
+        gen.model.log_prob is not None or asked or is_validated(gen, arguments),
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
     if arguments.samples:
@@ -236,7 +258,7 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid"):
+        for name in ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -251,6 +273,7 @@ def check_arguments(a: Arguments) -> None:
     from jgen.metrics.quality import FEWEST, NEEDED
 
     require(a.samples > 0 or not a.grid, "--grid is of samples, of which --samples 0 draws none")
+    require(a.samples > 0 or not a.clip, "--clip is about samples, of which --samples 0 draws none")
     if a.samples:
         require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
     if a.reconstruct:

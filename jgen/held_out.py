@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jgen.core import keys as rng
+from jgen.core.generate import run_over
 from jgen.core.model import Batch, Cond
 from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset, require_labels_of
@@ -86,6 +87,16 @@ def code_use(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
     counts = np.bincount(codes.ravel(), minlength=num_codes)
     p = counts[counts > 0] / counts.sum()
     return {"codes": len(counts), "codes_used": len(p), "perplexity": np.exp(-np.sum(p * np.log(p)))}
+
+
+def validation(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, Any]:
+    """The model's own validation scores of held-out images, their means over all; some are of those scored at once."""
+    key_score, batch = split_as_seen(gen, dataset, arguments, 0)
+    where: dict[str, Any] = {"batch_size": arguments.batch_size, "progress": progress("scoring")}
+    scores = run_over(gen.model, "validate", gen.params, gen.ctx, key_score, batch, **where)
+    means = {name: float(np.mean(values, dtype=np.float64)) for name, values in scores.items()}
+    protocol = {"split": arguments.split, "num": len(batch["image"]), "batch_size": arguments.batch_size}
+    return {"scores": means, "protocol": {**protocol, "seed": arguments.seed}}
 
 
 def likelihood(gen: Generator, dataset: Dataset, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:

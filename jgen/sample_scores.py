@@ -18,16 +18,25 @@ import numpy as np
 from jgen import cli
 from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
+from jgen.data.sources import Judge
 from jgen.errors import require
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 CHUNK = 1000  # samples held at a time
 IN_GRID = 1000  # of which a grid may be drawn
+CLIP_BATCH = 250  # images that CLIP sees at a time
 Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
 
 
-def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any], compare: Compare) -> dict[str, Any]:
-    """Draws samples, some at a time, and compares them with real images."""
+def score_samples(
+    gen: Any, data: Any, arguments: Any, sampling: dict[str, Any], compare: Compare | None
+) -> dict[str, Any]:
+    """Draws samples, some at a time, and compares them with real images, and with the texts that they were asked for
+    with where the data can judge these.
+
+    Args:
+      compare: of `make_comparison`; None leaves comparisons with real images out.
+    """
     import jax
 
     from jgen import held_out
@@ -35,6 +44,8 @@ def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any],
 
     key, num = jax.random.key(arguments.seed), arguments.samples
     cond = held_out.sampling_conditions(gen, data, arguments, num)
+    texts = judged_texts(gen, data, cond)
+    alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by their first sample
     first: list[np.ndarray] = []  # for the grid
     seconds, drawn = 0.0, 0
 
@@ -46,13 +57,20 @@ def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any],
         images = to_display(gen.sample(key, stop - start, **where, **part, **sampling), gen.model.images.levels)
         seconds, drawn = seconds + time.time() - began, drawn + stop - start
         bar.update(stop - start)
+        for name, asked in texts.items():
+            alignment[name][start] = data.judges[name](asked[start:stop], images)
         if arguments.grid and sum(map(len, first)) < IN_GRID:
             first.append(images)
         return images
 
     with progress_bar(total=num, desc="sampling", unit="image") as bar:
         made = {"model": cli.model_hash(gen), "seed": arguments.seed, "cond": cli.digest_of(cond), "options": sampling}
-        scores = compare(draw, num, cond.get("label"), asked_for=True, identity=made)
+        scores: dict[str, Any] = {"quality": None, "labels": None}
+        if compare is not None:
+            scores = compare(draw, num, cond.get("label"), asked_for=True, identity=made)
+        for start in range(0, num, CHUNK):
+            if compare is None or any(start not in parts for parts in alignment.values()):
+                draw(start, min(start + CHUNK, num))  # what has features from an earlier process was not drawn
     all_drawn = drawn == num  # else an earlier process drew some, and nobody knows how long it took
     if arguments.grid:
         if not first:
@@ -61,7 +79,67 @@ def score_samples(gen: Any, data: Any, arguments: Any, sampling: dict[str, Any],
         label = cond.get("label")
         write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], data.spec.label_names)
     took = round(seconds, 1) if all_drawn else None
+    if alignment:
+        scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
     return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
+
+
+def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    """The texts that samples are conditioned on, of the fields that the data can judge.
+
+    Raises:
+      UserError: texts that it cannot judge, such as captions that were cut.
+    """
+    texts = {name: [data.tokenizers[name].decode(row) for row in cond[name]] for name in data.judges if name in cond}
+    for name, asked in texts.items():  # before anything is sampled
+        data.judges[name](asked, np.zeros((len(asked), *data.spec.image.shape), np.uint8))
+    return texts
+
+
+def with_clip_score(data: Any, clip: Any) -> dict[str, Judge]:
+    """The judges of a data set, that of CLIP's texts with the CLIP score beside its own.
+
+    The score of an image and a text is 100 max(u . v, 0), of their embeddings (Hessel et al. 2021, arXiv 2104.08718,
+    equation 1, with 100 for 2.5), and named after the weights, without which it means nothing: clip_score_<hash>.
+
+    Args:
+      clip: the generator of a run, such as of jgen/models/text_to_image/clip.py.
+    Raises:
+      UserError: a run that lends no embeddings, or that is of other images or other fields than the data.
+    """
+    import jax
+
+    model = clip.model
+    lends = {"embed_image", "embed_text"} <= set(model.functions)
+    require(lends, f"clip is a {model.name}: it must be a model that lends embed_image and embed_text, such as clip")
+    wanted, shape = data.spec.image.shape, model.images.shape
+    require(shape == wanted, f"clip is of images {shape}: they must be {wanted}, as in the data")
+    field = clip.config.model.text
+    has = ", ".join(data.tokenizers) or "no texts"
+    require(field in data.tokenizers, f"clip is of the field {field}: the data has {has}")
+    name, encode = f"clip_score_{cli.model_hash(clip)[:8]}", clip.tokenizers[field].encode
+    embed_image, embed_text = (jax.jit(model.functions[f"embed_{kind}"]) for kind in ("image", "text"))
+
+    def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
+        scores = []
+        for start in range(0, len(texts), CLIP_BATCH):
+            tokens = np.stack([encode(text) for text in texts[start : start + CLIP_BATCH]])
+            x = images[start : start + CLIP_BATCH].astype(np.float32) * np.float32(2 / 255) - 1
+            u, v = embed_image(clip.params, clip.ctx, x), embed_text(clip.params, clip.ctx, tokens)
+            scores.append(100.0 * np.maximum(np.sum(np.asarray(u) * np.asarray(v), axis=1), 0.0))
+        own = data.judges[field](texts, images) if field in data.judges else {}
+        return {**own, name: np.concatenate(scores)}
+
+    return {**data.judges, field: judge}
+
+
+def mean_scores(parts: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The mean of each of a judge's scores over all samples that it is about, and how many samples there are."""
+    ordered = [parts[start] for start in sorted(parts)]
+    whole = {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
+    about = {name: values[~np.isnan(values)] for name, values in whole.items()}
+    means = {name: float(values.mean()) for name, values in about.items() if len(values)}
+    return {"num": sum(len(next(iter(part.values()))) for part in ordered), **means}
 
 
 def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) -> Compare:

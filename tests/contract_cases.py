@@ -12,6 +12,7 @@ import toys
 from jgen.cli import import_config
 from jgen.core import parallel
 from jgen.core.model import ArraySpec, DataSpec, FrozenModel, ImageSpec
+from jgen.data.text import NUM_BYTES
 from jgen.data.transforms import added_fields
 from jgen.experiment import make_model
 from jgen.train.config import Config, Optimiser
@@ -43,9 +44,9 @@ def make_case(name: str) -> Case:
     else:
         experiment = import_config(SYSTEMS[name]).get_config("tiny")
         below = {role: make_case(system_of(run)) for role, run in experiment.frozen.items()}
-        image = image_of(experiment.data)
-        data = DataSpec(image, {"label": ArraySpec((), "int32", 10), **added_fields(experiment.data, image)})
-        model = make_model(experiment.model, data, {role: case.model for role, case in below.items()})
+        model = make_model(
+            experiment.model, data_of(experiment.data), {role: case.model for role, case in below.items()}
+        )
     return Case(model, {role: freeze(case) for role, case in below.items()})
 
 
@@ -65,9 +66,14 @@ def train_below(python, tmp_path, path):
     return options
 
 
-def image_of(data) -> ImageSpec:
-    """The digits as the options of data show them."""
-    return ImageSpec(8, 8, 1, 2 if data.binarise != "none" else 17)
+def data_of(data) -> DataSpec:
+    """The digits, or the shapes with their captions, as the options of data show them."""
+    if data.name == "shapes":
+        vocabulary = NUM_BYTES if data.tokenizer == "bytes" else data.vocabulary
+        tokens = ArraySpec((data.text_length,), "int32", vocabulary)
+        return DataSpec(ImageSpec(data.size or 32, data.size or 32, 3, 256), {"text": tokens})
+    image = ImageSpec(8, 8, 1, 2 if data.binarise != "none" else 17)
+    return DataSpec(image, {"label": ArraySpec((), "int32", 10), **added_fields(data, image)})
 
 
 def freeze(case: Case) -> FrozenModel:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from contract_cases import ROOT, SYSTEMS
+from contract_cases import ROOT, SYSTEMS, data_of
 
 import jgen
 from jgen.cli import import_config
@@ -25,6 +25,8 @@ def get(system, variant):
 
 
 def spec_of(data):
+    if data.name == "shapes":
+        return data_of(data)
     levels = 17 if data.name == "digits" else 256
     image = ImageSpec(*{**SHAPES, **IMAGENET}[data.name], 2 if data.binarise != "none" else levels)
     label = ArraySpec((), "int32", 1000 if data.name in IMAGENET else 10)
@@ -68,12 +70,14 @@ def test_systems_that_are_compared_see_the_same_images():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
-    missing = [name for name in ("digits", "mnist", "fashion_mnist", "tiny") if name not in VARIANTS[system]]
+    of_texts = SYSTEMS[system].parent.name == "text_to_image"  # which digits have not
+    common = ("shapes", "tiny") if of_texts else ("digits", "mnist", "fashion_mnist", "tiny")
+    missing = [name for name in common if name not in VARIANTS[system]]
     file = SYSTEMS[system].relative_to(ROOT)
     assert not missing, (
         f"add the variants {', '.join(missing)} to VARIANTS of {file}, each with a line, and to get_config"
     )
-    for variant in ("digits", "mnist", "fashion_mnist", "tiny"):  # all their levels, so that bits/dim compare
+    for variant in common:  # all their levels, so that bits/dim compare
         assert (get(system, variant).data.levels, get(system, variant).data.binarise) == (0, "none")
 
 

@@ -411,6 +411,9 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--data.levels", "2"], ["--data.levels is about --images"]),
         (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
         (["RUN", "--samples", "0", "--grid", "x.png"], ["--grid", "--samples 0"]),
+        (["RUN", "--samples", "0", "--clip", "x"], ["--clip", "--samples 0"]),
+        (["RUN", "--clip", "RUN"], ["clip is a ddpm: it must be a model that lends embed_image and embed_text"]),
+        (["RUN", "--clip", "nowhere"], ["no run at nowhere"]),
         (["RUN", "--samples", "0", "--sampling.steps", "3"], ["--sampling", "--samples 0"]),
         (["RUN", "RUN", "--grid", "x.png"], ["one run"]),
         (["RUN", "--step", "never"], ["--step", "best"]),
@@ -423,6 +426,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         ([*FILE, "--likelihood-images", "5"], ["--likelihood-images is about runs"]),
         ([*FILE, "--reconstruct"], ["--reconstruct is about runs"]),
         ([*FILE, "--grid", "x.png"], ["--grid is about runs"]),
+        ([*FILE, "--clip", "x"], ["--clip is about runs"]),
         ([*FILE, "--batch-size", "5"], ["--batch-size is about runs"]),
     ],
 )

@@ -154,11 +154,12 @@ def is_link(name):
 def test_a_system_says_in_its_file_what_it_reached():
     scores = {path: json.loads(path.read_text()) for path in (ROOT / "results").glob("score_*.json")}
     systems = {path.stem for path in (ROOT / "jgen" / "models").glob("*/*.py") if "\ndef make(" in path.read_text()}
+    every = set(systems)
     systems -= {name for name in systems & set(SYSTEMS) if is_link(name)}  # scored with what stands on it
     scored = {score["system"] for score in scores.values()}
     missing = [f"results/score_{name}_<data>.json" for name in sorted(systems - scored)]
     assert not missing, f"add {', '.join(missing)}: train it, then python -m jgen.evaluate RUN --out FILE"
-    assert scored <= systems, f"results/ has scores of {sorted(scored - systems)}: jgen/models has no such file"
+    assert scored <= every, f"results/ has scores of {sorted(scored - every)}: jgen/models has no such file"
     for path, score in scores.items():
         docstring = next((ROOT / "jgen" / "models").glob(f"*/{score['system']}.py")).read_text().split('"""')[1]
         measured = " ".join(docstring.partition("Measured: ")[2].split())
@@ -167,6 +168,8 @@ def test_a_system_says_in_its_file_what_it_reached():
             numbers.append(f"{-score['likelihood']['nats']['mean']:.2f} nats")
         elif score["likelihood"]:
             numbers.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
+        elif score.get("held_out"):
+            numbers += [f"{name} {value:.3f}" for name, value in score["held_out"]["scores"].items()]
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
         elif "codes" in score["reconstruction"]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -139,7 +140,15 @@ def test_a_model_without_a_sampler_is_trained_and_says_what_it_can(cache, tmp_pa
     mistake(lambda: sample.command([str(run), "--num", "2"]), can.format("sample"), kind=NotSupported)
     mistake(lambda: gen.log_prob(KEY, np.zeros((1, 8, 8, 1), np.uint8)), can.format("log_prob"), kind=NotSupported)
     mistake(lambda: evaluate.command([str(run)]), can.format("sample"))
-    mistake(lambda: evaluate.command([str(run), "--samples", "0"]), "has no likelihood", "nothing to score")
+    without = SimpleNamespace(model=gen.model._replace(validate=None))
+    none = evaluate.Arguments(samples=0)
+    mistake(lambda: evaluate.check_capabilities(without, none), "has no likelihood", "nothing to score")
+    assert evaluate.command([str(run), "--samples", "0", "--num", "20"]) == 0
+    document = json.loads((run / "evaluation.json").read_text())
+    about = {"split": "test", "num": 20, "batch_size": 100, "seed": 0}
+    assert document["held_out"]["protocol"] == about and "sampling" not in document
+    score = document["held_out"]["scores"]["cross_entropy"]
+    assert 0 < score < 10 and f"20 test images, 100 at a time: cross_entropy {score:.4f}" in capsys.readouterr().out
     x = np.zeros((2, *toys.IMAGES.shape), np.float32)
     assert gen.model.functions["logits"](gen.params, gen.ctx, x).shape == (2, 10)
 

@@ -223,6 +223,8 @@ class GenerativeModel(NamedTuple):
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
+    whole_batch: whether the loss of an example is about all others of the batch, as a contrastive loss is: a step's
+                 batch may be split over devices, which `jgen.core.parallel` joins, but not accumulated in parts.
     why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
                  the message of `NotSupported`.
     """
@@ -256,6 +258,7 @@ class GenerativeModel(NamedTuple):
     functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
+    whole_batch: bool = False
     why_not: Mapping[str, str] = {}
 
     def __hash__(self) -> int:

@@ -18,9 +18,9 @@ class Config:
     """Which images, and what is done to them."""
 
     name: str = "digits"
-    """digits, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with
-    or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png), or npz:FILE,
-    arrays `images` and `label`."""
+    """digits, shapes, which have captions and are of 32 pixels or of `size` 64, any prepared TFDS image set (mnist,
+    fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with or without sub-folders as classes and captions
+    as text files beside the pictures (1.txt for 1.png), or npz:FILE, arrays `images` and `label`."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""

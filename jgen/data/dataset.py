@@ -21,7 +21,8 @@ from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
 from jgen.data.config import OF_FILES, Config, Place, check_config, located
 from jgen.data.folders import folder_source
-from jgen.data.sources import Records, Source, cache_dir
+from jgen.data.shapes import shapes_source
+from jgen.data.sources import Judge, Records, Source, cache_dir
 from jgen.data.text import Tokenizer, load_tokenizers, save_tokenizers, train_bpe
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
 from jgen.data.transforms import added_fields
@@ -55,6 +56,8 @@ class Dataset(NamedTuple):
     splits:      train, validation (where there is one) and test; their batches are what the set stores.
     fingerprint: a hash of the content.
     tokenizers:  of the text fields, by name.
+    judges:      of the text fields whose texts can be looked for in images, by name; {} where images have fewer levels
+                 than the set has, and are not as its judges know them.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Dataset(NamedTuple):
     splits: dict[str, Split]
     fingerprint: str
     tokenizers: Mapping[str, Tokenizer] = {}
+    judges: Mapping[str, Judge] = {}
 
 
 def has_labels(dataset: Dataset, split: str) -> bool:
@@ -102,6 +106,8 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config)
     if config.name == "digits":
         return tfds_source(digits_builder(), config)
+    if config.name == "shapes":
+        return shapes_source(config)
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
@@ -126,7 +132,9 @@ def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arra
         require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{name} adds: use one of them")
     parts, fingerprint = opened(source)
     splits = {name: slice_split(parts[part], start, stop, OFFSETS[part]) for name, (part, start, stop) in cuts.items()}
-    return Dataset(source.name, DataSpec(image, {**source.spec.fields, **added}), splits, fingerprint, tokenizers)
+    spec = DataSpec(image, {**source.spec.fields, **added})
+    judges = source.judges if image.levels == source.spec.image.levels else {}
+    return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges)
 
 
 def opened(source: Source) -> tuple[dict[str, Records], str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,9 @@ import numpy as np
 from jgen.core.model import DataSpec
 
 MAX_THREADS = 16
+# (texts, uint8 images (n, H, W, C) in 0 .. 255) -> {score: float (n,)}: what of each text its image shows, "aligned" 1
+# where that is all of it; NaN where a score is not about the text.
+Judge = Callable[[Sequence[str], np.ndarray], dict[str, np.ndarray]]
 
 
 class Records(NamedTuple):
@@ -44,6 +47,7 @@ class Source(NamedTuple):
     tokens:  a hash of the tokenizers that made fields of texts; "" without any.
     content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
              whose name and version say it.
+    judges:  of the text fields whose texts can be looked for in images, by name.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Source(NamedTuple):
     texts: tuple[str, ...] = ()
     tokens: str = ""
     content: str = ""
+    judges: Mapping[str, Judge] = {}
 
 
 def cache_dir() -> Path:

@@ -70,7 +70,8 @@ def prepared_builder(name: str, folder: Path) -> Any:
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
         check_format(name, folder, error)
         raise UserError(
-            f"data set {name!r} is unknown: it must be digits, folder:PATH, npz:FILE or the name of a TFDS image set"
+            f"data set {name!r} is unknown: it must be digits, shapes, folder:PATH, npz:FILE or the name of a TFDS"
+            " image set"
         ) from error
     require(Path(builder.data_dir).is_dir(), f"data set {name!r} is not prepared in {folder}: {how}")
     return builder

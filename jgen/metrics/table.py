@@ -70,6 +70,13 @@ def protocol(document: dict[str, Any]) -> str:
         if names := labels.get("names"):
             by_class = (f"{name} {labels['by_class'][name]:.4f}" for name in names[:MOST_CLASSES])
             parts[-1] += f"; right by class: {', '.join(by_class)}{', ...' * (len(names) > MOST_CLASSES)}"
+    if held_out := document.get("held_out"):
+        scores, about = held_out["scores"], held_out["protocol"]
+        values = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        parts.append(f"{about['num']} {about['split']} images, {about['batch_size']} at a time: {values}")
+    for field, scores in document.get("alignment", {}).items():
+        shares = (f"{name} {value:.4f}" for name, value in scores.items() if name != "num")
+        parts.append(f"{field} against the images of {scores['num']} samples: {', '.join(shares)}")
     return "; ".join(parts)
 
 

@@ -141,6 +141,10 @@ class Training:
         newest: int | None = None,
     ):
         self.started = time.monotonic()
+        require(
+            config.accumulation == 1 or not model.whole_batch,
+            f"train.accumulation is {config.accumulation}: {model.name} has a loss of whole batches, it must be 1",
+        )
         if "label" in model.conditions:
             scored = ["validation"] * (config.validate_every > 0 and "validation" in dataset.splits)
             for split in ("train", *scored):

@@ -1,0 +1,232 @@
+"""Whether pictures show what captions of `jgen.data.shapes` say: both are read back, and compared.
+
+A pixel's difference from the background has the direction of its object's colour, edges included; pixels of a direction
+that touch are an object. Its area gives its size, its centre of mass its place, and the shape whose rendering at that
+area and place is nearest is its shape. All of this is exact on renderings, also with noise and moved by a pixel; what
+is like no shape is an object of none, which no caption asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from jgen.data.shapes import (
+    BACKGROUND,
+    COLOURS,
+    MOST_OBJECTS,
+    OFFSETS,
+    PALETTE,
+    POSITIONS,
+    PREFIXES,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    SIDE,
+    SIZES,
+    coverage,
+)
+from jgen.errors import require
+
+LEAST = 0.3  # of an object's colour in a pixel that is told to be of it
+SPECK = 1.3  # radius, in units, below which something is no object
+LARGE = (RADII[0][1] + RADII[1][0]) / 2
+ALIKE = 0.2  # most squared difference of an object and its shape's rendering, as a part of the object
+MIDDLE = (OFFSETS[0] + OFFSETS[1]) / 2
+CHUNK = 500  # pictures read at a time
+
+
+class Thing(NamedTuple):
+    """An object of a picture, or what a caption says of one: None where it does not say.
+
+    shape, colour: of SHAPES and COLOURS; a shape of -1 is none. size: 0 small, 1 large. centre: (y, x) in units.
+    """
+
+    shape: int
+    colour: int
+    size: int | None
+    centre: tuple[float, float] | None = None
+
+
+class Statement(NamedTuple):
+    """What a caption says: its objects, the relations (of RELATIONS) of the first to the others, the position (of
+    POSITIONS) of a lone one."""
+
+    things: tuple[Thing, ...]
+    relations: tuple[int, ...] = ()
+    position: int | None = None
+
+
+def numbered(words: Sequence[Sequence[str]]) -> dict[str, int]:
+    """{word: the number of what it names}."""
+    return {word: number for number, synonyms in enumerate(words) for word in synonyms}
+
+
+WORDS = {
+    "size": numbered(SIZES),
+    "colour": numbered(COLOURS),
+    "shape": numbered(SHAPES),
+    "relation": numbered(RELATIONS),
+    "position": numbered(POSITIONS),
+}
+
+
+def any_of(kind: str) -> str:
+    return f"({'|'.join(map(re.escape, WORDS[kind]))})"
+
+
+_THING = f"a (?:{any_of('size')} )?{any_of('colour')} {any_of('shape')}"
+_RELATION = any_of("relation")
+_PREFIX = f"(?:{'|'.join(PREFIXES)})"
+ONE = re.compile(f"{_PREFIX}{_THING}(?: {any_of('position')})?")
+TWO = re.compile(f"{_PREFIX}{_THING} {_RELATION} {_THING}")
+TWO_WITH = re.compile(f"{_PREFIX}{_THING} with {_THING} {_RELATION} it")
+THREE = re.compile(f"{_PREFIX}{_THING} {_RELATION} {_THING} and {_RELATION} {_THING}")
+
+
+def read_caption(text: str) -> Statement:
+    """What a caption says. Raises `UserError` for a text that is not of the grammar, such as one that was cut."""
+
+    def thing(size: str | None, colour: str, shape: str) -> Thing:
+        return Thing(WORDS["shape"][shape], WORDS["colour"][colour], None if size is None else WORDS["size"][size])
+
+    if match := ONE.fullmatch(text):
+        *of_thing, position = match.groups()
+        return Statement((thing(*of_thing),), (), None if position is None else WORDS["position"][position])
+    if match := TWO.fullmatch(text):
+        words = match.groups()
+        return Statement((thing(*words[:3]), thing(*words[4:])), (WORDS["relation"][words[3]],))
+    if match := TWO_WITH.fullmatch(text):
+        words = match.groups()
+        return Statement((thing(*words[3:6]), thing(*words[:3])), (WORDS["relation"][words[6]],))
+    match = THREE.fullmatch(text)
+    why = "it may have been cut: raise --data.text-length"
+    require(match is not None, f"{text!r} is no caption of shapes; {why}")
+    assert match is not None
+    words = match.groups()
+    things = (thing(*words[:3]), thing(*words[4:7]), thing(*words[8:]))
+    return Statement(things, (WORDS["relation"][words[3]], WORDS["relation"][words[7]]))
+
+
+def read_pictures(images: np.ndarray) -> list[list[Thing]]:
+    """The objects of each picture, uint8 (n, S, S, 3)."""
+    read: list[list[Thing]] = []
+    for start in range(0, len(images), CHUNK):
+        read += read_chunk(images[start : start + CHUNK])
+    return read
+
+
+def read_chunk(images: np.ndarray) -> list[list[Thing]]:
+    from scipy import ndimage
+
+    n, size = images.shape[:2]
+    tints = PALETTE - BACKGROUND
+    lengths = np.linalg.norm(tints, axis=1)
+    along = (images.astype(np.float32) - BACKGROUND) @ (tints / lengths[:, None] ** 2).T.astype(np.float32)
+    nearest = np.argmax(along, axis=-1)  # tints are of one length
+    amount = np.clip(np.take_along_axis(along, nearest[..., None], -1)[..., 0], 0.0, 1.0)
+    planes = (nearest[:, None] == np.arange(len(COLOURS))[None, :, None, None]) & (amount > LEAST)[:, None]
+    neighbours = np.zeros((3, 3, 3, 3), bool)
+    neighbours[1, 1] = True  # pixels of one picture and one colour
+    labels, number = ndimage.label(planes, neighbours)
+    boxes = ndimage.find_objects(labels)
+    things: list[list[Thing]] = [[] for _ in range(n)]
+    if not number:
+        return things
+    places = np.array([[box[0].start, box[1].start] for box in boxes])
+    masks = np.zeros((number, size, size), np.float32)
+    for i, (_, _, *box) in enumerate(boxes):
+        picture, colour = places[i]
+        rows, columns = (slice(max(side.start - 1, 0), side.stop + 1) for side in box)
+        # An edge's faintest pixels are next to the object's; they are of any direction, by noise.
+        own = ndimage.binary_dilation(labels[picture, colour, rows, columns] == i + 1, np.ones((3, 3), bool))
+        masks[i, rows, columns] = own * np.clip(along[picture, rows, columns, colour], 0.0, 1.0)
+    for picture, thing in zip(places[:, 0].tolist(), recognise(masks, places[:, 1])):
+        if thing is not None:
+            things[picture].append(thing)
+    return things
+
+
+def recognise(masks: np.ndarray, colours: np.ndarray) -> list[Thing | None]:
+    """The objects that cover pixels as `masks`, (m, S, S) in [0, 1], say; None for a speck."""
+    size = masks.shape[1]
+    unit = SIDE / size
+    area = masks.sum((1, 2))
+    pixels = (np.arange(size) + 0.5) * unit
+    centre = np.stack([masks.sum(2) @ pixels, masks.sum(1) @ pixels], axis=1) / np.maximum(area, 1e-6)[:, None]
+    radius = np.sqrt(area * unit**2 / np.pi)
+    differences = np.empty((len(masks), len(SHAPES)))
+    for shape in range(len(SHAPES)):
+        drawn = coverage(np.full(len(masks), shape), radius, centre, size)
+        differences[:, shape] = ((drawn - masks) ** 2).sum((1, 2)) / np.maximum((masks**2).sum((1, 2)), 1e-6)
+    best = np.argmin(differences, axis=1)
+    best = np.where(differences.min(axis=1) < ALIKE, best, -1)
+    things: list[Thing | None] = []
+    for i in range(len(masks)):
+        here = (float(centre[i, 0]), float(centre[i, 1]))
+        thing = Thing(int(best[i]), int(colours[i]), int(radius[i] > LARGE), here)
+        things.append(thing if radius[i] > SPECK else None)
+    return things
+
+
+def relation_of(one: Thing, other: Thing) -> int:
+    """The relation, of RELATIONS, of one object to another: along the axis on which they are further apart."""
+    assert one.centre is not None and other.centre is not None
+    y, x = other.centre[0] - one.centre[0], other.centre[1] - one.centre[1]
+    return int(y < 0) if abs(y) > abs(x) else 2 + int(x < 0)
+
+
+def position_of(thing: Thing) -> int:
+    """The position of an object in the picture, of POSITIONS."""
+    assert thing.centre is not None
+    y, x = thing.centre[0] - SIDE / 2, thing.centre[1] - SIDE / 2
+    if max(abs(y), abs(x)) < MIDDLE:
+        return 4
+    return int(y > 0) if abs(y) > abs(x) else 2 + int(x > 0)
+
+
+def is_like(asked: Thing, seen: Thing) -> bool:
+    return (asked.shape, asked.colour) == (seen.shape, seen.colour) and asked.size in (None, seen.size)
+
+
+def shows(picture: Sequence[Thing], statement: Statement) -> tuple[bool, bool]:
+    """(whether the picture has the statement's objects and no others, whether they also stand where it says)."""
+    things = statement.things
+    if len(picture) != len(things):
+        return False, False
+    has_objects = False
+    for seen in permutations(picture):
+        if not all(map(is_like, things, seen)):
+            continue
+        has_objects = True
+        relations = tuple(relation_of(seen[0], other) for other in seen[1:])
+        if relations == statement.relations and statement.position in (None, position_of(seen[0])):
+            return True, True
+    return has_objects, False
+
+
+def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of pictures by the captions that they were asked for with: float (n,), of which the mean is a share.
+
+    Args:
+      images: uint8 (n, S, S, 3), 0 .. 255.
+    Returns:
+      aligned: 1 where every object, size, relation and position that the caption names is in the picture, and no other
+        object is; aligned_1 to aligned_3: the same of captions of so many objects, NaN of others; number: 1 where there
+        are as many objects; objects: 1 where they have the shapes, colours and sizes that the caption names.
+    Raises:
+      UserError: a text that is no caption of the set.
+    """
+    statements = [read_caption(text) for text in texts]
+    pictures = read_pictures(images)
+    outcome = np.array([shows(picture, each) for picture, each in zip(pictures, statements)], float).reshape(-1, 2)
+    named = np.array([len(each.things) for each in statements])
+    scores = {"aligned": outcome[:, 1]}
+    for number in range(1, MOST_OBJECTS + 1):
+        scores[f"aligned_{number}"] = np.where(named == number, outcome[:, 1], np.nan)
+    scores["number"] = np.array([float(len(picture) == number) for picture, number in zip(pictures, named)])
+    return {**scores, "objects": outcome[:, 0]}

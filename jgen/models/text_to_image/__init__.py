@@ -1,0 +1,1 @@
+"""Images from texts, and what looks at the two together."""

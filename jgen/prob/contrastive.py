@@ -1,0 +1,36 @@
+"""The contrastive loss of pairs over a batch (Sohn 2016; van den Oord et al. 2018, arXiv 1807.03748, equation 4)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jgen.core import parallel
+
+
+def contrastive_losses(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """(l_ab + l_ba) / 2 of each pair, float32 (B,): with s_ij = scale a_i . b_j,
+
+        l_ab = - log exp(s_ii) / sum_j exp(s_ij),    l_ba = - log exp(s_ii) / sum_j exp(s_ji).
+
+    The sums are over the batch of all devices, and so is the gradient: its mean over the devices is that of the mean
+    loss of the whole batch. Parts of an accumulated batch are contrasted by themselves.
+
+    Args:
+      a, b: float32 (B, D); a_i and b_i are a pair. scale: a number.
+    """
+    pairs = own_rows(a)
+    to_b, to_a = scale * a @ parallel.all_gather(b).T, scale * b @ parallel.all_gather(a).T
+    l_ab, l_ba = (optax.softmax_cross_entropy_with_integer_labels(logits, pairs) for logits in (to_b, to_a))
+    return 0.5 * (l_ab + l_ba)
+
+
+def own_rows(x: jax.Array) -> jax.Array:
+    """The places of this device's entries in the batch of all devices, int32 (B,)."""
+    return parallel.axis_index() * len(x) + jnp.arange(len(x))
+
+
+def nearest(a: jax.Array, b: jax.Array) -> jax.Array:
+    """For each a the place of the b with the greatest a . b in the batch of all devices: int (B,), of (B, D) each."""
+    return jnp.argmax(a @ parallel.all_gather(b).T, axis=1)

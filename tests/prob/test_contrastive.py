@@ -1,0 +1,70 @@
+"""The contrastive loss against a plain double loop, and the same on several devices."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgen.core import parallel
+from jgen.prob.contrastive import contrastive_losses, nearest
+
+RNG = np.random.default_rng(0)
+A, B, SCALE = RNG.normal(size=(8, 5)), RNG.normal(size=(8, 5)), 1.7
+
+
+def looped(a, b, scale):
+    """Equation by equation, in float64."""
+    losses = []
+    for i in range(len(a)):
+        of_a = [math.exp(scale * sum(a[i] * b[j])) for j in range(len(b))]
+        of_b = [math.exp(scale * sum(a[j] * b[i])) for j in range(len(a))]
+        losses.append(-0.5 * (math.log(of_a[i] / sum(of_a)) + math.log(of_b[i] / sum(of_b))))
+    return np.array(losses)
+
+
+def on_devices(number, function, *arrays):
+    """A function of batches, on devices that have parts of them in order as under `parallel.pmap`: stacked results."""
+    parts = [jnp.asarray(x).reshape(number, -1, *x.shape[1:]) for x in arrays]
+    with parallel._inside():
+        return jax.jit(jax.vmap(function, axis_name=parallel.AXIS))(*parts)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_losses_are_those_of_a_plain_double_loop(devices):
+    losses = on_devices(devices, lambda a, b: contrastive_losses(a, b, SCALE), np.float32(A), np.float32(B))
+    np.testing.assert_allclose(losses.ravel(), looped(A, B, SCALE), rtol=2e-5)
+    alone = contrastive_losses(jnp.float32(A), jnp.float32(B), SCALE)
+    np.testing.assert_allclose(alone, looped(A, B, SCALE), rtol=2e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_the_mean_gradient_over_devices_is_that_of_the_whole_batch(devices):
+    """By central differences of the loop; of weights that all devices share, before the embeddings and in the scale."""
+    weights = RNG.normal(size=(5, 5)) / 2
+
+    def whole(weights, scale):
+        return looped(A @ weights, B @ weights**2, scale).mean()
+
+    def mean_loss(parameters, a, b):
+        weights, scale = parameters
+        return jnp.mean(contrastive_losses(a @ weights, b @ weights**2, scale))
+
+    parameters = (jnp.float32(weights), jnp.float32(SCALE))
+    gradients = on_devices(devices, lambda a, b: jax.grad(mean_loss)(parameters, a, b), np.float32(A), np.float32(B))
+    of_weights, of_scale = (jnp.mean(gradient, axis=0) for gradient in gradients)
+    step = 1e-5
+    for place in np.ndindex(5, 5):
+        move = np.zeros((5, 5))
+        move[place] = step
+        difference = (whole(weights + move, SCALE) - whole(weights - move, SCALE)) / (2 * step)
+        assert of_weights[place] == pytest.approx(difference, rel=1e-3, abs=1e-5)
+    difference = (whole(weights, SCALE + step) - whole(weights, SCALE - step)) / (2 * step)
+    assert of_scale == pytest.approx(difference, rel=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_the_nearest_is_of_all_devices(devices):
+    places = on_devices(devices, nearest, np.float32(A), np.float32(B)).ravel()
+    assert places.tolist() == [max(range(8), key=lambda j, i=i: float(A[i] @ B[j])) for i in range(8)]
