@@ -173,19 +173,28 @@ def make_model(setting: Row) -> Any:
 def table(rows: list[Row]) -> str:
     """The last counts as a Markdown table: medians over the seeds, with the least and the most of modes."""
     lines = [
-        "| data | loss | modes | fewest, most | quality, % | KL from uniform | most modes before |",
-        "| --- " * 7 + "|",
+        "| data | loss | steps | modes | fewest, most | quality, % | KL from uniform | most modes before |",
+        "| --- " * 8 + "|",
     ]
     for row in rows:
         last = {
             name: [curve[-1] for curve in row[name] if curve[-1] is not None] for name in ("modes", "quality", "kl")
         }
-        modes = f"{np.median(last['modes']):.0f} of {row['setting']['num_modes']}"
+        modes = f"{np.median(last['modes']):g} of {row['setting']['num_modes']}"
         spread = f"{min(last['modes'])}, {max(last['modes'])}"
         kl = f"{np.median(last['kl']):.2f}" if last["kl"] else "-"
         best = f"{np.median([max(curve) for curve in row['modes']]):.0f}"
         quality = f"{100 * np.median(last['quality']):.0f}"
-        cells = [row["setting"]["data"], row["setting"]["name"], modes, spread, quality, kl, best]
+        cells = [
+            row["setting"]["data"],
+            row["setting"]["name"],
+            f"{row['steps'][-1]:,}",
+            modes,
+            spread,
+            quality,
+            kl,
+            best,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -199,10 +208,11 @@ def draw(path: Path, rows: list[Row]) -> None:
     kinds = list(dict.fromkeys(row["setting"]["data"] for row in rows))
     names = list(dict.fromkeys(row["setting"]["name"] for row in rows))
     shown = any("points" in row for row in rows)
-    fig = plt.figure(figsize=(13, (6.2 if shown else 4.0) * len(kinds)), layout="constrained")
+    fig = plt.figure(figsize=(13, (5.4 if shown else 4.0) * len(kinds)), layout="constrained")
     for part, kind in zip(np.atleast_1d(fig.subfigures(len(kinds), 1)), kinds):
         of_kind = [row for row in rows if row["setting"]["data"] == kind]
-        above, *below = part.subfigures(2 if shown else 1, 1, squeeze=False)[:, 0]
+        heights = (3, 2) if shown else (1,)
+        above, *below = part.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         curves = above.subplots(1, 2)
         for row in of_kind:
             number = names.index(row["setting"]["name"])
