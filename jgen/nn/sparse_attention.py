@@ -86,6 +86,10 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return causal_attention(q, k, jnp.pad(v, ((0, 0),) * 3 + ((0, -missing),)))[..., : v.shape[-1]]
     # `dot_product_attention` takes keys and values of one width: zeros in both queries and keys change no logit.
     q, k = (jnp.pad(x, ((0, 0),) * 3 + ((0, missing),)) for x in (q, k))
+    if q.dtype == jnp.float64:  # flows are checked in float64: the softmax of jax.nn's is float32 for every type
+        earlier = jnp.tril(jnp.ones((q.shape[1],) * 2, bool))
+        logits = jnp.where(earlier, scale * jnp.einsum("bqhd,bkhd->bhqk", q, k), MASKED)
+        return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(logits, axis=-1), v)
     return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True)
 
 

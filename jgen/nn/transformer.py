@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.errors import require, require_positive
 from jgen.nn.dropout import dropout
+from jgen.nn.flow import cast
 from jgen.nn.sparse_attention import Pattern, Source, attend, causal_attention, earlier_positions, sparse_attention
 
 UNROLLED = 8  # blocks at most that are compiled one by one, which runs faster
@@ -75,10 +76,14 @@ class DecoderBlock(nn.Module):
         q, k, v = self.project(x)
         return self.finish(x, causal_attention(q, k, v), None), (k, v)
 
-    def step(self, x: jax.Array, sources: list[Source]) -> tuple[jax.Array, KeyValue]:
+    def step(
+        self, x: jax.Array, sources: list[Source], temperature: jax.Array | None = None
+    ) -> tuple[jax.Array, KeyValue]:
         """One position, (B, features), given the keys and values before it, (B, K, heads, D) with masks that broadcast
-        to (B, heads, K); with its own key and value, (B, heads, D)."""
+        to (B, heads, K); with its own key and value, (B, heads, D). temperature: (B,), of the attention's softmax."""
         q, k, v = self.project(x)
+        if temperature is not None:
+            q = q / temperature[:, None, None].astype(q.dtype)
         grouped: list[Source] = [
             (keys[:, None], values[:, None], None if mask is None else mask[:, None, :, None])
             for keys, values, mask in sources
@@ -107,7 +112,8 @@ class CausalTransformer(nn.Module):
     """Blocks whose patterns alternate, and a last normalisation: (B, P + N, features) to the same.
 
     layers: blocks in all, a multiple of the number of patterns. remat: computes the blocks' features anew for the
-    gradient, so that only their inputs take memory. Other fields are those of `DecoderBlock`.
+    gradient, so that only their inputs take memory. dtype: of the arithmetic, None for that of the input. Other fields
+    are those of `DecoderBlock`.
     """
 
     features: int
@@ -164,7 +170,7 @@ class CausalTransformer(nn.Module):
             own = None if keys is None else rng.fold_in(keys, place * len(self.patterns) + i)
             return block.apply(params, x, own, prefix), None
 
-        return self.norm(self.scan(layer, x.astype(self.dtype))[0])
+        return self.norm(self.scan(layer, cast(x, self.dtype))[0])
 
     def start(self, prefix: jax.Array, length: int) -> list[Cache]:
         """The caches of a sequence of N = `length` positions after a prefix (B, P, features); P may be 0."""
@@ -174,7 +180,7 @@ class CausalTransformer(nn.Module):
 
         batch, caches = prefix.shape[0], []
         if prefix.shape[1]:
-            prefix_cache = self.scan(layer, prefix.astype(self.dtype))[1]
+            prefix_cache = self.scan(layer, cast(prefix, self.dtype))[1]
         else:
             widths = (self.key_features // self.heads, self.features // self.heads)
             empty = tuple(jnp.zeros((self.repeats, batch, 0, self.heads, width), self.dtype) for width in widths)
@@ -184,16 +190,19 @@ class CausalTransformer(nn.Module):
             caches.append(Cache(keys, values, k, v))
         return caches
 
-    def step(self, x: jax.Array, caches: list[Cache], position: jax.Array) -> tuple[jax.Array, list[Cache]]:
+    def step(
+        self, x: jax.Array, caches: list[Cache], position: jax.Array, temperature: jax.Array | None = None
+    ) -> tuple[jax.Array, list[Cache]]:
         """Position number `position` of the sequence, (B, features): its output, and the caches with it.
 
-        Only the keys and values that it attends to are read, and its own are written.
+        Only the keys and values that it attends to are read, and its own are written. temperature: see `DecoderBlock`.
         """
 
         def layer(block: DecoderBlock, params: Any, x: jax.Array, place: jax.Array, i: int) -> tuple[jax.Array, Any]:
-            return block.apply(params, x, read(caches[i], self.patterns[i], place, position), method="step")
+            sources = read(caches[i], self.patterns[i], place, position)
+            return block.apply(params, x, sources, temperature, method="step")
 
-        x, of_position = self.scan(layer, x.astype(self.dtype))
+        x, of_position = self.scan(layer, cast(x, self.dtype))
         after = []
         for cache, (k, v) in zip(caches, of_position):
             keys, values = cache.keys.at[:, position].set(k), cache.values.at[:, position].set(v)

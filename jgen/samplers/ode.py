@@ -1,11 +1,12 @@
-"""The probability flow of a diffusion, solved with steps of each image's own by diffrax, and the likelihood it gives.
+"""Differential equations of images, solved with steps of each image's own by diffrax, and the densities they carry.
 
-    dx/dt = alpha' D(x, t) + sigma' (x - alpha D(x, t)) / sigma
-    d log p(x_t)/dt = -div(dx/dt)                       (Chen et al. 2018, arXiv 1806.07366)
+    dx/dt = alpha' D(x, t) + sigma' (x - alpha D(x, t)) / sigma      the probability flow of a diffusion
+    d log p(x_t)/dt = -div(dx/dt)                                    (Chen et al. 2018, arXiv 1806.07366)
 
-The divergence is estimated with random probes of +1 and -1 (Grathwohl et al. 2019, arXiv 1810.01367; Song et al. 2021,
-arXiv 2011.13456, section D.2), or computed whole. The method is Dormand and Prince's of order 5, or Bogacki and
-Shampine's of order 3 where little precision is asked for; the error of a step is kept below the tolerance.
+The divergence is estimated with random probes, of +1 and -1 or Gaussian (Grathwohl et al. 2019, arXiv 1810.01367; Song
+et al. 2021, arXiv 2011.13456, section D.2), or computed whole. The method is Dormand and Prince's of order 5, or
+Bogacki and Shampine's of order 3 where little precision is asked for; the error of a step is kept below the
+tolerance.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,64 @@ def adaptive(
     return denoise(end, jnp.full(x.shape[:1], low, x.dtype), cond), evaluations
 
 
+def probe_directions(
+    keys: jax.Array, shape: tuple[int, ...], probes: int, kind: Literal["rademacher", "gaussian"] = "rademacher"
+) -> jax.Array:
+    """Directions v in which a divergence is measured, (B, probes, *shape), with E v v^T = I.
+
+    With probes 0 they are all unit vectors, and the sum of v^T J v over them is the divergence itself.
+    """
+    if not probes:
+        size = math.prod(shape)
+        whole = jnp.eye(size).reshape(size, *shape)
+        return jnp.broadcast_to(whole, (keys.shape[0], *whole.shape))
+    if kind == "gaussian":
+        return rng.normal(keys, (probes, *shape))
+    return jnp.sign(rng.uniform(keys, (probes, *shape)) - 0.5)
+
+
+def pushforwards(flow: Callable[[jax.Array], jax.Array], x: jax.Array, directions: jax.Array) -> tuple[Any, Any]:
+    """flow(x), and J v of its Jacobian for each of the directions v, (n, *x.shape)."""
+    with backend.plain_forms():
+        velocity, pushforward = jax.linearize(flow, x)
+        return velocity, jax.vmap(pushforward)(directions)
+
+
+def transport(
+    field: Callable[[jax.Array, jax.Array, Cond], jax.Array],
+    x: jax.Array,
+    cond: Cond,
+    keys: jax.Array,
+    tolerance: float,
+    t_0: float,
+    t_1: float,
+    probes: int,
+    kind: Literal["rademacher", "gaussian"] = "rademacher",
+) -> tuple[jax.Array, jax.Array]:
+    """Where x at t_0 is at t_1, and the integral of the field's divergence on the way: the log_det of the map.
+
+    Args:
+      field: (x (B, H, W, C), t (B,), cond) -> dx/dt.
+      keys, probes, kind: see `probe_directions`.
+    Returns:
+      float (B, H, W, C) and (B,), NaN where the solver did not converge.
+    """
+    weight = 1.0 / probes if probes else 1.0
+
+    def derivative(t: jax.Array, y: tuple[jax.Array, jax.Array], args: Any) -> tuple[jax.Array, jax.Array]:
+        directions, cond = args
+
+        def flow(x: jax.Array) -> jax.Array:
+            return field(x[None], jnp.asarray(t, x.dtype)[None], one_image(cond))[0]
+
+        velocity, pushed = pushforwards(flow, y[0], directions)
+        return velocity, weight * jnp.sum(jax.vmap(jnp.vdot)(directions, pushed))
+
+    directions = probe_directions(keys, x.shape[1:], probes, kind).astype(x.dtype)
+    start = (x, jnp.zeros(x.shape[:1], x.dtype))
+    return solve(derivative, start, t_0, t_1, tolerance, (directions, cond))[0]
+
+
 def log_density(
     denoise: Conditional,
     process: Process,
@@ -140,28 +199,11 @@ def log_density(
       x: float (B, H, W, C), taken as x_t at t = low; keys: (B,), of the probes.
       probes: random directions for the divergence; 0 computes it whole, with H W C derivatives.
     """
-    shape = x.shape[1:]
-    size = math.prod(shape)
-    if probes:
-        directions = jnp.sign(rng.uniform(keys, (probes, *shape)) - 0.5)
-    else:
-        whole = jnp.eye(size).reshape(size, *shape)
-        directions = jnp.broadcast_to(whole, (x.shape[0], *whole.shape))
-    weight = 1.0 / probes if probes else 1.0
 
-    def derivative(t: jax.Array, y: tuple[jax.Array, jax.Array], args: Any) -> tuple[jax.Array, jax.Array]:
-        directions, cond = args
-        field = probability_flow(partial(denoise, cond=one_image(cond)), process)
+    def field(x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        return probability_flow(partial(denoise, cond=cond), process)(x, t)
 
-        def flow(x: jax.Array) -> jax.Array:
-            return field(x[None], jnp.asarray(t, x.dtype)[None])[0]
-
-        with backend.plain_forms():
-            velocity, pushforward = jax.linearize(flow, y[0])
-            products = jax.vmap(lambda direction: jnp.vdot(direction, pushforward(direction)))(directions)
-        return velocity, weight * jnp.sum(products)
-
-    (end, divergence), _ = solve(derivative, (x, jnp.zeros(x.shape[:1])), low, 1.0, tolerance, (directions, cond))
+    end, divergence = transport(field, x, cond, keys, tolerance, low, 1.0, probes)
     logvar = 2.0 * jnp.log(jnp.asarray(prior_std(process), jnp.float32))
     return sum_image(normal_log_prob(end, 0.0, logvar)) + divergence
 

@@ -1,4 +1,5 @@
-"""RealNVP and Glow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program size."""
+"""RealNVP, Glow and TarFlow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program
+size."""
 
 import re
 from dataclasses import replace
@@ -19,7 +20,7 @@ from jgen.core.model import Context
 from jgen.data import dataset
 from jgen.errors import UserError
 from jgen.experiment import make_model
-from jgen.models.flow import glow, realnvp
+from jgen.models.flow import glow, realnvp, tarflow
 from jgen.models.flow.dequantised import preprocess
 from jgen.nn.flow import ActNorm
 from jgen.prob.bijectors import split_blocks, squeeze
@@ -27,6 +28,7 @@ from jgen.train.loop import starting_state
 
 GLOW = glow.Config(scales=2, depth=3, width=8)
 REALNVP = realnvp.Config(scales=2, couplings=2, width=8, blocks=1)
+TARFLOW = tarflow.Config(blocks=2, layers=1, features=8, heads=2, hidden=12)
 CASES = {
     "glow": GLOW,
     "glow_shuffle_additive_logit": replace(
@@ -35,13 +37,17 @@ CASES = {
     "glow_reverse_bare": replace(GLOW, scales=1, permutation="reverse", actnorm=False, class_conditional=False),
     "realnvp": REALNVP,
     "realnvp_bare": replace(REALNVP, scales=1, actnorm=False, class_conditional=False, logit_alpha=0.0),
+    "tarflow": TARFLOW,
+    "tarflow_pixels_logit": replace(
+        TARFLOW, patch=1, blocks=3, noise="uniform", logit_alpha=1e-6, class_conditional=False
+    ),
 }
 DATA = data_of(4, 8, 1, 16, num_classes=3)
 IMAGES = DATA.image
 
 
 def module(config):
-    return glow if isinstance(config, glow.Config) else realnvp
+    return next(system for system in (glow, realnvp, tarflow) if isinstance(config, system.Config))
 
 
 def make_batch(data, size=32, seed=0):
@@ -142,6 +148,11 @@ GRID = {
         601,
     ),
     "glow": (glow.Config(scales=1, depth=2, width=4), data_of(2, 2, 1, 4, num_classes=2), 27),
+    "tarflow": (
+        replace(TARFLOW, patch=1, noise="uniform", logit_alpha=1e-6),
+        data_of(1, 2, 1, 4, num_classes=2),
+        601,
+    ),
 }
 
 

@@ -22,7 +22,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.prob.bijectors import logit
-from jgen.prob.dequantisation import dequantise, importance_bound, quantise
+from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, quantise, uniform
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
 
@@ -79,16 +79,23 @@ def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tupl
 
 class Flow(NamedTuple):
     """First argument of the functions below, bound by `make_flow` with `functools.partial`. `alpha` is the alpha of the
-    logit, 0 for none."""
+    logit, 0 for none; `proposal` draws the noise that likelihoods are bounded with."""
 
     bijection: Bijection
     images: ImageSpec
     alpha: float
     conditions: tuple[str, ...]
+    proposal: Proposal = uniform
 
 
-def make_flow(name: str, data: DataSpec, bijection: Bijection, config: Any) -> GenerativeModel:
-    """The generative model of a bijection, whose parameters are the role "flow".
+def flow_of(data: DataSpec, bijection: Bijection, config: Any, proposal: Proposal = uniform) -> Flow:
+    """The flow of a bijection by the options of a system's Config."""
+    conditions = ("label",) if config.class_conditional else ()
+    return Flow(bijection, data.image, config.logit_alpha, conditions, proposal)
+
+
+def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeModel:
+    """The generative model of a flow, whose parameters are the role "flow".
 
     Args:
       config: the system's Config, checked by `check_flow`.
@@ -96,8 +103,6 @@ def make_flow(name: str, data: DataSpec, bijection: Bijection, config: Any) -> G
       UserError: from `sample` a temperature that is not above zero and finite, from `log_prob` samples below 1, from
         `decode` latents of other shapes.
     """
-    conditions = ("label",) if config.class_conditional else ()
-    flow = Flow(bijection, data.image, config.logit_alpha, conditions)
     return GenerativeModel(
         name=name,
         data=data,
@@ -105,7 +110,7 @@ def make_flow(name: str, data: DataSpec, bijection: Bijection, config: Any) -> G
         phases=(Phase(trains=("flow",), loss=partial(loss, flow)),),
         sample=partial(sample, flow, temperature=config.sampling.temperature),
         sampling=config.sampling,
-        conditions=conditions,
+        conditions=flow.conditions,
         validate=partial(validate, flow),
         best=("bits_per_dim", "min"),
         log_prob=partial(log_prob, flow, samples=config.scoring.samples),
@@ -151,8 +156,8 @@ def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: Any
 
 def bits(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> jax.Array:
     """Bits per dimension of uint8 images with one draw of the noise, (B,)."""
-    x = dequantise(keys, batch["image"])
-    return bits_per_dim(density(flow, params, ctx, x, select(batch, flow.conditions)), flow.images.size)
+    x, log_q = flow.proposal(keys, batch["image"])
+    return bits_per_dim(density(flow, params, ctx, x, select(batch, flow.conditions)) - log_q, flow.images.size)
 
 
 def loss(
@@ -177,7 +182,7 @@ def log_prob(
     flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, *, samples: int
 ) -> jax.Array:
     require_positive(samples=samples)
-    return importance_bound(lambda x: density(flow, params, ctx, x, cond), keys, x, samples)
+    return importance_bound(lambda x: density(flow, params, ctx, x, cond), keys, x, samples, flow.proposal)
 
 
 def encode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> tuple[Any, ...]:
@@ -195,7 +200,7 @@ def check_flow(data: DataSpec, halvings: int, config: Any) -> None:
     """Raises `UserError` for images that cannot be halved `halvings` times, or invalid options.
 
     Args:
-      config: a flow's Config, with `scales`, `logit_alpha`, `class_conditional`, `dtype`, `sampling` and `scoring`.
+      config: a flow's Config, with `scales` and the options of `check_options`.
     """
     require_positive(scales=config.scales)
     height, width = data.image.height, data.image.width
@@ -209,6 +214,15 @@ def check_flow(data: DataSpec, halvings: int, config: Any) -> None:
         halvings <= max_halvings,
         f"images are {height}x{width}: scales {config.scales} needs sides divisible by {2**halvings}; {advice}",
     )
+    check_options(data, config)
+
+
+def check_options(data: DataSpec, config: Any) -> None:
+    """Raises `UserError` for invalid options among those that all flows have.
+
+    Args:
+      config: a flow's Config, with `logit_alpha`, `class_conditional`, `sampling` and `scoring`.
+    """
     alpha = config.logit_alpha
     require(0 <= alpha < 0.5, f"logit_alpha is {alpha}: it must be at least 0 and below 0.5")
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

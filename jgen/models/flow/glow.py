@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require_positive
-from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, make_flow
+from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow
 from jgen.nn.flow import (
     ActNorm,
     GaussianPrior,
@@ -142,7 +142,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that the scales cannot split, or options out of their range.
     """
     check_config(config, data)
-    return make_flow("glow", data, make_bijection(config, data), config)
+    return make_flow("glow", data, flow_of(data, make_bijection(config, data), config), config)
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
