@@ -20,10 +20,36 @@ from jgen.compare import rows, tables  # noqa: E402
 from jgen.compare.facts import legend  # noqa: E402
 from jgen.compare.systems import Training, load_training, sampling_defaults  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
-from jgen.studies import receptive_field, sampling_noise, sampling_steps  # noqa: E402
+from jgen.studies import (  # noqa: E402
+    divergences,
+    gan_gradients,
+    mode_collapse,
+    optimal_discriminator,
+    receptive_field,
+    sampling_noise,
+    sampling_steps,
+    stacked_digits,
+)
 from jgen.train.logs import best_of  # noqa: E402
 
-STUDIES = {"sampling_noise": sampling_noise, "sampling_steps": sampling_steps, "receptive_field": receptive_field}
+STUDIES: dict[str, Any] = {
+    "sampling_noise": sampling_noise,
+    "sampling_steps": sampling_steps,
+    "receptive_field": receptive_field,
+    "gan_gradients": gan_gradients,
+    "optimal_discriminator": optimal_discriminator,
+    "divergences": divergences,
+    "mode_collapse": mode_collapse,
+    "stacked_digits": stacked_digits,
+}
+DOCUMENTS = (
+    "README.md",
+    "docs/comparison.md",
+    "docs/guidance.md",
+    "docs/results.md",
+    "docs/studies.md",
+    "docs/gan_theory.md",
+)
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
 
@@ -291,9 +317,19 @@ def study(name: str) -> str:
     environment = rows[0]["environment"]
     origin = f"{environment['processor']}; jax {environment['versions']['jax']}; commit {', '.join(commits)}"
     origin += f"; [record](results/studies/{name}.json)"
-    subject = of_networks(rows) if STUDIES[name] is receptive_field else of_runs(rows)
+    subject = of_rows(rows)
     given = "\n".join(f"`{command}`" for command in commands)
     return f"{STUDIES[name].table(rows)}\n\n{subject}; {origin}.\n\n{given}\n"
+
+
+def of_rows(rows: list[dict[str, Any]]) -> str:
+    """What the rows of a study are of."""
+    setting = rows[0]["setting"]
+    if "run" in setting:
+        return of_runs(rows)
+    if "draws" in setting:
+        return of_networks(rows)
+    return f"In {sum(row['seconds'] for row in rows):.0f} seconds"
 
 
 def of_runs(rows: list[dict[str, Any]]) -> str:
@@ -318,7 +354,7 @@ def main() -> None:
         blocks[f"comparison {data}"] = comparison(data)
     blocks |= {f"study {name}": study(name) for name in STUDIES} | {"guidance": guidance()}
     placed = set()
-    for name in ("README.md", "docs/comparison.md", "docs/guidance.md", "docs/results.md", "docs/studies.md"):
+    for name in DOCUMENTS:
         path = ROOT / name
         text = before = path.read_text()
         for block, content in blocks.items():

@@ -207,6 +207,17 @@ class Generator:
         require_capability(self.model, "decode")
         return self._run("decode", key, {"latents": check_latents(self.model, latents)}, cond, batch_size=batch_size)
 
+    def invert(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """Latents (n, ...) of which `decode` makes images as near to given ones, uint8, as a search by gradient comes.
+
+        Args:
+          named: conditions, and fields of `model.inverting`, such as the number of steps.
+        Raises:
+          NotSupported: a model whose latents are not searched for; one with `encode` has them at once.
+        """
+        require_capability(self.model, "invert")
+        return self._run("invert", key, {"image": check_images(self.model, images)}, named, batch_size=batch_size)
+
     def reconstruct(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
         """`decode` of `encode`: uint8 (n, H, W, C)."""
         require_capability(self.model, "reconstruct")

@@ -43,6 +43,8 @@ MAY_IMPORT = {
         "metrics",
         "compare",
         "prob",
+        "nn",
+        "models",
     },
     "figures": {"core", "errors", "data", "train", "cli", "experiment", "generator", "runs"},
     "compare": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},

@@ -29,11 +29,13 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "energy": ("image",),
     "encode": ("image",),
     "decode": ("latents",),
+    "invert": ("image",),
     "inpaint": ("image", "mask"),
 }
 RUN_AHEAD = 2  # batches given to the devices before the first is fetched
 TAKEN = -1.0  # in place of an option that a program takes as a number
 OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
+OPTIONS |= {"invert": "inverting"}
 
 
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:

@@ -197,6 +197,9 @@ class GenerativeModel(NamedTuple):
     energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
     encode:      (params, ctx, keys, images, cond) -> latents, a tree of arrays (B, ...).
     decode:      (params, ctx, keys, latents, cond) -> uint8 images.
+    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, of a
+                 model that has no `encode`.
+    inverting:   a frozen dataclass with the default of every option of `invert`.
     codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
                  grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
     inpaint:     (params, ctx, keys, images, mask, cond, **sampling) -> uint8 images; bool (B, H, W), true where a
@@ -246,6 +249,8 @@ class GenerativeModel(NamedTuple):
     energy: Callable[..., Any] | None = None
     encode: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
+    invert: Callable[..., Any] | None = None
+    inverting: Any = None
     codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
     check_mask: Callable[[Any], None] | None = None

@@ -45,7 +45,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """(images in [-1, 1] (B, H, W, C), one_hot (B, classes) or None, train) to float32 (B,), high for a real image."""
+    """(images in [-1, 1] (B, H, W, C), one_hot (B, classes) or None, train) to float32 (B,), high for a real image.
+
+    With conditioning "auxiliary" and `classify`, to logits of the classes, (B, classes), in place of that.
+    """
 
     channels: tuple[int, ...]
     norm: bool
@@ -54,7 +57,9 @@ class Discriminator(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, one_hot: jax.Array | None, train: bool = True, classify: bool = False
+    ) -> jax.Array:
         kernel_init = nn.initializers.normal(0.02)
         h = x
         if self.conditioning == "concatenation" and one_hot is not None:
@@ -73,6 +78,9 @@ class Discriminator(nn.Module):
         if self.conditioning == "projection":
             embedding = nn.Dense(h.shape[-1], use_bias=False, kernel_init=kernel_init, name="classes")(one_hot)
             out = out + jnp.sum(embedding * h, axis=-1)
+        if self.conditioning == "auxiliary" and one_hot is not None:
+            logits = nn.Dense(one_hot.shape[-1], kernel_init=kernel_init, name="auxiliary")(h)
+            out = logits if classify else out
         return out
 
 

@@ -7,6 +7,7 @@ discriminator  [x, y] -> [dense -> maxout]* -> dense -> one number;  maxout: the
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import flax.linen as nn
@@ -49,5 +50,8 @@ class Discriminator(nn.Module):
         h = h if one_hot is None else jnp.concatenate([h, one_hot], axis=-1)
         for number, width in enumerate(self.widths, 1):
             h = nn.Dense(width * self.pieces, dtype=self.dtype, name=f"dense{number}")(h)
-            h = jnp.max(h.reshape(-1, width, self.pieces), axis=-1)
+            h = h.reshape(-1, width, self.pieces)
+            # Not `jnp.max`: its gradient divides by the number of pieces that equal the maximum, which is 0 where XLA
+            # computes h a second time with other roundings.
+            h = reduce(jnp.maximum, [h[..., i] for i in range(self.pieces)])
         return nn.Dense(1, name="out")(h.astype(jnp.float32))[:, 0]

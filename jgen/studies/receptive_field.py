@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jgen import cli
-from jgen.core.files import check_writable
 from jgen.core.model import ArraySpec, Context, DataSpec, GenerativeModel, ImageSpec
 from jgen.errors import require, require_positive, require_seed
+from jgen.studies import reporting
 
 LEVELS, CLASSES = 256, 10
 
@@ -69,18 +69,13 @@ def command(args: list[str]) -> int:
     require(a.size >= 3 and a.size % 2 == 1, f"--size is {a.size}: it must be odd and 3 or more")
     require_positive(**{"--draws": a.draws})
     require_seed(a.seed, "--seed")
-    record, figure = (Path(a.out).expanduser() / f"receptive_field.{kind}" for kind in ("json", "png"))
-    check_writable(record)
-    cli.set_up_process()
+    record, figure = reporting.open_record(a.out, "receptive_field")
     from jgen.studies import scores
 
     common = {"size": a.size, "draws": a.draws, "seed": a.seed}
     settings = [{**network._asdict(), **common} for network in NETWORKS]
     rows = scores.score_all(record, settings, measure)
-    draw(figure, rows)
-    print(table(rows))
-    print(figure)
-    return 0
+    return reporting.report(figure, rows, draw, table)
 
 
 def measure(setting: dict[str, Any]) -> dict[str, Any]:
@@ -206,8 +201,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     colours = {"black": "the pixel that is predicted", "#d7301f": "before it, unseen", "0.93": "not before it"}
     marks = [Patch(color=colour, label=label) for colour, label in colours.items()]
     fig.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
-    fig.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(fig)
+    reporting.save_figure(path, fig)
 
 
 if __name__ == "__main__":

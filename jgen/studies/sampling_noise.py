@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jgen import cli
-from jgen.core.files import check_writable
 from jgen.errors import require, require_positive, require_seed
 from jgen.samplers.diffusion import Sampling
+from jgen.studies import reporting
 
 # (name, options): "none" leaves out the noise of the ancestral step and nothing else.
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -50,9 +50,7 @@ def command(args: list[str]) -> int:
     require(bool(run), f"which run? {title} --out FOLDER")
     require_positive(**{"--steps": a.steps})
     require_seed(a.seed, "--seed")
-    record, figure = (Path(a.out).expanduser() / f"sampling_noise.{kind}" for kind in ("json", "png"))
-    check_writable(record)
-    cli.set_up_process()
+    record, figure = reporting.open_record(a.out, "sampling_noise")
     from jgen.studies import scores
 
     opened = scores.open_run(run, a.seed)
@@ -64,10 +62,7 @@ def command(args: list[str]) -> int:
     rows = scores.score_all(
         record, settings, lambda setting: scores.score(opened, setting["options"], a.samples, a.seed)
     )
-    draw(figure, rows)
-    print(table(rows))
-    print(figure)
-    return 0
+    return reporting.report(figure, rows, draw, table)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -97,8 +92,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
         place.axvline(unseen, color="0.4", linestyle="--")
         place.set_title(title, fontsize=10)
     axes[0].invert_yaxis()
-    fig.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(fig)
+    reporting.save_figure(path, fig)
 
 
 if __name__ == "__main__":

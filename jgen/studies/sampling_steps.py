@@ -18,9 +18,9 @@ from typing import Any, get_args
 import numpy as np
 
 from jgen import cli
-from jgen.core.files import check_writable
 from jgen.errors import require, require_seed
 from jgen.samplers.diffusion import Sampler, Sampling, evaluations
+from jgen.studies import reporting
 
 COUNTS = (1, 2, 3, 5, 8, 12, 18, 35, 70, 125, 250)
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # of the adaptive solver
@@ -55,9 +55,7 @@ def command(args: list[str]) -> int:
     for name in names:
         require(name in known, f"--samplers has {name!r}: it must be of {', '.join(known)}")
     chosen = tuple(sampler for sampler in known if sampler in names)
-    record, figure = (Path(a.out).expanduser() / f"sampling_steps.{kind}" for kind in ("json", "png"))
-    check_writable(record)
-    cli.set_up_process()
+    record, figure = reporting.open_record(a.out, "sampling_steps")
     from jgen.studies import scores
 
     opened = {run: scores.open_run(run, a.seed) for run in runs}
@@ -75,10 +73,7 @@ def command(args: list[str]) -> int:
         return {"evaluations": count, **scores.score(run, options, a.samples, a.seed)}
 
     rows = scores.score_all(record, settings, score_one)
-    draw(figure, rows)
-    print(table(rows))
-    print(figure)
-    return 0
+    return reporting.report(figure, rows, draw, table)
 
 
 def settings_of(
@@ -171,8 +166,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("{x:g}")
     axes[1].legend(fontsize=8, ncols=2)
-    fig.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(fig)
+    reporting.save_figure(path, fig)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +146,9 @@ def score_all(out: Path, settings: Iterable[Row], score_one: Callable[[Row], Row
     about = {"command": "python " + shlex.join(sys.orig_argv[1:]), "environment": environment()}
     todo = [setting for setting in settings if setting not in present]
     for setting in progress_bar(todo, desc=out.stem, unit="setting"):
-        rows.append({"setting": setting, **score_one(setting), **about})
+        start = time.monotonic()
+        row = {"setting": setting, **score_one(setting)}
+        rows.append({**row, "seconds": round(time.monotonic() - start, 1), **about})
         write_json(out, document)
     return [next(row for row in rows if row["setting"] == setting) for setting in settings]
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from contract_cases import ROOT, SGD, make_batch, step_batch
 from specs import data_of
 
@@ -18,6 +19,7 @@ from jgen.core.model import Context
 from jgen.errors import UserError
 from jgen.experiment import make_model
 from jgen.models.gan.dcgan import Config, make
+from jgen.nn.conv import Conv
 from jgen.nn.dcgan import Discriminator, Generator
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.train import checkpoints
@@ -268,6 +270,37 @@ def test_a_wasserstein_critics_accuracy_does_not_depend_on_a_constant():
         assert sum(float(jnp.mean(plain[name])) for name in names) > 0.9  # both halves of what it tells apart
 
 
+def test_an_auxiliary_classifier_adds_its_cross_entropy_to_both_losses():
+    """To D's of real and of generated images, to G's of generated ones (Odena 2017): by a plain formula."""
+    config = dataclasses.replace(SMALL, channels=(4,), conditioning="auxiliary", disc_norm="none", loss="hinge")
+    model, params, ctx, batch, keys = started(config)
+    params["disc"] = jax.tree.map(lambda w: 10 * w, params["disc"])  # so that it has an opinion
+    disc, one_hot = params["disc"], np.eye(10)[batch["label"]]
+    assert disc["auxiliary"]["kernel"].shape == (64, 10) and disc["down1"]["kernel"].shape[2] == 1
+
+    @jax.jit
+    def fake_images(keys):
+        z = jnp.concatenate([rng.normal(keys, (6,)), jnp.asarray(one_hot, jnp.float32)], axis=-1)
+        variables = {"params": params["gen"], "batch_stats": ctx.extra["gen"]["trained"]}
+        return Generator((4,), DATA.image, 0.9, jnp.float32).apply(variables, z, True, mutable=["batch_stats"])[0]
+
+    def judge(x):
+        """(D(x), cross-entropy, the class that is read) of each image."""
+        h = np.asarray(Conv(4, 4, 2).apply({"params": disc["down1"]}, x))
+        h = np.where(h > 0, h, 0.2 * h).reshape(16, -1)
+        layers = (jax.device_get(disc[name]) for name in ("dense", "auxiliary"))
+        out, logits = (h @ layer["kernel"] + layer["bias"] for layer in layers)
+        return out[:, 0], -np.sum(one_hot * scipy.special.log_softmax(logits, axis=1), axis=1), logits.argmax(1)
+
+    real, fake = judge(to_float(batch["image"], 256)), judge(fake_images(rng.split(keys, 2)[0]))
+    wanted = np.maximum(0, 1 - real[0]) + np.maximum(0, 1 + fake[0]) + real[1] + fake[1]
+    loss, (metrics, _) = jax.jit(model.phases[0].loss)(params, ctx, keys, batch)
+    np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["classes_real"], np.mean(real[2] == batch["label"]), atol=1e-6)
+    fake = judge(fake_images(keys))
+    np.testing.assert_allclose(jax.jit(model.phases[1].loss)(params, ctx, keys, batch)[0], np.mean(fake[1] - fake[0]))
+
+
 @pytest.mark.parametrize("conditioning", ["projection", "concatenation", "none"])
 def test_what_the_discriminator_does_with_the_class(conditioning):
     """Projection adds <embedding, features>, concatenation reads the class's maps, none knows of no class."""
@@ -363,10 +396,11 @@ MISTAKES = [
         "images are 28x28: channels has 3 entries, each of which halves the size",
     ),
     ({"channels": (8, 8, 8, 8)}, DATA, "height and width must be divisible by 16"),
-    ({"regulariser": "r1"}, DATA, "disc_norm is 'batch', which mixes the gradients of images: r1 needs"),
-    ({"regulariser": "gradient_penalty"}, DATA, "mixes the gradients of images: gradient_penalty needs"),
+    ({"regulariser": "r1"}, DATA, "disc_norm is 'batch', which couples the gradients of images: r1 needs"),
+    ({"regulariser": "gradient_penalty"}, DATA, "couples the gradients of images: gradient_penalty needs"),
     ({"loss": "wasserstein", "disc_norm": "none"}, DATA, "loss is 'wasserstein', for which the critic's"),
     ({}, UNLABELLED, "conditioning is 'projection', but the data has no labels"),
+    ({"conditioning": "auxiliary"}, UNLABELLED, "conditioning is 'auxiliary', but the data has no labels"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Dense GANs: their networks against plain formulas, equation 6 of the paper, what they refuse."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,36 @@ def test_the_gradient_of_a_rejected_generator_vanishes_with_minimax_alone(loss):
 
     ratio = norm(-10.0) / norm(0.0)
     assert ratio < 1e-2 if loss == "minimax" else 1.0 < ratio < 10.0
+
+
+@pytest.mark.slow
+def test_inversion_comes_back_to_the_image_that_a_latent_makes():
+    """Of each image by itself, with its class: nearer than any of 200 random latents, and an image alone likewise."""
+    model = gan.make(dataclasses.replace(SMALL, gen_widths=(32, 32)), DATA)
+    batch = make_batch(model, 6)
+    params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
+    ctx = Context(jnp.int32(0), ema=params, extra=extra)
+    keys, decode = rng.image_keys(jax.random.key(1), jnp.arange(6)), jax.jit(model.decode)
+
+    many = rng.image_keys(jax.random.key(2), jnp.arange(200))
+
+    def images_of(z, label):
+        return np.asarray(decode(params, ctx, many, z, {"label": jnp.full(200, label)}), int)
+
+    cond = {"label": jnp.arange(6) % 3}
+    draw = np.random.default_rng(0).standard_normal
+    images = np.asarray(decode(params, ctx, keys, draw((6, 3)).astype(np.float32), cond))
+    invert = jax.jit(partial(model.invert, steps=200, learning_rate=0.1, starts=3))
+    z = invert(params, ctx, keys, images, cond)
+    again = np.asarray(decode(params, ctx, keys, z, cond), int)
+    for i in range(6):
+        others = images_of(draw((200, 3)).astype(np.float32), i % 3)
+        errors = np.sqrt(np.mean((others - images[i]) ** 2, axis=(1, 2, 3)))
+        assert np.sqrt(np.mean((again[i] - images[i]) ** 2)) < 1.0 < errors.min()  # of 256 levels
+    alone = invert(params, ctx, keys[4:5], images[4:5], {"label": cond["label"][4:5]})
+    np.testing.assert_allclose(alone[0], z[4], atol=1e-3)
+    with pytest.raises(UserError, match="^starts is 0: it must be above zero"):
+        model.invert(params, ctx, keys, images, cond, steps=1, learning_rate=0.1, starts=0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@
     lazy        a penalty computed only every n-th step, its weight multiplied by n (1912.04958, appendix B)
     classes     G(z, y) has [z, one_hot(y)] at its input; D(x, y) has one_hot(y) as further channels of x
                 (concatenation), or adds the inner product <embedding(y), last features of D>
-                (projection: 1802.05637, equation 3)
+                (projection: 1802.05637, equation 3); or D has logits of the class beside D(x), whose cross-entropy on
+                real and on generated images both networks lower beside their losses (auxiliary: 1610.09585, eq. 3)
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator (a critic, in the
 Wasserstein GAN); k `disc_steps`; u the vector of the power iteration for sigma(W).
@@ -70,8 +71,9 @@ class Config:
     """n: above 1, the penalty is computed only every n-th step, its weight multiplied by n."""
     disc_steps: int = 1
     """k: updates of the discriminator for each update of the generator, each on a different batch."""
-    conditioning: Literal["none", "projection", "concatenation"] = "projection"
-    """How the discriminator is conditioned on the class; none: both networks are unconditional."""
+    conditioning: Literal["none", "projection", "concatenation", "auxiliary"] = "projection"
+    """How the discriminator is conditioned on the class; auxiliary: it reads the class, and is not told it; none: both
+    networks are unconditional."""
     norm_momentum: float = 0.9
     """Decay of the running statistics of batch normalisation, which sampling uses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,6 +99,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         config.loss,
         Penalty(kind, config.penalty_weight, config.penalty_every),
         state=no_vectors,
+        classify=config.conditioning == "auxiliary",
     )
     if config.disc_norm == "spectral":
         game = game._replace(state=start_vectors, weights=normalised_weights)

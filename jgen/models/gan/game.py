@@ -37,8 +37,9 @@ from jgen.core.model import (
     select,
     select_first,
 )
-from jgen.errors import require, require_latents
+from jgen.errors import require, require_latents, require_positive
 from jgen.prob import adversarial
+from jgen.prob.likelihoods import sum_image
 from jgen.prob.pixels import to_float, to_uint8
 
 Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
@@ -47,6 +48,18 @@ Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
 @dataclass(frozen=True)
 class Sampling:
     """Sampling has no options: an image is one pass through the generator."""
+
+
+@dataclass(frozen=True)
+class Inverting:
+    """How the latents of given images are searched for."""
+
+    steps: int = 300
+    """Steps of Adam."""
+    learning_rate: float = 0.05
+    """Its first step size; it falls to zero along a cosine."""
+    starts: int = 4
+    """Random latents to start from, of which the one that ends nearest to the image is taken."""
 
 
 class Penalty(NamedTuple):
@@ -117,6 +130,8 @@ class Game(NamedTuple):
     regularise:    (parameters of G) -> a scalar that is added to L_G.
     drift:         weight of E D(x)^2 in L_D, which keeps a critic's outputs near zero (Karras 2018, arXiv 1710.10196).
     real:          transforms real images before use, such as a reduction of resolution; the shape stays.
+    classify:      whether D has logits of the classes, (x, one_hot, classify=True) -> (B, classes), whose cross-entropy
+                   both networks lower beside their losses (Odena 2017, arXiv 1610.09585).
     at:            (game, step) -> the game at a step of training, for networks that change with it.
     """
 
@@ -136,6 +151,7 @@ class Game(NamedTuple):
     drift: float = 0.0
     real: Callable[[jax.Array], jax.Array] = unchanged
     at: Callable[..., Game] = no_change
+    classify: bool = False
 
     @property
     def levels(self) -> int:
@@ -175,6 +191,8 @@ def make_gan(
         conditions=game.conditions,
         validate=partial(validate, game),
         decode=partial(decode, game),
+        invert=partial(invert, game),
+        inverting=Inverting(),
         averages=("gen",),
     )
 
@@ -212,12 +230,14 @@ def network_keys(keys: jax.Array, number: int) -> tuple[jax.Array, ...]:
     return rng.split(rng.fold_in(keys, rng.NETWORK), number)
 
 
-def run(network: nn.Module, params: Tree, stats: Tree, inputs: tuple, train: bool) -> tuple[jax.Array, Tree]:
+def run(
+    network: nn.Module, params: Tree, stats: Tree, inputs: tuple, train: bool, **options: Any
+) -> tuple[jax.Array, Tree]:
     """A network's output, and its updated running statistics."""
     if not stats:
-        return network.apply({"params": params}, *inputs), stats
+        return network.apply({"params": params}, *inputs, **options), stats
     variables = {"params": params, "batch_stats": stats}
-    out, new = network.apply(variables, *inputs, train, mutable=["batch_stats"])
+    out, new = network.apply(variables, *inputs, train, mutable=["batch_stats"], **options)
     return out, new["batch_stats"]
 
 
@@ -258,6 +278,18 @@ def discriminate(
     return run(game.discriminator, disc, stats, (x, one_hot(game, cond)), train)
 
 
+def class_loss(game: Game, disc: Tree, stats: Tree, x: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy in nats of the classes that D reads in images (Odena 2017), and how often it is right.
+
+    XLA computes what D(x) and this have in common once.
+    """
+    wanted = one_hot(game, cond)
+    assert wanted is not None
+    logits, _ = run(game.discriminator, disc, stats, (x, wanted), True, classify=True)
+    right = jnp.argmax(logits, axis=-1) == cond["label"]
+    return -jnp.mean(jnp.sum(wanted * jax.nn.log_softmax(logits), axis=-1)), jnp.mean(right)
+
+
 def penalise(
     game: Game, disc: Tree, state: Roles, keys: jax.Array, key_view: jax.Array, x: jax.Array, fake_x: Any, cond: Cond
 ) -> jax.Array:
@@ -282,8 +314,9 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
     z, stats = draw_latents(game, key_z), ctx.extra["gen"]["trained"]
     fake_x, _ = generate(game, params["gen"], stats, key_gen, z, cond, True)
     disc, changed = game.weights(params["disc"], state)
-    real, real_stats = discriminate(game, disc, state["norm"]["real"], game.view(state, key_real, x), cond)
-    fake, fake_stats = discriminate(game, disc, state["norm"]["fake"], game.view(state, key_fake, fake_x), cond)
+    shown = {"real": game.view(state, key_real, x), "fake": game.view(state, key_fake, fake_x)}
+    real, real_stats = discriminate(game, disc, state["norm"]["real"], shown["real"], cond)
+    fake, fake_stats = discriminate(game, disc, state["norm"]["fake"], shown["fake"], cond)
     loss = jnp.mean(adversarial.discriminator_loss(game.loss, real, fake))
     boundary = adversarial.decision_boundary(game.loss, real, fake)
     metrics = {
@@ -296,6 +329,10 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
         loss = loss + game.penalty.weight * metrics["penalty"]
     if game.drift > 0:
         loss = loss + game.drift * jnp.mean(real**2)
+    if game.classify:
+        for kind in ("real", "fake"):
+            value, metrics[f"classes_{kind}"] = class_loss(game, disc, state["norm"][kind], shown[kind], cond)
+            loss = loss + value
     changed = changed | game.observe(state, real)
     norm = {"real": real_stats, "fake": fake_stats}
     return loss, (metrics, {"disc": state | changed | {"norm": norm, "boundary": jnp.asarray(boundary, jnp.float32)}})
@@ -324,7 +361,8 @@ def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     stats, state = ctx.extra["gen"], ctx.extra["disc"]
     fake_x, trained = generate(game, params["gen"], stats["trained"], key_gen, z, cond, True)
     disc, _ = game.weights(params["disc"], state)
-    fake, _ = discriminate(game, disc, state["norm"]["fake"], game.view(state, key_fake, fake_x), cond)
+    shown = game.view(state, key_fake, fake_x)
+    fake, _ = discriminate(game, disc, state["norm"]["fake"], shown, cond)
     real = None
     if game.loss in adversarial.RELATIVE_LOSSES:
         x = game.view(state, key_real, real_images(game, batch))
@@ -333,6 +371,8 @@ def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     _, averaged = generate(game, ctx.ema["gen"], stats["averaged"], key_gen, z, cond, True)
     new = {"gen": {"trained": trained, "averaged": averaged}}
     loss = jnp.mean(adversarial.generator_loss(game.loss, fake, real)) + game.regularise(params["gen"])
+    if game.classify:
+        loss = loss + class_loss(game, disc, state["norm"]["fake"], shown, cond)[0]
     return loss, ({}, new)
 
 
@@ -356,6 +396,48 @@ def decode(game: Game, params: Roles, ctx: Context, keys: jax.Array, z: jax.Arra
     require_latents(z, (game.latent,))
     game = game.at(game, ctx.step)
     return to_uint8(generate_for_sampling(game, params, ctx, keys, z, cond), game.levels)
+
+
+def invert(
+    game: Game,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    cond: Cond,
+    steps: int,
+    learning_rate: float,
+    starts: int,
+) -> jax.Array:
+    """z, (B, latent), that minimise the squared error |G(z, y) - x|^2: see `Inverting`. Noise within G stays as drawn.
+
+    Raises:
+      UserError: options out of their range.
+    """
+    require_positive(steps=steps, learning_rate=learning_rate, starts=starts)
+    import optax  # not at the top: the start of train.py would load it
+
+    game, x = game.at(game, ctx.step), to_float(images, game.levels)
+    optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def errors(z: jax.Array) -> jax.Array:
+        return sum_image((generate_for_sampling(game, params, ctx, keys, z, cond) - x) ** 2)
+
+    def step(carry: tuple, _: Any) -> tuple[tuple, None]:
+        z, state = carry
+        # A sum: neither G with running statistics nor Adam mixes examples.
+        updates, state = optimiser.update(jax.grad(lambda z: jnp.sum(errors(z)))(z), state)
+        return (z + updates, state), None
+
+    def search(carry: tuple, number: jax.Array) -> tuple[tuple, None]:
+        z = draw_latents(game, rng.fold_in(rng.split(keys, 1)[0], number))
+        (z, _), _ = jax.lax.scan(step, (z, optimiser.init(z)), length=steps)
+        best, least = carry
+        now = errors(z)
+        return (jnp.where((now < least)[:, None], z, best), jnp.minimum(now, least)), None
+
+    none = jnp.zeros((len(x), game.latent)), jnp.full(len(x), jnp.inf)
+    return jax.lax.scan(search, none, jnp.arange(starts))[0][0]
 
 
 def sample(game: Game, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:

@@ -99,6 +99,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         phases=tuple(phases),
         sample=partial(grown, gan.sample),
         decode=partial(grown, gan.decode),
+        invert=partial(grown, gan.invert),
         validate=partial(grown, gan.validate),
     )
 
@@ -147,12 +148,18 @@ def blend(level: int, top: int, alpha: Any, x: jax.Array) -> jax.Array:
 
 
 def by_level(
-    grow_steps: int, games: list[Game], function: Callable[..., Any], params: Roles, ctx: Context, *inputs: Any
+    grow_steps: int,
+    games: list[Game],
+    function: Callable[..., Any],
+    params: Roles,
+    ctx: Context,
+    *inputs: Any,
+    **options: Any,
 ) -> Any:
     """A function of the room at the level of the step of `ctx`."""
     # After `ctx.step` steps, the last that was taken is the one before.
     ctx = ctx._replace(step=jnp.maximum(jnp.asarray(ctx.step) - 1, 0))
-    branches = [partial(function, game) for game in games]
+    branches = [partial(function, game, **options) for game in games]
     return jax.lax.switch(level_of(grow_steps, len(games) - 1, ctx.step), branches, params, ctx, *inputs)
 
 

@@ -1,0 +1,47 @@
+"""Mode collapse counted, on data whose modes are known (Srivastava et al. 2017, arXiv 1705.07761, section 4).
+
+modes     how many of K modes have at least one sample
+quality   the part of samples that belong to a mode: of Gaussians, those within 3 standard deviations of its centre
+kl        KL of the samples' modes from the uniform distribution over all K, in nats: 0 to log K
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jgen.errors import require
+from jgen.metrics.divergences import kl
+from jgen.metrics.neighbours import squared_distances
+
+NONE = -1  # the mode of a sample that belongs to none
+
+
+def nearest_modes(points: np.ndarray, centres: np.ndarray, std: float, within: float = 3.0) -> np.ndarray:
+    """The mode of each point (n, D), int (n,): the nearest of the centres (K, D), or `NONE`.
+
+    Args:
+      within: of how many standard deviations `std` a point may be away.
+    """
+    require(std > 0, f"std is {std}: it must be above zero")
+    x, y = np.asarray(points, np.float64), np.asarray(centres, np.float64)
+    distances = squared_distances(x, y)
+    return np.where(distances.min(axis=1) <= (within * std) ** 2, distances.argmin(axis=1), NONE)
+
+
+def mode_scores(modes: np.ndarray, num: int) -> dict[str, Any]:
+    """{"modes", "quality", "kl"} of samples of which `modes`, int (n,), are those of `num`; kl is None if none has one.
+
+    Raises:
+      UserError: no samples, or a mode that there is not.
+    """
+    require(len(modes) > 0, "there are no samples")
+    require(modes.min() >= NONE and modes.max() < num, f"modes are {modes.min()} to {modes.max()}: there are {num}")
+    counts = np.bincount(modes[modes != NONE], minlength=num)
+    total = counts.sum()
+    return {
+        "modes": int(np.sum(counts > 0)),
+        "quality": float(total / len(modes)),
+        "kl": kl(counts / total, np.full(num, 1 / num)) if total else None,
+    }
