@@ -49,6 +49,10 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, c
     formulation = _cpu_formulation(x, kernel, stride, padding, cpu) if for_cpu() else None
     if formulation is not None:
         return formulation(x, kernel)
+    missing = [max(-high, 0) for _, high in padding]
+    if any(missing):  # taps of zeros in place of a padding below zero, for which JAX 0.10 has wrong gradients on CPU
+        kernel = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
+        padding = [(low, max(high, 0)) for low, high in padding]
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

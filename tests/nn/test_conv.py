@@ -34,6 +34,24 @@ def test_values_by_the_definition(rows, columns, stride, padding):
         np.testing.assert_allclose(conv(x, kernel, stride, padding), expected, atol=1e-4)
 
 
+def test_a_padding_below_zero_leaves_pixels_out():
+    """Values and gradients, by sums over the taps; of the last column, JAX 0.10 had a gradient of no meaning on CPU."""
+    x, kernel, w = normal(2, 4, 5, 3), normal(1, 1, 3, 16), normal(2, 4, 5, 16)
+    padding = ((0, 0), (1, -1))
+
+    def by_taps(x, kernel):
+        return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1] @ kernel[0, 0]
+
+    def gradients(function):
+        return jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(w * function(x, kernel)), (0, 1)))(x, kernel)
+
+    expected = gradients(by_taps)
+    assert not np.any(expected[1][0][:, :, -1])
+    with plain_forms():
+        ours = gradients(lambda x, kernel: conv(x, kernel, padding=padding))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
+
+
 @pytest.mark.parametrize("size,stride,height,width", [(4, 2, 3, 5), (3, 1, 4, 5), (2, 2, 3, 4), (5, 3, 3, 2)])
 def test_conv_transpose_is_the_transpose_of_conv(size, stride, height, width):
     y, kernel = normal(2, height, width, 4), normal(size, size, 3, 4)
