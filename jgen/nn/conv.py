@@ -52,7 +52,8 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, c
     missing = [max(-high, 0) for _, high in padding]
     if any(missing):  # taps of zeros in place of a padding below zero, for which JAX 0.10 has wrong gradients on CPU
         kernel = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
-        padding = [(low, max(high, 0)) for low, high in padding]
+        (above, below), (left, right) = padding
+        padding = (above, max(below, 0)), (left, max(right, 0))
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -89,7 +89,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """
     check_config(config, data)
     shared: dict[str, Any] = {"momentum": config.norm_momentum, "dtype": jnp.dtype(config.dtype)}
-    kind = config.regulariser if penalised(config) else "none"
+    kind = config.regulariser if uses_gradient_penalty(config) else "none"
     game = Game(
         data,
         () if config.conditioning == "none" else ("label",),
@@ -98,34 +98,35 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         config.latent,
         config.loss,
         Penalty(kind, config.penalty_weight, config.penalty_every),
-        state=no_vectors,
+        init_disc_state=no_vectors,
         classify=config.conditioning == "auxiliary",
     )
     if config.disc_norm == "spectral":
-        game = game._replace(state=start_vectors, weights=normalised_weights)
+        game = game._replace(init_disc_state=init_power_iteration, transform_disc=spectrally_normalised)
     project = partial(clip_weights, config.clip) if config.regulariser == "clip" else None
     return make_gan("dcgan", game, config.sampling, config.disc_steps, project)
 
 
-def no_vectors(key: jax.Array, disc: Tree) -> Roles:
+def no_vectors(key: jax.Array, disc: Tree) -> Tree:
+    """No spectral normalisation: an empty "u", so that extra["disc"] always has the same keys."""
     return {"u": {}}
 
 
-def start_vectors(key: jax.Array, disc: Tree) -> Roles:
+def init_power_iteration(key: jax.Array, disc: Tree) -> Tree:
     """The vectors u of all kernels, as an entry of extra["disc"]."""
     kernels = kernels_of(disc)
     u = {name: start_vector(jax.random.fold_in(key, i), kernel) for i, (name, kernel) in enumerate(kernels.items())}
     return {"u": u}
 
 
-def normalised_weights(disc: Tree, state: Roles) -> tuple[Tree, Roles]:
+def spectrally_normalised(disc: Tree, state: Tree) -> tuple[Tree, Tree]:
     """The discriminator's parameters with every kernel (convolutions, dense layer, class embedding) divided by its
     spectral norm, and the updated u."""
     kernels, u = normalise(kernels_of(disc), state["u"])
     return {name: {**layer, "kernel": kernels[name]} for name, layer in disc.items()}, {"u": u}
 
 
-def penalised(config: Config) -> bool:
+def uses_gradient_penalty(config: Config) -> bool:
     """Whether the regulariser is a penalty on the discriminator's gradient."""
     return config.regulariser in adversarial.PENALTIES
 
@@ -143,11 +144,11 @@ def check_config(config: Config, data: DataSpec) -> None:
     require(0 <= momentum < 1, f"norm_momentum is {momentum}: it must be at least 0 and below 1")
     require_halvings(data, "channels", len(config.channels))
     require(
-        not (penalised(config) and config.disc_norm == "batch"),
+        not (uses_gradient_penalty(config) and config.disc_norm == "batch"),
         f"disc_norm is 'batch', which couples the gradients of images: {config.regulariser} needs 'spectral' or 'none'",
     )
     require(
-        penalised(config) or config.penalty_every == 1,
+        uses_gradient_penalty(config) or config.penalty_every == 1,
         f"penalty_every is {config.penalty_every}: it must be 1, since regulariser {config.regulariser!r} adds no"
         " penalty",
     )

@@ -84,19 +84,19 @@ def without_noise(keys: jax.Array, z: jax.Array, one_hot: jax.Array | None) -> t
     return z, one_hot
 
 
-def no_state(key: jax.Array, disc: Tree) -> Roles:
+def no_state(key: jax.Array, disc: Tree) -> Tree:
     return {}
 
 
-def plain_weights(disc: Tree, state: Roles) -> tuple[Tree, Roles]:
+def no_transform(disc: Tree, state: Tree) -> tuple[Tree, Tree]:
     return disc, {}
 
 
-def plain_view(state: Roles, keys: jax.Array, x: jax.Array) -> jax.Array:
+def no_augmentation(state: Tree, keys: jax.Array, x: jax.Array) -> jax.Array:
     return x
 
 
-def no_observation(state: Roles, real: jax.Array) -> Roles:
+def no_update(state: Tree, real: jax.Array) -> Tree:
     return {}
 
 
@@ -118,21 +118,22 @@ class Game(NamedTuple):
     A network with running statistics (the collection "batch_stats") takes as its last argument `train`, whether to use
     the batch's own statistics and to update the running ones; True by default.
 
-    generator:     (*inputs) -> x, float32 (B, H, W, C) in about [-1, 1].
-    discriminator: (x, one_hot (B, classes) or None) -> logits D(x), float32 (B,).
-    latent:        dimensions of z ~ N(0, I).
-    loss:          one of `adversarial.LOSSES`.
-    inputs:        (keys, z, one_hot) -> the inputs of the generator; the keys are for its noise.
-    state:         (key, parameters of D) -> what extra["disc"] has beside "norm" and "boundary".
-    weights:       (parameters of D, extra["disc"]) -> the parameters to use, and entries of extra["disc"] that changed.
-    view:          (extra["disc"], keys, x) -> x as augmented before D sees it, real or generated, in training.
-    observe:       (extra["disc"], D of real images) -> entries of extra["disc"] that changed.
-    regularise:    (parameters of G) -> a scalar that is added to L_G.
-    drift:         weight of E D(x)^2 in L_D, which keeps a critic's outputs near zero (Karras 2018, arXiv 1710.10196).
-    real:          transforms real images before use, such as a reduction of resolution; the shape stays.
-    classify:      whether D has logits of the classes, (x, one_hot, classify=True) -> (B, classes), whose cross-entropy
-                   both networks lower beside their losses (Odena 2017, arXiv 1610.09585).
-    at:            (game, step) -> the game at a step of training, for networks that change with it.
+    generator:         (*inputs) -> x, float32 (B, H, W, C) in about [-1, 1].
+    discriminator:     (x, one_hot (B, classes) or None) -> logits D(x), float32 (B,).
+    latent:            dimension of z ~ N(0, I).
+    loss:              one of `adversarial.LOSSES`.
+    inputs:            (keys, z, one_hot) -> the inputs of the generator; the keys are for its noise.
+    init_disc_state:   (key, parameters of D) -> entries of extra["disc"] beside "norm" and "boundary".
+    transform_disc:    (parameters of D, extra["disc"]) -> the parameters to use, and entries of extra["disc"] that
+                       changed.
+    augment:           (extra["disc"], keys, x) -> x as augmented before D sees it, real or generated, in training.
+    update_disc_state: (extra["disc"], D of real images) -> entries of extra["disc"] that changed.
+    regularise:        (parameters of G) -> a scalar that is added to L_G.
+    drift:             weight of E D(x)^2 in L_D, which keeps a critic's outputs near zero (Karras 2018, 1710.10196).
+    prepare_real:      transforms real images before use, such as a reduction of resolution; the shape stays.
+    at_step:           (game, step) -> the game at a step of training, for networks that change with it.
+    classify:          whether D has logits of the classes, (x, one_hot, classify=True) -> (B, classes), whose
+                       cross-entropy both networks lower beside their losses (Odena 2017, 1610.09585).
     """
 
     data: DataSpec
@@ -143,14 +144,14 @@ class Game(NamedTuple):
     loss: str
     penalty: Penalty = Penalty()
     inputs: Callable[..., tuple] = concatenated
-    state: Callable[..., Roles] = no_state
-    weights: Callable[..., tuple[Tree, Roles]] = plain_weights
-    view: Callable[..., jax.Array] = plain_view
-    observe: Callable[..., Roles] = no_observation
+    init_disc_state: Callable[..., Tree] = no_state
+    transform_disc: Callable[..., tuple[Tree, Tree]] = no_transform
+    augment: Callable[..., jax.Array] = no_augmentation
+    update_disc_state: Callable[..., Tree] = no_update
     regularise: Callable[[Tree], jax.Array] = no_regulariser
     drift: float = 0.0
-    real: Callable[[jax.Array], jax.Array] = unchanged
-    at: Callable[..., Game] = no_change
+    prepare_real: Callable[[jax.Array], jax.Array] = unchanged
+    at_step: Callable[..., Game] = no_change
     classify: bool = False
 
     @property
@@ -206,7 +207,7 @@ def init(game: Game, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
     stats, norm = gen.get("batch_stats", {}), disc.get("batch_stats", {})
     extra = {"gen": {"trained": stats, "averaged": stats}}
     extra["disc"] = {"norm": {"real": norm, "fake": norm}, "boundary": jnp.zeros(())}
-    extra["disc"] |= game.state(key_state, disc["params"])
+    extra["disc"] |= game.init_disc_state(key_state, disc["params"])
     return {"gen": gen["params"], "disc": disc["params"]}, extra
 
 
@@ -217,7 +218,7 @@ def one_hot(game: Game, cond: Cond) -> jax.Array | None:
 
 def real_images(game: Game, batch: Batch) -> jax.Array:
     """x, (B, H, W, C) in [-1, 1]."""
-    return game.real(to_float(batch["image"], game.levels))
+    return game.prepare_real(to_float(batch["image"], game.levels))
 
 
 def draw_latents(game: Game, keys: jax.Array) -> jax.Array:
@@ -273,7 +274,7 @@ def discriminate(
     """Logits D(x, y), (B,), and the updated running statistics.
 
     Args:
-      disc: parameters from `game.weights`; stats: running statistics of real images, or of generated ones.
+      disc: parameters from `game.transform_disc`; stats: running statistics of real images, or of generated ones.
     """
     return run(game.discriminator, disc, stats, (x, one_hot(game, cond)), train)
 
@@ -296,25 +297,25 @@ def penalise(
     """The mean penalty on the discriminator's gradient, before its weight.
 
     Args:
-      state: extra["disc"]; keys: for the penalty; key_view: for `game.view`.
+      state: extra["disc"]; keys: for the penalty; key_view: for `game.augment`.
     """
 
     def critic(x: jax.Array) -> jax.Array:
-        return discriminate(game, disc, state["norm"]["real"], game.view(state, key_view, x), cond)[0]
+        return discriminate(game, disc, state["norm"]["real"], game.augment(state, key_view, x), cond)[0]
 
     return jnp.mean(adversarial.penalty(game.penalty.kind, critic, x, fake_x, keys))
 
 
 def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """L_D, plus the penalty unless it has a phase of its own."""
-    game = game.at(game, ctx.step)
+    game = game.at_step(game, ctx.step)
     key_z, key_penalty = rng.split(keys, 2)
     key_gen, key_real, key_fake = network_keys(keys, 3)
     x, cond, state = real_images(game, batch), select(batch, game.conditions), ctx.extra["disc"]
     z, stats = draw_latents(game, key_z), ctx.extra["gen"]["trained"]
     fake_x, _ = generate(game, params["gen"], stats, key_gen, z, cond, True)
-    disc, changed = game.weights(params["disc"], state)
-    shown = {"real": game.view(state, key_real, x), "fake": game.view(state, key_fake, fake_x)}
+    disc, changed = game.transform_disc(params["disc"], state)
+    shown = {"real": game.augment(state, key_real, x), "fake": game.augment(state, key_fake, fake_x)}
     real, real_stats = discriminate(game, disc, state["norm"]["real"], shown["real"], cond)
     fake, fake_stats = discriminate(game, disc, state["norm"]["fake"], shown["fake"], cond)
     loss = jnp.mean(adversarial.discriminator_loss(game.loss, real, fake))
@@ -333,14 +334,14 @@ def disc_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: B
         for kind in ("real", "fake"):
             value, metrics[f"classes_{kind}"] = class_loss(game, disc, state["norm"][kind], shown[kind], cond)
             loss = loss + value
-    changed = changed | game.observe(state, real)
+    changed = changed | game.update_disc_state(state, real)
     norm = {"real": real_stats, "fake": fake_stats}
     return loss, (metrics, {"disc": state | changed | {"norm": norm, "boundary": jnp.asarray(boundary, jnp.float32)}})
 
 
 def penalty_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """The penalty alone, `penalty.every` times as strong: the loss of the lazy phase."""
-    game = game.at(game, ctx.step)
+    game = game.at_step(game, ctx.step)
     key_z, key_penalty = rng.split(keys, 2)
     key_gen, key_view = network_keys(keys, 2)
     x, cond, state = real_images(game, batch), select(batch, game.conditions), ctx.extra["disc"]
@@ -348,24 +349,24 @@ def penalty_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch
     if game.penalty.kind in adversarial.PENALTIES_OF_PAIRS:
         z, stats = draw_latents(game, key_z), ctx.extra["gen"]["trained"]
         fake_x, _ = generate(game, params["gen"], stats, key_gen, z, cond, True)
-    disc, _ = game.weights(params["disc"], state)
+    disc, _ = game.transform_disc(params["disc"], state)
     value = penalise(game, disc, state, key_penalty, key_view, x, fake_x, cond)
     return game.penalty.weight * game.penalty.every * value, ({"penalty": value}, {})
 
 
 def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """L_G."""
-    game = game.at(game, ctx.step)
+    game = game.at_step(game, ctx.step)
     key_gen, key_real, key_fake = network_keys(keys, 3)
     cond, z = select(batch, game.conditions), draw_latents(game, keys)
     stats, state = ctx.extra["gen"], ctx.extra["disc"]
     fake_x, trained = generate(game, params["gen"], stats["trained"], key_gen, z, cond, True)
-    disc, _ = game.weights(params["disc"], state)
-    shown = game.view(state, key_fake, fake_x)
+    disc, _ = game.transform_disc(params["disc"], state)
+    shown = game.augment(state, key_fake, fake_x)
     fake, _ = discriminate(game, disc, state["norm"]["fake"], shown, cond)
     real = None
     if game.loss in adversarial.RELATIVE_LOSSES:
-        x = game.view(state, key_real, real_images(game, batch))
+        x = game.augment(state, key_real, real_images(game, batch))
         real, _ = discriminate(game, disc, state["norm"]["real"], x, cond)
     # Samples come from the averaged generator, whose activations have other statistics than the trained one's.
     _, averaged = generate(game, ctx.ema["gen"], stats["averaged"], key_gen, z, cond, True)
@@ -382,9 +383,9 @@ def validate(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     As in training, real images and samples are normalised by their own running statistics each; the decision boundary
     is the last one of training.
     """
-    game = game.at(game, ctx.step)
+    game = game.at_step(game, ctx.step)
     cond, state = select(batch, game.conditions), ctx.extra["disc"]
-    disc, _ = game.weights(params["disc"], state)
+    disc, _ = game.transform_disc(params["disc"], state)
     x = {"real": real_images(game, batch)}
     x["fake"] = generate_for_sampling(game, params, ctx, keys, draw_latents(game, keys), cond)
     out = {kind: discriminate(game, disc, state["norm"][kind], x[kind], cond, False)[0] for kind in x}
@@ -394,7 +395,7 @@ def validate(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 def decode(game: Game, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
     require_latents(z, (game.latent,))
-    game = game.at(game, ctx.step)
+    game = game.at_step(game, ctx.step)
     return to_uint8(generate_for_sampling(game, params, ctx, keys, z, cond), game.levels)
 
 
@@ -417,7 +418,7 @@ def invert(
     require_positive(steps=steps, learning_rate=learning_rate, starts=starts)
     import optax  # not at the top: the start of train.py would load it
 
-    game, x = game.at(game, ctx.step), to_float(images, game.levels)
+    game, x = game.at_step(game, ctx.step), to_float(images, game.levels)
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def errors(z: jax.Array) -> jax.Array:

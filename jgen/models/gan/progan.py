@@ -86,7 +86,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         Penalty(c.penalty, c.penalty_weight),
         inputs=without_noise,
         drift=c.drift,
-        at=partial(faded, c.grow_steps),
+        at_step=partial(faded, c.grow_steps),
     )
     games = [at_level(whole, level) for level in range(top + 1)]
     phases = []
@@ -132,7 +132,7 @@ def faded(grow_steps: int, game: Game, step: jax.Array) -> Game:
     level, top = game.generator.level, len(game.generator.channels) - 1
     alpha = fade(grow_steps, level, step) if level else 1.0
     networks = {name: getattr(game, name).clone(alpha=alpha) for name in ("generator", "discriminator")}
-    return game._replace(**networks, real=partial(blend, level, top, alpha))
+    return game._replace(**networks, prepare_real=partial(blend, level, top, alpha))
 
 
 def blend(level: int, top: int, alpha: Any, x: jax.Array) -> jax.Array:

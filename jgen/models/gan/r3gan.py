@@ -80,11 +80,11 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         inputs=without_noise,
     )
     if c.augmentation > 0:
-        game = game._replace(view=partial(view, c.augmentation))
+        game = game._replace(augment=partial(augment_for_disc, c.augmentation))
     return make_gan("r3gan", game, c.sampling)
 
 
-def view(p: float, state: Roles, keys: jax.Array, x: jax.Array) -> jax.Array:
+def augment_for_disc(p: float, state: Roles, keys: jax.Array, x: jax.Array) -> jax.Array:
     return augment(keys, x, p)
 
 

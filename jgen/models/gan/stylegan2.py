@@ -117,7 +117,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
     if c.ada_target > 0:
         adaptation = partial(adapt, c.ada_target, c.ada_rate)
-        game = game._replace(state=start_augmentation, view=view, observe=adaptation)
+        game = game._replace(init_disc_state=start_augmentation, augment=augment_for_disc, update_disc_state=adaptation)
     model = make_gan("stylegan2", game, c.sampling)
     if c.path_weight > 0:
         path = Phase(("gen",), partial(path_loss, game, c.path_weight * c.path_every), runs=every(c.path_every))
@@ -140,7 +140,7 @@ def start_augmentation(key: jax.Array, disc: Tree) -> Roles:
     return {"p": jnp.zeros(()), "sign": jnp.zeros(())}
 
 
-def view(state: Roles, keys: jax.Array, x: jax.Array) -> jax.Array:
+def augment_for_disc(state: Roles, keys: jax.Array, x: jax.Array) -> jax.Array:
     return augment(keys, x, state["p"])
 
 
