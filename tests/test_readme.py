@@ -117,7 +117,8 @@ def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
         words = [word for word in words if not word.startswith("RUN") and word not in ("[RUN", "...]", "...")]
         while words and not words[0].startswith("-"):
             words.pop(0)
-        while own := [place for place, word in enumerate(words) if word.startswith(("--scoring.", "--sampling."))]:
+        of_run = ("--scoring.", "--sampling.", "--frozen.")
+        while own := [place for place, word in enumerate(words) if word.startswith(of_run)]:
             del words[own[0] : own[0] + 2]
         parse(kinds[name], words, "", "")
         seen.append(name)

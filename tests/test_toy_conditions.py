@@ -209,13 +209,13 @@ def test_conditions_of_a_command_that_cannot_be_met(captioned_run, tmp_path, mon
 
 
 def test_a_text_conditional_model_is_scored_on_held_out_captions(captioned_run, held_out, tmp_path, monkeypatch):
-    sample_images, drawn = jgen.Generator.sample, []
+    sample_images, drawn = jgen.Cascade.sample, []
 
-    def spy(gen, key, num, **named):
+    def spy(stages, key, num, **named):
         drawn.append({name: named[name] for name in ("label", "text", "low_resolution")})
-        return sample_images(gen, key, num, **named)
+        return sample_images(stages, key, num, **named)
 
-    monkeypatch.setattr(jgen.Generator, "sample", spy)
+    monkeypatch.setattr(jgen.Cascade, "sample", spy)
     out = tmp_path / "x.json"
     words = ["--samples", "60", "--batch-size", "60", "--no-memorisation", "--grid", str(tmp_path / "x.png")]
     assert evaluate.command([str(captioned_run), *words, "--out", str(out)]) == 0

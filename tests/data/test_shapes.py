@@ -219,12 +219,13 @@ def test_samples_are_scored_by_the_captions_they_were_asked_for(cache, monkeypat
     drawn = part["image"].copy()
     drawn[:3] = 128  # nothing there
     model = SimpleNamespace(images=data.spec.image, conditions=("text",))
-    gen = SimpleNamespace(model=model, sample=lambda key, n, start, **_: drawn[start : start + n])
+    gen = SimpleNamespace(model=model)
+    stages = SimpleNamespace(model=model, upsamplers=(), sample=lambda key, n, start, **_: drawn[start : start + n])
     monkeypatch.setattr("jgen.held_out.sampling_conditions", lambda *_: {"text": part["text"]})
     monkeypatch.setattr("jgen.cli.model_hash", lambda gen: "")
     monkeypatch.setattr(sample_scores, "CHUNK", 8)
     arguments = SimpleNamespace(seed=0, samples=30, batch_size=8, grid="")
-    scores = sample_scores.score_samples(gen, data, arguments, {}, None)
+    scores = sample_scores.score_samples(gen, stages, data, arguments, {}, None)
     assert scores["alignment"]["text"] | {"aligned": 0.9, "num": 30} == scores["alignment"]["text"]
     assert scores["quality"] is None and scores["sampling"]["seconds"] is not None
 
