@@ -13,6 +13,7 @@ from jgen.nn import (
     autoencoder,
     autoregressive_flow,
     biggan,
+    clip,
     code_pixelcnn,
     conv,
     dcgan,
@@ -38,10 +39,12 @@ from jgen.nn import (
     song_unet,
     spectral_norm,
     stylegan2,
+    tarflow,
     transformer,
     unet,
     vae,
     vd_vae,
+    velocity_field,
 )
 from jgen.nn.sparse_attention import Pattern
 
@@ -106,6 +109,13 @@ def integers(network, given=LABEL):
     x = np.random.default_rng(0).integers(0, 4, (2, 4, 5, 2))
     variables = jax.eval_shape(network.init, jax.random.key(0), x, given)
     return lambda params: network.apply({"params": params}, x, given), (normal_params(variables["params"]),)
+
+
+def texts(network, num):
+    """A network of tokens, of which the last is the end, differentiated in its parameters."""
+    tokens = np.array([[1, 3, 1, 2], [3, 4, 2, 1]])[:, :num]
+    variables = jax.eval_shape(network.init, jax.random.key(0), tokens)
+    return lambda params: network.apply({"params": params}, tokens), (normal_params(variables["params"]),)
 
 
 def codes_by_class(network):
@@ -370,4 +380,14 @@ CASES = {
     "progan.Discriminator": lambda: layer(progan.Discriminator((3, 4), 2, 1, 0.3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
     "r3gan.Generator": lambda: layer(r3gan.Generator((4, 4), 1, 2, 4, 3, IMAGES), normal(2, 3), rest=(ONE_HOT,)),
     "r3gan.Discriminator": lambda: layer(r3gan.Discriminator((4, 4), 1, 2, 4, 3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
+    "clip.AttentionPool": lambda: layer(clip.AttentionPool(2, 3), normal(2, 2, 3, 4)),
+    "clip.ImageEncoder": lambda: layer(clip.ImageEncoder((4, 8), 1, 2, 2, 3), normal(2, 4, 4, 1)),
+    "clip.TextEncoder": lambda: texts(clip.TextEncoder(5, 4, 2, 8, 2, 1, 3), 4),
+    "tarflow.AutoregressiveLayer": lambda: layer(
+        tarflow.AutoregressiveLayer(4, 2, 8, 2, 1, 8, 3), normal(2, 4, 2), rest=(LABEL,)
+    ),
+    "ConcatSquash": lambda: layer(velocity_field.ConcatSquash(3), normal(2, 3, 4, 2), normal(2, 4)),
+    "VelocityField": lambda: layer(
+        velocity_field.VelocityField((4,), num_classes=3), normal(2, 3, 4, 2), T / 40, rest=(LABEL,)
+    ),
 }

@@ -35,7 +35,7 @@ NETWORKS = (
     "ConvDecoder",
 )
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
-NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis")
+NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
 NETWORKS += tuple(
     f"{family}.{name}"
     for family in ("biggan", "stylegan2", "r3gan", "progan")
