@@ -327,9 +327,10 @@ def test_a_first_stage_trained_here_runs_there(cache, tmp_path):
     network = first_stage.Config(channels=(8, 16), blocks=1, latent_channels=4, attention=False, groups=4)
     data, source = DataSpec(ImageSpec(16, 16, 3, 256)), np.random.default_rng(0)
     config = autoencoder_kl.Config(network, adversary=patch_adversary.Config(weight=0.5, channels=(8,)))
-    shapes = reading.template(autoencoder_kl.make(config, data))
-    params = jax.tree.map(lambda leaf: source.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-    reading.write_run(tmp_path / "run", reading.Model(config, data, params, {}, {}), Arguments(), None, {}, tmp_path)
+    made = jax.jit(autoencoder_kl.make(config, data).init, static_argnums=2)
+    params, extra = made(jax.random.key(0), {"image": np.zeros((1, 16, 16, 3), np.uint8)}, None)
+    params = jax.tree.map(lambda leaf: source.normal(0, 0.2, leaf.shape).astype(np.float32), params)
+    reading.write_run(tmp_path / "run", reading.Model(config, data, params, extra, {}), Arguments(), None, {}, tmp_path)
     assert command([str(tmp_path / "run"), str(tmp_path / "folder"), "--to-diffusers"]) == 0
     vae = AutoencoderKL.from_pretrained(tmp_path / "folder")
     z = jax.random.normal(jax.random.key(1), (B, 8, 8, 4))
