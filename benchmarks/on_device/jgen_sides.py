@@ -14,6 +14,7 @@ from side_by_side import save_weights, shaken
 
 from jgen.core import parallel
 from jgen.core.generate import run_over, sample_images
+from jgen.core.keys import image_keys
 from jgen.core.model import ArraySpec, Context, DataSpec, GenerativeModel, ImageSpec
 from jgen.models.diffusion import ddpm
 from jgen.models.flow import glow
@@ -188,7 +189,8 @@ def dcgan_(folder: Path, dtype: Any, *, size: int, channels: tuple[int, ...], la
         for i in range(n):
             sample_images(model, params, ctx, jax.random.key(i), batch, batch_size=batch)
 
-    flops = matrix_flops(lambda p, c, z: model.decode(p, c, None, z, {}), params, ctx, cases.latents(batch, latent))
+    keys = image_keys(jax.random.key(0), jnp.arange(batch))
+    flops = matrix_flops(lambda p, c, z: model.decode(p, c, keys, z, {}), params, ctx, cases.latents(batch, latent))
     tasks = {"train": training_task(state, step, examples), "sample": Task(sample, batch, flops)}
     return Side(tasks, output, size_of(params))
 
@@ -206,7 +208,6 @@ def gated_pixelcnn(
     passes: int,
 ) -> Side:
     """Sampling all pixels from cached features."""
-    from jgen.core import keys as rng
     from jgen.samplers.autoregressive import sample_raster
 
     network = GatedPixelCNN(levels, 1, features, blocks, hidden, 7, 3, dtype=jnp.dtype(dtype))
@@ -214,7 +215,7 @@ def gated_pixelcnn(
     params = shaken(jax.jit(network.init)(jax.random.key(0), images)["params"], 0.05)
     save_weights(folder, params)
     params = jax.device_put(params)
-    keys = rng.image_keys(jax.random.key(1), jnp.arange(batch))
+    keys = image_keys(jax.random.key(1), jnp.arange(batch))
     draw = jax.jit(lambda p: sample_raster(network, p, keys, None, (size, size, 1), levels))
     logits = jax.jit(network.apply)({"params": params}, images)[:, :, :, 0]
 
