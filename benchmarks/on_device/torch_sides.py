@@ -147,9 +147,9 @@ def dit(
     def loss() -> Any:
         step = torch.randint(0, 1000, (batch,), device=DEVICE)
         a, eps = alpha_bar[step][:, None, None, None], torch.randn_like(x)
-        kept = torch.where(torch.rand(batch, device=DEVICE) < 0.1, cases.CLASSES, label)
+        given = torch.where(torch.rand(batch, device=DEVICE) < 0.1, cases.CLASSES, label)
         with cast():
-            predicted = run(a.sqrt() * x + (1 - a).sqrt() * eps, step + 1, kept)
+            predicted = run(a.sqrt() * x + (1 - a).sqrt() * eps, step + 1, given)
         return mse_loss(predicted.float(), eps)
 
     def forward() -> Any:

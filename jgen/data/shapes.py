@@ -255,9 +255,9 @@ def coverage(shape: np.ndarray, radius: np.ndarray, centre: np.ndarray, size: in
     half = (np.array(SCALES)[shape] * radius).astype(np.float32)[:, None, None]
     outside = np.empty((len(shape), size, size), np.float32)  # the distance to the edge, negative within
     for kind in range(len(SHAPES)):
-        of_kind = shape == kind
-        if of_kind.any():
-            outside[of_kind] = distance_to_edge(kind, y[of_kind], x[of_kind], half[of_kind])
+        selected = shape == kind
+        if selected.any():
+            outside[selected] = distance_to_edge(kind, y[selected], x[selected], half[selected])
     return np.clip(0.5 - outside * (size / SIDE), 0.0, 1.0)
 
 

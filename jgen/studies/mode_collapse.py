@@ -210,21 +210,21 @@ def draw(path: Path, rows: list[Row]) -> None:
     shown = any("points" in row for row in rows)
     fig = plt.figure(figsize=(13, (5.4 if shown else 4.0) * len(kinds)), layout="constrained")
     for part, kind in zip(np.atleast_1d(fig.subfigures(len(kinds), 1)), kinds):
-        of_kind = [row for row in rows if row["setting"]["data"] == kind]
+        selected = [row for row in rows if row["setting"]["data"] == kind]
         heights = (3, 2) if shown else (1,)
         above, *below = part.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         curves = above.subplots(1, 2)
-        for row in of_kind:
+        for row in selected:
             number = names.index(row["setting"]["name"])
             style = {"color": plt.get_cmap("tab10")(number), "label": row["setting"]["name"], "linewidth": 1.4}
             curves[0].plot(row["steps"], np.median(row["modes"], axis=0), **style)
             curves[1].plot(row["steps"], np.median(row["quality"], axis=0), **style)
-        curves[0].axhline(of_kind[0]["setting"]["num_modes"], color="0.6", linestyle=":")
+        curves[0].axhline(selected[0]["setting"]["num_modes"], color="0.6", linestyle=":")
         curves[0].set(xlabel="steps", ylabel="modes", title=kind)
         curves[1].set(xlabel="steps", ylabel="samples at a mode", ylim=(-0.03, 1.03), title=kind)
         curves[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         if below:
-            draw_samples(below[0].subplots(1, len(names)), of_kind, CENTRES[kind]())
+            draw_samples(below[0].subplots(1, len(names)), selected, CENTRES[kind]())
     reporting.save_figure(path, fig)
 
 

@@ -108,13 +108,13 @@ def test_what_captions_leave_out_bounds_retrieval():
     """How often a reader of both finds an image's own caption, and a caption's image, among 100 of the test split."""
     _, captions, images = pictures("test", 2000)
     read, statements = read_pictures(images), [read_caption(caption) for caption in captions]
-    found = np.zeros(2)
+    right = np.zeros(2)
     for start in range(0, 2000, 100):
         part = range(start, start + 100)
         fits = np.array([[shows(read[j], statements[i])[1] for j in part] for i in part], float)
         same = np.array([[captions[i] == captions[j] for j in part] for i in part])
-        found += [np.sum((fits * same).sum(axis) / fits.sum(axis)) for axis in (0, 1)]
-    np.testing.assert_allclose(found / 2000, [0.914, 0.922], atol=5e-4)  # as jgen/models/text_to_image/clip.py has it
+        right += [np.sum((fits * same).sum(axis) / fits.sum(axis)) for axis in (0, 1)]
+    np.testing.assert_allclose(right / 2000, [0.914, 0.922], atol=5e-4)  # as jgen/models/text_to_image/clip.py has it
 
 
 def test_no_pair_of_shape_and_colour_is_in_both_splits():
@@ -135,10 +135,10 @@ def test_captions_say_what_is_in_their_scenes():
     scenes, captions = make_scenes("train", np.arange(500))
     unnamed = 0
     for i, caption in enumerate(captions):
-        said, number = read_caption(caption), scenes.number[i]
-        assert len(said.things) == number and said.relations == tuple(scenes.relation[i, : number - 1])
-        assert said.position in (None, scenes.position[i])
-        for k, thing in enumerate(said.things):
+        parsed, number = read_caption(caption), scenes.number[i]
+        assert len(parsed.things) == number and parsed.relations == tuple(scenes.relation[i, : number - 1])
+        assert parsed.position in (None, scenes.position[i])
+        for k, thing in enumerate(parsed.things):
             assert (thing.shape, thing.colour) == (scenes.shape[i, k], scenes.colour[i, k])
             assert thing.size in (None, scenes.size[i, k])
             unnamed += thing.size is None

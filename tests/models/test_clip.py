@@ -92,11 +92,11 @@ def test_loss_and_validation_are_of_the_embeddings_by_hand(small):
     scores = model.validate(params, ctx, keys, batch)
     np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4)
     same = [[np.array_equal(a, b) for b in TOKENS] for a in TOKENS]  # texts 0 and 3
-    found = {"image_to_text": [same[i][s[i].argmax()] for i in range(4)]}
-    found["text_to_image"] = [same[i][s[:, i].argmax()] for i in range(4)]
-    for name, wanted in found.items():
+    expected = {"image_to_text": [same[i][s[i].argmax()] for i in range(4)]}
+    expected["text_to_image"] = [same[i][s[:, i].argmax()] for i in range(4)]
+    for name, wanted in expected.items():
         np.testing.assert_array_equal(scores[name], np.float32(wanted))
-    # With the images' own embeddings in the texts' place all are right: text 3 is found at place 0 as well.
+    # With the images' own embeddings in the texts' place all are right: text 3 counts at place 0 as well.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip, "embed_text", lambda *_: jnp.float32(u[[0, 1, 2, 0]]))
         scores = jax.jit(clip.make(SMALL, DATA).validate)(params, ctx, keys, batch)

@@ -18,9 +18,9 @@ def looped(a, b, scale):
     """Equation by equation, in float64."""
     losses = []
     for i in range(len(a)):
-        of_a = [math.exp(scale * sum(a[i] * b[j])) for j in range(len(b))]
-        of_b = [math.exp(scale * sum(a[j] * b[i])) for j in range(len(a))]
-        losses.append(-0.5 * (math.log(of_a[i] / sum(of_a)) + math.log(of_b[i] / sum(of_b))))
+        image_terms = [math.exp(scale * sum(a[i] * b[j])) for j in range(len(b))]
+        text_terms = [math.exp(scale * sum(a[j] * b[i])) for j in range(len(a))]
+        losses.append(-0.5 * (math.log(image_terms[i] / sum(image_terms)) + math.log(text_terms[i] / sum(text_terms))))
     return np.array(losses)
 
 
@@ -32,7 +32,7 @@ def on_devices(number, function, *arrays):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_losses_are_those_of_a_plain_double_loop(devices):
+def test_losses_are_those_image_terms_plain_double_loop(devices):
     losses = on_devices(devices, lambda a, b: contrastive_losses(a, b, SCALE), np.float32(A), np.float32(B))
     np.testing.assert_allclose(losses.ravel(), looped(A, B, SCALE), rtol=2e-5)
     alone = contrastive_losses(jnp.float32(A), jnp.float32(B), SCALE)
@@ -53,18 +53,18 @@ def test_the_mean_gradient_over_devices_is_that_of_the_whole_batch(devices):
 
     parameters = (jnp.float32(weights), jnp.float32(SCALE))
     gradients = on_devices(devices, lambda a, b: jax.grad(mean_loss)(parameters, a, b), np.float32(A), np.float32(B))
-    of_weights, of_scale = (jnp.mean(gradient, axis=0) for gradient in gradients)
+    weight_gradient, scale_gradient = (jnp.mean(gradient, axis=0) for gradient in gradients)
     step = 1e-5
     for place in np.ndindex(5, 5):
         move = np.zeros((5, 5))
         move[place] = step
         difference = (whole(weights + move, SCALE) - whole(weights - move, SCALE)) / (2 * step)
-        assert of_weights[place] == pytest.approx(difference, rel=1e-3, abs=1e-5)
+        assert weight_gradient[place] == pytest.approx(difference, rel=1e-3, abs=1e-5)
     difference = (whole(weights, SCALE + step) - whole(weights, SCALE - step)) / (2 * step)
-    assert of_scale == pytest.approx(difference, rel=1e-3)
+    assert scale_gradient == pytest.approx(difference, rel=1e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_the_nearest_is_of_all_devices(devices):
+def test_the_nearest_is_image_termsll_devices(devices):
     places = on_devices(devices, nearest, np.float32(A), np.float32(B)).ravel()
     assert places.tolist() == [max(range(8), key=lambda j, i=i: float(A[i] @ B[j])) for i in range(8)]

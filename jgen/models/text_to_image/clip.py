@@ -10,7 +10,7 @@ global batch, on however many devices: so it is not accumulated in parts.
 It has no images of its own: it lends `embed_image` and `embed_text`, both of unit length, so that their products rank
 texts for an image (zero-shot classification) and images for a text (retrieval). Validation scores are of the batch:
 `image_to_text`, whether an image's own text has the greatest product with it, and `text_to_image`. A text that is
-written twice in the batch counts as found at either place.
+written twice in the batch counts as right at either place.
 
 Differs from the paper: group normalisation without anti-aliasing in a ResNet of any size; GELU by its tanh
 approximation in the text encoder; the weights that are decayed are all or none.
@@ -182,7 +182,7 @@ def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     tokens = batch[clip.config.text]
     all_tokens = parallel.all_gather(jnp.asarray(tokens))
 
-    def found(places: jax.Array) -> jax.Array:
+    def is_right(places: jax.Array) -> jax.Array:
         return jnp.all(all_tokens[places] == tokens, axis=1).astype(jnp.float32)
 
-    return {"nll": losses, "image_to_text": found(nearest(u, v)), "text_to_image": found(nearest(v, u))}
+    return {"nll": losses, "image_to_text": is_right(nearest(u, v)), "text_to_image": is_right(nearest(v, u))}
