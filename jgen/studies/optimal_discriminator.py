@@ -126,9 +126,9 @@ def measure_value(setting: Row) -> Row:
     shift = setting["shift"]
     with jax.enable_x64(True):
         places = jnp.linspace(-8.0, shift + 8.0, PLACES)
-        log_p, log_q = log_normal(places, 0.0, 1.0), log_normal(places, shift, 1.0)
-        jensen_shannon = float(divergence("js", places, log_p, log_q))
-    x, log_p, log_q = np.asarray(places), np.asarray(log_p), np.asarray(log_q)
+        densities = log_normal(places, 0.0, 1.0), log_normal(places, shift, 1.0)
+        jensen_shannon = float(divergence("js", places, *densities))
+    x, log_p, log_q = (np.asarray(each) for each in (places, *densities))
     network = Discriminator((32, 32), 3)
     images = x.reshape(-1, 1, 1, 1).astype(np.float32)
     outputs = jax.jit(lambda disc: network.apply({"params": disc}, images, None))
