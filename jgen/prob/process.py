@@ -99,7 +99,13 @@ def discrete(schedule: Schedule) -> Process:
     """A chain of T steps: its alpha_bar at t = i / T, and between those the process of a constant beta."""
     steps = np.arange(schedule.num_steps + 1, dtype=np.float64)
     table = -np.log(schedule.alpha_bar)
-    return from_integral(lambda t: library(t).interp(t * schedule.num_steps, steps, table))
+
+    def integral(t: Any) -> Any:
+        own = library(t)
+        # As arrays of JAX: of NumPy's, JAX 0.10 may take a program that it compiled in the other precision.
+        return own.interp(t * schedule.num_steps, own.asarray(steps), own.asarray(table))
+
+    return from_integral(integral)
 
 
 def from_log_snr(log_snr: Callable[[Any], Any]) -> Process:
