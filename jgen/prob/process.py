@@ -102,8 +102,11 @@ def discrete(schedule: Schedule) -> Process:
 
     def integral(t: Any) -> Any:
         own = library(t)
-        # As arrays of JAX: of NumPy's, JAX 0.10 may take a program that it compiled in the other precision.
-        return own.interp(t * schedule.num_steps, own.asarray(steps), own.asarray(table))
+        if own is np:
+            return np.interp(t * schedule.num_steps, steps, table)
+        # New arrays of the precision that is set: JAX 0.10 may take one array's conversion to the other precision.
+        kind = jnp.result_type(float)
+        return jnp.interp(t * schedule.num_steps, steps.astype(kind), table.astype(kind))
 
     return from_integral(integral)
 

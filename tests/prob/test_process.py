@@ -94,6 +94,23 @@ def test_rates_by_finite_differences(name):
         np.testing.assert_allclose(rate, wanted, rtol=1e-6, atol=1e-8)
 
 
+def test_a_chain_has_the_precision_that_is_set():
+    """Whichever was asked for before, inside a loop too: JAX 0.10 would take the table in the other one."""
+    process = PROCESSES["discrete"]
+    times = np.linspace(0.1, 0.9, 5)
+
+    def total(times):
+        return jax.lax.scan(lambda carry, t: (carry + process.alpha(t), None), 0.0 * times[0], times)[0]
+
+    for _ in range(2):
+        single = jax.jit(total)(jnp.asarray(times, jnp.float32))
+        np.testing.assert_allclose(single, process.alpha(times).sum(), rtol=1e-6)
+        with jax.enable_x64(True):
+            double = jax.jit(total)(jnp.asarray(times))
+            np.testing.assert_allclose(process.alpha(jnp.asarray(times)), process.alpha(times), rtol=1e-13)
+        np.testing.assert_allclose(double, process.alpha(times).sum(), rtol=1e-13)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_time_of_a_noise_is_its_inverse(name):
     process = PROCESSES[name]
