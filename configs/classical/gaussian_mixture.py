@@ -24,11 +24,11 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     train = digits_training(100, NO_GRADIENTS, batch_size=1350, validate_every=25, sample_every=0)
-    return Experiment(Config(components=2, rank=4), Data(name="digits"), train)
+    return Experiment(Config(components=2, covariance="full", covariance_floor=0.1), Data(name="digits"), train)
 
 
 def tiny(digits: Experiment) -> Experiment:
-    return replace(digits, model=replace(digits.model, rank=2), train=tiny_training(digits.train))
+    return replace(digits, model=replace(digits.model, covariance="low_rank", rank=2), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
