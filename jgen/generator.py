@@ -252,9 +252,10 @@ class Generator:
         """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false.
 
         Args:
-          named: conditions, and fields of `model.sampling`.
+          named: conditions, and fields of `model.inpainting`, or of `model.sampling` where there is none.
         Raises:
-          NotSupported: the model cannot, or not in its order of generation. UserError: a mask of another shape.
+          NotSupported: the model cannot, or not in its order of generation. UserError: a mask of another shape, or that
+            is true everywhere.
         """
         require_capability(self.model, "inpaint")
         array, keep = check_images(self.model, images), np.asarray(mask)
@@ -263,10 +264,28 @@ class Generator:
         keep = np.broadcast_to(keep, (len(array), *keep.shape)) if keep.ndim == 2 else keep
         wanted = (len(array), spec.height, spec.width)
         require(keep.shape == wanted, f"mask has shape {keep.shape}: it must be {wanted[1:]} or {wanted}")
+        require(not keep.all(), "mask is true everywhere: there is nothing to complete")
         for one in np.unique(keep, axis=0):
             if self.model.check_mask is not None:
                 self.model.check_mask(one)
         return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
+
+    def restore(self, key: jax.Array, measurements: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """uint8 images (n, H, W, C) of which low-resolution, grey or noisy images are given: draws that agree with them.
+
+        Args:
+          measurements: numbers (n, ...) in 0 .. levels - 1, of the shape that `problem` makes of images: with
+            "super_resolution" (n, H / factor, W / factor, C), with "colourisation" (n, H, W, 1).
+          named: conditions, and fields of `model.restoring`, such as problem, factor and noise.
+        Raises:
+          NotSupported: the model cannot. UserError: measurements of another shape, or a problem that its images do not
+            have.
+        """
+        require_capability(self.model, "restore")
+        array = np.asarray(measurements, np.float32)
+        require(array.ndim == 4 and len(array) > 0, f"measurements have shape {array.shape}: it must be (n, h, w, c)")
+        require(bool(np.all(np.isfinite(array))), "measurements have values that are not finite")
+        return self._run("restore", key, {"measurement": array}, named, batch_size=batch_size)
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""

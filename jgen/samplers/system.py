@@ -19,21 +19,25 @@ import jax.numpy as jnp
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, frozen_context
-from jgen.errors import defaults_of, require
+from jgen.errors import defaults_of, require, require_latents
 from jgen.nn.conditional_network import ConditionalNetwork
-from jgen.prob.pixels import to_uint8
-from jgen.prob.process import Process
-from jgen.samplers import ode
+from jgen.prob.degradation import make_degradation
+from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.process import Denoiser, Process
+from jgen.samplers import ode, posterior
 from jgen.samplers.diffusion import (
     Sampling,
     check_path,
     check_sampling,
     check_unused,
+    clip_if,
     draw,
     draw_adaptively,
     evaluations,
+    times_of,
 )
 from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classifier, classifier_free
+from jgen.samplers.posterior import Inpainting, Restoring
 
 # The scales are traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate one
 # model in place of two.
@@ -127,6 +131,10 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         check_sampling=check,
         evaluations=lambda o: evaluations_per_call(o) * evaluations(o),
         numbers=NUMBERS,
+        inpaint=partial(inpaint, denoising),
+        inpainting=Inpainting(),
+        restore=partial(restore, denoising),
+        restoring=Restoring(),
         functions={
             "denoise": denoising.denoise,
             "process": lambda params, ctx: denoising.process(params),
@@ -277,6 +285,65 @@ def count_evaluations(
         return jnp.full(len(keys), evaluations_per_call(o) * evaluations(o))
     counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.process(params), o, noise)[1]
     return evaluations_per_call(o) * counts
+
+
+def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond) -> Denoiser:
+    """The denoiser without guidance, clipped where sampling clips."""
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(denoising.sampling, denoising.denoise(params, ctx, x_t, t, cond))
+
+    return denoiser
+
+
+def usual_times(denoising: Denoising, process: Process, steps: int) -> Any:
+    """So many times in the spacing that the system samples with."""
+    return times_of(replace(denoising.sampling, steps=steps, times=()), process, denoising.num_timesteps)
+
+
+def inpaint(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images that agree with given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
+    o, levels, known = Inpainting(**options), denoising.images.levels, mask[..., None]
+    posterior.check_inpainting(o)
+    process, y = denoising.process(params), to_float(images, levels)
+    where = plain_denoiser(denoising, params, ctx, cond), process, usual_times(denoising, process, o.steps)
+    if o.method == "dps":
+        kept = known.astype(y.dtype)
+        x_0 = posterior.by_gradient(*where, kept * y, lambda x: kept * x, y.shape[1:], keys, o.step_size)
+    else:
+        x_0 = posterior.by_replacement(*where, y, known, keys, o.repeats if o.method == "repaint" else 1)
+    return jnp.where(known, images, to_images(x_0, levels, f"method {o.method}: {OVERFLOW}"))
+
+
+def restore(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    measurement: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images of which `measurement`, float in 0 .. levels - 1, is a degradation: see `jgen.samplers.posterior`."""
+    o, spec = Restoring(**options), denoising.images
+    posterior.check_restoring(o)
+    degradation = make_degradation(o.problem, spec, o.factor)
+    wanted = jax.eval_shape(degradation, jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)).shape[1:]
+    require_latents(measurement, wanted, "measurements")
+    process, y = denoising.process(params), to_float(measurement, spec.levels)
+    where = plain_denoiser(denoising, params, ctx, cond), process, usual_times(denoising, process, o.steps)
+    noise = 2.0 * o.noise / (spec.levels - 1)
+    x_0 = posterior.by_gradient(*where, y, degradation, spec.shape, keys, o.step_size, noise)
+    return to_images(x_0, spec.levels, f"restore: {OVERFLOW}")
 
 
 def to_images(x: jax.Array, levels: int, failure: str) -> jax.Array:
