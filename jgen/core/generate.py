@@ -370,7 +370,7 @@ def capabilities(model: GenerativeModel) -> list[str]:
     scores = model.log_prob is not None or model.energy is not None
     if scores and any(model.data.fields[name].is_class for name in model.conditions):
         names.append("classify")
-    return names
+    return names + ["anomaly_score"] * scores
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:

@@ -25,6 +25,7 @@ from jgen.prob.degradation import make_degradation
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.prob.process import Denoiser, Process
 from jgen.samplers import ode, posterior
+from jgen.samplers.denoising_error import denoising_error
 from jgen.samplers.diffusion import (
     Sampling,
     check_path,
@@ -131,6 +132,7 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         check_sampling=check,
         evaluations=lambda o: evaluations_per_call(o) * evaluations(o),
         numbers=NUMBERS,
+        energy=partial(energy, denoising),
         inpaint=partial(inpaint, denoising),
         inpainting=Inpainting(),
         restore=partial(restore, denoising),
@@ -294,6 +296,15 @@ def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond
         return clip_if(denoising.sampling, denoising.denoise(params, ctx, x_t, t, cond))
 
     return denoiser
+
+
+def energy(
+    denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond
+) -> jax.Array:
+    """The bound on -log P(x) up to a constant, nats (B,): see `jgen.samplers.denoising_error`."""
+    levels, steps = denoising.images.levels, denoising.num_timesteps
+    where = plain_denoiser(denoising, params, ctx, cond), denoising.process(params)
+    return denoising_error(*where, to_float(x, levels), keys, levels, num_timesteps=steps)
 
 
 def usual_times(denoising: Denoising, process: Process, steps: int) -> Any:

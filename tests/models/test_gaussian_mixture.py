@@ -94,7 +94,7 @@ def test_samples_of_a_class_are_likeliest_under_it():
     "changes,words",
     [
         ({"components": 0}, "components is 0"),
-        ({"rank": 65}, "rank is 65: it must be from 1 to 64, the pixels of an image"),
+        ({"covariance": "low_rank", "rank": 65}, "rank is 65: it must be from 1 to 64, the pixels of an image"),
         ({"power": -0.5}, "power is -0.5: it must be from 0 to 1"),
         ({"covariance_floor": 0.0}, "covariance_floor is 0.0"),
         ({"logit_alpha": 0.5}, "logit_alpha is 0.5"),

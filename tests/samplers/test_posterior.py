@@ -15,7 +15,7 @@ from jgen.samplers import linear, posterior
 from jgen.samplers.diffusion import start_std
 from jgen.samplers.times import make_times
 
-N = 4000
+N = 2000
 MEAN = np.array([0.1, 0.2, -0.1])
 COVARIANCE = np.array([[1, 0.6, 0.3], [0.6, 1, 0.5], [0.3, 0.5, 1]]) * 0.3**2
 KNOWN = 0.5  # the value of the first of three pixels
@@ -27,7 +27,7 @@ def conditional():
     return MEAN[1:] + gain * (KNOWN - MEAN[0]), COVARIANCE[1:, 1:] - np.outer(gain, COVARIANCE[0, 1:])
 
 
-def draws(method, process="cosine", steps=100):
+def draws(method, process="cosine", steps=60):
     process = PROCESSES[process]
     times = make_times(process, "uniform", steps)
     denoiser = mixture(process, np.ones(1), MEAN[None], COVARIANCE)

@@ -22,7 +22,9 @@ Glossary: x dequantised image; z standardised logits; h class; o and u the known
 Differs from Richardson & Weiss: EM in place of gradient descent; classes; logits of dequantised pixels. It is the
 simplest row of the table, which a deep model must be better than.
 
-Measured:
+Measured: bound 2.145 bits/dim on the 8x8 digits in 17 levels, Fréchet distance 38.3 (FD-digits), where training images
+have 22.6; a classifier assigns 94.2 % of samples to the class that they were conditioned on; 100 steps of
+`python train.py configs/classical/gaussian_mixture.py:digits`, half a minute on two busy CPU cores.
 """
 
 from __future__ import annotations
@@ -240,7 +242,8 @@ def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     require_positive(components=config.components, covariance_floor=config.covariance_floor)
     size = data.image.size
-    require(1 <= config.rank <= size, f"rank is {config.rank}: it must be from 1 to {size}, the pixels of an image")
+    fits = config.covariance != "low_rank" or 1 <= config.rank <= size
+    require(fits, f"rank is {config.rank}: it must be from 1 to {size}, the pixels of an image")
     require(0 <= config.power <= 1, f"power is {config.power}: it must be from 0 to 1")
     alpha = config.logit_alpha
     require(0 <= alpha < 0.5, f"logit_alpha is {alpha}: it must be at least 0 and below 0.5")
