@@ -27,7 +27,7 @@ def conditional():
     return MEAN[1:] + gain * (KNOWN - MEAN[0]), COVARIANCE[1:, 1:] - np.outer(gain, COVARIANCE[0, 1:])
 
 
-def draws(method, process="cosine", steps=60):
+def draws(method, process="cosine", steps=100):
     process = PROCESSES[process]
     times = make_times(process, "uniform", steps)
     denoiser = mixture(process, np.ones(1), MEAN[None], COVARIANCE)
