@@ -245,7 +245,8 @@ class Generator:
 
         Args:
           kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.metrics.anomaly`.
-          reference: for typicality, images of the model's data, uint8 (m, H, W, C); background: for ratio, another model.
+          reference: for typicality, images of the model's data, uint8 (m, H, W, C).
+          background: for ratio, another model.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
         Raises:
@@ -351,7 +352,7 @@ class Generator:
         return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
 
     def restore(self, key: jax.Array, measurements: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """uint8 images (n, H, W, C) of which low-resolution, grey or noisy images are given: draws that agree with them.
+        """uint8 images (n, H, W, C) of which low-resolution, grey or noisy ones are given: draws that agree with them.
 
         Args:
           measurements: numbers (n, ...) in 0 .. levels - 1, of the shape that `problem` makes of images: with

@@ -1,7 +1,7 @@
 """Scores that tell images of another kind from those that a model was trained on, and how well they do.
 
-A model of one data set may give images of another a higher likelihood than its own, where those are smoother (Nalisnick et
-al. 2019, arXiv 1810.09136). What is done about it, by `Generator.anomaly_score`:
+A model of one data set may give images of another a higher likelihood than its own, where those are smoother (Nalisnick
+et al. 2019, arXiv 1810.09136). What is done about it, by `Generator.anomaly_score`:
 
     complexity  -log2 p(x) - L(x), L the length of x in bits as a lossless coder has it   (Serra et al. 2020, arXiv
                 1909.11480)
@@ -50,8 +50,8 @@ def auroc(own: np.ndarray, others: np.ndarray) -> float:
 
 
 def calibration_error(log_probs: np.ndarray, classes: np.ndarray, bins: int = 15) -> float:
-    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599): the mean difference of confidence and accuracy
-    over bins of equal width in confidence.
+    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599): the mean difference of confidence and
+    accuracy over bins of equal width in confidence.
 
     Args:
       log_probs: of the classes, (n, K); classes: the right ones, int (n,).

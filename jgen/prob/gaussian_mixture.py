@@ -110,9 +110,7 @@ def log_weights(mixture: Mixture, row: jax.Array) -> jax.Array:
     return jnp.log(mixture.weights[row])
 
 
-def log_density(
-    covariance: Covariance, mixture: Mixture, x: jax.Array, row: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def log_density(covariance: Covariance, mixture: Mixture, x: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log p(x | h), nats (B,), and the responsibilities (B, K): equations 1 and 2."""
     joint = log_joint(covariance, mixture, x, row)
     log_p = jax.nn.logsumexp(joint, axis=-1)
@@ -140,9 +138,7 @@ def step_size(step: Any, power: float) -> Any:
     return (step + 2.0) ** -power
 
 
-def sample(
-    covariance: Covariance, mixture: Mixture, keys: jax.Array, row: jax.Array, temperature: float
-) -> jax.Array:
+def sample(covariance: Covariance, mixture: Mixture, keys: jax.Array, row: jax.Array, temperature: float) -> jax.Array:
     """x (B, D) of the rows (B,), the components' standard deviations multiplied by `temperature`."""
     key_component, key_eps = rng.split(keys, 2)
     k = jax.vmap(jax.random.categorical)(key_component, log_weights(mixture, row))
@@ -225,9 +221,7 @@ def diagonal_log_normal(mixture: Mixture, x: jax.Array) -> jax.Array:
     return normal(jnp.sum(whitened**2, axis=-1), 2.0 * jnp.sum(jnp.log(mixture.shape), axis=-1), x.shape[-1])
 
 
-def low_rank_start(
-    rank: int, weights: jax.Array, means: jax.Array, variances: jax.Array, key: jax.Array
-) -> Statistics:
+def low_rank_start(rank: int, weights: jax.Array, means: jax.Array, variances: jax.Array, key: jax.Array) -> Statistics:
     num, dim = means.shape
     total = jnp.sum(weights, axis=0)[:, None, None]
     std = jnp.sqrt(variances)[None, :, None]

@@ -3,9 +3,9 @@
 All take ancestral steps from t to s, x_s ~ N(c_t x_t + c_0 D, beta_tilde) (`jgen.prob.diffusion_bound`), and differ in
 how y enters:
 
-    replacement  known pixels of x_s are replaced by q(x_s | y)                 (Song et al. 2021, arXiv 2011.13456, I.2)
+    replacement  known pixels of x_s are replaced by q(x_s | y)              (Song et al. 2021, arXiv 2011.13456, I.2)
     repaint      the same, and every step is taken `repeats` times, with noise back to t between, so that the unknown
-                 pixels come to agree with the known ones     (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1, with
+                 pixels come to agree with the known ones  (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1, with
                  jumps of one step)
     dps          x_s <- x_s - zeta grad 1/2 |y - A D(x_t)|^2, for any linear A, zeta = step_size / |y - A D(x_t)|
                                                              (Chung et al. 2023, arXiv 2209.14687, algorithm 1)
@@ -15,10 +15,11 @@ few pixels have errors below 1, and with steps of one length their known pixels 
 error is below the norm of the measurement's noise; and in a process that does not preserve the variance, zeta is times
 alpha_s^2 + sigma_s^2, which makes it the step of the process scaled to do so.
 
-None of these samples the posterior exactly. On Gaussian data, with correlation between known and unknown pixels:
-replacement conditions x_s on noisy known pixels of this step alone, and its mean moves only part of the way from the
-prior's to the posterior's; repaint closes the gap with the number of repeats; dps overstates how well y is known, or
-understates it, by its step size, and so has another variance than the posterior (tests/samplers/test_posterior.py).
+None of these samples the posterior exactly. On three correlated Gaussian pixels of which one is known, in 100 steps of a
+cosine process (tests/samplers/test_posterior.py): replacement conditions x_s on noisy known pixels of this step alone, and
+its mean comes half of the way from the prior's to the posterior's, with the posterior's variance; repaint with 10 repeats
+comes nine tenths of the way, with three quarters of the variance; dps goes past it, by a third, with eight tenths of the
+variance.
 
 Glossary: x_t noisy image, y measurement, A degradation, D denoised image, mask true where a pixel is known.
 """

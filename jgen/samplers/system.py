@@ -298,9 +298,7 @@ def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond
     return denoiser
 
 
-def energy(
-    denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond
-) -> jax.Array:
+def energy(denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     """The bound on -log P(x) up to a constant, nats (B,): see `jgen.samplers.denoising_error`."""
     levels, steps = denoising.images.levels, denoising.num_timesteps
     where = plain_denoiser(denoising, params, ctx, cond), denoising.process(params)
@@ -322,7 +320,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """uint8 images that agree with given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
+    """uint8 images that are given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
     o, levels, known = Inpainting(**options), denoising.images.levels, mask[..., None]
     posterior.check_inpainting(o)
     process, y = denoising.process(params), to_float(images, levels)
@@ -344,7 +342,7 @@ def restore(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """uint8 images of which `measurement`, float in 0 .. levels - 1, is a degradation: see `jgen.samplers.posterior`."""
+    """uint8 images of which `measurement`, floats in 0 .. levels - 1, are given: see `jgen.samplers.posterior`."""
     o, spec = Restoring(**options), denoising.images
     posterior.check_restoring(o)
     degradation = make_degradation(o.problem, spec, o.factor)

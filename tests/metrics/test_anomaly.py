@@ -94,7 +94,7 @@ def test_anomaly_scores_are_what_their_names_say():
 
 
 def test_the_classes_that_denoising_errors_tell_are_those_of_the_closed_form():
-    """Two Gaussians by their exact denoisers: differences of the bounds are those of the log-densities, but for noise."""
+    """Two Gaussians by their exact denoisers: bounds differ as the log-densities do, but for noise."""
     process, n = PROCESSES["cosine"], 300
     S, means = 0.04 * np.array([[1, 0.5], [0.5, 1]]), np.array([[0.2, 0.1], [-0.2, 0.0]])
     x = np.random.default_rng(0).multivariate_normal(means[0], S, n).astype(np.float32)

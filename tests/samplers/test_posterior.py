@@ -1,5 +1,5 @@
-"""Inpainting and restoration with a denoiser known in closed form: what of the conditional distribution each method has,
-and by how much it differs."""
+"""Inpainting and restoration with a denoiser known in closed form: what each method has of the conditional
+distribution, and by how much it differs."""
 
 import jax
 import jax.numpy as jnp

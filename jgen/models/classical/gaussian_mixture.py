@@ -3,14 +3,14 @@
     log p(x | h) = log sum_k pi_hk N(z; mu_k, S_k) + log |det dz/dx|,   z = (logit(alpha + (1 - 2 alpha) x) - m) / s
     log P(image | h) >= E_u log p(image + u | h),   x = image + u in [0, levels)^D
 
-z are standardised by the mean m and the standard deviation s of each dimension over the first batch. Nothing is trained
-by gradients: a step moves the means of the sufficient statistics by one iteration of stepwise EM (Cappe & Moulines 2009,
-arXiv 0712.4273; the equations are in `jgen.prob.gaussian_mixture`). With `power` = 0 a step is one of EM on its batch
-alone, and where that is the whole set, the likelihood never falls.
+z are standardised by the mean m and the standard deviation s of each dimension over the first batch. Nothing is
+trained by gradients: a step moves the means of the sufficient statistics by one iteration of stepwise EM (Cappe &
+Moulines 2009, arXiv 0712.4273; the equations are in `jgen.prob.gaussian_mixture`). With `power` = 0 a step is one of EM
+on its batch alone, and where that is the whole set, the likelihood never falls.
 
 Covariances are full, diagonal, or diagonal plus low rank: factor analysers (Ghahramani & Hinton 1996), as Richardson &
-Weiss 2018 (arXiv 1805.12462) fit to faces. A class has components of its own: they start at the centres of its images in
-the first batch, by k-means, and the weights of other classes' components start at zero, where EM leaves them.
+Weiss 2018 (arXiv 1805.12462) fit to faces. A class has components of its own: they start at the centres of its images
+in the first batch, by k-means, and the weights of other classes' components start at zero, where EM leaves them.
 
 The density is a closed form, and so is that of some pixels given others: `inpaint` draws a component in proportion to
 its posterior probability given the pixels that are known, and the others from its conditional normal distribution,
@@ -179,9 +179,7 @@ def density(pixels: Pixels, ctx: Context, x: jax.Array, row: jax.Array) -> jax.A
     return gm.log_density(pixels.covariance, mixture_in(pixels, ctx), z, row)[0] + log_det
 
 
-def log_density(
-    pixels: Pixels, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond
-) -> jax.Array:
+def log_density(pixels: Pixels, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     return density(pixels, ctx, x, row_of(pixels, cond, len(x)))
 
 
@@ -199,7 +197,8 @@ def loss(
 
 def validate(pixels: Pixels, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     row = row_of(pixels, batch, batch["image"].shape[0])
-    return {"bits_per_dim": bits_per_dim(density(pixels, ctx, dequantise(keys, batch["image"]), row), pixels.images.size)}
+    log_p = density(pixels, ctx, dequantise(keys, batch["image"]), row)
+    return {"bits_per_dim": bits_per_dim(log_p, pixels.images.size)}
 
 
 def log_prob(
