@@ -348,7 +348,7 @@ def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, in
 
     images, label = data(gen, splits, a, a.columns)
     spec = gen.model.images
-    measured = np.asarray(make_degradation(a.problem, spec)(images.astype(np.float32)))
+    measured = np.asarray(make_degradation(a.problem, spec)(jax.numpy.float32(images)))
     measured = measured + a.noise * np.random.default_rng(a.seed).standard_normal(measured.shape)
     named = {} if label is None else {"label": np.tile(label, a.rows)}
     given = np.tile(measured, (a.rows, 1, 1, 1))

@@ -15,11 +15,11 @@ few pixels have errors below 1, and with steps of one length their known pixels 
 error is below the norm of the measurement's noise; and in a process that does not preserve the variance, zeta is times
 alpha_s^2 + sigma_s^2, which makes it the step of the process scaled to do so.
 
-None of these samples the posterior exactly. On three correlated Gaussian pixels of which one is known, in 100 steps of a
-cosine process (tests/samplers/test_posterior.py): replacement conditions x_s on noisy known pixels of this step alone, and
-its mean comes half of the way from the prior's to the posterior's, with the posterior's variance; repaint with 10 repeats
-comes nine tenths of the way, with three quarters of the variance; dps goes past it, by a third, with eight tenths of the
-variance.
+None of these samples the posterior exactly. On three correlated Gaussian pixels of which one is known, in 100 steps of
+a cosine process (tests/samplers/test_posterior.py): replacement conditions x_s on noisy known pixels of this step
+alone, and its mean comes half of the way from the prior's to the posterior's, with the posterior's variance; repaint
+with 10 repeats comes nine tenths of the way, with three quarters of the variance; dps goes past it, by a third, with
+eight tenths of the variance.
 
 Glossary: x_t noisy image, y measurement, A degradation, D denoised image, mask true where a pixel is known.
 """

@@ -82,9 +82,9 @@ def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
     from jgen.train.run_directory import read_config
 
     fingerprint = read_config(Path(setting["run"]))["data_fingerprint"]
-    data, config = dataset.reopen(gen.config.data, fingerprint, setting["run"], gen.tokenizers)
+    config, data = dataset.reopen(gen.config.data, fingerprint, setting["run"], gen.tokenizers)
     num, spec, key = setting["num"], gen.model.images, jax.random.key(setting["seed"])
-    train, own = (first_images(data.splits[name], num) for name in ("train", "test"))
+    train, own = (first_images(gen, data.splits[name], num) for name in ("train", "test"))
     if setting["other"] == NOISE:
         shape = (len(own), *spec.shape)
         others = np.random.default_rng(setting["seed"]).integers(0, spec.levels, shape, np.uint8)
@@ -93,7 +93,7 @@ def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
         other = dataset.load(replace(config, name=setting["other"], test="", size=spec.height, levels=levels))
         fits = other.spec.image == spec
         require(fits, f"--others has {setting['other']}, of images {other.spec.image}: the run's are {spec}")
-        others = first_images(other.splits["test"], num)
+        others = first_images(gen, other.splits["test"], num)
     where: dict[str, Any] = {"reference": train, "background": background, "batch_size": 100}
     areas, means = {}, {}
     for kind in kinds:
@@ -103,9 +103,11 @@ def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
     return {"auroc": areas, "means": means, "images": [len(own), len(others)]}
 
 
-def first_images(split: Any, num: int) -> np.ndarray:
-    """The first images of a split, or all of one that has fewer."""
-    return split.fetch(np.arange(min(num, split.num)))["image"]
+def first_images(gen: Any, split: Any, num: int) -> np.ndarray:
+    """The first images of a split as the model sees its own, or all of one that has fewer."""
+    from jgen.figures import fetch
+
+    return fetch(gen, split, np.arange(min(num, split.num)), 0)["image"]
 
 
 def table(rows: list[Row]) -> str:

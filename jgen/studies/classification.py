@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class Arguments:
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
+    scores: Literal["all", "log_prob", "energy"] = "all"
+    """What Bayes' rule is given, of runs that have both; bounds of a chain of steps take long."""
     num: int = 0
     """The first images of the test split; 0: all."""
     seed: int = 0
@@ -54,13 +56,18 @@ def command(args: list[str]) -> int:
     settings = [
         {**scores.identity_of(run, gen, 0, a.seed), "num": a.num, "score": score}
         for run, gen in gens.items()
-        for score in ("log_prob", "energy")
-        if getattr(gen.model, score) is not None
+        for score in scores_of(gen.model, a.scores)
     ]
     first = settings[0]
     settings.append({**first, "system": "classifier", "score": "network"})
     rows = scores.score_all(record, settings, lambda setting: measure(setting, gens[setting["run"]]))
     return reporting.report(figure, rows, draw, table)
+
+
+def scores_of(model: Any, wanted: str) -> list[str]:
+    """The scores of a model that are wanted; of one that has only the other, that."""
+    names = [name for name in ("log_prob", "energy") if getattr(model, name) is not None]
+    return [name for name in names if wanted in ("all", name)] or names
 
 
 def measure(setting: Row, gen: Any) -> Row:
@@ -69,16 +76,17 @@ def measure(setting: Row, gen: Any) -> Row:
 
     from jgen.data import dataset
     from jgen.data.pictures import to_display
+    from jgen.figures import fetch
     from jgen.sample_scores import load_reader
     from jgen.studies.scores import ScoringProtocol
     from jgen.train.run_directory import read_config
 
     fingerprint = read_config(Path(setting["run"]))["data_fingerprint"]
-    data, config = dataset.reopen(gen.config.data, fingerprint, setting["run"], gen.tokenizers)
+    config, data = dataset.reopen(gen.config.data, fingerprint, setting["run"], gen.tokenizers)
     split = data.splits["test"]
     num = setting["num"] or split.num
     require(num <= split.num, f"--num is {num}: the test split has {split.num}")
-    batch = split.fetch(np.arange(num))
+    batch = fetch(gen, split, np.arange(num), setting["seed"])
     images, classes = batch["image"], batch["label"]
     if setting["score"] == "network":
         reader = load_reader(data, config, ScoringProtocol(), True)

@@ -104,8 +104,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """
     check_config(config, data)
     conditional = config.class_conditional
-    forms = {"full": gm.full, "diagonal": gm.diagonal, "low_rank": partial(gm.low_rank, config.rank)}
-    covariance = forms[config.covariance]()
+    forms = {"full": gm.full, "diagonal": gm.diagonal}
+    covariance = gm.low_rank(config.rank) if config.covariance == "low_rank" else forms[config.covariance]()
     conditions = ("label",) if conditional else ()
     pixels = Pixels(config, data.image, covariance, conditions, data.num_classes if conditional else 1)
     return GenerativeModel(
