@@ -26,7 +26,7 @@ from jgen.core.generate import (
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
-from jgen.metrics.anomaly import KINDS, Kind, code_lengths
+from jgen.metrics.anomaly import KINDS, Kind, score_of
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -254,17 +254,12 @@ class Generator:
         """
         require_capability(self.model, "anomaly_score")
         require_choice("kind", kind, KINDS)
+        typical = kind == "typicality" and reference is not None
+        own = -self._log_marginal(key, reference, by, batch_size, named) if typical else None
+        compared = kind == "ratio" and background is not None
+        other = background.anomaly_score(key, images, batch_size=batch_size) if background and compared else None
         nats = -self._log_marginal(key, images, by, batch_size, named)
-        if kind == "complexity":
-            return nats / np.log(2.0) - code_lengths(np.asarray(images))
-        if kind == "typicality":
-            require(reference is not None, "reference is missing: typicality compares with images of the model's data")
-            return np.abs(nats + self._log_marginal(key, reference, by, batch_size, named).mean())
-        if kind == "ratio":
-            require(background is not None, "background is missing: ratio compares with another model")
-            assert background is not None
-            return nats - background.anomaly_score(key, images, batch_size=batch_size)
-        return nats
+        return score_of(kind, nats, np.asarray(images), own, other)
 
     def _log_marginal(
         self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]

@@ -18,10 +18,39 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jgen.errors import require
+from jgen.errors import require, require_choice
 
 Kind = Literal["likelihood", "complexity", "typicality", "ratio"]
 KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def score_of(
+    kind: str,
+    nats: np.ndarray,
+    images: np.ndarray,
+    reference: np.ndarray | None = None,
+    background: np.ndarray | None = None,
+) -> np.ndarray:
+    """The score of a kind, float64 (n,), the higher the less alike, from -log p of the images in nats, (n,).
+
+    Args:
+      images: uint8 (n, H, W, C), of which complexity is; reference: for typicality, -log p of images of the model's own
+        data; background: for ratio, -log p of the same images by another model.
+    Raises:
+      UserError: an unknown kind, or one whose input is missing.
+    """
+    require_choice("kind", kind, KINDS)
+    if kind == "complexity":
+        return nats / np.log(2.0) - code_lengths(images)
+    if kind == "typicality":
+        require(reference is not None, "reference is missing: typicality compares with images of the model's data")
+        assert reference is not None
+        return np.abs(nats - reference.mean())
+    if kind == "ratio":
+        require(background is not None, "background is missing: ratio compares with another model")
+        assert background is not None
+        return nats - background
+    return nats
 
 
 def code_lengths(images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jgen import cli
 from jgen.errors import require, require_positive, require_seed
-from jgen.metrics.anomaly import KINDS, auroc
+from jgen.metrics.anomaly import KINDS, auroc, score_of
 from jgen.studies import reporting
 
 Row = dict[str, Any]
@@ -94,13 +94,18 @@ def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
         fits = other.spec.image == spec
         require(fits, f"--others has {setting['other']}, of images {other.spec.image}: the run's are {spec}")
         others = first_images(gen, other.splits["test"], num)
-    where: dict[str, Any] = {"reference": train, "background": background, "batch_size": 100}
-    areas, means = {}, {}
-    for kind in kinds:
-        values = [gen.anomaly_score(key, images, kind, **where) for images in (own, others)]
-        areas[kind] = auroc(*values)
-        means[kind] = [float(x.mean()) for x in values]
-    return {"auroc": areas, "means": means, "images": [len(own), len(others)]}
+    reference = gen.anomaly_score(key, train, batch_size=250)
+    values: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for images in (own, others):
+        nats = gen.anomaly_score(key, images, batch_size=250)
+        base = None if background is None else background.anomaly_score(key, images, batch_size=250)
+        for kind in kinds:
+            values[kind].append(score_of(kind, nats, images, reference, base))
+    return {
+        "auroc": {kind: auroc(*pair) for kind, pair in values.items()},
+        "means": {kind: [float(x.mean()) for x in pair] for kind, pair in values.items()},
+        "images": [len(own), len(others)],
+    }
 
 
 def first_images(gen: Any, split: Any, num: int) -> np.ndarray:
