@@ -254,10 +254,11 @@ class Generator:
         """
         require_capability(self.model, "anomaly_score")
         require_choice("kind", kind, KINDS)
-        typical = kind == "typicality" and reference is not None
-        own = -self._log_marginal(key, reference, by, batch_size, named) if typical else None
-        compared = kind == "ratio" and background is not None
-        other = background.anomaly_score(key, images, batch_size=batch_size) if background and compared else None
+        own = other = None
+        if kind == "typicality" and reference is not None:
+            own = -self._log_marginal(key, reference, by, batch_size, named)
+        if kind == "ratio" and background is not None:
+            other = background.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
         return score_of(kind, nats, np.asarray(images), own, other)
 
