@@ -53,8 +53,7 @@ def train(case, count, optimiser=ADAM, step_count=None):
 
 def check_training(case, count):
     """Steps reach every trained leaf, with finite numbers."""
-    # Where one step runs all phases, its program is enough: one for each of the sets that a GAN's lazy phases make takes
-    # minutes over all systems.
+    # Where one step runs all phases, its program is enough: the sets that a GAN's lazy phases make have one each.
     at_once = 0 if all(phase.runs(0) for phase in case.model.phases) else None
     (start, *_, last), metrics = train(case, count, step_count=at_once)
     assert int(last.step) == count and all(np.isfinite(v) for values in metrics for v in values.values())
@@ -200,7 +199,7 @@ def after_two_steps(cases, prepare_state=None):
             state, step = make_run(case, accumulation=parts, transform=turned)
             state = prepare_state(name, state) if prepare_state else state
             for seed in range(2):
-                state, metrics = step(state, case.frozen, step_batch(case.model, seed), step_count)
+                state, metrics = step(state, case.frozen, step_batch(case.model, seed))
         state = gather_state(case.model, state)
         for kind in ("params", "ema", "extra"):
             out[f"{name}/{kind}/{parts}"] = flat(getattr(state, kind))

@@ -22,6 +22,7 @@ VARIANTS = STANDARD | {
 }
 FACTS = Facts(free_form_jacobian=True, published="ImageNet 256: FID 10.94, with guidance and upsampling 3.94")
 
+
 def get_config(variant: str) -> Experiment:
     return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, imagenet64=imagenet64)
 
