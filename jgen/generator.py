@@ -255,8 +255,19 @@ class Generator:
         images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
         return images.reshape(n, num, *self.model.images.shape)
 
-    def inpaint(self, key: jax.Array, images: Any, mask: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false.
+    def inpaint(
+        self,
+        key: jax.Array,
+        images: Any,
+        mask: Any,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> np.ndarray:
+        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false. Image i has the key
+        `fold_in(key, start + i)`.
 
         Args:
           named: conditions, and fields of `model.sampling`.
@@ -273,7 +284,8 @@ class Generator:
         for one in np.unique(keep, axis=0):
             if self.model.check_mask is not None:
                 self.model.check_mask(one)
-        return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        return self._run("inpaint", key, {"image": array, "mask": keep}, named, **where)
 
     def edit(
         self,
