@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
+
 from jgen.core import keys as rng
 
 Tree = Any  # a pytree of arrays
@@ -219,7 +221,8 @@ class GenerativeModel(NamedTuple):
                  at half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
-                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).
+                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features);
+                 encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
@@ -280,4 +283,4 @@ def select(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
 
 def select_first(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
     """The fields with these names of the first example alone, (1, ...): what a network is initialised with."""
-    return {name: batch[name][:1] for name in conditions}
+    return jax.tree.map(lambda x: x[:1], select(batch, conditions))

@@ -98,7 +98,7 @@ def denoising_by_class(
         images=network.images,
         sampling=config.sampling,
         without_class=network.without_class,
-        guidable=(config.class_conditional and config.label_dropout > 0) or guide is not None,
+        guidable=(network.droppable and config.label_dropout > 0) or guide is not None,
         guidance_needs=guidance_needs,
         num_timesteps=num_timesteps,
         guide=guide,

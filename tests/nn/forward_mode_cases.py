@@ -16,6 +16,7 @@ from jgen.nn import (
     clip,
     code_pixelcnn,
     conv,
+    cross_attention,
     dcgan,
     dit,
     dropout,
@@ -189,6 +190,8 @@ def spectral_layers(module, *inputs, rest):
     return apply_converged, (params, *inputs)
 
 
+MASK = np.arange(5)[None] < np.array([[3], [5]])
+TOKENS = cross_attention.Tokens(normal(2, 5, 6), MASK)
 SPARSE = (Pattern("local", 3), Pattern("column", 3))
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
 NCSNPP = song_unet.SongUNet((8,), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
@@ -214,6 +217,13 @@ CASES = {
     "GroupNorm": lambda: layer(normalization.GroupNorm(2), normal(2, 3, 4, 6)),
     "attention": lambda: (attention.attention, (normal(2, 6, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4))),
     "SelfAttention2D": lambda: layer(attention.SelfAttention2D(4, 2), normal(2, 3, 4, 8)),
+    "attention with a mask": lambda: (
+        lambda *x: attention.attention(*x, MASK),
+        (normal(2, 6, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4)),
+    ),
+    "CrossAttention": lambda: layer(cross_attention.CrossAttention(2), normal(2, 4, 8), rest=(TOKENS,)),
+    "TransformerBlock": lambda: layer(cross_attention.TransformerBlock(2), normal(2, 4, 8), rest=(TOKENS,)),
+    "SpatialTransformer": lambda: layer(cross_attention.SpatialTransformer(4, 2), normal(2, 2, 3, 8), rest=(TOKENS,)),
     "dropout": lambda: (lambda x: dropout.dropout(x, KEYS, 0.5), (normal(2, 3, 4, 5),)),
     "sinusoidal_embedding": lambda: (lambda t: embeddings.sinusoidal_embedding(0.1 * t, 8), (T,)),
     "nearest": lambda: (resampling.nearest, (normal(2, 2, 3, 4),)),
