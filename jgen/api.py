@@ -156,8 +156,9 @@ def load(
     step: int | Literal["best"] | None = None,
     ema: bool = True,
     frozen: Mapping[str, str | Path] | None = None,
+    dtype: str | None = None,
 ) -> Generator:
-    """A trained model from its run directory.
+    """A trained model from its run directory, or from a folder in diffusers' layout, such as Stable Diffusion's.
 
     Args:
       step: the checkpoint to take, or "best": of those kept the one with the best validation score; default the newest
@@ -165,6 +166,7 @@ def load(
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
       frozen: {role: run directory} of the runs that it stands on, where they are neither where they were nor beside it;
         or of a role that it was trained without, such as a classifier that guides sampling.
+      dtype: float32 (the default) or bfloat16, the arithmetic of a folder with texts; that of a run is its network's.
     Raises:
       UserError: no run, no checkpoint, no score that says which is best, a damaged config.json, or one that names a
         class outside jgen; a frozen run that is missing or is not the one that the run was trained on.
@@ -175,6 +177,13 @@ def load(
     from jgen.train.step import averaged
 
     path = Path(run).expanduser()
+    if runs.is_published(path):
+        from jgen.convert.loading import load_folder
+
+        given = [name for name, value in (("step", step), ("frozen", frozen)) if value is not None]
+        require(not given and ema, f"{path} is no run of jgen: {', '.join(given) or 'ema'} is of runs only")
+        return Generator(*load_folder(path, dtype or "float32"))
+    require(dtype is None, f"dtype is {dtype}: {path} is a run, whose config.json says what its arithmetic is")
     experiment, data = runs.load_experiment(path)
     wanted = read_config(path)["frozen_fingerprints"]
     saved = {role: place for role, place in experiment.frozen.items() if role in wanted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import (
+    OPTIONS,
     Arrays,
     Progress,
+    brief,
     check_images,
     check_latents,
     prepared,
@@ -271,18 +274,20 @@ class Generator:
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
         fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
+        fields |= {f"negative_{name}" for name in (*fields, *self.tokenizers)}
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}
 
     def _tokens(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Conditions with texts, one or a sequence of them, as the tokens of the run's tokenizers."""
         cond = dict(cond)
-        for name in set(self.tokenizers) & set(cond):
-            encode, value = self.tokenizers[name].encode, cond[name]
-            if isinstance(value, str):
-                cond[name] = encode(value)
-            elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-                cond[name] = np.stack([encode(text) for text in value])
+        for field, tokenizer in self.tokenizers.items():
+            for name in {field, f"negative_{field}"} & set(cond):
+                value = cond[name]
+                if isinstance(value, str):
+                    cond[name] = encode_text(tokenizer, name, value)
+                elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+                    cond[name] = np.stack([encode_text(tokenizer, name, text) for text in value])
         return cond
 
     def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
@@ -292,6 +297,8 @@ class Generator:
             given = field in cond
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
+        for field in {f"negative_{field}" for field in self.model.negatives} & set(cond):
+            require(OPTIONS.get(name) == "sampling", f"{field} is given: {name} takes none, it is not guided")
         return resolve_conditions(self.model, self._tokens(cond), n)
 
     def _run(
@@ -312,3 +319,18 @@ class Generator:
         params, ctx = self._to_sample if name == "inpaint" else self._placed
         where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
         return run_over(self.model, name, params, ctx, key, arrays, **where)
+
+
+def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
+    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
+
+    Args:
+      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
+    """
+    require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
+    tokens: np.ndarray = tokenizer.encode(text)
+    kept = tokenizer.decode(tokens)
+    if len(kept) < len(text):
+        words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
+        print(f"warning: {words}, and ends in {kept[-20:]!r}", file=sys.stderr)
+    return tokens

@@ -20,7 +20,7 @@ from jgen.errors import require
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
 from jgen.train import checkpoints
 from jgen.train.config import MAY_CHANGE, may_change
-from jgen.train.run_directory import RunDirectory, read_config
+from jgen.train.run_directory import RunDirectory, read_config, read_json
 
 TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
 MOVED = ("data.name", "data.test")  # which may change as long as the data's hash does not
@@ -37,6 +37,14 @@ class FrozenRun(NamedTuple):
 
 
 FrozenRuns = dict[str, FrozenRun]  # by role
+
+
+def is_published(path: Path) -> bool:
+    """Whether a folder is one of weights in diffusers' layout, a pipeline's or a model's, and no run."""
+    if (path / "model_index.json").is_file():
+        return True
+    document = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    return isinstance(document, dict) and "experiment" not in document and "_class_name" in document
 
 
 def load_experiment(run: str | Path) -> tuple[Experiment, DataSpec]:

@@ -7,6 +7,7 @@ and no token crosses these.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jgen.core.files import written_whole
+from jgen.data.clip_text import KIND, ClipTokenizer
 from jgen.errors import UserError, require
 
 PADDING, START, END, FIRST_BYTE = 0, 1, 2, 3
@@ -40,6 +42,16 @@ class Tokenizer:
     def num_values(self) -> int:
         """Ids run from 0 to this - 1."""
         return len(self._pieces)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a text's tokens."""
+        return (self.length,)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the ids depend on."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -90,6 +102,9 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError, UserError) as error:
             raise UserError(f"this is no tokenizer: {error or type(error).__name__}") from error
         return tokenizer
+
+
+AnyTokenizer = Tokenizer | ClipTokenizer
 
 
 def join_pairs(alphabet: list[Any], merges: Iterable[tuple[int, int]]) -> list[Any]:
@@ -155,7 +170,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
     return Tokenizer(length, tuple(merges))
 
 
-def save_tokenizers(path: Path, tokenizers: Mapping[str, Tokenizer]) -> None:
+def save_tokenizers(path: Path, tokenizers: Mapping[str, AnyTokenizer]) -> None:
     """Writes the tokenizers of a data set's fields as one JSON file. Raises `UserError` when it cannot."""
     saved = {field: json.loads(tokenizer.to_json()) for field, tokenizer in sorted(tokenizers.items())}
     with written_whole(path) as aside, open(aside, "w") as file:
@@ -164,12 +179,17 @@ def save_tokenizers(path: Path, tokenizers: Mapping[str, Tokenizer]) -> None:
         os.fsync(file.fileno())
 
 
-def load_tokenizers(path: Path) -> dict[str, Tokenizer]:
+def load_tokenizers(path: Path) -> dict[str, AnyTokenizer]:
     """{field: tokenizer} that `save_tokenizers` wrote; {} where there is no file. Raises `UserError` for damage."""
     if not path.exists():
         return {}
     try:
         saved = json.loads(path.read_text())
-        return {field: Tokenizer.from_json(json.dumps(each)) for field, each in saved.items()}
+        return {field: kind_of(each).from_json(json.dumps(each)) for field, each in saved.items()}
     except (OSError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{path} holds no tokenizers: {error}") from error
+
+
+def kind_of(saved: Mapping[str, Any]) -> type[Tokenizer] | type[ClipTokenizer]:
+    """The class of a tokenizer that was saved."""
+    return ClipTokenizer if saved.get("kind") == KIND else Tokenizer

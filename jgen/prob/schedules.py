@@ -82,9 +82,8 @@ def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing", of
     require(1 <= steps <= num_timesteps, f"steps is {steps}: it must be from 1 to {num_timesteps}, the model's T")
     if spacing == "leading":
         times = np.arange(steps, dtype=np.float64) * (num_timesteps // steps) + 1 + offset
-        last = int(times[-1])
-        fits = offset >= 0 and last <= num_timesteps
-        require(fits, f"offset is {offset}: with {steps} steps the first is at {last}, past the model's {num_timesteps}")
+        most = num_timesteps - int(times[-1]) + offset
+        require(0 <= offset <= most, f"offset is {offset}: with {steps} steps of {num_timesteps} it must be 0 to {most}")
     elif spacing == "linspace":
         times = np.round(np.linspace(0, num_timesteps - 1, steps)) + 1
     else:
