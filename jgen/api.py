@@ -53,7 +53,6 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     from jgen import runs
     from jgen.data import arrays as own
     from jgen.data import dataset as datasets
-    from jgen.data.text import load_tokenizers
     from jgen.train import loop
 
     workdir = Path(workdir).expanduser()
@@ -66,7 +65,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     given = own.given_arrays(images, fields) if images is not None else None
     name = experiment.data.name if given is None else own.GIVEN
     experiment = replace(experiment, data=located(replace(experiment.data, name=name)))
-    dataset = datasets.load(experiment.data, load_tokenizers(workdir / runs.TOKENIZERS), given)
+    dataset = datasets.load(experiment.data, runs.tokenizers_of(workdir), given)
     started = (workdir / "config.json").exists()
     wanted = read_config(workdir)["frozen_fingerprints"] if started else {}
     roles = frozen_roles(experiment.model)
@@ -172,7 +171,6 @@ def load(
         class outside jgen; a frozen run that is missing or is not the one that the run was trained on.
     """
     from jgen import runs
-    from jgen.data.text import load_tokenizers
     from jgen.train import checkpoints
     from jgen.train.step import averaged
 
@@ -198,7 +196,7 @@ def load(
     state, meta = checkpoints.read(path / "checkpoints", step, state_template(model, experiment, arrays))
     params = averaged(state) if ema else state.params
     ctx = Context(state.step, None, params, state.extra, arrays, ema and bool(state.ema))
-    tokenizers, frozen_seconds = load_tokenizers(path / runs.TOKENIZERS), runs.frozen_seconds(stands_on)
+    tokenizers, frozen_seconds = runs.tokenizers_of(path), runs.frozen_seconds(stands_on)
     return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, frozen_seconds)
 
 

@@ -83,7 +83,8 @@ def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing", of
     if spacing == "leading":
         times = np.arange(steps, dtype=np.float64) * (num_timesteps // steps) + 1 + offset
         most = num_timesteps - int(times[-1]) + offset
-        require(0 <= offset <= most, f"offset is {offset}: with {steps} steps of {num_timesteps} it must be 0 to {most}")
+        message = f"offset is {offset}: with {steps} steps of {num_timesteps} it must be from 0 to {most}"
+        require(0 <= offset <= most, message)
     elif spacing == "linspace":
         times = np.round(np.linspace(0, num_timesteps - 1, steps)) + 1
     else:
