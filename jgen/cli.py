@@ -103,7 +103,8 @@ def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict
 
     unnamed = tyro.conf.arg(name="")
     fields: list[Any] = [("main", Annotated[arguments, unnamed], dataclasses.field(default=arguments()))]
-    fields += condition_options(data, tokenizers)[0] + frozen_option(experiment)
+    fields += condition_options(data, tokenizers)[0] + negative_options(experiment, tokenizers)
+    fields += frozen_option(experiment)
     sampling = getattr(experiment.model, "sampling", None)
     if sampling is not None:
         fields.append(("sampling", Annotated[type(sampling), unnamed], dataclasses.field(default=sampling)))
@@ -145,13 +146,23 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
     return options, files
 
 
+def negative_options(experiment: Any, texts: Iterable[str]) -> list[Any]:
+    """Command-line options for what guidance leads away from: --negative-text "..."; none for a model that has none."""
+    import tyro
+
+    own = getattr(experiment.model, "text", None) if hasattr(experiment.model, "objective") else None
+    option = Annotated[str | None, tyro.conf.arg(help="Text of what no image shows, where there is guidance.")]
+    return [(f"negative_{name}", option, dataclasses.field(default=None)) for name in texts if name == own]
+
+
 def given_conditions(parsed: Any, data: Any, background: str = "white") -> dict[str, Any]:
     """The conditions that a command line with `condition_options` gives, by field.
 
     Args:
       background: what shows through transparent pixels of picture files.
     """
-    given = {name: getattr(parsed, name) for name in data.fields if getattr(parsed, name, None) is not None}
+    names = [*data.fields, *(f"negative_{name}" for name in data.fields)]
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name, None) is not None}
     paths = vars(parsed.cond) if hasattr(parsed, "cond") else {}
     for name, spec in data.fields.items():
         if spec.is_class and isinstance(value := given.get(name), str) and value not in spec.names:
