@@ -115,7 +115,7 @@ def read_tokenizer(folder: Path) -> ClipTokenizer:
     Raises:
       UserError: files that are missing or damaged.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         settings |= files.read_document(folder / name) if (folder / name).is_file() else {}
     kind = settings.get("tokenizer_class", "CLIPTokenizer")

@@ -98,7 +98,7 @@ def network_of(fields: Fields, where: Any) -> condition_unet.Config:
     )
 
 
-def pooled_of(fields: Fields, where: Any) -> dict[str, int]:
+def pooled_of(fields: Fields, where: Any) -> dict[str, Any]:
     """The sizes of XL's embedding of a pooled text and of sizes; {} without."""
     kind = fields.addition_embed_type
     require(kind in (None, "text_time"), f"{where}: addition_embed_type is {kind!r}: it must be text_time, or null")

@@ -119,12 +119,17 @@ def data_of(image: ImageSpec, num_classes: int, names: tuple[str, ...], given: D
     return given
 
 
-def template(model: GenerativeModel) -> dict[str, Any]:
-    """The shapes of a model's parameters; nothing is computed."""
+def templates(model: GenerativeModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shapes of a model's parameters and of its further arrays; nothing is computed."""
     batch = {name: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for name, f in model.data.fields.items()}
     kind = "uint8" if model.images.levels else "float32"
     batch["image"] = jax.ShapeDtypeStruct((1, *model.images.shape), kind)
-    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, {})[0], batch)
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, {}), batch)
+
+
+def template(model: GenerativeModel) -> dict[str, Any]:
+    """The shapes of a model's parameters; nothing is computed."""
+    return templates(model)[0]
 
 
 def weights(opened: ModelFolder, tensors_of: Callable[[Any], dict[str, np.ndarray]], params: Any, rows: int = 0) -> Any:

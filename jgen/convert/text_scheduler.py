@@ -94,7 +94,7 @@ def sampling_of(
       UserError: an algorithm or a spacing of times that jgen lacks.
     """
     kind = KINDS[str(document["_class_name"])]
-    sampler, others = kind.sampler, {}
+    sampler, others = kind.sampler, dict[str, Any]()
     if sampler == "dpmpp_2m":
         algorithm = document.get("algorithm_type", "dpmsolver++")
         require_choice(f"{where}: algorithm_type", algorithm, ALGORITHMS)

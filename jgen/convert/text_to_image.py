@@ -13,7 +13,7 @@ from jgen.convert import clip_text as text_names
 from jgen.convert import condition_unet as unet_names
 from jgen.convert import files, text_scheduler
 from jgen.convert.layers import no_memory
-from jgen.convert.reading import Loaded, Model, hash_of, open_model, read_first_stage, template
+from jgen.convert.reading import Loaded, Model, hash_of, open_model, read_first_stage, templates
 from jgen.core.model import ArraySpec, DataSpec
 from jgen.data.clip_text import START, ClipTokenizer
 from jgen.errors import require, require_choice
@@ -72,16 +72,16 @@ def read_text_to_image(folder: Path, dtype: str, given: Callable[[Mapping[str, C
     tokens = ArraySpec(tokenizer.shape, "int32", tokenizer.num_values)
     data = dataset.spec if dataset else DataSpec(first.data.image, {stable_diffusion.TEXT: tokens})
     first, config = first._replace(data=data), replace(config, scaling_factor=float(scale))
-    shapes = template(stable_diffusion.make(config, data, autoencoder=stand_in(first)))
+    shapes, of_encoders = templates(stable_diffusion.make(config, data, autoencoder=stand_in(first)))
     linear = fields.use_linear_projection
     wanted = unet_names.tensors_of(network, no_memory(shapes["unet"]), linear)
     tensors, sources = read_weights(unet, files.WEIGHTS, wanted)
-    params = {"unet": unet_names.params_of(network, tensors, linear)}
+    params, extra = {"unet": unet_names.params_of(network, tensors, linear)}, {}
     for role, encoder in encoders.items():
-        wanted = text_names.tensors_of(encoder, no_memory(shapes[role]))
+        wanted = text_names.tensors_of(encoder, no_memory(of_encoders[role]))
         tensors, digest = read_weights(folder / role, text_names.WEIGHTS, wanted, text_names.new_name)
-        params[role], sources = text_names.params_of(encoder, tensors), sources | digest
-    return Loaded(Model(config, data, params, {}, sources), first, {stable_diffusion.TEXT: tokenizer}, dataset)
+        extra[role], sources = text_names.params_of(encoder, tensors), sources | digest
+    return Loaded(Model(config, data, params, extra, sources), first, {stable_diffusion.TEXT: tokenizer}, dataset)
 
 
 def stand_in(first: Model) -> Any:
@@ -102,7 +102,7 @@ def tokenizer_of(folder: Path, second: bool) -> ClipTokenizer:
     return replace(tokenizer, padding=tokenizer.padding + other.padding)
 
 
-def read_encoder(folder: Path, tokenizer: ClipTokenizer, dtype: str) -> Any:
+def read_encoder(folder: Path, tokenizer: ClipTokenizer, dtype: Any) -> Any:
     """The text encoder that a folder's config.json describes, of this tokenizer."""
     where = require_config(folder)
     encoder = text_names.encoder_of(files.read_document(where), where)
@@ -114,7 +114,7 @@ def read_encoder(folder: Path, tokenizer: ClipTokenizer, dtype: str) -> Any:
     return replace(encoder, dtype=dtype)
 
 
-def read_network(folder: Path, dtype: str) -> tuple[Path, unet_names.Fields, Any]:
+def read_network(folder: Path, dtype: Any) -> tuple[Path, unet_names.Fields, Any]:
     """The U-Net that a folder's config.json describes."""
     where = require_config(folder)
     document = files.read_document(where)

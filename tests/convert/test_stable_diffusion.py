@@ -29,12 +29,27 @@ OPTIONS = {"steps": 2, "guidance_scale": 3.0}
 def folders(cache, tmp_path_factory):
     """Of one text encoder and of two."""
     base = tmp_path_factory.mktemp("published")
-    return {1: write_folder(base / "one"), 2: write_folder(base / "two", encoders=2)}
+    return Lazily(lambda num: write_folder(base / str(num), num))
 
 
 @pytest.fixture(scope="module")
 def loaded(folders):
-    return {num: jgen.load(folder) for num, folder in folders.items()}
+    return Lazily(lambda num: jgen.load(folders[num]))
+
+
+class Lazily(dict):
+    """What a function gives for each key, made when it is asked for."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key):
+        self[key] = self.make(key)
+        return self[key]
+
+
+NUMBERS = [1, pytest.param(2, marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -65,7 +80,7 @@ def test_a_tokenizer_in_one_file_is_the_same(folders, tmp_path):
     assert read_tokenizer(tmp_path) == tokenizer
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", NUMBERS)
 def test_a_folder_draws_images_of_texts(loaded, num):
     gen = loaded[num]
     assert gen.model.data.fields["text"].shape == ((LENGTH,) if num == 1 else (2, LENGTH))
@@ -80,6 +95,7 @@ def test_a_folder_draws_images_of_texts(loaded, num):
     assert np.array_equal(images, empty) == (num == 1)
 
 
+@pytest.mark.slow
 def test_guidance_is_a_line_through_two_denoised_latents(loaded):
     """By the formula, of features that are encoded apart from the sampler."""
     from jgen.models.text_to_image import stable_diffusion as sd
@@ -91,18 +107,24 @@ def test_guidance_is_a_line_through_two_denoised_latents(loaded):
         name: gen.tokenizers["text"].encode(text)[None] for name, text in (("text", TEXT), ("negative_text", "b"))
     }
     z, t = jax.random.normal(KEY, (1, 4, 4, 4)), jnp.full(1, 0.5)
-    strong, weak = (
-        sd.denoise(system, gen.params, gen.ctx, z, t, sd.embedded(system, gen.params, tokens[name])) for name in tokens
-    )
-    cond = sd.with_context(system, gen.params, tokens)
-    denoising = gen.model.sample.args[1].args[0]
-    o = gen.model.sampling
-    mixed = guided(denoising, gen.params, gen.ctx, o)(z, t, {"cond": cond, "null": sd.without_text(cond)})
+
+    @jax.jit
+    def denoised(params, ctx, text):
+        return sd.denoise(system, params, ctx, z, t, sd.embedded(system, ctx.extra, text))
+
+    @jax.jit
+    def mixed_by_the_sampler(params, ctx, tokens):
+        cond = sd.with_context(system, ctx.extra, tokens)
+        return guided(denoising, params, ctx, o)(z, t, {"cond": cond, "null": sd.without_text(cond)})
+
+    denoising, o = gen.model.sample.args[1].args[0], gen.model.sampling
+    strong, weak = (denoised(gen.params, gen.ctx, text) for text in tokens.values())
+    mixed = mixed_by_the_sampler(gen.params, gen.ctx, tokens)
     assert o.guidance_scale == 5.0
     np.testing.assert_allclose(mixed, weak + 5.0 * (strong - weak), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", NUMBERS)
 def test_a_converted_run_draws_the_same(folders, loaded, tmp_path, num, capsys):
     run = tmp_path / "run"
     assert command([str(folders[num]), str(run)]) == 0
@@ -118,6 +140,7 @@ def test_a_converted_run_draws_the_same(folders, loaded, tmp_path, num, capsys):
     mistake(lambda: jgen.load(run), "the tokenizer of text is not the one", "tokenizers.json")
 
 
+@pytest.mark.slow
 def test_half_precision_is_near(folders, loaded):
     half = jgen.load(folders[1], dtype="bfloat16")
     assert half.config.model.network.dtype == half.config.model.text_encoder.dtype == "bfloat16"
@@ -126,10 +149,11 @@ def test_half_precision_is_near(folders, loaded):
     mistake(lambda: jgen.load(folders[1], dtype="float16"), "dtype is 'float16'", "bfloat16")
 
 
+@pytest.mark.slow
 def test_the_loss_trains_the_u_net(loaded):
-    """Of every weight of it, and of nothing else; the text is dropped for some."""
+    """All its weights, and nothing else; the text is dropped for some."""
     gen = loaded[2]
-    assert gen.model.phases[0].trains == ("unet",) and gen.model.averages == ("unet",)
+    assert gen.model.phases[0].trains == ("unet",) and set(gen.params) == {"unet"}
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     tokens = np.stack([gen.tokenizers["text"].encode(text) for text in "abcd"])
     batch, keys = {"image": images, "text": tokens}, rng.image_keys(KEY, jnp.arange(4))
@@ -139,10 +163,7 @@ def test_the_loss_trains_the_u_net(loaded):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(gen.params)
     assert np.isfinite(value) and value > 0
-    reached = {
-        role: [bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(gradients[role])] for role in gradients
-    }
-    assert all(reached["unet"]) and not any(reached["text_encoder"] + reached["text_encoder_2"])
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
 @pytest.mark.slow
@@ -154,12 +175,13 @@ def test_a_converted_run_is_trained_on(cache, folder, tmp_path):
     words = ["--data.name", "shapes", "--train.steps", "2", "--train.batch-size", "4", "--train.validate-every", "0"]
     words += ["--train.samples-per-class", "1"]
     assert command([str(folder), str(run), *words]) == 0
-    before = jgen.load(run).params
+    before = jgen.load(run)
     assert train.command([str(run)]) == 0
     gen = jgen.load(run, ema=False)
     assert gen.step == 2 and gen.tokenizers["text"] == read_tokenizer(folder / "tokenizer")
-    change = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, gen.params)
-    assert max(jax.tree.leaves(change["unet"])) > 0 and not any(jax.tree.leaves(change["text_encoder"]))
+    same = jax.tree.map(np.array_equal, before.params, gen.params)
+    assert not any(jax.tree.leaves(same))
+    jax.tree.map(np.testing.assert_array_equal, before.ctx.extra, gen.ctx.extra)
 
 
 # Mistakes.

@@ -10,9 +10,9 @@ arXiv 2112.10752; Podell et al. 2023, arXiv 2307.01952).
 
 Glossary: x image in [-1, 1]; z latents (B, h, w, c); D the denoiser; c context (B, T, D); s guidance_scale.
 
-It is made by `jgen.load(FOLDER)` or `python -m jgen.convert FOLDER RUN` of a folder in diffusers' layout, and holds the
-U-Net and the text encoders; the autoencoder is a frozen run. Training changes the U-Net alone. A text-to-image model
-from scratch is jgen/models/text_to_image/text_diffusion.py.
+It is made by `jgen.load(FOLDER)` or `python -m jgen.convert FOLDER RUN` of a folder in diffusers' layout. The
+autoencoder is a frozen run; the text encoders are in `extra`, as nothing trains them: training changes the U-Net
+alone. A text-to-image model from scratch is jgen/models/text_to_image/text_diffusion.py.
 
 Differs from the papers: nothing is trained here but by continuing; XL is told that an image was not cut, and has no
 refiner. There is no safety checker.
@@ -145,7 +145,6 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         negatives=(TEXT,),
         validate=partial(validate, sd),
         best=("mse", "min"),
-        averages=("unet",),
         why_not={"log_prob": "a decoded image is without pixel noise, so that it has no probability of its own"},
     )
     of_latents = with_samplers(model, denoising)
@@ -183,43 +182,42 @@ def check_config(config: Config, data: DataSpec) -> None:
 def init(sd: StableDiffusion, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_unet, *keys = jax.random.split(key, 1 + len(sd.encoders))
     tokens = jnp.zeros((1, sd.config.text_encoder.length), jnp.int32)
-    roles: Roles = {}
+    extra: Roles = {}
     for key_text, (role, encoder) in zip(keys, sd.encoders.items()):
-        roles[role] = encoder.init(key_text, tokens)["params"]
-    cond = embedded(sd, roles, jnp.asarray(sd.empty)[None])
+        extra[role] = encoder.init(key_text, tokens)["params"]
+    cond = embedded(sd, extra, jnp.asarray(sd.empty)[None])
     z = jnp.zeros((1, *sd.latents.shape))
-    roles["unet"] = sd.network.init(key_unet, z, jnp.zeros(1), *inputs_of(sd, cond))["params"]
-    return roles, {}
+    return {"unet": sd.network.init(key_unet, z, jnp.zeros(1), *inputs_of(sd, cond))["params"]}, extra
 
 
-def embedded(sd: StableDiffusion, params: Roles, tokens: jax.Array) -> Cond:
+def embedded(sd: StableDiffusion, extra: Roles, tokens: jax.Array) -> Cond:
     """c of tokens (B, T) or (B, encoders, T): {"context": (B, T, D), "pooled": (B, P) where the network takes it}."""
     rows = tokens.reshape(len(tokens), len(sd.encoders), -1)
-    features = [e.apply({"params": params[role]}, rows[:, i]) for i, (role, e) in enumerate(sd.encoders.items())]
+    features = [e.apply({"params": extra[role]}, rows[:, i]) for i, (role, e) in enumerate(sd.encoders.items())]
     context = jnp.concatenate([getattr(each, sd.config.features) for each in features], axis=-1)
     return {"context": context, "pooled": features[-1].pooled} if sd.config.network.pooled else {"context": context}
 
 
-def no_text(sd: StableDiffusion, params: Roles, like: Cond) -> Cond:
+def no_text(sd: StableDiffusion, extra: Roles, like: Cond) -> Cond:
     """c without a text, as many as `like` has."""
     if sd.config.zeros_for_no_text:
         return jax.tree.map(jnp.zeros_like, like)
-    empty = embedded(sd, params, jnp.asarray(sd.empty)[None])
+    empty = embedded(sd, extra, jnp.asarray(sd.empty)[None])
     return jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), empty, like)
 
 
-def with_context(sd: StableDiffusion, params: Roles, cond: Cond) -> Cond:
+def with_context(sd: StableDiffusion, extra: Roles, cond: Cond) -> Cond:
     """c of a condition's text and, as negative_context and negative_pooled, of its negative text or of none."""
-    given = embedded(sd, params, cond[TEXT])
+    given = embedded(sd, extra, cond[TEXT])
     name = f"negative_{TEXT}"
-    negative = embedded(sd, params, cond[name]) if name in cond else no_text(sd, params, given)
+    negative = embedded(sd, extra, cond[name]) if name in cond else no_text(sd, extra, given)
     return {**given, **{f"negative_{part}": array for part, array in negative.items()}}
 
 
 def without_text(cond: Cond) -> Cond:
     """The condition with what is negative in place of what is given."""
-    negative = {part: cond[f"negative_{part}"] for part in ("context", "pooled") if part in cond}
-    return {**cond, **negative}
+    parts = [part for part in ("context", "pooled") if part in cond]
+    return {**cond, **{part: cond[f"negative_{part}"] for part in parts}}
 
 
 def inputs_of(sd: StableDiffusion, cond: Cond) -> tuple[Any, ...]:
@@ -261,18 +259,18 @@ def loss(
     sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     key_error, key_drop = rng.split(keys, 2)
-    given = embedded(sd, params, batch[TEXT])
+    given = embedded(sd, ctx.extra, batch[TEXT])
     drop = rng.bernoulli(key_drop, sd.config.text_dropout)
 
     def chosen(without: jax.Array, x: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(jnp.where(drop.reshape(-1, *[1] * (x.ndim - 1)), without, x))
 
-    cond = jax.tree.map(chosen, no_text(sd, params, given), given)
+    cond = jax.tree.map(chosen, no_text(sd, ctx.extra, given), given)
     return jnp.mean(errors(sd, params, ctx, key_error, batch, cond)), ({}, {})
 
 
 def validate(sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    return {"mse": errors(sd, params, ctx, keys, batch, embedded(sd, params, batch[TEXT]))}
+    return {"mse": errors(sd, params, ctx, keys, batch, embedded(sd, ctx.extra, batch[TEXT]))}
 
 
 def decoded(sd: StableDiffusion, ctx: Context, z: jax.Array) -> jax.Array:
@@ -285,7 +283,7 @@ def given_text(
     sd: StableDiffusion, function: Any, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
     """A function of latents, its condition a text, which is encoded once."""
-    result: jax.Array = function(params, ctx, keys, with_context(sd, params, cond), **options)
+    result: jax.Array = function(params, ctx, keys, with_context(sd, ctx.extra, cond), **options)
     return result
 
 
