@@ -369,8 +369,8 @@ def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
     """
     require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
     tokens: np.ndarray = tokenizer.encode(text)
-    kept = tokenizer.decode(tokens)
-    if len(kept) < len(text):
+    left_out = tokenizer.left_out(text)
+    if left_out:
         words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
-        print(f"warning: {words}, and ends in {kept[-20:]!r}", file=sys.stderr)
+        print(f"warning: {words}, without {brief(left_out)!r}", file=sys.stderr)
     return tokens

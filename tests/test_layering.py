@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "experiment": {"core", "errors", "data", "train"},
     "cascade": {"core", "errors", "generator"},
     "generator": {"core", "errors", "prob", "experiment"},
-    "api": {"core", "errors", "data", "train", "experiment", "generator", "runs"},
+    "api": {"core", "errors", "data", "train", "experiment", "generator", "runs", "convert"},
     "runs": {"core", "errors", "data", "train", "experiment"},
     "held_out": {"core", "errors", "prob", "data", "generator"},
     "distributed": {"core", "errors"},

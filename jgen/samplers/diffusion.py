@@ -24,6 +24,7 @@ from jgen.prob.process import linear as straight
 from jgen.samplers import linear
 from jgen.samplers.guidance import Conditional, check_guidance
 from jgen.samplers.ode import adaptive, check_ode
+from jgen.samplers.plms import plms
 from jgen.samplers.times import check_times, make_times
 
 Sampler = Literal[
@@ -36,6 +37,7 @@ Sampler = Literal[
     "dpmpp_2m_sde",
     "dpmpp_3m",
     "unipc",
+    "plms",
     "predictor_corrector",
     "ode",
 ]
@@ -56,6 +58,11 @@ class Sampling:
     """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
     shift: float = 1.0
     """Shift s of the spacing `shifted`: above 1 spends more steps on noise."""
+    offset: int = 0
+    """Steps of the chain by which the times of the spacing `leading` are later (steps_offset in diffusers)."""
+    end: Literal["data", "first"] = "data"
+    """What ddim and plms end at: data without noise, or the first step of the chain, with its noise (set_alpha_to_one
+    false in diffusers)."""
     low: float = 0.01
     """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode."""
     eta: float = 0.0
@@ -128,9 +135,11 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     if o.times:
         check_times(o.times)
     else:
-        make_times(straight(), o.spacing, o.steps, num_timesteps=num_timesteps, shift=o.shift, low=o.low)
+        times_of(o, straight(), num_timesteps)
     require(0.0 <= o.eta <= 1.0, f"eta is {o.eta}: it must be from 0 (deterministic) to 1 (ancestral)")
     require(0.0 < o.low < 1.0, f"low is {o.low}: it must be above 0 and below 1")
+    chain = o.end == "data" or num_timesteps > 0
+    require(chain, "end is first: only a model that was trained on a chain of steps has a first one")
     for name in ("churn", "churn_noise"):
         require(0 <= getattr(o, name) < math.inf, f"{name} is {getattr(o, name)}: it must be zero or above, and finite")
     require(0 < o.corrector_snr < 10, f"corrector_snr is {o.corrector_snr}: it must be above 0 and below 10")
@@ -144,14 +153,15 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
 READ_BY_SAMPLER: dict[str, tuple[Sampler, ...]] = {
     "eta": ("ddim",),
     "variance": ("ancestral",),
+    "end": ("ddim", "plms"),
     "churn": ("heun",),
     "churn_range": ("heun",),
     "churn_noise": ("heun",),
     "corrector_snr": ("predictor_corrector",),
     "tolerance": ("ode",),
 }
-READ_BY_SPACING = {"shift": ("shifted",), "low": ("karras", "log_snr")}
-TIMES = ("times", "steps", "spacing", "shift")
+READ_BY_SPACING = {"shift": ("shifted",), "low": ("karras", "log_snr"), "offset": ("leading",)}
+TIMES = ("times", "steps", "spacing", "shift", "offset")
 
 
 def check_unused(o: Sampling, defaults: Sampling) -> None:
@@ -187,7 +197,8 @@ def times_of(o: Sampling, process: Process, num_timesteps: int = 0) -> Any:
     """The times of sampling with these options."""
     if o.times:
         return check_times(o.times)
-    return make_times(process, o.spacing, o.steps, num_timesteps=num_timesteps, shift=o.shift, low=o.low)
+    sizes: dict[str, Any] = {"shift": o.shift, "low": o.low, "offset": o.offset}
+    return make_times(process, o.spacing, o.steps, num_timesteps=num_timesteps, **sizes)
 
 
 def draw(
@@ -227,7 +238,10 @@ def draw_from(
         return ancestral_of_learned_variance(denoise, cond, process, times, x, keys, o)
     if o.sampler == "predictor_corrector":
         return predictor_corrector(denoiser, process, times, x, keys, o.corrector_snr)
-    return linear.run(denoiser, table_of(o, process, times), x, keys)
+    end = 1.0 / num_timesteps if o.end == "first" else 0.0
+    if o.sampler == "plms":
+        return plms(denoiser, process, times, x, end)
+    return linear.run(denoiser, table_of(o, process, times, end), x, keys)
 
 
 def draw_adaptively(
@@ -250,13 +264,13 @@ def start_std(process: Process, t: Any) -> jax.Array:
     return jnp.asarray(prior_std(process, t), jnp.float32)
 
 
-def table_of(o: Sampling, process: Process, times: Any) -> linear.Table:
-    """The coefficients of a sampler that goes through given times."""
+def table_of(o: Sampling, process: Process, times: Any, end: float = 0.0) -> linear.Table:
+    """The coefficients of a sampler that goes through given times, ddim to the time `end`, the others to clean data."""
     low, high = o.churn_range or (0.0, math.inf)
     churn = linear.Churn(o.churn, low, high, o.churn_noise) if o.churn else None
     make = {
         "ancestral": lambda: linear.ancestral(process, times, o.variance),
-        "ddim": lambda: linear.ddim(process, times, o.eta),
+        "ddim": lambda: linear.ddim(process, times, o.eta, end),
         "euler": lambda: linear.euler(process, times),
         "euler_ancestral": lambda: linear.ddim(process, times, 1.0),
         "heun": lambda: linear.heun(process, times, churn),
@@ -271,7 +285,8 @@ def table_of(o: Sampling, process: Process, times: Any) -> linear.Table:
 def evaluations(o: Sampling) -> int:
     """How often a sampler evaluates the denoiser for an image; 0 for "ode", where it depends on the image."""
     steps = len(o.times) or o.steps
-    return {"ode": 0, "heun": 2 * steps - 1, "predictor_corrector": 2 * steps}.get(o.sampler, steps)
+    others = {"ode": 0, "heun": 2 * steps - 1, "predictor_corrector": 2 * steps, "plms": steps + (steps > 1)}
+    return others.get(o.sampler, steps)
 
 
 def predictor_corrector(
