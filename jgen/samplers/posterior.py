@@ -56,6 +56,8 @@ class Inpainting:
     """How often repaint takes every step."""
     step_size: float = 1.0
     """Factor of the gradient of dps."""
+    guidance_scale: float = 1.0
+    """Strength of guidance by the condition, as in sampling; 1: none."""
 
 
 @dataclass(frozen=True)
