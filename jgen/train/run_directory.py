@@ -143,6 +143,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def program_identity() -> dict[str, Any]:
+    """What must be the same in all processes that work together, by name."""
+    import jax
+
+    return {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
+
+
 def processor() -> str:
     """The number of cores and their name."""
     try:
