@@ -151,13 +151,13 @@ def merge(sharded: Any) -> np.ndarray:
     return array.reshape(-1, *array.shape[2:])
 
 
-def batch_of(n: int, batch_size: int) -> int:
+def batch_of(n: int, batch_size: int, num: int = 1) -> int:
     """Images computed at a time, a multiple of the devices.
 
-    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is. Processes
-    that work together each compute as many at a time, in as many turns as `batch_size` needs.
+    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is. Each of
+    `num` processes computes as many at a time, in as few turns as `batch_size` allows.
     """
-    devices, num = parallel.local_device_count(), parallel.processes()[1]
+    devices = parallel.local_device_count()
     turns = -(-n // (batch_size * num)) if num > 1 else 1
     share = -(-n // (num * turns))
     size = min(batch_size, 1 << (share - 1).bit_length())
@@ -209,7 +209,8 @@ def batches_over(
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
-    batch, (number, num) = batch_of(n, batch_size), parallel.processes()
+    number, num = parallel.processes()
+    batch = batch_of(n, batch_size, num if name != "validate" else 1)  # scores may be of all images of a batch
     turn = batch * num  # images that all processes compute at a time
     static, numbers = split_numbers(model, name, options)
     function = compiled(model, name, static)

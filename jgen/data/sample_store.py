@@ -1,7 +1,7 @@
 """Samples on their way to a file or a folder: written batch by batch, in little memory, and gone on with.
 
 A folder of PNGs keeps, in `.samples.json`, what they are samples of and how far they have come. A grid or an .npz is
-collected in a hidden folder beside it, which is gone when it is whole. Of processes that draw together, the first writes.
+collected in a hidden folder beside it, which is gone when it is whole. Of processes that draw together, one writes.
 """
 
 from __future__ import annotations

@@ -137,6 +137,7 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cpus": os.cpu_count(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
+        "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
