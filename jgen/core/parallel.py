@@ -266,13 +266,14 @@ def arrays_from_main(compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping
         if is_main_process():
             file = io.BytesIO()
             with alone():
-                np.savez(file, **compute())
+                arrays: Any = compute()
+            np.savez(file, **arrays)
             packed = np.frombuffer(file.getvalue(), np.uint8)
     size = from_main(len(packed))
     sent = packed if is_main_process() else np.zeros(size, np.uint8)
     whole = np.asarray(multihost_utils.broadcast_one_to_all(sent))
-    with np.load(io.BytesIO(whole.tobytes()), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    with np.load(io.BytesIO(whole.tobytes()), allow_pickle=False) as received:
+        return {name: received[name] for name in received.files}
 
 
 def gather_rows(tree: Any) -> Any:

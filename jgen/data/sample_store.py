@@ -45,7 +45,7 @@ class SampleStore:
         self.folder = out if self.is_folder else out.with_name(f".{out.name}.partial")
         span = {} if self.is_folder else {"start": start, "num": num}
         self.identity = json.loads(json.dumps({**identity, **span}, default=str))
-        self.images: np.ndarray | None = None
+        self.images: np.memmap | None = None
         self._lock: IO[str] | None = None
         self.writes, self.done, self.next = parallel.is_main_process(), (start, start), start
         with parallel.failing_together():

@@ -143,7 +143,9 @@ def features_of_each(
                     with written_whole(path, "; set JGEN_CACHE to another") as aside:
                         save_arrays(aside, saved)
             progress.update(stop - start)
-            for i, of_network in enumerate(parts if main and saved is not None else []):
+            if saved is None or not main:
+                continue
+            for i, of_network in enumerate(parts):
                 of_network.append(tuple(saved[name] for name in sorted(saved) if name.startswith(f"{i}-")))
     return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts if answers]
 
