@@ -13,16 +13,19 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from jgen.data import dataset
 from jgen.data.batches import train_batches
 from jgen.data.config import Config
+from jgen.train.run_directory import commit, processor
 
 SIZES, BATCH, ROUNDS = (64, 256), 64, 3
 
@@ -62,7 +65,12 @@ def main() -> int:
     parser.add_argument("--out", help="a JSON file for the record")
     options = parser.parse_args()
     dataset.memory_limit = lambda: 0  # so that it is streamed
-    record = {"command": "python benchmarks/decoding.py", "cores": os.cpu_count(), "machine": platform.machine()}
+    record: dict[str, object] = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "processor": processor(),
+    }
+    record |= {"python": platform.python_version(), "pillow": PIL.__version__}
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.pictures)

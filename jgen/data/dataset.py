@@ -135,7 +135,7 @@ def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arra
     parts, fingerprint = opened(source)
     streamed = fingerprint.startswith(STREAMED)
     splits = {
-        name: slice_split(parts[part], streamed, start, stop, OFFSETS[part])
+        name: slice_split(parts[part], start, stop, OFFSETS[part])._replace(streamed=streamed)
         for name, (part, start, stop) in cuts.items()
     }
     spec = DataSpec(image, {**source.spec.fields, **added})
@@ -236,14 +236,14 @@ def cut_splits(sizes: Mapping[str, int], validation: float) -> Cuts:
     return cuts
 
 
-def slice_split(records: Records, streamed: bool, start: int, stop: int, offset: int) -> Split:
+def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
     """The records start .. stop - 1 as a split; their indices are start + offset .. stop - 1 + offset."""
 
     def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
         where = np.asarray(positions) + start
         return {**records.fetch(where), "index": (where + offset).astype(np.int32)}
 
-    return Split(stop - start, fetch, streamed)
+    return Split(stop - start, fetch)
 
 
 def make_tokenizers(
