@@ -6,6 +6,7 @@ The options of a run's sampler, and what it can be conditioned on: python sample
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -59,11 +60,13 @@ def command(args: list[str]) -> int:
     require(a.num >= 1, f"--num is {a.num}: it must be above zero")
     require_seed(a.seed, "--seed")
     require(a.columns >= 0, f"--columns is {a.columns}: it must be zero or above")
-    given = cli.given_conditions(parsed, data, experiment.data.background)
+    background = experiment.data.background
+    given = cli.given_conditions(parsed, data, background)
+    make_edit = partial(cli.make_edit, parsed=parsed, background=background)
     sampling = dict(vars(parsed.sampling)) if hasattr(parsed, "sampling") else {}
     cli.set_up_process(a.distributed)
     with working_together():
-        write_samples(run, a, given, sampling, cli.given_frozen(parsed))
+        write_samples(run, a, given, sampling, cli.given_frozen(parsed), make_edit)
     return 0
 
 
