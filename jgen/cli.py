@@ -365,7 +365,7 @@ def set_up_process(distributed: Distributed | None = None) -> None:
     An unwritable cache is no error.
 
     Args:
-      distributed: options of the processes that train together, of a command that trains; None joins others only where
+      distributed: options of the processes that work together, of a command that has them; None joins others only where
         `jgen.distributed.VARIABLES` say so.
     """
     if runs_on_cpu():

@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "runs": {"core", "errors", "data", "train", "experiment"},
     "held_out": {"core", "errors", "prob", "data", "generator"},
     "distributed": {"core", "errors"},
+    "sampling": {"core", "errors", "data", "train", "cli", "generator"},
     "cli": {"core", "errors", "data", "train", "experiment", "runs", "distributed"},
     "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out"},
     "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "cascade", "generator", "runs"}
-    | {"held_out", "sample_scores"},
+    | {"held_out", "sample_scores", "distributed"},
     "convert": {"core", "errors", "nn", "models", "samplers", "data", "train", "cli", "experiment", "runs"},
     "studies": {
         "core",

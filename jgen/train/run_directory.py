@@ -137,10 +137,18 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cpus": os.cpu_count(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
+        "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def program_identity() -> dict[str, Any]:
+    """What must be the same in all processes that work together, by name."""
+    import jax
+
+    return {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
 
 
 def processor() -> str:
