@@ -194,7 +194,7 @@ class UNet(nn.Module):
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
 
     def layers(self, context: Tokens | None) -> tuple[tuple[Any, Any], tuple[Any, ...], tuple[Any, ...]]:
-        """The types of blocks and of attention, the last options of attention, and what it takes beside the features."""
+        """The types of blocks and of attention, the last options of attention, and its inputs beside features."""
         block = AdmBlock if self.adm else ResnetBlock
         if context is None:
             return (block, SelfAttention2D), (self.eps,), ()
