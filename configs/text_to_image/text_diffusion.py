@@ -25,7 +25,7 @@ VARIANTS = {
 FACTS = Facts(compared=False)
 FROZEN = {"text_encoder": "configs/text_to_image/clip.py:shapes", "autoencoder": "configs/vae/autoencoder_kl.py:shapes"}
 
-HEUN = Sampling(sampler="heun", spacing="karras", low=0.005, steps=18, guidance_scale=3.0)
+HEUN = Sampling(sampler="heun", spacing="karras", low=0.005, steps=18, guidance_scale=2.0)
 
 
 def get_config(variant: str) -> Experiment:
