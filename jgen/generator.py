@@ -31,8 +31,6 @@ from jgen.experiment import Experiment
 from jgen.metrics.anomaly import KINDS, Kind, score_of
 from jgen.prob.pixels import bits_per_dim
 
-GUIDED = ("sample", "trajectory", "inpaint", "edit", "invert", "decode")  # what may be led away from a negative
-
 
 class Generator:
     """A trained model: what `jgen.load` returns. Its functions are jitted and run on all devices of this process.
@@ -408,20 +406,21 @@ class Generator:
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
         fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
-        fields |= {f"negative_{name}" for name in (*fields, *self.tokenizers)}
+        fields |= set(self.model.optional)
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}
 
     def _tokens(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Conditions with texts, one or a sequence of them, as the tokens of the run's tokenizers."""
         cond = dict(cond)
-        for field, tokenizer in self.tokenizers.items():
-            for name in {field, f"negative_{field}"} & set(cond):
-                value = cond[name]
-                if isinstance(value, str):
-                    cond[name] = encode_text(tokenizer, name, value)
-                elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-                    cond[name] = np.stack([encode_text(tokenizer, name, text) for text in value])
+        for name, value in cond.items():
+            tokenizer = self.tokenizers.get(self.model.optional.get(name, name))
+            if tokenizer is None:
+                continue
+            if isinstance(value, str):
+                cond[name] = encode_text(tokenizer, name, value)
+            elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+                cond[name] = np.stack([encode_text(tokenizer, name, text) for text in value])
         return cond
 
     def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
@@ -431,8 +430,6 @@ class Generator:
             given = field in cond
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
-        for field in {f"negative_{field}" for field in self.model.negatives} & set(cond):
-            require(name in GUIDED, f"{field} is given: {name} is not guided, and takes none")
         return resolve_conditions(self.model, self._tokens(cond), n)
 
     def _run(

@@ -374,7 +374,7 @@ def test_frozen_runs_that_are_none(gen, tiny_run, tmp_path):
 
 def test_what_a_model_cannot_do_says_what_it_can(gen):
     mistake(lambda: gen.encode(KEY, ZEROS), "ddpm cannot encode", "sample, trajectory, log_prob", kind=NotSupported)
-    mistake(lambda: gen.decode(KEY, ZEROS), "ddpm cannot decode", kind=NotSupported)
+    mistake(lambda: gen.reconstruct(KEY, ZEROS), "ddpm cannot reconstruct", kind=NotSupported)
     with pytest.raises(AttributeError):
         gen.nothing  # noqa: B018
     without = jgen.Generator(gen.model._replace(log_prob=None, energy=None), gen.params, gen.ctx, gen.config, gen.step)

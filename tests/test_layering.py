@@ -120,7 +120,7 @@ def faults(path: str, source: str) -> list[str]:
             if target[1] != package and target[1] not in MAY_IMPORT[package]:
                 broken.append(f"{package} imports {name}")
             families = {parts[2], *FAMILY_MAY_IMPORT.get(parts[2], set())} if package == "models" else set()
-            if package == "models" and target[1] == "models" and target[2] not in families:
+            if package == "models" and target[1] == "models" and not families & set(target[2:3]):
                 broken.append(f"family {parts[2]} imports {name}")
         if is_pmap(node) and path != "jgen/core/parallel.py":
             broken.append("pmap outside jgen/core/parallel.py")

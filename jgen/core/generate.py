@@ -74,18 +74,17 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
     """The conditions of images start .. start + n - 1, as {field: array (n, ...)}.
 
     Each is given as one value for all images, or as n. A class that is not given is the classes in turn, 0, 1, 2, ...,
-    so that image i has the class i mod num_values. A negative (`GenerativeModel.negatives`) that is not given is left
-    out.
+    so that image i has the class i mod num_values. What is optional (`GenerativeModel.optional`) and is not given
+    is left out.
 
     Raises:
       UserError: a field that the model is not conditioned on, one that is missing and is no class, or a value of
         another shape, type or range.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    negatives = {f"negative_{name}": name for name in model.negatives}
     for name, value in given.items():
         takes = f"it takes {', '.join(model.conditions)}" if model.conditions else "it takes no conditions"
-        known = name in model.conditions or name in negatives
+        known = name in model.conditions or name in model.optional
         require(known, f"{name} is {brief(value)}: {model.name} was trained without it, {takes}")
     cond = {}
     for name in model.conditions:
@@ -95,9 +94,9 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
             continue
         require(spec.is_class, f"{name} is missing: {model.name} is conditioned on it, and it has no default")
         cond[name] = ((start + np.arange(n)) % spec.num_values).astype(spec.dtype)
-    for negative, name in negatives.items():
-        if negative in given:
-            cond[negative] = resolve_condition(negative, model.data.fields[name], given[negative], n)
+    for name, field in model.optional.items():
+        if name in given:
+            cond[name] = resolve_condition(name, model.data.fields[field], given[name], n)
     return cond
 
 

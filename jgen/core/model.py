@@ -189,8 +189,8 @@ class GenerativeModel(NamedTuple):
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
-    negatives:   those of them that sampling also takes as `negative_<field>`, optional: what guidance leads away from,
-                 in the place of no condition.
+    optional:    {name: field}, further entries that `cond` may have, each of the kind of that field: negative_text,
+                 what guidance leads away from in the place of no condition; source_text, of the image to stay near.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
     best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
                  tells, as in an adversarial game.
@@ -252,7 +252,7 @@ class GenerativeModel(NamedTuple):
     evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()
+    optional: Mapping[str, str] = {}
     validate: Callable[..., dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
     log_prob: Callable[..., Any] | None = None
