@@ -13,7 +13,6 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import (
-    OPTIONS,
     Arrays,
     Progress,
     brief,
@@ -30,6 +29,8 @@ from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require
 from jgen.experiment import Experiment
 from jgen.prob.pixels import bits_per_dim
+
+GUIDED = ("sample", "trajectory", "inpaint", "edit", "invert", "decode")  # what may be led away from a negative
 
 
 class Generator:
@@ -201,17 +202,20 @@ class Generator:
         require_capability(self.model, "encode")
         return self._run("encode", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def decode(self, key: jax.Array, latents: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
-        """uint8 images (n, H, W, C) of latents such as `encode` returns.
+    def decode(self, key: jax.Array, latents: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """uint8 images (n, H, W, C) of latents such as `encode` or `invert` returns.
 
+        Args:
+          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
         Raises:
           UserError: latents of other shapes, or codes out of range.
         """
         require_capability(self.model, "decode")
-        return self._run("decode", key, {"latents": check_latents(self.model, latents)}, cond, batch_size=batch_size)
+        return self._run("decode", key, {"latents": check_latents(self.model, latents)}, named, batch_size=batch_size)
 
     def invert(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Latents (n, ...) of which `decode` makes images as near to given ones, uint8, as a search by gradient comes.
+        """Latents (n, ...) of which `decode` makes images as near to given ones, uint8, as a search by gradient comes,
+        or, of a diffusion, its steps backwards from the image to noise (DDIM inversion).
 
         Args:
           named: conditions, and fields of `model.inverting`, such as the number of steps.
@@ -251,8 +255,19 @@ class Generator:
         images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
         return images.reshape(n, num, *self.model.images.shape)
 
-    def inpaint(self, key: jax.Array, images: Any, mask: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false.
+    def inpaint(
+        self,
+        key: jax.Array,
+        images: Any,
+        mask: Any,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> np.ndarray:
+        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false. Image i has the key
+        `fold_in(key, start + i)`.
 
         Args:
           named: conditions, and fields of `model.sampling`.
@@ -269,7 +284,30 @@ class Generator:
         for one in np.unique(keep, axis=0):
             if self.model.check_mask is not None:
                 self.model.check_mask(one)
-        return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        return self._run("inpaint", key, {"image": array, "mask": keep}, named, **where)
+
+    def edit(
+        self,
+        key: jax.Array,
+        images: Any,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> np.ndarray:
+        """uint8 images (n, H, W, C) changed towards conditions, such as text="a blue circle". Image i has the key
+        `fold_in(key, start + i)`.
+
+        Args:
+          named: conditions, and fields of `model.editing`, such as strength: 1 leaves nothing of the images.
+        Raises:
+          NotSupported: the model cannot. UserError: images of another shape, type or range, or impossible options.
+        """
+        require_capability(self.model, "edit")
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        return self._run("edit", key, {"image": check_images(self.model, images)}, named, **where)
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
@@ -298,7 +336,7 @@ class Generator:
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
         for field in {f"negative_{field}" for field in self.model.negatives} & set(cond):
-            require(OPTIONS.get(name) == "sampling", f"{field} is given: {name} takes none, it is not guided")
+            require(name in GUIDED, f"{field} is given: {name} is not guided, and takes none")
         return resolve_conditions(self.model, self._tokens(cond), n)
 
     def _run(
@@ -309,14 +347,16 @@ class Generator:
         named: Mapping[str, Any],
         *,
         batch_size: int,
+        start: int = 0,
         progress: Progress = iter,
     ) -> Any:
-        """One of the model's functions over its inputs (n, ...)."""
+        """One of the model's functions over its inputs (n, ...), the images start .. start + n - 1."""
         n = len(jax.tree.leaves(inputs)[0])
         cond, options = self._split(named)
         chosen = resolve_options(self.model, name, options)
-        arrays = {**inputs, "index": np.arange(n, dtype=np.int32), "cond": self._resolve(name, cond, n)}
-        params, ctx = self._to_sample if name == "inpaint" else self._placed
+        index = (start + np.arange(n)).astype(np.int32)
+        arrays = {**inputs, "index": index, "cond": self._resolve(name, cond, n)}
+        params, ctx = self._to_sample if name in ("inpaint", "edit") else self._placed
         where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
         return run_over(self.model, name, params, ctx, key, arrays, **where)
 

@@ -39,7 +39,7 @@ def shapes() -> Experiment:
     objective = edm.Config(network=network, class_conditional=False, sampling=HEUN, **noise)
     model = Config(objective, text_width=96, text_heads=4, text_layers=2)
     data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
-    train = digits_training(4000, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
+    train = digits_training(5500, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
     return Experiment(model, data, train)
 
 

@@ -31,25 +31,27 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "decode": ("latents",),
     "invert": ("image",),
     "inpaint": ("image", "mask"),
+    "edit": ("image",),
 }
 RUN_AHEAD = 2  # batches given to the devices before the first is fetched
 TAKEN = -1.0  # in place of an option that a program takes as a number
 OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
-OPTIONS |= {"invert": "inverting"}
+OPTIONS |= {"invert": "inverting", "decode": "decoding", "edit": "editing"}
+SAMPLES = ("sampling", "editing")  # options of a sampler
 
 
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
     """The model's options of a function with some replaced. Raises `UserError` for unknown names and wrong types."""
     defaults = getattr(model, OPTIONS[name]) if name in OPTIONS else None
     resolved = replace_options(defaults, options, f"{name} of {model.name}")
-    if model.check_sampling is not None and OPTIONS.get(name) == "sampling":
+    if model.check_sampling is not None and OPTIONS.get(name) in SAMPLES:
         model.check_sampling(resolved)
     return resolved
 
 
 def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """The options that a program is compiled for, and those that it takes as numbers: see `GenerativeModel.numbers`."""
-    if OPTIONS.get(name) != "sampling":
+    if OPTIONS.get(name) not in SAMPLES:
         return options, {}
     own = {option: getattr(options, option) for option in model.numbers}
     taken = {option: value for option, value in own.items() if value not in model.numbers[option]}

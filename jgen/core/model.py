@@ -201,13 +201,16 @@ class GenerativeModel(NamedTuple):
     energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
     encode:      (params, ctx, keys, images, cond) -> latents, a tree of arrays (B, ...).
     decode:      (params, ctx, keys, latents, cond) -> uint8 images.
-    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, of a
-                 model that has no `encode`.
+    decoding:    a frozen dataclass with the default of every option of `decode`, where it has any.
+    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, or
+                 by the sampler's steps backwards, of a model that has no `encode`.
     inverting:   a frozen dataclass with the default of every option of `invert`.
     codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
                  grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
     inpaint:     (params, ctx, keys, images, mask, cond, **sampling) -> uint8 images; bool (B, H, W), true where a
                  pixel is kept.
+    edit:        (params, ctx, keys, images, cond, **editing) -> uint8 images like those given, changed towards `cond`.
+    editing:     a frozen dataclass with the default of every option of `edit`.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
                  batch statistics).
@@ -256,10 +259,13 @@ class GenerativeModel(NamedTuple):
     encode: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
     invert: Callable[..., Any] | None = None
+    decoding: Any = None
     inverting: Any = None
     codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
     check_mask: Callable[[Any], None] | None = None
+    edit: Callable[..., Any] | None = None
+    editing: Any = None
     prepare: Callable[..., Roles] | None = None
     functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None

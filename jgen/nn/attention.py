@@ -16,8 +16,9 @@ from jgen.nn.normalization import GroupNorm
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D).
 
-    Where mask, bool (B, M), is given, only keys at which it is true are attended to. The softmax is float32. Uses `jax.nn.dot_product_attention`, with cuDNN, which never materialises the L x M weights,
-    where it supports the arguments (`cudnn_supports`), else with XLA; on CPU, a formulation that is faster there.
+    Where mask, bool (B, M), is given, only keys at which it is true are attended to. The softmax is float32. Uses
+    `jax.nn.dot_product_attention`, with cuDNN, which never materialises the L x M weights, where it supports the
+    arguments (`cudnn_supports`), else with XLA; on CPU, a formulation that is faster there.
     """
     if for_cpu():
         return attention_cpu(q, k, v, mask)

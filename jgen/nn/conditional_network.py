@@ -86,8 +86,8 @@ class ConditionalNetwork(NamedTuple):
         cond = select_first(batch, self.conditions)
         x = self.with_low_resolution(x if inputs is None else inputs(x), cond)
         vector = jnp.zeros((1, vector_size)) if vector_size else None
-        inputs = (x, jnp.ones(1), cond.get("label"), None, vector)
-        return self.network.init(key, *inputs, **context_of(cond))["params"]
+        own = context_of(cond)
+        return self.network.init(key, x, jnp.ones(1), cond.get("label"), None, vector, **own)["params"]
 
     def with_low_resolution(self, x: jax.Array, cond: Cond) -> jax.Array:
         """x with the enlarged low-resolution image as further channels, where the network is conditioned on one."""

@@ -91,6 +91,40 @@ class Sampling:
     """Clip the predicted image to [-1, 1] in every step."""
 
 
+@dataclass(frozen=True)
+class Editing(Sampling):
+    """Options of editing: those of sampling, and where between an image and noise it begins."""
+
+    strength: float = 0.6
+    """Part of the steps that are taken, from the image with as much noise: 1 leaves nothing of it, near 0 all."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Options of the way from an image to noise, and of that back, both by DDIM without noise."""
+
+    steps: int = 50
+    """Number of times at which the network is evaluated; the more, the nearer the way back ends to the image."""
+    guidance_scale: float = 1.0
+    """Guidance: 1 is none, with which inversion is most accurate."""
+
+
+def editing_of(o: Sampling) -> Editing:
+    """The defaults of editing with a model's defaults of sampling."""
+    return Editing(**vars(o))
+
+
+def last_times(times: Any, strength: float) -> Any:
+    """The part of the times at which an image is edited: the last of them, at least one."""
+    return times[len(times) - max(1, round(strength * len(times))) :]
+
+
+def check_editing(o: Editing) -> None:
+    """Raises `UserError` for a strength out of range, or the sampler whose steps are its own."""
+    require(0.0 < o.strength <= 1.0, f"strength is {o.strength}: it must be above 0 and at most 1")
+    require(o.sampler != "ode", "sampler is ode, which begins with noise alone: edit takes any other")
+
+
 def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs: str) -> None:
     """Raises `UserError` for options out of range, or that a model does not have.
 
@@ -136,7 +170,7 @@ def check_unused(o: Sampling, defaults: Sampling) -> None:
     def refuse(name: str, reader: str, readers: tuple[str, ...]) -> None:
         raise UserError(f"{name} is {getattr(o, name)}: {reader} does not read it, {' and '.join(readers)} would")
 
-    for name in (name for name in vars(o) if getattr(o, name) != getattr(defaults, name)):
+    for name in (name for name, value in vars(defaults).items() if getattr(o, name) != value):
         if o.sampler not in READ_BY_SAMPLER.get(name, (o.sampler,)):
             refuse(name, f"sampler {o.sampler}", tuple(f"sampler {reader}" for reader in READ_BY_SAMPLER[name]))
         elif o.sampler == "ode" and name in TIMES:
@@ -188,12 +222,18 @@ def draw(
     """
     if o.sampler == "ode":
         return draw_adaptively(denoise, cond, process, o, noise)[0], None
+    times = times_of(o, process, num_timesteps)
+    return draw_from(denoise, cond, process, o, times, noise * start_std(process, times[0]), keys)
+
+
+def draw_from(
+    denoise: Conditional, cond: Cond, process: Process, o: Sampling, times: Any, x: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`draw` through given times, from x at the first of them."""
 
     def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
         return clip_if(o, denoise(x_t, t, cond))
 
-    times = times_of(o, process, num_timesteps)
-    x = noise * start_std(process, times[0])
     if o.sampler == "ancestral" and o.variance == "learned":
         return ancestral_of_learned_variance(denoise, cond, process, times, x, keys, o)
     if o.sampler == "predictor_corrector":

@@ -140,6 +140,16 @@ def ddim(process: Process, times: Any, eta: float = 0.0, end: float = 0.0) -> Ta
     return Table(times, direction, columns(p.alpha_s - p.alpha_t * direction), lib.sqrt(w2) if eta > 0 else None)
 
 
+def ddim_inversion(process: Process, times: Any) -> Table:
+    """The steps of `ddim` without noise backwards, from the last time to the first (Song, Meng & Ermon 2021, 4.3).
+
+    x_t = alpha_t D + sigma_t eps,  eps = (x_s - alpha_s D) / sigma_s,  D at x_s, s the time below t
+    """
+    s, t = times[:0:-1], times[-2::-1]
+    direction = process.sigma(t) / process.sigma(s)
+    return Table(s, direction, columns(process.alpha(t) - process.alpha(s) * direction))
+
+
 def flow_rates(process: Process, t: Any) -> tuple[Any, Any]:
     """a and b of the probability flow dx/dt = a x + b D at times (n,)."""
 

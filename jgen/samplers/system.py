@@ -19,19 +19,28 @@ import jax.numpy as jnp
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, frozen_context
-from jgen.errors import defaults_of, require
+from jgen.errors import defaults_of, require, require_latents
 from jgen.nn.conditional_network import ConditionalNetwork
-from jgen.prob.pixels import to_uint8
-from jgen.prob.process import Process
-from jgen.samplers import ode
+from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.process import Process, add_noise
+from jgen.samplers import linear, ode
 from jgen.samplers.diffusion import (
+    Editing,
+    Inversion,
     Sampling,
+    check_editing,
     check_path,
     check_sampling,
     check_unused,
+    clip_if,
     draw,
     draw_adaptively,
+    draw_from,
+    editing_of,
     evaluations,
+    last_times,
+    start_std,
+    times_of,
 )
 from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classifier, classifier_free
 
@@ -127,6 +136,13 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         check_sampling=check,
         evaluations=lambda o: evaluations_per_call(o) * evaluations(o),
         numbers=NUMBERS,
+        inpaint=partial(inpaint, denoising),
+        edit=partial(edit, denoising),
+        editing=editing_of(denoising.sampling),
+        invert=partial(invert, denoising),
+        inverting=Inversion(),
+        decode=partial(decode, denoising),
+        decoding=Inversion(),
         functions={
             "denoise": denoising.denoise,
             "process": lambda params, ctx: denoising.process(params),
@@ -177,6 +193,8 @@ def check_sampling_options(denoising: Denoising, o: Sampling) -> None:
         o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.guidance_needs
     )
     check_unused(o, denoising.sampling)
+    if isinstance(o, Editing):
+        check_editing(o)
     channels, learned = denoising.images.channels, denoising.with_variance is not None
     fits = 0 <= o.guidance_channels <= channels
     require(fits, f"guidance_channels is {o.guidance_channels}: it must be from 0 (all) to {channels}")
@@ -265,6 +283,101 @@ def trajectory(
     assert estimates is not None
     states = jnp.concatenate([jnp.moveaxis(estimates, 0, 1), x_0[:, None]], axis=1)
     return to_images(states, denoising.images.levels, failure_of(o))
+
+
+def inpaint(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """Images that are those given where mask, bool (B, H, W), is true: there the denoised image is replaced by them in
+    every step, so that on the way they have the noise of each time (Song et al. 2021, arXiv 2011.13456, appendix I.2).
+    """
+    o = replace(denoising.sampling, **options)
+    noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
+    process, free = denoising.process(params), guided(denoising, params, ctx, o)
+    known = {"known": to_float(images, denoising.images.levels), "mask": mask[..., None]}
+
+    def denoiser(x_t: jax.Array, t: jax.Array, c: Cond) -> jax.Array:
+        x_0, rest = jnp.split(free(x_t, t, c), [x_t.shape[-1]], axis=-1)
+        return jnp.concatenate([jnp.where(c["mask"], c["known"], x_0), rest], axis=-1)
+
+    x_0, _ = draw(denoiser, {**both, **known}, process, o, noise, key_steps, denoising.num_timesteps)
+    return to_images(x_0, denoising.images.levels, failure_of(o))
+
+
+def edit(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    cond: Cond,
+    strength: float = Editing.strength,
+    **options: Any,
+) -> jax.Array:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): sampling from the images with the noise of a time on the way."""
+    o = replace(denoising.sampling, **options)
+    noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
+    process = denoising.process(params)
+    times = last_times(times_of(o, process, denoising.num_timesteps), strength)
+    first = jnp.full(len(noise), times[0], jnp.float32)
+    x_t = add_noise(process, to_float(images, denoising.images.levels), first, noise)
+    x_0, _ = draw_from(guided(denoising, params, ctx, o), both, process, o, times, x_t, key_steps)
+    return to_images(x_0, denoising.images.levels, failure_of(o))
+
+
+def deterministic(denoising: Denoising, steps: int, guidance_scale: Any) -> Sampling:
+    """The model's options of sampling with DDIM, without noise."""
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": ()}
+    return replace(denoising.sampling, **changes, steps=steps, guidance_scale=guidance_scale)
+
+
+def invert(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    cond: Cond,
+    steps: int = Inversion.steps,
+    guidance_scale: float = Inversion.guidance_scale,
+) -> jax.Array:
+    """DDIM inversion: the noise, float (B, H, W, C), that DDIM's steps, each taken backwards, make of images."""
+    o = deterministic(denoising, steps, guidance_scale)
+    both = {"cond": cond, "null": denoising.without_class(cond)}
+    process, denoise = denoising.process(params), guided(denoising, params, ctx, o)
+    times = times_of(o, process, denoising.num_timesteps)
+    x = to_float(images, denoising.images.levels) * jnp.asarray(process.alpha(times[-1:])[0], jnp.float32)
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(o, denoise(x_t, t, both))
+
+    return linear.run(denoiser, linear.ddim_inversion(process, times), x, keys)[0] / start_std(process, times[0])
+
+
+def decode(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    noise: jax.Array,
+    cond: Cond,
+    steps: int = Inversion.steps,
+    guidance_scale: float = Inversion.guidance_scale,
+) -> jax.Array:
+    """The images, uint8, that DDIM makes of noise (B, H, W, C)."""
+    require_latents(noise, denoising.images.shape)
+    o = deterministic(denoising, steps, guidance_scale)
+    both = {"cond": cond, "null": denoising.without_class(cond)}
+    process = denoising.process(params)
+    x_0, _ = draw(guided(denoising, params, ctx, o), both, process, o, noise, keys, denoising.num_timesteps)
+    return to_images(x_0, denoising.images.levels, failure_of(o))
 
 
 def count_evaluations(

@@ -31,7 +31,7 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
-from jgen.errors import require, require_positive
+from jgen.errors import UserError, require, require_positive
 from jgen.models.diffusion import latent
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.nn.clip import TextEncoder
@@ -41,7 +41,8 @@ from jgen.samplers.diffusion import Sampling
 START, END = 1, 2  # the tokens of an empty text, before padding with 0
 CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the text
 # What is that of the objective's model as it stands.
-SHARED = ("phases", "sampling", "check_sampling", "evaluations", "numbers", "best", "scoring", "likelihood", "why_not")
+SHARED = ("sampling", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers", "best")
+LIKELIHOOD = ("scoring", "likelihood", "why_not")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make(
     own = () if encoder is None else ("text",)
     phases = [p._replace(trains=(*p.trains, *own), loss=partial(loss, system, p)) for p in diffusion.phases]
     others = tuple(name for name in diffusion.conditions if name not in CONTEXT)
-    names = ("sample", "trajectory", "log_prob")
+    names = ("sample", "trajectory", "log_prob", "inpaint", "edit", "invert", "decode")
     passed = {name: partial(given_text, system, name) for name in names if getattr(diffusion, name) is not None}
     lent = {name: partial(given_text, system, name) for name in ("denoise", "count_evaluations")}
     functions = {name: lent.get(name, function) for name, function in diffusion.functions.items()}
@@ -120,7 +121,8 @@ def make(
         name="text_diffusion",
         data=data,
         init=partial(init, system),
-        **{name: getattr(diffusion, name) for name in SHARED} | {"phases": tuple(phases)} | passed,
+        phases=tuple(phases),
+        **{name: getattr(diffusion, name) for name in SHARED + LIKELIHOOD} | passed,
         conditions=(config.text, *others),
         negatives=(config.text,),
         validate=partial(validate, system),
@@ -215,10 +217,9 @@ def width_of(text_encoder: GenerativeModel, spec: ArraySpec) -> int:
 def check_config(config: Config, data: DataSpec, text_encoder: GenerativeModel | None) -> None:
     """Raises `UserError` for a field that is no text, a text encoder of other texts, or sizes that do not fit."""
     spec = data.fields.get(config.text)
-    require(
-        spec is not None and len(spec.shape) == 1 and spec.num_values > END,
-        f"text is {config.text!r}: it must be a field of tokens; the data has {', '.join(data.fields) or 'no fields'}",
-    )
+    if spec is None or len(spec.shape) != 1 or spec.num_values <= END:
+        has = ", ".join(data.fields) or "no fields"
+        raise UserError(f"text is {config.text!r}: it must be a field of tokens; the data has {has}")
     require_positive(text_width=config.text_width, text_heads=config.text_heads, text_layers=config.text_layers)
     fits = config.text_width % config.text_heads == 0
     require(fits, f"text_width is {config.text_width}: text_heads, {config.text_heads}, must divide it")
@@ -227,7 +228,7 @@ def check_config(config: Config, data: DataSpec, text_encoder: GenerativeModel |
         require(lends, f"text_encoder is a {name}: it must be a model that lends encode_text, such as a clip")
         theirs = text_encoder.data.fields.get(config.text)
         same = theirs is not None and (theirs.shape, theirs.num_values) == (spec.shape, spec.num_values)
-        wanted = f"{spec.shape[0]} tokens of {spec.num_values}" if spec is not None else ""
+        wanted = f"{spec.shape[0]} tokens of {spec.num_values}"
         require(
             same, f"text_encoder reads other texts: it must have a field {config.text} of {wanted}, as the data has"
         )
