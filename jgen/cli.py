@@ -207,7 +207,8 @@ def negative_options(experiment: Any, texts: Iterable[str]) -> list[Any]:
     """Command-line options for what guidance leads away from: --negative-text "..."; none for a model that has none."""
     import tyro
 
-    own = getattr(experiment.model, "text", None) if hasattr(experiment.model, "objective") else None
+    guided = any(hasattr(experiment.model, name) for name in ("objective", "text_dropout"))
+    own = getattr(experiment.model, "text", None) if guided else None
     option = Annotated[str | None, tyro.conf.arg(help="Text of what no image shows, where there is guidance.")]
     return [(f"negative_{name}", option, dataclasses.field(default=None)) for name in texts if name == own]
 

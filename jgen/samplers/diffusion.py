@@ -223,11 +223,19 @@ def draw(
     if o.sampler == "ode":
         return draw_adaptively(denoise, cond, process, o, noise)[0], None
     times = times_of(o, process, num_timesteps)
-    return draw_from(denoise, cond, process, o, times, noise * start_std(process, times[0]), keys)
+    x = noise * start_std(process, times[0])
+    return draw_from(denoise, cond, process, o, times, x, keys, num_timesteps)
 
 
 def draw_from(
-    denoise: Conditional, cond: Cond, process: Process, o: Sampling, times: Any, x: jax.Array, keys: jax.Array
+    denoise: Conditional,
+    cond: Cond,
+    process: Process,
+    o: Sampling,
+    times: Any,
+    x: jax.Array,
+    keys: jax.Array,
+    num_timesteps: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """`draw` through given times, from x at the first of them."""
 

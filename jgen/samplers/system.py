@@ -328,13 +328,14 @@ def edit(
     times = last_times(times_of(o, process, denoising.num_timesteps), strength)
     first = jnp.full(len(noise), times[0], jnp.float32)
     x_t = add_noise(process, to_float(images, denoising.images.levels), first, noise)
-    x_0, _ = draw_from(guided(denoising, params, ctx, o), both, process, o, times, x_t, key_steps)
+    denoiser, steps = guided(denoising, params, ctx, o), denoising.num_timesteps
+    x_0, _ = draw_from(denoiser, both, process, o, times, x_t, key_steps, steps)
     return to_images(x_0, denoising.images.levels, failure_of(o))
 
 
 def deterministic(denoising: Denoising, steps: int, guidance_scale: Any) -> Sampling:
     """The model's options of sampling with DDIM, without noise."""
-    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": ()}
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": (), "end": "data"}
     return replace(denoising.sampling, **changes, steps=steps, guidance_scale=guidance_scale)
 
 
