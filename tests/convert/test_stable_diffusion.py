@@ -309,4 +309,10 @@ def test_texts_that_do_not_fit(loaded, capsys):
     mistake(lambda: gen.sample(KEY, 3, text=""), "text is ''")
     mistake(lambda: gen.sample(KEY, 3, text=["a"] * 2), "text has shape (2, 9)")
     mistake(lambda: gen.sample(KEY, 3, text=TEXT, clip=True), "clip is True", "latents")
+    mistake(lambda: gen.sample(KEY, 3, text=TEXT, negative_text="b", guidance_scale=1.0), "guidance_scale is 1")
     mistake(lambda: jgen.load("x", step=3), "there is no run")
+
+
+def test_options_of_runs_are_not_those_of_folders(folders):
+    mistake(lambda: jgen.load(folders[1], step=3), "is no run of jgen", "step is of runs only")
+    mistake(lambda: jgen.load(folders[1], ema=False), "ema is of runs only")

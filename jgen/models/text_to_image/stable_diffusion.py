@@ -35,6 +35,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require, require_positive
 from jgen.models.diffusion import latent
+from jgen.models.text_to_image.text_diffusion import check_negative
 from jgen.nn import clip_text, condition_unet
 from jgen.nn.cross_attention import Tokens
 from jgen.prob.likelihoods import mean_image
@@ -285,5 +286,8 @@ def given_text(
 ) -> jax.Array:
     """A function whose condition, the last of its inputs, is a text, which is encoded once."""
     *others, cond = inputs
+    if f"negative_{TEXT}" in cond:
+        system: Any = sd
+        check_negative(system, options)
     result: jax.Array = function(params, ctx, *others, with_context(sd, ctx.extra, cond), **options)
     return result
