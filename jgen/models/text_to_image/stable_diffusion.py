@@ -159,7 +159,9 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
     )
     of_latents = with_samplers(model, denoising)
     decoding = latent.Latent(of_latents, autoencoder, data.image)
-    drawing = {name: partial(given_text, sd, partial(getattr(latent, name), decoding)) for name in DRAWING}
+    drawing: dict[str, Any] = {
+        name: partial(given_text, sd, partial(getattr(latent, name), decoding)) for name in DRAWING
+    }
     count = partial(given_text, sd, of_latents.functions["count_evaluations"])
     check = partial(latent.check_sampling, decoding)
     return of_latents._replace(**drawing, check_sampling=check, functions={"count_evaluations": count})
