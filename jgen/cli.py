@@ -149,8 +149,25 @@ def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, di
     if not given.mask:
         own = {"strength": given.strength}
         return lambda key, num, **o: [gen.edit(key, np.repeat(image, num, 0), **own, **o)], {"image": image, **own}
-    keep = read("--mask", given.mask, 1)[..., 0] > 127
-    return lambda key, num, **o: [gen.inpaint(key, np.repeat(image, num, 0), keep, **o)], {"image": image, "mask": keep}
+    keep, dropped = read("--mask", given.mask, 1)[..., 0] > 127, unread_by_inpainting(gen, parsed)
+
+    def inpaint(key: Any, num: int, **named: Any) -> list[Any]:
+        read = {name: value for name, value in named.items() if name not in dropped}
+        return [gen.inpaint(key, np.repeat(image, num, 0), keep, **read)]
+
+    return inpaint, {"image": image, "mask": keep}
+
+
+def unread_by_inpainting(gen: Any, parsed: Any) -> set[str]:
+    """The options of sampling that `gen.inpaint` has no use for. Raises `UserError` where one of them was given."""
+    if gen.model.inpainting is None:
+        return set()
+    unread = vars(gen.model.sampling).keys() - vars(gen.model.inpainting).keys()
+    for name in sorted(unread):
+        value = getattr(parsed.sampling, name)
+        same = value == getattr(gen.model.sampling, name)
+        require(same, f"--{name.replace('_', '-')} is {value}: with --mask it would not be read")
+    return unread
 
 
 def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:

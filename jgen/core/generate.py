@@ -32,26 +32,34 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "invert": ("image",),
     "inpaint": ("image", "mask"),
     "edit": ("image",),
+    "restore": ("measurement",),
 }
 RUN_AHEAD = 2  # batches given to the devices before the first is fetched
 TAKEN = -1.0  # in place of an option that a program takes as a number
-OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
-OPTIONS |= {"invert": "inverting", "decode": "decoding", "edit": "editing"}
+OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "inpainting", "restore": "restoring"}
+OPTIONS |= {"log_prob": "scoring", "invert": "inverting", "decode": "decoding", "edit": "editing"}
 SAMPLES = ("sampling", "editing")  # options of a sampler
+
+
+def options_of(model: GenerativeModel, name: str) -> str:
+    """The field of the model that has the options of a function; "" for a function without any."""
+    own = OPTIONS.get(name, "")
+    return "sampling" if own == "inpainting" and model.inpainting is None else own
 
 
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
     """The model's options of a function with some replaced. Raises `UserError` for unknown names and wrong types."""
-    defaults = getattr(model, OPTIONS[name]) if name in OPTIONS else None
+    own = options_of(model, name)
+    defaults = getattr(model, own) if own else None
     resolved = replace_options(defaults, options, f"{name} of {model.name}")
-    if model.check_sampling is not None and OPTIONS.get(name) in SAMPLES:
+    if model.check_sampling is not None and own in SAMPLES:
         model.check_sampling(resolved)
     return resolved
 
 
 def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """The options that a program is compiled for, and those that it takes as numbers: see `GenerativeModel.numbers`."""
-    if OPTIONS.get(name) not in SAMPLES:
+    if options_of(model, name) not in SAMPLES:
         return options, {}
     own = {option: getattr(options, option) for option in model.numbers}
     taken = {option: value for option, value in own.items() if value not in model.numbers[option]}
@@ -370,7 +378,7 @@ def capabilities(model: GenerativeModel) -> list[str]:
     scores = model.log_prob is not None or model.energy is not None
     if scores and any(model.data.fields[name].is_class for name in model.conditions):
         names.append("classify")
-    return names
+    return names + ["anomaly_score"] * scores
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:

@@ -181,7 +181,7 @@ class GenerativeModel(NamedTuple):
                  classifier, a text encoder, an autoencoder without a prior).
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
                  is the last of them.
-    sampling:    a frozen dataclass with the default of every option of `sample`, `trajectory` and `inpaint`.
+    sampling:    a frozen dataclass with the default of every option of `sample` and `trajectory`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
     evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
@@ -207,10 +207,14 @@ class GenerativeModel(NamedTuple):
     inverting:   a frozen dataclass with the default of every option of `invert`.
     codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
                  grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
-    inpaint:     (params, ctx, keys, images, mask, cond, **sampling) -> uint8 images; bool (B, H, W), true where a
+    inpaint:     (params, ctx, keys, images, mask, cond, **inpainting) -> uint8 images; bool (B, H, W), true where a
                  pixel is kept.
+    inpainting:  a frozen dataclass with the default of every option of `inpaint`; None: they are those of `sampling`.
     edit:        (params, ctx, keys, images, cond, **editing) -> uint8 images like those given, changed towards `cond`.
     editing:     a frozen dataclass with the default of every option of `edit`.
+    restore:     (params, ctx, keys, measurement, cond, **restoring) -> uint8 images (B, H, W, C) of which float arrays
+                 (B, ...), in 0 .. levels - 1, are linear measurements (`jgen.prob.degradation`).
+    restoring:   a frozen dataclass with the default of every option of `restore`.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
                  batch statistics).
@@ -263,9 +267,12 @@ class GenerativeModel(NamedTuple):
     inverting: Any = None
     codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
+    inpainting: Any = None
     check_mask: Callable[[Any], None] | None = None
     edit: Callable[..., Any] | None = None
     editing: Any = None
+    restore: Callable[..., Any] | None = None
+    restoring: Any = None
     prepare: Callable[..., Roles] | None = None
     functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None

@@ -223,8 +223,7 @@ def draw(
     if o.sampler == "ode":
         return draw_adaptively(denoise, cond, process, o, noise)[0], None
     times = times_of(o, process, num_timesteps)
-    x = noise * start_std(process, times[0])
-    return draw_from(denoise, cond, process, o, times, x, keys, num_timesteps)
+    return draw_from(denoise, cond, process, o, times, noise * start_std(process, times[0]), keys, num_timesteps)
 
 
 def draw_from(

@@ -21,9 +21,11 @@ from jgen.core import keys as rng
 from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, frozen_context
 from jgen.errors import defaults_of, require, require_latents
 from jgen.nn.conditional_network import ConditionalNetwork
+from jgen.prob.degradation import make_degradation
 from jgen.prob.pixels import to_float, to_uint8
-from jgen.prob.process import Process, add_noise
-from jgen.samplers import linear, ode
+from jgen.prob.process import Denoiser, Process, add_noise
+from jgen.samplers import linear, ode, posterior
+from jgen.samplers.denoising_error import denoising_error
 from jgen.samplers.diffusion import (
     Editing,
     Inversion,
@@ -43,6 +45,7 @@ from jgen.samplers.diffusion import (
     times_of,
 )
 from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classifier, classifier_free
+from jgen.samplers.posterior import Inpainting, Restoring
 
 # The scales are traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate one
 # model in place of two.
@@ -137,12 +140,16 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         evaluations=lambda o: evaluations_per_call(o) * evaluations(o),
         numbers=NUMBERS,
         inpaint=partial(inpaint, denoising),
+        inpainting=Inpainting(guidance_scale=denoising.sampling.guidance_scale),
         edit=partial(edit, denoising),
         editing=editing_of(denoising.sampling),
         invert=partial(invert, denoising),
         inverting=Inversion(),
         decode=partial(decode, denoising),
         decoding=Inversion(),
+        energy=partial(energy, denoising),
+        restore=partial(restore, denoising),
+        restoring=Restoring(),
         functions={
             "denoise": denoising.denoise,
             "process": lambda params, ctx: denoising.process(params),
@@ -285,32 +292,6 @@ def trajectory(
     return to_images(states, denoising.images.levels, failure_of(o))
 
 
-def inpaint(
-    denoising: Denoising,
-    params: Roles,
-    ctx: Context,
-    keys: jax.Array,
-    images: jax.Array,
-    mask: jax.Array,
-    cond: Cond,
-    **options: Any,
-) -> jax.Array:
-    """Images that are those given where mask, bool (B, H, W), is true: there the denoised image is replaced by them in
-    every step, so that on the way they have the noise of each time (Song et al. 2021, arXiv 2011.13456, appendix I.2).
-    """
-    o = replace(denoising.sampling, **options)
-    noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
-    process, free = denoising.process(params), guided(denoising, params, ctx, o)
-    known = {"known": to_float(images, denoising.images.levels), "mask": mask[..., None]}
-
-    def denoiser(x_t: jax.Array, t: jax.Array, c: Cond) -> jax.Array:
-        x_0, rest = jnp.split(free(x_t, t, c), [x_t.shape[-1]], axis=-1)
-        return jnp.concatenate([jnp.where(c["mask"], c["known"], x_0), rest], axis=-1)
-
-    x_0, _ = draw(denoiser, {**both, **known}, process, o, noise, key_steps, denoising.num_timesteps)
-    return to_images(x_0, denoising.images.levels, failure_of(o))
-
-
 def edit(
     denoising: Denoising,
     params: Roles,
@@ -328,8 +309,9 @@ def edit(
     times = last_times(times_of(o, process, denoising.num_timesteps), strength)
     first = jnp.full(len(noise), times[0], jnp.float32)
     x_t = add_noise(process, to_float(images, denoising.images.levels), first, noise)
-    denoiser, steps = guided(denoising, params, ctx, o), denoising.num_timesteps
-    x_0, _ = draw_from(denoiser, both, process, o, times, x_t, key_steps, steps)
+    x_0, _ = draw_from(
+        guided(denoising, params, ctx, o), both, process, o, times, x_t, key_steps, denoising.num_timesteps
+    )
     return to_images(x_0, denoising.images.levels, failure_of(o))
 
 
@@ -391,6 +373,79 @@ def count_evaluations(
         return jnp.full(len(keys), evaluations_per_call(o) * evaluations(o))
     counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.process(params), o, noise)[1]
     return evaluations_per_call(o) * counts
+
+
+def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond) -> Denoiser:
+    """The denoiser without guidance, clipped where sampling clips."""
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(denoising.sampling, denoising.denoise(params, ctx, x_t, t, cond))
+
+    return denoiser
+
+
+def energy(denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    """The bound on -log P(x) up to a constant, nats (B,): see `jgen.samplers.denoising_error`."""
+    levels, steps = denoising.images.levels, denoising.num_timesteps
+    where = plain_denoiser(denoising, params, ctx, cond), denoising.process(params)
+    return denoising_error(*where, to_float(x, levels), keys, levels, num_timesteps=steps)
+
+
+def usual_times(denoising: Denoising, process: Process, steps: int) -> Any:
+    """So many times in the spacing that the system samples with."""
+    return times_of(replace(denoising.sampling, steps=steps, times=()), process, denoising.num_timesteps)
+
+
+def inpaint(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images that are given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
+    o, levels, known = Inpainting(**options), denoising.images.levels, mask[..., None]
+    posterior.check_inpainting(o)
+    process, y = denoising.process(params), to_float(images, levels)
+    sampling = replace(denoising.sampling, guidance_scale=o.guidance_scale, variance="beta_tilde")
+    check_sampling_options(denoising, sampling)
+    both, guide = {"cond": cond, "null": denoising.without_class(cond)}, guided(denoising, params, ctx, sampling)
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(sampling, guide(x_t, t, both))
+
+    where = denoiser, process, usual_times(denoising, process, o.steps)
+    if o.method == "dps":
+        kept = known.astype(y.dtype)
+        x_0 = posterior.by_gradient(*where, kept * y, lambda x: kept * x, y.shape[1:], keys, o.step_size)
+    else:
+        x_0 = posterior.by_replacement(*where, y, known, keys, o.repeats if o.method == "repaint" else 1)
+    return jnp.where(known, images, to_images(x_0, levels, f"method {o.method}: {OVERFLOW}"))
+
+
+def restore(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    measurement: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images of which `measurement`, floats in 0 .. levels - 1, are given: see `jgen.samplers.posterior`."""
+    o, spec = Restoring(**options), denoising.images
+    posterior.check_restoring(o)
+    degradation = make_degradation(o.problem, spec, o.factor)
+    wanted = jax.eval_shape(degradation, jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)).shape[1:]
+    require_latents(measurement, wanted, "measurements")
+    process, y = denoising.process(params), to_float(measurement, spec.levels)
+    where = plain_denoiser(denoising, params, ctx, cond), process, usual_times(denoising, process, o.steps)
+    noise = 2.0 * o.noise / (spec.levels - 1)
+    x_0 = posterior.by_gradient(*where, y, degradation, spec.shape, keys, o.step_size, noise)
+    return to_images(x_0, spec.levels, f"restore: {OVERFLOW}")
 
 
 def to_images(x: jax.Array, levels: int, failure: str) -> jax.Array:

@@ -72,13 +72,14 @@ def test_editing_at_full_strength_is_sampling_and_at_none_returns_the_image(samp
     assert near < 0.15 < far < np.sqrt(np.mean((whole - IMAGES) ** 2))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "ode"])
-def test_what_is_kept_is_returned_and_the_rest_is_drawn(sampler):
-    options = {} if sampler == "ode" else {"steps": 8}
-    model = make(linear(), ImageSpec(4, 4, 3, 256), sampler=sampler, **options)
+@pytest.mark.parametrize("method", ["replacement", "repaint", "dps"])
+def test_what_is_kept_is_returned_and_the_rest_is_drawn(method):
+    model = make(linear(), ImageSpec(4, 4, 3, 256))
     images = np.random.default_rng(1).integers(0, 256, (5, 4, 4, 3), np.uint8)
     mask = np.arange(16).reshape(4, 4)[None] % 3 == np.arange(5)[:, None, None] % 3
-    made = np.asarray(jax.jit(lambda *x: model.inpaint({}, CTX, keys_of(5), *x, {}))(images, mask))
+    made = np.asarray(
+        jax.jit(lambda *x: model.inpaint({}, CTX, keys_of(5), *x, {}, method=method, steps=8))(images, mask)
+    )
     np.testing.assert_array_equal(made[mask], images[mask])
     free = made[~mask] / 127.5 - 1.0
     assert abs(free.mean() - MEAN) < 5 * STD / np.sqrt(free.size) and 0.2 < free.std() < 0.6

@@ -92,6 +92,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         best=diffusion.best,
         functions={"count_evaluations": diffusion.functions["count_evaluations"]},
         inpaint=partial(inpaint, latent),
+        inpainting=diffusion.inpainting,
         edit=partial(edit, latent),
         editing=diffusion.editing,
         invert=partial(invert, latent),

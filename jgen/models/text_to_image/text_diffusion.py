@@ -41,7 +41,17 @@ from jgen.samplers.diffusion import Sampling
 START, END = 1, 2  # the tokens of an empty text, before padding with 0
 CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the text
 # What is that of the objective's model as it stands.
-SHARED = ("sampling", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers", "best")
+SHARED = (
+    "sampling",
+    "inpainting",
+    "editing",
+    "inverting",
+    "decoding",
+    "check_sampling",
+    "evaluations",
+    "numbers",
+    "best",
+)
 LIKELIHOOD = ("scoring", "likelihood", "why_not")
 
 
