@@ -231,10 +231,12 @@ def optional_texts(experiment: Any, texts: Iterable[str]) -> list[Any]:
     """Command-line options --negative-text "..." and --source-text "..."; none for a model that has none."""
     import tyro
 
-    own = getattr(experiment.model, "text", None) if hasattr(experiment.model, "objective") else None
+    model = experiment.model
+    prefixes = tuple(OPTIONAL_TEXTS) if hasattr(model, "objective") else ("negative",) * hasattr(model, "text_dropout")
+    own = getattr(model, "text", None)
     options: list[Any] = []
-    for prefix, help_text in OPTIONAL_TEXTS.items():
-        option = Annotated[str | None, tyro.conf.arg(help=help_text)]
+    for prefix in prefixes:
+        option = Annotated[str | None, tyro.conf.arg(help=OPTIONAL_TEXTS[prefix])]
         options += [(f"{prefix}_{name}", option, dataclasses.field(default=None)) for name in texts if name == own]
     return options
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out"},
     "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "cascade", "generator", "runs"}
     | {"held_out", "sample_scores", "distributed"},
-    "convert": {"core", "errors", "nn", "models", "samplers", "data", "train", "cli", "experiment", "runs"},
+    "convert": {"core", "errors", "prob", "nn", "models", "samplers", "data", "train", "cli", "experiment", "runs"},
     "studies": {
         "core",
         "errors",

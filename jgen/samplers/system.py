@@ -316,7 +316,7 @@ def edit(
 
 def deterministic(denoising: Denoising, steps: int, guidance_scale: Any) -> Sampling:
     """The model's options of sampling with DDIM, without noise."""
-    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": ()}
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": (), "end": "data"}
     return replace(denoising.sampling, **changes, steps=steps, guidance_scale=guidance_scale)
 
 

@@ -85,6 +85,8 @@ def read_config(path: Path) -> dict[str, Any]:
     path = path.expanduser()
     file = path / "config.json"
     require(path.is_dir(), f"there is no run at {path}")
+    published = f"{path} is a pipeline in diffusers' layout: python -m jgen.convert {path} RUN makes a run of it"
+    require(not (path / "model_index.json").is_file() or file.is_file(), published)
     require(file.is_file(), f"{path} is not a run: it has no config.json")
     document = read_json(file)
     require(isinstance(document, dict), f"{file} is damaged: it lacks its parts")
