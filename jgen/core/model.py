@@ -192,6 +192,9 @@ class GenerativeModel(NamedTuple):
                  tells, as in an adversarial game.
     log_prob:    (params, ctx, keys, images, cond, **scoring) -> float32 (B,), nats of discrete probability an image.
     scoring:     a frozen dataclass with the default of every option of `log_prob`.
+    prepare_scoring: (params, ctx, **scoring) -> the roles of `extra` to score with, found once before `log_prob`: the
+                 normaliser of an energy, {"normaliser": {"log_z": (K,), "log_weights": (chains, K), ...}}, K classes
+                 or 1. Without them in `extra`, `log_prob` finds them itself, by the same key `ctx.key`.
     likelihood:  what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     log_density: (params, ctx, keys, x, cond) -> float32 (B,), exact nats; x dequantised, floats in [0, levels).
     energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
@@ -225,6 +228,7 @@ class GenerativeModel(NamedTuple):
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
     whole_batch: whether the loss of an example is about all others of the batch, as a contrastive loss is: a step's
                  batch may be split over devices, which `jgen.core.parallel` joins, but not accumulated in parts.
+    if_not_finite: what a run that is stopped, since its numbers are not finite, is told to change; "" for nothing.
     why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
                  the message of `NotSupported`.
     """
@@ -244,6 +248,7 @@ class GenerativeModel(NamedTuple):
     best: tuple[str, str] | None = None
     log_prob: Callable[..., Any] | None = None
     scoring: Any = None
+    prepare_scoring: Callable[..., Roles] | None = None
     likelihood: str = "none"
     log_density: Callable[..., Any] | None = None
     energy: Callable[..., Any] | None = None
@@ -259,6 +264,7 @@ class GenerativeModel(NamedTuple):
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
     whole_batch: bool = False
+    if_not_finite: str = ""
     why_not: Mapping[str, str] = {}
 
     def __hash__(self) -> int:
