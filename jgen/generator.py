@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -24,8 +25,9 @@ from jgen.core.generate import (
     sample_batches,
 )
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
-from jgen.errors import require
+from jgen.errors import NotSupported, require
 from jgen.experiment import Experiment
+from jgen.prob.importance import bootstrap_log_mean
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -58,6 +60,7 @@ class Generator:
         self.own_seconds, self.frozen_seconds = own_seconds, dict(frozen_seconds or {})
         self.seconds = own_seconds + sum(self.frozen_seconds.values())
         self.likelihood, self.classes = model.likelihood, model.data.classes
+        self._scored_with: tuple[Any, Roles] | None = None
         same = ctx.ema is params  # once on each device, then
         placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))
         self._placed = placed, rest._replace(ema=placed) if same else rest
@@ -156,6 +159,32 @@ class Generator:
         require_capability(self.model, "log_prob")
         inputs = {"image": check_images(self.model, images)}
         return self._run("log_prob", key, inputs, named, batch_size=batch_size, progress=progress)
+
+    def normaliser(self, key: jax.Array, **scoring: Any) -> dict[str, np.ndarray]:
+        """log Z of an energy as `log_prob` estimates it with the same key, nats, by class, float64 (K,).
+
+        Returns:
+          log_z, and low and high, the ends of its 95 % bootstrap interval over the chains.
+        Raises:
+          NotSupported: a model whose likelihood has no normaliser to be estimated.
+        """
+        if self.model.prepare_scoring is None:
+            raise NotSupported(f"{self.model.name} has no normaliser that is estimated from chains")
+        arrays = self._scoring_extra(key, resolve_options(self.model, "log_prob", scoring))["normaliser"]
+        low, high = bootstrap_log_mean(np.asarray(arrays["log_weights"]))
+        return {"log_z": np.asarray(arrays["log_z"], np.float64), "low": low, "high": high}
+
+    def _scoring_extra(self, key: jax.Array, options: Any) -> Roles:
+        """What `model.prepare_scoring` finds, once for a key and options: all images and classes share it."""
+        key = check_key(key)
+        known = (np.asarray(jax.random.key_data(key)).tobytes(), options)
+        if self._scored_with is None or self._scored_with[0] != known:
+            params, ctx = self._placed
+            ctx = ctx._replace(key=rng.shared_key(key))
+            assert self.model.prepare_scoring is not None
+            prepare = jax.jit(partial(self.model.prepare_scoring, **dataclasses.asdict(options)))
+            self._scored_with = known, prepare(params, ctx)
+        return self._scored_with[1]
 
     def bits_per_dim(self, key: jax.Array, images: Any, **named: Any) -> np.ndarray:
         """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
@@ -310,5 +339,7 @@ class Generator:
         chosen = resolve_options(self.model, name, options)
         arrays = {**inputs, "index": np.arange(n, dtype=np.int32), "cond": self._resolve(name, cond, n)}
         params, ctx = self._to_sample if name == "inpaint" else self._placed
+        if name == "log_prob" and self.model.prepare_scoring is not None:
+            ctx = ctx._replace(extra={**ctx.extra, **self._scoring_extra(key, chosen)})
         where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
         return run_over(self.model, name, params, ctx, key, arrays, **where)

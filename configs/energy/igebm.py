@@ -18,13 +18,13 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(channels=(16, 32, 64), blocks=1, steps=20, step_size=0.045, noise=0.03, alpha=0.1)
+    model = Config(channels=(256, 256), blocks=1, convolutional=False, steps=20, step_size=0.0225, noise=0.03, alpha=0.05)
     model = replace(model, buffer_size=1024, restart=0.05)
     return Experiment(model, Data(name="digits"), digits_training(2000, cosine(1e-3, warmup_steps=100), validate_every=0))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, channels=(4, 4), steps=2, buffer_size=32, sampling=Sampling(steps=2))
+    model = replace(digits.model, channels=(4, 4), convolutional=True, steps=2, buffer_size=32, sampling=Sampling(steps=2))
     model = replace(model, scoring=Scoring(chains=2, steps=2))
     return replace(digits, model=model, train=tiny_training(digits.train))
 

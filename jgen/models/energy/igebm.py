@@ -75,9 +75,11 @@ class Config:
     """An energy-based model with a spectrally normalised residual network."""
 
     channels: tuple[int, ...] = (128, 128, 256, 256)
-    """Channels of the network at the image's size, at 1/2 of it, at 1/4, ..."""
+    """Channels of the network at the image's size, at 1/2 of it, at 1/4, ..., or units of its dense layers."""
     blocks: int = 2
-    """Residual blocks of each size but the image's own."""
+    """Residual blocks of each entry of channels but the first."""
+    convolutional: bool = True
+    """Convolutions, or dense layers, which small images are faster with."""
     steps: int = 60
     """Langevin steps of a chain in a training step."""
     step_size: float = 10.0
@@ -125,7 +127,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that cannot be halved `len(channels) - 1` times, or options out of their range.
     """
     check_config(config, data)
-    ebm = Ebm(config, data, EnergyNetwork(config.channels, config.blocks, jnp.dtype(config.dtype)))
+    ebm = Ebm(config, data, EnergyNetwork(config.channels, config.blocks, config.convolutional, jnp.dtype(config.dtype)))
     return GenerativeModel(
         name="igebm",
         data=data,
@@ -276,7 +278,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     require_positive(buffer_size=c.buffer_size)
     require(0 <= c.restart <= 1, f"restart is {c.restart}: it must be from 0 to 1")
     require(0 <= c.alpha < math.inf, f"alpha is {c.alpha}: it must be zero or above, and finite")
-    halvings, (height, width) = len(c.channels) - 1, data.image.shape[:2]
+    halvings, (height, width) = (len(c.channels) - 1) * c.convolutional, data.image.shape[:2]
     require(
         height % 2**halvings == 0 and width % 2**halvings == 0,
         f"channels has {halvings + 1} entries, images are {height}x{width}: they must be divisible by {2**halvings}",
