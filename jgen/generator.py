@@ -16,6 +16,7 @@ from jgen.core.generate import (
     Arrays,
     Progress,
     check_images,
+    check_key,
     check_latents,
     prepared,
     require_capability,
