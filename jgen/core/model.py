@@ -215,6 +215,8 @@ class GenerativeModel(NamedTuple):
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1], and
+                 draw_dequantised(params, ctx, keys, cond, temperature) -> float (B, H, W, C) in about [0, levels),
+                 samples of a flow, differentiable in its parameters;
                  decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];

@@ -48,7 +48,7 @@ def log_mean(log_weights: jax.Array) -> jax.Array:
 def bootstrap_log_mean(log_weights: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the 95 % bootstrap interval of `log_mean`, float64: (N, ...) to two arrays (...).
 
-    It sees only how far the weights that were drawn scatter: where a few of them are most of the mean, it is too narrow.
+    It sees only how far the weights that were drawn scatter: where a few are most of the mean, it is too narrow.
     """
     log_weights = np.asarray(log_weights, np.float64)
     top = log_weights.max(axis=0)

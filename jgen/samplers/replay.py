@@ -1,7 +1,7 @@
-"""A replay buffer of Markov chains that outlive a training step (Tieleman 2008; Du & Mordatch 2019, arXiv 1903.08689).
+"""A replay buffer of Markov chains that outlive a training step (Du & Mordatch 2019, arXiv 1903.08689, section 3.2).
 
-Example i of a batch owns the slots i of the buffer, a tree of arrays (B, slots, ...). In each step it takes the chain of
-one of its slots, or, with a small probability, a new one, and puts it back when it has moved.
+Example i of a batch owns the slots i of the buffer, a tree of arrays (B, slots, ...). In each step it takes the chain
+of one of its slots, or, with a small probability, a new one, and puts it back when it has moved.
 """
 
 from __future__ import annotations
