@@ -42,4 +42,6 @@ def mnist(name: str) -> Experiment:
 
 def cifar10() -> Experiment:
     train = accelerator_training(100_000, replace(ADAM, clip_norm=10.0), batch_size=64)
-    return Experiment(Config(sampling=Sampling(temperature=0.7)), Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(
+        Config(sampling=Sampling(temperature=0.7)), Data(name="cifar10", flip=True, validation=0.0), train
+    )

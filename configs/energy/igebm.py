@@ -27,7 +27,9 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = replace(digits.model, channels=(4, 4), convolutional=True, steps=2, buffer_size=32, sampling=Sampling(steps=2))
+    model = replace(
+        digits.model, channels=(4, 4), convolutional=True, steps=2, buffer_size=32, sampling=Sampling(steps=2)
+    )
     model = replace(model, scoring=Scoring(chains=2, steps=2))
     return replace(digits, model=model, train=tiny_training(digits.train))
 

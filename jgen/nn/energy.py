@@ -56,7 +56,8 @@ class EnergyBlock(nn.Module):
             h = layer(nn.silu(h), train)
             h = ClassAffine(self.dtype, name=f"class{number}")(h, one_hot)
         if x.shape[-1] != self.features:
-            x = SpectralLayer(self.features, min(self.kernel_size, 1), dtype=self.dtype, cpu="scan", name="shortcut")(x, train)
+            size = min(self.kernel_size, 1)
+            x = SpectralLayer(self.features, size, dtype=self.dtype, cpu="scan", name="shortcut")(x, train)
         y = x + h
         return average_pool(y, y.shape[1] // 2, y.shape[2] // 2) if self.down else y
 

@@ -142,4 +142,3 @@ def test_samples_whose_chains_diverge_are_named():
     with failures.collect() as reports:
         model.sample(params, Context(jnp.int32(0), None, params, extra), keys, {"label": batch["label"]}, steps=2)
     mistake(lambda: failures.check(jax.device_get(reports), np.arange(4)), "size 1e+09 diverge", "images 0, 1, 2, 3")
-

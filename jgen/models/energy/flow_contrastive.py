@@ -169,9 +169,7 @@ def log_p(
     return pair.flow.log_density(*frozen_context(ctx, "flow"), keys, x, cond) - f, new["batch_stats"]
 
 
-def draw(
-    pair: Pair, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, temperature: float = 1.0
-) -> jax.Array:
+def draw(pair: Pair, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, temperature: float = 1.0) -> jax.Array:
     """Samples of the flow that is trained, dequantised images, differentiable in its parameters."""
     x = pair.flow.functions["draw_dequantised"](*flow_context(params, ctx), keys, cond, temperature)
     return jnp.clip(x, 0.0, jnp.nextafter(jnp.float32(pair.levels), 0.0))

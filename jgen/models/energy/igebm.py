@@ -127,7 +127,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that cannot be halved `len(channels) - 1` times, or options out of their range.
     """
     check_config(config, data)
-    ebm = Ebm(config, data, EnergyNetwork(config.channels, config.blocks, config.convolutional, jnp.dtype(config.dtype)))
+    network = EnergyNetwork(config.channels, config.blocks, config.convolutional, jnp.dtype(config.dtype))
+    ebm = Ebm(config, data, network)
     return GenerativeModel(
         name="igebm",
         data=data,
