@@ -1,6 +1,6 @@
 """Flow contrastive estimation (Gao et al. 2020, arXiv 1912.00589): the second of two runs.
 
-First: python train.py configs/flow/glow.py:VARIANT, which trains runs/glow-VARIANT; or give the run of another flow,
+First: python train.py configs/flow/realnvp.py:VARIANT, which trains runs/realnvp-VARIANT; or give the run of another flow,
 --frozen.flow RUN.
 """
 
@@ -15,14 +15,14 @@ from jgen.train.presets import STANDARD, accelerator_training, choose, digits_tr
 
 VARIANTS = STANDARD
 FACTS = Facts(free_form_jacobian=False, published="CIFAR-10: FID 37.3, 3.47 bits/dim of the flow")
-FROZEN = {"flow": "configs/flow/glow.py"}
+FROZEN = {"flow": "configs/flow/realnvp.py"}
 # The flow is trained already, and moves slowly.
 ADAM = Optimiser(learning_rate=3e-4, beta1=0.5, schedule="cosine", by_role=(("flow", "learning_rate", 3e-5),))
 
 
 def get_config(variant: str) -> Experiment:
     experiment = choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
-    return replace(experiment, frozen={"flow": f"runs/glow-{variant}"})
+    return replace(experiment, frozen={"flow": f"runs/realnvp-{variant}"})
 
 
 def digits() -> Experiment:

@@ -215,6 +215,9 @@ class GenerativeModel(NamedTuple):
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1], and
+                 draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE makes an image of, and
+                 pixels_of_noise(params, ctx, eps_z, eps_x, cond) -> that image before it is rounded, on about [-1, 1],
+                 and its mean, float (B, H, W, C);
                  draw_dequantised(params, ctx, keys, cond, temperature) -> float (B, H, W, C) in about [0, levels),
                  samples of a flow, differentiable in its parameters;
                  decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
