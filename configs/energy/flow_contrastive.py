@@ -1,7 +1,7 @@
 """Flow contrastive estimation (Gao et al. 2020, arXiv 1912.00589): the second of two runs.
 
-First: python train.py configs/flow/realnvp.py:VARIANT, which trains runs/realnvp-VARIANT; or give the run of another flow,
---frozen.flow RUN.
+First: python train.py configs/flow/realnvp.py:VARIANT, which trains runs/realnvp-VARIANT; or give the run of another
+flow, --frozen.flow RUN.
 """
 
 from dataclasses import replace
