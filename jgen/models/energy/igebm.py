@@ -11,7 +11,7 @@
 
 The size of a step and the noise that the paper gives set a temperature: the energy in nats is f / T. `log_prob` is the
 bound (7) with u drawn, and an estimate of log Z_y; the mean of annealed weights is unbiased, so that estimate is in
-expectation below log Z_y, and log P too high. Its interval over the chains is in `prepare_scoring`'s answer.
+expectation below log Z_y, and log P too high. `gen.normaliser` gives its interval over the chains.
 
 Glossary: x dequantised image, x+ of the data, x- of a chain; y class; f energy of the network; s step size; D pixels.
 
