@@ -215,6 +215,7 @@ class GenerativeModel(NamedTuple):
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1], and
+                 energy(params, ctx, x, cond) -> (B,), -log p in nats up to a constant of floats in [-1, 1];
                  draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE makes an image of, and
                  pixels_of_noise(params, ctx, eps_z, eps_x, cond) -> that image before it is rounded, on about [-1, 1],
                  and its mean, float (B, H, W, C);

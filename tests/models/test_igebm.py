@@ -119,7 +119,7 @@ TINY = "configs/energy/igebm.py:tiny"
     "options,words",
     [
         (["--model.buffer-size", "15"], ["buffer_size is 15", "at least train.batch_size, 16"]),
-        (["--model.step-size", "1e9"], ["not finite", "Langevin steps of size 1e+09 diverge", "--model.step-size"]),
+        (["--model.step-size", "1e9"], ["not finite", "Langevin steps of size 1e+09 may diverge", "--model.step-size"]),
         (["--model.steps", "0"], ["steps is 0"]),
         (["--model.noise", "0"], ["noise is 0"]),
         (["--model.restart", "1.5"], ["restart is 1.5", "0 to 1"]),

@@ -44,6 +44,7 @@ from jgen.samplers.annealing import anneal
 from jgen.samplers.langevin import langevin, temperature_of
 
 DIVERGED = "the Langevin steps of size {size:g} diverge: train with a smaller --model.step-size"
+NOT_FINITE = "Langevin steps of size {size:g} may diverge: a smaller --model.step-size helps"
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,9 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         likelihood="estimate",
         prepare_scoring=partial(prepare_scoring, ebm),
         energy=partial(energy, ebm),
+        functions={"energy": partial(lent_energy, ebm)},
         by_example=("buffer",),
-        if_not_finite=DIVERGED.format(size=config.step_size),
+        if_not_finite=NOT_FINITE.format(size=config.step_size),
     )
 
 
@@ -204,6 +206,10 @@ def nats(ebm: Ebm, params: Roles, ctx: Context, x: jax.Array, label: jax.Array |
     """f(x, y) / T, (B,), of x in [-1, 1]."""
     temperature = temperature_of(ebm.config.step_size, ebm.config.noise)
     return network_energy(ebm, params, ctx, x, label)[0] / temperature
+
+
+def lent_energy(ebm: Ebm, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
+    return nats(ebm, params, ctx, x, cond.get("label"))
 
 
 def energy(ebm: Ebm, params: Roles, ctx: Context, keys: jax.Array, images: jax.Array, cond: Cond) -> jax.Array:

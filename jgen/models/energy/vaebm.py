@@ -56,6 +56,7 @@ from jgen.samplers.annealing import anneal
 from jgen.samplers.langevin import langevin
 
 DIVERGED = "the Langevin steps of size {size:g} diverge: train with a smaller --model.step-size"
+NOT_FINITE = "Langevin steps of size {size:g} may diverge: a smaller --model.step-size helps"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def make(config: Config, data: DataSpec, *, vae: GenerativeModel) -> GenerativeM
         prepare_scoring=partial(prepare_scoring, product),
         likelihood="estimate",
         by_example=("buffer",),
-        if_not_finite=DIVERGED.format(size=config.step_size),
+        if_not_finite=NOT_FINITE.format(size=config.step_size),
     )
 
 
