@@ -17,6 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jgen.core.model import ImageSpec
+from jgen.errors import require, require_positive
 from jgen.nn.resampling import average_pool
 from jgen.nn.spectral_norm import SpectralLayer
 
@@ -87,3 +89,14 @@ class EnergyNetwork(nn.Module):
         h = nn.silu(h.astype(jnp.float32))
         h = jnp.sum(h, axis=(1, 2)) if self.convolutional else h
         return nn.Dense(1, name="dense")(h)[:, 0]
+
+
+def check_network(images: ImageSpec, channels: tuple[int, ...], blocks: int, convolutional: bool) -> None:
+    """Raises `UserError` for sizes that an `EnergyNetwork` of these images cannot be built with."""
+    require_positive(channels=channels, blocks=blocks)
+    divisor = 2 ** ((len(channels) - 1) * convolutional)
+    require(
+        images.height % divisor == 0 and images.width % divisor == 0,
+        f"channels has {len(channels)} entries, images are {images.height}x{images.width}: they must be divisible by"
+        f" {divisor}",
+    )

@@ -45,7 +45,7 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import defaults_of, require, require_positive, require_temperature
-from jgen.nn.energy import EnergyNetwork
+from jgen.nn.energy import EnergyNetwork, check_network
 from jgen.prob.contrastive import noise_contrast
 from jgen.prob.dequantisation import dequantise, quantise
 
@@ -256,12 +256,8 @@ def check_config(config: Config, data: DataSpec, flow: GenerativeModel) -> None:
     require(is_flow, f"frozen.flow is a {flow.name}: it must be a flow that draws dequantised images, such as glow")
     other = f"frozen.flow was trained on {flow.images}"
     require(flow.images == data.image, f"{other}: the data is {data.image}")
-    require_positive(channels=c.channels, blocks=c.blocks, flow_every=c.flow_every)
-    halvings, (height, width) = (len(c.channels) - 1) * c.convolutional, data.image.shape[:2]
-    require(
-        height % 2**halvings == 0 and width % 2**halvings == 0,
-        f"channels has {halvings + 1} entries, images are {height}x{width}: they must be divisible by {2**halvings}",
-    )
+    require_positive(flow_every=c.flow_every)
+    check_network(data.image, c.channels, c.blocks, c.convolutional)
     with defaults_of("sampling"):
         check_sampling(c.sampling)
     with defaults_of("scoring"):

@@ -36,7 +36,7 @@ from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
-from jgen.nn.energy import EnergyNetwork
+from jgen.nn.energy import EnergyNetwork, check_network
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
 from jgen.prob.importance import log_mean
 from jgen.samplers import replay
@@ -281,15 +281,11 @@ def check_sampling(num_classes: int, o: Sampling) -> None:
 def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     c = config
-    require_positive(channels=c.channels, blocks=c.blocks, steps=c.steps, step_size=c.step_size, noise=c.noise)
+    require_positive(steps=c.steps, step_size=c.step_size, noise=c.noise)
     require_positive(buffer_size=c.buffer_size)
     require(0 <= c.restart <= 1, f"restart is {c.restart}: it must be from 0 to 1")
     require(0 <= c.alpha < math.inf, f"alpha is {c.alpha}: it must be zero or above, and finite")
-    halvings, (height, width) = (len(c.channels) - 1) * c.convolutional, data.image.shape[:2]
-    require(
-        height % 2**halvings == 0 and width % 2**halvings == 0,
-        f"channels has {halvings + 1} entries, images are {height}x{width}: they must be divisible by {2**halvings}",
-    )
+    check_network(data.image, c.channels, c.blocks, c.convolutional)
     require_labels(data.num_classes, "class_conditional", c.class_conditional, False)
     with defaults_of("sampling"):
         check_sampling(data.num_classes if c.class_conditional else 0, c.sampling)

@@ -47,7 +47,7 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import defaults_of, require, require_positive
-from jgen.nn.energy import EnergyNetwork
+from jgen.nn.energy import EnergyNetwork, check_network
 from jgen.prob.importance import log_mean
 from jgen.prob.likelihoods import LOG_2PI, sum_image
 from jgen.prob.pixels import dequantise_to_float, to_float, to_uint8
@@ -295,15 +295,11 @@ def check_config(config: Config, data: DataSpec, vae: GenerativeModel) -> None:
     lends = "pixels_of_noise" in vae.functions
     require(lends, f"frozen.vae is a {vae.name}: it must be a vae with a Gaussian or a logistic decoder")
     require(vae.images == data.image, f"frozen.vae was trained on {vae.images}: the data is {data.image}")
-    require_positive(channels=c.channels, blocks=c.blocks, steps=c.steps, step_size=c.step_size)
+    require_positive(steps=c.steps, step_size=c.step_size)
     require_positive(buffer_size=c.buffer_size)
     require(0 <= c.restart <= 1, f"restart is {c.restart}: it must be from 0 to 1")
     require(0 <= c.alpha < math.inf, f"alpha is {c.alpha}: it must be zero or above, and finite")
-    halvings, (height, width) = (len(c.channels) - 1) * c.convolutional, data.image.shape[:2]
-    require(
-        height % 2**halvings == 0 and width % 2**halvings == 0,
-        f"channels has {halvings + 1} entries, images are {height}x{width}: they must be divisible by {2**halvings}",
-    )
+    check_network(data.image, c.channels, c.blocks, c.convolutional)
     with defaults_of("sampling"):
         check_sampling(c.sampling)
     with defaults_of("scoring"):
