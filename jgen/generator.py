@@ -17,8 +17,10 @@ from jgen.core.generate import (
     Progress,
     brief,
     check_images,
+    check_key,
     check_latents,
     prepared,
+    prepared_for_scoring,
     require_capability,
     resolve_conditions,
     resolve_options,
@@ -29,6 +31,7 @@ from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
 from jgen.metrics.anomaly import KINDS, Kind, score_of
+from jgen.prob.importance import bootstrap_log_mean
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -61,6 +64,7 @@ class Generator:
         self.own_seconds, self.frozen_seconds = own_seconds, dict(frozen_seconds or {})
         self.seconds = own_seconds + sum(self.frozen_seconds.values())
         self.likelihood, self.classes = model.likelihood, model.data.classes
+        self._scored_with: tuple[Any, Roles] | None = None
         same = ctx.ema is params  # once on each device, then
         placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))
         self._placed = placed, rest._replace(ema=placed) if same else rest
@@ -159,6 +163,23 @@ class Generator:
         require_capability(self.model, "log_prob")
         inputs = {"image": check_images(self.model, images)}
         return self._run("log_prob", key, inputs, named, batch_size=batch_size, progress=progress)
+
+    def normaliser(self, key: jax.Array, **scoring: Any) -> dict[str, np.ndarray]:
+        """log Z of an energy as `log_prob` estimates it with the same key, nats, by class, float64 (K,).
+
+        It has log_z, and low and high, the ends of its 95 % bootstrap interval over the chains. Raises `NotSupported`
+        for a model whose likelihood has no normaliser that is estimated.
+        """
+        arrays = self._scoring_extra(key, resolve_options(self.model, "log_prob", scoring))["normaliser"]
+        low, high = bootstrap_log_mean(np.asarray(arrays["log_weights"]))
+        return {"log_z": np.asarray(arrays["log_z"], np.float64), "low": low, "high": high}
+
+    def _scoring_extra(self, key: jax.Array, options: Any) -> Roles:
+        """What `model.prepare_scoring` finds, once for a key and options: all images and classes share it."""
+        known = (np.asarray(jax.random.key_data(check_key(key))).tobytes(), options)
+        if self._scored_with is None or self._scored_with[0] != known:
+            self._scored_with = known, prepared_for_scoring(self.model, *self._placed, key, options)
+        return self._scored_with[1]
 
     def bits_per_dim(self, key: jax.Array, images: Any, **named: Any) -> np.ndarray:
         """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
@@ -450,6 +471,8 @@ class Generator:
         index = (start + np.arange(n)).astype(np.int32)
         arrays = {**inputs, "index": index, "cond": self._resolve(name, cond, n)}
         params, ctx = self._to_sample if name in ("inpaint", "edit") else self._placed
+        if name == "log_prob" and self.model.prepare_scoring is not None:
+            ctx = ctx._replace(extra={**ctx.extra, **self._scoring_extra(key, chosen)})
         where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
         return run_over(self.model, name, params, ctx, key, arrays, **where)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.generate import run_over
+from jgen.core.generate import resolve_options, run_over
 from jgen.core.model import Batch, Cond
 from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset, require_labels_of
@@ -116,8 +117,13 @@ def likelihood(gen: Generator, dataset: Dataset, arguments: Any, options: dict[s
         protocol["given"] = " and ".join("class" if name == "label" else name for name in cond)
     if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
         protocol["dequantisation"] = "uniform"
+    normaliser = {}
+    if gen.model.prepare_scoring is not None:
+        normaliser = {"normaliser": {name: list(x) for name, x in gen.normaliser(key_score, **options).items()}}
+        protocol |= dataclasses.asdict(resolve_options(gen.model, "log_prob", options))
     return {
         "kind": gen.likelihood,
+        **normaliser,
         "nats": mean_with_error(nats),
         "bits_per_dim": mean_with_error(bits_per_dim(nats, gen.model.images.size)),
         "protocol": {**protocol, "seed": arguments.seed, **options},

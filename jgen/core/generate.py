@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
@@ -324,6 +324,18 @@ def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array
     ctx_with_key = ctx._replace(key=rng.shared_key(key))
     extra = jax.jit(model.prepare)(params, ctx_with_key, keys, resolve_conditions(model, {}, n))
     return ctx._replace(extra={**ctx.extra, **extra})
+
+
+def prepared_for_scoring(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, options: Any) -> Roles:
+    """What `model.prepare_scoring` finds with the options of `log_prob`, and the key of that call.
+
+    Raises:
+      NotSupported: a model whose likelihood needs nothing to be found.
+    """
+    if model.prepare_scoring is None:
+        raise NotSupported(f"{model.name} has no normaliser that is estimated from chains")
+    prepare = jax.jit(partial(model.prepare_scoring, **dataclasses.asdict(options)))
+    return prepare(params, ctx._replace(key=rng.shared_key(check_key(key))))
 
 
 def check_key(key: Any) -> jax.Array:

@@ -25,6 +25,7 @@ SHARED = 0x80000007  # the draw that the examples of a phase, or the images of a
 FROZEN = 0x80000008  # the shared draw of a frozen model
 SPLIT = 0x80000009  # the parts of `split` and `split_key`
 NETWORK = 0x8000000A  # what is random within a network, beside its inputs
+NORMALISER = 0x8000000B  # the chains that estimate the normaliser of an energy
 CASCADE = 0x80000100  # the first of a cascade's upsamplers, the numbers after it those of the others
 
 

@@ -196,6 +196,9 @@ class GenerativeModel(NamedTuple):
                  tells, as in an adversarial game.
     log_prob:    (params, ctx, keys, images, cond, **scoring) -> float32 (B,), nats of discrete probability an image.
     scoring:     a frozen dataclass with the default of every option of `log_prob`.
+    prepare_scoring: (params, ctx, **scoring) -> the roles of `extra` to score with, found once before `log_prob`: the
+                 normaliser of an energy, {"normaliser": {"log_z": (K,), "log_weights": (chains, K), ...}}, K classes
+                 or 1. Without them in `extra`, `log_prob` finds them itself, by the same key `ctx.key`.
     likelihood:  what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     log_density: (params, ctx, keys, x, cond) -> float32 (B,), exact nats; x dequantised, floats in [0, levels).
     energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
@@ -223,6 +226,12 @@ class GenerativeModel(NamedTuple):
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1], and
+                 energy(params, ctx, x, cond) -> (B,), -log p in nats up to a constant of floats in [-1, 1];
+                 draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE makes an image of, and
+                 pixels_of_noise(params, ctx, eps_z, eps_x, cond) -> that image before it is rounded, on about [-1, 1],
+                 and its mean, float (B, H, W, C);
+                 draw_dequantised(params, ctx, keys, cond, temperature) -> float (B, H, W, C) in about [0, levels),
+                 samples of a flow, differentiable in its parameters;
                  decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
@@ -237,6 +246,7 @@ class GenerativeModel(NamedTuple):
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
     whole_batch: whether the loss of an example is about all others of the batch, as a contrastive loss is: a step's
                  batch may be split over devices, which `jgen.core.parallel` joins, but not accumulated in parts.
+    if_not_finite: what a run that is stopped, since its numbers are not finite, is told to change; "" for nothing.
     why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
                  the message of `NotSupported`.
     """
@@ -257,6 +267,7 @@ class GenerativeModel(NamedTuple):
     best: tuple[str, str] | None = None
     log_prob: Callable[..., Any] | None = None
     scoring: Any = None
+    prepare_scoring: Callable[..., Roles] | None = None
     likelihood: str = "none"
     log_density: Callable[..., Any] | None = None
     energy: Callable[..., Any] | None = None
@@ -278,6 +289,7 @@ class GenerativeModel(NamedTuple):
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
     whole_batch: bool = False
+    if_not_finite: str = ""
     why_not: Mapping[str, str] = {}
 
     def __hash__(self) -> int:

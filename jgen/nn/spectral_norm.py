@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.nn.conv import conv
+from jgen.nn.conv import CpuForm, conv
 
 EPSILON = 1e-12
 
@@ -60,12 +60,14 @@ class SpectralLayer(nn.Module):
 
     features:    outputs.
     kernel_size: of a square convolution that keeps the size; 0: a dense layer over the last axis.
+    cpu:         the convolution's formulation on CPU: see `jgen.nn.conv`.
     """
 
     features: int
     kernel_size: int = 0
     use_bias: bool = True
     dtype: Any = jnp.float32
+    cpu: CpuForm = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -78,7 +80,7 @@ class SpectralLayer(nn.Module):
         if train and not self.is_initializing():
             u.value = new_u
         kernel = (kernel / sigma).astype(self.dtype)
-        y = conv(x.astype(self.dtype), kernel) if self.kernel_size else x.astype(self.dtype) @ kernel
+        y = conv(x.astype(self.dtype), kernel, cpu=self.cpu) if self.kernel_size else x.astype(self.dtype) @ kernel
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

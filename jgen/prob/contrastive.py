@@ -34,3 +34,14 @@ def own_rows(x: jax.Array) -> jax.Array:
 def nearest(a: jax.Array, b: jax.Array) -> jax.Array:
     """For each a the place of the b with the greatest a . b in the batch of all devices: int (B,), of (B, D) each."""
     return jnp.argmax(a @ parallel.all_gather(b).T, axis=1)
+
+
+def noise_contrast(data: jax.Array, noise: jax.Array) -> jax.Array:
+    """-log sigmoid(h(x)) - log sigmoid(-h(x')) of each pair of an image x and a sample x' of a noise q, (B,).
+
+    Noise contrastive estimation (Gutmann & Hyvarinen 2010): at its least, h is log p_data - log q.
+
+    Args:
+      data, noise: h of the images, and of the noise, (B,).
+    """
+    return jax.nn.softplus(-data) + jax.nn.softplus(noise)

@@ -1,4 +1,5 @@
-"""The importance-weighted bound on a log-likelihood (Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519)."""
+"""Means of importance weights: the bound on a log-likelihood (Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519),
+the normaliser of an energy with its interval."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def importance_weighted_bound(log_weights: Callable[[jax.Array], jax.Array], samples: int, chunk: int) -> Any:
@@ -36,3 +38,22 @@ def importance_weighted_bound(log_weights: Callable[[jax.Array], jax.Array], sam
     start = (jnp.full(size, -1e30, jnp.float32), jnp.zeros(size, jnp.float32))
     (top, rest), _ = jax.lax.scan(add, start, numbers)
     return top + jnp.log(rest) - math.log(samples)
+
+
+def log_mean(log_weights: jax.Array) -> jax.Array:
+    """log (1 / N) sum_n w_n over the first axis of log w, (N, ...) to (...)."""
+    return jax.nn.logsumexp(log_weights, axis=0) - math.log(log_weights.shape[0])
+
+
+def bootstrap_log_mean(log_weights: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % bootstrap interval of `log_mean`, float64: (N, ...) to two arrays (...).
+
+    It sees only how far the weights that were drawn scatter: where a few are most of the mean, it is too narrow.
+    """
+    log_weights = np.asarray(log_weights, np.float64)
+    top = log_weights.max(axis=0)
+    weights = np.exp(log_weights - top)
+    rows = np.random.default_rng(seed).integers(0, len(weights), (resamples, len(weights)))
+    means = np.stack([weights[chosen].mean(axis=0) for chosen in rows])
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return top + np.log(low), top + np.log(high)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import log_ndtr
 
 from jgen.core import keys as rng
 from jgen.prob.likelihoods import (
@@ -49,6 +50,13 @@ class PixelDistribution(NamedTuple):
             binary = self.decoder == "bernoulli"
             drawn = (mean + noise > 0).astype(jnp.uint8) if binary else to_uint8(mean + scale * noise, self.levels)
         return drawn.reshape(self.mean.shape)
+
+    def at_noise(self, eps: jax.Array) -> jax.Array:
+        """Pixels before they are rounded, float (B, H, W, C), of standard normal noise: mean + scale F(eps), where F is
+        the identity for a Gaussian and takes the normal to the standard logistic distribution for a logistic."""
+        assert self.decoder != "bernoulli"
+        noise = eps if self.decoder == "gaussian" else log_ndtr(eps) - log_ndtr(-eps)
+        return self.mean + self.scale * noise
 
     def show(self) -> jax.Array:
         """The mean as uint8 images, rounded to the nearest level."""

@@ -268,7 +268,8 @@ class Training:
             what = "loss, gradient or statistics were not finite"
             if any(optimiser.skip_norm > 0 for optimiser in self.optimisers.values()):
                 what += ", or a gradient's norm was above train.optimiser.skip_norm,"
-            raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}")
+            advice = f"; {self.model.if_not_finite}" if self.model.if_not_finite else ""
+            raise UserError(f"{what} in {MAX_SKIPPED} steps up to step {step}; {last}{advice}")
         self.window.add(values)
         if self.due(step, self.config.log_every):
             line = self.window.line()

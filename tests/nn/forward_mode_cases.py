@@ -23,6 +23,7 @@ from jgen.nn import (
     dit,
     dropout,
     embeddings,
+    energy,
     first_stage,
     flow,
     gan,
@@ -375,6 +376,11 @@ CASES = {
     ),
     "biggan.Discriminator": lambda: spectral_layers(
         biggan.Discriminator((8, 8), 1, (8,)), normal(2, 8, 8, 1), rest=(ONE_HOT, False)
+    ),
+    "ClassAffine": lambda: layer(energy.ClassAffine(), normal(2, 3, 4, 5), rest=(ONE_HOT,)),
+    "EnergyBlock": lambda: spectral_layers(energy.EnergyBlock(4, True), normal(2, 4, 2, 3), rest=(ONE_HOT, False)),
+    "EnergyNetwork": lambda: spectral_layers(
+        energy.EnergyNetwork((4, 3), 1, convolutional=False), normal(2, 4, 2, 1), rest=(ONE_HOT, False)
     ),
     "EqualisedDense": lambda: layer(stylegan2.EqualisedDense(4), normal(2, 3)),
     "EqualisedConv": lambda: layer(stylegan2.EqualisedConv(4, down=True), normal(2, 4, 6, 3)),

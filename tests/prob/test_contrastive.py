@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jgen.core import parallel
-from jgen.prob.contrastive import contrastive_losses, nearest
+from jgen.prob.contrastive import contrastive_losses, nearest, noise_contrast
 
 RNG = np.random.default_rng(0)
 A, B, SCALE = RNG.normal(size=(8, 5)), RNG.normal(size=(8, 5)), 1.7
@@ -68,3 +68,28 @@ def test_the_mean_gradient_over_devices_is_that_of_the_whole_batch(devices):
 def test_the_nearest_is_image_termsll_devices(devices):
     places = on_devices(devices, nearest, np.float32(A), np.float32(B)).ravel()
     assert places.tolist() == [max(range(8), key=lambda j, i=i: float(A[i] @ B[j])) for i in range(8)]
+
+
+def test_noise_contrast_recovers_a_known_log_ratio():
+    """Of N(1, 0.8^2) and N(0, 1): a quadratic, to which descent comes from zero, with expectations by quadrature."""
+    points, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+    data, noise = 1.0 + 0.8 * points, points
+
+    def log_ratio(theta, x):
+        return theta[0] + theta[1] * x + theta[2] * x**2
+
+    def loss(theta):
+        return jnp.sum(weights * noise_contrast(log_ratio(theta, data), log_ratio(theta, noise)))
+
+    @jax.jit
+    def newton(theta):
+        return theta - jnp.linalg.solve(jax.hessian(loss)(theta), jax.grad(loss)(theta))
+
+    theta = jnp.zeros(3)
+    for _ in range(10):
+        theta = newton(theta)
+    exact = [-0.5 / 0.64 - math.log(0.8), 1 / 0.64, 0.5 - 0.5 / 0.64]
+    np.testing.assert_allclose(theta, exact, rtol=1e-3, atol=1e-3)
+    # At the optimum the loss is 2 log 2 - 2 JS(p, q), below that of a blind guess.
+    assert float(loss(theta)) < float(loss(jnp.zeros(3))) - 0.1

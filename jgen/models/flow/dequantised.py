@@ -106,6 +106,7 @@ def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeM
         log_density=partial(log_density, flow),
         encode=partial(encode, flow),
         decode=partial(decode, flow),
+        functions={"draw_dequantised": partial(draw_dequantised, flow)},
     )
 
 
@@ -127,8 +128,13 @@ def forward(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> tupl
 
 def inverse(flow: Flow, params: Roles, ctx: Context, latents: tuple[Any, ...], cond: Cond) -> jax.Array:
     """uint8 images of latents."""
+    return quantise(dequantised_of(flow, params, ctx, latents, cond), flow.images.levels)
+
+
+def dequantised_of(flow: Flow, params: Roles, ctx: Context, latents: tuple[Any, ...], cond: Cond) -> jax.Array:
+    """Dequantised images of latents, float32 (B, H, W, C)."""
     x = flow.bijection.inverse(params["flow"], ctx.extra.get("flow", {}), latents, cond.get("label"))
-    return quantise(preprocess(x, flow.images.levels, flow.alpha, inverse=True)[0], flow.images.levels)
+    return preprocess(x, flow.images.levels, flow.alpha, inverse=True)[0]
 
 
 def density(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> jax.Array:
@@ -159,10 +165,17 @@ def validate(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 def sample(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, *, temperature: float) -> jax.Array:
     require_temperature(temperature)
+    return quantise(draw_dequantised(flow, params, ctx, keys, cond, temperature), flow.images.levels)
+
+
+def draw_dequantised(
+    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, temperature: float
+) -> jax.Array:
+    """Samples before they are images, float32 (B, H, W, C) in about [0, levels), differentiable in the parameters."""
     shapes = flow.bijection.shapes
     parts = rng.split(keys, len(shapes))
     eps = tuple(temperature * rng.normal(key, shape) for key, shape in zip(parts, shapes))
-    return inverse(flow, params, ctx, eps, cond)
+    return dequantised_of(flow, params, ctx, eps, cond)
 
 
 def log_prob(

@@ -115,6 +115,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     ffjord = make_ffjord(config, data)
     o = config.scoring
     return make_flow("ffjord", data, ffjord.flow, config)._replace(
+        functions={},  # an adaptive solver's samples have no gradient in the parameters
         phases=(Phase(trains=("flow",), loss=partial(loss, ffjord)),),
         sample=partial(sample, ffjord, **vars(config.sampling)),
         check_sampling=check_sampling,

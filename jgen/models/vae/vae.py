@@ -139,9 +139,32 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         likelihood="lower_bound",
         encode=partial(encode, vae),
         decode=partial(decode, vae),
+        functions=noise_functions(vae),
         inpaint=partial(inpaint, vae),
         inpainting=Inpainting(),
     )
+
+
+def noise_functions(vae: Vae) -> dict[str, Any]:
+    """What an energy on top of this VAE needs (`jgen.models.energy.vaebm`); {} of a Bernoulli decoder, which has no
+    pixels between the levels."""
+    if vae.config.decoder == "bernoulli":
+        return {}
+    return {"draw_noise": partial(draw_noise, vae), "pixels_of_noise": partial(pixels_of_noise, vae)}
+
+
+def draw_noise(vae: Vae, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Standard normal noise of the latents (B, latent) and of the pixels (B, H, W, C)."""
+    key_z, key_x = rng.split(keys, 2)
+    return rng.normal(key_z, (vae.config.latent,)), rng.normal(key_x, vae.data.image.shape)
+
+
+def pixels_of_noise(
+    vae: Vae, params: Roles, ctx: Context, eps_z: jax.Array, eps_x: jax.Array, cond: Cond
+) -> tuple[jax.Array, jax.Array]:
+    """The pixels that noise of `draw_noise` makes, before they are rounded, and their means, float (B, H, W, C)."""
+    distribution = pixels(vae, params, eps_z, cond.get("label"))
+    return distribution.at_noise(eps_x), distribution.mean
 
 
 def make_networks(config: Config, data: DataSpec) -> tuple[Encoder, Decoder]:

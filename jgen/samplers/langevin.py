@@ -1,0 +1,66 @@
+"""Langevin dynamics: many Markov chains at once that follow the gradient of an energy, with noise.
+
+    x <- x - s grad f(x) + noise eps,   eps ~ N(0, I)                    (Welling & Teh 2011; Du & Mordatch 2019,
+                                                                          arXiv 1903.08689, equation 1)
+
+For small steps the chains come to samples of exp(-f / T), T = noise^2 / (2 s), the temperature: the dynamics have no
+Metropolis test, and so an error in proportion to s. On the box [-1, 1]^D they are reflected at its walls, which keeps
+the uniform distribution where f is constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import keys as rng
+
+WIDTH = 2.0  # of the box
+
+
+def temperature_of(step_size: float, noise: float) -> float:
+    """T of the distribution exp(-f / T) that the dynamics sample."""
+    return noise**2 / (2.0 * step_size)
+
+
+def reflect(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A point that flies through the walls of [-1, 1] in place of being reflected, to where it would be; and the sign,
+    1 or -1, that its velocity then has in place of 1."""
+    folded = jnp.mod(x + 1.0, 2.0 * WIDTH)
+    outside = folded > WIDTH
+    return jnp.where(outside, 2.0 * WIDTH - folded, folded) - 1.0, jnp.where(outside, -1.0, 1.0)
+
+
+def langevin(
+    gradient: Callable[[jax.Array], jax.Array],
+    keys: jax.Array,
+    x: jax.Array,
+    *,
+    steps: int,
+    step_size: float,
+    noise: float,
+    reflecting: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """The chains after `steps` steps, and which of them diverged, bool (B,): one compiled loop.
+
+    A chain diverges where a step by the gradient is longer, in any coordinate, than the box is wide: it is then moved
+    by the errors of its steps, not by its energy.
+
+    Args:
+      gradient: x (B, ...) to the gradient of each chain's own energy, (B, ...); keys: (B,), one of each chain.
+      reflecting: whether the chains are on the box [-1, 1]^D.
+    """
+
+    def step(carry: tuple[jax.Array, jax.Array], number: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
+        x, diverged = carry
+        drift = step_size * gradient(x)
+        moved = x - drift + noise * rng.normal(rng.fold_in(keys, number), x.shape[1:])
+        largest = jnp.max(jnp.abs(drift).reshape(x.shape[0], -1), axis=1)
+        diverged = diverged | ~(largest <= WIDTH)  # NaN too
+        return (reflect(moved)[0] if reflecting else moved, diverged), None
+
+    start = (x, jnp.zeros(x.shape[0], bool))
+    return jax.lax.scan(step, start, jnp.arange(steps))[0]
