@@ -3,6 +3,7 @@
     encoder       logits l(x) (h, w, K);  q(k | x) = softmax(l), independently at each position
     relaxed       z = softmax((l + g) / tau),  g Gumbel noise; decoder reads z E, E the K vectors      (section 2.1)
     likelihood    f(y; m, b) = 1 / (2 b y (1 - y)) exp(-|logit(y) - m| / b),  y = (1 - 2 eps) x + eps  (appendix A.3)
+                  or a normal one, N(logit(y); m, b^2) / (y (1 - y))
     loss          [ -log f(y; m, b) + beta KL(q(k | x) || uniform) ] / (H W C)                         (appendix A.2)
     schedules     tau from 1 to 1/16 by a cosine, beta from 0 to its value by a line
     codes         k = argmax l(x);  x_hat = (sigmoid(m) - eps) / (1 - 2 eps)
@@ -15,8 +16,8 @@ prior, which is uniform, so its images show the codebook. A prior over the codes
 (`jgen.models.vae.vq_prior`, or with a text before them `jgen.models.text_to_image.dalle1`).
 
 Differs from the paper: halving and doubling go through channels (`jgen.nn.autoencoder`), and residual blocks use SiLU
-and start at zero; beta is 1 by default in place of 6.6, at which a codebook of few images collapses. The likelihood is
-a density and not normalised over uint8 images, so there is no `log_prob`.
+and start at zero; b has a least value, which natural images can do without; beta is 1 by default in place of 6.6. The
+likelihood is a density and not normalised over uint8 images, so there is no `log_prob`.
 
 Measured: to be filled.
 """
@@ -36,7 +37,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
 from jgen.errors import require, require_latents, require_positive
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
-from jgen.prob.likelihoods import mean_image, sum_image
+from jgen.prob.likelihoods import mean_image, normal_log_prob, sum_image
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.prob.relaxed import gumbel_softmax, kl_from_uniform
 
@@ -61,6 +62,12 @@ class Config:
     """Temperature tau of the relaxation at the end; at the start it is 1."""
     temperature_steps: int = 3000
     """Steps in which it falls, along a cosine."""
+    likelihood: Literal["laplace", "normal"] = "laplace"
+    """Distribution of a value's logit: laplace, the paper's, or normal. A median, laplace's m, ignores what is rare on
+    a flat background."""
+    scale: float = 0.0
+    """Scale b of a value's likelihood, in units of logits; 0: learned, which makes a flat background ever more exact
+    in place of the rest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters, logits of codes and losses stay float32."""
 
@@ -74,7 +81,9 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         h = ConvEncoder(c.widths, c.blocks, dtype, name="layers")(x)
-        return nn.Dense(c.num_codes, dtype=jnp.float32, name="out")(h.astype(jnp.float32))
+        # Far apart beside the noise: a decoder of random codes would learn to ignore them.
+        init = nn.initializers.variance_scaling(100.0, "fan_in", "normal")
+        return nn.Dense(c.num_codes, kernel_init=init, name="out")(h.astype(jnp.float32))
 
 
 class Decoder(nn.Module):
@@ -86,10 +95,10 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        init = nn.initializers.variance_scaling(1.0, "fan_out", "normal")  # a one-hot vector's image has unit variance
+        init = nn.initializers.normal(1.0)  # vectors of a codebook, of which a one-hot z takes one
         h = nn.Dense(c.widths[-1], dtype=dtype, kernel_init=init, name="codebook")(z)
         m, log_b = jnp.split(ConvDecoder(c.widths, c.blocks, 2 * self.channels, dtype, name="layers")(h), 2, axis=-1)
-        return m, log_b
+        return m, jnp.full_like(log_b, math.log(c.scale)) if c.scale else log_b
 
 
 class Dvae(NamedTuple):
@@ -143,10 +152,14 @@ def logits_of(dvae: Dvae, params: Roles, x: jax.Array) -> jax.Array:
     return dvae.encoder.apply({"params": params["encoder"]}, to_float(x, dvae.images.levels))
 
 
-def log_likelihood(x: jax.Array, m: jax.Array, log_b: jax.Array) -> jax.Array:
+def log_likelihood(config: Config, x: jax.Array, m: jax.Array, log_b: jax.Array) -> jax.Array:
     """log f(y; m, b) of images in [-1, 1], elementwise, nats."""
     y = (1 - 2 * EPS) * (x + 1) / 2 + EPS
-    return -math.log(2.0) - log_b - jnp.log(y) - jnp.log1p(-y) - jnp.abs(jax.scipy.special.logit(y) - m) * jnp.exp(-log_b)
+    logit = jnp.log(y) - jnp.log1p(-y)
+    log_dy = -jnp.log(y) - jnp.log1p(-y)  # the logit's derivative
+    if config.likelihood == "normal":
+        return normal_log_prob(logit, m, 2 * log_b) + log_dy
+    return -math.log(2.0) - log_b - jnp.abs(logit - m) * jnp.exp(-log_b) + log_dy
 
 
 def mean_of(m: jax.Array) -> jax.Array:
@@ -172,7 +185,7 @@ def loss(
     logits = logits_of(dvae, params, batch["image"])
     tau, beta = temperature_at(c, ctx.step), kl_weight_at(c, ctx.step)
     m, log_b = dvae.decoder.apply({"params": params["decoder"]}, gumbel_softmax(keys, logits, tau))
-    nll = -jnp.mean(log_likelihood(x, m, log_b))
+    nll = -jnp.mean(log_likelihood(c, x, m, log_b))
     kl = jnp.mean(kl_from_uniform(logits))  # of a code
     total = nll + beta * kl * (dvae.grid[0] * dvae.grid[1] / dvae.images.size)
     mse = jnp.mean((mean_of(m) - x) ** 2)
@@ -185,7 +198,7 @@ def validate(dvae: Dvae, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     m, log_b = dvae.decoder.apply({"params": params["decoder"]}, one_hot(dvae, jnp.argmax(logits, axis=-1)))
     return {
         "mse": mean_image((mean_of(m) - x) ** 2),
-        "nll": -sum_image(log_likelihood(x, m, log_b)),
+        "nll": -sum_image(log_likelihood(dvae.config, x, m, log_b)),
         "kl": mean_image(kl_from_uniform(logits)),
     }
 
@@ -215,6 +228,7 @@ def check_config(config: Config, images: ImageSpec) -> None:
     check_conv(images.height, images.width, config.widths, config.blocks)
     require_positive(num_codes=config.num_codes, temperature_steps=config.temperature_steps)
     require(0 <= config.kl_weight < math.inf, f"kl_weight is {config.kl_weight}: it must be zero or above, and finite")
+    require(0 <= config.scale < math.inf, f"scale is {config.scale}: it must be zero or above, and finite")
     require(config.kl_warmup >= 0, f"kl_warmup is {config.kl_warmup}: it must be zero or above")
     in_range = 0 < config.temperature <= 1
     require(in_range, f"temperature is {config.temperature}: it must be above 0 and at most 1, where it starts")

@@ -47,7 +47,7 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import defaults_of, require, require_labels, require_temperature
-from jgen.models.vae.code_prior import (
+from jgen.prob.code_prior import (
     check_autoencoder,
     check_conditions,
     code_loss,

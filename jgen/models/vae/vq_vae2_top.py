@@ -42,7 +42,7 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import require_labels
-from jgen.models.vae.code_prior import (
+from jgen.prob.code_prior import (
     check_autoencoder,
     check_conditions,
     code_loss,
