@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jgen.core.generate import (
     Arrays,
     Progress,
     check_images,
+    check_key,
     check_latents,
     prepared,
     require_capability,
@@ -267,6 +269,63 @@ class Generator:
             if self.model.check_mask is not None:
                 self.model.check_mask(one)
         return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
+
+    def complete_text(
+        self,
+        key: jax.Array,
+        text: str = "",
+        n: int = 1,
+        *,
+        start: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[str]:
+        """`n` texts that begin with `text`, drawn token by token; text i has the key `fold_in(key, start + i)`.
+
+        Args:
+          text: the beginning; spaces at its end are left out, since they belong to the next word's token.
+          temperature, top_k, top_p: as where images are sampled; 1, 0 and 1 leave the model's distribution as it is.
+        Raises:
+          NotSupported: the model has no distribution of texts. UserError: n below 1, a beginning that is too long, or
+            options out of range.
+        """
+        function, tokenizer = self._of_texts("complete_text")
+        require(n >= 1, f"n is {n}: the number of texts must be above zero")
+        text = text.rstrip()
+        whole = replace(tokenizer, length=len(text.encode()) + 3).encode(text)  # a token has a byte or more
+        known, most = int(np.count_nonzero(whole)) - 1, tokenizer.length - 2  # padding is 0; the end is not known
+        require(known - 1 <= most, f"text has {known - 1} tokens: {self.model.name} has texts of at most {most}")
+        keys = rng.image_keys(check_key(key), start + np.arange(n))
+        draw = jax.jit(partial(function, temperature=temperature, top_k=top_k, top_p=top_p))
+        tokens = np.tile(tokenizer.encode(text), (n, 1))
+        return [tokenizer.decode(row) for row in np.asarray(draw(*self._placed, keys, tokens, np.full(n, known)))]
+
+    def text_log_prob(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+        """log p of texts, nats, float32 (n,), of a model that has a distribution of texts."""
+        return self._score_texts(texts, batch_size)[0]
+
+    def perplexity(self, texts: Sequence[str], *, batch_size: int = 256) -> float:
+        """exp of the mean nats of a token, over all tokens of the texts, their ends included."""
+        log_p, counts = self._score_texts(texts, batch_size)
+        return float(np.exp(-log_p.sum(dtype=np.float64) / counts.sum()))
+
+    def _score_texts(self, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """log p of each text, and how many tokens it has after its start."""
+        function, tokenizer = self._of_texts("text_log_prob")
+        require(not isinstance(texts, str) and len(texts) > 0, "texts must be a sequence of one text or more")
+        tokens, score = np.stack([tokenizer.encode(text) for text in texts]), jax.jit(function)
+        last, places = len(tokens) - 1, np.arange(batch_size)
+        rows = [np.minimum(first + places, last) for first in range(0, len(tokens), batch_size)]
+        log_p = np.concatenate([score(*self._placed, tokens[part]) for part in rows])[: len(tokens)]
+        return log_p, np.count_nonzero(tokens, axis=1) - 1  # padding is 0
+
+    def _of_texts(self, name: str) -> tuple[Any, Any]:
+        """A function of texts that the model lends, and the tokenizer of its texts."""
+        if name not in self.model.functions:
+            require_capability(self.model, name)
+        field = next(name for name in self.model.conditions if name in self.tokenizers)
+        return self.model.functions[name], self.tokenizers[field]
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""

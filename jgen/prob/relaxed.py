@@ -1,4 +1,4 @@
-"""Relaxed samples of categorical variables (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712).
+"""Relaxed categorical samples (Jang et al. 2017, arXiv 1611.01144; Maddison et al. 2017, arXiv 1611.00712).
 
     z = softmax((log pi + g) / tau),  g standard Gumbel noise
 

@@ -14,8 +14,10 @@ from scipy.stats import chisquare
 
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, GenerativeModel, ImageSpec
-from jgen.errors import UserError
-from jgen.experiment import make_model
+from jgen.data.text import Tokenizer
+from jgen.errors import NotSupported, UserError
+from jgen.experiment import Experiment, make_model
+from jgen.generator import Generator
 from jgen.models.text_to_image import dalle1
 from jgen.nn.text_image_transformer import END, PADDING, START
 from jgen.samplers.autoregressive import draw, gumbel
@@ -89,7 +91,8 @@ def test_the_probabilities_of_all_texts_and_codes_sum_to_one(config):
     tokens = np.repeat(TEXTS, len(grids), axis=0).astype(np.int32)
     batch = {"image": np.tile(grids, (len(TEXTS), 1, 1, 1)), "text": tokens}
     scores = jax.jit(model.validate)(params, context(), keys_of(len(tokens)), batch)
-    of_text, of_codes = (-np.asarray(scores[f"nll_{part}"], np.float64).reshape(len(TEXTS), -1) for part in ("text", "codes"))
+    nll = [np.asarray(scores[f"nll_{part}"], np.float64).reshape(len(TEXTS), -1) for part in ("text", "codes")]
+    of_text, of_codes = -nll[0], -nll[1]
     assert np.ptp(of_text, axis=1).max() < 1e-5  # a text does not depend on what comes after it
     np.testing.assert_allclose(np.exp(of_text[:, 0]).sum(), 1.0, atol=1e-5)
     np.testing.assert_allclose(np.exp(of_codes).sum(axis=1), 1.0, atol=1e-5)
@@ -177,7 +180,7 @@ def test_frequencies_of_completed_texts_and_of_codes_are_their_probabilities():
     params, keys = params_of(model), keys_of(n, 5)
     tokens = np.tile(np.array([START, 4, 3, END, PADDING], np.int32), (n, 1))
     completed = np.asarray(jax.jit(model.functions["complete_text"])(params, context(), keys, tokens, np.full(n, 2)))
-    log_p = np.asarray(model.functions["text_log_prob"](params, context(), TEXTS.astype(np.int32)), np.float64)
+    log_p = np.asarray(jax.jit(model.functions["text_log_prob"])(params, context(), TEXTS.astype(np.int32)), np.float64)
     starts = TEXTS[:, 1] == 4
     counts = np.array([np.sum(np.all(completed == text, axis=1)) for text in TEXTS[starts]])
     p = np.exp(log_p[starts])
@@ -186,7 +189,8 @@ def test_frequencies_of_completed_texts_and_of_codes_are_their_probabilities():
     images = np.asarray(jax.jit(lambda p: model.sample(p, context(), keys, {"text": tokens}))(params))
     grids = np.array(list(itertools.product(range(CODES), repeat=4)), np.uint8).reshape(-1, 2, 2, 1) * 100
     batch = {"image": grids, "text": tokens[: len(grids)]}
-    p = np.exp(-np.asarray(model.validate(params, context(), keys_of(len(grids)), batch)["nll_codes"], np.float64))
+    nll = jax.jit(model.validate)(params, context(), keys_of(len(grids)), batch)["nll_codes"]
+    p = np.exp(-np.asarray(nll, np.float64))
     counts, many = np.bincount(numbers(images // 100, CODES), minlength=len(p)), n * p > 5
     assert chisquare(counts[many], counts[many].sum() * p[many] / p[many].sum()).pvalue > 1e-3
 
@@ -209,7 +213,33 @@ def test_of_several_candidates_the_clips_favourite_is_taken():
     assert len(np.unique(best)) > 1
 
 
-BY_CLASS = AUTOENCODER._replace(conditions=("label",))
+def test_a_generator_continues_texts_and_tells_their_perplexity():
+    """Of bytes: each text begins as asked, and the perplexity is that of all tokens."""
+    tokenizer = Tokenizer(8)
+    data = DataSpec(DATA.image, {"text": ArraySpec((8,), "int32", tokenizer.num_values)})
+    autoencoder = AUTOENCODER._replace(data=data)
+    model = make_model(CONFIG, data, {"autoencoder": autoencoder})
+    batch = {"image": np.zeros((1, 2, 2, 1), np.uint8), "text": tokenizer.encode("a")[None]}
+    params = normal_params(jax.eval_shape(model.init, jax.random.key(0), batch, {})[0], gain=2.0)
+    gen = Generator(model, params, context(), Experiment(CONFIG), 1, tokenizers={"text": tokenizer})
+    texts = gen.complete_text(jax.random.key(0), "ab ", 4, temperature=0.9)
+    assert len(set(texts)) > 1 and all(text.startswith("ab") for text in texts)
+    assert gen.complete_text(jax.random.key(0), "ab", 2, start=2, temperature=0.9) == texts[2:]
+    scored = ["abc", "", "abcdef"]  # 4, 1 and 7 tokens, of which the last one is certain
+    log_p = gen.text_log_prob(scored, batch_size=2)
+    wanted = model.functions["text_log_prob"](params, context(), np.stack([tokenizer.encode(text) for text in scored]))
+    np.testing.assert_allclose(log_p, wanted, rtol=1e-5)
+    assert gen.perplexity(scored) == pytest.approx(np.exp(-log_p.sum() / 12), rel=1e-5)
+    with pytest.raises(UserError, match="text has 7 tokens: dalle1 has texts of at most 6"):
+        gen.complete_text(jax.random.key(0), "abcdefg")
+    with pytest.raises(UserError, match="n is 0"):
+        gen.complete_text(jax.random.key(0), "a", 0)
+    with pytest.raises(UserError, match="top_k is 999"):
+        gen.complete_text(jax.random.key(0), "a", top_k=999)
+    with pytest.raises(NotSupported, match="hundreds cannot perplexity|hundreds cannot text_log_prob"):
+        Generator(AUTOENCODER, {}, context(), Experiment(CONFIG), 1).perplexity(["a"])
+
+
 SMALL = CLIP._replace(data=DataSpec(ImageSpec(4, 4, 1, 256), DATA.fields))
 SHORT = CLIP._replace(data=DataSpec(DATA.image, {"text": ArraySpec((3,), "int32", WORDS)}))
 
@@ -221,7 +251,7 @@ SHORT = CLIP._replace(data=DataSpec(DATA.image, {"text": ArraySpec((3,), "int32"
     ({"text_weight": 1.5}, {}, "text_weight is 1.5: it must be from 0 to 1"),
     ({"sampling": dalle1.Sampling(temperature=0.0)}, {}, "temperature is 0.0.*set --model.sampling.temperature"),
     ({"sampling": dalle1.Sampling(candidates=0)}, {}, "candidates is 0.*set --model.sampling.candidates"),
-    ({}, {"autoencoder": AUTOENCODER._replace(codes=())}, "hundreds, which has no grids of discrete codes: .* as a dvae"),
+    ({}, {"autoencoder": AUTOENCODER._replace(codes=())}, "a hundreds, which has no grids of .* as a dvae has"),
     ({}, {"autoencoder": AUTOENCODER._replace(data=SMALL.data)}, "frozen.autoencoder was trained on"),
     ({}, {"clip": AUTOENCODER}, "frozen.clip is a hundreds: it must lend embed_image and embed_text"),
     ({}, {"clip": SMALL}, r"frozen.clip was trained on ImageSpec\(height=4"),
