@@ -19,7 +19,7 @@ VARIANTS = {
     "tiny": "the same, seconds to train; for tests",
 }
 FACTS = Facts(compared=False)
-FROZEN = {"autoencoder": "configs/vae/dvae.py", "clip": "configs/text_to_image/clip.py"}
+FROZEN = {"autoencoder": "configs/vae/dvae.py"}
 
 
 def get_config(variant: str) -> Experiment:

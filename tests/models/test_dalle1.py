@@ -240,6 +240,7 @@ def test_a_generator_continues_texts_and_tells_their_perplexity():
         Generator(AUTOENCODER, {}, context(), Experiment(CONFIG), 1).perplexity(["a"])
 
 
+BY_CLASS = AUTOENCODER._replace(conditions=("label",))
 SMALL = CLIP._replace(data=DataSpec(ImageSpec(4, 4, 1, 256), DATA.fields))
 SHORT = CLIP._replace(data=DataSpec(DATA.image, {"text": ArraySpec((3,), "int32", WORDS)}))
 
@@ -253,6 +254,7 @@ SHORT = CLIP._replace(data=DataSpec(DATA.image, {"text": ArraySpec((3,), "int32"
     ({"sampling": dalle1.Sampling(candidates=0)}, {}, "candidates is 0.*set --model.sampling.candidates"),
     ({}, {"autoencoder": AUTOENCODER._replace(codes=())}, "a hundreds, which has no grids of .* as a dvae has"),
     ({}, {"autoencoder": AUTOENCODER._replace(data=SMALL.data)}, "frozen.autoencoder was trained on"),
+    ({}, {"autoencoder": BY_CLASS}, "hundreds that needs label to decode, which no text gives"),
     ({}, {"clip": AUTOENCODER}, "frozen.clip is a hundreds: it must lend embed_image and embed_text"),
     ({}, {"clip": SMALL}, r"frozen.clip was trained on ImageSpec\(height=4"),
     ({}, {"clip": SHORT}, r"frozen.clip was trained on text of ArraySpec\(shape=\(3,\)"),

@@ -47,7 +47,7 @@ from jgen.nn.sparse_attention import Pattern, check_patterns, make_patterns
 from jgen.nn.text_image_transformer import END, TextImageTransformer, TextTransformer
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
-from jgen.prob.code_prior import check_autoencoder, check_conditions, code_scores, codes_of, images_of
+from jgen.prob.code_prior import check_autoencoder, code_scores, codes_of, images_of
 from jgen.prob.pixels import bits_per_dim, to_float
 from jgen.samplers.sequence import sample_sequence
 from jgen.samplers.truncation import Sampling as Truncation
@@ -269,7 +269,8 @@ def check_config(
 ) -> tuple[ImageSpec, ArraySpec]:
     """The specifications of codes and text. Raises `UserError` if the configuration is invalid for this data."""
     check_autoencoder(autoencoder, data, ROLE, 1, "a dvae")
-    check_conditions(autoencoder, ROLE, False)
+    needs = ", ".join(autoencoder.conditions)
+    require(not needs, f"frozen.{ROLE} is a {autoencoder.name} that needs {needs} to decode, which no text gives")
     text, codes = data.fields.get(config.text), autoencoder.codes[0]
     is_text = text is not None and len(text.shape) == 1 and text.num_values > END
     has = ", ".join(data.fields) or "no fields"
