@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "nn",
         "models",
     },
+    "fonts": {"core", "errors", "data", "cli"},
     "figures": {"core", "errors", "data", "train", "cli", "experiment", "generator", "runs"},
     "compare": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
 }
