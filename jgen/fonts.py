@@ -60,8 +60,10 @@ def write_font(pictures: PictureMap, path: Path, family: str) -> None:
     for character, name in progress_bar(names.items(), desc="tracing", unit="letter"):
         left, right = bearings(pictures[character])
         pen = pen_of(None)
-        trace(pictures[character], to_quadratic(pen, max_err=1.0, reverse_direction=False), round(left * UNITS), size)
+        trace(pictures[character], to_quadratic(pen, max_err=1.0, reverse_direction=False), size)
         glyphs[name] = glyph = pen.glyph()
+        glyph.recalcBounds(None)
+        glyph.coordinates.translate((round(left * UNITS) - glyph.xMin, 0))
         glyph.recalcBounds(None)
         metrics[name] = (glyph.xMax + round(right * UNITS), glyph.xMin)
     builder = builder_of(UNITS, isTTF=True)
@@ -104,8 +106,8 @@ def import_libraries() -> tuple[Any, Any, Any]:
     return FontBuilder, TTGlyphPen, Cu2QuPen
 
 
-def trace(picture: np.ndarray, pen: Any, left: int, size: int) -> None:
-    """Draws the outlines of a picture (S, S) with a pen, the leftmost point at `left`."""
+def trace(picture: np.ndarray, pen: Any, size: int) -> None:
+    """Draws the outlines of a picture (S, S) with a pen, in units from the left and up from the baseline."""
     import potrace
     from PIL import Image
 
@@ -113,11 +115,9 @@ def trace(picture: np.ndarray, pen: Any, left: int, size: int) -> None:
     large = np.asarray(Image.fromarray(picture).resize((size * factor,) * 2, Image.Resampling.BICUBIC))
     curves = list(potrace.Bitmap(large < HALF).trace())  # which takes what is false for ink
     scale = UNITS / (EM * size * factor)
-    segments = [segment for curve in curves for segment in curve.segments]
-    first = min(point.x for each in segments for point in (each.end_point, *([each.c] if each.is_corner else [])))
 
     def place(point: Any) -> tuple[float, float]:
-        return left + (point.x - first) * scale, (BASELINE * size * factor - point.y) * scale
+        return point.x * scale, (BASELINE * size * factor - point.y) * scale
 
     for curve in curves:
         pen.moveTo(place(curve.start_point))

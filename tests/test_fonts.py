@@ -38,7 +38,7 @@ def drawn(font, letter, picture):
 
 def test_an_outline_drawn_again_is_the_picture_and_the_nearer_the_larger_it_is(tmp_path):
     errors = {}
-    for size in (24, 64):
+    for size in (24, 96):
         pictures = pictures_of(tmp_path, size)
         fonts.write_font(pictures, tmp_path / "my.ttf", "Mine")
         errors[size] = np.mean([drawn(tmp_path / "my.ttf", letter, picture) for letter, picture in pictures.items()])
@@ -46,7 +46,7 @@ def test_an_outline_drawn_again_is_the_picture_and_the_nearer_the_larger_it_is(t
         blank = np.zeros((size, size))
         assert errors[size] < 0.25 * ink, (size, errors[size], ink)
         assert drawn(tmp_path / "my.ttf", "A", blank) > 0.5 * pictures["A"].mean() / 255  # the test can fail
-    assert errors[64] < 0.5 * errors[24]
+    assert errors[96] < 0.5 * errors[24]
 
 
 def test_the_file_is_a_font_with_the_letters_their_names_and_bearings(tmp_path):
@@ -60,7 +60,7 @@ def test_the_file_is_a_font_with_the_letters_their_names_and_bearings(tmp_path):
             advance, bearing = metrics[f"uni{ord(letter):04X}"]
             glyph = glyphs[f"uni{ord(letter):04X}"]
             left, right = fonts.bearings(pictures[letter])
-            assert bearing == glyph.xMin and abs(bearing - left * 1000) <= 3
+            assert bearing == glyph.xMin and abs(bearing - left * 1000) <= 1
             assert abs(advance - glyph.xMax - right * 1000) <= 2
         assert glyphs["uni0048"].numberOfContours == 1 and glyphs["uni004F"].numberOfContours == 2
         ascent = font["hhea"].ascent - font["hhea"].descent
