@@ -25,8 +25,9 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    model = Config(widths=(64,), blocks=2, num_codes=64, likelihood="normal", scale=0.3, kl_warmup=500)
-    return Experiment(model, Data(name="digits"), digits_training(3000, cosine(1e-3, warmup_steps=100)))
+    model = Config(widths=(64,), blocks=2, num_codes=64, likelihood="normal", scale=0.3, kl_warmup=300)
+    model = replace(model, temperature_steps=1000)
+    return Experiment(model, Data(name="digits"), digits_training(1500, cosine(2e-3, warmup_steps=100)))
 
 
 def shapes() -> Experiment:
