@@ -31,7 +31,9 @@ def shapes() -> Experiment:
     model = Config(features=128, layers=4, heads=4, hidden=512)
     data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
-    return Experiment(model, data, digits_training(800, optimiser, batch_size=32, validation_images=512, ema_decay=0.99))
+    return Experiment(
+        model, data, digits_training(800, optimiser, batch_size=32, validation_images=512, ema_decay=0.99)
+    )
 
 
 def tiny() -> Experiment:

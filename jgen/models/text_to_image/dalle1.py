@@ -43,7 +43,7 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import defaults_of, require
-from jgen.nn.sparse_attention import Pattern, check_patterns, make_patterns
+from jgen.nn.sparse_attention import MASKED, Pattern, check_patterns, make_patterns
 from jgen.nn.text_image_transformer import END, TextImageTransformer, TextTransformer
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
@@ -168,14 +168,8 @@ def log_probs(
     cond = {dalle.config.text: tokens}
     text_logits, code_logits = dalle.network.apply({"params": params["transformer"]}, codes, cond, key_drop)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(text_logits), tokens[:, 1:, None], axis=2)[..., 0]
-    return jnp.sum(jnp.where(is_drawn(tokens), log_p, 0.0), axis=1), categorical_log_prob(code_logits, codes)
-
-
-def is_drawn(tokens: jax.Array) -> jax.Array:
-    """Which tokens after the start are neither certain nor impossible: up to the end, and not at the last place."""
-    ended = jnp.cumsum(tokens[:, :-1] == END, axis=1) > 0
-    is_last = jnp.arange(tokens.shape[1] - 1) == tokens.shape[1] - 2
-    return ~ended & ~is_last[None] & (tokens[:, 1:] >= END)
+    log_p = jnp.where(log_p > MASKED / 2, log_p, 0.0)  # what no text can have, such as random tokens, has no part
+    return jnp.sum(log_p, axis=1), categorical_log_prob(code_logits, codes)
 
 
 def score(
