@@ -24,7 +24,7 @@ from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
 from jgen.data.sources import Judge, Records, Source, cache_dir
-from jgen.data.text import Tokenizer, load_tokenizers, save_tokenizers, train_bpe
+from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
 from jgen.data.transforms import added_fields
 from jgen.errors import UserError, require
@@ -41,13 +41,15 @@ Cuts = dict[str, tuple[str, int, int]]  # {split: (part of the source, start, st
 class Split(NamedTuple):
     """Part of a set.
 
-    num:   how many examples it has.
-    fetch: (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)}; `index` is
-           unique within the set, and stays when splits are cut elsewhere.
+    num:      how many examples it has.
+    fetch:    (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)};
+              `index` is unique within the set, and stays when splits are cut elsewhere.
+    streamed: whether `fetch` decodes, rather than to read arrays.
     """
 
     num: int
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
+    streamed: bool = False
 
 
 class Dataset(NamedTuple):
@@ -65,7 +67,7 @@ class Dataset(NamedTuple):
     spec: DataSpec
     splits: dict[str, Split]
     fingerprint: str
-    tokenizers: Mapping[str, Tokenizer] = {}
+    tokenizers: Mapping[str, AnyTokenizer] = {}
     judges: Mapping[str, Judge] = {}
 
 
@@ -114,7 +116,7 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
-def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arrays: Arrays | None = None) -> Dataset:
+def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, arrays: Arrays | None = None) -> Dataset:
     """Opens, decodes on first use, and splits a data set.
 
     Args:
@@ -134,7 +136,11 @@ def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arra
     for name in added:
         require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{name} adds: use one of them")
     parts, fingerprint = opened(source)
-    splits = {name: slice_split(parts[part], start, stop, OFFSETS[part]) for name, (part, start, stop) in cuts.items()}
+    streamed = fingerprint.startswith(STREAMED)
+    splits = {
+        name: slice_split(parts[part], start, stop, OFFSETS[part])._replace(streamed=streamed)
+        for name, (part, start, stop) in cuts.items()
+    }
     spec = DataSpec(image, {**source.spec.fields, **added})
     judges = source.judges if image.levels == source.spec.image.levels else {}
     return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges)
@@ -177,7 +183,7 @@ def reopen(
     config: Config,
     fingerprint: str,
     run: str | Path,
-    tokenizers: Mapping[str, Tokenizer] | None = None,
+    tokenizers: Mapping[str, AnyTokenizer] | None = None,
     place: Config | Place | None = None,
 ) -> tuple[Config, Dataset]:
     """The data that a run was trained on: where it is said to be now, or where it was then, or, if that folder of TFDS
@@ -244,8 +250,8 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
 
 
 def make_tokenizers(
-    source: Source, train: tuple[str, int, int], config: Config, given: Mapping[str, Tokenizer]
-) -> dict[str, Tokenizer]:
+    source: Source, train: tuple[str, int, int], config: Config, given: Mapping[str, AnyTokenizer]
+) -> dict[str, AnyTokenizer]:
     """A tokenizer for each text field: that which is given, plain bytes, or byte pairs learned from the training split.
 
     Args:
@@ -256,7 +262,7 @@ def make_tokenizers(
     return {name: given.get(name) or trained_bpe(source, name, train, config) for name in source.texts}
 
 
-def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config: Config) -> Tokenizer:
+def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config: Config) -> AnyTokenizer:
     """Byte pairs learned from the texts of the training split, now unless that was done before: they are cached."""
     part, start, stop = train
     identity = json_hash([source.name, source.version, source.files, field, train, config.vocabulary])[:16]
@@ -276,8 +282,8 @@ def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config:
     return replace(cached[field], length=config.text_length)
 
 
-def tokenised(source: Source, tokenizers: Mapping[str, Tokenizer]) -> Source:
-    """The source with its texts as fields of tokens, int32 (n, length)."""
+def tokenised(source: Source, tokenizers: Mapping[str, AnyTokenizer]) -> Source:
+    """The source with its texts as fields of tokens, int32 (n, *shape)."""
     if not tokenizers:
         return source
 
@@ -289,7 +295,7 @@ def tokenised(source: Source, tokenizers: Mapping[str, Tokenizer]) -> Source:
 
         return Records(records.num, fetch)
 
-    fields = {name: ArraySpec((each.length,), "int32", each.num_values) for name, each in tokenizers.items()}
+    fields = {name: ArraySpec(each.shape, "int32", each.num_values) for name, each in tokenizers.items()}
     splits = {name: tokenised_records(records) for name, records in source.splits.items()}
     tokens = json_hash({name: each.to_json() for name, each in tokenizers.items()})
     spec = DataSpec(source.spec.image, {**source.spec.fields, **fields})

@@ -50,7 +50,7 @@ def font_source(config: Config) -> Source:
     """The set as pictures of `config.size` pixels, 32 by default, whose class is the letter.
 
     Raises:
-      UserError: no such folder, no fonts in it or known to fontconfig, mirrored letters, or fields or a test split of elsewhere.
+      UserError: no such folder, no fonts in it or known to fontconfig, mirrored letters, or options of other sets.
     """
     size = config.size or 32
     require(size >= SMALLEST, f"data.size is {size}: letters need {SMALLEST} pixels or more")
