@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core.model import Cond
+from jgen.core.tokens import END, PADDING, START
 from jgen.nn.pixel_transformer import PixelTransformer
 from jgen.nn.sparse_attention import MASKED
-
-PADDING, START, END = 0, 1, 2  # as of `jgen.data.text`
 
 
 class TextImageTransformer(PixelTransformer):

@@ -14,12 +14,12 @@ from scipy.stats import chisquare
 
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, GenerativeModel, ImageSpec
+from jgen.core.tokens import END, PADDING, START
 from jgen.data.text import Tokenizer
 from jgen.errors import NotSupported, UserError
 from jgen.experiment import Experiment, make_model
 from jgen.generator import Generator
 from jgen.models.text_to_image import dalle1
-from jgen.nn.text_image_transformer import END, PADDING, START
 from jgen.samplers.autoregressive import draw, gumbel
 
 LENGTH, WORDS, CODES = 5, 5, 3  # tokens of a text, ids of which two are words, codes

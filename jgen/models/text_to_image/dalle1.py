@@ -42,9 +42,10 @@ from jgen.core.model import (
     frozen_context,
     select_first,
 )
+from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require
 from jgen.nn.sparse_attention import MASKED, Pattern, check_patterns, make_patterns
-from jgen.nn.text_image_transformer import END, TextImageTransformer, TextTransformer
+from jgen.nn.text_image_transformer import TextImageTransformer, TextTransformer
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.code_prior import check_autoencoder, code_scores, codes_of, images_of
@@ -265,11 +266,7 @@ def check_config(
     check_autoencoder(autoencoder, data, ROLE, 1, "a dvae")
     needs = ", ".join(autoencoder.conditions)
     require(not needs, f"frozen.{ROLE} is a {autoencoder.name} that needs {needs} to decode, which no text gives")
-    text, codes = data.fields.get(config.text), autoencoder.codes[0]
-    is_text = text is not None and len(text.shape) == 1 and text.num_values > END
-    has = ", ".join(data.fields) or "no fields"
-    require(is_text, f"text is {config.text!r}: it must be a field of tokens; the data has {has}")
-    assert text is not None
+    text, codes = token_field(data, config.text), autoencoder.codes[0]
     patterns = make_patterns(config.attention, codes.width, 1)
     sizes = (config.features, config.heads, config.layers, config.hidden, config.features)
     check_transformer(*sizes, len(patterns), config.dropout)
