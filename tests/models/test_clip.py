@@ -15,7 +15,6 @@ from jgen.cli import import_config, model_hash
 from jgen.core.generate import require_capability
 from jgen.core.keys import image_keys
 from jgen.core.model import ArraySpec, Context, DataSpec, ImageSpec
-from jgen.data import text
 from jgen.errors import NotSupported, UserError
 from jgen.models.text_to_image import clip
 from jgen.nn.clip import AttentionPool

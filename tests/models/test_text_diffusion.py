@@ -12,7 +12,6 @@ from stub_network import keys_of, stub_network
 
 from jgen.core.generate import resolve_conditions
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, ImageSpec
-from jgen.data import text
 from jgen.data.text import Tokenizer
 from jgen.generator import encode_text
 from jgen.models.diffusion import ddpm, flow_matching
