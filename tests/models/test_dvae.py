@@ -58,7 +58,8 @@ def test_the_loss_is_that_of_relaxed_codes_at_the_temperature_and_the_weight_of_
     nll = np.log(2) + log_b + np.abs(np.log(y / (1 - y)) - m) / np.exp(log_b) + np.log(y * (1 - y))
     q = np.asarray(jax.nn.softmax(logits), np.float64)
     kl = np.sum(q * np.log(np.maximum(q * 6, 1e-30)), axis=(1, 2, 3))
-    assert float(loss) == pytest.approx(np.mean(nll.sum((1, 2, 3)) + 3 * kl) / 64, rel=1e-4)
+    wanted = np.mean(np.asarray(nll).sum((1, 2, 3)) + 3 * kl) / 64
+    assert float(loss) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_codes_decode_to_the_reconstruction_that_validation_scores():
