@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "metrics": {"core", "errors", "prob", "nn", "data", "train"},
     "experiment": {"core", "errors", "data", "train"},
     "cascade": {"core", "errors", "generator"},
-    "generator": {"core", "errors", "prob", "experiment"},
+    "generator": {"core", "errors", "prob", "experiment", "texts"},
+    "texts": {"core", "errors"},
     "api": {"core", "errors", "data", "train", "experiment", "generator", "runs", "convert"},
     "runs": {"core", "errors", "data", "train", "experiment"},
     "held_out": {"core", "errors", "prob", "data", "generator"},
@@ -47,6 +48,7 @@ MAY_IMPORT = {
         "nn",
         "models",
     },
+    "fonts": {"core", "errors", "data", "cli"},
     "figures": {"core", "errors", "data", "train", "cli", "experiment", "generator", "runs"},
     "compare": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
 }

@@ -176,6 +176,8 @@ def test_a_system_says_in_its_file_what_it_reached():
             numbers += [f"{name} {value:.3f}" for name, value in score["held_out"]["scores"].items()]
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
+        elif score.get("alignment"):
+            numbers += [f"text alignment {100 * each['aligned']:.1f} %" for each in score["alignment"].values()]
         elif "codes" in score["reconstruction"]:
             codes = score["reconstruction"]
             numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")

@@ -240,7 +240,10 @@ class GenerativeModel(NamedTuple):
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features);
-                 encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token.
+                 encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token;
+                 text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T), and
+                 complete_text(params, ctx, keys, tokens, known, temperature, top_k, top_p) -> int32 (B, T), texts that
+                 begin with the first `known`, (B,), of the tokens, the start included.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).

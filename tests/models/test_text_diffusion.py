@@ -12,7 +12,6 @@ from stub_network import keys_of, stub_network
 
 from jgen.core.generate import resolve_conditions
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, ImageSpec
-from jgen.data import text
 from jgen.data.text import Tokenizer
 from jgen.generator import encode_text
 from jgen.models.diffusion import ddpm, flow_matching
@@ -48,7 +47,6 @@ def frozen_run(module, config, data=DATA):
 
 
 def test_an_empty_texts_tokens_are_those_of_the_tokenizer():
-    assert (text_diffusion.START, text_diffusion.END) == (text.START, text.END)
     np.testing.assert_array_equal(Tokenizer(LENGTH).encode(""), EMPTY[0])
 
 

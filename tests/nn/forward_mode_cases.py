@@ -44,13 +44,14 @@ from jgen.nn import (
     spectral_norm,
     stylegan2,
     tarflow,
+    text_image_transformer,
     transformer,
     unet,
     vae,
     vd_vae,
     velocity_field,
 )
-from jgen.nn.sparse_attention import Pattern
+from jgen.nn.sparse_attention import MASKED, Pattern
 
 KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
@@ -142,6 +143,27 @@ def sequence_of_pixels(network):
     cond = {"label": LABEL, "text": np.array([[1, 0], [2, 3]])}
     variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
     return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
+
+
+def text_and_codes(cls, of_text):
+    """The logits of codes after a text, or those of the text's third token, differentiated in the parameters."""
+    sizes = {"features": 8, "heads": 2, "layers": 2, "hidden": 8, "key_features": 8}
+    network = cls((2, 2, 1), 3, **sizes, text="text", vocabulary=5, text_length=4)
+    codes, text = np.zeros((2, 2, 2, 1), np.int32), np.array([[1, 3, 2, 0], [1, 4, 3, 2]], np.int32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), codes, {"text": text})
+
+    def of_codes(params):
+        text_logits, code_logits = network.apply({"params": params}, codes, {"text": text})
+        return jnp.where(text_logits > MASKED, text_logits, 0.0), code_logits
+
+    def third_token(params):
+        caches = network.apply({"params": params}, 2, {}, method="start")
+        for p in range(2):
+            given = {"params": params}, caches, jnp.int32(p), text[:, p], {}
+            logits, caches = network.apply(*given, method="step")
+        return jnp.where(logits > MASKED, logits, 0.0)
+
+    return third_token if of_text else of_codes, (normal_params(variables["params"]),)
 
 
 def embedding(levels, size):
@@ -331,6 +353,8 @@ CASES = {
             (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
         )
     ),
+    "TextImageTransformer": lambda: text_and_codes(text_image_transformer.TextImageTransformer, False),
+    "TextTransformer": lambda: text_and_codes(text_image_transformer.TextTransformer, True),
     "QuantileHead": lambda: layer(quantile_head.QuantileHead(4, 1, 3), normal(2, 3, 1, 4), normal(2, 3, 5)),
     "ActNorm": lambda: layer(flow.ActNorm(), normal(2, 2, 3, 4)),
     "InvertibleConv": lambda: layer(flow.InvertibleConv(), normal(2, 2, 3, 4), rest=(True,)),

@@ -36,6 +36,7 @@ NETWORKS = (
 )
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
+NETWORKS += ("TextImageTransformer", "TextTransformer")
 NETWORKS += ("ClipTextEncoder", "ConditionUNet")
 NETWORKS += tuple(
     f"{family}.{name}"

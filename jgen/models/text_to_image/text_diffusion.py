@@ -34,14 +34,14 @@ import numpy as np
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
-from jgen.errors import UserError, require, require_positive
+from jgen.core.tokens import END, START, token_field
+from jgen.errors import require, require_positive
 from jgen.models.diffusion import latent
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.nn.clip import TextEncoder
 from jgen.nn.cross_attention import Tokens
 from jgen.samplers.diffusion import Sampling
 
-START, END = 1, 2  # the tokens of an empty text, before padding with 0
 CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the text
 # What is that of the objective's model as it stands.
 SHARED = (
@@ -266,10 +266,7 @@ def width_of(text_encoder: GenerativeModel, spec: ArraySpec) -> int:
 
 def check_config(config: Config, data: DataSpec, text_encoder: GenerativeModel | None) -> None:
     """Raises `UserError` for a field that is no text, a text encoder of other texts, or sizes that do not fit."""
-    spec = data.fields.get(config.text)
-    if spec is None or len(spec.shape) != 1 or spec.num_values <= END:
-        has = ", ".join(data.fields) or "no fields"
-        raise UserError(f"text is {config.text!r}: it must be a field of tokens; the data has {has}")
+    spec = token_field(data, config.text)
     require_positive(text_width=config.text_width, text_heads=config.text_heads, text_layers=config.text_layers)
     fits = config.text_width % config.text_heads == 0
     require(fits, f"text_width is {config.text_width}: text_heads, {config.text_heads}, must divide it")
