@@ -2,7 +2,7 @@
 
     G(z, y)       w = mapping(z, y); layers of filtered signals: jgen/nn/stylegan3.py  (Karras et al. 2021, 2106.12423)
     D(x, y)       four discriminators on features of a frozen network, mixed by random convolutions that are
-                  not trained: jgen/nn/projected_discriminator.py              (Projected GAN: Sauer et al. 2021, 2111.01007)
+                  not trained: jgen/nn/projected_discriminator.py           (Projected GAN, 2111.01007)
     L_D, L_G      hinge losses, means over the logits of all discriminators: jgen/prob/adversarial.py
     augmentation  D sees images through differentiable augmentation: jgen/nn/differentiable_augmentation.py
     growth        both begin at images of 2^-k of the size; a stage later the size is doubled: the generator's last,
