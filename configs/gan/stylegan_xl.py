@@ -1,6 +1,7 @@
 """StyleGAN-XL (Sauer et al. 2022, arXiv 2202.00273) on several data sets."""
 
 from dataclasses import replace
+from typing import Any
 
 from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
@@ -20,21 +21,22 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     # Frozen features at 32x32: at the paper's 224x224 a step would take fifty times as long.
-    small = {"max_channels": 32, "margin": 2, "latent": 32, "style": 32, "disc_width": 8, "disc_embedding": 32}
-    model = Config(stages=(4,), **small, feature_size=32)
+    widths: dict[str, Any] = {"max_channels": 32, "latent": 32, "style": 32, "disc_width": 8, "disc_embedding": 32}
+    model = Config(stages=(4,), margin=2, feature_size=32, **widths)
     train = digits_training(600, ADAM, ema_decay=0.99)
     return Experiment(model, Data(name="digits"), train)
 
 
 def tiny(digits: Experiment) -> Experiment:
-    small = {"max_channels": 4, "margin": 1, "latent": 4, "style": 4, "disc_width": 2, "disc_embedding": 4}
-    model = replace(digits.model, **small, stages=(3, 3), stage_steps=2, mapping_layers=1, features="random")
+    widths: dict[str, Any] = {"max_channels": 4, "latent": 4, "style": 4, "disc_width": 2, "disc_embedding": 4}
+    layers: dict[str, Any] = {"stages": (3, 3), "stage_steps": 2, "margin": 1, "mapping_layers": 1}
+    model = replace(digits.model, **widths, **layers, features="random")
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    small = {"max_channels": 64, "margin": 4, "style": 128, "disc_width": 16}
-    model = Config(stages=(6, 4), stage_steps=3000, **small, feature_size=64)
+    widths: dict[str, Any] = {"max_channels": 64, "style": 128, "disc_width": 16}
+    model = Config(stages=(6, 4), stage_steps=3000, margin=4, feature_size=64, **widths)
     return Experiment(model, Data(name=name), mnist_training(8000, ADAM, ema_decay=0.998))
 
 

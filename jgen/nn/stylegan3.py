@@ -139,8 +139,9 @@ def stage(
         stopband = stop * (side / 2 * LAST_STOPBAND / stop) ** part
         rate = 2 ** math.ceil(math.log2(min(2 * stopband, side)))
         half_width = max(stopband, rate / 2) - cutoff
-        size = (height, width) if number >= layers - 1 else (rate + 2 * margin,) * 2
-        bands.append(Band(cutoff, half_width, rate, *size, round(min(budget / 2 / cutoff, widest))))
+        cropped, around = number >= layers - 1, rate + 2 * margin
+        rows, columns = (height, width) if cropped else (around, around)
+        bands.append(Band(cutoff, half_width, rate, rows, columns, round(min(budget / 2 / cutoff, widest))))
     return bands if before is None else [before, *bands[1:]]
 
 
