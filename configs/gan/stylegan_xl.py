@@ -29,8 +29,7 @@ def digits() -> Experiment:
 
 def tiny(digits: Experiment) -> Experiment:
     widths: dict[str, Any] = {"max_channels": 4, "latent": 4, "style": 4, "disc_width": 2, "disc_embedding": 4}
-    layers: dict[str, Any] = {"stages": (3, 3), "stage_steps": 2, "margin": 1, "mapping_layers": 1}
-    model = replace(digits.model, **widths, **layers, features="random")
+    model = replace(digits.model, **widths, stages=(3,), margin=1, mapping_layers=1, features="random")
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
