@@ -1,7 +1,6 @@
 """Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--text "..."] [--steps 50] --out grid.png
 
 --out takes a grid (.png), raw arrays (.npz) or a folder. Stopped and started again, it goes on where it was.
-
 The options of a run's sampler, and what it can be conditioned on: python sample.py RUN --help
 """
 
@@ -70,21 +69,22 @@ def command(args: list[str]) -> int:
         check_animation(Path(a.trajectory), "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=cli.given_frozen(parsed))
     given = cli.given_conditions(parsed, data, experiment.data.background)
+    edit, edited = cli.make_edit(gen, parsed, experiment.data.background)
     cond = gen.conditions(a.num, a.start, **given)
     chosen = dict(vars(parsed.sampling)) if hasattr(parsed, "sampling") else {}
     stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
     hashes = [*map(cli.model_hash, (gen, *stages.upsamplers))]
-    identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of(given), "options": chosen}
+    identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of(given | edited), "options": chosen}
     store = SampleStore(Path(a.out), a.num, a.start, stages.model.images, identity)
     key, progress = jax.random.key(a.seed), partial(progress_bar, desc="sampling", unit="batch")
 
     def draw(start: int, num: int) -> Any:
         named = chosen | {name: array[a.num - num :] for name, array in cond.items()}
-        return stages.sample_batches(key, num, start=start, batch_size=a.batch_size, progress=progress, **named)
+        named |= {"start": start, "batch_size": a.batch_size, "progress": progress}
+        return (edit or stages.sample_batches)(key, num, **named)
 
-    columns = a.columns or math.ceil(math.sqrt(a.num))
+    columns, num = a.columns or math.ceil(math.sqrt(a.num)), min(a.num, 64)
     if a.trajectory:
-        num = min(a.num, 64)
         named = chosen | {name: array[:num] for name, array in cond.items()}
         steps = gen.trajectory(key, num, start=a.start, batch_size=a.batch_size, progress=progress, **named)
         write_animation(Path(a.trajectory), steps, gen.model.images.levels, min(columns, math.ceil(math.sqrt(num))))

@@ -53,7 +53,6 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     from jgen import runs
     from jgen.data import arrays as own
     from jgen.data import dataset as datasets
-    from jgen.data.text import load_tokenizers
     from jgen.train import loop
 
     workdir = Path(workdir).expanduser()
@@ -66,7 +65,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     given = own.given_arrays(images, fields) if images is not None else None
     name = experiment.data.name if given is None else own.GIVEN
     experiment = replace(experiment, data=located(replace(experiment.data, name=name)))
-    dataset = datasets.load(experiment.data, load_tokenizers(workdir / runs.TOKENIZERS), given)
+    dataset = datasets.load(experiment.data, runs.tokenizers_of(workdir), given)
     started = (workdir / "config.json").exists()
     wanted = read_config(workdir)["frozen_fingerprints"] if started else {}
     roles = frozen_roles(experiment.model)
@@ -156,8 +155,9 @@ def load(
     step: int | Literal["best"] | None = None,
     ema: bool = True,
     frozen: Mapping[str, str | Path] | None = None,
+    dtype: str | None = None,
 ) -> Generator:
-    """A trained model from its run directory.
+    """A trained model from its run directory, or from a folder in diffusers' layout, such as Stable Diffusion's.
 
     Args:
       step: the checkpoint to take, or "best": of those kept the one with the best validation score; default the newest
@@ -165,16 +165,23 @@ def load(
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
       frozen: {role: run directory} of the runs that it stands on, where they are neither where they were nor beside it;
         or of a role that it was trained without, such as a classifier that guides sampling.
+      dtype: float32 (the default) or bfloat16, the arithmetic of a folder with texts; that of a run is its network's.
     Raises:
       UserError: no run, no checkpoint, no score that says which is best, a damaged config.json, or one that names a
         class outside jgen; a frozen run that is missing or is not the one that the run was trained on.
     """
     from jgen import runs
-    from jgen.data.text import load_tokenizers
     from jgen.train import checkpoints
     from jgen.train.step import averaged
 
     path = Path(run).expanduser()
+    if runs.is_published(path):
+        from jgen.convert.loading import load_folder
+
+        given = [name for name, value in (("step", step), ("frozen", frozen)) if value is not None]
+        require(not given and ema, f"{path} is no run of jgen: {', '.join(given) or 'ema'} is of runs only")
+        return Generator(*load_folder(path, dtype or "float32"))
+    require(dtype is None, f"dtype is {dtype}: {path} is a run, whose config.json says what its arithmetic is")
     experiment, data = runs.load_experiment(path)
     wanted = read_config(path)["frozen_fingerprints"]
     saved = {role: place for role, place in experiment.frozen.items() if role in wanted}
@@ -189,7 +196,7 @@ def load(
     state, meta = checkpoints.read(path / "checkpoints", step, state_template(model, experiment, arrays))
     params = averaged(state) if ema else state.params
     ctx = Context(state.step, None, params, state.extra, arrays, ema and bool(state.ema))
-    tokenizers, frozen_seconds = load_tokenizers(path / runs.TOKENIZERS), runs.frozen_seconds(stands_on)
+    tokenizers, frozen_seconds = runs.tokenizers_of(path), runs.frozen_seconds(stands_on)
     return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, frozen_seconds)
 
 

@@ -97,13 +97,88 @@ def list_configs(root: Path, name: str = "") -> str:
     return "\n".join(f"{place:<{width}}  {line}" for place, line in rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class EditOptions:
+    """A picture to begin with."""
+
+    image: str = ""
+    """Picture of the model's size, of which all samples are edited versions: --text says what it should become."""
+    strength: float = 0.6
+    """How much --image is changed, above 0 to 1: the part of the sampler's steps that are taken from it."""
+    mask: str = ""
+    """Picture of the pixels of --image that stay, white, and of those that are drawn, black: inpainting."""
+
+
+def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
+    """How samples are made of the picture that is given, and what tells them from others; (None, {}) for no picture.
+
+    Args:
+      parsed: the command line with `sample_options`; background: what shows through transparent pixels.
+    Returns:
+      (key, num, **options) -> [uint8 (num, H, W, C)], and the names and values that decide these images.
+    Raises:
+      UserError: pictures of another size, a mask without an image, a strength that nothing reads.
+    """
+    import numpy as np
+
+    from jgen.core.generate import require_capability
+    from jgen.data.image_files import read_picture
+
+    given, default = parsed.edit, parsed.edit.strength == EditOptions.strength
+    if not given.image:
+        require(not given.mask, f"--mask is {given.mask}: give --image, of which it tells what stays")
+        require(default, f"--strength is {given.strength}: give --image, which is changed that much")
+        return None, {}
+    require(not given.mask or default, f"--strength is {given.strength}: with --mask, what is drawn is drawn anew")
+    for name in ("cascade", "trajectory"):
+        value = getattr(parsed.main, name)
+        require(not value, f"--{name} is {value}: it is of what is drawn from noise alone, and not with --image")
+    require_capability(gen.model, "inpaint" if given.mask else "edit")
+    spec = gen.model.images
+    require(spec.levels == 256, f"--image is {given.image}: the model's images have {spec.levels} levels, not 256")
+
+    def read(option: str, place: str, channels: int) -> Any:
+        path = Path(place).expanduser()
+        require(path.is_file(), f"{option}: there is no file {path}")
+        picture = read_picture(path, channels, background)
+        size, wanted = ("x".join(map(str, shape[:2])) for shape in (picture.shape, spec.shape))
+        require(size == wanted, f"{option}: {path} is {size}, and the model's images are {wanted}")
+        return picture
+
+    image = read("--image", given.image, spec.channels)[None]
+    if not given.mask:
+        own = {"strength": given.strength}
+        return lambda key, num, **o: [gen.edit(key, np.repeat(image, num, 0), **own, **o)], {"image": image, **own}
+    keep, dropped = read("--mask", given.mask, 1)[..., 0] > 127, unread_by_inpainting(gen, parsed)
+
+    def inpaint(key: Any, num: int, **named: Any) -> list[Any]:
+        read = {name: value for name, value in named.items() if name not in dropped}
+        return [gen.inpaint(key, np.repeat(image, num, 0), keep, **read)]
+
+    return inpaint, {"image": image, "mask": keep}
+
+
+def unread_by_inpainting(gen: Any, parsed: Any) -> set[str]:
+    """The options of sampling that `gen.inpaint` has no use for. Raises `UserError` where one of them was given."""
+    if gen.model.inpainting is None:
+        return set()
+    unread = vars(gen.model.sampling).keys() - vars(gen.model.inpainting).keys()
+    for name in sorted(unread):
+        value = getattr(parsed.sampling, name)
+        same = value == getattr(gen.model.sampling, name)
+        require(same, f"--{name.replace('_', '-')} is {value}: with --mask it would not be read")
+    return unread
+
+
 def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:
     """The options of sampling a run: `arguments`, the fields of its data, its frozen runs, its sampler's options."""
     import tyro
 
     unnamed = tyro.conf.arg(name="")
     fields: list[Any] = [("main", Annotated[arguments, unnamed], dataclasses.field(default=arguments()))]
-    fields += condition_options(data, tokenizers)[0] + frozen_option(experiment)
+    fields.append(("edit", Annotated[EditOptions, unnamed], dataclasses.field(default=EditOptions())))
+    fields += condition_options(data, tokenizers)[0] + negative_options(experiment, tokenizers)
+    fields += frozen_option(experiment)
     sampling = getattr(experiment.model, "sampling", None)
     if sampling is not None:
         fields.append(("sampling", Annotated[type(sampling), unnamed], dataclasses.field(default=sampling)))
@@ -145,13 +220,23 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
     return options, files
 
 
+def negative_options(experiment: Any, texts: Iterable[str]) -> list[Any]:
+    """Command-line options for what guidance leads away from: --negative-text "..."; none for a model that has none."""
+    import tyro
+
+    own = getattr(experiment.model, "text", None) if hasattr(experiment.model, "objective") else None
+    option = Annotated[str | None, tyro.conf.arg(help="Text of what no image shows, where there is guidance.")]
+    return [(f"negative_{name}", option, dataclasses.field(default=None)) for name in texts if name == own]
+
+
 def given_conditions(parsed: Any, data: Any, background: str = "white") -> dict[str, Any]:
     """The conditions that a command line with `condition_options` gives, by field.
 
     Args:
       background: what shows through transparent pixels of picture files.
     """
-    given = {name: getattr(parsed, name) for name in data.fields if getattr(parsed, name, None) is not None}
+    names = [*data.fields, *(f"negative_{name}" for name in data.fields)]
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name, None) is not None}
     paths = vars(parsed.cond) if hasattr(parsed, "cond") else {}
     for name, spec in data.fields.items():
         if spec.is_class and isinstance(value := given.get(name), str) and value not in spec.names:

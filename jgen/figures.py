@@ -10,7 +10,9 @@ KIND is one of
                    with a strength from 0 to 1; the difference is the second of --classes minus the first, over training
                    images
   completions      the images, what is kept of them (black: the rest), and --rows completions of each, one below the
-                   other; --kept is the part of the rows that is kept, from the top
+                   other; --mask says where pixels are kept, and --kept how many of them
+  restorations     the images, what is measured of them, as large as they are, and --rows restorations of each, one
+                   below the other; --problem says what is measured
   prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
                    standard deviation of each dimension over the data, and as many samples of the model
 """
@@ -31,6 +33,7 @@ from jgen.data.config import Place
 from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.experiment import Experiment
+from jgen.prob.degradation import Problem
 
 SEEN = 1000  # images from which is told how much a latent dimension varies, and what the mean latents of a class are
 
@@ -41,9 +44,16 @@ Splits = Mapping[str, Split]
 class Arguments:
     """What to draw, of which images, and where to put it."""
 
-    kind: Literal["reconstructions", "interpolation", "traversal", "manifold", "attribute", "completions", "prior"] = (
-        "reconstructions"
-    )
+    kind: Literal[
+        "reconstructions",
+        "interpolation",
+        "traversal",
+        "manifold",
+        "attribute",
+        "completions",
+        "restorations",
+        "prior",
+    ] = "reconstructions"
     """The figure."""
     out: str = "figure.png"
     """Where to write the picture."""
@@ -61,7 +71,14 @@ class Arguments:
     classes: tuple[int, int] = (0, 1)
     """Classes of an attribute: the images' class, and the class they are moved towards."""
     kept: float = 0.5
-    """The part of an image's rows that completions keep, from the top; above 0 and below 1."""
+    """The part of an image's pixels that completions keep, about; above 0 and below 1."""
+    mask: Literal["top", "left", "border", "random"] = "top"
+    """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, or pixels
+    at random."""
+    problem: Problem = "super_resolution"
+    """What restorations undo: means of blocks of 2x2 pixels, luma, or noise."""
+    noise: float = 0.0
+    """Standard deviation of the noise that is added to what restorations are given, in levels."""
     seed: int = 0
     """Seed of what is random in the model."""
     step: int | Literal["best"] | None = None
@@ -129,8 +146,11 @@ def check_arguments(a: Arguments) -> None:
     require(a.kind == "attribute" or a.classes == Arguments.classes, only)
     require(first != second, f"--classes is {first} {second}: an attribute is the difference of two")
     require(0 < a.kept < 1, f"--kept is {a.kept}: it must be above 0 and below 1")
-    completes = f"--kept is {a.kept}: {a.kind} completes nothing"
-    require(a.kind == "completions" or a.kept == Arguments.kept, completes)
+    require(a.noise >= 0, f"--noise is {a.noise}: it must be zero or above")
+    for kind, names in (("completions", ("kept", "mask")), ("restorations", ("problem", "noise"))):
+        for name in names:
+            unread = f"--{name} is {getattr(a, name)}: {a.kind} does not read it, {kind} would"
+            require(a.kind == kind or getattr(a, name) == getattr(Arguments, name), unread)
 
 
 def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
@@ -291,13 +311,51 @@ def completions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int
     import jax
 
     images, label = data(gen, splits, a, a.columns)
-    height, width, _ = gen.model.images.shape
-    mask = np.zeros((height, width), bool)
-    mask[: min(max(round(a.kept * height), 1), height - 1)] = True
+    mask = kept_pixels(a, *gen.model.images.shape[:2])
     repeated = np.tile(images, (a.rows, 1, 1, 1))
     named = {} if label is None else {"label": np.tile(label, a.rows)}
     made = gen.inpaint(jax.random.key(a.seed), repeated, mask, **named)
     return np.concatenate([images, images * mask[None, :, :, None], made]), a.columns
+
+
+def kept_pixels(a: Arguments, height: int, width: int) -> np.ndarray:
+    """The mask (H, W) of completions: some pixels are kept, and not all."""
+
+    def some(part: float, size: int) -> int:
+        return min(max(round(part * size), 1), size - 1)
+
+    mask = np.zeros((height, width), bool)
+    if a.mask == "top":
+        mask[: some(a.kept, height)] = True
+    elif a.mask == "left":
+        mask[:, : some(a.kept, width)] = True
+    elif a.mask == "random":
+        order = np.random.default_rng(a.seed).permutation(height * width)
+        mask.flat[order[: some(a.kept, height * width)]] = True
+    else:
+        rows, columns = (some((1 - a.kept) ** 0.5, size) for size in (height, width))
+        top, left = (height - rows) // 2, (width - columns) // 2
+        mask[...] = True
+        mask[top : top + rows, left : left + columns] = False
+    return mask
+
+
+def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row of images, a row of what is measured of them, and rows of restorations."""
+    import jax
+
+    from jgen.prob.degradation import make_degradation
+
+    images, label = data(gen, splits, a, a.columns)
+    spec = gen.model.images
+    measured = np.asarray(make_degradation(a.problem, spec)(jax.numpy.float32(images)))
+    measured = measured + a.noise * np.random.default_rng(a.seed).standard_normal(measured.shape)
+    named = {} if label is None else {"label": np.tile(label, a.rows)}
+    given = np.tile(measured, (a.rows, 1, 1, 1))
+    made = gen.restore(jax.random.key(a.seed), given, problem=a.problem, noise=a.noise, **named)
+    factor = spec.height // measured.shape[1]
+    shown = np.clip(np.round(measured), 0, spec.levels - 1).astype(np.uint8).repeat(factor, 1).repeat(factor, 2)
+    return np.concatenate([images, np.broadcast_to(shown, images.shape), made]), a.columns
 
 
 def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
@@ -321,6 +379,7 @@ FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, in
     "manifold": (manifold, ("interpolate",)),
     "attribute": (attribute, ("interpolate",)),
     "completions": (completions, ("inpaint",)),
+    "restorations": (restorations, ("restore",)),
     "prior": (prior, ("interpolate", "sample")),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from jgen.core import parallel
 from jgen.core.generate import (
     Arrays,
     Progress,
+    brief,
     check_images,
     check_latents,
     prepared,
@@ -24,9 +26,12 @@ from jgen.core.generate import (
     sample_batches,
 )
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
-from jgen.errors import require
+from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
+from jgen.metrics.anomaly import KINDS, Kind, code_lengths
 from jgen.prob.pixels import bits_per_dim
+
+GUIDED = ("sample", "trajectory", "inpaint", "edit", "invert", "decode")  # what may be led away from a negative
 
 
 class Generator:
@@ -176,39 +181,122 @@ class Generator:
         require_capability(self.model, "energy")
         return self._run("energy", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def classify(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """The class under which each uint8 image is likeliest, int32 (n,): the argmax of `log_prob`, or of -`energy`.
+    def classify(
+        self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
+    ) -> np.ndarray:
+        """The most probable class of each uint8 image by Bayes' rule, int32 (n,): see `class_log_probs`."""
+        where: dict[str, Any] = {"prior": prior, "by": by, "batch_size": batch_size}
+        return np.argmax(self.class_log_probs(key, images, **where, **named), axis=1).astype(np.int32)
+
+    def class_log_probs(
+        self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
+    ) -> np.ndarray:
+        """log p(class | image) in nats of uint8 images by Bayes' rule, float64 (n, classes).
 
         An image is scored with the same key under every class, so that a bound's noise is shared.
 
         Args:
+          prior: probabilities of the classes; default: all alike.
+          by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
+        Raises:
+          NotSupported: a model without classes or without a score. UserError: a prior that is none.
         """
         require_capability(self.model, "classify")
+        scores = self._class_scores(key, images, prior, by, batch_size, named)
+        return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+
+    def _class_scores(
+        self, key: jax.Array, images: Any, prior: Any, by: str, batch_size: int, named: Mapping[str, Any]
+    ) -> np.ndarray:
+        """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
+        name = self._class_field()
+        num = self.model.data.fields[name].num_values
+        weights = np.full(num, 1.0 / num) if prior is None else np.asarray(prior, np.float64)
+        fits = weights.shape == (num,) and bool(np.all(weights >= 0)) and abs(weights.sum() - 1.0) < 1e-3
+        require(fits, f"prior is {prior}: it must be {num} probabilities, which sum to 1")
+        rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(num)]
+        with np.errstate(divide="ignore"):
+            return np.stack(rows, axis=1) + np.log(weights)[None, :]
+
+    def _class_field(self) -> str:
+        """The condition that is a class; "" without any."""
         fields = self.model.data.fields
-        name = next(name for name in self.model.conditions if fields[name].is_class)
-        score = self.log_prob if self.model.log_prob is not None else self.energy
-        sign = 1 if self.model.log_prob is not None else -1
-        classes = range(fields[name].num_values)
-        scores = [sign * score(key, images, batch_size=batch_size, **{**named, name: c}) for c in classes]
-        return np.argmax(np.stack(scores), axis=0).astype(np.int32)
+        return next((name for name in self.model.conditions if fields[name].is_class), "")
+
+    def _score(self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
+        """`log_prob`, or -`energy`, float64 (n,)."""
+        by = by or ("log_prob" if self.model.log_prob is not None else "energy")
+        require(by in ("log_prob", "energy"), f"by is {by!r}: it must be log_prob or energy")
+        sign, score = (1.0, self.log_prob) if by == "log_prob" else (-1.0, self.energy)
+        return sign * score(key, images, batch_size=batch_size, **named).astype(np.float64)
+
+    def anomaly_score(
+        self,
+        key: jax.Array,
+        images: Any,
+        kind: Kind = "likelihood",
+        *,
+        reference: Any = None,
+        background: Generator | None = None,
+        by: str = "",
+        batch_size: int = 64,
+        **named: Any,
+    ) -> np.ndarray:
+        """How unlike the model's data uint8 images are, float64 (n,), the higher the less alike.
+
+        A conditional model without a given class has the likelihood of all its classes, each as probable.
+
+        Args:
+          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.metrics.anomaly`.
+          reference: for typicality, images of the model's data, uint8 (m, H, W, C).
+          background: for ratio, another model.
+          by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
+          named: other conditions of the images, and fields of `model.scoring`.
+        Raises:
+          NotSupported: a model without a score. UserError: what the kind needs is missing.
+        """
+        require_capability(self.model, "anomaly_score")
+        require_choice("kind", kind, KINDS)
+        nats = -self._log_marginal(key, images, by, batch_size, named)
+        if kind == "complexity":
+            return nats / np.log(2.0) - code_lengths(np.asarray(images))
+        if kind == "typicality":
+            require(reference is not None, "reference is missing: typicality compares with images of the model's data")
+            return np.abs(nats + self._log_marginal(key, reference, by, batch_size, named).mean())
+        if kind == "ratio":
+            require(background is not None, "background is missing: ratio compares with another model")
+            assert background is not None
+            return nats - background.anomaly_score(key, images, batch_size=batch_size)
+        return nats
+
+    def _log_marginal(
+        self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]
+    ) -> np.ndarray:
+        """log p(image) in nats, float64 (n,), the sum over classes where one is needed and none is given."""
+        if not self._class_field() or self._class_field() in named:
+            return self._score(key, images, by, batch_size, named)
+        return np.logaddexp.reduce(self._class_scores(key, images, None, by, batch_size, named), axis=1)
 
     def encode(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> Any:
         """Latents of uint8 images: a tree of arrays (n, ...)."""
         require_capability(self.model, "encode")
         return self._run("encode", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def decode(self, key: jax.Array, latents: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
-        """uint8 images (n, H, W, C) of latents such as `encode` returns.
+    def decode(self, key: jax.Array, latents: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """uint8 images (n, H, W, C) of latents such as `encode` or `invert` returns.
 
+        Args:
+          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
         Raises:
           UserError: latents of other shapes, or codes out of range.
         """
         require_capability(self.model, "decode")
-        return self._run("decode", key, {"latents": check_latents(self.model, latents)}, cond, batch_size=batch_size)
+        return self._run("decode", key, {"latents": check_latents(self.model, latents)}, named, batch_size=batch_size)
 
     def invert(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Latents (n, ...) of which `decode` makes images as near to given ones, uint8, as a search by gradient comes.
+        """Latents (n, ...) of which `decode` makes images as near to given ones, uint8, as a search by gradient comes,
+        or, of a diffusion, its steps backwards from the image to noise (DDIM inversion).
 
         Args:
           named: conditions, and fields of `model.inverting`, such as the number of steps.
@@ -248,13 +336,25 @@ class Generator:
         images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
         return images.reshape(n, num, *self.model.images.shape)
 
-    def inpaint(self, key: jax.Array, images: Any, mask: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false.
+    def inpaint(
+        self,
+        key: jax.Array,
+        images: Any,
+        mask: Any,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> np.ndarray:
+        """Completes uint8 images (n, H, W, C) where `mask`, bool (H, W) or (n, H, W), is false. Image i has the key
+        `fold_in(key, start + i)`.
 
         Args:
-          named: conditions, and fields of `model.sampling`.
+          named: conditions, and fields of `model.inpainting`, or of `model.sampling` where there is none.
         Raises:
-          NotSupported: the model cannot, or not in its order of generation. UserError: a mask of another shape.
+          NotSupported: the model cannot, or not in its order of generation. UserError: a mask of another shape, or that
+            is true everywhere.
         """
         require_capability(self.model, "inpaint")
         array, keep = check_images(self.model, images), np.asarray(mask)
@@ -263,26 +363,69 @@ class Generator:
         keep = np.broadcast_to(keep, (len(array), *keep.shape)) if keep.ndim == 2 else keep
         wanted = (len(array), spec.height, spec.width)
         require(keep.shape == wanted, f"mask has shape {keep.shape}: it must be {wanted[1:]} or {wanted}")
+        require(not keep.all(), "mask is true everywhere: there is nothing to complete")
         for one in np.unique(keep, axis=0):
             if self.model.check_mask is not None:
                 self.model.check_mask(one)
-        return self._run("inpaint", key, {"image": array, "mask": keep}, named, batch_size=batch_size)
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        return self._run("inpaint", key, {"image": array, "mask": keep}, named, **where)
+
+    def edit(
+        self,
+        key: jax.Array,
+        images: Any,
+        *,
+        start: int = 0,
+        batch_size: int = 64,
+        progress: Progress = iter,
+        **named: Any,
+    ) -> np.ndarray:
+        """uint8 images (n, H, W, C) changed towards conditions, such as text="a blue circle". Image i has the key
+        `fold_in(key, start + i)`.
+
+        Args:
+          named: conditions, and fields of `model.editing`, such as strength: 1 leaves nothing of the images.
+        Raises:
+          NotSupported: the model cannot. UserError: images of another shape, type or range, or impossible options.
+        """
+        require_capability(self.model, "edit")
+        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
+        return self._run("edit", key, {"image": check_images(self.model, images)}, named, **where)
+
+    def restore(self, key: jax.Array, measurements: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+        """uint8 images (n, H, W, C) of which low-resolution, grey or noisy ones are given: draws that agree with them.
+
+        Args:
+          measurements: numbers (n, ...) in 0 .. levels - 1, of the shape that `problem` makes of images: with
+            "super_resolution" (n, H / factor, W / factor, C), with "colourisation" (n, H, W, 1).
+          named: conditions, and fields of `model.restoring`, such as problem, factor and noise.
+        Raises:
+          NotSupported: the model cannot. UserError: measurements of another shape, or a problem that its images do not
+            have.
+        """
+        require_capability(self.model, "restore")
+        array = np.asarray(measurements, np.float32)
+        require(array.ndim == 4 and len(array) > 0, f"measurements have shape {array.shape}: it must be (n, h, w, c)")
+        require(bool(np.all(np.isfinite(array))), "measurements have values that are not finite")
+        return self._run("restore", key, {"measurement": array}, named, batch_size=batch_size)
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
         fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
+        fields |= {f"negative_{name}" for name in (*fields, *self.tokenizers)}
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}
 
     def _tokens(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Conditions with texts, one or a sequence of them, as the tokens of the run's tokenizers."""
         cond = dict(cond)
-        for name in set(self.tokenizers) & set(cond):
-            encode, value = self.tokenizers[name].encode, cond[name]
-            if isinstance(value, str):
-                cond[name] = encode(value)
-            elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-                cond[name] = np.stack([encode(text) for text in value])
+        for field, tokenizer in self.tokenizers.items():
+            for name in {field, f"negative_{field}"} & set(cond):
+                value = cond[name]
+                if isinstance(value, str):
+                    cond[name] = encode_text(tokenizer, name, value)
+                elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+                    cond[name] = np.stack([encode_text(tokenizer, name, text) for text in value])
         return cond
 
     def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
@@ -292,6 +435,8 @@ class Generator:
             given = field in cond
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
+        for field in {f"negative_{field}" for field in self.model.negatives} & set(cond):
+            require(name in GUIDED, f"{field} is given: {name} is not guided, and takes none")
         return resolve_conditions(self.model, self._tokens(cond), n)
 
     def _run(
@@ -302,13 +447,30 @@ class Generator:
         named: Mapping[str, Any],
         *,
         batch_size: int,
+        start: int = 0,
         progress: Progress = iter,
     ) -> Any:
-        """One of the model's functions over its inputs (n, ...)."""
+        """One of the model's functions over its inputs (n, ...), the images start .. start + n - 1."""
         n = len(jax.tree.leaves(inputs)[0])
         cond, options = self._split(named)
         chosen = resolve_options(self.model, name, options)
-        arrays = {**inputs, "index": np.arange(n, dtype=np.int32), "cond": self._resolve(name, cond, n)}
-        params, ctx = self._to_sample if name == "inpaint" else self._placed
+        index = (start + np.arange(n)).astype(np.int32)
+        arrays = {**inputs, "index": index, "cond": self._resolve(name, cond, n)}
+        params, ctx = self._to_sample if name in ("inpaint", "edit") else self._placed
         where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
         return run_over(self.model, name, params, ctx, key, arrays, **where)
+
+
+def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
+    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
+
+    Args:
+      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
+    """
+    require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
+    tokens: np.ndarray = tokenizer.encode(text)
+    left_out = tokenizer.left_out(text)
+    if left_out:
+        words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
+        print(f"warning: {words}, without {brief(left_out)!r}", file=sys.stderr)
+    return tokens

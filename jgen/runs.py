@@ -15,12 +15,12 @@ import numpy as np
 import jgen
 from jgen.core.model import DataSpec, FrozenModel, GenerativeModel
 from jgen.data.dataset import Dataset, alike
-from jgen.data.text import save_tokenizers
+from jgen.data.text import AnyTokenizer, load_tokenizers, save_tokenizers
 from jgen.errors import require
 from jgen.experiment import Experiment, flatten, from_json, make_model, to_json
 from jgen.train import checkpoints
 from jgen.train.config import MAY_CHANGE, may_change
-from jgen.train.run_directory import RunDirectory, read_config
+from jgen.train.run_directory import RunDirectory, read_config, read_json
 
 TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
 MOVED = ("data.name", "data.test")  # which may change as long as the data's hash does not
@@ -39,6 +39,14 @@ class FrozenRun(NamedTuple):
 FrozenRuns = dict[str, FrozenRun]  # by role
 
 
+def is_published(path: Path) -> bool:
+    """Whether a folder is one of weights in diffusers' layout, a pipeline's or a model's, and no run."""
+    if (path / "model_index.json").is_file():
+        return True
+    document = read_json(path / "config.json") if (path / "config.json").is_file() else None
+    return isinstance(document, dict) and "experiment" not in document and "_class_name" in document
+
+
 def load_experiment(run: str | Path) -> tuple[Experiment, DataSpec]:
     """What a run was made from, and the data it is about.
 
@@ -51,6 +59,20 @@ def load_experiment(run: str | Path) -> tuple[Experiment, DataSpec]:
     require(isinstance(experiment, Experiment), f"{where} is damaged: it does not hold an experiment")
     require(isinstance(data, DataSpec), f"{where} is damaged: it does not say what the data is")
     return experiment, data
+
+
+def tokenizers_of(path: Path) -> dict[str, AnyTokenizer]:
+    """The tokenizers of a run's text fields; {} where there is no run.
+
+    Raises:
+      UserError: they are damaged, or not those that the run was trained with.
+    """
+    tokenizers = load_tokenizers(path / TOKENIZERS)
+    wanted = read_config(path).get("tokenizer_fingerprints", {}) if (path / "config.json").is_file() else {}
+    for name, digest in wanted.items():  # runs of an older jgen have none
+        same = name in tokenizers and tokenizers[name].fingerprint == digest
+        require(same, f"{path / TOKENIZERS}: the tokenizer of {name} is not the one that {path} was trained with")
+    return tokenizers
 
 
 @lru_cache(maxsize=32)
@@ -159,6 +181,7 @@ def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, 
     """
     document = {"version": jgen.__version__, "experiment": to_json(experiment), "data": to_json(dataset.spec)}
     document["data_fingerprint"] = dataset.fingerprint
+    document["tokenizer_fingerprints"] = {name: each.fingerprint for name, each in dataset.tokenizers.items()}
     document["frozen_fingerprints"] = {role: run.fingerprint for role, run in frozen.items()}
     if (directory.path / "config.json").exists():
         saved = read_config(directory.path)

@@ -92,7 +92,8 @@ def check_signatures(case, n=3):
         return model.decode(params, ctx, keys, model.encode(params, ctx, keys, images, cond), cond)
 
     returns_images = [(model.sample, (cond,)), (model.encode and model.decode and decoded, (images, cond))]
-    returns_images += [(model.inpaint, (images, mask, cond))]
+    returns_images += [(model.inpaint, (images, mask, cond)), (model.edit, (images, cond))]
+    returns_images += [(model.restore, (images[:, ::2, ::2].astype(np.float32), cond))]  # of half the resolution
     returns_numbers = [(model.log_prob, (images, cond)), (model.log_density, (np.float32(images) + 0.5, cond))]
     returns_numbers += [(model.validate, (batch,)), (model.energy, (images, cond))]
     promises = ((returns_images, (n, *model.images.shape), jnp.uint8), (returns_numbers, (n,), jnp.float32))

@@ -377,7 +377,7 @@ def test_what_a_model_cannot_do_says_what_it_can(gen):
     mistake(lambda: gen.decode(KEY, ZEROS), "ddpm cannot decode", kind=NotSupported)
     with pytest.raises(AttributeError):
         gen.nothing  # noqa: B018
-    without = jgen.Generator(gen.model._replace(log_prob=None), gen.params, gen.ctx, gen.config, gen.step)
+    without = jgen.Generator(gen.model._replace(log_prob=None, energy=None), gen.params, gen.ctx, gen.config, gen.step)
     mistake(lambda: without.log_prob(KEY, ZEROS, label=0), "cannot log_prob", "can sample", kind=NotSupported)
     mistake(lambda: without.classify(KEY, ZEROS), "cannot classify", "can sample", kind=NotSupported)
 

@@ -194,7 +194,7 @@ def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
             "--classes is 3 3: an attribute is the difference of two",
         ),
         (["RUN", "--classes", "3", "8"], "--classes is 3 8: reconstructions has no classes to move between"),
-        (["RUN", "--kept", "0.25"], "--kept is 0.25: reconstructions completes nothing"),
+        (["RUN", "--kept", "0.25"], "--kept is 0.25: reconstructions does not read it, completions would"),
         (["RUN", "--kind", "completions", "--kept", "1"], "--kept is 1.0: it must be above 0 and below 1"),
         (["missing"], "there is no run at missing"),
     ],

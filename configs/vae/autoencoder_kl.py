@@ -15,6 +15,7 @@ VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn as 4x4 latents of 4 channels; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST as 7x7 latents of 4 channels",
     "fashion_mnist": "28x28 Fashion-MNIST as 7x7 latents of 4 channels",
+    "shapes": "32x32 rendered shapes as 8x8 latents of 4 channels",
     "cifar10": "32x32 CIFAR-10 as 8x8 latents of 4 channels; for an accelerator",
     "imagenet256": "256x256 ImageNet as 32x32 latents, the published KL-f8 of 84M parameters; for accelerators",
 }
@@ -22,7 +23,8 @@ FACTS = Facts(compared=False)  # without a diffusion over its latents it generat
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, imagenet256=imagenet256)
+    others = {"shapes": shapes, "cifar10": cifar10, "imagenet256": imagenet256}
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, **others)
 
 
 def digits() -> Experiment:
@@ -40,6 +42,12 @@ def mnist(name: str) -> Experiment:
     network = first_stage.Config(channels=(16, 32, 64), blocks=1, attention=False, groups=8)
     model = Config(network, kl_weight=1e-4, adversary=Adversary(weight=0.5, start=2000, channels=(32, 64)))
     return Experiment(model, Data(name=name), mnist_training(5000, cosine(1e-3, warmup_steps=200)))
+
+
+def shapes() -> Experiment:
+    network = first_stage.Config(channels=(16, 32, 64), blocks=1, attention=False, groups=8)
+    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # as models of their captions have it
+    return Experiment(Config(network, kl_weight=1e-4), data, digits_training(2000, cosine(1e-3, warmup_steps=100)))
 
 
 def cifar10() -> Experiment:

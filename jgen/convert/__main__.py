@@ -4,9 +4,10 @@ python -m jgen.convert FOLDER RUN [--data.name imagenet2012 --data.size 256] [--
 python -m jgen.convert RUN FOLDER --to-diffusers
 
 FOLDER holds config.json and diffusion_pytorch_model.safetensors of a DiTTransformer2DModel, a UNet2DModel or an
-AutoencoderKL, or is the folder of a pipeline: transformer/ with or without vae/, or unet/, and scheduler/. Of a
-transformer with a vae/, two runs are made: RUN-vae is the autoencoder, and RUN stands on it. A run that is to be scored
-or trained on takes the data that it is for (--data), and options of training (--train): then python train.py RUN.
+AutoencoderKL, or is the folder of a pipeline: transformer/ with or without vae/, or unet/, and scheduler/, or that of
+Stable Diffusion 1.x, 2.x or XL. Of a pipeline with a vae/, two runs are made: RUN-vae is the autoencoder, and RUN
+stands on it. A run that is to be scored or trained on takes the data that it is for (--data), and options of training
+(--train): then python train.py RUN. To sample, jgen.load(FOLDER) is enough.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Arguments:
     """Write the weights of a run: python -m jgen.convert RUN FOLDER --to-diffusers."""
     null_class: bool = False
     """The last class of a UNet2DModel stands for none, for classifier-free guidance."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the arithmetic of a pipeline with texts; weights stay float32."""
     data: Data = field(default_factory=lambda: Data(name=""))
     """The data that the run is for; without a name it is unknown."""
     train: Train = field(default_factory=lambda: Train(optimiser=Optimiser(learning_rate=1e-4)))
@@ -56,13 +59,13 @@ def command(args: list[str]) -> int:
         from jgen.convert.writing import to_folder
 
         defaults = Arguments()
-        for name in ("null_class", "data", "train", "seed"):
+        for name in ("null_class", "dtype", "data", "train", "seed"):
             unread = getattr(a, name) != getattr(defaults, name)
             require(not unread, f"--{name.replace('_', '-')} with --to-diffusers: nothing would read it")
         to_folder(str(source), target, a.step, a.ema)
         print(f"{source} in diffusers' layout: {target}")
         return 0
-    from jgen.convert.reading import to_run
+    from jgen.convert.loading import to_run
     from jgen.core import parallel
 
     require(a.step is None and a.ema, "step and ema are of --to-diffusers only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,25 +57,38 @@ def read_fields(cls: type[T], document: Mapping[str, Any], where: Path, needed: 
     return made
 
 
-def find_weights(folder: Path) -> Path:
-    """The file of a folder's weights. Raises `UserError` where there is none, with what to do for one that is not
-    safetensors."""
-    path = folder / WEIGHTS
-    if path.is_file():
-        return path
+def find_weights(folder: Path, name: str = WEIGHTS) -> Path:
+    """The file of a folder's weights, or that of half precision where there is no other.
+
+    Raises:
+      UserError: there is none; with what to do for one that is not safetensors.
+    """
+    path = folder / name
+    for each in (path, path.with_suffix(f".fp16{path.suffix}")):
+        if each.is_file():
+            return each
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    pickled = [name for name in names if name.endswith(PICKLED)]
+    pickled = [each for each in names if each.endswith(PICKLED)]
     require(not pickled, f"{folder / (pickled or [''])[0]} is pickled, and to unpickle can run any program: {USE}")
-    parts = f"{WEIGHTS}.index.json" in names
+    parts = f"{name}.index.json" in names
     require(not parts, f'{folder} has its weights in parts: save them in one, with max_shard_size="100GB"')
     raise UserError(f"there is no {path}")
 
 
-def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def new_name(name: str) -> str:
+    """A tensor's name as diffusers has it now."""
+    parts = name.split(".")
+    return ".".join(OLD_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
+
+
+def read_tensors(
+    path: Path, wanted: Mapping[str, tuple[int, ...]], rename: Callable[[str], str] = new_name
+) -> dict[str, np.ndarray]:
     """The tensors of a file as float32.
 
     Args:
       wanted: {name: shape} of all tensors, no more and no less.
+      rename: of a name in the file, that in `wanted`, or "" for what is passed over.
     Raises:
       UserError: a damaged file, or the first tensor that is missing, of another shape, unknown, or not of floats.
     """
@@ -83,7 +96,7 @@ def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str,
 
     try:
         with safe_open(path, framework="numpy") as file:
-            names = {new_name(name): name for name in file.keys()}
+            names = {rename(name): name for name in file.keys() if rename(name)}
             for name, shape in wanted.items():
                 require(name in names, f"{path} lacks the tensor {name}")
                 tensor = file.get_slice(names[name])
@@ -95,12 +108,6 @@ def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str,
             return {name: file.get_tensor(names[name]).astype(np.float32) for name in wanted}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
-
-
-def new_name(name: str) -> str:
-    """A tensor's name as diffusers has it now."""
-    parts = name.split(".")
-    return ".".join(OLD_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
 
 
 def write_model(folder: Path, class_name: str, fields: Any, tensors: Mapping[str, np.ndarray]) -> None:

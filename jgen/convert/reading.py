@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +40,18 @@ class Model(NamedTuple):
     params: dict[str, Any]
     extra: dict[str, Any]
     sources: dict[str, str]
+
+
+class Loaded(NamedTuple):
+    """What a folder holds: a model and the autoencoder of its latents, or None; the tokenizers of its texts.
+
+    dataset: the data that was given, or None.
+    """
+
+    model: Model
+    first: Model | None
+    tokenizers: Mapping[str, Any]
+    dataset: Any
 
 
 class ModelFolder(NamedTuple):
@@ -108,12 +119,17 @@ def data_of(image: ImageSpec, num_classes: int, names: tuple[str, ...], given: D
     return given
 
 
-def template(model: GenerativeModel) -> dict[str, Any]:
-    """The shapes of a model's parameters; nothing is computed."""
+def templates(model: GenerativeModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shapes of a model's parameters and of its further arrays; nothing is computed."""
     batch = {name: jax.ShapeDtypeStruct((1, *f.shape), f.dtype) for name, f in model.data.fields.items()}
     kind = "uint8" if model.images.levels else "float32"
     batch["image"] = jax.ShapeDtypeStruct((1, *model.images.shape), kind)
-    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, {})[0], batch)
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch, {}), batch)
+
+
+def template(model: GenerativeModel) -> dict[str, Any]:
+    """The shapes of a model's parameters; nothing is computed."""
+    return templates(model)[0]
 
 
 def weights(opened: ModelFolder, tensors_of: Callable[[Any], dict[str, np.ndarray]], params: Any, rows: int = 0) -> Any:
@@ -128,8 +144,13 @@ def weights(opened: ModelFolder, tensors_of: Callable[[Any], dict[str, np.ndarra
     if rows:
         wanted[CLASS_EMBEDDING] = (rows, *wanted[CLASS_EMBEDDING][1:])
     tensors = files.read_tensors(path, wanted)
+    return tensors, {str(path): hash_of(path)}
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
-        return tensors, {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def objective_of(opened: ModelFolder, learned: bool, clips: bool = True, **options: Any) -> ddpm.Config:
@@ -229,13 +250,19 @@ def read_first_stage(opened: ModelFolder, shape: tuple[int, int, int], given: Da
 
 
 def write_run(
-    run: Path, model: Model, options: Any, dataset: Any, frozen_places: Mapping[str, Path], converted: Path
+    run: Path,
+    model: Model,
+    options: Any,
+    dataset: Any,
+    frozen_places: Mapping[str, Path],
+    converted: Path,
+    tokenizers: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a run directory at step 0.
 
     Args:
       options: the command's options; dataset: the data that is given, or None; frozen_places: {role: run}.
-      converted: the folder that it was made from.
+      converted: the folder that it was made from; tokenizers: of the model's texts.
     """
     import jgen
     from jgen import runs
@@ -256,7 +283,7 @@ def write_run(
     optimisers = role_optimisers(system, options.train)
     loaded = system._replace(init=lambda key, batch, frozen: (model.params, model.extra))
     state = init_state(loaded, optimisers, rng.seed_key(options.seed), {}, ema_enabled(options.train))
-    data = dataset or Dataset("", model.data, {}, "")
+    data = dataset or Dataset("", model.data, {}, "", tokenizers or {})
     directory = RunDirectory(run)
     try:
         runs.open_run(directory, experiment, replace_spec(data, model.data), frozen)
@@ -275,31 +302,3 @@ def write_run(
 
 def replace_spec(dataset: Any, spec: DataSpec) -> Any:
     return dataset._replace(spec=spec)
-
-
-def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
-    """Makes runs of a folder: what it made, an autoencoder first. Raises `UserError` before anything is written."""
-    from jgen.data import dataset as datasets
-    from jgen.data.config import located
-
-    opened, autoencoder = find(folder)
-    beside = run.with_name(f"{run.name}-vae")
-    for place in (run, *[beside] * (autoencoder is not None)):
-        require(not (place / "config.json").exists(), f"{place} is a run already: choose another name, or remove it")
-    shrunk = options.data.low_resolution
-    require(shrunk == 0, f"data.low_resolution is {shrunk}: these models take no image as condition, it must be 0")
-    options = replace(options, data=located(options.data))
-    dataset = datasets.load(options.data) if options.data.name else None
-    given, first = dataset.spec if dataset else None, None
-    if opened.class_name == kl_names.NAME:
-        model = read_autoencoder(opened, 0, given)[0]
-    elif opened.class_name == unet_names.NAME:
-        model = read_unet(opened, options.null_class, given)
-    else:
-        model, first = read_transformer(opened, autoencoder, given)
-    if first is None:
-        write_run(run, model, options, dataset, {}, folder)
-        return [run]
-    write_run(beside, first, options, dataset, {}, folder)
-    write_run(run, model, options, dataset, {"autoencoder": beside}, folder)
-    return [beside, run]

@@ -31,25 +31,35 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "decode": ("latents",),
     "invert": ("image",),
     "inpaint": ("image", "mask"),
+    "edit": ("image",),
+    "restore": ("measurement",),
 }
 RUN_AHEAD = 2  # batches given to the devices before the first is fetched
 TAKEN = -1.0  # in place of an option that a program takes as a number
-OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "sampling", "log_prob": "scoring"}
-OPTIONS |= {"invert": "inverting"}
+OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "inpainting", "restore": "restoring"}
+OPTIONS |= {"log_prob": "scoring", "invert": "inverting", "decode": "decoding", "edit": "editing"}
+SAMPLES = ("sampling", "editing")  # options of a sampler
+
+
+def options_of(model: GenerativeModel, name: str) -> str:
+    """The field of the model that has the options of a function; "" for a function without any."""
+    own = OPTIONS.get(name, "")
+    return "sampling" if own == "inpainting" and model.inpainting is None else own
 
 
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
     """The model's options of a function with some replaced. Raises `UserError` for unknown names and wrong types."""
-    defaults = getattr(model, OPTIONS[name]) if name in OPTIONS else None
+    own = options_of(model, name)
+    defaults = getattr(model, own) if own else None
     resolved = replace_options(defaults, options, f"{name} of {model.name}")
-    if model.check_sampling is not None and OPTIONS.get(name) == "sampling":
+    if model.check_sampling is not None and own in SAMPLES:
         model.check_sampling(resolved)
     return resolved
 
 
 def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """The options that a program is compiled for, and those that it takes as numbers: see `GenerativeModel.numbers`."""
-    if OPTIONS.get(name) != "sampling":
+    if options_of(model, name) not in SAMPLES:
         return options, {}
     own = {option: getattr(options, option) for option in model.numbers}
     taken = {option: value for option, value in own.items() if value not in model.numbers[option]}
@@ -61,16 +71,19 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
     """The conditions of images start .. start + n - 1, as {field: array (n, ...)}.
 
     Each is given as one value for all images, or as n. A class that is not given is the classes in turn, 0, 1, 2, ...,
-    so that image i has the class i mod num_values.
+    so that image i has the class i mod num_values. A negative (`GenerativeModel.negatives`) that is not given is left
+    out.
 
     Raises:
       UserError: a field that the model is not conditioned on, one that is missing and is no class, or a value of
         another shape, type or range.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    negatives = {f"negative_{name}": name for name in model.negatives}
     for name, value in given.items():
         takes = f"it takes {', '.join(model.conditions)}" if model.conditions else "it takes no conditions"
-        require(name in model.conditions, f"{name} is {brief(value)}: {model.name} was trained without it, {takes}")
+        known = name in model.conditions or name in negatives
+        require(known, f"{name} is {brief(value)}: {model.name} was trained without it, {takes}")
     cond = {}
     for name in model.conditions:
         spec = model.data.fields[name]
@@ -79,6 +92,9 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
             continue
         require(spec.is_class, f"{name} is missing: {model.name} is conditioned on it, and it has no default")
         cond[name] = ((start + np.arange(n)) % spec.num_values).astype(spec.dtype)
+    for negative, name in negatives.items():
+        if negative in given:
+            cond[negative] = resolve_condition(negative, model.data.fields[name], given[negative], n)
     return cond
 
 
@@ -362,7 +378,7 @@ def capabilities(model: GenerativeModel) -> list[str]:
     scores = model.log_prob is not None or model.energy is not None
     if scores and any(model.data.fields[name].is_class for name in model.conditions):
         names.append("classify")
-    return names
+    return names + ["anomaly_score"] * scores
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:

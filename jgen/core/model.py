@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
+
 from jgen.core import keys as rng
 
 Tree = Any  # a pytree of arrays
@@ -179,7 +181,7 @@ class GenerativeModel(NamedTuple):
                  classifier, a text encoder, an autoencoder without a prior).
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
                  is the last of them.
-    sampling:    a frozen dataclass with the default of every option of `sample`, `trajectory` and `inpaint`.
+    sampling:    a frozen dataclass with the default of every option of `sample` and `trajectory`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
     evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
@@ -187,6 +189,8 @@ class GenerativeModel(NamedTuple):
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
+    negatives:   those of them that sampling also takes as `negative_<field>`, optional: what guidance leads away from,
+                 in the place of no condition.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
     best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
                  tells, as in an adversarial game.
@@ -197,13 +201,20 @@ class GenerativeModel(NamedTuple):
     energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
     encode:      (params, ctx, keys, images, cond) -> latents, a tree of arrays (B, ...).
     decode:      (params, ctx, keys, latents, cond) -> uint8 images.
-    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, of a
-                 model that has no `encode`.
+    decoding:    a frozen dataclass with the default of every option of `decode`, where it has any.
+    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, or
+                 by the sampler's steps backwards, of a model that has no `encode`.
     inverting:   a frozen dataclass with the default of every option of `invert`.
     codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
                  grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
-    inpaint:     (params, ctx, keys, images, mask, cond, **sampling) -> uint8 images; bool (B, H, W), true where a
+    inpaint:     (params, ctx, keys, images, mask, cond, **inpainting) -> uint8 images; bool (B, H, W), true where a
                  pixel is kept.
+    inpainting:  a frozen dataclass with the default of every option of `inpaint`; None: they are those of `sampling`.
+    edit:        (params, ctx, keys, images, cond, **editing) -> uint8 images like those given, changed towards `cond`.
+    editing:     a frozen dataclass with the default of every option of `edit`.
+    restore:     (params, ctx, keys, measurement, cond, **restoring) -> uint8 images (B, H, W, C) of which float arrays
+                 (B, ...), in 0 .. levels - 1, are linear measurements (`jgen.prob.degradation`).
+    restoring:   a frozen dataclass with the default of every option of `restore`.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
                  batch statistics).
@@ -219,7 +230,8 @@ class GenerativeModel(NamedTuple):
                  at half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
-                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features).
+                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features);
+                 encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
@@ -240,6 +252,7 @@ class GenerativeModel(NamedTuple):
     evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
+    negatives: tuple[str, ...] = ()
     validate: Callable[..., dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
     log_prob: Callable[..., Any] | None = None
@@ -250,10 +263,16 @@ class GenerativeModel(NamedTuple):
     encode: Callable[..., Any] | None = None
     decode: Callable[..., Any] | None = None
     invert: Callable[..., Any] | None = None
+    decoding: Any = None
     inverting: Any = None
     codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
+    inpainting: Any = None
     check_mask: Callable[[Any], None] | None = None
+    edit: Callable[..., Any] | None = None
+    editing: Any = None
+    restore: Callable[..., Any] | None = None
+    restoring: Any = None
     prepare: Callable[..., Roles] | None = None
     functions: Mapping[str, Callable[..., Any]] = {}
     averages: tuple[str, ...] | None = None
@@ -280,4 +299,4 @@ def select(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
 
 def select_first(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
     """The fields with these names of the first example alone, (1, ...): what a network is initialised with."""
-    return {name: batch[name][:1] for name in conditions}
+    return jax.tree.map(lambda x: x[:1], select(batch, conditions))

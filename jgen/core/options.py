@@ -52,7 +52,7 @@ def fits(value: Any, hint: Any) -> bool:
         entry = typing.get_args(hint)[1]
         return isinstance(value, Mapping) and all(isinstance(k, str) and fits(v, entry) for k, v in value.items())
     if isinstance(value, bool):
-        return hint is bool
+        return hint is bool or bool in typing.get_args(hint)
     return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)
 
 

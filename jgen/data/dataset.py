@@ -23,7 +23,7 @@ from jgen.data.config import OF_FILES, Config, Place, check_config, located
 from jgen.data.folders import folder_source
 from jgen.data.shapes import shapes_source
 from jgen.data.sources import Judge, Records, Source, cache_dir
-from jgen.data.text import Tokenizer, load_tokenizers, save_tokenizers, train_bpe
+from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
 from jgen.data.transforms import added_fields
 from jgen.errors import UserError, require
@@ -66,7 +66,7 @@ class Dataset(NamedTuple):
     spec: DataSpec
     splits: dict[str, Split]
     fingerprint: str
-    tokenizers: Mapping[str, Tokenizer] = {}
+    tokenizers: Mapping[str, AnyTokenizer] = {}
     judges: Mapping[str, Judge] = {}
 
 
@@ -113,7 +113,7 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
-def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arrays: Arrays | None = None) -> Dataset:
+def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, arrays: Arrays | None = None) -> Dataset:
     """Opens, decodes on first use, and splits a data set.
 
     Args:
@@ -180,7 +180,7 @@ def reopen(
     config: Config,
     fingerprint: str,
     run: str | Path,
-    tokenizers: Mapping[str, Tokenizer] | None = None,
+    tokenizers: Mapping[str, AnyTokenizer] | None = None,
     place: Config | Place | None = None,
 ) -> tuple[Config, Dataset]:
     """The data that a run was trained on: where it is said to be now, or where it was then, or, if that folder of TFDS
@@ -247,8 +247,8 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
 
 
 def make_tokenizers(
-    source: Source, train: tuple[str, int, int], config: Config, given: Mapping[str, Tokenizer]
-) -> dict[str, Tokenizer]:
+    source: Source, train: tuple[str, int, int], config: Config, given: Mapping[str, AnyTokenizer]
+) -> dict[str, AnyTokenizer]:
     """A tokenizer for each text field: that which is given, plain bytes, or byte pairs learned from the training split.
 
     Args:
@@ -259,7 +259,7 @@ def make_tokenizers(
     return {name: given.get(name) or trained_bpe(source, name, train, config) for name in source.texts}
 
 
-def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config: Config) -> Tokenizer:
+def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config: Config) -> AnyTokenizer:
     """Byte pairs learned from the texts of the training split, now unless that was done before: they are cached."""
     part, start, stop = train
     identity = json_hash([source.name, source.version, source.files, field, train, config.vocabulary])[:16]
@@ -279,8 +279,8 @@ def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config:
     return replace(cached[field], length=config.text_length)
 
 
-def tokenised(source: Source, tokenizers: Mapping[str, Tokenizer]) -> Source:
-    """The source with its texts as fields of tokens, int32 (n, length)."""
+def tokenised(source: Source, tokenizers: Mapping[str, AnyTokenizer]) -> Source:
+    """The source with its texts as fields of tokens, int32 (n, *shape)."""
     if not tokenizers:
         return source
 
@@ -292,7 +292,7 @@ def tokenised(source: Source, tokenizers: Mapping[str, Tokenizer]) -> Source:
 
         return Records(records.num, fetch)
 
-    fields = {name: ArraySpec((each.length,), "int32", each.num_values) for name, each in tokenizers.items()}
+    fields = {name: ArraySpec(each.shape, "int32", each.num_values) for name, each in tokenizers.items()}
     splits = {name: tokenised_records(records) for name, records in source.splits.items()}
     tokens = json_hash({name: each.to_json() for name, each in tokenizers.items()})
     spec = DataSpec(source.spec.image, {**source.spec.fields, **fields})

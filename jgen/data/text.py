@@ -7,6 +7,7 @@ and no token crosses these.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jgen.core.files import written_whole
+from jgen.data.clip_text import KIND, ClipTokenizer
 from jgen.errors import UserError, require
 
 PADDING, START, END, FIRST_BYTE = 0, 1, 2, 3
@@ -41,6 +43,16 @@ class Tokenizer:
         """Ids run from 0 to this - 1."""
         return len(self._pieces)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a text's tokens."""
+        return (self.length,)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the ids depend on."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     @cached_property
     def _pieces(self) -> list[bytes]:
         """The bytes of each id; b"" of padding, start and end."""
@@ -61,6 +73,11 @@ class Tokenizer:
         tokens = np.full(self.length, PADDING, np.int32)
         tokens[: len(ids) + 2] = [START, *ids, END]
         return tokens
+
+    def left_out(self, text: str) -> str:
+        """The end of a text that does not fit into `length` tokens; "" where all fits."""
+        kept, whole = self.decode(self.encode(text)), text.encode("utf-8", "replace").decode()
+        return whole[len(kept) :]
 
     def decode(self, ids: Any) -> str:
         """The text of tokens, up to the first end. What is cut within a character, or is no UTF-8, becomes U+FFFD.
@@ -90,6 +107,9 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError, UserError) as error:
             raise UserError(f"this is no tokenizer: {error or type(error).__name__}") from error
         return tokenizer
+
+
+AnyTokenizer = Tokenizer | ClipTokenizer
 
 
 def join_pairs(alphabet: list[Any], merges: Iterable[tuple[int, int]]) -> list[Any]:
@@ -155,7 +175,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
     return Tokenizer(length, tuple(merges))
 
 
-def save_tokenizers(path: Path, tokenizers: Mapping[str, Tokenizer]) -> None:
+def save_tokenizers(path: Path, tokenizers: Mapping[str, AnyTokenizer]) -> None:
     """Writes the tokenizers of a data set's fields as one JSON file. Raises `UserError` when it cannot."""
     saved = {field: json.loads(tokenizer.to_json()) for field, tokenizer in sorted(tokenizers.items())}
     with written_whole(path) as aside, open(aside, "w") as file:
@@ -164,12 +184,17 @@ def save_tokenizers(path: Path, tokenizers: Mapping[str, Tokenizer]) -> None:
         os.fsync(file.fileno())
 
 
-def load_tokenizers(path: Path) -> dict[str, Tokenizer]:
+def load_tokenizers(path: Path) -> dict[str, AnyTokenizer]:
     """{field: tokenizer} that `save_tokenizers` wrote; {} where there is no file. Raises `UserError` for damage."""
     if not path.exists():
         return {}
     try:
         saved = json.loads(path.read_text())
-        return {field: Tokenizer.from_json(json.dumps(each)) for field, each in saved.items()}
+        return {field: kind_of(each).from_json(json.dumps(each)) for field, each in saved.items()}
     except (OSError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{path} holds no tokenizers: {error}") from error
+
+
+def kind_of(saved: Mapping[str, Any]) -> type[Tokenizer] | type[ClipTokenizer]:
+    """The class of a tokenizer that was saved."""
+    return ClipTokenizer if saved.get("kind") == KIND else Tokenizer

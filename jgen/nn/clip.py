@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jgen.nn.attention import attention
 from jgen.nn.conv import Conv
+from jgen.nn.cross_attention import Tokens
 from jgen.nn.first_stage import EPS, Block
 from jgen.nn.normalization import GroupNorm
 from jgen.nn.transformer import CausalTransformer
@@ -97,6 +98,11 @@ class TextEncoder(nn.Module):
         is_end = tokens == self.end
         last = jnp.where(jnp.any(is_end, axis=1), jnp.argmax(is_end, axis=1), tokens.shape[1] - 1)
         return self.out(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0].astype(jnp.float32))
+
+    def encode(self, tokens: jax.Array) -> Tokens:
+        """The features of all tokens, float32, of which those up to the first end count."""
+        mask = jnp.cumsum(tokens == self.end, axis=1) - (tokens == self.end) == 0
+        return Tokens(self.features_of(tokens).astype(jnp.float32), mask)
 
     def features_of(self, tokens: jax.Array) -> jax.Array:
         """The features of all tokens, (B, T, features), each of those up to it."""

@@ -1,9 +1,11 @@
 """A network of noisy images bound to its data: a U-Net or a transformer, and what it is conditioned on.
 
 What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
-Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution`, where the
-data has it. That image is enlarged by linear interpolation and stands beside the noisy one as further channels, with
-which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.3).
+Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution` and
+`context`, where the data has them. The low-resolution image is enlarged by linear interpolation and stands beside the
+noisy one as further channels, with which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv 2105.05233,
+section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network attends to; it
+comes with `negative_context`, what guidance leads away from and what stands in for a context that is dropped.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, DataSpec, FrozenModel, ImageSpec, Roles, select, select_first
 from jgen.errors import require, require_labels
 from jgen.nn import dit, unet
+from jgen.nn.cross_attention import Tokens
 from jgen.prob.pixels import to_float
 
 # `unet.Config` or `dit.Config`: the command line shows the options of the one that a configuration has.
@@ -59,10 +62,12 @@ class ConditionalNetwork(NamedTuple):
 
         Args:
           x: (B, H, W, C); t: (B,); key_drop: keys of dropout (B,), None for none.
-          cond: {"label": (B,), "low_resolution": uint8 (B, h, w, C)} or less; vector: (B, D), a further condition.
+          cond: {"label": (B,), "low_resolution": uint8 (B, h, w, C), "context": Tokens (B, L, D)} or less; vector:
+            (B, D), a further condition.
         """
         x = self.with_low_resolution(x, cond)
-        return self.network.apply({"params": params[self.role]}, x, t, cond.get("label"), key_drop, vector)
+        inputs = (x, t, cond.get("label"), key_drop, vector)
+        return self.network.apply({"params": params[self.role]}, *inputs, **context_of(cond))
 
     def init(
         self,
@@ -81,7 +86,8 @@ class ConditionalNetwork(NamedTuple):
         cond = select_first(batch, self.conditions)
         x = self.with_low_resolution(x if inputs is None else inputs(x), cond)
         vector = jnp.zeros((1, vector_size)) if vector_size else None
-        return self.network.init(key, x, jnp.ones(1), cond.get("label"), None, vector)["params"]
+        own = context_of(cond)
+        return self.network.init(key, x, jnp.ones(1), cond.get("label"), None, vector, **own)["params"]
 
     def with_low_resolution(self, x: jax.Array, cond: Cond) -> jax.Array:
         """x with the enlarged low-resolution image as further channels, where the network is conditioned on one."""
@@ -102,16 +108,36 @@ class ConditionalNetwork(NamedTuple):
         """The condition of a batch."""
         return select(batch, self.conditions)
 
+    @property
+    def droppable(self) -> bool:
+        """Whether there is a condition that is dropped in training, for guidance."""
+        return not {"label", "context"}.isdisjoint(self.conditions)
+
     def cond_for_training(self, keys: jax.Array, batch: Batch, rate: float) -> Cond:
-        """The condition of a batch, with the null label in place of each label with probability `rate`; keys (B,)."""
+        """The condition of a batch, with that of `without_class` in its place with probability `rate`; keys (B,)."""
         cond = self.cond(batch)
-        if "label" not in cond:
+        if not self.droppable:
             return cond
-        return {**cond, "label": jnp.where(rng.bernoulli(keys, rate), self.null_label, cond["label"])}
+        drop = rng.bernoulli(keys, rate)
+
+        def chosen(null: jax.Array, given: jax.Array) -> jax.Array:
+            return jnp.where(drop.reshape(-1, *[1] * (given.ndim - 1)), null, given)
+
+        return jax.tree.map(chosen, self.without_class(cond), cond)
 
     def without_class(self, cond: Cond) -> Cond:
-        """The condition with the null label in place of every label."""
-        return {**cond, "label": jnp.full_like(cond["label"], self.null_label)} if "label" in cond else cond
+        """The condition with the null label in place of every label, and the negative context in place of the other."""
+        null = {**cond}
+        if "label" in cond:
+            null["label"] = jnp.full_like(cond["label"], self.null_label)
+        if "context" in cond:
+            null["context"] = cond["negative_context"]
+        return null
+
+
+def context_of(cond: Cond) -> dict[str, Tokens]:
+    """A network's further argument: what it attends to, where there is a context."""
+    return {"context": cond["context"]} if "context" in cond else {}
 
 
 def make_conditional_network(
@@ -129,6 +155,12 @@ def make_conditional_network(
     num_classes = data.num_classes + 1 if config.class_conditional else 0
     bound: dict[str, Any] = {"images": data.image, "null_label": data.num_classes}
     names = ("label",) * config.class_conditional + ("low_resolution",) * ("low_resolution" in data.fields)
+    if "context" in data.fields:
+        names += ("context", "negative_context")
+        network = config.network
+        song = isinstance(network, unet.Config) and network.architecture in ("ddpmpp", "ncsnpp")
+        message = "it attends to no text; use 'ddpm' or 'adm', or a transformer (jgen.nn.dit.Config)"
+        require(not song, f"architecture is {getattr(network, 'architecture', '')!r}: {message}")
     bound["conditions"] = names
     if "low_resolution" in names:
         bound["small_levels"] = data.fields["low_resolution"].num_values

@@ -4,6 +4,7 @@
     c         MLP(embedding of t) + embedding of the class, (B, E)
     adaLN     (shift, scale, gate) for attention and for the MLP, from one linear layer of SiLU(c), zero at first
     block     h + gate * attention(LN(h) (1 + scale) + shift), the same with the MLP              (figure 3, adaLN-Zero)
+    context   between the two h + attention(h, tokens), where there are tokens (Chen et al. 2024, arXiv 2310.00426)
     output    LN(h) (1 + scale) + shift, a linear layer to the patch's pixels, zero at first
 
 Every block is the identity at first, and the output is 0. The blocks' parameters are stacked and one program serves all
@@ -25,6 +26,7 @@ from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
 from jgen.errors import require, require_positive
 from jgen.nn.attention import attention
+from jgen.nn.cross_attention import CrossAttention, Tokens
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import MAX_PERIOD, sinusoidal_embedding
 
@@ -95,8 +97,8 @@ class Block(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """x (B, L, E); c (B, E) after its SiLU; keys (B,) are dropout's, None for none."""
+    def __call__(self, x: jax.Array, c: jax.Array, keys: jax.Array | None, context: Tokens | None = None) -> jax.Array:
+        """x (B, L, E); c (B, E) after its SiLU; keys (B,) are dropout's, None for none; context: of cross-attention."""
         o, dtype = self.config, jnp.dtype(self.config.dtype)
         batch, length, width = x.shape
         key_attention, key_mlp = (None, None) if keys is None else rng.split(keys, 2)
@@ -108,6 +110,9 @@ class Block(nn.Module):
         h = attention(q.reshape(heads), k.reshape(heads), v.reshape(heads)).reshape(-1, width)
         h = dense(width, dtype, "out")(h).reshape(x.shape)
         x = x + gate_a[:, None] * dropout(h, key_attention, o.dropout)
+        if context is not None:
+            cross = CrossAttention(o.heads, dtype, nn.initializers.zeros, name="cross_attention")
+            x = x + cross(x, context)
         h = modulated(x, shift_m, scale_m).reshape(-1, width)
         h = nn.gelu(dense(int(o.mlp_ratio * width), dtype, "wide")(h))
         h = dense(width, dtype, "narrow")(h).reshape(x.shape)
@@ -120,7 +125,8 @@ class DiT(nn.Module):
     num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
     time_scale:  what t is multiplied with before its embedding, which was made for steps 1 .. 1000.
 
-    vector (B, D), where it is given, is a further condition, such as how an image was augmented.
+    vector (B, D), where it is given, is a further condition, such as how an image was augmented. With a context, such
+    as the tokens of a text, every block attends to it.
     """
 
     config: Config
@@ -136,13 +142,14 @@ class DiT(nn.Module):
         label: jax.Array | None,
         keys: jax.Array | None,
         vector: jax.Array | None = None,
+        context: Tokens | None = None,
     ) -> jax.Array:
         o, dtype = self.config, jnp.dtype(self.config.dtype)
         grid = (x.shape[1] // o.patch, x.shape[2] // o.patch)
         h = dense(o.features, dtype, "patches")(to_patches(x, o.patch).astype(dtype))
         h = h + jnp.asarray(positions(*grid, o.features), dtype)[None]
         c = nn.silu(self.condition(t, label, vector))
-        h = self.blocks(h, c, keys if o.dropout else None)
+        h = self.blocks(h, c, keys if o.dropout else None, context)
         shift, scale = jnp.split(dense(2 * o.features, dtype, "modulation", zero=True)(c), 2, axis=-1)
         h = modulated(h, shift, scale).astype(jnp.float32)
         h = dense(o.patch**2 * self.out_channels, jnp.float32, "pixels", zero=True)(h)
@@ -161,21 +168,22 @@ class DiT(nn.Module):
             h = h + nn.Dense(width, use_bias=False, dtype=dtype, name="vector")(vector)
         return h
 
-    def blocks(self, h: jax.Array, c: jax.Array, keys: jax.Array | None) -> jax.Array:
+    def blocks(self, h: jax.Array, c: jax.Array, keys: jax.Array | None, context: Tokens | None) -> jax.Array:
         """All blocks, one after another, by one program."""
         o = self.config
         block = Block(o, parent=None)
 
         def init(key: jax.Array) -> Any:
             each = jax.random.split(key, o.layers)
-            return jax.vmap(lambda key: block.init(key, h[:1], c[:1], None)["params"])(each)
+            one = jax.tree.map(lambda x: x[:1], (h, c, None, context))
+            return jax.vmap(lambda key: block.init(key, *one)["params"])(each)
 
         stacked = self.param("blocks", init)
 
         def layer(h: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
             params, number = inputs
             own = None if keys is None else rng.fold_in(keys, number)
-            return block.apply({"params": params}, h, c, own), None
+            return block.apply({"params": params}, h, c, own, context), None
 
         body = jax.checkpoint(layer) if o.remat else layer
         unroll = o.layers if o.layers <= UNROLLED else 1

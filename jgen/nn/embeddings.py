@@ -11,14 +11,15 @@ import numpy as np
 MAX_PERIOD = 10_000.0
 
 
-def sinusoidal_embedding(t: jax.Array, dim: int) -> jax.Array:
+def sinusoidal_embedding(t: jax.Array, dim: int, shift: int = 1) -> jax.Array:
     """Sinusoidal embedding of scalars (B,), to float32 (B, dim): dim / 2 sines, then dim / 2 cosines.
 
     Frequencies fall geometrically from 1 to 1 / MAX_PERIOD, both included (Vaswani et al. 2017, as used by Ho et al.
-    2020). An odd `dim` gets one zero at the end.
+    2020). An odd `dim` gets one zero at the end. With shift 0 the last frequency stays above 1 / MAX_PERIOD, as in
+    Vaswani et al. and in latent diffusion.
     """
     half = dim // 2
-    frequencies = jnp.exp(-math.log(MAX_PERIOD) / max(half - 1, 1) * jnp.arange(half, dtype=jnp.float32))
+    frequencies = jnp.exp(-math.log(MAX_PERIOD) / max(half - shift, 1) * jnp.arange(half, dtype=jnp.float32))
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
     return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))

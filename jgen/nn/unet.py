@@ -21,6 +21,7 @@ from jgen.errors import require, require_choice, require_positive
 from jgen.nn.adm import AdmBlock, Resample
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
+from jgen.nn.cross_attention import SpatialTransformer, Tokens
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
@@ -100,7 +101,8 @@ class UNet(nn.Module):
     head_dim:    width of an attention head.
     num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
 
-    vector (B, D), where it is given, is a further condition, such as how an image was augmented.
+    vector (B, D), where it is given, is a further condition, such as how an image was augmented. With a context, such
+    as the tokens of a text, transformer blocks that attend to it stand in the place of self-attention.
 
     t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
 
@@ -133,10 +135,12 @@ class UNet(nn.Module):
         label: jax.Array | None,
         keys: jax.Array | None,
         vector: jax.Array | None = None,
+        context: Tokens | None = None,
     ) -> jax.Array:
         embedding = self.embed(t, label, vector)
         count = 0
-        types: tuple[Any, Any] = (AdmBlock if self.adm else ResnetBlock, SelfAttention2D)
+        attention: Any = SelfAttention2D if context is None else SpatialTransformer
+        types: tuple[Any, Any] = (AdmBlock if self.adm else ResnetBlock, attention)
         block_type, attention_type = map(nn.remat, types) if self.remat else types
 
         def resnet(h: jax.Array, features: int, name: str, resample: Resample = "") -> jax.Array:
@@ -148,6 +152,8 @@ class UNet(nn.Module):
             return block_type(*sizes, **own, name=name)(h, embedding, block_keys)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
+            if context is not None:
+                return attention_type(self.head_dim, self.groups, self.dtype, name=name)(h, context)
             return attention_type(self.head_dim, self.groups, self.dtype, self.eps, name=name)(h)
 
         width = self.channels[0] if self.adm else self.base or self.channels[0]

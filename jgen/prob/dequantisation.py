@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
+from jgen.prob.bijectors import logit
 from jgen.prob.likelihoods import sum_image
 
 # (keys (B,), uint8 images) to dequantised images, float32 (B, H, W, C), and log q of their noise, nats (B,).
@@ -28,6 +29,17 @@ def dequantise(keys: jax.Array, images: jax.Array, margin: float = 0.0) -> jax.A
     level = images.astype(jnp.float32)
     # In float32, 255 + u rounds to 256, the next level, for u within 2^-17 of 1.
     return jnp.minimum(level + (margin + (1.0 - 2.0 * margin) * u), jnp.nextafter(level + 1.0, 0.0))
+
+
+def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
+    """x in [0, levels) to x / levels - 1/2, or for alpha > 0 to the logit of x / levels; or back: (y, log_det)."""
+    constant = jnp.full(x.shape[:1], x[0].size * math.log(levels), x.dtype)
+    if inverse:
+        x, log_det = logit(x, alpha, inverse=True) if alpha > 0 else (x + 0.5, 0.0)
+        return x * levels, log_det + constant
+    x = x / levels
+    x, log_det = logit(x, alpha) if alpha > 0 else (x - 0.5, 0.0)
+    return x, log_det - constant
 
 
 def uniform(keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:

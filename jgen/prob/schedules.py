@@ -65,10 +65,10 @@ def make_schedule(
     return Schedule(beta, np.cumprod(1 - beta))
 
 
-def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing") -> tuple[int, ...]:
+def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing", offset: int = 0) -> tuple[int, ...]:
     """`steps` of the times 1 .. T, decreasing; a sampler goes from each to the next, and from the last to t = 0.
 
-    leading   1, 1 + r, 1 + 2 r, ... with r = T // steps (starts below T)
+    leading   1, 1 + r, 1 + 2 r, ... with r = T // steps (starts below T), each later by `offset`
     linspace  evenly from 1 to T, both included
     trailing  T, T - T / steps, ..., rounded (starts at T)
 
@@ -76,12 +76,15 @@ def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing") ->
     divides T; elsewhere the times of diffusers may differ by one, or have one more, which would be t = 0 here.
 
     Raises:
-      UserError: `steps` outside 1 .. T, or an unknown spacing.
+      UserError: `steps` outside 1 .. T, an unknown spacing, or an offset by which times are below 1 or above T.
     """
     require_choice("spacing", spacing, SPACINGS)
     require(1 <= steps <= num_timesteps, f"steps is {steps}: it must be from 1 to {num_timesteps}, the model's T")
     if spacing == "leading":
-        times = np.arange(steps, dtype=np.float64) * (num_timesteps // steps) + 1
+        times = np.arange(steps, dtype=np.float64) * (num_timesteps // steps) + 1 + offset
+        most = num_timesteps - int(times[-1]) + offset
+        message = f"offset is {offset}: with {steps} steps of {num_timesteps} it must be from 0 to {most}"
+        require(0 <= offset <= most, message)
     elif spacing == "linspace":
         times = np.round(np.linspace(0, num_timesteps - 1, steps)) + 1
     else:

@@ -24,6 +24,7 @@ from jgen.prob.process import linear as straight
 from jgen.samplers import linear
 from jgen.samplers.guidance import Conditional, check_guidance
 from jgen.samplers.ode import adaptive, check_ode
+from jgen.samplers.plms import plms
 from jgen.samplers.times import check_times, make_times
 
 Sampler = Literal[
@@ -36,6 +37,7 @@ Sampler = Literal[
     "dpmpp_2m_sde",
     "dpmpp_3m",
     "unipc",
+    "plms",
     "predictor_corrector",
     "ode",
 ]
@@ -56,6 +58,11 @@ class Sampling:
     """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
     shift: float = 1.0
     """Shift s of the spacing `shifted`: above 1 spends more steps on noise."""
+    offset: int = 0
+    """Steps of the chain by which the times of the spacing `leading` are later (steps_offset in diffusers)."""
+    end: Literal["data", "first"] = "data"
+    """What ddim and plms end at: data without noise, or the first step of the chain, with its noise (set_alpha_to_one
+    false in diffusers)."""
     low: float = 0.01
     """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode."""
     eta: float = 0.0
@@ -84,6 +91,40 @@ class Sampling:
     """Clip the predicted image to [-1, 1] in every step."""
 
 
+@dataclass(frozen=True)
+class Editing(Sampling):
+    """Options of editing: those of sampling, and where between an image and noise it begins."""
+
+    strength: float = 0.6
+    """Part of the steps that are taken, from the image with as much noise: 1 leaves nothing of it, near 0 all."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Options of the way from an image to noise, and of that back, both by DDIM without noise."""
+
+    steps: int = 50
+    """Number of times at which the network is evaluated; the more, the nearer the way back ends to the image."""
+    guidance_scale: float = 1.0
+    """Guidance: 1 is none, with which inversion is most accurate."""
+
+
+def editing_of(o: Sampling) -> Editing:
+    """The defaults of editing with a model's defaults of sampling."""
+    return Editing(**vars(o))
+
+
+def last_times(times: Any, strength: float) -> Any:
+    """The part of the times at which an image is edited: the last of them, at least one."""
+    return times[len(times) - max(1, round(strength * len(times))) :]
+
+
+def check_editing(o: Editing) -> None:
+    """Raises `UserError` for a strength out of range, or the sampler whose steps are its own."""
+    require(0.0 < o.strength <= 1.0, f"strength is {o.strength}: it must be above 0 and at most 1")
+    require(o.sampler != "ode", "sampler is ode, which begins with noise alone: edit takes any other")
+
+
 def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs: str) -> None:
     """Raises `UserError` for options out of range, or that a model does not have.
 
@@ -94,9 +135,11 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     if o.times:
         check_times(o.times)
     else:
-        make_times(straight(), o.spacing, o.steps, num_timesteps=num_timesteps, shift=o.shift, low=o.low)
+        times_of(o, straight(), num_timesteps)
     require(0.0 <= o.eta <= 1.0, f"eta is {o.eta}: it must be from 0 (deterministic) to 1 (ancestral)")
     require(0.0 < o.low < 1.0, f"low is {o.low}: it must be above 0 and below 1")
+    chain = o.end == "data" or num_timesteps > 0
+    require(chain, "end is first: only a model that was trained on a chain of steps has a first one")
     for name in ("churn", "churn_noise"):
         require(0 <= getattr(o, name) < math.inf, f"{name} is {getattr(o, name)}: it must be zero or above, and finite")
     require(0 < o.corrector_snr < 10, f"corrector_snr is {o.corrector_snr}: it must be above 0 and below 10")
@@ -110,14 +153,15 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
 READ_BY_SAMPLER: dict[str, tuple[Sampler, ...]] = {
     "eta": ("ddim",),
     "variance": ("ancestral",),
+    "end": ("ddim", "plms"),
     "churn": ("heun",),
     "churn_range": ("heun",),
     "churn_noise": ("heun",),
     "corrector_snr": ("predictor_corrector",),
     "tolerance": ("ode",),
 }
-READ_BY_SPACING = {"shift": ("shifted",), "low": ("karras", "log_snr")}
-TIMES = ("times", "steps", "spacing", "shift")
+READ_BY_SPACING = {"shift": ("shifted",), "low": ("karras", "log_snr"), "offset": ("leading",)}
+TIMES = ("times", "steps", "spacing", "shift", "offset")
 
 
 def check_unused(o: Sampling, defaults: Sampling) -> None:
@@ -126,7 +170,7 @@ def check_unused(o: Sampling, defaults: Sampling) -> None:
     def refuse(name: str, reader: str, readers: tuple[str, ...]) -> None:
         raise UserError(f"{name} is {getattr(o, name)}: {reader} does not read it, {' and '.join(readers)} would")
 
-    for name in (name for name in vars(o) if getattr(o, name) != getattr(defaults, name)):
+    for name in (name for name, value in vars(defaults).items() if getattr(o, name) != value):
         if o.sampler not in READ_BY_SAMPLER.get(name, (o.sampler,)):
             refuse(name, f"sampler {o.sampler}", tuple(f"sampler {reader}" for reader in READ_BY_SAMPLER[name]))
         elif o.sampler == "ode" and name in TIMES:
@@ -153,7 +197,8 @@ def times_of(o: Sampling, process: Process, num_timesteps: int = 0) -> Any:
     """The times of sampling with these options."""
     if o.times:
         return check_times(o.times)
-    return make_times(process, o.spacing, o.steps, num_timesteps=num_timesteps, shift=o.shift, low=o.low)
+    sizes: dict[str, Any] = {"shift": o.shift, "low": o.low, "offset": o.offset}
+    return make_times(process, o.spacing, o.steps, num_timesteps=num_timesteps, **sizes)
 
 
 def draw(
@@ -177,17 +222,33 @@ def draw(
     """
     if o.sampler == "ode":
         return draw_adaptively(denoise, cond, process, o, noise)[0], None
+    times = times_of(o, process, num_timesteps)
+    return draw_from(denoise, cond, process, o, times, noise * start_std(process, times[0]), keys, num_timesteps)
+
+
+def draw_from(
+    denoise: Conditional,
+    cond: Cond,
+    process: Process,
+    o: Sampling,
+    times: Any,
+    x: jax.Array,
+    keys: jax.Array,
+    num_timesteps: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """`draw` through given times, from x at the first of them."""
 
     def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
         return clip_if(o, denoise(x_t, t, cond))
 
-    times = times_of(o, process, num_timesteps)
-    x = noise * start_std(process, times[0])
     if o.sampler == "ancestral" and o.variance == "learned":
         return ancestral_of_learned_variance(denoise, cond, process, times, x, keys, o)
     if o.sampler == "predictor_corrector":
         return predictor_corrector(denoiser, process, times, x, keys, o.corrector_snr)
-    return linear.run(denoiser, table_of(o, process, times), x, keys)
+    end = 1.0 / num_timesteps if o.end == "first" else 0.0
+    if o.sampler == "plms":
+        return plms(denoiser, process, times, x, end)
+    return linear.run(denoiser, table_of(o, process, times, end), x, keys)
 
 
 def draw_adaptively(
@@ -210,13 +271,13 @@ def start_std(process: Process, t: Any) -> jax.Array:
     return jnp.asarray(prior_std(process, t), jnp.float32)
 
 
-def table_of(o: Sampling, process: Process, times: Any) -> linear.Table:
-    """The coefficients of a sampler that goes through given times."""
+def table_of(o: Sampling, process: Process, times: Any, end: float = 0.0) -> linear.Table:
+    """The coefficients of a sampler that goes through given times, ddim to the time `end`, the others to clean data."""
     low, high = o.churn_range or (0.0, math.inf)
     churn = linear.Churn(o.churn, low, high, o.churn_noise) if o.churn else None
     make = {
         "ancestral": lambda: linear.ancestral(process, times, o.variance),
-        "ddim": lambda: linear.ddim(process, times, o.eta),
+        "ddim": lambda: linear.ddim(process, times, o.eta, end),
         "euler": lambda: linear.euler(process, times),
         "euler_ancestral": lambda: linear.ddim(process, times, 1.0),
         "heun": lambda: linear.heun(process, times, churn),
@@ -231,7 +292,8 @@ def table_of(o: Sampling, process: Process, times: Any) -> linear.Table:
 def evaluations(o: Sampling) -> int:
     """How often a sampler evaluates the denoiser for an image; 0 for "ode", where it depends on the image."""
     steps = len(o.times) or o.steps
-    return {"ode": 0, "heun": 2 * steps - 1, "predictor_corrector": 2 * steps}.get(o.sampler, steps)
+    others = {"ode": 0, "heun": 2 * steps - 1, "predictor_corrector": 2 * steps, "plms": steps + (steps > 1)}
+    return others.get(o.sampler, steps)
 
 
 def predictor_corrector(

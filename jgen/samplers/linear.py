@@ -7,7 +7,7 @@ loop. In row i, D_i = D(x, t_i), then
     corrected  y_i = new D_i + keep x + base y_{i-1} + sum_j old_j D_{i-1-j}    (y_i = x without a corrector)
     predicted  x  <- step y_i + sum_j denoised_j D_{i-j} + noise z_i,  z_i ~ N(0, I)
 
-The last row of every method gives D_i itself: a sampler goes from its last time to clean data.
+The last row of every method gives D_i itself: a sampler goes from its last time to clean data (but `ddim` to any time).
 
 Below, from t to s: alpha, sigma at both; lambda = log(alpha / sigma), h = lambda_s - lambda_t.
 """
@@ -75,7 +75,7 @@ def run(denoiser: Denoiser, table: Table, x: jax.Array, keys: jax.Array) -> tupl
 
 
 class Steps(NamedTuple):
-    """alpha, sigma and lambda at the times t and at the times s that follow them, the last of which is 0."""
+    """alpha, sigma and lambda at the times t and at the times s that follow them."""
 
     t: Any
     s: Any
@@ -91,10 +91,10 @@ class Steps(NamedTuple):
         return self.lambda_s - self.lambda_t
 
 
-def steps_of(process: Process, times: Any) -> Steps:
-    """The steps from each of the times to the next, and from the last to clean data."""
+def steps_of(process: Process, times: Any, end: float = 0.0) -> Steps:
+    """The steps from each of the times to the next, and from the last to the time `end`: 0 is clean data."""
     lib = library(times)
-    following = lib.concatenate([times[1:], lib.zeros_like(times[:1])])
+    following = lib.concatenate([times[1:], lib.full_like(times[:1], end)])
     alpha_t, sigma_t = process.alpha(times), process.sigma(times)
     alpha_s, sigma_s = clean_at_zero(process, following)
     lib = library(alpha_t)
@@ -123,20 +123,31 @@ def ancestral(process: Process, times: Any, variance: str = "beta_tilde") -> Tab
     return Table(times, c.xt, columns(c.x0), None if variance == "none" else noise)
 
 
-def ddim(process: Process, times: Any, eta: float = 0.0) -> Table:
+def ddim(process: Process, times: Any, eta: float = 0.0, end: float = 0.0) -> Table:
     """DDIM (Song, Meng & Ermon 2021, arXiv 2010.02502, equation 12).
 
         x_s = alpha_s D + sqrt(sigma_s^2 - w^2) eps + w z,  eps = (x_t - alpha_t D) / sigma_t,  w^2 = eta^2 beta_tilde
 
     eta = 0 is deterministic: the exponential integrator of first order of the probability flow, and Euler's method in
     sigma / alpha. eta = 1 is ancestral sampling with variance "beta_tilde", and Euler's ancestral method.
+    `end` is the time of the last step's s; 0 is clean data.
     """
     require(0.0 <= eta <= 1.0, f"eta is {eta}: it must be from 0 (deterministic) to 1 (ancestral)")
-    p = steps_of(process, times)
+    p = steps_of(process, times, end)
     lib = library(p.alpha_t)
     w2 = eta**2 * posterior_of(p.alpha_t, p.sigma_t, p.alpha_s, p.sigma_s).beta_tilde
     direction = lib.sqrt(lib.maximum(p.sigma_s**2 - w2, 0.0)) / p.sigma_t
     return Table(times, direction, columns(p.alpha_s - p.alpha_t * direction), lib.sqrt(w2) if eta > 0 else None)
+
+
+def ddim_inversion(process: Process, times: Any) -> Table:
+    """The steps of `ddim` without noise backwards, from the last time to the first (Song, Meng & Ermon 2021, 4.3).
+
+    x_t = alpha_t D + sigma_t eps,  eps = (x_s - alpha_s D) / sigma_s,  D at x_s, s the time below t
+    """
+    s, t = times[:0:-1], times[-2::-1]
+    direction = process.sigma(t) / process.sigma(s)
+    return Table(s, direction, columns(process.alpha(t) - process.alpha(s) * direction))
 
 
 def flow_rates(process: Process, t: Any) -> tuple[Any, Any]:

@@ -19,21 +19,33 @@ import jax.numpy as jnp
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, frozen_context
-from jgen.errors import defaults_of, require
+from jgen.errors import defaults_of, require, require_latents
 from jgen.nn.conditional_network import ConditionalNetwork
-from jgen.prob.pixels import to_uint8
-from jgen.prob.process import Process
-from jgen.samplers import ode
+from jgen.prob.degradation import make_degradation
+from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.process import Denoiser, Process, add_noise
+from jgen.samplers import linear, ode, posterior
+from jgen.samplers.denoising_error import denoising_error
 from jgen.samplers.diffusion import (
+    Editing,
+    Inversion,
     Sampling,
+    check_editing,
     check_path,
     check_sampling,
     check_unused,
+    clip_if,
     draw,
     draw_adaptively,
+    draw_from,
+    editing_of,
     evaluations,
+    last_times,
+    start_std,
+    times_of,
 )
 from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classifier, classifier_free
+from jgen.samplers.posterior import Inpainting, Restoring
 
 # The scales are traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate one
 # model in place of two.
@@ -98,7 +110,7 @@ def denoising_by_class(
         images=network.images,
         sampling=config.sampling,
         without_class=network.without_class,
-        guidable=(config.class_conditional and config.label_dropout > 0) or guide is not None,
+        guidable=(network.droppable and config.label_dropout > 0) or guide is not None,
         guidance_needs=guidance_needs,
         num_timesteps=num_timesteps,
         guide=guide,
@@ -127,6 +139,17 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         check_sampling=check,
         evaluations=lambda o: evaluations_per_call(o) * evaluations(o),
         numbers=NUMBERS,
+        inpaint=partial(inpaint, denoising),
+        inpainting=Inpainting(guidance_scale=denoising.sampling.guidance_scale),
+        edit=partial(edit, denoising),
+        editing=editing_of(denoising.sampling),
+        invert=partial(invert, denoising),
+        inverting=Inversion(),
+        decode=partial(decode, denoising),
+        decoding=Inversion(),
+        energy=partial(energy, denoising),
+        restore=partial(restore, denoising),
+        restoring=Restoring(),
         functions={
             "denoise": denoising.denoise,
             "process": lambda params, ctx: denoising.process(params),
@@ -177,6 +200,8 @@ def check_sampling_options(denoising: Denoising, o: Sampling) -> None:
         o, num_timesteps=denoising.num_timesteps, guidable=denoising.guidable, needs=denoising.guidance_needs
     )
     check_unused(o, denoising.sampling)
+    if isinstance(o, Editing):
+        check_editing(o)
     channels, learned = denoising.images.channels, denoising.with_variance is not None
     fits = 0 <= o.guidance_channels <= channels
     require(fits, f"guidance_channels is {o.guidance_channels}: it must be from 0 (all) to {channels}")
@@ -267,6 +292,77 @@ def trajectory(
     return to_images(states, denoising.images.levels, failure_of(o))
 
 
+def edit(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    cond: Cond,
+    strength: float = Editing.strength,
+    **options: Any,
+) -> jax.Array:
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): sampling from the images with the noise of a time on the way."""
+    o = replace(denoising.sampling, **options)
+    noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
+    process = denoising.process(params)
+    times = last_times(times_of(o, process, denoising.num_timesteps), strength)
+    first = jnp.full(len(noise), times[0], jnp.float32)
+    x_t = add_noise(process, to_float(images, denoising.images.levels), first, noise)
+    x_0, _ = draw_from(
+        guided(denoising, params, ctx, o), both, process, o, times, x_t, key_steps, denoising.num_timesteps
+    )
+    return to_images(x_0, denoising.images.levels, failure_of(o))
+
+
+def deterministic(denoising: Denoising, steps: int, guidance_scale: Any) -> Sampling:
+    """The model's options of sampling with DDIM, without noise."""
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": ()}
+    return replace(denoising.sampling, **changes, steps=steps, guidance_scale=guidance_scale)
+
+
+def invert(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    cond: Cond,
+    steps: int = Inversion.steps,
+    guidance_scale: float = Inversion.guidance_scale,
+) -> jax.Array:
+    """DDIM inversion: the noise, float (B, H, W, C), that DDIM's steps, each taken backwards, make of images."""
+    o = deterministic(denoising, steps, guidance_scale)
+    both = {"cond": cond, "null": denoising.without_class(cond)}
+    process, denoise = denoising.process(params), guided(denoising, params, ctx, o)
+    times = times_of(o, process, denoising.num_timesteps)
+    x = to_float(images, denoising.images.levels) * jnp.asarray(process.alpha(times[-1:])[0], jnp.float32)
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(o, denoise(x_t, t, both))
+
+    return linear.run(denoiser, linear.ddim_inversion(process, times), x, keys)[0] / start_std(process, times[0])
+
+
+def decode(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    noise: jax.Array,
+    cond: Cond,
+    steps: int = Inversion.steps,
+    guidance_scale: float = Inversion.guidance_scale,
+) -> jax.Array:
+    """The images, uint8, that DDIM makes of noise (B, H, W, C)."""
+    require_latents(noise, denoising.images.shape)
+    o = deterministic(denoising, steps, guidance_scale)
+    both = {"cond": cond, "null": denoising.without_class(cond)}
+    process = denoising.process(params)
+    x_0, _ = draw(guided(denoising, params, ctx, o), both, process, o, noise, keys, denoising.num_timesteps)
+    return to_images(x_0, denoising.images.levels, failure_of(o))
+
+
 def count_evaluations(
     denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
@@ -277,6 +373,79 @@ def count_evaluations(
         return jnp.full(len(keys), evaluations_per_call(o) * evaluations(o))
     counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.process(params), o, noise)[1]
     return evaluations_per_call(o) * counts
+
+
+def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond) -> Denoiser:
+    """The denoiser without guidance, clipped where sampling clips."""
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(denoising.sampling, denoising.denoise(params, ctx, x_t, t, cond))
+
+    return denoiser
+
+
+def energy(denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
+    """The bound on -log P(x) up to a constant, nats (B,): see `jgen.samplers.denoising_error`."""
+    levels, steps = denoising.images.levels, denoising.num_timesteps
+    where = plain_denoiser(denoising, params, ctx, cond), denoising.process(params)
+    return denoising_error(*where, to_float(x, levels), keys, levels, num_timesteps=steps)
+
+
+def usual_times(denoising: Denoising, process: Process, steps: int) -> Any:
+    """So many times in the spacing that the system samples with."""
+    return times_of(replace(denoising.sampling, steps=steps, times=()), process, denoising.num_timesteps)
+
+
+def inpaint(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images that are given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
+    o, levels, known = Inpainting(**options), denoising.images.levels, mask[..., None]
+    posterior.check_inpainting(o)
+    process, y = denoising.process(params), to_float(images, levels)
+    sampling = replace(denoising.sampling, guidance_scale=o.guidance_scale, variance="beta_tilde")
+    check_sampling_options(denoising, sampling)
+    both, guide = {"cond": cond, "null": denoising.without_class(cond)}, guided(denoising, params, ctx, sampling)
+
+    def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return clip_if(sampling, guide(x_t, t, both))
+
+    where = denoiser, process, usual_times(denoising, process, o.steps)
+    if o.method == "dps":
+        kept = known.astype(y.dtype)
+        x_0 = posterior.by_gradient(*where, kept * y, lambda x: kept * x, y.shape[1:], keys, o.step_size)
+    else:
+        x_0 = posterior.by_replacement(*where, y, known, keys, o.repeats if o.method == "repaint" else 1)
+    return jnp.where(known, images, to_images(x_0, levels, f"method {o.method}: {OVERFLOW}"))
+
+
+def restore(
+    denoising: Denoising,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    measurement: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """uint8 images of which `measurement`, floats in 0 .. levels - 1, are given: see `jgen.samplers.posterior`."""
+    o, spec = Restoring(**options), denoising.images
+    posterior.check_restoring(o)
+    degradation = make_degradation(o.problem, spec, o.factor)
+    wanted = jax.eval_shape(degradation, jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)).shape[1:]
+    require_latents(measurement, wanted, "measurements")
+    process, y = denoising.process(params), to_float(measurement, spec.levels)
+    where = plain_denoiser(denoising, params, ctx, cond), process, usual_times(denoising, process, o.steps)
+    noise = 2.0 * o.noise / (spec.levels - 1)
+    x_0 = posterior.by_gradient(*where, y, degradation, spec.shape, keys, o.step_size, noise)
+    return to_images(x_0, spec.levels, f"restore: {OVERFLOW}")
 
 
 def to_images(x: jax.Array, levels: int, failure: str) -> jax.Array:

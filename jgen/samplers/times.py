@@ -28,7 +28,14 @@ NOISE_ALONE = -16.0  # log(alpha / sigma) below which alpha is 0 but for roundin
 
 
 def make_times(
-    process: Process, spacing: str, steps: int, *, num_timesteps: int = 0, shift: float = 1.0, low: float = 0.002
+    process: Process,
+    spacing: str,
+    steps: int,
+    *,
+    num_timesteps: int = 0,
+    shift: float = 1.0,
+    low: float = 0.002,
+    offset: int = 0,
 ) -> Any:
     """`steps` times in (0, 1], decreasing: float64 on the host, or of JAX where the process is learned.
 
@@ -36,6 +43,7 @@ def make_times(
       num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
       shift: s of the spacing "shifted".
       low: sigma / alpha at the last of the times "log_snr" and "karras".
+      offset: steps of the chain by which the times "leading" are later.
     Raises:
       UserError: a spacing that the model's time does not have, or numbers out of range.
     """
@@ -43,7 +51,7 @@ def make_times(
     require_choice("spacing", spacing, fitting)
     require(steps >= 1, f"steps is {steps}: it must be above zero")
     if spacing in CHAIN_SPACINGS:
-        return np.array(sampling_times(num_timesteps, steps, spacing), np.float64) / num_timesteps
+        return np.array(sampling_times(num_timesteps, steps, spacing, offset), np.float64) / num_timesteps
     uniform = 1.0 - np.arange(steps, dtype=np.float64) / steps
     if spacing == "uniform":
         return uniform

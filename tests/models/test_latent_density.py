@@ -17,9 +17,11 @@ from jgen.core.model import Context, FrozenModel, GenerativeModel, ImageSpec
 from jgen.errors import UserError
 from jgen.experiment import make_model
 from jgen.models.vae import autoencoder, latent_density, vae
+from jgen.prob import gaussian_mixture
 
 DIGITS = data_of(8, 8, 1, 17, num_classes=10)
 DIM = 6
+FULL = gaussian_mixture.full()
 LINEAR = autoencoder.Config(network="dense", widths=(), blocks=0, latent=DIM)
 CONFIG = latent_density.Config(components=5, power=0.0, covariance_floor=1e-6, class_conditional=False)
 
@@ -70,7 +72,7 @@ def step_of(model, frozen):
 
 def in_codes(extra, floor):
     """Weights (H, K), means (K, D) and covariances (K, D, D) in the autoencoder's units, float64."""
-    weights, means, factors = map(np.float64, latent_density.mixture_of(extra["mixture"], floor))
+    weights, means, factors = map(np.float64, FULL.mixture_of(extra["mixture"], floor))
     mean, std = (np.float64(extra["units"][name]) for name in ("mean", "std"))
     factors = factors * std[None, :, None]
     return weights, means * std + mean, factors @ factors.transpose(0, 2, 1)
@@ -167,9 +169,9 @@ def test_sampled_codes_have_the_moments_of_the_mixture():
     weights = np.array([[0.2, 0.8], [1.0, 0.0]], np.float32)
     means = np.array([[1.0, -1.0], [-2.0, 3.0]], np.float32)
     factors = np.tril(gen.uniform(0.3, 1.0, (2, 2, 2))).astype(np.float32)
-    mixture = latent_density.Mixture(*map(jnp.asarray, (weights, means, factors)))
+    mixture = gaussian_mixture.Mixture(*map(jnp.asarray, (weights, means, factors)))
     n = 20_000
-    draw = jax.jit(lambda row, t: latent_density.sample_codes(mixture, keys_of(n), jnp.full(n, row), t))
+    draw = jax.jit(lambda row, t: gaussian_mixture.sample(FULL, mixture, keys_of(n), jnp.full(n, row), t))
     for row in range(2):
         z, w = np.asarray(draw(row, 1.0)), weights[row]
         covariances = factors @ factors.transpose(0, 2, 1)

@@ -249,3 +249,30 @@ def test_bad_options_of_sampling_and_scoring_are_one_line():
             getattr(model, name)(params, CTX, keys_of(64), *inputs, {}, **options)
     with pytest.raises(UserError, match="unknown option 'steps'"):
         resolve_options(model, "sample", {"steps": 3})
+
+
+@pytest.mark.parametrize("logvar_shift", [0.0, 0.7])
+def test_completions_have_the_conditional_distribution(logvar_shift):
+    """Of the linear-Gaussian model in closed form, also where the encoder is not its posterior."""
+    model, params, images, *_ = linear_gaussian(logvar_shift)
+    n, known = 2000, np.arange(16) < 8
+    model = vae.make(replace(LINEAR, sampling=vae.Sampling(mean=False)), DATA)
+    given = np.repeat(images[:1], n, axis=0)
+    mask = np.broadcast_to(known.reshape(4, 4), (n, 4, 4))
+    inpaint = jax.jit(lambda: model.inpaint(params, CTX, keys_of(n), given, mask, {}, steps=60, warmup_steps=5))
+    made = np.asarray(inpaint()).reshape(n, 16)
+    np.testing.assert_array_equal(made[:, known], given.reshape(n, 16)[:, known])
+    W, b = (np.float64(params["decoder"]["out"][name]) for name in ("kernel", "bias"))
+    S, x = W.T @ W + 0.01 * np.eye(16), images[0].ravel() / 127.5 - 1
+    gain = S[~known][:, known] @ np.linalg.inv(S[known][:, known])
+    mean, cov = b[~known] + gain @ (x - b)[known], S[~known][:, ~known] - gain @ S[known][:, ~known]
+    drawn = made[:, ~known] / 127.5 - 1
+    assert np.all(np.abs(drawn.mean(0) - mean) < 5 * np.sqrt(np.diag(cov) / n) + 1 / 255)
+    np.testing.assert_allclose(np.cov(drawn.T), cov, atol=6 * np.diag(cov).max() * np.sqrt(2 / n))
+
+
+def test_a_chain_of_warmup_alone_is_refused():
+    model, params, images, *_ = linear_gaussian()
+    mask = np.ones((64, 4, 4), bool)
+    with pytest.raises(UserError, match="warmup_steps is 20: it must be from 0 and below steps"):
+        model.inpaint(params, CTX, keys_of(64), images, mask, {}, steps=20)

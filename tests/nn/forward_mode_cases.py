@@ -14,8 +14,11 @@ from jgen.nn import (
     autoregressive_flow,
     biggan,
     clip,
+    clip_text,
     code_pixelcnn,
+    condition_unet,
     conv,
+    cross_attention,
     dcgan,
     dit,
     dropout,
@@ -192,6 +195,11 @@ def spectral_layers(module, *inputs, rest):
     return apply_converged, (params, *inputs)
 
 
+MASK = np.arange(5)[None] < np.array([[3], [5]])
+TOKENS = cross_attention.Tokens(normal(2, 5, 6), MASK)
+CLIP_TEXT = clip_text.Config(5, 4, 8, 2, 2, 8, "quick_gelu", projection=3, end=4)
+CONDITION_UNET = condition_unet.Config((4, 8), 1, (0, 1), 1, (1, 2), context=6, pooled=3, size_features=4, groups=2)
+SIZES = np.ones((2, condition_unet.NUM_SIZES), np.float32)
 SPARSE = (Pattern("local", 3), Pattern("column", 3))
 UNET = unet.UNet((8,), 1, (), 8, 4, 0.1, 3, 1)
 NCSNPP = song_unet.SongUNet((8,), 1, (), 8, 4, 0.1, 3, 1, architecture="ncsnpp")
@@ -217,6 +225,13 @@ CASES = {
     "GroupNorm": lambda: layer(normalization.GroupNorm(2), normal(2, 3, 4, 6)),
     "attention": lambda: (attention.attention, (normal(2, 6, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4))),
     "SelfAttention2D": lambda: layer(attention.SelfAttention2D(4, 2), normal(2, 3, 4, 8)),
+    "attention with a mask": lambda: (
+        lambda *x: attention.attention(*x, MASK),
+        (normal(2, 6, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4)),
+    ),
+    "CrossAttention": lambda: layer(cross_attention.CrossAttention(2), normal(2, 4, 8), rest=(TOKENS,)),
+    "TransformerBlock": lambda: layer(cross_attention.TransformerBlock(2), normal(2, 4, 8), rest=(TOKENS,)),
+    "SpatialTransformer": lambda: layer(cross_attention.SpatialTransformer(4, 2), normal(2, 2, 3, 8), rest=(TOKENS,)),
     "dropout": lambda: (lambda x: dropout.dropout(x, KEYS, 0.5), (normal(2, 3, 4, 5),)),
     "sinusoidal_embedding": lambda: (lambda t: embeddings.sinusoidal_embedding(0.1 * t, 8), (T,)),
     "nearest": lambda: (resampling.nearest, (normal(2, 2, 3, 4),)),
@@ -401,6 +416,11 @@ CASES = {
     "clip.AttentionPool": lambda: layer(clip.AttentionPool(2, 3), normal(2, 2, 3, 4)),
     "clip.ImageEncoder": lambda: layer(clip.ImageEncoder((4, 8), 1, 2, 2, 3), normal(2, 4, 4, 1)),
     "clip.TextEncoder": lambda: texts(clip.TextEncoder(5, 4, 2, 8, 2, 1, 3), 4),
+    "ClipTextEncoder": lambda: texts(clip_text.ClipTextEncoder(CLIP_TEXT), 4),
+    "clip_text.Block": lambda: layer(clip_text.Block(CLIP_TEXT), normal(2, 3, 8)),
+    "ConditionUNet": lambda: layer(
+        condition_unet.ConditionUNet(CONDITION_UNET, 4), normal(2, 4, 4, 4), rest=(T, TOKENS, normal(2, 3), SIZES)
+    ),
     "tarflow.AutoregressiveLayer": lambda: layer(
         tarflow.AutoregressiveLayer(4, 2, 8, 2, 1, 8, 3), normal(2, 4, 2), rest=(LABEL,)
     ),

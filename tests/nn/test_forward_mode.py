@@ -37,6 +37,7 @@ NETWORKS = (
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
 NETWORKS += ("stylegan3.Synthesis", "stylegan3.Generator", "ProjectedDiscriminator")
+NETWORKS += ("ClipTextEncoder", "ConditionUNet")
 NETWORKS += tuple(
     f"{family}.{name}"
     for family in ("biggan", "stylegan2", "r3gan", "progan")

@@ -91,6 +91,14 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         validate=partial(validate, latent),
         best=diffusion.best,
         functions={"count_evaluations": diffusion.functions["count_evaluations"]},
+        inpaint=partial(inpaint, latent),
+        inpainting=diffusion.inpainting,
+        edit=partial(edit, latent),
+        editing=diffusion.editing,
+        invert=partial(invert, latent),
+        inverting=diffusion.inverting,
+        decode=partial(decode, latent),
+        decoding=diffusion.decoding,
         why_not={"log_prob": "a decoded image is without pixel noise, so that it has no probability of its own"},
     )
 
@@ -123,7 +131,7 @@ def decoded(latent: Latent, ctx: Context, z: jax.Array) -> jax.Array:
 
 def with_latents(latent: Latent, ctx: Context, keys: jax.Array, batch: Batch) -> Batch:
     """The batch with scaled latents as its images."""
-    return {**batch, "image": encoded(latent, ctx, keys, batch["image"]) / ctx.extra["latent_scale"]}
+    return {**batch, "image": scaled(latent, ctx, keys, batch["image"])}
 
 
 def loss(
@@ -150,6 +158,59 @@ def trajectory(latent: Latent, params: Roles, ctx: Context, keys: jax.Array, con
     states = latent.diffusion.trajectory(params, ctx, keys, cond, **options)
     images = jax.lax.map(partial(decoded, latent, ctx), jnp.moveaxis(states, 1, 0))  # a step at a time, as `sample`
     return jnp.moveaxis(images, 0, 1)
+
+
+def scaled(latent: Latent, ctx: Context, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """z / scale of uint8 images."""
+    return encoded(latent, ctx, keys, images) / ctx.extra["latent_scale"]
+
+
+def edit(
+    latent: Latent, params: Roles, ctx: Context, keys: jax.Array, images: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    assert latent.diffusion.edit is not None
+    key_encode, key_edit = rng.split(keys, 2)
+    z = scaled(latent, ctx, key_encode, images)
+    return decoded(latent, ctx, latent.diffusion.edit(params, ctx, key_edit, z, cond, **options))
+
+
+def inpaint(
+    latent: Latent,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """Latents of which every pixel is kept are kept, and in the decoded image those pixels."""
+    assert latent.diffusion.inpaint is not None
+    key_encode, key_draw = rng.split(keys, 2)
+    z = scaled(latent, ctx, key_encode, images)
+    rows, columns = z.shape[1:3]
+    blocks = mask.reshape(len(mask), rows, mask.shape[1] // rows, columns, mask.shape[2] // columns)
+    kept = jnp.all(blocks, axis=(2, 4))
+    drawn = decoded(latent, ctx, latent.diffusion.inpaint(params, ctx, key_draw, z, kept, cond, **options))
+    return jnp.where(mask[..., None], images, drawn)
+
+
+def invert(
+    latent: Latent, params: Roles, ctx: Context, keys: jax.Array, images: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    assert latent.diffusion.invert is not None
+    key_encode, key_invert = rng.split(keys, 2)
+    noise: jax.Array = latent.diffusion.invert(
+        params, ctx, key_invert, scaled(latent, ctx, key_encode, images), cond, **options
+    )
+    return noise
+
+
+def decode(
+    latent: Latent, params: Roles, ctx: Context, keys: jax.Array, noise: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    assert latent.diffusion.decode is not None
+    return decoded(latent, ctx, latent.diffusion.decode(params, ctx, keys, noise, cond, **options))
 
 
 def check_sampling(latent: Latent, o: Sampling) -> None:

@@ -9,7 +9,6 @@ f. So the latents of an image are standard normal under the model, and a tempera
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
-from jgen.prob.bijectors import logit
-from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, quantise, uniform
+from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, preprocess, quantise, uniform
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
 
@@ -64,17 +62,6 @@ class Bijection(NamedTuple):
     forward: Callable[[Tree, Tree, Any, Any], tuple[tuple[Any, ...], Any]]
     inverse: Callable[[Tree, Tree, tuple[Any, ...], Any], Any]
     shapes: tuple[tuple[int, int, int], ...]
-
-
-def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
-    """x in [0, levels) to x / levels - 1/2, or for alpha > 0 to the logit of x / levels; or back: (y, log_det)."""
-    constant = jnp.full(x.shape[:1], x[0].size * math.log(levels), x.dtype)
-    if inverse:
-        x, log_det = logit(x, alpha, inverse=True) if alpha > 0 else (x + 0.5, 0.0)
-        return x * levels, log_det + constant
-    x = x / levels
-    x, log_det = logit(x, alpha) if alpha > 0 else (x - 0.5, 0.0)
-    return x, log_det - constant
 
 
 class Flow(NamedTuple):

@@ -8,7 +8,8 @@ Glossary: x image; c its text, as tokens; f, g the encoders; tau the log of the 
 global batch, on however many devices: so it is not accumulated in parts.
 
 It has no images of its own: it lends `embed_image` and `embed_text`, both of unit length, so that their products rank
-texts for an image (zero-shot classification) and images for a text (retrieval). Validation scores are of the batch:
+texts for an image (zero-shot classification) and images for a text (retrieval), and `encode_text`, the features of each
+token, for models that attend to them. Validation scores are of the batch:
 `image_to_text`, whether an image's own text has the greatest product with it, and `text_to_image`. A text that is
 written twice in the batch counts as right at either place.
 
@@ -36,6 +37,7 @@ from jgen.core import parallel
 from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
 from jgen.errors import require, require_positive
 from jgen.nn.clip import ImageEncoder, TextEncoder
+from jgen.nn.cross_attention import Tokens
 from jgen.prob.contrastive import contrastive_losses, nearest
 from jgen.prob.pixels import to_float
 
@@ -102,7 +104,11 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         phases=(phase,),
         validate=partial(validate, clip),
         best=("nll", "min"),
-        functions={"embed_image": partial(embed_image, clip), "embed_text": partial(embed_text, clip)},
+        functions={
+            "embed_image": partial(embed_image, clip),
+            "embed_text": partial(embed_text, clip),
+            "encode_text": partial(encode_text, clip),
+        },
         whole_batch=True,
         why_not={"sample": "it compares images with texts: a text-to-image model draws them"},
     )
@@ -155,6 +161,12 @@ def embed_image(clip: Clip, params: Roles, ctx: Context, x: jax.Array) -> jax.Ar
 def embed_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> jax.Array:
     """v, float32 (B, embedding), of tokens, int32 (B, T)."""
     return to_unit(clip.text_encoder.apply({"params": params["text"]}, tokens))
+
+
+def encode_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> Tokens:
+    """The features of each token, float32 (B, T, text_width), for models that attend to them."""
+    features: Tokens = clip.text_encoder.apply({"params": params["text"]}, tokens, method="encode")
+    return features
 
 
 def to_unit(h: jax.Array) -> jax.Array:

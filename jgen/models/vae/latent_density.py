@@ -42,9 +42,10 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
-from jgen.prob.likelihoods import LOG_2PI
+from jgen.prob import gaussian_mixture
+from jgen.prob.gaussian_mixture import Mixture, spread_out
 
-HIGHEST = jax.lax.Precision.HIGHEST  # covariances are differences of statistics: GPUs would round these to ten bits
+COVARIANCE = gaussian_mixture.full()
 SMALLEST_STD = 1e-2  # of a dimension of the codes, as a fraction of the largest
 
 
@@ -69,14 +70,6 @@ class Config:
     class_conditional: bool = True
     """Weights of the components by class."""
     sampling: Sampling = field(default_factory=Sampling)
-
-
-class Mixture(NamedTuple):
-    """weights (H, K), a row per class; means (K, D); Cholesky factors of the covariances, lower, (K, D, D)."""
-
-    weights: jax.Array
-    means: jax.Array
-    factors: jax.Array
 
 
 class Density(NamedTuple):
@@ -137,70 +130,14 @@ def init(density: Density, key: jax.Array, batch: Batch, frozen: Any) -> tuple[R
     z = codes_of(density, Context(jnp.int32(0), key_codes, frozen=frozen), keys, batch)
     mean, std = jnp.mean(z, axis=0), jnp.std(z, axis=0)
     units = {"mean": mean, "std": jnp.maximum(std, SMALLEST_STD * jnp.max(std) + 1e-6)}
-    centres = spread_out(key_centres, standardise(z, units), density.config.components)
-    return {}, {"units": units, "mixture": start_statistics(centres, density.rows)}
+    num, dim = density.config.components, z.shape[1]
+    centres = spread_out(key_centres, standardise(z, units), num)
+    weights = jnp.full((density.rows, num), 1.0 / (density.rows * num))
+    return {}, {"units": units, "mixture": COVARIANCE.start(weights, centres, jnp.ones(dim), key_centres)}
 
 
 def standardise(z: jax.Array, units: Roles) -> jax.Array:
     return (z - units["mean"][None, :]) / units["std"][None, :]
-
-
-def spread_out(key: jax.Array, z: jax.Array, num: int) -> jax.Array:
-    """`num` of the codes z (n, D): each drawn in proportion to its squared distance from those chosen before."""
-    keys = jax.random.split(key, num)
-    first = z[jax.random.randint(keys[0], (), 0, z.shape[0])]
-
-    def choose(distance: jax.Array, step_key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        chosen = z[jax.random.categorical(step_key, jnp.log(distance + 1e-12))]
-        return jnp.minimum(distance, jnp.sum((z - chosen[None, :]) ** 2, axis=-1)), chosen
-
-    distance = jnp.sum((z - first[None, :]) ** 2, axis=-1)
-    _, rest = jax.lax.scan(choose, distance, keys[1:])
-    return jnp.concatenate([first[None, :], rest])
-
-
-def start_statistics(centres: jax.Array, rows: int) -> dict[str, jax.Array]:
-    """w (H, K), m (K, D) and M (K, D, D) of components of equal weight and unit covariance at `centres` (K, D)."""
-    num, dim = centres.shape
-    second = centres[:, :, None] * centres[:, None, :] + jnp.eye(dim)[None, :, :]
-    return {
-        "weight": jnp.full((rows, num), 1.0 / (rows * num)),
-        "first": centres / num,
-        "second": second / num,
-    }
-
-
-def mixture_of(statistics: dict[str, jax.Array], floor: float) -> Mixture:
-    """The M-step: equation 4."""
-    weight = statistics["weight"]
-    total = jnp.maximum(jnp.sum(weight, axis=0), 1e-12)
-    means = statistics["first"] / total[:, None]
-    second = statistics["second"] / total[:, None, None]
-    covariances = second - means[:, :, None] * means[:, None, :] + floor * jnp.eye(means.shape[1])[None, :, :]
-    weights = weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1e-12)
-    return Mixture(weights, means, jnp.linalg.cholesky(covariances))
-
-
-def component_log_prob(mixture: Mixture, z: jax.Array, row: jax.Array) -> jax.Array:
-    """log pi_hk + log N(z; mu_k, S_k), float32 (B, K), of standardised codes (B, D) in the rows h (B,)."""
-    dim = z.shape[-1]
-    identity = jnp.broadcast_to(jnp.eye(dim)[None, :, :], mixture.factors.shape)
-    inverse = jax.lax.linalg.triangular_solve(mixture.factors, identity, left_side=True, lower=True)
-    difference = z[:, None, :] - mixture.means[None, :, :]
-    whitened = jnp.einsum("kij,bkj->bki", inverse, difference, precision=HIGHEST)
-    log_det = jnp.sum(jnp.log(jnp.diagonal(mixture.factors, axis1=1, axis2=2)), axis=-1)
-    log_normal = -0.5 * (jnp.sum(whitened**2, axis=-1) + dim * LOG_2PI) - log_det[None, :]
-    return jnp.log(jnp.maximum(mixture.weights[row], 1e-30)) + log_normal
-
-
-def mean_statistics(responsibilities: jax.Array, z: jax.Array, row: jax.Array, rows: int) -> dict[str, jax.Array]:
-    """Means over the examples of the statistics of equation 3, of responsibilities (B, K)."""
-    r, num = responsibilities, z.shape[0]
-    return {
-        "weight": jnp.matmul(jax.nn.one_hot(row, rows).T, r, precision=HIGHEST) / num,
-        "first": jnp.matmul(r.T, z, precision=HIGHEST) / num,
-        "second": jnp.einsum("bk,bi,bj->kij", r, z, z, precision=HIGHEST) / num,
-    }
 
 
 def row_of(density: Density, cond: Cond, num: int) -> jax.Array:
@@ -211,10 +148,15 @@ def row_of(density: Density, cond: Cond, num: int) -> jax.Array:
 def log_density_of_codes(density: Density, ctx: Context, z: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log p(z | h) of the codes as the autoencoder gives them, float32 (B,), and the responsibilities (B, K)."""
     units = ctx.extra["units"]
-    mixture = mixture_of(ctx.extra["mixture"], density.config.covariance_floor)
-    log_joint = component_log_prob(mixture, standardise(z, units), row)
-    log_p = jax.nn.logsumexp(log_joint, axis=-1)
-    return log_p - jnp.sum(jnp.log(units["std"])), jnp.exp(log_joint - log_p[:, None])
+    log_p, responsibilities = gaussian_mixture.log_density(
+        COVARIANCE, mixture_in(density, ctx), standardise(z, units), row
+    )
+    return log_p - jnp.sum(jnp.log(units["std"])), responsibilities
+
+
+def mixture_in(density: Density, ctx: Context) -> Mixture:
+    """The mixture of standardised codes."""
+    return COVARIANCE.mixture_of(ctx.extra["mixture"], density.config.covariance_floor)
 
 
 def loss(
@@ -222,9 +164,9 @@ def loss(
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     z, row = codes_of(density, ctx, keys, batch), row_of(density, batch, batch["image"].shape[0])
     log_p, responsibilities = log_density_of_codes(density, ctx, z, row)
-    means = mean_statistics(responsibilities, standardise(z, ctx.extra["units"]), row, density.rows)
-    g = (ctx.step + 2.0) ** -density.config.power
-    new = jax.tree.map(lambda old, mean: (1.0 - g) * old + g * mean, ctx.extra["mixture"], means)  # equation 3
+    z, g = standardise(z, ctx.extra["units"]), gaussian_mixture.step_size(ctx.step, density.config.power)
+    old, mixture = ctx.extra["mixture"], mixture_in(density, ctx)
+    new = gaussian_mixture.move(COVARIANCE, old, mixture, responsibilities, z, row, g)
     return -jnp.mean(log_p), ({"nll_codes": -jnp.mean(log_p)}, {"mixture": new})
 
 
@@ -233,23 +175,14 @@ def validate(density: Density, params: Roles, ctx: Context, keys: jax.Array, bat
     return {"nll_codes": -log_density_of_codes(density, ctx, z, row)[0]}
 
 
-def sample_codes(mixture: Mixture, keys: jax.Array, row: jax.Array, temperature: float) -> jax.Array:
-    """Standardised codes (B, D)."""
-    key_component, key_eps = rng.split(keys, 2)
-    logits = jnp.log(jnp.maximum(mixture.weights[row], 1e-30))
-    k = jax.vmap(jax.random.categorical)(key_component, logits)
-    eps = rng.normal(key_eps, mixture.means.shape[1:])
-    noise = jnp.einsum("bij,bj->bi", mixture.factors[k], eps, precision=HIGHEST)
-    return mixture.means[k] + temperature * noise
-
-
 def sample(density: Density, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     o = replace(density.config.sampling, **options)
     require_temperature(o.temperature)
     key_codes, key_decode = rng.split(keys, 2)
     units, row = ctx.extra["units"], row_of(density, cond, keys.shape[0])
-    mixture = mixture_of(ctx.extra["mixture"], density.config.covariance_floor)
-    z = sample_codes(mixture, key_codes, row, o.temperature) * units["std"][None, :] + units["mean"][None, :]
+    mixture = mixture_in(density, ctx)
+    z = gaussian_mixture.sample(COVARIANCE, mixture, key_codes, row, o.temperature)
+    z = z * units["std"][None, :] + units["mean"][None, :]
     return decode(density, params, ctx, key_decode, z, cond)
 
 

@@ -53,6 +53,16 @@ MIN_LOG_SCALE = -7.0  # of a learned scale on [-1, 1]: an eighth of the width of
 
 
 @dataclass(frozen=True)
+class Inpainting:
+    """Options of inpaint."""
+
+    steps: int = 200
+    """Steps of the Markov chain, each an evaluation of the encoder and two of the decoder."""
+    warmup_steps: int = 20
+    """Of them, the first steps, which accept every proposal."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A variational autoencoder."""
 
@@ -129,6 +139,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         likelihood="lower_bound",
         encode=partial(encode, vae),
         decode=partial(decode, vae),
+        inpaint=partial(inpaint, vae),
+        inpainting=Inpainting(),
     )
 
 
@@ -263,6 +275,42 @@ def encode(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array,
 def decode(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, z: jax.Array, cond: Cond) -> jax.Array:
     require_latents(z, (vae.config.latent,))
     return pixels(vae, params, z, cond.get("label")).show()
+
+
+def inpaint(
+    vae: Vae,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """Metropolis within Gibbs (Mattei & Frellsen 2018, arXiv 1802.04826, algorithm 1): z ~ p(z|x) by proposals from
+    q(z|x) and unknown pixels from p(x|z), in turn, so that the chain has the model's conditional distribution."""
+    o = Inpainting(**options)
+    require(0 <= o.warmup_steps < o.steps, f"warmup_steps is {o.warmup_steps}: it must be from 0 and below steps")
+    known, label = mask[..., None], cond.get("label")
+    key_start, key_steps = rng.split(keys, 2)
+
+    def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        z, x = carry
+        key_eps, key_accept, key_x = rng.split(rng.fold_in(key_steps, number), 3)
+        mu, logvar = posterior(vae, params, x, cond)
+        eps = jnp.stack([rng.normal(key_eps, z.shape[1:]), (z - mu) * jnp.exp(-0.5 * logvar)])
+        log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, eps, x, cond)
+        log_w = log_p_x + log_ratio
+        accept = jnp.log(rng.uniform(key_accept, ())) < log_w[0] - log_w[1]
+        proposal = mu + jnp.exp(0.5 * logvar) * eps[0]
+        z = jnp.where(((number < o.warmup_steps) | accept)[:, None], proposal, z)
+        return (z, jnp.where(known, images, pixels(vae, params, z, label).draw(key_x))), None
+
+    z = rng.normal(key_start, (vae.config.latent,))
+    x = jnp.where(known, images, pixels(vae, params, z, label).show())
+    (z, x), _ = jax.lax.scan(step, (z, x), jnp.arange(o.steps))
+    shown = pixels(vae, params, z, label).show() if vae.config.sampling.mean else x
+    return jnp.where(known, images, shown)
 
 
 def check_config(config: Config, data: DataSpec) -> None:

@@ -11,15 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+MASKED = -1e30  # in place of a logit: finite, so that gradients of masked keys are zero and not NaN
 CHUNK = 1 << 19  # attention weights that are computed at a time: 2 MiB, what a core's cache holds
 
 
-def attention(q: Any, k: Any, v: Any) -> Any:
-    """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D).
+def attention(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+    """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D); of the keys where
+    mask, bool (B, M), is true, or of all.
 
     The arithmetic is float32. For the gradient the weights are recomputed from the log-sum-exp of the logits.
     """
     q = q * (q.shape[-1] ** -0.5)
+    if mask is not None:  # one more feature of queries and keys, which adds 0 or MASKED to the logits
+        penalty = jnp.where(mask, 0.0, MASKED).astype(jnp.float32)[:, :, None, None]
+        q = jnp.concatenate([q.astype(jnp.float32), jnp.ones((*q.shape[:3], 1))], axis=-1)
+        k = jnp.concatenate([k.astype(jnp.float32), jnp.broadcast_to(penalty, (*k.shape[:3], 1))], axis=-1)
     return _attend(q.astype(jnp.float32), k.astype(jnp.float32), v.astype(jnp.float32)).astype(v.dtype)
 
 

@@ -1,0 +1,1 @@
+"""Classical models: mixtures and textures, without a network that is trained."""

@@ -1,0 +1,141 @@
+"""Classifying by a generative model: python -m jgen.studies.classification RUN [RUN ...] --out FOLDER
+
+p(class | image) of test images by Bayes' rule from class-conditional runs, beside a network that is trained to tell the
+classes. "score" is what Bayes' rule is given, a likelihood or the errors of a denoiser; "nll" is the mean of
+-log p(right class) in nats, and ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). FOLDER has
+classification.json, which the same command goes on with, and classification.png.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jgen import cli
+from jgen.errors import require, require_seed
+from jgen.metrics.anomaly import calibration_error
+from jgen.studies import reporting
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What is classified."""
+
+    out: str = "results/studies"
+    """Folder of the record and the figure."""
+    scores: Literal["all", "log_prob", "energy"] = "all"
+    """What Bayes' rule is given, of runs that have both; bounds of a chain of steps take long."""
+    num: int = 0
+    """The first images of the test split; 0: all."""
+    seed: int = 0
+    """Seed of the noise of bounds."""
+
+
+def command(args: list[str]) -> int:
+    title = "python -m jgen.studies.classification RUN [RUN ...]"
+    runs = []
+    while args and not args[0].startswith("-"):
+        runs.append(args.pop(0))
+    a = cli.parse(Arguments, args, title, __doc__ or "")
+    require(bool(runs), f"which runs? {title} --out FOLDER")
+    require(a.num >= 0, f"--num is {a.num}: it must be zero (all) or above")
+    require_seed(a.seed, "--seed")
+    record, figure = reporting.open_record(a.out, "classification")
+    import jgen
+    from jgen.core.generate import require_capability
+    from jgen.studies import scores
+
+    gens = {run: jgen.load(run) for run in runs}
+    for gen in gens.values():
+        require_capability(gen.model, "classify")
+    settings = [
+        {**scores.identity_of(run, gen, 0, a.seed), "num": a.num, "score": score}
+        for run, gen in gens.items()
+        for score in scores_of(gen.model, a.scores)
+    ]
+    first = settings[0]
+    settings.append({**first, "system": "classifier", "score": "network"})
+    rows = scores.score_all(record, settings, lambda setting: measure(setting, gens[setting["run"]]))
+    return reporting.report(figure, rows, draw, table)
+
+
+def scores_of(model: Any, wanted: str) -> list[str]:
+    """The scores of a model that are wanted; of one that has only the other, that."""
+    names = [name for name in ("log_prob", "energy") if getattr(model, name) is not None]
+    return [name for name in names if wanted in ("all", name)] or names
+
+
+def measure(setting: Row, gen: Any) -> Row:
+    """The scores of one run by one score, or of the network trained on that run's data."""
+    import jax
+
+    from jgen.data import dataset
+    from jgen.data.pictures import to_display
+    from jgen.figures import fetch
+    from jgen.sample_scores import load_reader
+    from jgen.studies.scores import ScoringProtocol
+    from jgen.train.run_directory import read_config
+
+    fingerprint = read_config(Path(setting["run"]))["data_fingerprint"]
+    config, data = dataset.reopen(gen.config.data, fingerprint, setting["run"], gen.tokenizers)
+    split = data.splits["test"]
+    num = setting["num"] or split.num
+    require(num <= split.num, f"--num is {num}: the test split has {split.num}")
+    batch = fetch(gen, split, np.arange(num), setting["seed"])
+    images, classes = batch["image"], batch["label"]
+    if setting["score"] == "network":
+        reader = load_reader(data, config, ScoringProtocol(), True)
+        logits = np.asarray(reader.apply(to_display(images, data.spec.image.levels))[2], np.float64)
+        return judge(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), classes)
+    key = jax.random.key(setting["seed"])
+    return judge(gen.class_log_probs(key, images, by=setting["score"], batch_size=100), classes)
+
+
+def judge(log_probs: np.ndarray, classes: np.ndarray) -> Row:
+    """Accuracy, mean negative log-probability of the right class in nats, and calibration of log p (n, K)."""
+    right = log_probs[np.arange(len(classes)), classes]
+    confidence = np.exp(log_probs.max(axis=1))
+    return {
+        "images": len(classes),
+        "accuracy": float(np.mean(log_probs.argmax(axis=1) == classes)),
+        "nll": float(-right.mean()),
+        "calibration_error": calibration_error(log_probs, classes),
+        "confidence": float(confidence.mean()),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| system | score | accuracy, % | mean confidence, % | ECE, % | nll, nats |", "| --- " * 6 + "|"]
+    for row in rows:
+        setting = row["setting"]
+        numbers = [f"{100 * row[name]:.1f}" for name in ("accuracy", "confidence", "calibration_error")]
+        lines.append(f"| {setting['system']} | {setting['score']} | {' | '.join(numbers)} | {row['nll']:.3f} |")
+    return "\n".join(lines)
+
+
+def draw(path: Path, rows: list[Row]) -> None:
+    """Accuracy and mean confidence of each row, as bars."""
+    from jgen.compare.page import pyplot
+
+    plt = pyplot()
+    fig, axis = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
+    names = [f"{row['setting']['system']}, {row['setting']['score']}" for row in rows]
+    place = np.arange(len(rows))
+    for shift, name in ((-0.2, "accuracy"), (0.2, "confidence")):
+        axis.barh(place + shift, [100 * row[name] for row in rows], 0.38, label=name)
+    axis.set_yticks(place, names)
+    axis.invert_yaxis()
+    axis.set_xlim(80, 100)
+    axis.set_xlabel("% of test images")
+    axis.legend(loc="lower left")
+    reporting.save_figure(path, fig)
+
+
+if __name__ == "__main__":
+    cli.main(command)
