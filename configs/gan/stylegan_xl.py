@@ -23,7 +23,7 @@ def digits() -> Experiment:
     # Frozen features at 32x32: at the paper's 224x224 a step would take fifty times as long.
     widths: dict[str, Any] = {"max_channels": 32, "latent": 32, "style": 32, "disc_width": 8, "disc_embedding": 32}
     model = Config(stages=(4,), margin=2, feature_size=32, **widths)
-    train = digits_training(600, ADAM, ema_decay=0.99)
+    train = digits_training(500, ADAM, batch_size=32, ema_decay=0.99)
     return Experiment(model, Data(name="digits"), train)
 
 
