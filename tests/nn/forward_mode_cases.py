@@ -36,6 +36,7 @@ from jgen.nn import (
     pixelcnn_pp,
     pixelrnn,
     progan,
+    projected_discriminator,
     quantile_head,
     r3gan,
     resampling,
@@ -43,6 +44,7 @@ from jgen.nn import (
     song_unet,
     spectral_norm,
     stylegan2,
+    stylegan3,
     tarflow,
     text_image_transformer,
     transformer,
@@ -58,6 +60,7 @@ T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 ONE_HOT = np.eye(3, dtype=np.float32)[LABEL]
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
+STAGES = stylegan3.schedule(IMAGES, (3, 3), 4, 32, 1)
 IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
 
 
@@ -418,6 +421,21 @@ CASES = {
     "stylegan2.DiscriminatorBlock": lambda: layer(stylegan2.DiscriminatorBlock(4), normal(2, 4, 6, 3)),
     "stylegan2.Discriminator": lambda: layer(
         stylegan2.Discriminator((3, 4), 1, 2), normal(2, 8, 8, 1), rest=(ONE_HOT,)
+    ),
+    "FourierInput": lambda: layer(stylegan3.FourierInput(STAGES[0][0].before), normal(2, 5)),
+    "FilteredLayer": lambda: layer(stylegan3.FilteredLayer(STAGES[1][2]), normal(2, 6, 6, 4), normal(2, 5)),
+    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 1), normal(2, 5)),
+    "stylegan3.Generator": lambda: layer(stylegan3.Generator(STAGES, 0, 5, 1, 3), normal(2, 3), rest=(ONE_HOT, False)),
+    "Mixing": lambda: layer(
+        projected_discriminator.Mixing(2), [normal(2, 4, 4, 3), normal(2, 2, 2, 4), normal(2, 1, 1, 5)]
+    ),
+    "Head": lambda: spectral_layers(
+        projected_discriminator.Head(1, 8, 3, 0.9), normal(2, 4, 4, 2), rest=(ONE_HOT, False)
+    ),
+    "ProjectedDiscriminator": lambda: spectral_layers(
+        projected_discriminator.ProjectedDiscriminator("random", 32, 2, 3, 0.9),
+        normal(2, 8, 8, 1),
+        rest=(ONE_HOT, False),
     ),
     "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
     "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),
