@@ -28,7 +28,7 @@ from jgen.core.generate import (
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
-from jgen.metrics.anomaly import KINDS, Kind, score_of
+from jgen.prob.anomaly import KINDS, Kind, score_of
 from jgen.prob.pixels import bits_per_dim
 
 GUIDED = ("sample", "trajectory", "inpaint", "edit", "invert", "decode")  # what may be led away from a negative
@@ -248,7 +248,7 @@ class Generator:
         A conditional model without a given class has the likelihood of all its classes, each as probable.
 
         Args:
-          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.metrics.anomaly`.
+          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.prob.anomaly`.
           reference: for typicality, images of the model's data, uint8 (m, H, W, C).
           background: for ratio, another model.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.

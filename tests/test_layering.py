@@ -42,11 +42,12 @@ MAY_IMPORT = {
         "sample_scores",
         "metrics",
         "compare",
+        "figures",
         "prob",
         "nn",
         "models",
     },
-    "figures": {"core", "errors", "data", "train", "cli", "experiment", "generator", "runs"},
+    "figures": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
     "compare": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
 }
 FAMILY_MAY_IMPORT = {"text_to_image": {"diffusion"}}  # whose objectives it is one more condition of

@@ -16,7 +16,7 @@ import numpy as np
 
 from jgen import cli
 from jgen.errors import require, require_seed
-from jgen.metrics.anomaly import calibration_error
+from jgen.metrics.decisions import calibration_error
 from jgen.studies import reporting
 
 Row = dict[str, Any]
