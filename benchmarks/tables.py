@@ -341,7 +341,7 @@ def of_rows(rows: list[dict[str, Any]]) -> str:
 
 def of_runs(rows: list[dict[str, Any]]) -> str:
     """The runs that the rows of a study are of, and what of them."""
-    settings = [row["setting"] for row in rows]
+    settings = [row["setting"] for row in rows if row["setting"].get("score") != "network"]  # which is no run
     runs = dict.fromkeys(f"{setting['system']} at step {setting['step']}" for setting in settings)
     samples = f"{settings[0]['samples']} samples per row, " * bool(settings[0]["samples"])
     return f"Of {', '.join(runs)}; {samples}seed {settings[0]['seed']}"

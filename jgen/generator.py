@@ -31,8 +31,12 @@ from jgen.core.generate import (
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
+<<<<<<< HEAD
 from jgen.metrics.anomaly import KINDS, Kind, score_of
 from jgen.prob.importance import bootstrap_log_mean
+=======
+from jgen.prob.anomaly import KINDS, Kind, score_of
+>>>>>>> classical
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -268,7 +272,7 @@ class Generator:
         A conditional model without a given class has the likelihood of all its classes, each as probable.
 
         Args:
-          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.metrics.anomaly`.
+          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.prob.anomaly`.
           reference: for typicality, images of the model's data, uint8 (m, H, W, C).
           background: for ratio, another model.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.

@@ -4,7 +4,7 @@ The area under the receiver operating characteristic (AUROC) by which scores of 
 from those of its own: 0.5 is chance, below it the other images look more like the model's data than its own. A model of
 Fashion-MNIST gives MNIST's digits a higher likelihood than Fashion-MNIST's test images (Nalisnick et al. 2019, arXiv
 1810.09136); complexity, typicality and the ratio to another model are what has been proposed against that
-(`jgen.metrics.anomaly`). FOLDER has anomaly.json, which the same command goes on with, and anomaly.png.
+(`jgen.prob.anomaly`). FOLDER has anomaly.json, which the same command goes on with, and anomaly.png.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from jgen import cli
 from jgen.errors import require, require_positive, require_seed
-from jgen.metrics.anomaly import KINDS, auroc, score_of
+from jgen.metrics.decisions import auroc
+from jgen.prob.anomaly import KINDS, score_of
 from jgen.studies import reporting
 
 Row = dict[str, Any]

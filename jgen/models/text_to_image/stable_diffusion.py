@@ -290,6 +290,6 @@ def given_text(
     *others, cond = inputs
     if f"negative_{TEXT}" in cond:
         system: Any = sd
-        check_negative(system, options)
+        check_negative(system, "sample", options)
     result: jax.Array = function(params, ctx, *others, with_context(sd, ctx.extra, cond), **options)
     return result
