@@ -59,6 +59,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     workdir = Path(workdir).expanduser()
     check_types(experiment, "experiment")
     parallel.require_equal_devices()
+    parallel.connect()
     check_config(experiment.train, parallel.device_count())
     check_roles(experiment.model, experiment.frozen)
     require_seed(experiment.seed)

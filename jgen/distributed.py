@@ -175,6 +175,7 @@ def working_together() -> Iterator[None]:
     with leaving_at_once():
         parallel.require_equal_devices()
         with parallel.together():
+            parallel.connect()
             yield
             parallel.wait_for_all("done")  # JAX lets no process end minutes before another
 
