@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
+import numpy as np
+
+from jgen.core.generate import brief
 from jgen.core.model import ArraySpec, DataSpec
-from jgen.errors import UserError
+from jgen.errors import UserError, require
 
 PADDING, START, END = 0, 1, 2  # a text is a start, its tokens, an end, and padding
 
@@ -19,3 +25,18 @@ def token_field(data: DataSpec, name: str, least: int = END + 1) -> ArraySpec:
         has = ", ".join(data.fields) or "no fields"
         raise UserError(f"text is {name!r}: it must be a field of tokens; the data has {has}")
     return spec
+
+
+def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
+    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
+
+    Args:
+      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
+    """
+    require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
+    tokens: np.ndarray = tokenizer.encode(text)
+    left_out = tokenizer.left_out(text)
+    if left_out:
+        words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
+        print(f"warning: {words}, without {brief(left_out)!r}", file=sys.stderr)
+    return tokens
