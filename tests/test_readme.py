@@ -174,8 +174,7 @@ def test_a_system_says_in_its_file_what_it_reached():
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
         elif score.get("alignment"):
-            shares = [scores["aligned"] for scores in score["alignment"].values()]
-            numbers += [f"{100 * share:.1f} % of samples" for share in shares]
+            numbers += [f"text alignment {100 * each['aligned']:.1f} %" for each in score["alignment"].values()]
         elif "codes" in score["reconstruction"]:
             codes = score["reconstruction"]
             numbers.append(f"perplexity {codes['perplexity']:.1f} of {codes['codes']}")
