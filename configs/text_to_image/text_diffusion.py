@@ -18,7 +18,7 @@ from jgen.train.config import tiny_training
 from jgen.train.presets import cosine, digits_training
 
 VARIANTS = {
-    "shapes": "32x32 rendered shapes with captions; 20 minutes on 2 CPU cores",
+    "shapes": "32x32 rendered shapes with captions; some 21 minutes of CPU time",
     "shapes_latent": "8x8 latents of them, on a frozen CLIP and a frozen autoencoder: Stable Diffusion's shape",
     "tiny": "the same, seconds to train; for tests",
 }
