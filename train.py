@@ -44,6 +44,7 @@ def arguments(experiment: Experiment, workdir: str) -> type:
 def train(experiment: Experiment, workdir: Path, distributed: Distributed | None = None) -> int:
     cli.set_up_process(distributed)
     import jgen
+    from jgen.core import parallel
     from jgen.train.loop import Interrupted
 
     steps = experiment.train.steps
@@ -52,6 +53,7 @@ def train(experiment: Experiment, workdir: Path, distributed: Distributed | None
     try:
         with leaving_at_once(Interrupted):
             outcome = jgen.fit(experiment, workdir)
+            parallel.wait_for_all("trained")  # JAX lets no process end minutes before another
     except Interrupted as stop:
         print(f"stopped at step {stop.step} of {steps}; saved. To go on, run the same command again.", file=sys.stderr)
         return stop.code

@@ -11,7 +11,8 @@
 
 The record is written after every part, and where its file is there already, of the same device and commit, what is
 measured anew replaces what it has; the command ends within --minutes. Every part runs in processes of its own: one that
-fails costs itself. It needs JAX, Flax, Optax, Orbax and NumPy, and measures without a peer where PyTorch is missing;
+fails costs itself. It needs JAX, Flax, Optax, Orbax and NumPy, and measures without a peer where PyTorch is missing; a
+system that needs another package that is missing, such as diffrax, is passed over and named;
 tensorflow-datasets, grain and tyro are not used. --small takes small networks and some of the systems: a minute or two
 on two CPU cores.
 """
@@ -33,7 +34,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 from on_device import report  # noqa: E402
-from on_device.servers import Failed, Server  # noqa: E402
+from on_device.servers import Failed, Missing, Server  # noqa: E402
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 QUICK = f"{DETERMINISTIC} --xla_gpu_autotune_level=0"  # what is right does not depend on which kernel is fastest
@@ -130,6 +131,9 @@ def check_right(session: Session, reserve: float) -> None:
             try:
                 reference.ask("right.reference", stop - time.monotonic(), **where)
                 outcome = tested.ask("right.device", stop - time.monotonic(), **where)
+            except Missing as error:
+                outcome = {"wrong": [], "missing": str(error)}
+                session.say(f"{system} {dtype}: passed over, {error} is not installed")
             except Failed as error:
                 outcome = {"wrong": [str(error)], "failed": True}
             with session.lock:
@@ -144,7 +148,7 @@ def check_right(session: Session, reserve: float) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    done = session.record["right"]
+    done = {name: outcome for name, outcome in session.record["right"].items() if "missing" not in outcome}
     good = sum(not outcome["wrong"] for outcome in done.values())
     session.say(f"right: {good} of {len(done)} as on the CPU{f'; {len(waiting)} not reached' * bool(waiting)}")
     session.record["not_reached"] = [" ".join(each) for each in waiting]

@@ -21,8 +21,11 @@ from jgen.compare.facts import legend  # noqa: E402
 from jgen.compare.systems import Training, load_training, sampling_defaults  # noqa: E402
 from jgen.core.model import LIKELIHOODS  # noqa: E402
 from jgen.studies import (  # noqa: E402
+    anomaly,
+    classification,
     divergences,
     gan_gradients,
+    inpainting,
     mode_collapse,
     optimal_discriminator,
     receptive_field,
@@ -41,6 +44,9 @@ STUDIES: dict[str, Any] = {
     "divergences": divergences,
     "mode_collapse": mode_collapse,
     "stacked_digits": stacked_digits,
+    "classification": classification,
+    "anomaly": anomaly,
+    "inpainting": inpainting,
 }
 DOCUMENTS = (
     "README.md",
@@ -49,6 +55,7 @@ DOCUMENTS = (
     "docs/results.md",
     "docs/studies.md",
     "docs/gan_theory.md",
+    "docs/uses.md",
 )
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
@@ -334,9 +341,10 @@ def of_rows(rows: list[dict[str, Any]]) -> str:
 
 def of_runs(rows: list[dict[str, Any]]) -> str:
     """The runs that the rows of a study are of, and what of them."""
-    settings = [row["setting"] for row in rows]
+    settings = [row["setting"] for row in rows if row["setting"].get("score") != "network"]  # which is no run
     runs = dict.fromkeys(f"{setting['system']} at step {setting['step']}" for setting in settings)
-    return f"Of {', '.join(runs)}; {settings[0]['samples']} samples per row, seed {settings[0]['seed']}"
+    samples = f"{settings[0]['samples']} samples per row, " * bool(settings[0]["samples"])
+    return f"Of {', '.join(runs)}; {samples}seed {settings[0]['seed']}"
 
 
 def of_networks(rows: list[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from jgen.errors import require, require_seed
 from jgen.experiment import Experiment, check_roles, flatten, frozen_roles, make_model
 from jgen.generator import Generator
 from jgen.train.config import check_config, ema_enabled, may_change
-from jgen.train.run_directory import RunDirectory, commit, read_config
+from jgen.train.run_directory import RunDirectory, program_identity, read_config
 
 if TYPE_CHECKING:
     from jgen.data.dataset import Dataset
@@ -40,6 +40,7 @@ def make(
     return make_model(experiment.model, data, frozen)
 
 
+@parallel.together()
 def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **fields: Any) -> str:
     """Trains an experiment in a run directory, resuming what is there; returns "trained" or "finished" (before).
 
@@ -58,6 +59,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     workdir = Path(workdir).expanduser()
     check_types(experiment, "experiment")
     parallel.require_equal_devices()
+    parallel.connect()
     check_config(experiment.train, parallel.device_count())
     check_roles(experiment.model, experiment.frozen)
     require_seed(experiment.seed)
@@ -147,7 +149,7 @@ def run_identity(experiment: Experiment, data: str, frozen: Mapping[str, Any]) -
     identity = {name: value for name, value in flat if name in shared or not (may_change(name) or name in MOVED)}
     identity["the data's hash"] = data
     identity |= {f"the hash of frozen {role}": run.fingerprint for role, run in sorted(frozen.items())}
-    return identity | {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
+    return identity | program_identity()
 
 
 def load(

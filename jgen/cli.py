@@ -177,7 +177,7 @@ def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict
     unnamed = tyro.conf.arg(name="")
     fields: list[Any] = [("main", Annotated[arguments, unnamed], dataclasses.field(default=arguments()))]
     fields.append(("edit", Annotated[EditOptions, unnamed], dataclasses.field(default=EditOptions())))
-    fields += condition_options(data, tokenizers)[0] + negative_options(experiment, tokenizers)
+    fields += condition_options(data, tokenizers)[0] + optional_texts(experiment, tokenizers)
     fields += frozen_option(experiment)
     sampling = getattr(experiment.model, "sampling", None)
     if sampling is not None:
@@ -220,13 +220,25 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
     return options, files
 
 
-def negative_options(experiment: Any, texts: Iterable[str]) -> list[Any]:
-    """Command-line options for what guidance leads away from: --negative-text "..."; none for a model that has none."""
+# What a diffusion of texts takes beside a text: see `GenerativeModel.optional`.
+OPTIONAL_TEXTS = {
+    "negative": "Text of what no image shows, where there is guidance.",
+    "source": "Text of as many tokens whose image, of the same seed, each image stays near: prompt-to-prompt.",
+}
+
+
+def optional_texts(experiment: Any, texts: Iterable[str]) -> list[Any]:
+    """Command-line options --negative-text "..." and --source-text "..."; none for a model that has none."""
     import tyro
 
-    own = getattr(experiment.model, "text", None) if hasattr(experiment.model, "objective") else None
-    option = Annotated[str | None, tyro.conf.arg(help="Text of what no image shows, where there is guidance.")]
-    return [(f"negative_{name}", option, dataclasses.field(default=None)) for name in texts if name == own]
+    model = experiment.model
+    prefixes = tuple(OPTIONAL_TEXTS) if hasattr(model, "objective") else ("negative",) * hasattr(model, "text_dropout")
+    own = getattr(model, "text", None)
+    options: list[Any] = []
+    for prefix in prefixes:
+        option = Annotated[str | None, tyro.conf.arg(help=OPTIONAL_TEXTS[prefix])]
+        options += [(f"{prefix}_{name}", option, dataclasses.field(default=None)) for name in texts if name == own]
+    return options
 
 
 def given_conditions(parsed: Any, data: Any, background: str = "white") -> dict[str, Any]:
@@ -235,7 +247,7 @@ def given_conditions(parsed: Any, data: Any, background: str = "white") -> dict[
     Args:
       background: what shows through transparent pixels of picture files.
     """
-    names = [*data.fields, *(f"negative_{name}" for name in data.fields)]
+    names = [*data.fields, *(f"{prefix}_{name}" for name in data.fields for prefix in OPTIONAL_TEXTS)]
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name, None) is not None}
     paths = vars(parsed.cond) if hasattr(parsed, "cond") else {}
     for name, spec in data.fields.items():
@@ -365,7 +377,7 @@ def set_up_process(distributed: Distributed | None = None) -> None:
     An unwritable cache is no error.
 
     Args:
-      distributed: options of the processes that train together, of a command that trains; None joins others only where
+      distributed: options of the processes that work together, of a command that has them; None joins others only where
         `jgen.distributed.VARIABLES` say so.
     """
     if runs_on_cpu():

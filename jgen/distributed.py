@@ -1,4 +1,5 @@
-"""Several processes that train together, each with its own devices: how they find each other, and how they end.
+"""Several processes that train, sample or score together, each with its own devices: how they find each other, and how
+they end.
 
 `jax.distributed` is the engine: this says to it who takes part, and puts what it reports into a line.
 """
@@ -21,12 +22,13 @@ from jgen.errors import UserError, require
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HEARTBEAT = 30  # seconds without a sign of life from a process after which the others end
-BROKEN = 3  # exit code where a training with others broke off
+BROKEN = 3  # exit code where work with others broke off
+ADVICE = "to go on from what is saved, start all of them again"
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """Several processes that train together; SLURM, Open MPI, TPU pods and GKE tell these by themselves."""
+    """Several processes that work together; SLURM, Open MPI, TPU pods and GKE tell these by themselves."""
 
     coordinator: str = ""
     """HOST:PORT on which the first process, number 0, waits for the others: the same for all."""
@@ -39,7 +41,7 @@ class Distributed:
 
 
 def join_processes(distributed: Distributed | None, on_cpu: bool) -> None:
-    """Joins the processes that train together: those of the options, or of the variables `VARIABLES`, or, for a command
+    """Joins the processes that work together: those of the options, or of the variables `VARIABLES`, or, for a command
     that has the options, those of the cluster that this process was started in.
 
     Where the others do not come in time, the process ends with one line and exit code 2.
@@ -134,7 +136,7 @@ while part := os.read(0, 65536):
         if not (gone or skipping or b"[Gloo] Rank" in line):
             os.write(2, line + b"\n")
 """
-GONE = "error: another process of the training has ended: to go on from the last checkpoint, start all of them again"
+GONE = f"error: another process has ended: {ADVICE}"
 
 
 def filter_native_errors() -> None:
@@ -164,11 +166,26 @@ def end_at_once(message: str, code: int) -> None:
 
 
 @contextmanager
-def leaving_at_once(passing: type[Exception]) -> Iterator[None]:
+def working_together() -> Iterator[None]:
+    """Around sampling and scoring: processes that have joined divide the images between them, and end together.
+
+    Raises:
+      UserError: one of them has more devices than another.
+    """
+    with leaving_at_once():
+        parallel.require_equal_devices()
+        with parallel.together():
+            parallel.connect()
+            yield
+            parallel.wait_for_all("done")  # JAX lets no process end minutes before another
+
+
+@contextmanager
+def leaving_at_once(*passing: type[Exception]) -> Iterator[None]:
     """Around what processes do together: an error ends this one at once, without waiting for those that wait for it.
 
     Args:
-      passing: an exception that all processes meet at the same point, and that is no error.
+      passing: exceptions that all processes meet at the same point, and that are no errors.
     """
     import jax
 
@@ -176,18 +193,19 @@ def leaving_at_once(passing: type[Exception]) -> Iterator[None]:
         yield
     except passing:
         raise
+    except KeyboardInterrupt:
+        if jax.process_count() > 1:
+            end_at_once("interrupted", 130)
+        raise
     except Exception as error:
         if jax.process_count() == 1:
             raise
         mistake = isinstance(error, UserError)
-        if parallel.is_main_process() or not mistake:
+        if jax.process_index() == 0 or not mistake:
             # With the first, the others end, who may have the same to say; and where another has ended, JAX may be
             # about to end this one too.
             time.sleep(2)
         if mistake:
             end_at_once(str(error), 2)
         where = f"process {jax.process_index()} of {jax.process_count()}"
-        advice = "to go on from the last checkpoint, start all of them again"
-        end_at_once(
-            f"another process may have ended: training broke off in {where} ({first_words(error)}); {advice}", BROKEN
-        )
+        end_at_once(f"another process may have ended: {where} broke off ({first_words(error)}); {ADVICE}", BROKEN)

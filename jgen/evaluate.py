@@ -8,6 +8,8 @@ autoencoder makes of them; a model with neither images nor likelihood has its va
 outcome is written to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that
 is there already is kept as evaluation.1.json, and so on.
 
+Several processes divide the images that are drawn and scored; the first compares, writes and prints.
+
 Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
 
@@ -26,9 +28,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jgen import cli
+from jgen.core import parallel
 from jgen.core.files import check_writable
 from jgen.data.config import Config as Data
 from jgen.data.config import place_of
+from jgen.distributed import Distributed, working_together
 from jgen.errors import UserError, require, require_seed
 
 PATHS = ("inception", "efficientnet", "clip", "images", "out", "grid")
@@ -77,6 +81,7 @@ class Arguments:
     cascade: tuple[str, ...] = ()
     """Run directories of upsamplers: the samples that are scored are those of the run, enlarged by each of these in
     turn, and compared with the last one's data."""
+    distributed: Distributed = Distributed()
 
 
 OF_RUN = Arguments(data=Data(name=""))  # defaults where a run is scored: its own data, unless another place is given
@@ -112,6 +117,8 @@ def evaluate(
     config, data = dataset.reopen(last.config.data, fingerprint, place, last.tokenizers, place_of(arguments.data))
     require(data.spec.image == last.model.images, f"{data.name} has {data.spec.image}: {place} has {last.model.images}")
     check_split(data, arguments)
+    scored = {"model": [*map(cli.model_hash, (gen, *upsamplers))], "data": data.fingerprint}
+    require_same_scores(arguments, scored | {"scoring": scoring, "sampling": sampling})
     if arguments.clip:
         data = judged_by_clip(gen, data, arguments.clip)
     compared = arguments.samples > 0 or arguments.reconstruct
@@ -139,6 +146,20 @@ def evaluate(
         scores["reconstruction"] = reconstruction | compared_scores
     scores["cascade"] = [record_of(one, Path(path)) for one, path in zip(upsamplers, arguments.cascade)]
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
+
+
+def require_same_scores(arguments: Arguments, scored: dict[str, Any]) -> None:
+    """Raises `UserError` where one of several processes would score something else than the first.
+
+    Args:
+      scored: what is scored, by name.
+    """
+    from jgen.train.run_directory import program_identity
+
+    values = ("split", "num", "likelihood_images", "samples", "reconstruct", "seed", "batch_size", "memorisation")
+    identity = {name: getattr(arguments, name) for name in values}
+    identity |= {name: bool(getattr(arguments, name)) for name in ("inception", "efficientnet", "clip", "grid")}
+    parallel.require_same(identity | scored | program_identity())
 
 
 def judged_by_clip(gen: Any, data: Any, run: str) -> Any:
@@ -242,6 +263,8 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     require(len(images) >= quality.FEWEST, f"there are {len(images)} images: distances need at least {quality.FEWEST}")
     if labels is not None and data.spec.num_classes > 1:
         classifier.check_labels(labels, data.spec.num_classes)
+    scored = {"number of images": len(images), "labels": labels is not None, "data": data.fingerprint}
+    require_same_scores(arguments, scored)
     compare = sample_scores.make_comparison(data, arguments.data, arguments, labels is not None)
     return {
         "run": arguments.images,
@@ -315,10 +338,7 @@ def command(args: list[str]) -> int:
         require(bool(arguments.images), "which run? python -m jgen.evaluate RUN, or --images FOLDER|FILE.npz")
         require(bool(arguments.out), "--images needs --out, the JSON file for the outcome")
         check_arguments(arguments)
-        check_writable(Path(arguments.out))
-        cli.set_up_process()
-        return finish([(arguments.out, lambda: evaluate_images(arguments))])
-    cli.set_up_process()
+        return finish_together(arguments, [(arguments.out, lambda: evaluate_images(arguments))])
     import tyro
 
     from jgen.runs import load_experiment
@@ -336,12 +356,22 @@ def command(args: list[str]) -> int:
         parsed = dataclasses.replace(parsed, main=cli.expanded(parsed.main, PATHS))
         check_run_arguments(parsed, parts["sampling"], len(runs))
         out = parsed.main.out or str(Path(run) / "evaluation.json")
-        for path in filter(None, (out, parsed.main.grid)):
-            check_writable(Path(path))
         chosen = [dataclasses.asdict(getattr(parsed, part)) if parts[part] is not None else {} for part in parts]
         scoring, sampling = chosen
         todo.append((out, partial(evaluate, run, parsed.main, scoring, sampling, cli.given_frozen(parsed))))
-    return finish(todo, keep=not parsed.main.out)
+    return finish_together(parsed.main, todo, keep=not parsed.main.out)
+
+
+def finish_together(
+    arguments: Arguments, todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = False
+) -> int:
+    """`finish`, by the processes that `arguments` names."""
+    cli.set_up_process(arguments.distributed)
+    with working_together():
+        if parallel.is_main_process():
+            for path in filter(None, (*(out for out, _ in todo), arguments.grid)):
+                check_writable(Path(path))
+        return finish(todo, keep)
 
 
 def check_run_arguments(parsed: Any, sampling: Any, num_runs: int) -> None:
@@ -356,7 +386,8 @@ def check_run_arguments(parsed: Any, sampling: Any, num_runs: int) -> None:
 
 
 def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = False) -> int:
-    """Computes and writes outcomes, each to its file; then prints those that succeeded, also when one goes wrong.
+    """Computes and writes outcomes, each to its file; then prints those that succeeded, also when one goes wrong. Of
+    several processes the first writes and prints, and an outcome that one of them cannot have ends all.
 
     Args:
       keep: whether a file that is there already is kept under another name.
@@ -374,14 +405,18 @@ def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = Fa
             where = f"{Path(out).parent}: " if len(todo) > 1 else ""
             try:
                 scores = outcome()
+                wrong += [f"{where}{message}" for message in scores.get("errors", {}).values()]
+                if not parallel.is_main_process():
+                    continue
                 if keep and (path := Path(out)).exists():
                     names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
                     path.rename(next(name for name in names if not name.exists()))
                 done.append(scores)
                 write_json(Path(out), scores)
                 written.append(out)
-                wrong += [f"{where}{message}" for message in scores.get("errors", {}).values()]
             except UserError as error:
+                if parallel.processes()[1] > 1:
+                    raise UserError(f"{where}{error}") from error
                 wrong.append(f"{where}{error}")
     finally:
         if done:

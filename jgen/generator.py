@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
+from jgen import texts
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import (
@@ -30,11 +31,13 @@ from jgen.core.generate import (
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
-from jgen.metrics.anomaly import KINDS, Kind, code_lengths
+<<<<<<< HEAD
+from jgen.metrics.anomaly import KINDS, Kind, score_of
 from jgen.prob.importance import bootstrap_log_mean
+=======
+from jgen.prob.anomaly import KINDS, Kind, score_of
+>>>>>>> classical
 from jgen.prob.pixels import bits_per_dim
-
-GUIDED = ("sample", "trajectory", "inpaint", "edit", "invert", "decode")  # what may be led away from a negative
 
 
 class Generator:
@@ -269,7 +272,7 @@ class Generator:
         A conditional model without a given class has the likelihood of all its classes, each as probable.
 
         Args:
-          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.metrics.anomaly`.
+          kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.prob.anomaly`.
           reference: for typicality, images of the model's data, uint8 (m, H, W, C).
           background: for ratio, another model.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
@@ -279,17 +282,13 @@ class Generator:
         """
         require_capability(self.model, "anomaly_score")
         require_choice("kind", kind, KINDS)
+        own = other = None
+        if kind == "typicality" and reference is not None:
+            own = -self._log_marginal(key, reference, by, batch_size, named)
+        if kind == "ratio" and background is not None:
+            other = background.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
-        if kind == "complexity":
-            return nats / np.log(2.0) - code_lengths(np.asarray(images))
-        if kind == "typicality":
-            require(reference is not None, "reference is missing: typicality compares with images of the model's data")
-            return np.abs(nats + self._log_marginal(key, reference, by, batch_size, named).mean())
-        if kind == "ratio":
-            require(background is not None, "background is missing: ratio compares with another model")
-            assert background is not None
-            return nats - background.anomaly_score(key, images, batch_size=batch_size)
-        return nats
+        return score_of(kind, nats, np.asarray(images), own, other)
 
     def _log_marginal(
         self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]
@@ -430,23 +429,38 @@ class Generator:
         require(bool(np.all(np.isfinite(array))), "measurements have values that are not finite")
         return self._run("restore", key, {"measurement": array}, named, batch_size=batch_size)
 
+    def complete_text(self, key: jax.Array, text: str = "", n: int = 1, **options: Any) -> list[str]:
+        """`n` texts that begin with `text`: see `jgen.texts.complete`, whose options are start, temperature, top_k and
+        top_p."""
+        return texts.complete(self.model, *self._placed, self.tokenizers, key, text, n, **options)
+
+    def text_log_prob(self, given: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+        """log p of texts, nats, float32 (n,), of a model that has a distribution of texts."""
+        return texts.score(self.model, *self._placed, self.tokenizers, given, batch_size)[0]
+
+    def perplexity(self, given: Sequence[str], *, batch_size: int = 256) -> float:
+        """exp of the mean nats of a token, over all tokens of the texts, their ends included."""
+        log_p, counts = texts.score(self.model, *self._placed, self.tokenizers, given, batch_size)
+        return float(np.exp(-log_p.sum(dtype=np.float64) / counts.sum()))
+
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
         fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
-        fields |= {f"negative_{name}" for name in (*fields, *self.tokenizers)}
+        fields |= set(self.model.optional)
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}
 
     def _tokens(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """Conditions with texts, one or a sequence of them, as the tokens of the run's tokenizers."""
         cond = dict(cond)
-        for field, tokenizer in self.tokenizers.items():
-            for name in {field, f"negative_{field}"} & set(cond):
-                value = cond[name]
-                if isinstance(value, str):
-                    cond[name] = encode_text(tokenizer, name, value)
-                elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
-                    cond[name] = np.stack([encode_text(tokenizer, name, text) for text in value])
+        for name, value in cond.items():
+            tokenizer = self.tokenizers.get(self.model.optional.get(name, name))
+            if tokenizer is None:
+                continue
+            if isinstance(value, str):
+                cond[name] = encode_text(tokenizer, name, value)
+            elif isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+                cond[name] = np.stack([encode_text(tokenizer, name, text) for text in value])
         return cond
 
     def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
@@ -456,8 +470,6 @@ class Generator:
             given = field in cond
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
-        for field in {f"negative_{field}" for field in self.model.negatives} & set(cond):
-            require(name in GUIDED, f"{field} is given: {name} is not guided, and takes none")
         return resolve_conditions(self.model, self._tokens(cond), n)
 
     def _run(

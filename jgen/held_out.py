@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jgen.core import keys as rng
+from jgen.core import parallel
 from jgen.core.generate import resolve_options, run_over
 from jgen.core.model import Batch, Cond
 from jgen.core.progress import progress_bar
@@ -40,10 +41,11 @@ def split_as_seen(gen: Generator, dataset: Dataset, arguments: Any, num: int) ->
     num = num or arguments.num or split.num
     key_data, key_score = (rng.stream(rng.seed_key(arguments.seed), purpose) for purpose in (rng.DATA, rng.SCORE))
     transform = jax.jit(make_transform(gen.config.data, dataset.spec, train=False))
-    for start in range(0, num, AT_ONCE):
-        places = np.arange(start, min(start + AT_ONCE, num))
-        batch = transform(rng.image_keys(key_data, places), split.fetch(places))
-        parts.append({name: np.asarray(array) for name, array in batch.items()})
+    with parallel.failing_together():  # data that one process cannot read
+        for start in range(0, num, AT_ONCE):
+            places = np.arange(start, min(start + AT_ONCE, num))
+            batch = transform(rng.image_keys(key_data, places), split.fetch(places))
+            parts.append({name: np.asarray(array) for name, array in batch.items()})
     return key_score, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

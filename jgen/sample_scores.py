@@ -1,7 +1,8 @@
 """Scores of samples: their distances to real images, and how a classifier reads them.
 
 `arguments`, here, are those of `jgen.evaluate`: of them split, num, seed, inception, efficientnet and memorisation are
-read, and by `score_samples` also samples, batch_size and grid.
+read, and by `score_samples` also samples, batch_size and grid. Processes that work together divide the images that are
+drawn and that networks see; the first compares them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jgen import cli
+from jgen.core import parallel
 from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
 from jgen.data.sources import Judge
@@ -78,8 +80,9 @@ def score_samples(
         if not first:
             draw(0, min(num, IN_GRID))
         images = np.concatenate(first)[:IN_GRID]
-        label = cond.get("label")
-        write_grid(Path(arguments.grid), images, None if label is None else label[: len(images)], data.spec.label_names)
+        label = cond["label"][: len(images)] if "label" in cond else None
+        if parallel.is_main_process():
+            write_grid(Path(arguments.grid), images, label, data.spec.label_names)
     took = round(seconds, 1) if all_drawn else None
     if alignment:
         scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
@@ -181,6 +184,8 @@ def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) 
         store = cache_dir() / "features" / f"samples-{json_hash([identity, names, num])[:16]}.partial"
         folder = store if identity is not None else None
         answers = quality.features_of_each(networks, num, fetch, "features of samples", CHUNK, folder)
+        if not parallel.is_main_process():
+            return {"quality": None, "labels": None}
         features, spatial, logits = answers[0]
         samples, logits = (features, spatial, logits), answers[-1][2]
         distances = quality.quality(samples, network, real, train, test, arguments.seed, labels if asked_for else None)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from threading import Lock
 from types import SimpleNamespace
 
 import jax
@@ -95,6 +96,8 @@ def test_a_process_that_fails_hangs_or_ends_costs_one_request(tmp_path, monkeypa
         "def add(a, b): print('noise'); return a + b\n"
         "def wait(): time.sleep(60)\n"
         "def end(): os.write(2, b'no memory'); os._exit(3)\n"
+        "def lack(): import no_such_package.part\n"
+        "def err(): import on_device.no_such_module\n"
     )
     server = servers.Server(sys.executable, tmp_path / "log")
     try:
@@ -103,6 +106,11 @@ def test_a_process_that_fails_hangs_or_ends_costs_one_request(tmp_path, monkeypa
             with pytest.raises(servers.Failed, match=word):
                 server.ask(request, 1 if word == "after 1 s" else 60)
             assert server.ask("odd.add", 60, a=2, b=2) == 4
+        with pytest.raises(servers.Missing, match="^no_such_package$"):
+            server.ask("odd.lack", 60)
+        with pytest.raises(servers.Failed, match="ModuleNotFoundError") as caught:  # of this repository's own
+            server.ask("odd.err", 60)
+        assert not isinstance(caught.value, servers.Missing)
     finally:
         server.close()
 
@@ -135,6 +143,31 @@ def test_what_fails_on_an_accelerator_is_tried_without_cudnns_kernels():
     asked.clear()
     with pytest.raises(servers.Failed, match="no engine"):
         accelerator.prepare(session, Server(), {}, 0.0)
+
+
+def test_a_system_whose_package_is_missing_is_passed_over_and_named():
+    class Server:
+        def ask(self, request, seconds, /, **arguments):
+            if request == "right.systems":
+                return [["ffjord", "float32"], ["vae", "float32"]]
+            if arguments["name"] == "ffjord":
+                raise servers.Missing("diffrax")
+            return {"wrong": [], "same_bits_twice": True, "loss": 0.0, "gradient_norm": 0.0, "gradient": 0.0}
+
+        def close(self):
+            pass
+
+    told = []
+    session = SimpleNamespace(
+        args=SimpleNamespace(small=True), folder="", record={"backend": "cpu", "right": {}, "resume": {}}, lock=Lock()
+    )
+    session.left, session.say, session.write = lambda reserve: 100.0, told.append, lambda: None
+    session.server = lambda name, **environment: Server()
+    accelerator.check_right(session, 0.0)
+    assert told == ["ffjord float32: passed over, diffrax is not installed", "right: 1 of 1 as on the CPU"]
+    lines = report.right_lines(session.record)
+    assert lines[0] == "passed over in float32: ffjord, as diffrax is not installed" and "1 of 1 systems" in lines[1]
+    assert not report.is_wrong({**session.record, "loop": {}, "fast": {}})
 
 
 def test_every_case_has_its_side():

@@ -374,12 +374,37 @@ def test_frozen_runs_that_are_none(gen, tiny_run, tmp_path):
 
 def test_what_a_model_cannot_do_says_what_it_can(gen):
     mistake(lambda: gen.encode(KEY, ZEROS), "ddpm cannot encode", "sample, trajectory, log_prob", kind=NotSupported)
-    mistake(lambda: gen.decode(KEY, ZEROS), "ddpm cannot decode", kind=NotSupported)
+    mistake(lambda: gen.reconstruct(KEY, ZEROS), "ddpm cannot reconstruct", kind=NotSupported)
     with pytest.raises(AttributeError):
         gen.nothing  # noqa: B018
     without = jgen.Generator(gen.model._replace(log_prob=None, energy=None), gen.params, gen.ctx, gen.config, gen.step)
     mistake(lambda: without.log_prob(KEY, ZEROS, label=0), "cannot log_prob", "can sample", kind=NotSupported)
     mistake(lambda: without.classify(KEY, ZEROS), "cannot classify", "can sample", kind=NotSupported)
+
+
+def test_masks_and_measurements_that_cannot_serve(gen):
+    mistake(lambda: gen.inpaint(KEY, ZEROS, np.ones((8, 8), bool), label=0), "mask is true everywhere")
+    mistake(lambda: gen.inpaint(KEY, ZEROS, np.ones((4, 8), bool), label=0), "mask has shape", "(8, 8)")
+    mistake(lambda: gen.inpaint(KEY, ZEROS, np.zeros((8, 8), bool), label=0, repeats=0), "repeats is 0")
+    small = np.zeros((2, 4, 4, 1))
+    mistake(lambda: gen.restore(KEY, small[:, :3], label=0), "measurements have shape (n, 3, 4, 1)", "(n, 4, 4, 1)")
+    mistake(lambda: gen.restore(KEY, small + np.nan, label=0), "measurements have values that are not finite")
+    mistake(lambda: gen.restore(KEY, small, label=0, factor=3), "factor is 3")
+    mistake(lambda: gen.restore(KEY, small, label=0, problem="colourisation"), "images have 1 channel, it takes 3")
+    mistake(lambda: gen.anomaly_score(KEY, ZEROS, "typicality", by="energy"), "reference is missing")
+
+
+def test_what_diffusion_completes_and_restores_agrees_with_what_it_is_given(gen):
+    images = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    for method in ("replacement", "repaint", "dps"):
+        made = gen.inpaint(KEY, images, mask, label=1, method=method, steps=3, repeats=2)
+        np.testing.assert_array_equal(made[:, :4], images[:, :4])
+        assert np.any(made[:, 4:] != images[:, 4:])
+    small = images.reshape(3, 4, 2, 4, 2, 1).mean((2, 4))
+    large = gen.restore(KEY, small, label=1, steps=3)
+    assert large.shape == images.shape and large.dtype == np.uint8
 
 
 def test_sample_py_on_options_that_are_wrong(own, tmp_path):

@@ -144,8 +144,16 @@ def test_completions_stand_below_what_is_kept(run, cache, tmp_path):
     mask = np.arange(8)[:, None] * np.ones(8) < 2
     wanted = gen.inpaint(jax.random.key(0), np.tile(images, (2, 1, 1, 1)), mask, label=np.tile(label, 2))
     np.testing.assert_array_equal(cells[2:].reshape(6, 8, 8), wanted[..., 0])
-    with pytest.raises(NotSupported, match="vae cannot inpaint"):
-        figures.command([str(run), "--kind", "completions", "--out", str(tmp_path / "x.png")])
+    with pytest.raises(NotSupported, match="vae cannot restore"):
+        figures.command([str(run), "--kind", "restorations", "--out", str(tmp_path / "x.png")])
+
+
+@pytest.mark.parametrize("name,kept", [("top", 48), ("left", 48), ("border", 48), ("random", 48)])
+def test_masks_keep_the_part_that_is_asked_for(name, kept):
+    mask = figures.kept_pixels(figures.Arguments(mask=name, kept=0.75), 8, 8)
+    assert mask.sum() == kept
+    edges = {"top": mask[:6].all(), "left": mask[:, :6].all(), "border": not mask[2:6, 2:6].any()}
+    assert edges.get(name, True)
 
 
 def test_a_prior_is_normal_latents_above_samples(run, cache, tmp_path):

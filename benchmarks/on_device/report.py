@@ -124,6 +124,8 @@ def right_lines(record: dict[str, Any]) -> list[str]:
     lines = []
     for dtype in ("float32", "bfloat16"):
         cases = {name.split()[0]: out for name, out in record["right"].items() if name.endswith(f" {dtype}")}
+        missing = {name: cases.pop(name)["missing"] for name in list(cases) if "missing" in cases[name]}
+        lines += [f"passed over in {dtype}: {name}, as {package} is not installed" for name, package in missing.items()]
         if not cases:
             continue
         wrong = {name: out for name, out in cases.items() if out["wrong"]}

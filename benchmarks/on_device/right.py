@@ -36,8 +36,11 @@ def systems(small: bool) -> list[list[str]]:
 
 
 def has_type(name: str) -> bool:
-    """Whether a system has an option for the type of its arithmetic."""
-    model = tiny(name).model
+    """Whether a system has an option for the type of its arithmetic; no, where a package that it needs is missing."""
+    try:
+        model = tiny(name).model
+    except ModuleNotFoundError:
+        return False
     return hasattr(model, "dtype") or hasattr(getattr(model, "network", None), "dtype")
 
 

@@ -26,6 +26,10 @@ class Failed(Exception):
     """A request that gave no result; its text is one line."""
 
 
+class Missing(Failed):
+    """A request that needs a package that is not installed; its text is the package's name."""
+
+
 class Server:
     """A process that answers requests; it is started by the first, and anew after one that it did not survive.
 
@@ -43,6 +47,7 @@ class Server:
         """The result of a function of this package.
 
         Raises:
+          Missing: it imports a package that is not installed.
           Failed: it raised an error, ended its process, or took longer than so many seconds.
         """
         if self.process is None:
@@ -60,6 +65,8 @@ class Server:
         except BrokenPipeError:
             pass
         answer = self._read(time.monotonic() + seconds, seconds)
+        if "missing" in answer:
+            raise Missing(answer["missing"])
         if "error" in answer:
             raise Failed(answer["error"])
         return answer["result"]
@@ -106,6 +113,17 @@ def serve() -> None:
             answer = {"result": task(**asked["arguments"])}
         except Exception as error:
             traceback.print_exc()
+            if package := missing_package(error):
+                print(json.dumps({"missing": package}), file=answers, flush=True)
+                continue
             text = " ".join(str(error).split())
             answer = {"error": f"{type(error).__name__}: {text}"[:300]}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def missing_package(error: Exception) -> str:
+    """The package that an import did not find, "" for any other error, one of this repository's modules included."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    package = error.name.partition(".")[0]
+    return "" if any((Path(path) / name).exists() for path in PATHS for name in (package, f"{package}.py")) else package

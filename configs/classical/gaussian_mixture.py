@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.classical.gaussian_mixture import Config
@@ -13,7 +12,6 @@ VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn by class; seconds on 2 CPU cores",
     "mnist_binary": "binarised 28x28 MNIST by class",
 }
-FACTS = Facts(free_form_jacobian=True)
 
 NO_GRADIENTS = Optimiser()  # EM: neither an optimiser nor an average of weights has anything to do
 

@@ -25,7 +25,7 @@ VARIANTS = {
 FACTS = Facts(compared=False)
 FROZEN = {"text_encoder": "configs/text_to_image/clip.py:shapes", "autoencoder": "configs/vae/autoencoder_kl.py:shapes"}
 
-HEUN = Sampling(sampler="heun", spacing="karras", low=0.005, steps=18, guidance_scale=3.0)
+HEUN = Sampling(sampler="heun", spacing="karras", low=0.005, steps=18, guidance_scale=2.0)
 
 
 def get_config(variant: str) -> Experiment:
@@ -39,7 +39,7 @@ def shapes() -> Experiment:
     objective = edm.Config(network=network, class_conditional=False, sampling=HEUN, **noise)
     model = Config(objective, text_width=96, text_heads=4, text_layers=2)
     data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
-    train = digits_training(5500, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
+    train = digits_training(4700, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
     return Experiment(model, data, train)
 
 

@@ -76,7 +76,8 @@ def read_text_to_image(folder: Path, dtype: str, given: Callable[[Mapping[str, C
     linear = fields.use_linear_projection
     wanted = unet_names.tensors_of(network, no_memory(shapes["unet"]), linear)
     tensors, sources = read_weights(unet, files.WEIGHTS, wanted)
-    params, extra = {"unet": unet_names.params_of(network, tensors, linear)}, {}
+    params = {"unet": unet_names.params_of(network, tensors, linear)}
+    extra: dict[str, Any] = {"latent_scale": np.float32(1.0 / scale)}
     for role, encoder in encoders.items():
         wanted = text_names.tensors_of(encoder, no_memory(of_encoders[role]))
         tensors, digest = read_weights(folder / role, text_names.WEIGHTS, wanted, text_names.new_name)

@@ -1,4 +1,7 @@
-"""Running a model's functions over many images: batched, on all devices of this process, one key per image."""
+"""Running a model's functions over many images: batched, on all devices of this process, one key per image.
+
+Processes that work together (`parallel.together`) divide the images, and all of them have the results.
+"""
 
 from __future__ import annotations
 
@@ -71,18 +74,17 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
     """The conditions of images start .. start + n - 1, as {field: array (n, ...)}.
 
     Each is given as one value for all images, or as n. A class that is not given is the classes in turn, 0, 1, 2, ...,
-    so that image i has the class i mod num_values. A negative (`GenerativeModel.negatives`) that is not given is left
-    out.
+    so that image i has the class i mod num_values. What is optional (`GenerativeModel.optional`) and is not given
+    is left out.
 
     Raises:
       UserError: a field that the model is not conditioned on, one that is missing and is no class, or a value of
         another shape, type or range.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    negatives = {f"negative_{name}": name for name in model.negatives}
     for name, value in given.items():
         takes = f"it takes {', '.join(model.conditions)}" if model.conditions else "it takes no conditions"
-        known = name in model.conditions or name in negatives
+        known = name in model.conditions or name in model.optional
         require(known, f"{name} is {brief(value)}: {model.name} was trained without it, {takes}")
     cond = {}
     for name in model.conditions:
@@ -92,9 +94,9 @@ def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int,
             continue
         require(spec.is_class, f"{name} is missing: {model.name} is conditioned on it, and it has no default")
         cond[name] = ((start + np.arange(n)) % spec.num_values).astype(spec.dtype)
-    for negative, name in negatives.items():
-        if negative in given:
-            cond[negative] = resolve_condition(negative, model.data.fields[name], given[negative], n)
+    for name, field in model.optional.items():
+        if name in given:
+            cond[name] = resolve_condition(name, model.data.fields[field], given[name], n)
     return cond
 
 
@@ -164,13 +166,16 @@ def merge(sharded: Any) -> np.ndarray:
     return array.reshape(-1, *array.shape[2:])
 
 
-def batch_of(n: int, batch_size: int) -> int:
+def batch_of(n: int, batch_size: int, num: int = 1) -> int:
     """Images computed at a time, a multiple of the devices.
 
-    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is.
+    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is. Each of
+    `num` processes computes as many at a time, in as few turns as `batch_size` allows.
     """
     devices = parallel.local_device_count()
-    size = min(batch_size, 1 << (n - 1).bit_length())
+    turns = -(-n // (batch_size * num)) if num > 1 else 1
+    share = -(-n // (num * turns))
+    size = min(batch_size, 1 << (share - 1).bit_length())
     return -(-size // devices) * devices
 
 
@@ -206,7 +211,8 @@ def batches_over(
     batch_size: int = 64,
     progress: Progress = iter,
 ) -> Iterator[Any]:
-    """A model's function over n images, a batch at a time, in order: trees of arrays (b, ...) on the host.
+    """A model's function over n images, a batch at a time, in order: trees of arrays (b, ...) on the host. Of processes
+    that work together each computes a batch of them at a time, and all have what all computed.
 
     Args:
       name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "cond".
@@ -218,7 +224,9 @@ def batches_over(
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
-    batch = batch_of(n, batch_size)
+    number, num = parallel.processes()
+    batch = batch_of(n, batch_size, num if name != "validate" else 1)  # scores may be of all images of a batch
+    turn = batch * num  # images that all processes compute at a time
     static, numbers = split_numbers(model, name, options)
     function = compiled(model, name, static)
     running: deque[Any] = deque()  # given to the devices, and not fetched yet: they need not wait for the host
@@ -226,15 +234,18 @@ def batches_over(
 
     def fetch() -> Any:
         nonlocal fetched
-        rows = min(batch, n - fetched)
-        result, reports = jax.tree.map(lambda x: merge(x)[:rows], running.popleft())
-        failures.check(reports, arrays["index"][fetched : fetched + rows])
+        own = slice(min(fetched + number * batch, n), min(fetched + (number + 1) * batch, n))
+        result, reports = jax.tree.map(merge, running.popleft())
+        with parallel.failing_together():
+            failed = {what: rows[: own.stop - own.start] for what, rows in reports.items()}
+            failures.check(failed, arrays["index"][own])
+        rows = min(turn, n - fetched)
         fetched += rows
-        return result
+        return jax.tree.map(lambda x: x[:rows], parallel.gather_rows(result))
 
-    for first in progress(range(0, n, batch)):
-        part = parallel.shard(take_rows(arrays, np.minimum(first + np.arange(batch), n - 1)))
-        running.append(function(params, ctx, key, numbers, part))
+    for first in progress(range(0, n, turn)):
+        rows = np.minimum(first + number * batch + np.arange(batch), n - 1)
+        running.append(function(params, ctx, key, numbers, parallel.shard(take_rows(arrays, rows))))
         if len(running) > RUN_AHEAD:
             yield fetch()
     while running:

@@ -189,8 +189,8 @@ class GenerativeModel(NamedTuple):
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
-    negatives:   those of them that sampling also takes as `negative_<field>`, optional: what guidance leads away from,
-                 in the place of no condition.
+    optional:    {name: field}, further entries that `cond` may have, each of the kind of that field: negative_text,
+                 what guidance leads away from in the place of no condition; source_text, of the image to stay near.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
     best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
                  tells, as in an adversarial game.
@@ -240,7 +240,10 @@ class GenerativeModel(NamedTuple):
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features);
-                 encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token.
+                 encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token;
+                 text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T), and
+                 complete_text(params, ctx, keys, tokens, known, temperature, top_k, top_p) -> int32 (B, T), texts that
+                 begin with the first `known`, (B,), of the tokens, the start included.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
@@ -262,7 +265,7 @@ class GenerativeModel(NamedTuple):
     evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
-    negatives: tuple[str, ...] = ()
+    optional: Mapping[str, str] = {}
     validate: Callable[..., dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
     log_prob: Callable[..., Any] | None = None

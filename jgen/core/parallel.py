@@ -8,6 +8,7 @@ function asks here whether it is being traced for several devices.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from jgen.errors import UserError, require
 AXIS = "devices"
 LONGEST_ERROR = 1024  # bytes of a message that one process sends the others
 _inside_pmap: ContextVar[bool] = ContextVar("inside_pmap", default=False)
+_together: ContextVar[bool] = ContextVar("together", default=False)
 
 
 def device_count() -> int:
@@ -36,9 +38,38 @@ def local_device_count() -> int:
     return jax.local_device_count()
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Around what all processes of a cluster do in step: a training, or sampling and scoring, which are divided among
+    them. All must call the same functions of this module in the same order."""
+    token = _together.set(True)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside `together`, around what one of the processes does by itself."""
+    token = _together.set(False)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+def processes() -> tuple[int, int]:
+    """The number of this process and how many there are, of those that work together; (0, 1) where it works alone.
+
+    Does not start JAX for a process that works alone.
+    """
+    return (jax.process_index(), jax.process_count()) if _together.get() else (0, 1)
+
+
 def is_main_process() -> bool:
-    """Whether this process is the one that writes the run directory."""
-    return jax.process_index() == 0
+    """Whether this process is the one that writes: it works alone, or is the first of those that work together."""
+    return processes()[0] == 0
 
 
 def axis_name() -> str | None:
@@ -109,7 +140,7 @@ def pmap(
     program = jax.pmap(
         traced, axis_name=AXIS, in_axes=split, out_axes=split_out, donate_argnums=donate, devices=devices
     )
-    if several:  # inside a jit of its own, a pmap would not see the other processes
+    if several and not local:  # inside a jit of its own, a pmap would not see the other processes
         return program
     compiled = jax.jit(program, donate_argnums=donate, compiler_options=compiler_options())
 
@@ -202,9 +233,23 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def connect() -> None:
+    """Makes the connections between processes that steps and gathered results use; all must call it.
+
+    On CPU, a connection that is made at its first use breaks where one process comes to it 30 s before another, such as
+    after a longer compilation. One that is there waits for as long as it takes.
+    """
+    if processes()[1] == 1:
+        return
+    any_process(False)
+    from_main(0)
+    total = pmap(lambda x: jax.lax.psum(x, AXIS), split=(0,), split_out=None)
+    jax.block_until_ready(total(np.zeros(local_device_count(), np.float32)))
+
+
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask at the same point."""
-    if jax.process_count() == 1:
+    """Whether the flag is set in any process that works with this one; all must ask at the same point."""
+    if processes()[1] == 1:
         return flag
     from jax.experimental import multihost_utils
 
@@ -216,11 +261,53 @@ def from_main(value: int) -> int:
 
     Use it for values read from a shared file system, where processes may see updates at different times.
     """
-    if jax.process_count() == 1:
+    if processes()[1] == 1:
         return value
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def arrays_from_main(compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    """Arrays by name that the main process computes by itself, in all processes; what it raises as `UserError`, all
+    raise. All must ask at the same point."""
+    if processes()[1] == 1:
+        return compute()
+    from jax.experimental import multihost_utils
+
+    packed = np.zeros(0, np.uint8)
+    with failing_together():
+        if is_main_process():
+            file = io.BytesIO()
+            with alone():
+                arrays: Any = compute()
+            np.savez(file, **arrays)
+            packed = np.frombuffer(file.getvalue(), np.uint8)
+    size = from_main(len(packed))
+    sent = packed if is_main_process() else np.zeros(size, np.uint8)
+    whole = np.asarray(multihost_utils.broadcast_one_to_all(sent))
+    with np.load(io.BytesIO(whole.tobytes()), allow_pickle=False) as received:
+        return {name: received[name] for name in received.files}
+
+
+def gather_rows(tree: Any) -> Any:
+    """Arrays (b, ...) of each process, as (processes * b, ...) in all of them, on the host and to the bit. All must ask
+    at the same point, with as many rows of the same shapes and types."""
+    if processes()[1] == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    rows = len(leaves[0])
+    # As bytes and at once: JAX would narrow some types, and would compile a program for each shape.
+    parts = [np.ascontiguousarray(x).view(np.uint8).reshape(rows, -1) for x in (x.reshape(rows, -1) for x in leaves)]
+    whole = np.asarray(multihost_utils.process_allgather(np.concatenate(parts, axis=1), tiled=True))
+    ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+    arrays = [
+        np.ascontiguousarray(part).view(x.dtype).reshape(-1, *x.shape[1:])
+        for part, x in zip(np.split(whole, ends, axis=1), leaves)
+    ]
+    return jax.tree.unflatten(structure, arrays)
 
 
 @contextmanager
@@ -231,9 +318,9 @@ def failing_together() -> Iterator[None]:
         yield
     except UserError as error:
         own = error
-        if jax.process_count() == 1:
+        if processes()[1] == 1:
             raise
-    if jax.process_count() == 1:
+    if processes()[1] == 1:
         return
     from jax.experimental import multihost_utils
 
@@ -245,7 +332,7 @@ def failing_together() -> Iterator[None]:
         raise own
     for number, each in enumerate(every):
         if message := bytes(each[each > 0]).decode(errors="replace"):
-            raise UserError(f"process {number} of the training: {message}")
+            raise UserError(f"process {number}: {message}")
 
 
 def require_equal_devices() -> None:
@@ -270,7 +357,7 @@ def require_same(values: Mapping[str, Any]) -> None:
 
     first, *others = gathered([repr(list(values))])  # as many words must be gathered in all
     for number, other in enumerate(others, 1):
-        require(np.array_equal(first, other), f"process {number} trains another system than process 0")
+        require(np.array_equal(first, other), f"process {number} does something else than process 0")
     every = gathered([repr(value) for value in values.values()])
     for number, other in enumerate(every):
         names = [name for name, a, b in zip(values, every[0], other) if not np.array_equal(a, b)]

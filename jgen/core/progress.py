@@ -8,10 +8,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jgen.core import parallel
+
 ON_TERMINAL, IN_FILE = 0.5, 30.0  # seconds between two drawings
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
-    """tqdm's bar on stderr, with its options."""
+    """tqdm's bar on stderr, with its options; of processes that work together, the first one's."""
     every = ON_TERMINAL if sys.stderr.isatty() else IN_FILE
+    options.setdefault("disable", not parallel.is_main_process())
     return tqdm(iterable, file=sys.stderr, mininterval=every, maxinterval=every, **options)

@@ -21,6 +21,7 @@ from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
 from jgen.data.config import OF_FILES, Config, Place, check_config, located
 from jgen.data.folders import folder_source
+from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
 from jgen.data.sources import Judge, Records, Source, cache_dir
 from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
@@ -110,6 +111,8 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return tfds_source(digits_builder(), config)
     if config.name == "shapes":
         return shapes_source(config)
+    if config.name.partition(":")[0] == "fonts":
+        return font_source(config)
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 

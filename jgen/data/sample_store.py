@@ -1,7 +1,7 @@
 """Samples on their way to a file or a folder: written batch by batch, in little memory, and gone on with.
 
 A folder of PNGs keeps, in `.samples.json`, what they are samples of and how far they have come. A grid or an .npz is
-collected in a hidden folder beside it, which is gone when it is whole.
+collected in a hidden folder beside it, which is gone when it is whole. Of processes that draw together, one writes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from jgen.core import parallel
 from jgen.core.files import lock, written_whole
 from jgen.core.model import ImageSpec
 from jgen.data.pictures import check_out, to_display, write_images, write_png
@@ -29,7 +30,7 @@ class SampleStore:
     """Collects images start .. start + num - 1 for `out`: a grid (.png), an .npz, or a folder of PNGs.
 
     next: the number of the first image that is still to be drawn; above `start` where an earlier process drew some of
-      the same identity.
+      the same identity. Of processes that draw together, the first reads it off the disk and tells the others.
 
     Args:
       images: their shape and levels.
@@ -39,18 +40,30 @@ class SampleStore:
     """
 
     def __init__(self, out: Path, num: int, start: int, images: ImageSpec, identity: dict[str, Any]):
-        check_out(out)
         self.out, self.start, self.stop, self.levels = out, start, start + num, images.levels
         self.is_folder = not out.suffix
         self.folder = out if self.is_folder else out.with_name(f".{out.name}.partial")
         span = {} if self.is_folder else {"start": start, "num": num}
         self.identity = json.loads(json.dumps({**identity, **span}, default=str))
-        self._lock = None if self.is_folder else lock(self.folder, "is writing", "wait for it, or choose another --out")
+        self.images: np.memmap | None = None
+        self._lock: IO[str] | None = None
+        self.writes, self.done, self.next = parallel.is_main_process(), (start, start), start
+        with parallel.failing_together():
+            if self.writes:
+                self._open(images)
+        self.next = parallel.from_main(self.next)
+
+    def _open(self, images: ImageSpec) -> None:
+        """Takes the lock, and what is there of these images."""
+        check_out(self.out)
+        if not self.is_folder:
+            self._lock = lock(self.folder, "is writing", "wait for it, or choose another --out")
         self.done = self._recorded()
         collected = self.folder / "images.npy"
-        if self.done[1] == start and not self.is_folder:
+        if self.done[1] == self.start and not self.is_folder:
             try:
-                np.lib.format.open_memmap(collected, "w+", np.uint8, (num, *images.shape)).flush()
+                shape = (self.stop - self.start, *images.shape)
+                np.lib.format.open_memmap(collected, "w+", np.uint8, shape).flush()
             except OSError as error:
                 raise UserError(f"cannot write {collected}: {error.strerror or error}") from error
         self.images = None if self.is_folder else np.lib.format.open_memmap(collected, "r+")
@@ -80,6 +93,8 @@ class SampleStore:
     def write(self, images: np.ndarray) -> None:
         """Takes the next images, uint8 (b, H, W, C), and notes them when they are on the disk."""
         first, self.next = self.next, self.next + len(images)
+        if not self.writes:
+            return
         if self.images is None:
             shown = to_display(images, self.levels)
             map_in_threads(lambda i: write_png(self._file(first + i), shown[i]), range(len(images)))
@@ -93,13 +108,13 @@ class SampleStore:
     def collect(self, batches: Callable[[int, int], Iterable[np.ndarray]]) -> None:
         """Writes what is left to be drawn: batches(number of the first image, number of images)."""
         left = self.stop - self.next
-        if 0 < left < self.stop - self.start:
+        if 0 < left < self.stop - self.start and self.writes:
             print(f"going on at image {self.next} of {self.out}", file=sys.stderr)
         try:
             for images in batches(self.next, left) if left else ():
                 self.write(images)
         finally:
-            if self.done[0] == self.done[1]:  # nothing was drawn: there is nothing to go on with
+            if self.writes and self.done[0] == self.done[1]:  # nothing was drawn: there is nothing to go on with
                 self.drop()
 
     def drop(self) -> None:

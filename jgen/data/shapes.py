@@ -318,6 +318,29 @@ def write_caption(scenes: Scenes, i: int, draw: Iterator[float]) -> str:
     return f"{prefix}{described(1)} with {described(0)} {relations[0]} it"
 
 
+def caption_entropy(split: str) -> float:
+    """The entropy of a caption of a split, nats: what a perfect model of its captions has as their mean -log p.
+
+    No two ways of drawing a caption's words give the same caption, so that it is the sum of the entropies of the draws.
+    """
+
+    def words(groups: Sequence[Sequence[str]]) -> float:
+        return float(np.mean([math.log(len(group)) for group in groups]))
+
+    def choice(p: float) -> float:
+        return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+    pairs = pairs_of(split)
+    of_pair = np.mean([math.log(len(SHAPES[shape])) + math.log(len(COLOURS[colour])) for shape, colour in pairs])
+    thing = float(of_pair) + choice(2 / 3) + 2 / 3 * (math.log(2) + words(SIZES))
+    which = [math.log(len(pairs) - k) for k in range(MOST_OBJECTS)]  # different pairs
+    one = thing + which[0] + choice(2 / 3) + 2 / 3 * (math.log(len(POSITIONS)) + words(POSITIONS))
+    two = 2 * thing + sum(which[:2]) + math.log(4) + words(RELATIONS) + choice(2 / 3)
+    three = 3 * thing + sum(which) + math.log(8) + 2 * words(RELATIONS)
+    number = 1.5 * math.log(2) + math.log(len(PREFIXES))  # a quarter, a half, a quarter
+    return number + one / 4 + two / 2 + three / 4
+
+
 def make_scenes(split: str, positions: np.ndarray) -> tuple[Scenes, list[str]]:
     """The scenes of a split at these positions, and their captions."""
     draws = Draws(split, positions)

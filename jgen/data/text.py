@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from jgen.core.files import written_whole
+from jgen.core.tokens import END, PADDING, START
 from jgen.data.clip_text import KIND, ClipTokenizer
 from jgen.errors import UserError, require
 
-PADDING, START, END, FIRST_BYTE = 0, 1, 2, 3
+FIRST_BYTE = 3
 NUM_BYTES = FIRST_BYTE + 256  # ids of a tokenizer without merges
 MIN_LENGTH = 3  # start, one token, end
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jgen.core import parallel
 from jgen.core.files import cached_arrays, read_arrays, save_arrays, written_whole
 from jgen.core.progress import progress_bar
 from jgen.data.batches import batch_positions
@@ -102,13 +103,18 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
     network = Network(recipe, num_classes)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *spec.shape), jnp.uint8))
     leaves, structure = jax.tree.flatten(shapes["params"])
-    saved = read_arrays(path) if is_published else cached_arrays(path)
-    if saved is None:
-        params, accuracy = train(network, dataset, recipe)
-        trained = {str(i): np.asarray(array) for i, array in enumerate(jax.tree.leaves(params))}
-        saved = {"accuracy": np.asarray(accuracy), **trained}
-        with written_whole(path, "; set JGEN_CACHE to another") as aside:
-            save_arrays(aside, saved)
+
+    def read_or_train() -> dict[str, np.ndarray]:
+        saved = read_arrays(path) if is_published else cached_arrays(path)
+        if saved is None:
+            params, accuracy = train(network, dataset, recipe)
+            trained = {str(i): np.asarray(array) for i, array in enumerate(jax.tree.leaves(params))}
+            saved = {"accuracy": np.asarray(accuracy), **trained}
+            with written_whole(path, "; set JGEN_CACHE to another") as aside:
+                save_arrays(aside, saved)
+        return saved
+
+    saved = parallel.arrays_from_main(read_or_train)  # the same on all, also where caches are not shared
     arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
     run = evaluator(network, jax.tree.unflatten(structure, arrays))
@@ -127,12 +133,15 @@ def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[
 
 
 def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """`apply`, a function of `size` images, over any number of them; the last batch is filled up with zeros."""
+    """`apply`, a function of `size` images, over any number of them; the last batch is filled up with zeros. Processes
+    that work together divide the batches."""
     results = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
+    number, num = parallel.processes()
+    for start in range(0, len(images), size * num):
+        part = images[start + number * size :][:size]
         padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-        results.append([np.asarray(array)[: len(part)] for array in apply(padded)])
+        left = len(images) - start
+        results.append([array[:left] for array in parallel.gather_rows(apply(padded))])
     return tuple(np.concatenate(arrays) for arrays in zip(*results))
 
 

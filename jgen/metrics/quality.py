@@ -2,6 +2,8 @@
 
 Real features are cached by the data's hash, the split, the number of images and the network's name, all of which stand
 beside the numbers.
+
+Processes that work together divide the images that a network sees; the first has the features, and compares them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jgen.core import parallel
 from jgen.core.files import cached_arrays, save_arrays, written_whole
 from jgen.core.progress import progress_bar
 from jgen.data.dataset import Dataset
@@ -101,9 +104,11 @@ Fetch = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 images start 
 
 
 def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str, store: Path | None = None) -> Features:
-    """Features, spatial features and logits of `num` images; shows slow progress. `store`: as of `features_of_each`."""
+    """Features, spatial features and logits of `num` images, none where `features_of_each` gives none; shows slow
+    progress. `store`: as there."""
     chunk = network.batch_size * max(1, STORED_AT_ONCE // network.batch_size)
-    features, spatial, logits = features_of_each([network.apply], num, fetch, title, chunk, store)[0]
+    answers, nothing = features_of_each([network.apply], num, fetch, title, chunk, store), np.zeros((0, 0), np.float32)
+    features, spatial, logits = answers[0] if answers else (nothing,) * 3
     return features, spatial, logits
 
 
@@ -115,34 +120,39 @@ def features_of_each(
     chunk: int,
     store: Path | None = None,
 ) -> list[tuple[np.ndarray, ...]]:
-    """The answers of several networks to `num` images, of which no more than `chunk` are held at a time.
+    """The answers of several networks to `num` images, of which no more than `chunk` are held at a time; of processes
+    that work together the first has them, and the others have none, [].
 
     Args:
       store: a folder for the answers to each chunk; those in it are not asked for again, and the caller removes it.
         Where one chunk is all, nothing is stored.
     """
+    main = parallel.is_main_process()
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
     with progress_bar(total=num, desc=title, unit="image", delay=PATIENCE, leave=False) as progress:
         for start in range(0, num, chunk):
             stop = min(start + chunk, num)
             path = store / f"{start:09d}-{stop:09d}.npz" if store and num > chunk else None
-            saved = cached_arrays(path) if path else None
-            if saved is None:
+            saved = cached_arrays(path) if path and main else None
+            if not parallel.from_main(saved is not None):
                 images = fetch(start, stop)
                 answers = [apply(images) for apply in networks]
                 del images  # before more are made
                 saved = {f"{i}-{j}": x for i, answer in enumerate(answers) for j, x in enumerate(answer)}
-                if path:
+                if path and main:
                     with written_whole(path, "; set JGEN_CACHE to another") as aside:
                         save_arrays(aside, saved)
+            progress.update(stop - start)
+            if saved is None or not main:
+                continue
             for i, of_network in enumerate(parts):
                 of_network.append(tuple(saved[name] for name in sorted(saved) if name.startswith(f"{i}-")))
-            progress.update(stop - start)
-    return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts]
+    return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts if answers]
 
 
 class Real(NamedTuple):
-    """Features of the first `num` images of a split; spatial ones where they were asked for."""
+    """Features of the first `num` images of a split; spatial ones where they were asked for. Of processes that work
+    together, the first has them."""
 
     split: str
     num: int
@@ -177,8 +187,9 @@ def real_features(
     identity = (dataset.fingerprint, protocol, split, there, num)  # `there`: where a part was cut off
     key = hashlib.sha256(repr((*identity, places, network.name, network.hash)).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
-    saved = cached_arrays(path)
-    if saved is None:
+    main = parallel.is_main_process()
+    saved = cached_arrays(path) if main else None
+    if not parallel.from_main(saved is not None):
 
         def fetch(start: int, stop: int) -> np.ndarray:
             return show(dataset.splits[split].fetch(np.arange(start, stop)))
@@ -186,9 +197,11 @@ def real_features(
         store = path.with_suffix(".partial")
         features, spatial, _ = features_of(network, num, fetch, f"features of {split}", store)
         saved = {"features": features, **({"spatial": spatial} if places else {})}
-        with written_whole(path, "; set JGEN_CACHE to another") as aside:
-            save_arrays(aside, saved)
-        shutil.rmtree(store, ignore_errors=True)
+        if main:
+            with written_whole(path, "; set JGEN_CACHE to another") as aside:
+                save_arrays(aside, saved)
+            shutil.rmtree(store, ignore_errors=True)
+    saved = saved or {"features": np.zeros((0, 0), np.float32)}  # of a process that does not compare them
     return Real(split, num, saved["features"], saved.get("spatial"))
 
 

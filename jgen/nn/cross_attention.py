@@ -23,10 +23,17 @@ LAYER_EPS, GROUP_EPS = 1e-5, 1e-6  # of normalisation, as in the authors' code
 
 
 class Tokens(NamedTuple):
-    """What is attended to: float (B, L, D), and of these the ones that count, bool (B, L), or None for all."""
+    """What is attended to.
+
+    features: (B, L, D).
+    mask:     which of them count, bool (B, L); None for all.
+    offset:   int32 (B,): example i attends to its own values with the weights of example i + offset (prompt-to-prompt:
+              Hertz et al. 2023, arXiv 2208.01626, section 3); None for its own weights.
+    """
 
     features: jax.Array
     mask: jax.Array | None = None
+    offset: jax.Array | None = None
 
 
 class CrossAttention(nn.Module):
@@ -47,9 +54,12 @@ class CrossAttention(nn.Module):
             h = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(h)
             return h.reshape(*h.shape[:2], self.heads, width // self.heads)
 
-        context = tokens.features
+        context, mask = tokens.features, tokens.mask
         q, k, v = projected(x, "query"), projected(context, "key"), projected(context, "value")
-        h = attention(q, k, v, tokens.mask).reshape(x.shape)
+        if tokens.offset is not None:
+            rows = jnp.arange(len(x)) + tokens.offset
+            q, k, mask = q[rows], k[rows], None if mask is None else mask[rows]
+        h = attention(q, k, v, mask).reshape(x.shape)
         return nn.Dense(width, dtype=self.dtype, kernel_init=self.out_init, name="out")(h)
 
 

@@ -54,8 +54,8 @@ STAGES = (
 )
 
 
-def layout() -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all weights, as PyTorch orders them."""
+def layout(table: tuple[Stage, ...] | None = None) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of all weights, as PyTorch orders them; of a network with other stages than `STAGES`, if given."""
     shapes: dict[str, tuple[int, ...]] = {"_conv_stem.weight": (STEM, 3, 3, 3)}
 
     def norm(name: str, width: int) -> None:
@@ -63,7 +63,7 @@ def layout() -> dict[str, tuple[int, ...]]:
 
     norm("_bn0", STEM)
     width, number = STEM, 0
-    for stage in STAGES:
+    for stage in table or STAGES:
         for _ in range(stage.repeats):
             name, inner = f"_blocks.{number}", width * stage.expansion
             if stage.expansion != 1:
@@ -106,16 +106,23 @@ def block(weights: Weights, name: str, x: jax.Array, stride: int, expansion: int
     return h + x if h.shape == x.shape else h
 
 
-def stages(weights: Weights, x: jax.Array) -> list[jax.Array]:
+def stages(weights: Weights, x: jax.Array, table: tuple[Stage, ...] | None = None) -> list[jax.Array]:
     """The maps after the stem and after each stage, (B, h, w, C), of normalised images (B, H, W, 3)."""
     h = relu6(conv(weights, "_conv_stem", "_bn0", x, 2))
     maps, number = [h], 0
-    for stage in STAGES:
+    for stage in table or STAGES:
         for i in range(stage.repeats):
             h = block(weights, f"_blocks.{number}", h, stage.stride if i == 0 else 1, stage.expansion)
             number += 1
         maps.append(h)
     return maps
+
+
+def last_of_each_size(weights: Weights, x: jax.Array, table: tuple[Stage, ...] | None = None) -> list[jax.Array]:
+    """Of the maps of `stages`, the last at 1/2, at 1/4, ... of the image's size."""
+    maps = stages(weights, x, table)
+    # A map is the last of its size where the next stage begins with stride 2.
+    return [h for h, stage in zip(maps, table or STAGES) if stage.stride == 2] + maps[-1:]
 
 
 def normalised(images: jax.Array) -> jax.Array:

@@ -47,10 +47,8 @@ def prepared(x: jax.Array) -> jax.Array:
 
 def unit_maps(weights: efficientnet.Weights, x: jax.Array) -> list[jax.Array]:
     """u_l(x), (B, h, w, c) each, of images (B, H, W, 1 or 3) in [-1, 1]."""
-    maps = efficientnet.stages(weights, prepared(x))
-    # A map is the last of its size where the next stage begins with stride 2.
-    last = [h for h, stage in zip(maps, efficientnet.STAGES) if stage.stride == 2] + maps[-1:]
-    return [h * jax.lax.rsqrt(jnp.sum(h**2, axis=-1, keepdims=True) + EPSILON) for h in last]
+    maps = efficientnet.last_of_each_size(weights, prepared(x))
+    return [h * jax.lax.rsqrt(jnp.sum(h**2, axis=-1, keepdims=True) + EPSILON) for h in maps]
 
 
 def distance(weights: efficientnet.Weights, x: jax.Array, y: jax.Array) -> jax.Array:

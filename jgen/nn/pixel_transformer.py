@@ -86,13 +86,19 @@ class PixelTransformer(nn.Module):
         self, values: jax.Array, cond: Cond, transformation: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         """Logits (B, N, levels) of all positions from the embeddings of their values, (B, N, features)."""
+        h = self.hidden_states(values, cond, transformation, keys)
+        return self.out(h[:, -values.shape[1] :].astype(jnp.float32))
+
+    def hidden_states(
+        self, values: jax.Array, cond: Cond, transformation: jax.Array | None = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        """What the transformer gives of the text and of all positions, (B, T + N, features): see `predict`."""
         batch, length = values.shape[:2]
         first = jnp.broadcast_to(self.first.embedding[None], (batch, 1, self.features))
         before = jnp.concatenate([first, values[:, :-1]], axis=1)
         h = before + self.position(jnp.arange(length))[None] + self.context(batch, cond, transformation)[:, None]
         prefix = self.prefix(batch, cond)
-        h = self.transformer(jnp.concatenate([prefix, h], axis=1), keys, prefix.shape[1])[:, prefix.shape[1] :]
-        return self.out(h.astype(jnp.float32))
+        return self.transformer(jnp.concatenate([prefix, h], axis=1), keys, prefix.shape[1])
 
     def position(self, p: jax.Array) -> jax.Array:
         """The embedding of places in the sequence, (..., features)."""

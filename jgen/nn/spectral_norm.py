@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.nn.conv import CpuForm, conv
+from jgen.nn.conv import CpuForm, Padding, conv
 
 EPSILON = 1e-12
 
@@ -59,7 +59,8 @@ class SpectralLayer(nn.Module):
     is true.
 
     features:    outputs.
-    kernel_size: of a square convolution that keeps the size; 0: a dense layer over the last axis.
+    kernel_size: of a square convolution; 0: a dense layer over the last axis.
+    stride, padding: of the convolution, as in `jgen.nn.conv.conv`; by default an odd kernel keeps the size.
     cpu:         the convolution's formulation on CPU: see `jgen.nn.conv`.
     """
 
@@ -67,6 +68,8 @@ class SpectralLayer(nn.Module):
     kernel_size: int = 0
     use_bias: bool = True
     dtype: Any = jnp.float32
+    stride: int = 1
+    padding: Padding | None = None
     cpu: CpuForm = "auto"
 
     @nn.compact
@@ -80,7 +83,8 @@ class SpectralLayer(nn.Module):
         if train and not self.is_initializing():
             u.value = new_u
         kernel = (kernel / sigma).astype(self.dtype)
-        y = conv(x.astype(self.dtype), kernel, cpu=self.cpu) if self.kernel_size else x.astype(self.dtype) @ kernel
+        x = x.astype(self.dtype)
+        y = conv(x, kernel, self.stride, self.padding, cpu=self.cpu) if self.kernel_size else x @ kernel
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

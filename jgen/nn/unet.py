@@ -127,6 +127,11 @@ class UNet(nn.Module):
     eps: float = 1e-5
     remat: bool = False
 
+    @property
+    def width(self) -> int:
+        """Of the first convolution."""
+        return self.channels[0] if self.adm else self.base or self.channels[0]
+
     @nn.compact
     def __call__(
         self,
@@ -139,8 +144,7 @@ class UNet(nn.Module):
     ) -> jax.Array:
         embedding = self.embed(t, label, vector)
         count = 0
-        attention: Any = SelfAttention2D if context is None else SpatialTransformer
-        types: tuple[Any, Any] = (AdmBlock if self.adm else ResnetBlock, attention)
+        types, attention_options, inputs = self.layers(context)
         block_type, attention_type = map(nn.remat, types) if self.remat else types
 
         def resnet(h: jax.Array, features: int, name: str, resample: Resample = "") -> jax.Array:
@@ -152,12 +156,9 @@ class UNet(nn.Module):
             return block_type(*sizes, **own, name=name)(h, embedding, block_keys)
 
         def attend(h: jax.Array, name: str) -> jax.Array:
-            if context is not None:
-                return attention_type(self.head_dim, self.groups, self.dtype, name=name)(h, context)
-            return attention_type(self.head_dim, self.groups, self.dtype, self.eps, name=name)(h)
+            return attention_type(self.head_dim, self.groups, self.dtype, *attention_options, name=name)(h, *inputs)
 
-        width = self.channels[0] if self.adm else self.base or self.channels[0]
-        h = Conv(width, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = Conv(self.width, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.blocks):
@@ -191,6 +192,13 @@ class UNet(nn.Module):
 
         h = GroupNorm(self.groups, self.eps, silu=True, name="norm_out")(h)
         return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
+
+    def layers(self, context: Tokens | None) -> tuple[tuple[Any, Any], tuple[Any, ...], tuple[Any, ...]]:
+        """The types of blocks and of attention, the last options of attention, and its inputs beside features."""
+        block = AdmBlock if self.adm else ResnetBlock
+        if context is None:
+            return (block, SelfAttention2D), (self.eps,), ()
+        return (block, SpatialTransformer), (), (context,)
 
     def embed(self, t: jax.Array, label: jax.Array | None, vector: jax.Array | None) -> jax.Array:
         """The SiLU of the embedding of all conditions, (B, 4 * base); every block projects it to its width."""

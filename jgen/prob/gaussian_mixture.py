@@ -341,8 +341,7 @@ def complete(
     dim = means.shape[1]
 
     def one(example: tuple[jax.Array, ...]) -> jax.Array:
-        logits, x, known, key = example
-        key_component, key_eps = jax.random.split(key)
+        logits, x, known, key_component, key_eps = example
         o = known.astype(x.dtype)
         # Unknown dimensions are replaced by independent ones of unit variance at their mean.
         observed = matrices * (o[:, None] * o[None, :])[None, :, :] + jnp.diag(1.0 - o)[None, :, :]
@@ -358,4 +357,4 @@ def complete(
         drawn = means[k] + joint + jnp.matmul(matrices[k], solved, precision=HIGHEST)
         return jnp.where(known, x, drawn)
 
-    return jax.lax.map(one, (logits, x, known, keys))
+    return jax.lax.map(one, (logits, x, known, *rng.split(keys, 2)))

@@ -110,8 +110,8 @@ class Inversion:
 
 
 def editing_of(o: Sampling) -> Editing:
-    """The defaults of editing with a model's defaults of sampling."""
-    return Editing(**vars(o))
+    """The defaults of editing with a model's defaults of sampling; ode, which begins with noise alone, becomes ddim."""
+    return Editing(**vars(o) | {"sampler": "ddim" if o.sampler == "ode" else o.sampler})
 
 
 def last_times(times: Any, strength: float) -> Any:

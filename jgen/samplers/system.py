@@ -299,14 +299,13 @@ def edit(
     keys: jax.Array,
     images: jax.Array,
     cond: Cond,
-    strength: float = Editing.strength,
     **options: Any,
 ) -> jax.Array:
     """SDEdit (Meng et al. 2022, arXiv 2108.01073): sampling from the images with the noise of a time on the way."""
-    o = replace(denoising.sampling, **options)
+    o = replace(editing_of(denoising.sampling), **options)
     noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
     process = denoising.process(params)
-    times = last_times(times_of(o, process, denoising.num_timesteps), strength)
+    times = last_times(times_of(o, process, denoising.num_timesteps), o.strength)
     first = jnp.full(len(noise), times[0], jnp.float32)
     x_t = add_noise(process, to_float(images, denoising.images.levels), first, noise)
     x_0, _ = draw_from(
@@ -317,7 +316,7 @@ def edit(
 
 def deterministic(denoising: Denoising, steps: int, guidance_scale: Any) -> Sampling:
     """The model's options of sampling with DDIM, without noise."""
-    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": ()}
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": (), "end": "data"}
     return replace(denoising.sampling, **changes, steps=steps, guidance_scale=guidance_scale)
 
 

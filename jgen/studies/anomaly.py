@@ -4,7 +4,7 @@ The area under the receiver operating characteristic (AUROC) by which scores of 
 from those of its own: 0.5 is chance, below it the other images look more like the model's data than its own. A model of
 Fashion-MNIST gives MNIST's digits a higher likelihood than Fashion-MNIST's test images (Nalisnick et al. 2019, arXiv
 1810.09136); complexity, typicality and the ratio to another model are what has been proposed against that
-(`jgen.metrics.anomaly`). FOLDER has anomaly.json, which the same command goes on with, and anomaly.png.
+(`jgen.prob.anomaly`). FOLDER has anomaly.json, which the same command goes on with, and anomaly.png.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from jgen import cli
 from jgen.errors import require, require_positive, require_seed
-from jgen.metrics.anomaly import KINDS, auroc
+from jgen.metrics.decisions import auroc
+from jgen.prob.anomaly import KINDS, score_of
 from jgen.studies import reporting
 
 Row = dict[str, Any]
@@ -94,13 +95,18 @@ def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
         fits = other.spec.image == spec
         require(fits, f"--others has {setting['other']}, of images {other.spec.image}: the run's are {spec}")
         others = first_images(gen, other.splits["test"], num)
-    where: dict[str, Any] = {"reference": train, "background": background, "batch_size": 100}
-    areas, means = {}, {}
-    for kind in kinds:
-        values = [gen.anomaly_score(key, images, kind, **where) for images in (own, others)]
-        areas[kind] = auroc(*values)
-        means[kind] = [float(x.mean()) for x in values]
-    return {"auroc": areas, "means": means, "images": [len(own), len(others)]}
+    reference = gen.anomaly_score(key, train, batch_size=250)
+    values: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for images in (own, others):
+        nats = gen.anomaly_score(key, images, batch_size=250)
+        base = None if background is None else background.anomaly_score(key, images, batch_size=250)
+        for kind in kinds:
+            values[kind].append(score_of(kind, nats, images, reference, base))
+    return {
+        "auroc": {kind: auroc(*pair) for kind, pair in values.items()},
+        "means": {kind: [float(x.mean()) for x in pair] for kind, pair in values.items()},
+        "images": [len(own), len(others)],
+    }
 
 
 def first_images(gen: Any, split: Any, num: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jgen import cli
 from jgen.errors import require, require_seed
-from jgen.metrics.anomaly import calibration_error
+from jgen.metrics.decisions import calibration_error
 from jgen.studies import reporting
 
 Row = dict[str, Any]
@@ -133,7 +133,7 @@ def draw(path: Path, rows: list[Row]) -> None:
     axis.invert_yaxis()
     axis.set_xlim(80, 100)
     axis.set_xlabel("% of test images")
-    axis.legend(loc="lower left")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     reporting.save_figure(path, fig)
 
 

@@ -191,7 +191,6 @@ class Training:
             unit="step",
             desc=self.model.name,
             dynamic_ncols=True,
-            disable=not self.main,
         )
         self.bar.set_postfix_str("compiling the first step")
         with deferred_signals() as received:  # until the last checkpoint is whole
@@ -326,6 +325,7 @@ class Training:
         ctx = Context(self.state.step, None, params, extra, self.frozen, bool(self.state.ema))
         return params, ctx
 
+    @parallel.alone()
     def validate(self, step: int) -> None:
         """Scores a fixed part of the validation split with fixed keys."""
         name = "validate" if self.model.validate is not None else "log_prob"
@@ -373,6 +373,7 @@ class Training:
         names = self.model.data.label_names
         return [names[label] for label in cond["label"]] if names and "label" in cond else []
 
+    @parallel.alone()
     def sample(self, step: int) -> Path:
         """Writes a sample grid."""
         spec, columns = self.model.images, self.config.samples_per_class

@@ -85,6 +85,8 @@ def read_config(path: Path) -> dict[str, Any]:
     path = path.expanduser()
     file = path / "config.json"
     require(path.is_dir(), f"there is no run at {path}")
+    published = f"{path} is a pipeline in diffusers' layout: python -m jgen.convert {path} RUN makes a run of it"
+    require(not (path / "model_index.json").is_file() or file.is_file(), published)
     require(file.is_file(), f"{path} is not a run: it has no config.json")
     document = read_json(file)
     require(isinstance(document, dict), f"{file} is damaged: it lacks its parts")
@@ -137,10 +139,18 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cpus": os.cpu_count(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.local_devices()],
+        "processes": jax.process_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def program_identity() -> dict[str, Any]:
+    """What must be the same in all processes that work together, by name."""
+    import jax
+
+    return {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
 
 
 def processor() -> str:

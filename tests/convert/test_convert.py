@@ -111,6 +111,18 @@ def test_a_folder_comes_out_as_it_went_in(made, tmp_path):
     assert snapshot(folder) == snapshot(tmp_path / "folder")
 
 
+def test_a_folder_is_loaded_as_its_run(made):
+    """Without one being written: parameters, scale of the latents, and the autoencoder."""
+    run, folder = made["latent"]
+    before, after = jgen.load(run), jgen.load(folder)
+    for one, other in ((before.ctx, after.ctx), (before.ctx.frozen["autoencoder"], after.ctx.frozen["autoencoder"])):
+        same(one.extra, other.extra)
+    same(before.params, after.params)
+    same(before.ctx.frozen["autoencoder"].params, after.ctx.frozen["autoencoder"].params)
+    assert after.model is before.model and after.classes == NAMES
+    mistake(lambda: jgen.load(folder, dtype="bfloat16"), "dtype is bfloat16", "no text encoder")
+
+
 def test_a_network_that_counts_steps_from_one_is_written_as_one_that_counts_from_zero(made, tmp_path):
     run, folder = made["from_one"]
     assert command([str(folder), str(tmp_path / "run")]) == 0

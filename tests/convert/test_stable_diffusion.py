@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from stable_diffusion_folder import LENGTH, vocabulary, write_document, write_folder
 
 import jgen
+import sample
 import train
 from jgen.convert.__main__ import command
 from jgen.convert.clip_text import read_tokenizer
@@ -117,7 +118,7 @@ def test_guidance_is_a_line_through_two_denoised_latents(loaded):
         cond = sd.with_context(system, ctx.extra, tokens)
         return guided(denoising, params, ctx, o)(z, t, {"cond": cond, "null": sd.without_text(cond)})
 
-    denoising, o = gen.model.sample.args[1].args[0], gen.model.sampling
+    denoising, o = gen.model.sample.args[1].args[0].diffusion.sample.args[0], gen.model.sampling
     strong, weak = (denoised(gen.params, gen.ctx, text) for text in tokens.values())
     mixed = mixed_by_the_sampler(gen.params, gen.ctx, tokens)
     assert o.guidance_scale == 5.0
@@ -138,6 +139,29 @@ def test_a_converted_run_draws_the_same(folders, loaded, tmp_path, num, capsys):
     changed = ClipTokenizer(LENGTH, saved["text"].vocabulary, saved["text"].merges[1:], saved["text"].padding)
     save_tokenizers(run / "tokenizers.json", {"text": changed})
     mistake(lambda: jgen.load(run), "the tokenizer of text is not the one", "tokenizers.json")
+
+
+@pytest.mark.slow
+def test_pictures_are_edited_and_filled_in_by_text(loaded):
+    gen = loaded[1]
+    images = gen.sample(KEY, 2, text=TEXT, steps=2)
+    near = gen.edit(KEY, images, text=TEXT, strength=0.2, steps=10).astype(int)
+    far = gen.edit(KEY, images, text=TEXT, strength=1.0, steps=10).astype(int)
+    assert np.abs(near - images).mean() < np.abs(far - images).mean()
+    keep = np.arange(8)[:, None] < np.full(8, 4)
+    filled = gen.inpaint(KEY, images, keep, text="a hat", steps=2)
+    np.testing.assert_array_equal(filled[:, keep], images[:, keep])
+    assert np.any(filled != images)
+
+
+@pytest.mark.slow
+def test_a_run_is_sampled_by_command(folders, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "x.npz"
+    assert command([str(folders[1]), str(run)]) == 0
+    words = ["--num", "2", "--text", TEXT, "--negative-text", "a hat", "--steps", "2", "--out", str(out)]
+    assert sample.command([str(run), *words]) == 0
+    images = jgen.load(run).sample(jax.random.key(0), 2, text=TEXT, negative_text="a hat", steps=2)
+    np.testing.assert_array_equal(np.load(out)["images"], images)
 
 
 @pytest.mark.slow
@@ -285,4 +309,11 @@ def test_texts_that_do_not_fit(loaded, capsys):
     mistake(lambda: gen.sample(KEY, 3, text=""), "text is ''")
     mistake(lambda: gen.sample(KEY, 3, text=["a"] * 2), "text has shape (2, 9)")
     mistake(lambda: gen.sample(KEY, 3, text=TEXT, clip=True), "clip is True", "latents")
+    mistake(lambda: gen.sample(KEY, 3, text=TEXT, negative_text="b", guidance_scale=1.0), "guidance_scale is 1")
     mistake(lambda: jgen.load("x", step=3), "there is no run")
+
+
+def test_options_of_runs_are_not_those_of_folders(folders):
+    mistake(lambda: jgen.load(folders[1], step=3), "is no run of jgen", "step is of runs only")
+    mistake(lambda: jgen.load(folders[1], ema=False), "ema is of runs only")
+    mistake(lambda: sample.command([str(folders[1]), "--text", TEXT]), "pipeline in diffusers' layout", "jgen.convert")

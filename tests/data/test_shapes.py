@@ -1,6 +1,10 @@
 """Pictures of shapes and their captions: the splits share no pair of shape and colour, and the judge reads both."""
 
 import hashlib
+import itertools
+import math
+import re
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +16,13 @@ from jgen.data.config import Config
 from jgen.data.shapes import (
     COLOURS,
     PALETTE,
+    POSITIONS,
     RELATIONS,
     SHAPES,
     SIDE,
+    SIZES,
     Draws,
+    caption_entropy,
     coverage,
     draw_scenes,
     extents_of,
@@ -174,6 +181,46 @@ def test_coverage_is_that_of_finer_pixels(shape):
     assert fine.sum() / 1024 == pytest.approx(np.pi * 4.5**2, rel=5e-3)
     centre = [fine.sum(1) @ pixels / fine.sum(), fine.sum(0) @ pixels / fine.sum()]
     np.testing.assert_allclose(centre, given[2][0], atol=0.02)
+
+
+def surprise(caption, num_pairs):
+    """-log p of a caption of the grammar, nats, from its words alone."""
+    prefix, number = math.log(3), len(re.findall(r"\ba (?!picture)", caption))
+    nats = prefix - math.log({1: 1 / 4, 2: 1 / 2, 3: 1 / 4}[number])
+    nats += sum(math.log(num_pairs - k) for k in range(number))
+    rest = caption.removeprefix("there is ").removeprefix("a picture of ")
+    sized = 0
+    for groups in (SHAPES, COLOURS, SIZES):
+        for group in groups:
+            times = sum(len(re.findall(rf"\b{word}\b", rest)) for word in group)
+            nats += times * math.log(len(group))
+            sized += times if groups is SIZES else 0
+    nats += sized * (math.log(2) - math.log(2 / 3)) - (number - sized) * math.log(1 / 3)
+    if number == 1:
+        where = next((group for group in POSITIONS for words in group if rest.endswith(words)), None)
+        return nats + (math.log(3) if where is None else math.log(5 * len(where)) - math.log(2 / 3))
+    if number == 2:
+        nats += math.log(3) if " with " in rest else -math.log(2 / 3)
+    for group in RELATIONS:
+        nats += sum(
+            len(re.findall(rf"\b{words}\b", rest.replace("to the ", ""))) * math.log(len(group))
+            for words in {words.replace("to the ", "") for words in group}
+        )
+    return nats + math.log(4 if number == 2 else 8)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_entropy_of_captions_is_the_mean_of_their_surprise(split):
+    """And no count model of pairs of words, which sees less of them, has less."""
+    captions = make_scenes(split, np.arange(4000))[1]
+    nats = np.array([surprise(caption, len(pairs_of(split))) for caption in captions])
+    entropy = caption_entropy(split)
+    assert abs(nats.mean() - entropy) < 4 * nats.std() / len(nats) ** 0.5
+    words = [["", *caption.split(), "."] for caption in captions]
+    pairs = Counter(pair for each in words for pair in itertools.pairwise(each))
+    firsts = Counter(word for each in words for word in each[:-1])
+    counted = -sum(n * math.log(n / firsts[first]) for (first, _), n in pairs.items()) / len(captions)
+    assert entropy < counted < 1.5 * entropy
 
 
 def test_examples_are_functions_of_their_numbers():

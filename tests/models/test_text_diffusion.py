@@ -12,7 +12,6 @@ from stub_network import keys_of, stub_network
 
 from jgen.core.generate import resolve_conditions
 from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, ImageSpec
-from jgen.data import text
 from jgen.data.text import Tokenizer
 from jgen.generator import encode_text
 from jgen.models.diffusion import ddpm, flow_matching
@@ -48,7 +47,6 @@ def frozen_run(module, config, data=DATA):
 
 
 def test_an_empty_texts_tokens_are_those_of_the_tokenizer():
-    assert (text_diffusion.START, text_diffusion.END) == (text.START, text.END)
     np.testing.assert_array_equal(Tokenizer(LENGTH).encode(""), EMPTY[0])
 
 
@@ -71,7 +69,7 @@ def test_guidance_and_negative_texts_are_the_formula_of_a_known_denoiser(monkeyp
     encode = jax.jit(lambda tokens: encoder.apply({"params": params["text"]}, tokens, method="encode"))
 
     def velocity(tokens):
-        features, mask = encode(tokens)
+        features, mask, _ = encode(tokens)
         np.testing.assert_array_equal(mask, np.arange(LENGTH) <= (tokens == 2).argmax(1)[:, None])
         return np.tanh(np.where(mask, np.tanh(features).sum(-1), 0.0).sum(-1))[:, None, None, None]
 
@@ -157,6 +155,25 @@ def test_captions_are_dropped_at_their_rate(monkeypatch):
     assert np.all(validated == 4)
 
 
+def test_prompt_to_prompt_with_the_text_itself_is_sampling_and_with_another_is_not():
+    network = dit.Config(patch=2, features=8, layers=1, heads=2)
+    model = make(dataclasses.replace(FLOW, network=network))
+    params, extra = jax.jit(model.init)(jax.random.key(0), {**make_batch(model, 3), "text": TEXT}, {})
+    params = jax.tree.map(lambda x: x + 0.5 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    other = np.where(TEXT > 3, (TEXT + 3) % 8 + 4, TEXT)
+    ctx = Context(jnp.int32(0), jax.random.key(1), params, extra)
+
+    @jax.jit
+    def run(text, source):
+        return model.sample(params, ctx, keys_of(3), {"text": text, "source_text": source})
+
+    alone = jax.jit(lambda text: model.sample(params, ctx, keys_of(3), {"text": text}))
+    near = np.abs(np.int32(alone(TEXT)) - np.int32(run(TEXT, TEXT)))
+    assert near.max() <= 1  # a rounding of the levels
+    moved = np.abs(np.int32(run(other, TEXT)) - np.int32(alone(other)))
+    assert moved.max() > 3
+
+
 def test_bad_input(capsys):
     classes = DataSpec(DATA.image, {"label": ArraySpec((), "int32", 3)})
     mistake(lambda: make(data=classes), "text is 'text': it must be a field of tokens; the data has label")
@@ -179,6 +196,8 @@ def test_bad_input(capsys):
         "negative_text is given, and guidance_scale is 1",
     )
     mistake(lambda: resolve_conditions(ours, {"negative_text": TEXT[0]}, 2), "negative_text is", "trained without it")
+    cond = {"text": TEXT, "source_text": TEXT}
+    mistake(lambda: diffusion.trajectory({}, Context(jnp.int32(0)), keys_of(3), cond), "trajectory takes none")
     tokenizer = Tokenizer(LENGTH)
     mistake(lambda: encode_text(tokenizer, "text", "  "), "text is '  ': say what the image shows")
     np.testing.assert_array_equal(encode_text(tokenizer, "negative_text", ""), EMPTY[0])

@@ -36,6 +36,7 @@ from jgen.nn import (
     pixelcnn_pp,
     pixelrnn,
     progan,
+    projected_discriminator,
     quantile_head,
     r3gan,
     resampling,
@@ -43,20 +44,23 @@ from jgen.nn import (
     song_unet,
     spectral_norm,
     stylegan2,
+    stylegan3,
     tarflow,
+    text_image_transformer,
     transformer,
     unet,
     vae,
     vd_vae,
     velocity_field,
 )
-from jgen.nn.sparse_attention import Pattern
+from jgen.nn.sparse_attention import MASKED, Pattern
 
 KEYS = jax.random.split(jax.random.key(2), 2)
 T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 ONE_HOT = np.eye(3, dtype=np.float32)[LABEL]
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
+STAGES = stylegan3.schedule(IMAGES, (3, 3), 4, 32, 1)
 IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
 
 
@@ -142,6 +146,27 @@ def sequence_of_pixels(network):
     cond = {"label": LABEL, "text": np.array([[1, 0], [2, 3]])}
     variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
     return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
+
+
+def text_and_codes(cls, of_text):
+    """The logits of codes after a text, or those of the text's third token, differentiated in the parameters."""
+    sizes = {"features": 8, "heads": 2, "layers": 2, "hidden": 8, "key_features": 8}
+    network = cls((2, 2, 1), 3, **sizes, text="text", vocabulary=5, text_length=4)
+    codes, text = np.zeros((2, 2, 2, 1), np.int32), np.array([[1, 3, 2, 0], [1, 4, 3, 2]], np.int32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), codes, {"text": text})
+
+    def of_codes(params):
+        text_logits, code_logits = network.apply({"params": params}, codes, {"text": text})
+        return jnp.where(text_logits > MASKED, text_logits, 0.0), code_logits
+
+    def third_token(params):
+        caches = network.apply({"params": params}, 2, {}, method="start")
+        for p in range(2):
+            given = {"params": params}, caches, jnp.int32(p), text[:, p], {}
+            logits, caches = network.apply(*given, method="step")
+        return jnp.where(logits > MASKED, logits, 0.0)
+
+    return third_token if of_text else of_codes, (normal_params(variables["params"]),)
 
 
 def embedding(levels, size):
@@ -331,6 +356,8 @@ CASES = {
             (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
         )
     ),
+    "TextImageTransformer": lambda: text_and_codes(text_image_transformer.TextImageTransformer, False),
+    "TextTransformer": lambda: text_and_codes(text_image_transformer.TextTransformer, True),
     "QuantileHead": lambda: layer(quantile_head.QuantileHead(4, 1, 3), normal(2, 3, 1, 4), normal(2, 3, 5)),
     "ActNorm": lambda: layer(flow.ActNorm(), normal(2, 2, 3, 4)),
     "InvertibleConv": lambda: layer(flow.InvertibleConv(), normal(2, 2, 3, 4), rest=(True,)),
@@ -394,6 +421,21 @@ CASES = {
     "stylegan2.DiscriminatorBlock": lambda: layer(stylegan2.DiscriminatorBlock(4), normal(2, 4, 6, 3)),
     "stylegan2.Discriminator": lambda: layer(
         stylegan2.Discriminator((3, 4), 1, 2), normal(2, 8, 8, 1), rest=(ONE_HOT,)
+    ),
+    "FourierInput": lambda: layer(stylegan3.FourierInput(STAGES[0][0].before), normal(2, 5)),
+    "FilteredLayer": lambda: layer(stylegan3.FilteredLayer(STAGES[1][2]), normal(2, 6, 6, 4), normal(2, 5)),
+    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 1), normal(2, 5)),
+    "stylegan3.Generator": lambda: layer(stylegan3.Generator(STAGES, 0, 5, 1, 3), normal(2, 3), rest=(ONE_HOT, False)),
+    "Mixing": lambda: layer(
+        projected_discriminator.Mixing(2), [normal(2, 4, 4, 3), normal(2, 2, 2, 4), normal(2, 1, 1, 5)]
+    ),
+    "Head": lambda: spectral_layers(
+        projected_discriminator.Head(1, 8, 3, 0.9), normal(2, 4, 4, 2), rest=(ONE_HOT, False)
+    ),
+    "ProjectedDiscriminator": lambda: spectral_layers(
+        projected_discriminator.ProjectedDiscriminator("random", 32, 2, 3, 0.9),
+        normal(2, 8, 8, 1),
+        rest=(ONE_HOT, False),
     ),
     "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
     "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),

@@ -49,6 +49,18 @@ def test_cross_attention_is_its_formula():
     np.testing.assert_allclose(module.apply({"params": params}, x, tokens._replace(mask=None)), expected, atol=1e-5)
 
 
+def test_an_example_attends_to_its_own_values_with_the_weights_of_another():
+    x, tokens = normal(2, 5, 8), normal(2, 7, 6)
+    module = CrossAttention(heads=1)
+    given = Tokens(tokens, MASK[:2], jnp.array([0, -1]))
+    params = shaken(jax.eval_shape(module.init, jax.random.key(0), x, given)["params"])
+    p = jax.tree.map(np.float64, params)
+    logits = (x[0] @ p["query"]["kernel"]) @ (tokens[0] @ p["key"]["kernel"]).T / np.sqrt(8)
+    weights = softmax(np.where(MASK[0], logits, -np.inf), axis=1)
+    expected = weights @ (tokens @ p["value"]["kernel"]) @ p["out"]["kernel"] + p["out"]["bias"]
+    np.testing.assert_allclose(module.apply({"params": params}, x, given), expected, atol=1e-5)
+
+
 def test_a_transformer_over_positions_is_its_formula():
     x, tokens = normal(3, 2, 3, 8), Tokens(normal(3, 7, 6), MASK)
     module = SpatialTransformer(head_dim=4, groups=2)

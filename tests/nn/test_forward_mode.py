@@ -36,6 +36,8 @@ NETWORKS = (
 )
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
+NETWORKS += ("TextImageTransformer", "TextTransformer")
+NETWORKS += ("stylegan3.Synthesis", "stylegan3.Generator", "ProjectedDiscriminator")
 NETWORKS += ("ClipTextEncoder", "ConditionUNet")
 NETWORKS += tuple(
     f"{family}.{name}"

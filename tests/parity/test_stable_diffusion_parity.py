@@ -130,7 +130,7 @@ def test_dpm_solver_at_the_same_times(loaded):
     scheduler, own = DPMSolverMultistepScheduler(**peer.CHAIN), pipe.scheduler
     scheduler.set_timesteps(6)
     times = tuple((int(t) + 1) / 1000 for t in scheduler.timesteps)
-    ours = gen.sample(KEY, 4, text=TEXTS, sampler="dpmpp_2m", times=times, end="data", guidance_scale=3.0)
+    ours = gen.sample(KEY, 4, text=TEXTS, sampler="dpmpp_2m", times=times, guidance_scale=3.0)
     pipe.scheduler = scheduler
     try:
         keys = rng.image_keys(KEY, jnp.arange(4))

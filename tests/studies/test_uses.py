@@ -7,7 +7,7 @@ import pytest
 from conftest import mistake
 
 import train
-from jgen.studies import anomaly, classification
+from jgen.studies import anomaly, classification, inpainting
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,20 @@ def test_of_probabilities_that_are_certain_the_scores_by_hand():
     scores = classification.judge(log_probs, np.array([0, 0]))
     assert scores["accuracy"] == 0.5 and scores["confidence"] == pytest.approx(0.75)
     assert scores["nll"] == pytest.approx(-np.log(0.9 * 0.4) / 2)
+
+
+def test_completions_are_measured_under_every_mask(run, tmp_path):
+    assert inpainting.command([run, "--out", str(tmp_path), "--num", "10", "--draws", "2"]) == 0
+    rows = json.loads((tmp_path / "inpainting.json").read_text())["rows"]
+    assert [row["setting"]["mask"] for row in rows] == list(inpainting.MASKS)
+    assert all(0 < row["mean_error"] < row["error"] < 0.5 for row in rows) and (tmp_path / "inpainting.png").is_file()
+    mistake(lambda: inpainting.command([run, "--draws", "1"]), "--draws is 1")
+
+
+def test_scores_of_completions_by_hand():
+    """Two draws of two pixels, of which the first is kept: 0.2 and 0.6 where the image has 0.1."""
+    made = np.array([0.0, 0.2, 0.0, 0.6]).reshape(1, 2, 1, 2, 1)
+    scores = inpainting.judge(made, np.array([0.0, 0.1]).reshape(1, 1, 2, 1), np.array([[True, False]]))
+    assert scores["error"] == pytest.approx(np.sqrt((0.1**2 + 0.5**2) / 2))
+    assert scores["mean_error"] == pytest.approx(0.3) and scores["diversity"] == pytest.approx(0.2)
+    assert scores["boundary"] == pytest.approx(0.4 / 0.1)

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Roles, select, select_first
+from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require, require_labels
 from jgen.models.autoregressive.raster import Raster, make_raster_model, nll_per_dim
 from jgen.nn.distribution_augmentation import AUGMENTATIONS, needs_squares, transform
@@ -191,11 +192,8 @@ def check_config(config: Config, data: DataSpec) -> None:
         height == width or not needs_squares(config.augmentation),
         f"augmentation is {config.augmentation!r}: it turns square images, and these are {height} x {width}",
     )
-    spec = data.fields.get(config.text)
-    require(
-        not config.text or (spec is not None and len(spec.shape) == 1 and spec.num_values > 0),
-        f"text is {config.text!r}: it must be a field of tokens; the data has {', '.join(data.fields) or 'no fields'}",
-    )
+    if config.text:
+        token_field(data, config.text, least=1)
     with defaults_of("sampling"):
         check_sampling(data.image.levels, config.sampling)
     require_labels(data.num_classes, "class_conditional", config.class_conditional, False)

@@ -104,6 +104,10 @@ def no_regulariser(gen: Tree) -> jax.Array:
     return jnp.zeros(())
 
 
+def no_guidance(ctx: Context, fake_x: jax.Array, cond: Cond) -> jax.Array:
+    return jnp.zeros(())
+
+
 def unchanged(x: jax.Array) -> jax.Array:
     return x
 
@@ -119,7 +123,8 @@ class Game(NamedTuple):
     the batch's own statistics and to update the running ones; True by default.
 
     generator:         (*inputs) -> x, float32 (B, H, W, C) in about [-1, 1].
-    discriminator:     (x, one_hot (B, classes) or None) -> logits D(x), float32 (B,).
+    discriminator:     (x, one_hot (B, classes) or None) -> logits D(x), float32 (B,), or (B, n) of n discriminators,
+                       over which losses are averaged.
     latent:            dimension of z ~ N(0, I).
     loss:              one of `adversarial.LOSSES`.
     inputs:            (keys, z, one_hot) -> the inputs of the generator; the keys are for its noise.
@@ -129,6 +134,7 @@ class Game(NamedTuple):
     augment:           (extra["disc"], keys, x) -> x as augmented before D sees it, real or generated, in training.
     update_disc_state: (extra["disc"], D of real images) -> entries of extra["disc"] that changed.
     regularise:        (parameters of G) -> a scalar that is added to L_G.
+    guide:             (context, G(z), cond) -> a scalar that is added to L_G, such as a classifier's loss.
     drift:             weight of E D(x)^2 in L_D, which keeps a critic's outputs near zero (Karras 2018, 1710.10196).
     prepare_real:      transforms real images before use, such as a reduction of resolution; the shape stays.
     at_step:           (game, step) -> the game at a step of training, for networks that change with it.
@@ -149,6 +155,7 @@ class Game(NamedTuple):
     augment: Callable[..., jax.Array] = no_augmentation
     update_disc_state: Callable[..., Tree] = no_update
     regularise: Callable[[Tree], jax.Array] = no_regulariser
+    guide: Callable[..., jax.Array] = no_guidance
     drift: float = 0.0
     prepare_real: Callable[[jax.Array], jax.Array] = unchanged
     at_step: Callable[..., Game] = no_change
@@ -372,6 +379,7 @@ def gen_loss(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
     _, averaged = generate(game, ctx.ema["gen"], stats["averaged"], key_gen, z, cond, True)
     new = {"gen": {"trained": trained, "averaged": averaged}}
     loss = jnp.mean(adversarial.generator_loss(game.loss, fake, real)) + game.regularise(params["gen"])
+    loss = loss + game.guide(ctx, fake_x, cond)
     if game.classify:
         loss = loss + class_loss(game, disc, state["norm"]["fake"], shown, cond)[0]
     return loss, ({}, new)

@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.tokens import END, token_field
 from jgen.errors import require, require_positive
 from jgen.nn.clip import ImageEncoder, TextEncoder
 from jgen.nn.cross_attention import Tokens
@@ -42,7 +43,6 @@ from jgen.prob.contrastive import contrastive_losses, nearest
 from jgen.prob.pixels import to_float
 
 START_SCALE, MOST_SCALE = 1 / 0.07, 100.0
-END = 2  # the token that ends a text
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` for a field that is no text, or sizes that do not fit each other or the images."""
-    spec = data.fields.get(config.text)
-    require(
-        spec is not None and len(spec.shape) == 1 and spec.num_values > END,
-        f"text is {config.text!r}: it must be a field of tokens; the data has {', '.join(data.fields) or 'no fields'}",
-    )
+    token_field(data, config.text)
     sizes = ("embedding", "blocks", "groups", "pool_heads", "text_width", "text_heads", "text_layers")
     require_positive(**{name: getattr(config, name) for name in sizes})
     require(len(config.channels) > 0, "channels is (): it must have a width for each level")

@@ -35,16 +35,18 @@ from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require, require_positive
 from jgen.models.diffusion import latent
+from jgen.models.text_to_image.text_diffusion import check_negative
 from jgen.nn import clip_text, condition_unet
 from jgen.nn.cross_attention import Tokens
 from jgen.prob.likelihoods import mean_image
-from jgen.prob.pixels import to_float, to_uint8
+from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, add_noise, discrete, from_x0, to_x0
 from jgen.prob.schedules import make_schedule
 from jgen.samplers.diffusion import Sampling
 from jgen.samplers.system import Denoising, with_samplers
 
 TEXT = "text"  # the condition
+DRAWING = ("sample", "trajectory", "edit", "inpaint", "invert", "decode")  # of latents, which are then decoded
 SAMPLING = Sampling(spacing="leading", offset=1, end="first", guidance_scale=7.5, clip=False)
 
 
@@ -81,6 +83,11 @@ class Config:
     sampling: Sampling = field(default_factory=lambda: SAMPLING)
 
     @property
+    def text(self) -> str:
+        """The field of its texts."""
+        return TEXT
+
+    @property
     def text_encoders(self) -> dict[str, clip_text.Config]:
         """By role."""
         others = {} if self.text_encoder_2 is None else {"text_encoder_2": self.text_encoder_2}
@@ -88,7 +95,10 @@ class Config:
 
 
 class StableDiffusion(NamedTuple):
-    """First argument of the functions below, bound by `make` with `functools.partial`. latents: their shape."""
+    """First argument of the functions below, bound by `make` with `functools.partial`.
+
+    encoders: of texts, by role. latents: their shape.
+    """
 
     config: Config
     process: Process
@@ -142,19 +152,19 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         init=partial(init, sd),
         phases=(Phase(trains=("unet",), loss=partial(loss, sd)),),
         conditions=(TEXT,),
-        negatives=(TEXT,),
+        optional={f"negative_{TEXT}": TEXT},
         validate=partial(validate, sd),
         best=("mse", "min"),
         why_not={"log_prob": "a decoded image is without pixel noise, so that it has no probability of its own"},
     )
     of_latents = with_samplers(model, denoising)
-    count = of_latents.functions["count_evaluations"]
-    return of_latents._replace(
-        sample=partial(sample, sd, of_latents.sample),
-        trajectory=partial(trajectory, sd, of_latents.trajectory),
-        check_sampling=partial(check_sampling, of_latents.check_sampling),
-        functions={"count_evaluations": partial(given_text, sd, count)},
-    )
+    decoding = latent.Latent(of_latents, autoencoder, data.image)
+    drawing: dict[str, Any] = {
+        name: partial(given_text, sd, partial(getattr(latent, name), decoding)) for name in DRAWING
+    }
+    count = partial(given_text, sd, of_latents.functions["count_evaluations"])
+    check = partial(latent.check_sampling, decoding)
+    return of_latents._replace(**drawing, check_sampling=check, functions={"count_evaluations": count})
 
 
 def check_config(config: Config, data: DataSpec) -> None:
@@ -182,7 +192,7 @@ def check_config(config: Config, data: DataSpec) -> None:
 def init(sd: StableDiffusion, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_unet, *keys = jax.random.split(key, 1 + len(sd.encoders))
     tokens = jnp.zeros((1, sd.config.text_encoder.length), jnp.int32)
-    extra: Roles = {}
+    extra: Roles = {"latent_scale": jnp.float32(1.0 / sd.config.scaling_factor)}
     for key_text, (role, encoder) in zip(keys, sd.encoders.items()):
         extra[role] = encoder.init(key_text, tokens)["params"]
     cond = embedded(sd, extra, jnp.asarray(sd.empty)[None])
@@ -247,7 +257,7 @@ def errors(sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, ba
     key_encode, key_t, key_eps = rng.split(keys, 3)
     encode = partial(sd.autoencoder.functions["encode_continuous"], *frozen_context(ctx, "autoencoder"))
     x = to_float(batch["image"], sd.images.levels)
-    z = sd.config.scaling_factor * jax.lax.stop_gradient(encode(key_encode, x))
+    z = jax.lax.stop_gradient(encode(key_encode, x)) / ctx.extra["latent_scale"]
     t = rng.randint(key_t, 1, sd.config.num_timesteps + 1) / sd.config.num_timesteps
     eps = rng.normal(key_eps, sd.latents.shape)
     z_t = add_noise(sd.process, z, t, eps)
@@ -273,36 +283,13 @@ def validate(sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, 
     return {"mse": errors(sd, params, ctx, keys, batch, embedded(sd, ctx.extra, batch[TEXT]))}
 
 
-def decoded(sd: StableDiffusion, ctx: Context, z: jax.Array) -> jax.Array:
-    """uint8 images of latents."""
-    decode = partial(sd.autoencoder.functions["decode_continuous"], *frozen_context(ctx, "autoencoder"))
-    return to_uint8(decode(z / sd.config.scaling_factor), sd.images.levels)
-
-
 def given_text(
-    sd: StableDiffusion, function: Any, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
+    sd: StableDiffusion, function: Any, params: Roles, ctx: Context, *inputs: Any, **options: Any
 ) -> jax.Array:
-    """A function of latents, its condition a text, which is encoded once."""
-    result: jax.Array = function(params, ctx, keys, with_context(sd, ctx.extra, cond), **options)
+    """A function whose condition, the last of its inputs, is a text, which is encoded once."""
+    *others, cond = inputs
+    if f"negative_{TEXT}" in cond:
+        system: Any = sd
+        check_negative(system, "sample", options)
+    result: jax.Array = function(params, ctx, *others, with_context(sd, ctx.extra, cond), **options)
     return result
-
-
-def sample(
-    sd: StableDiffusion, of_latents: Any, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
-) -> jax.Array:
-    return decoded(sd, ctx, given_text(sd, of_latents, params, ctx, keys, cond, **options))
-
-
-def trajectory(
-    sd: StableDiffusion, of_latents: Any, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
-) -> jax.Array:
-    """The decoded latents after each step, uint8 (B, n, H, W, C)."""
-    states = given_text(sd, of_latents, params, ctx, keys, cond, **options)
-    images = jax.lax.map(partial(decoded, sd, ctx), jnp.moveaxis(states, 1, 0))  # a step at a time, as `sample`
-    return jnp.moveaxis(images, 0, 1)
-
-
-def check_sampling(of_latents: Any, o: Sampling) -> None:
-    """Raises `UserError` for options of sampling that latents cannot be sampled with."""
-    of_latents(o)
-    latent.check_clip(o)

@@ -6,6 +6,7 @@ Blattmann, Lorenz, Esser & Ommer 2022, arXiv 2112.10752).
     training  the loss of an objective, c that of the empty text with probability `objective.label_dropout`
     guidance  D(x_t, c_n) + s (D(x_t, c) - D(x_t, c_n)), c_n of the empty text, or of a negative one: what the image
               should not show                                                 (Ho & Salimans 2022, arXiv 2207.12598)
+    editing   prompt-to-prompt: with a source text, its image's attention weights (Hertz et al. 2023, arXiv 2208.01626)
     latents   with --frozen.autoencoder RUN the images are the latents of that run (jgen/models/diffusion/latent.py)
 
 Frozen text encoder, frozen autoencoder and a U-Net of latents are Stable Diffusion: three runs. Loss, samplers,
@@ -14,7 +15,8 @@ likelihood and editing are those of the objective (a chain of noise, EDM or flow
 
 Glossary: x_t noisy image; D the denoiser; c a context: features (B, L, D) and which of them count; s guidance_scale.
 
-Differs from the papers: tokens after the end of a text are not attended to; the text encoder is causal, as CLIP's.
+Differs from the papers: tokens after the end of a text are not attended to; the text encoder is causal, as CLIP's;
+prompt-to-prompt takes texts of as many tokens, and shares the weights of cross-attention alone, in every step.
 
 Measured: see docs/text_to_image.md.
 """
@@ -29,16 +31,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
-from jgen.errors import UserError, require, require_positive
+from jgen.core.tokens import END, START, token_field
+from jgen.errors import require, require_positive
 from jgen.models.diffusion import latent
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.nn.clip import TextEncoder
 from jgen.nn.cross_attention import Tokens
 from jgen.samplers.diffusion import Sampling
 
-START, END = 1, 2  # the tokens of an empty text, before padding with 0
 CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the text
 # What is that of the objective's model as it stands.
 SHARED = (
@@ -124,7 +127,9 @@ def make(
     phases = [p._replace(trains=(*p.trains, *own), loss=partial(loss, system, p)) for p in diffusion.phases]
     others = tuple(name for name in diffusion.conditions if name not in CONTEXT)
     names = ("sample", "trajectory", "log_prob", "inpaint", "edit", "invert", "decode")
-    passed = {name: partial(given_text, system, name) for name in names if getattr(diffusion, name) is not None}
+    passed: dict[str, Any] = {
+        name: partial(given_text, system, name) for name in names if getattr(diffusion, name) is not None
+    }
     lent = {name: partial(given_text, system, name) for name in ("denoise", "count_evaluations")}
     functions = {name: lent.get(name, function) for name, function in diffusion.functions.items()}
     return GenerativeModel(
@@ -134,7 +139,7 @@ def make(
         phases=tuple(phases),
         **{name: getattr(diffusion, name) for name in SHARED + LIKELIHOOD} | passed,
         conditions=(config.text, *others),
-        negatives=(config.text,),
+        optional={f"negative_{config.text}": config.text, f"source_{config.text}": config.text},
         validate=partial(validate, system),
         functions=functions,
     )
@@ -192,18 +197,53 @@ def given_text(
     """A function of the objective's model, the condition, its last input, being a text, which is encoded once.
 
     Raises:
-      UserError: a negative text that nothing would be led away from, because there is no guidance.
+      UserError: a negative text that nothing would be led away from, because there is no guidance, or a source text
+        where no image is sampled from noise.
     """
     *rest, cond = inputs
     if f"negative_{system.config.text}" in cond:
-        check_negative(system, options)
+        check_negative(system, name, options)
+    if f"source_{system.config.text}" in cond:
+        require(name == "sample", f"source_{system.config.text} is given: {name} takes none, only sample")
+        return near_source(system, params, ctx, rest[0], cond, **options)
     function = getattr(system.diffusion, name, None) or system.diffusion.functions[name]
     result: jax.Array = function(params, ctx, *rest, with_context(system, params, ctx, cond), **options)
     return result
 
 
-def check_negative(system: TextDiffusion, options: dict[str, Any]) -> None:
-    """Raises `UserError` for a negative text at guidance scale 1, where it would have no part in the image."""
+def near_source(
+    system: TextDiffusion, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
+) -> jax.Array:
+    """Prompt-to-prompt (Hertz et al. 2023, arXiv 2208.01626): the image of a text, whose positions attend to its tokens
+    as those of the source text's image, of the same noise, attend to the source's. Both are drawn, and one is returned.
+    """
+    name, n = system.config.text, len(keys)
+    source = f"source_{name}"
+    differs = ends(cond[name]) != ends(cond[source])
+    failures.report(f"{source} and {name} differ in the number of their tokens", differs)
+    given = {key: value for key, value in cond.items() if key != source}
+    pairs = jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x)] * 2), given)
+    pairs[name] = jnp.concatenate([jnp.asarray(cond[source]), jnp.asarray(cond[name])])
+    pairs = with_context(system, params, ctx, pairs)
+    offset = jnp.repeat(jnp.array([0, -n], jnp.int32), n, total_repeat_length=2 * n)
+    pairs["context"] = pairs["context"]._replace(offset=offset)
+    pairs["negative_context"] = pairs["negative_context"]._replace(offset=jnp.zeros_like(offset))
+    assert system.diffusion.sample is not None
+    with failures.collect() as reports:
+        images: jax.Array = system.diffusion.sample(params, ctx, jnp.concatenate([keys, keys]), pairs, **options)
+    for what, failed in reports.items():
+        failures.report(what, failed[n:])
+    return images[n:]
+
+
+def ends(tokens: jax.Array) -> jax.Array:
+    """Where the end stands, int32 (B,)."""
+    return jnp.argmax(jnp.asarray(tokens) == END, axis=1)
+
+
+def check_negative(system: TextDiffusion, name: str, options: dict[str, Any]) -> None:
+    """Raises `UserError` for a negative text without guidance, where it would have no part in the result."""
+    require(name != "log_prob", f"negative_{system.config.text} is given: log_prob is not guided, and takes none")
     scale = options.get("guidance_scale", system.config.sampling.guidance_scale)
     guides = isinstance(scale, jax.Array) or scale != 1.0
     require(guides, f"negative_{system.config.text} is given, and guidance_scale is 1: raise it, or give no negative")
@@ -226,10 +266,7 @@ def width_of(text_encoder: GenerativeModel, spec: ArraySpec) -> int:
 
 def check_config(config: Config, data: DataSpec, text_encoder: GenerativeModel | None) -> None:
     """Raises `UserError` for a field that is no text, a text encoder of other texts, or sizes that do not fit."""
-    spec = data.fields.get(config.text)
-    if spec is None or len(spec.shape) != 1 or spec.num_values <= END:
-        has = ", ".join(data.fields) or "no fields"
-        raise UserError(f"text is {config.text!r}: it must be a field of tokens; the data has {has}")
+    spec = token_field(data, config.text)
     require_positive(text_width=config.text_width, text_heads=config.text_heads, text_layers=config.text_layers)
     fits = config.text_width % config.text_heads == 0
     require(fits, f"text_width is {config.text_width}: text_heads, {config.text_heads}, must divide it")

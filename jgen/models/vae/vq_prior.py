@@ -37,7 +37,9 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import defaults_of, require_labels, require_positive, require_temperature
-from jgen.models.vae.code_prior import (
+from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
+from jgen.prob.autoregressive import categorical_log_prob
+from jgen.prob.code_prior import (
     check_autoencoder,
     check_conditions,
     code_loss,
@@ -45,8 +47,6 @@ from jgen.models.vae.code_prior import (
     codes_of,
     images_of,
 )
-from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
-from jgen.prob.autoregressive import categorical_log_prob
 from jgen.samplers.autoregressive import sample_raster
 
 

@@ -42,7 +42,9 @@ from jgen.core.model import (
     select_first,
 )
 from jgen.errors import require_labels
-from jgen.models.vae.code_prior import (
+from jgen.nn import code_pixelcnn
+from jgen.prob.autoregressive import categorical_log_prob
+from jgen.prob.code_prior import (
     check_autoencoder,
     check_conditions,
     code_loss,
@@ -50,8 +52,6 @@ from jgen.models.vae.code_prior import (
     codes_of,
     images_of,
 )
-from jgen.nn import code_pixelcnn
-from jgen.prob.autoregressive import categorical_log_prob
 from jgen.samplers.autoregressive import sample_raster
 
 WHY_NO_SAMPLES = "top codes alone are no image: train configs/vae/vq_vae2_bottom.py on it, which draws images"

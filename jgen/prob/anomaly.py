@@ -18,10 +18,39 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jgen.errors import require
+from jgen.errors import require, require_choice
 
 Kind = Literal["likelihood", "complexity", "typicality", "ratio"]
 KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def score_of(
+    kind: str,
+    nats: np.ndarray,
+    images: np.ndarray,
+    reference: np.ndarray | None = None,
+    background: np.ndarray | None = None,
+) -> np.ndarray:
+    """The score of a kind, float64 (n,), the higher the less alike, from -log p of the images in nats, (n,).
+
+    Args:
+      images: uint8 (n, H, W, C), of which complexity is; reference: for typicality, -log p of images of the model's own
+        data; background: for ratio, -log p of the same images by another model.
+    Raises:
+      UserError: an unknown kind, or one whose input is missing.
+    """
+    require_choice("kind", kind, KINDS)
+    if kind == "complexity":
+        return nats / np.log(2.0) - code_lengths(images)
+    if kind == "typicality":
+        require(reference is not None, "reference is missing: typicality compares with images of the model's data")
+        assert reference is not None
+        return np.abs(nats - reference.mean())
+    if kind == "ratio":
+        require(background is not None, "background is missing: ratio compares with another model")
+        assert background is not None
+        return nats - background
+    return nats
 
 
 def code_lengths(images: np.ndarray) -> np.ndarray:
@@ -36,28 +65,3 @@ def code_lengths(images: np.ndarray) -> np.ndarray:
     channels = images.shape[3]
     require(channels in (1, 3), f"images have {channels} channels: complexity is of PNG, which takes 1 or 3")
     return np.array([bits(image) for image in images], np.float64)
-
-
-def auroc(own: np.ndarray, others: np.ndarray) -> float:
-    """The probability that one of `others` has a higher score than one of `own`, ties counted half: the area under the
-    receiver operating characteristic."""
-    require(len(own) > 0 and len(others) > 0, f"there are {len(own)} and {len(others)} scores: each must be some")
-    values = np.concatenate([own, others])
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # of ties their mean
-    n = len(others)
-    return float((ranks[len(own) :].sum() - n * (n + 1) / 2) / (n * len(own)))
-
-
-def calibration_error(log_probs: np.ndarray, classes: np.ndarray, bins: int = 15) -> float:
-    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599): the mean difference of confidence and
-    accuracy over bins of equal width in confidence.
-
-    Args:
-      log_probs: of the classes, (n, K); classes: the right ones, int (n,).
-    """
-    confidence = np.exp(log_probs.max(axis=1))
-    right = log_probs.argmax(axis=1) == classes
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(float(np.sum(right[place == b]) - np.sum(confidence[place == b]))) for b in range(bins)]
-    return sum(gaps) / len(classes)

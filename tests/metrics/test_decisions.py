@@ -13,8 +13,9 @@ from specs import data_of
 from jgen.core.model import Context
 from jgen.experiment import Experiment, make_model
 from jgen.generator import Generator
-from jgen.metrics.anomaly import auroc, calibration_error, code_lengths
+from jgen.metrics.decisions import auroc, calibration_error
 from jgen.models.classical.gaussian_mixture import Config
+from jgen.prob.anomaly import code_lengths
 from jgen.samplers.denoising_error import denoising_error
 
 DATA = data_of(2, 2, 1, 256, num_classes=3)

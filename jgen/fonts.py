@@ -1,0 +1,178 @@
+"""A font file from pictures of its letters: python -m jgen.fonts PICTURES --out my.ttf [--family "My Letters"]
+
+PICTURES is a folder with a square picture for each character, named by it: A.png, or U+0041.png where a file system
+does not tell a.png from A.png. Pictures are white on black, or with --no-white black on white, and are laid out as
+those of the data set `fonts` (jgen/data/fonts.py): the baseline at 0.72 of the height, an em 0.7 of it. Outlines are
+traced by potrace; side bearings follow from the letters' sides: see `bearings`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jgen import cli
+from jgen.core.files import check_writable, written_whole
+from jgen.core.progress import progress_bar
+from jgen.data.fonts import BASELINE, EM
+from jgen.data.image_files import read_picture
+from jgen.errors import UserError, require
+
+UNITS = 1000  # of an em
+TRACED = 256  # pixels of a side at least, of the enlarged picture that is traced: edges are found within a pixel
+HALF = 128  # at the edge of a letter, pixels are half covered
+SPACE = 0.28  # width of a space, in em
+GAP = 0.09  # white that each side of a letter has on average, in em
+DEEP = 0.12  # white at a letter's side counts up to this depth, in em: bays such as that of a C are no wider
+PictureMap = Mapping[str, np.ndarray]  # {character: uint8 (S, S), white on black}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which font is written."""
+
+    out: str = "my.ttf"
+    """The font file, TrueType."""
+    family: str = "jgen"
+    """Name of the font's family."""
+    white: bool = True
+    """Whether letters are white on black."""
+
+
+def write_font(pictures: PictureMap, path: Path, family: str) -> None:
+    """Writes a TrueType font of pictures.
+
+    Raises:
+      UserError: no pictures, pictures that are not square or are of unlike sizes, a picture without a letter, a library
+        that is missing, or a path that cannot be written.
+    """
+    size = check_pictures(pictures)
+    builder_of, pen_of, to_quadratic = import_libraries()
+    names = {character: f"uni{ord(character):04X}" for character in sorted(pictures)}
+    glyphs, metrics = {}, {}
+    for name, width in ((".notdef", 0.5), ("space", SPACE)):
+        glyphs[name], metrics[name] = pen_of(None).glyph(), (round(width * UNITS), 0)
+    for character, name in progress_bar(names.items(), desc="tracing", unit="letter"):
+        left, right = bearings(pictures[character])
+        pen = pen_of(None)
+        trace(pictures[character], to_quadratic(pen, max_err=1.0, reverse_direction=False), size)
+        glyphs[name] = glyph = pen.glyph()
+        glyph.recalcBounds(None)
+        glyph.coordinates.translate((round(left * UNITS) - glyph.xMin, 0))
+        glyph.recalcBounds(None)
+        metrics[name] = (glyph.xMax + round(right * UNITS), glyph.xMin)
+    builder = builder_of(UNITS, isTTF=True)
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap({32: "space"} | {ord(character): name for character, name in names.items()})
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(metrics)
+    ascent, descent = round(BASELINE / EM * UNITS), round((1 - BASELINE) / EM * UNITS)
+    builder.setupHorizontalHeader(ascent=ascent, descent=-descent)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=ascent, sTypoDescender=-descent, usWinAscent=ascent, usWinDescent=descent)
+    builder.setupPost()
+    with written_whole(path) as aside:
+        builder.save(aside)
+
+
+def check_pictures(pictures: PictureMap) -> int:
+    """The side of the pictures. Raises `UserError` where they cannot be a font's."""
+    require(len(pictures) > 0, "there are no pictures of letters: a font needs one or more")
+    first, size = next((character, array.shape[0]) for character, array in pictures.items())
+    for character, array in pictures.items():
+        shape = f"the picture of {character!r} is {array.shape[1]}x{array.shape[0]}"
+        require(array.shape[0] == array.shape[1], f"{shape}: it must be square")
+        require(array.shape[0] == size, f"{shape}, and that of {first!r} {size}x{size}: they must be of one size")
+        is_drawn = bool((array >= HALF).any())
+        require(is_drawn, f"the picture of {character!r} shows no letter: no pixel is as light as {HALF}")
+    return size
+
+
+def import_libraries() -> tuple[Any, Any, Any]:
+    """fontTools' builder and pens. Raises `UserError` where they or potrace are not installed."""
+    try:
+        import potrace  # noqa: F401
+        from fontTools.fontBuilder import FontBuilder
+        from fontTools.pens.cu2quPen import Cu2QuPen
+        from fontTools.pens.ttGlyphPen import TTGlyphPen
+    except ImportError as error:
+        needs = f"a font needs fontTools and potracer, which do not import here ({error})"
+        raise UserError(f"{needs}: pip install 'jgen[fonts]'") from error
+    return FontBuilder, TTGlyphPen, Cu2QuPen
+
+
+def trace(picture: np.ndarray, pen: Any, size: int) -> None:
+    """Draws the outlines of a picture (S, S) with a pen, in units from the left and up from the baseline."""
+    import potrace
+    from PIL import Image
+
+    factor = max(1, -(-TRACED // size))
+    large = np.asarray(Image.fromarray(picture).resize((size * factor,) * 2, Image.Resampling.BICUBIC))
+    curves = list(potrace.Bitmap(large < HALF).trace())  # which takes what is false for ink
+    scale = UNITS / (EM * size * factor)
+
+    def place(point: Any) -> tuple[float, float]:
+        return point.x * scale, (BASELINE * size * factor - point.y) * scale
+
+    for curve in curves:
+        pen.moveTo(place(curve.start_point))
+        for segment in curve.segments:
+            if segment.is_corner:
+                pen.lineTo(place(segment.c))
+                pen.lineTo(place(segment.end_point))
+            else:
+                pen.curveTo(place(segment.c1), place(segment.c2), place(segment.end_point))
+        pen.closePath()
+
+
+def bearings(picture: np.ndarray) -> tuple[float, float]:
+    """The white at the left and at the right of a letter, in em, so that each side has GAP of it on average: a stem's
+    is GAP, a slanted or round side, whose rows begin further in, comes nearer to its neighbour."""
+    ink = picture >= HALF
+    columns, rows = np.flatnonzero(ink.any(axis=0)), ink[ink.any(axis=1)]
+    em = EM * len(picture)
+    firsts, lasts = np.argmax(rows, axis=1), ink.shape[1] - 1 - np.argmax(rows[:, ::-1], axis=1)
+    inset = (firsts - columns[0]) / em, (columns[-1] - lasts) / em
+    left, right = (max(0.0, GAP - float(np.minimum(side, DEEP).mean())) for side in inset)
+    return left, right
+
+
+def read_pictures(folder: Path, white: bool) -> dict[str, np.ndarray]:
+    """{character: uint8 (S, S), white on black} of a folder. Raises `UserError` for names that are no character."""
+    require(folder.is_dir(), f"there is no folder {folder}: it must hold a picture for each letter, such as A.png")
+    pictures: dict[str, np.ndarray] = {}
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png"):
+        code = re.fullmatch(r"[uU]\+([0-9a-fA-F]{4,6})", path.stem)
+        character = chr(int(code[1], 16)) if code else path.stem
+        names = "the name must be one character, such as A.png, or its number, such as U+0041.png"
+        require(len(character) == 1, f"{path} is of {path.stem!r}: {names}")
+        require(character not in pictures, f"{folder} has two pictures of {character!r}")
+        picture = read_picture(path, 1)[..., 0]
+        pictures[character] = picture if white else 255 - picture
+    require(bool(pictures), f"{folder} has no .png: it must hold a picture for each letter, such as A.png")
+    return pictures
+
+
+def command(args: list[str]) -> int:
+    title = "python -m jgen.fonts PICTURES"
+    if not args or args[0].startswith("-"):
+        if {"--help", "-h"} & set(args):
+            cli.parse(Arguments, ["--help"], title, __doc__ or "")
+        require(False, "which pictures? python -m jgen.fonts PICTURES --out my.ttf")
+    parsed = cli.expanded(cli.parse(Arguments, args[1:], title, __doc__ or ""), ("out",))
+    out = Path(parsed.out)
+    require(out.suffix.lower() == ".ttf", f"--out is {parsed.out}: it must be a .ttf")
+    check_writable(out)
+    pictures = read_pictures(Path(args[0]).expanduser(), parsed.white)
+    write_font(pictures, out, parsed.family)
+    print(f"{len(pictures)} letters: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(command)

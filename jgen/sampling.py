@@ -1,0 +1,82 @@
+"""What sample.py does: images of a run, drawn by one process or by several together, of which the first writes.
+
+`arguments`, here, are those of `sample.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jgen
+from jgen import cli
+from jgen.core import parallel
+from jgen.core.progress import progress_bar
+from jgen.data.pictures import check_animation, check_out, write_animation
+from jgen.data.sample_store import SampleStore
+from jgen.generator import Generator
+from jgen.train.run_directory import program_identity
+
+AT_MOST = 64  # images of an animation
+
+
+def write_samples(
+    run: str,
+    arguments: Any,
+    given: Mapping[str, Any],
+    sampling: dict[str, Any],
+    frozen: Mapping[str, str],
+    make_edit: Callable[[Generator], tuple[Any, dict[str, Any]]],
+) -> None:
+    """Draws images of a run, enlarged by `arguments.cascade`, and writes them to `arguments.out`; goes on with what is
+    there of them.
+
+    Args:
+      given: conditions by field; sampling: options of the model's sampler.
+      frozen: {role: run directory} of the runs that it stands on, as `jgen.load` takes it.
+      make_edit: `cli.make_edit` of the command line: how samples are made of a picture, where one is given.
+    Raises:
+      UserError: no run, conditions out of range, impossible options, paths that cannot be written, or processes that
+        are to draw unlike images.
+    """
+    a, out, main = arguments, Path(arguments.out), parallel.is_main_process()
+    if main:
+        check_out(out)
+        if a.trajectory:
+            check_animation(Path(a.trajectory), "--trajectory")
+    gen = jgen.load(run, step=a.step, ema=a.ema, frozen=frozen)
+    edit, edited = make_edit(gen)
+    cond = gen.conditions(a.num, a.start, **given)
+    stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
+    hashes = [*map(cli.model_hash, (gen, *stages.upsamplers))]
+    identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of({**given, **edited}), "options": sampling}
+    divided = {"num": a.num, "start": a.start, "batch_size": a.batch_size, "trajectory": bool(a.trajectory)}
+    parallel.require_same(identity | divided | program_identity())
+    key, columns = jax.random.key(a.seed), a.columns or math.ceil(math.sqrt(a.num))
+    where: dict[str, Any] = {"batch_size": a.batch_size}
+    where["progress"] = partial(progress_bar, desc="sampling", unit="batch")
+
+    def named(rows: slice) -> dict[str, Any]:
+        return sampling | {name: array[rows] for name, array in cond.items()}
+
+    def draw(start: int, num: int) -> Iterable[np.ndarray]:
+        return (edit or stages.sample_batches)(key, num, start=start, **where, **named(slice(a.num - num, None)))
+
+    if a.trajectory:
+        num = min(a.num, AT_MOST)
+        steps = gen.trajectory(key, num, start=a.start, **where, **named(slice(num)))
+        if main:
+            wide = min(columns, math.ceil(math.sqrt(num)))
+            write_animation(Path(a.trajectory), steps, gen.model.images.levels, wide)
+            print(f"{steps.shape[1]} steps: {a.trajectory}")
+    store = SampleStore(out, a.num, a.start, stages.model.images, identity)
+    store.collect(draw)
+    store.finish(cond.get("label"), columns, gen.model.data.label_names)
+    if main:
+        print(f"{a.num} images of {stages}: {a.out}")
