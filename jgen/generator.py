@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,10 +15,10 @@ from jgen.core import parallel
 from jgen.core.generate import (
     Arrays,
     Progress,
-    brief,
     check_images,
     check_key,
     check_latents,
+    encode_text,
     prepared,
     prepared_for_scoring,
     require_capability,
@@ -31,12 +30,8 @@ from jgen.core.generate import (
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
-<<<<<<< HEAD
-from jgen.metrics.anomaly import KINDS, Kind, score_of
-from jgen.prob.importance import bootstrap_log_mean
-=======
 from jgen.prob.anomaly import KINDS, Kind, score_of
->>>>>>> classical
+from jgen.prob.importance import bootstrap_log_mean
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -494,18 +489,3 @@ class Generator:
             ctx = ctx._replace(extra={**ctx.extra, **self._scoring_extra(key, chosen)})
         where: dict[str, Any] = {"options": chosen, "batch_size": batch_size, "progress": progress}
         return run_over(self.model, name, params, ctx, key, arrays, **where)
-
-
-def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
-    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
-
-    Args:
-      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
-    """
-    require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
-    tokens: np.ndarray = tokenizer.encode(text)
-    left_out = tokenizer.left_out(text)
-    if left_out:
-        words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
-        print(f"warning: {words}, without {brief(left_out)!r}", file=sys.stderr)
-    return tokens
