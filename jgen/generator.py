@@ -28,6 +28,7 @@ from jgen.core.generate import (
     sample_batches,
 )
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
+from jgen.data.text import encode_text
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
 from jgen.prob.anomaly import KINDS, Kind, score_of

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jgen.core.files import written_whole
+from jgen.core.generate import brief
 from jgen.core.tokens import END, PADDING, START
 from jgen.data.clip_text import KIND, ClipTokenizer
 from jgen.errors import UserError, require
@@ -199,3 +201,18 @@ def load_tokenizers(path: Path) -> dict[str, AnyTokenizer]:
 def kind_of(saved: Mapping[str, Any]) -> type[Tokenizer] | type[ClipTokenizer]:
     """The class of a tokenizer that was saved."""
     return ClipTokenizer if saved.get("kind") == KIND else Tokenizer
+
+
+def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
+    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
+
+    Args:
+      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
+    """
+    require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
+    tokens: np.ndarray = tokenizer.encode(text)
+    left_out = tokenizer.left_out(text)
+    if left_out:
+        words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
+        print(f"warning: {words}, without {brief(left_out)!r}", file=sys.stderr)
+    return tokens
