@@ -18,7 +18,6 @@ from jgen.core.generate import (
     check_images,
     check_key,
     check_latents,
-    encode_text,
     prepared,
     prepared_for_scoring,
     require_capability,

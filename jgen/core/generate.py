@@ -6,7 +6,6 @@ Processes that work together (`parallel.together`) divide the images, and all of
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
@@ -412,18 +411,3 @@ def require_capability(model: GenerativeModel, name: str) -> None:
         can = ", ".join([*capabilities(model), *model.functions])
         reason = f"{model.why_not[name]}; " if name in model.why_not else ""
         raise NotSupported(f"{model.name} cannot {name}: {reason}it can {can or 'only be trained'}")
-
-
-def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
-    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
-
-    Args:
-      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
-    """
-    require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
-    tokens: np.ndarray = tokenizer.encode(text)
-    left_out = tokenizer.left_out(text)
-    if left_out:
-        words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"
-        print(f"warning: {words}, without {brief(left_out)!r}", file=sys.stderr)
-    return tokens
