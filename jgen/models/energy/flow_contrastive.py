@@ -17,7 +17,7 @@ Glossary: x dequantised image; f, "energy" network with c as its last bias; q, "
 Differs from the paper: the energy is relative to the flow at its start, so that h begins near zero; both phases run in
 every step, the flow's once in `flow_every` steps, where the paper counts updates by the accuracy of the classifier.
 
-Measured: to be filled.
+Measured: no record yet.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Glossary: x image, x+ of the data, x- of a chain; z latent; eps noise of the lat
 Differs from the paper: the energy sees pixels no further out than the image's range, and the data dequantised, so that
 it cannot tell the data by its levels; a small dense or residual network; Langevin steps have the noise of their size.
 
-Measured: to be filled.
+Measured: no record yet.
 """
 
 from __future__ import annotations
