@@ -31,12 +31,8 @@ from jgen.core.generate import (
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.errors import require, require_choice
 from jgen.experiment import Experiment
-<<<<<<< HEAD
-from jgen.metrics.anomaly import KINDS, Kind, score_of
-from jgen.prob.importance import bootstrap_log_mean
-=======
 from jgen.prob.anomaly import KINDS, Kind, score_of
->>>>>>> classical
+from jgen.prob.importance import bootstrap_log_mean
 from jgen.prob.pixels import bits_per_dim
 
 
