@@ -205,8 +205,8 @@ class Generator:
         self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
     ) -> np.ndarray:
         """The most probable class of each uint8 image by Bayes' rule, int32 (n,): see `class_log_probs`."""
-        where: dict[str, Any] = {"prior": prior, "by": by, "batch_size": batch_size}
-        return np.argmax(self.class_log_probs(key, images, **where, **named), axis=1).astype(np.int32)
+        log_probs = self.class_log_probs(key, images, prior=prior, by=by, batch_size=batch_size, **named)
+        return np.argmax(log_probs, axis=1).astype(np.int32)
 
     def class_log_probs(
         self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
@@ -219,8 +219,6 @@ class Generator:
           prior: probabilities of the classes; default: all alike.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
-        Raises:
-          NotSupported: a model without classes or without a score. UserError: a prior that is none.
         """
         require_capability(self.model, "classify")
         scores = self._class_scores(key, images, prior, by, batch_size, named)
@@ -248,8 +246,8 @@ class Generator:
         """`log_prob`, or -`energy`, float64 (n,)."""
         by = by or ("log_prob" if self.model.log_prob is not None else "energy")
         require(by in ("log_prob", "energy"), f"by is {by!r}: it must be log_prob or energy")
-        sign, score = (1.0, self.log_prob) if by == "log_prob" else (-1.0, self.energy)
-        return sign * score(key, images, batch_size=batch_size, **named).astype(np.float64)
+        score = self.log_prob if by == "log_prob" else self.energy
+        return (1 if by == "log_prob" else -1) * np.float64(score(key, images, batch_size=batch_size, **named))
 
     def anomaly_score(
         self,
@@ -273,22 +271,16 @@ class Generator:
           background: for ratio, another model.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
-        Raises:
-          NotSupported: a model without a score. UserError: what the kind needs is missing.
         """
         require_capability(self.model, "anomaly_score")
         require_choice("kind", kind, KINDS)
-        own = other = None
         if kind == "typicality" and reference is not None:
-            own = -self._log_marginal(key, reference, by, batch_size, named)
-        if kind == "ratio" and background is not None:
-            other = background.anomaly_score(key, images, batch_size=batch_size)
+            reference = -self._log_marginal(key, reference, by, batch_size, named)
+        other = background and kind == "ratio" and background.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
-        return score_of(kind, nats, np.asarray(images), own, other)
+        return score_of(kind, nats, np.asarray(images), reference, other if kind == "ratio" else None)
 
-    def _log_marginal(
-        self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]
-    ) -> np.ndarray:
+    def _log_marginal(self, key: Any, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
         """log p(image) in nats, float64 (n,), the sum over classes where one is needed and none is given."""
         if not self._class_field() or self._class_field() in named:
             return self._score(key, images, by, batch_size, named)
