@@ -29,9 +29,9 @@ from jgen.core.generate import (
     sample_batches,
 )
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
-from jgen.errors import require, require_choice
+from jgen.errors import require
 from jgen.experiment import Experiment
-from jgen.prob.anomaly import KINDS, Kind, score_of
+from jgen.prob.anomaly import Kind, score_of
 from jgen.prob.importance import bootstrap_log_mean
 from jgen.prob.pixels import bits_per_dim
 
@@ -247,7 +247,8 @@ class Generator:
         by = by or ("log_prob" if self.model.log_prob is not None else "energy")
         require(by in ("log_prob", "energy"), f"by is {by!r}: it must be log_prob or energy")
         score = self.log_prob if by == "log_prob" else self.energy
-        return (1 if by == "log_prob" else -1) * np.float64(score(key, images, batch_size=batch_size, **named))
+        nats = score(key, images, batch_size=batch_size, **named).astype(np.float64)
+        return nats if by == "log_prob" else -nats
 
     def anomaly_score(
         self,
@@ -273,12 +274,12 @@ class Generator:
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "anomaly_score")
-        require_choice("kind", kind, KINDS)
         if kind == "typicality" and reference is not None:
             reference = -self._log_marginal(key, reference, by, batch_size, named)
-        other = background and kind == "ratio" and background.anomaly_score(key, images, batch_size=batch_size)
+        compared = background if kind == "ratio" else None
+        other = None if compared is None else compared.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
-        return score_of(kind, nats, np.asarray(images), reference, other if kind == "ratio" else None)
+        return score_of(kind, nats, np.asarray(images), reference, other)
 
     def _log_marginal(self, key: Any, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
         """log p(image) in nats, float64 (n,), the sum over classes where one is needed and none is given."""
