@@ -28,9 +28,9 @@ from jgen.core.generate import (
 )
 from jgen.core.model import Cond, Context, GenerativeModel, Roles
 from jgen.core.tokens import encode_text
-from jgen.errors import require, require_choice
+from jgen.errors import require
 from jgen.experiment import Experiment
-from jgen.prob.anomaly import KINDS, Kind, score_of
+from jgen.prob.anomaly import Kind, score_of
 from jgen.prob.importance import bootstrap_log_mean
 from jgen.prob.pixels import bits_per_dim
 
@@ -204,8 +204,8 @@ class Generator:
         self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
     ) -> np.ndarray:
         """The most probable class of each uint8 image by Bayes' rule, int32 (n,): see `class_log_probs`."""
-        where: dict[str, Any] = {"prior": prior, "by": by, "batch_size": batch_size}
-        return np.argmax(self.class_log_probs(key, images, **where, **named), axis=1).astype(np.int32)
+        log_probs = self.class_log_probs(key, images, prior=prior, by=by, batch_size=batch_size, **named)
+        return np.argmax(log_probs, axis=1).astype(np.int32)
 
     def class_log_probs(
         self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
@@ -218,8 +218,6 @@ class Generator:
           prior: probabilities of the classes; default: all alike.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
-        Raises:
-          NotSupported: a model without classes or without a score. UserError: a prior that is none.
         """
         require_capability(self.model, "classify")
         scores = self._class_scores(key, images, prior, by, batch_size, named)
@@ -247,8 +245,9 @@ class Generator:
         """`log_prob`, or -`energy`, float64 (n,)."""
         by = by or ("log_prob" if self.model.log_prob is not None else "energy")
         require(by in ("log_prob", "energy"), f"by is {by!r}: it must be log_prob or energy")
-        sign, score = (1.0, self.log_prob) if by == "log_prob" else (-1.0, self.energy)
-        return sign * score(key, images, batch_size=batch_size, **named).astype(np.float64)
+        score = self.log_prob if by == "log_prob" else self.energy
+        nats = score(key, images, batch_size=batch_size, **named).astype(np.float64)
+        return nats if by == "log_prob" else -nats
 
     def anomaly_score(
         self,
@@ -272,22 +271,16 @@ class Generator:
           background: for ratio, another model.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
-        Raises:
-          NotSupported: a model without a score. UserError: what the kind needs is missing.
         """
         require_capability(self.model, "anomaly_score")
-        require_choice("kind", kind, KINDS)
-        own = other = None
         if kind == "typicality" and reference is not None:
-            own = -self._log_marginal(key, reference, by, batch_size, named)
-        if kind == "ratio" and background is not None:
-            other = background.anomaly_score(key, images, batch_size=batch_size)
+            reference = -self._log_marginal(key, reference, by, batch_size, named)
+        compared = background if kind == "ratio" else None
+        other = None if compared is None else compared.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
-        return score_of(kind, nats, np.asarray(images), own, other)
+        return score_of(kind, nats, np.asarray(images), reference, other)
 
-    def _log_marginal(
-        self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]
-    ) -> np.ndarray:
+    def _log_marginal(self, key: Any, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
         """log p(image) in nats, float64 (n,), the sum over classes where one is needed and none is given."""
         if not self._class_field() or self._class_field() in named:
             return self._score(key, images, by, batch_size, named)
