@@ -49,12 +49,8 @@ MAY_IMPORT = {
         "nn",
         "models",
     },
-<<<<<<< HEAD
     "fonts": {"core", "errors", "data", "cli"},
-    "figures": {"core", "errors", "data", "train", "cli", "experiment", "generator", "runs"},
-=======
     "figures": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
->>>>>>> classical
     "compare": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
 }
 FAMILY_MAY_IMPORT = {"text_to_image": {"diffusion"}}  # whose objectives it is one more condition of
