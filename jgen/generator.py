@@ -417,19 +417,8 @@ class Generator:
         require(bool(np.all(np.isfinite(array))), "measurements have values that are not finite")
         return self._run("restore", key, {"measurement": array}, named, batch_size=batch_size)
 
-    def complete_text(self, key: jax.Array, text: str = "", n: int = 1, **options: Any) -> list[str]:
-        """`n` texts that begin with `text`: see `jgen.texts.complete`, whose options are start, temperature, top_k and
-        top_p."""
-        return texts.complete(self.model, *self._placed, self.tokenizers, key, text, n, **options)
-
-    def text_log_prob(self, given: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
-        """log p of texts, nats, float32 (n,), of a model that has a distribution of texts."""
-        return texts.score(self.model, *self._placed, self.tokenizers, given, batch_size)[0]
-
-    def perplexity(self, given: Sequence[str], *, batch_size: int = 256) -> float:
-        """exp of the mean nats of a token, over all tokens of the texts, their ends included."""
-        log_p, counts = texts.score(self.model, *self._placed, self.tokenizers, given, batch_size)
-        return float(np.exp(-log_p.sum(dtype=np.float64) / counts.sum()))
+    # Of a model that has a distribution of texts.
+    complete_text, text_log_prob, perplexity = texts.complete_text, texts.text_log_prob, texts.perplexity
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
