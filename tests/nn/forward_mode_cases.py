@@ -402,10 +402,9 @@ CASES = {
     "Head": lambda: spectral_layers(
         projected_discriminator.Head(1, 8, 3, 0.9), normal(2, 4, 4, 2), rest=(ONE_HOT, False)
     ),
-    "ProjectedDiscriminator": lambda: spectral_layers(
+    "ProjectedDiscriminator": lambda: spectral_layers(  # in its parameters: ReLU6 has kinks
         projected_discriminator.ProjectedDiscriminator("random", 32, 2, 3, 0.9),
-        normal(2, 8, 8, 1),
-        rest=(ONE_HOT, False),
+        rest=(normal(2, 8, 8, 1), ONE_HOT, False),
     ),
     "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
     "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),
