@@ -394,7 +394,7 @@ CASES = {
     ),
     "FourierInput": lambda: layer(stylegan3.FourierInput(STAGES[0][0].before), normal(2, 5)),
     "FilteredLayer": lambda: layer(stylegan3.FilteredLayer(STAGES[1][2]), normal(2, 6, 6, 4), normal(2, 5)),
-    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 1), normal(2, 5)),
+    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 0), normal(2, 5)),
     "stylegan3.Generator": lambda: layer(stylegan3.Generator(STAGES, 0, 5, 1, 3), normal(2, 3), rest=(ONE_HOT, False)),
     "Mixing": lambda: layer(
         projected_discriminator.Mixing(2), [normal(2, 4, 4, 3), normal(2, 2, 2, 4), normal(2, 1, 1, 5)]
