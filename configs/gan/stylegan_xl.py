@@ -28,7 +28,7 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    widths: dict[str, Any] = {"max_channels": 4, "latent": 4, "style": 4, "disc_width": 2, "disc_embedding": 4}
+    widths: dict[str, Any] = {"max_channels": 4, "latent": 4, "style": 4, "disc_width": 2, "disc_embedding": 8}
     model = replace(digits.model, **widths, stages=(3,), margin=1, mapping_layers=1, features="random")
     return replace(digits, model=model, train=tiny_training(digits.train))
 

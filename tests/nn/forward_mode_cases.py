@@ -424,7 +424,7 @@ CASES = {
     ),
     "FourierInput": lambda: layer(stylegan3.FourierInput(STAGES[0][0].before), normal(2, 5)),
     "FilteredLayer": lambda: layer(stylegan3.FilteredLayer(STAGES[1][2]), normal(2, 6, 6, 4), normal(2, 5)),
-    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 1), normal(2, 5)),
+    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 0), normal(2, 5)),
     "stylegan3.Generator": lambda: layer(stylegan3.Generator(STAGES, 0, 5, 1, 3), normal(2, 3), rest=(ONE_HOT, False)),
     "Mixing": lambda: layer(
         projected_discriminator.Mixing(2), [normal(2, 4, 4, 3), normal(2, 2, 2, 4), normal(2, 1, 1, 5)]
@@ -432,10 +432,9 @@ CASES = {
     "Head": lambda: spectral_layers(
         projected_discriminator.Head(1, 8, 3, 0.9), normal(2, 4, 4, 2), rest=(ONE_HOT, False)
     ),
-    "ProjectedDiscriminator": lambda: spectral_layers(
+    "ProjectedDiscriminator": lambda: spectral_layers(  # in its parameters: ReLU6 has kinks
         projected_discriminator.ProjectedDiscriminator("random", 32, 2, 3, 0.9),
-        normal(2, 8, 8, 1),
-        rest=(ONE_HOT, False),
+        rest=(normal(2, 8, 8, 1), ONE_HOT, False),
     ),
     "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
     "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),
