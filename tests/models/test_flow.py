@@ -1,4 +1,4 @@
-"""RealNVP, Glow and TarFlow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program
+"""RealNVP, Glow, TarFlow and residual flows against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program
 size."""
 
 import re
@@ -20,7 +20,7 @@ from jgen.core.model import Context
 from jgen.data import dataset
 from jgen.errors import UserError
 from jgen.experiment import make_model
-from jgen.models.flow import glow, realnvp, tarflow
+from jgen.models.flow import glow, realnvp, residual_flow, tarflow
 from jgen.models.flow.dequantised import preprocess
 from jgen.nn.flow import ActNorm
 from jgen.prob.bijectors import split_blocks, squeeze
@@ -29,6 +29,7 @@ from jgen.train.loop import starting_state
 GLOW = glow.Config(scales=2, depth=3, width=8)
 REALNVP = realnvp.Config(scales=2, couplings=2, width=8, blocks=1)
 TARFLOW = tarflow.Config(blocks=2, layers=1, features=8, heads=2, hidden=12)
+RESIDUAL = residual_flow.Config(scales=2, blocks=2, widths=(6,))
 CASES = {
     "glow": GLOW,
     "glow_shuffle_additive_logit": replace(
@@ -41,13 +42,15 @@ CASES = {
     "tarflow_pixels_logit": replace(
         TARFLOW, patch=1, blocks=3, noise="uniform", logit_alpha=1e-6, class_conditional=False
     ),
+    "residual": RESIDUAL,
+    "residual_dense_logit": replace(RESIDUAL, scales=1, convolutional=False, logit_alpha=1e-6),
 }
 DATA = data_of(4, 8, 1, 16, num_classes=3)
 IMAGES = DATA.image
 
 
 def module(config):
-    return next(system for system in (glow, realnvp, tarflow) if isinstance(config, system.Config))
+    return next(system for system in (glow, realnvp, residual_flow, tarflow) if isinstance(config, system.Config))
 
 
 def make_batch(data, size=32, seed=0):
@@ -153,6 +156,7 @@ GRID = {
         data_of(1, 2, 1, 4, num_classes=2),
         601,
     ),
+    "residual": (replace(RESIDUAL, scales=1, logit_alpha=0.0), data_of(1, 2, 1, 4, num_classes=2), 201),
 }
 
 

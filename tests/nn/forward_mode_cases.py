@@ -35,6 +35,7 @@ from jgen.nn import (
     quantile_head,
     r3gan,
     resampling,
+    residual_flow,
     shifted_convolution,
     song_unet,
     spectral_norm,
@@ -387,6 +388,9 @@ CASES = {
         tarflow.AutoregressiveLayer(4, 2, 8, 2, 1, 8, 3), normal(2, 4, 2), rest=(LABEL,)
     ),
     "ConcatSquash": lambda: layer(velocity_field.ConcatSquash(3), normal(2, 3, 4, 2), normal(2, 4)),
+    "LipschitzNetwork": lambda: layer(
+        residual_flow.LipschitzNetwork((4, 4), num_classes=3), normal(2, 3, 4, 2), rest=(LABEL,)
+    ),
     "VelocityField": lambda: layer(
         velocity_field.VelocityField((4,), num_classes=3), normal(2, 3, 4, 2), T / 40, rest=(LABEL,)
     ),
