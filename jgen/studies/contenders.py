@@ -34,7 +34,8 @@ class Map(NamedTuple):
     """A flow from x (B, H, W, C) to latents z (B, D) that are to be standard normal.
 
     init:    (key, x) -> (params, extra), x being the first batch.
-    loss:    (params, extra, key, keys, x) -> (scalar, new extra); `key` is shared by the batch.
+    loss:    (params, extra, key, keys, x) -> (scalar, new extra, or None where it stays); `key` is shared
+             by the batch.
     forward: (params, extra, x) -> (z, log_det), the determinant exact.
     inverse: (params, extra, z) -> x.
     """
@@ -46,10 +47,15 @@ class Map(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A kind of flow: the form of its Jacobian, and how it is made for images of a shape with networks of a width."""
+    """A kind of flow: the form of its Jacobian, and how it is made for images of a shape with networks of a width.
+
+    bijective: whether it is one by construction. Of a map that is not, phi(f(x)) |det f'(x)| need not integrate to 1:
+    where several x have one z, it integrates to more.
+    """
 
     jacobian: str
     make: Callable[[Shape, int], Map]
+    bijective: bool = True
 
 
 def log_density(flow: Map, params: Any, extra: Any, x: jax.Array) -> jax.Array:
@@ -63,7 +69,7 @@ def likelihood(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def loss(params: Any, extra: Any, key: jax.Array, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
         z, log_det = forward(params, extra, x)
-        return -jnp.mean(jnp.sum(normal_log_prob(z, 0.0, 0.0), axis=1) + log_det), extra
+        return -jnp.mean(jnp.sum(normal_log_prob(z, 0.0, 0.0), axis=1) + log_det), None
 
     return loss
 
@@ -153,7 +159,7 @@ def make_tarflow(shape: Shape, width: int) -> Map:
 def ffjord_config(width: int) -> ffjord.Config:
     exact = ffjord.Scoring(probes=0, tolerance=TOLERANCE)
     sampling = ffjord.Sampling(tolerance=TOLERANCE)
-    config = ffjord.Config(widths=(width,) * 3, convolutional=False, class_conditional=False, steps=6)
+    config = ffjord.Config(widths=(width,) * 3, convolutional=False, class_conditional=False)
     return replace(config, sampling=sampling, scoring=exact)
 
 
@@ -170,7 +176,7 @@ def make_ffjord(shape: Shape, width: int) -> Map:
         nats = sum_image(normal_log_prob(end.x, 0.0, 0.0)) + end.trace + log_det
         size = math.prod(shape)
         penalty = config.kinetic * end.kinetic + config.jacobian * end.jacobian
-        return jnp.mean(-nats + size * math.log(2) * penalty), extra
+        return jnp.mean(-nats + size * math.log(2) * penalty), None
 
     return from_bijection(bijection, shape, loss)
 
@@ -188,7 +194,7 @@ def make_flow_matching(shape: Shape, width: int) -> Map:
         t, z = rng.uniform(key_t, ()), rng.normal(key_z, shape)
         place = t[:, None, None, None]
         field = network.apply({"params": params["field"]}, (1 - place) * x + place * z, t, None)
-        return jnp.mean(mean_image((field - (z - x)) ** 2)), extra
+        return jnp.mean(mean_image((field - (z - x)) ** 2)), None
 
     return from_bijection(ffjord.make_bijection(config, spec_of(shape)), shape, loss)
 
@@ -245,7 +251,7 @@ def make_free_form(shape: Shape, width: int) -> Map:
         # d log |det f'| = tr(g' df'), of which this product is a sample: g' v is a constant to the gradient.
         volume = sum_image(pull(v)[0] * jax.lax.stop_gradient(pushed))
         nats = sum_image(normal_log_prob(z, 0.0, 0.0)) + volume + log_det
-        return jnp.mean(-nats + beta * sum_image((back - x) ** 2)), extra
+        return jnp.mean(-nats + beta * sum_image((back - x) ** 2)), None
 
     def forward(params: Any, extra: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, log_det = ActNorm().apply({"params": params["actnorm"]}, x)
@@ -273,8 +279,8 @@ CONTENDERS = {
     "Residual, exact": Contender("free-form", partial(make_residual, exact=True)),
     "FFJORD": Contender("free-form", make_ffjord),
     "Flow matching": Contender("free-form", make_flow_matching),
-    "Free-form flow": Contender("free-form", make_free_form),
-    "Unbounded residual": Contender("free-form", make_unbounded),
+    "Free-form flow": Contender("free-form", make_free_form, bijective=False),
+    "Unbounded residual": Contender("free-form", make_unbounded, bijective=False),
 }
 ON_POINTS_ALONE = ("Flow++ couplings", "Convex potential", "Unbounded residual")
 
