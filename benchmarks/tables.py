@@ -22,6 +22,7 @@ from jgen.compare.systems import Training, load_training, sampling_defaults  # n
 from jgen.core.model import LIKELIHOODS  # noqa: E402
 from jgen.studies import (  # noqa: E402
     divergences,
+    free_form_jacobian,
     gan_gradients,
     mode_collapse,
     optimal_discriminator,
@@ -41,6 +42,7 @@ STUDIES: dict[str, Any] = {
     "divergences": divergences,
     "mode_collapse": mode_collapse,
     "stacked_digits": stacked_digits,
+    "free_form_jacobian": free_form_jacobian,
 }
 DOCUMENTS = (
     "README.md",
@@ -49,6 +51,7 @@ DOCUMENTS = (
     "docs/results.md",
     "docs/studies.md",
     "docs/gan_theory.md",
+    "docs/free_form_jacobian.md",
 )
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}

@@ -15,7 +15,11 @@ Differs from the paper: no activation before g's first layer and no dense layers
 fixed number, in place of a tolerance; the gradient is by automatic differentiation of one product s^T J v, which stores
 the activations of one evaluation of g, where the authors' code computes it in the forward pass; log det can also be
 exact, from the whole Jacobian, in training too; the class is a bias in g's first layer; norms are of the spectral kind
-alone. `encode` and `sample` need no determinant.
+alone.
+
+Measured: 2.084 bits/dim on the 8x8 digits in 17 levels, given the class, with exact determinants, so a bound; a
+classifier assigns 99.5 % of samples at temperature 0.8 to the class they were conditioned on; FD 26.6 (22.6 for
+training images); 2,000 steps of `python train.py configs/flow/residual_flow.py:digits`, a minute and a half.
 """
 
 from __future__ import annotations
