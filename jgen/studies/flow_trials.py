@@ -181,7 +181,7 @@ def trial(name: str, data: str, parameters: int, batch_size: int) -> tuple[Trial
 
 @cache
 def cost_of(name: str, data: str, parameters: int, batch_size: int) -> Cost:
-    """Of a contender's training step. A roulette's operations are the mean of 8 draws of its lengths."""
+    """Of a contender's training step. A roulette's operations are the mean of 4 draws of its lengths."""
     one, _ = trial(name, data, parameters, batch_size)
     call = one.problem.per_call
     states = one.states(10**6, 1e-3, 0, call)
@@ -210,7 +210,7 @@ def flops_of(one: Trial) -> float:
         return jax.value_and_grad(lambda params: one.flow.loss(params, extra, key, keys, x), has_aux=True)(params)
 
     with plain_forms():
-        draws = 8 if has_while(jax.make_jaxpr(step)(params, rng.seed_key(0))) else 1
+        draws = 4 if has_while(jax.make_jaxpr(step)(params, rng.seed_key(0))) else 1
         counts = [program_flops(step, params, rng.seed_key(seed)) for seed in range(draws)]
     return float(np.mean(counts)) / one.batch_size
 
@@ -336,7 +336,7 @@ def score_images(setting: Row, one: Trial, scorer: Scorer, weights: tuple[Any, A
     scores = comparison(setting["data"])(lambda start, stop: shown[start:stop], len(shown), None, asked_for=False)
     return {
         "bits_per_dim": float(np.mean(bits_per_dim(nats, x[0].size), dtype=np.float64)),
-        "fd": scores["quality"]["frechet_distance"],
+        "fd": scores["quality"]["frechet_distance"]["value"],
         "inverse_error": float(np.quantile(np.where(np.isfinite(errors), errors, np.inf), 0.99)),
         "sample_seconds": seconds,
         "samples": shown[:20].reshape(20, -1).tolist(),

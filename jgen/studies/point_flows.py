@@ -18,8 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.nn.flow import ActNorm, InvertibleConv
-from jgen.prob import mixture_cdf
+from jgen.nn.flow import ActNorm, InvertibleConv, LogisticMixture
 from jgen.prob.bijectors import swap_halves
 from jgen.prob.likelihoods import sum_image
 
@@ -67,19 +66,17 @@ class CouplingStep(nn.Module):
         size, count = x_2.shape[-1], 2 + 3 * self.mixtures
         network = Mlp(self.widths, size * count, nn.initializers.zeros, name="network")
         out = network(x_1.reshape(x.shape[0], -1)).reshape(*x_2.shape, count)
-        log_s, shift = 2 * jnp.tanh(out[..., 0] / 2), out[..., 1]
-        log_det = jnp.zeros_like(x_2)
-        if self.mixtures:
-            logits, means, log_scales = jnp.split(out[..., 2:], 3, axis=-1)
-            spread = jnp.linspace(-1.5, 1.5, self.mixtures, dtype=x.dtype)
-            means = means + self.param("means", lambda key: spread)[None, None, None, None, :]
-            mixture = mixture_cdf.Mixture(logits, means, 3 * jnp.tanh(log_scales / 3))
+        log_s, shift, raw = 2 * jnp.tanh(out[..., 0] / 2), out[..., 1], out[..., 2:]
         if inverse:
             x_2 = (x_2 - shift) * jnp.exp(-log_s)
-            x_2, log_det = mixture_cdf.invert(mixture, x_2) if self.mixtures else (x_2, log_det)
-            return jnp.concatenate([x_1, x_2], axis=-1), sum_image(log_det - log_s)
-        x_2, log_det = mixture_cdf.apply(mixture, x_2) if self.mixtures else (x_2, log_det)
-        return jnp.concatenate([x_1, x_2 * jnp.exp(log_s) + shift], axis=-1), sum_image(log_det + log_s)
+        log_det = jnp.zeros_like(x_2)
+        if self.mixtures:
+            mixture = LogisticMixture(self.mixtures, name="mixture")
+            x_2, log_det = mixture(x_2, raw.reshape(*x_2.shape[:3], -1), inverse)
+        if not inverse:
+            x_2 = x_2 * jnp.exp(log_s) + shift
+        log_det = log_det - log_s if inverse else log_det + log_s
+        return jnp.concatenate([x_1, x_2], axis=-1), sum_image(log_det)
 
 
 def exchange(x: jax.Array, inverse: bool) -> tuple[jax.Array, jax.Array]:

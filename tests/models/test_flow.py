@@ -38,6 +38,8 @@ CASES = {
     "glow_reverse_bare": replace(GLOW, scales=1, permutation="reverse", actnorm=False, class_conditional=False),
     "realnvp": REALNVP,
     "realnvp_bare": replace(REALNVP, scales=1, actnorm=False, class_conditional=False, logit_alpha=0.0),
+    "glow_mixture": replace(GLOW, scales=1, depth=2, coupling="mixture", mixtures=3, logit_alpha=1e-6),
+    "realnvp_mixture": replace(REALNVP, couplings=1, mixtures=3),
     "tarflow": TARFLOW,
     "tarflow_pixels_logit": replace(
         TARFLOW, patch=1, blocks=3, noise="uniform", logit_alpha=1e-6, class_conditional=False

@@ -322,6 +322,7 @@ CASES = {
     "Permutation": lambda: layer(flow.Permutation(), normal(2, 2, 3, 4)),
     "ScaledConv": lambda: layer(flow.ScaledConv(4, num_classes=3), normal(2, 4, 5, 4), rest=(LABEL,)),
     "ZeroConv": lambda: layer(flow.ZeroConv(8), normal(2, 4, 5, 2)),
+    "LogisticMixture": lambda: layer(flow.LogisticMixture(3), normal(2, 3, 4, 2), normal(2, 3, 4, 18)),
     "GaussianPrior": lambda: layer(flow.GaussianPrior(3), normal(2, 2, 3, 2), normal(2, 2, 3, 2), rest=(LABEL,)),
     "chain": chain,
     "dcgan.Generator": lambda: layer(dcgan.Generator((4, 8), IMAGES, 0.9, DTYPE), normal(2, 3), rest=(False,)),
