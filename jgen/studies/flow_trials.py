@@ -114,8 +114,12 @@ def image_transform(name: str) -> Callable[[jax.Array, Batch], Batch]:
     return transform
 
 
+def is_density(data: str) -> bool:
+    return data in densities.DENSITIES
+
+
 def problem_of(setting: Row) -> Problem:
-    kind = points if setting["data"] in densities.DENSITIES else images
+    kind = points if is_density(setting["data"]) else images
     return kind(setting["data"], setting["batch_size"])
 
 
@@ -133,77 +137,103 @@ def make_model(flow: Map, shape: Shape) -> GenerativeModel:
     return GenerativeModel("flow", spec_of(shape), init, (Phase(("flow",), loss),))
 
 
-class Cost(NamedTuple):
-    """Of a training step, forward and backward: seconds of the processor, and operations an example."""
+class Schedule(NamedTuple):
+    """Length and peak of a training's learning rate, float32 (), in the optimiser's state: all lengths and peaks share
+    one compiled program. The rate rises for a tenth of the steps, 100 at most, and falls to 0 as a cosine."""
 
-    step_seconds: float
-    flops: float
+    steps: Any
+    peak: Any
+    step: Any
+
+    def rate(self) -> jax.Array:
+        warmup = jnp.minimum(100.0, jnp.maximum(1.0, jnp.floor(self.steps / 10)))
+        done = jnp.clip((self.step - warmup) / jnp.maximum(self.steps - warmup, 1.0), 0.0, 1.0)
+        return self.peak * jnp.minimum(1.0, (self.step + 1) / warmup) * 0.5 * (1 + jnp.cos(math.pi * done))
 
 
-class Trial(NamedTuple):
-    """A flow on its data."""
+def scheduled() -> Any:
+    """Updates times the rate of the state's `Schedule`, as a transformation of optax."""
+    import optax
 
-    flow: Map
-    problem: Problem
-    batch_size: int
+    def init(params: Any) -> Schedule:
+        return Schedule(jnp.float32(1), jnp.float32(0), jnp.float32(0))
+
+    def update(updates: Any, state: Schedule, params: Any = None) -> tuple[Any, Schedule]:
+        rate = state.rate()
+        return jax.tree.map(lambda u: rate * u, updates), state._replace(step=state.step + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+class Trial:
+    """A flow on its data, with its compiled training and scores."""
+
+    def __init__(self, flow: Map, problem: Problem, batch_size: int, width: int) -> None:
+        import optax
+
+        from jgen.train.optimisers import RoleOptimiser
+        from jgen.train.step import init_state, make_train_steps
+
+        self.flow, self.problem, self.batch_size, self.width = flow, problem, batch_size, width
+        model = self.model = make_model(flow, problem.shape)
+        transform = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam(), scheduled())
+        optimisers = {"flow": RoleOptimiser(transform, lambda step: jnp.ones(()))}
+        self.run = make_train_steps(model, optimisers, problem.per_call, transform=problem.transform)
+        self.init = jax.jit(lambda key, batch: init_state(model, optimisers, key, batch, ema=False))
+        self.transform = jax.jit(problem.transform)
+        self.scorer = Scorer(flow)
+
+    def first_batch(self, seed: int) -> Batch:
+        """What parameters are initialised from."""
+        keys = rng.image_keys(rng.stream(rng.seed_key(seed), rng.DATA), jnp.arange(self.batch_size))
+        return self.transform(keys, self.problem.batches(seed, 1, 0))
 
     def states(self, steps: int, learning_rate: float, seed: int, every: int) -> Iterator[Any]:
-        """The state before the first step, and then after each `every` steps, a multiple of those of a call."""
-        from jgen.train.config import Config, Optimiser
-        from jgen.train.loop import role_optimisers
-        from jgen.train.step import init_state, make_train_steps, place_state
+        """The state after each `every` steps, a multiple of those of a call."""
+        from jgen.train.step import place_state
 
-        model = make_model(self.flow, self.problem.shape)
-        schedule = {"schedule": "cosine", "warmup_steps": min(100, steps // 10), "clip_norm": 10.0}
-        optimiser = Optimiser(learning_rate=learning_rate, **schedule)
-        optimisers = role_optimisers(model, Config(steps=steps, optimiser=optimiser))
+        state = self.init(rng.seed_key(seed), self.first_batch(seed))
+        *others, _ = state.opt["flow"]
+        schedule = Schedule(*(jnp.float32(value) for value in (steps, learning_rate, 0)))
+        state = place_state(self.model, state._replace(opt={"flow": (*others, schedule)}))
         call = self.problem.per_call
-        run = make_train_steps(model, optimisers, call, transform=self.problem.transform)
-        key = rng.seed_key(seed)
-        keys = rng.image_keys(rng.stream(key, rng.DATA), jnp.arange(self.batch_size))
-        first = jax.jit(self.problem.transform)(keys, self.problem.batches(seed, 1, 0))
-        init = jax.jit(lambda key, batch: init_state(model, optimisers, key, batch, ema=False))
-        state = place_state(model, init(key, first))
-        yield state
         for step in range(0, steps, call):
-            state, _ = run(state, {}, self.problem.batches(seed, call, step), step)
+            state, _ = self.run(state, {}, self.problem.batches(seed, call, step), step)
             if (step + call) % every == 0:
                 yield state
 
 
 @cache
-def trial(name: str, data: str, parameters: int, batch_size: int) -> tuple[Trial, int]:
-    """The flow of a contender with about that many parameters, and its width."""
+def trial(name: str, data: str, parameters: int, batch_size: int) -> Trial:
+    """The flow of a contender with about that many parameters."""
     problem = problem_of({"data": data, "batch_size": batch_size})
     width = width_for(CONTENDERS[name], problem.shape, parameters)
-    return Trial(CONTENDERS[name].make(problem.shape, width), problem, batch_size), width
+    return Trial(CONTENDERS[name].make(problem.shape, width), problem, batch_size, width)
 
 
 @cache
-def cost_of(name: str, data: str, parameters: int, batch_size: int) -> Cost:
-    """Of a contender's training step. A roulette's operations are the mean of 4 draws of its lengths."""
-    one, _ = trial(name, data, parameters, batch_size)
+def step_seconds(one: Trial) -> float:
+    """Seconds of the processor of a training step, once compiled."""
     call = one.problem.per_call
     states = one.states(10**6, 1e-3, 0, call)
-    for _ in range(3):  # the start, and two calls, of which the first compiles
-        state = next(states)
-    jax.block_until_ready(state)
+    for _ in range(2):  # the first compiles
+        jax.block_until_ready(next(states))
     start, steps = time.process_time(), 0
     while time.process_time() - start < CALIBRATION:
         jax.block_until_ready(next(states))
         steps += call
-    return Cost((time.process_time() - start) / steps, flops_of(one))
+    return (time.process_time() - start) / steps
 
 
+@cache
 def flops_of(one: Trial) -> float:
-    """Operations an example of the loss and its gradient."""
+    """Operations an example of the loss and its gradient; of a roulette, the mean of 4 draws of its lengths."""
     from jgen.compare.flops import program_flops
     from jgen.compare.loops import has_while
     from jgen.core.backend import plain_forms
 
-    batch = one.problem.batches(0, 1, 0)
+    x = one.first_batch(0)["image"]
     keys = rng.image_keys(rng.seed_key(1), jnp.arange(one.batch_size))
-    x = jax.jit(one.problem.transform)(keys, batch)["image"]
     params, extra = jax.jit(one.flow.init)(rng.seed_key(0), x)
 
     def step(params: Any, key: jax.Array) -> Any:
@@ -215,13 +245,13 @@ def flops_of(one: Trial) -> float:
     return float(np.mean(counts)) / one.batch_size
 
 
-def steps_of(setting: Row, cost: Cost, per_call: int) -> int:
-    """Training steps within the budget, a multiple of those of a call and at least one call; see `Trial.states`."""
+def steps_of(setting: Row, one: Trial) -> int:
+    """Training steps within the budget, a multiple of those of a call and at least one call."""
     if setting["minutes"]:
-        steps = 60 * setting["minutes"] / cost.step_seconds
+        steps = 60 * setting["minutes"] / step_seconds(one)
     else:
-        steps = setting["teraflops"] * 1e12 / (cost.flops * setting["batch_size"])
-    return max(1, round(steps / per_call)) * per_call
+        steps = setting["teraflops"] * 1e12 / (flops_of(one) * setting["batch_size"])
+    return max(1, round(steps / one.problem.per_call)) * one.problem.per_call
 
 
 def in_parts(function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
@@ -233,10 +263,9 @@ def in_parts(function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
 
 
 class Scorer:
-    """The compiled functions of a trial's flow."""
+    """The compiled functions of a flow."""
 
-    def __init__(self, one: Trial) -> None:
-        flow = one.flow
+    def __init__(self, flow: Map) -> None:
         self.log_density = jax.jit(partial(log_density, flow))
         self.inverse = jax.jit(flow.inverse)
         self.round_trip = jax.jit(lambda params, extra, x: flow.inverse(params, extra, flow.forward(params, extra, x)[0]))
@@ -266,18 +295,17 @@ def weights_of(state: Any) -> tuple[Any, Any]:
     return jax.tree.map(np.array, (state.params["flow"], state.extra.get("flow", {})))
 
 
-def train(one: Trial, scorer: Scorer, steps: int, learning_rate: float, seed: int) -> tuple[tuple[Any, Any], float]:
+def train(one: Trial, steps: int, learning_rate: float, seed: int) -> tuple[tuple[Any, Any], float]:
     """The weights with the best validation, of those after each of `PARTS` parts of the training, and its nats; of
     points, which never repeat, the last weights."""
     call, parts = one.problem.per_call, PARTS if one.problem.shape[:2] != (1, 1) else 1
     every = max(1, steps // parts // call) * call
     best, best_nats = None, -math.inf
-    for number, state in enumerate(one.states(steps, learning_rate, seed, every if parts > 1 else steps)):
-        if number:
-            weights = weights_of(state)
-            nats = float(np.mean(scorer.nats(weights, one.problem.validation)))
-            if best is None or nats > best_nats:
-                best, best_nats = weights, nats
+    for state in one.states(steps, learning_rate, seed, every if parts > 1 else steps):
+        weights = weights_of(state)
+        nats = float(np.mean(one.scorer.nats(weights, one.problem.validation)))
+        if best is None or nats > best_nats:
+            best, best_nats = weights, nats
     assert best is not None
     return best, best_nats
 
@@ -286,52 +314,49 @@ def measure(setting: Row) -> Row:
     """A contender's row: trained with each learning rate on the first seed, with the best of them on all seeds.
 
     Returns:
-      width, parameters, step_seconds, flops (of a training step, an example), steps, learning_rate, and by seed what
-      `score_points` or `score_images` gives.
+      width, parameters, step_seconds (of a training step), steps, learning_rate, and by seed what `score_points` or
+      `score_images` gives.
     """
-    key = (setting["name"], setting["data"], setting["parameters"], setting["batch_size"])
-    one, width = trial(*key)
-    # Of all densities the step is the same, and its cost: that of the first.
-    is_density = setting["data"] in densities.DENSITIES
-    cost = cost_of(setting["name"], next(iter(densities.DENSITIES)) if is_density else setting["data"], *key[2:])
-    steps, scorer, seeds = steps_of(setting, cost, one.problem.per_call), Scorer(one), setting["seeds"]
-    first = {rate: train(one, scorer, steps, rate, seeds[0]) for rate in setting["learning_rates"]}
+    one = trial(setting["name"], setting["data"], setting["parameters"], setting["batch_size"])
+    steps, seeds, rates = steps_of(setting, one), setting["seeds"], setting["learning_rates"]
+    first = {rate: train(one, steps, rate, seeds[0]) for rate in rates}
     rate = max(first, key=lambda rate: first[rate][1])
-    score = score_points if is_density else score_images
+    score = score_points if is_density(setting["data"]) else score_images
     scores = []
     for seed in seeds:
-        weights, _ = first[rate] if seed == seeds[0] else train(one, scorer, steps, rate, seed)
-        scores.append(score(setting, one, scorer, weights, seed))
+        weights, _ = first[rate] if seed == seeds[0] else train(one, steps, rate, seed)
+        scores.append(score(setting, one, weights, seed))
     by_seed = {name: [values[name] for values in scores] for name in scores[0] if name != "samples"}
-    row = {"width": width, "parameters": parameters_of(one.flow, one.problem.shape), **cost._asdict(), "steps": steps}
-    return {**row, "learning_rate": rate, **by_seed, "samples": scores[0]["samples"]}
+    row = {"width": one.width, "parameters": parameters_of(one.flow, one.problem.shape)}
+    row |= {"step_seconds": step_seconds(one), "steps": steps, "learning_rate": rate}
+    return {**row, **by_seed, "samples": scores[0]["samples"]}
 
 
-def score_points(setting: Row, one: Trial, scorer: Scorer, weights: tuple[Any, Any], seed: int) -> Row:
+def score_points(setting: Row, one: Trial, weights: tuple[Any, Any], seed: int) -> Row:
     """nats: -log p of test points, the mean. mass: the integral of p over the plane, 1 of every density.
     inverse_error: the 99th percentile. sample_seconds."""
     grid = densities.grid(160).reshape(-1, 1, 1, 2)
-    samples, seconds = scorer.sample(weights, one.problem.shape, seed)
+    samples, seconds = one.scorer.sample(weights, one.problem.shape, seed)
     return {
-        "nats": float(-np.mean(scorer.nats(weights, one.problem.test), dtype=np.float64)),
-        "mass": densities.integral(np.exp(scorer.nats(weights, grid).astype(np.float64))),
-        "inverse_error": float(np.quantile(scorer.inverse_errors(weights, one.problem.test[:PART]), 0.99)),
+        "nats": float(-np.mean(one.scorer.nats(weights, one.problem.test), dtype=np.float64)),
+        "mass": densities.integral(np.exp(one.scorer.nats(weights, grid).astype(np.float64))),
+        "inverse_error": float(np.quantile(one.scorer.inverse_errors(weights, one.problem.test[:PART]), 0.99)),
         "sample_seconds": seconds,
         "samples": samples.reshape(-1, 2)[:500].round(3).tolist(),
     }
 
 
-def score_images(setting: Row, one: Trial, scorer: Scorer, weights: tuple[Any, Any], seed: int) -> Row:
+def score_images(setting: Row, one: Trial, weights: tuple[Any, Any], seed: int) -> Row:
     """bits_per_dim: of test images, a bound with one draw of the noise. fd: of samples. inverse_error: the 99th
     percentile, in levels of a pixel. sample_seconds."""
     from jgen.data.pictures import to_display
 
     levels, x = open_images(setting["data"]).spec.image.levels, one.problem.test
     back = partial(preprocess, levels=levels, alpha=LOGIT_ALPHA, inverse=True)
-    nats = scorer.nats(weights, x) - np.asarray(back(x)[1])
-    trip = in_parts(lambda part: scorer.round_trip(*weights, part), x)
+    nats = one.scorer.nats(weights, x) - np.asarray(back(x)[1])
+    trip = in_parts(lambda part: one.scorer.round_trip(*weights, part), x)
     errors = np.abs(np.asarray(back(trip)[0]) - np.asarray(back(x)[0])).reshape(len(x), -1).max(1)
-    samples, seconds = scorer.sample(weights, one.problem.shape, seed)
+    samples, seconds = one.scorer.sample(weights, one.problem.shape, seed)
     shown = to_display(np.asarray(quantise(back(samples)[0], levels)), levels)
     scores = comparison(setting["data"])(lambda start, stop: shown[start:stop], len(shown), None, asked_for=False)
     return {

@@ -22,7 +22,7 @@ from jgen.nn.flow import ActNorm, InvertibleConv, LogisticMixture
 from jgen.prob.bijectors import swap_halves
 from jgen.prob.likelihoods import sum_image
 
-NEWTON = 100  # iterations of the inverse of a convex potential's gradient
+NEWTON = 40  # iterations of the inverse of a convex potential's gradient
 
 
 class Mlp(nn.Module):

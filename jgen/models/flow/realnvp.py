@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
-from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow
+from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow, variational
 from jgen.nn.flow import ActNorm, LogisticMixture, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
 from jgen.prob.bijectors import checkerboard, join_blocks, split_blocks, squeeze, swap_halves, unsqueeze
 from jgen.prob.likelihoods import sum_image
@@ -52,6 +52,8 @@ class Config:
     """Components of the mixture of logistics by which a coupling maps before it scales (Flow++); 0: none."""
     actnorm: bool = True
     """Scale and shift channels before every coupling, initialised from the first batch."""
+    dequantisation: Literal["uniform", "variational"] = "uniform"
+    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.05
     """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
     class_conditional: bool = True
@@ -141,7 +143,10 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that the scales cannot split, or options out of their range.
     """
     check_config(config, data)
-    return make_flow("realnvp", data, flow_of(data, make_bijection(config, data), config), config)
+    learned = config.dequantisation == "variational"
+    dequantiser = variational(data, config.width, network_dtype(config.dtype)) if learned else None
+    flow = flow_of(data, make_bijection(config, data), config, dequantiser=dequantiser)
+    return make_flow("realnvp", data, flow, config)
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
