@@ -252,7 +252,7 @@ def test_both_noises_bound_the_same_probability(config):
 
     many, other, loss, gradient = scores(params, ctx.extra)
     np.testing.assert_allclose(many, other, atol=0.15)
-    assert np.std(many) > 0.3 and np.isfinite(loss)
+    assert np.std(many) > 0.1 and np.isfinite(loss)
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
 
 
