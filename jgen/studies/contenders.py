@@ -76,7 +76,8 @@ def likelihood(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def spec_of(shape: Shape) -> DataSpec:
     """Images of a shape as floats."""
-    return DataSpec(ImageSpec(*shape, levels=0))
+    height, width, channels = shape
+    return DataSpec(ImageSpec(height, width, channels, levels=0))
 
 
 def from_bijection(bijection: Bijection, shape: Shape, loss: Callable[..., Any] | None = None, seen: Shape = ()) -> Map:

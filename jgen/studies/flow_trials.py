@@ -268,7 +268,9 @@ class Scorer:
     def __init__(self, flow: Map) -> None:
         self.log_density = jax.jit(partial(log_density, flow))
         self.inverse = jax.jit(flow.inverse)
-        self.round_trip = jax.jit(lambda params, extra, x: flow.inverse(params, extra, flow.forward(params, extra, x)[0]))
+        self.round_trip = jax.jit(
+            lambda params, extra, x: flow.inverse(params, extra, flow.forward(params, extra, x)[0])
+        )
 
     def nats(self, weights: tuple[Any, Any], x: np.ndarray) -> np.ndarray:
         """log p(x), (n,)."""
@@ -327,7 +329,7 @@ def measure(setting: Row) -> Row:
         weights, _ = first[rate] if seed == seeds[0] else train(one, steps, rate, seed)
         scores.append(score(setting, one, weights, seed))
     by_seed = {name: [values[name] for values in scores] for name in scores[0] if name != "samples"}
-    row = {"width": one.width, "parameters": parameters_of(one.flow, one.problem.shape)}
+    row: Row = {"width": one.width, "parameters": parameters_of(one.flow, one.problem.shape)}
     row |= {"step_seconds": step_seconds(one), "steps": steps, "learning_rate": rate}
     return {**row, **by_seed, "samples": scores[0]["samples"]}
 

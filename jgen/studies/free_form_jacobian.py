@@ -75,7 +75,9 @@ def settings_of(a: Arguments) -> list[Row]:
         require(name in CONTENDERS, f"--flows has {name!r}: it must be of {'; '.join(CONTENDERS)}")
     common = {"parameters": a.parameters, "batch_size": a.batch_size, "learning_rates": list(a.learning_rates)}
     common |= {"seeds": list(range(a.seed, a.seed + a.seeds))}
-    budgets = [(minutes, teraflops) for minutes, teraflops in ((a.minutes, 0.0), (0.0, a.teraflops)) if minutes + teraflops]
+    budgets = [
+        (minutes, teraflops) for minutes, teraflops in ((a.minutes, 0.0), (0.0, a.teraflops)) if minutes + teraflops
+    ]
     settings = []
     for data in a.data.split(","):
         if data not in DENSITIES:

@@ -91,10 +91,10 @@ class Potential(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = None
+        h = x
         for number, width in enumerate((*self.widths, 1)):
             new = nn.Dense(width, name=f"input{number}")(x)
-            if h is not None:
+            if number:
                 start = nn.initializers.normal(1.0)
                 raw = self.param(f"convex{number}", start, (h.shape[-1], width))
                 new = new + h @ nn.softplus(raw) / h.shape[-1]  # weights that are not negative keep it convex

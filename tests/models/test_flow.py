@@ -232,7 +232,9 @@ def test_log_q_is_that_of_the_jacobian_of_the_noise():
     assert np.mean(np.abs(jacobian) > 1e-6) > 0.3  # the noise of a pixel depends on that of others
 
 
-@pytest.mark.parametrize("config", [VARIATIONAL, replace(REALNVP, scales=1, width=4, logit_alpha=0.0, dequantisation="variational")])
+@pytest.mark.parametrize(
+    "config", [VARIATIONAL, replace(REALNVP, scales=1, width=4, logit_alpha=0.0, dequantisation="variational")]
+)
 def test_both_noises_bound_the_same_probability(config):
     """E 1 / q = 1, the volume of a level; and with many draws the bounds of both kinds of noise are log P."""
     model, params, ctx, batch = make_case(config, SMALL)

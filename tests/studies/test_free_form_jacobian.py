@@ -20,7 +20,12 @@ from jgen.train.optimisers import make_optimiser
 
 SHAPE = (1, 1, 2)
 # FFJORD's is that of flow matching, and the roulette's that of exact determinants: only their losses differ.
-DISTINCT = [name for name in CONTENDERS if name not in ("FFJORD", "Residual, exact", "Glow")]
+SLOW = ("Flow matching", "Convex potential", "TarFlow", "Residual, roulette", "Glow")
+DISTINCT = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name in CONTENDERS
+    if name not in ("FFJORD", "Residual, exact")
+]
 
 
 @pytest.mark.parametrize("name", densities.DENSITIES)
@@ -54,7 +59,12 @@ def start(name):
     x = densities.draw_points(keys, jnp.int32(1)).reshape(-1, *SHAPE)
     params, extra = jax.jit(flow.init)(jax.random.key(1), x)
     draw = np.random.default_rng(0).standard_normal
-    return flow, jax.tree.map(lambda leaf: leaf + np.float32(0.05) * draw(leaf.shape).astype(np.float32), params), extra, x
+    return (
+        flow,
+        jax.tree.map(lambda leaf: leaf + np.float32(0.05) * draw(leaf.shape).astype(np.float32), params),
+        extra,
+        x,
+    )
 
 
 @pytest.mark.parametrize("name", DISTINCT)
@@ -74,12 +84,14 @@ def test_determinants_are_those_of_the_jacobian_and_the_inverse_undoes(name):
         np.testing.assert_allclose(back, x[:8], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_widths_give_about_the_parameters_that_are_asked_for():
     for name, contender in CONTENDERS.items():
         width = width_for(contender, SHAPE, 8000)
         assert abs(parameters_of(contender.make(SHAPE, width), SHAPE) - 8000) < 700, name
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_free_form_flow_is_that_of_the_trace():
     """Of tr(g' df') with the whole Jacobians, and where g is f^-1 of -log |det f'|: the mean within 4.5 errors."""
     flow, params, extra, x = start("Free-form flow")
@@ -119,6 +131,7 @@ def test_the_schedule_in_the_state_is_that_of_the_options():
             np.testing.assert_allclose(rate, wanted(step), rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_record_its_table_and_its_figure(tmp_path, capsys):
     words = ["--data", "checkerboard", "--flows", "RealNVP; Free-form flow", "--minutes", "1e-6", "--teraflops", "1e-6"]
     words += ["--parameters", "300", "--batch-size", "32", "--seeds", "2", "--out", str(tmp_path)]
