@@ -22,43 +22,40 @@ VARIANTS = STANDARD | {
 }
 FACTS = Facts(free_form_jacobian=True, published="ImageNet 256: FID 10.94, with guidance and upsampling 3.94")
 
-LEARNED = Sampling(sampler="ancestral", steps=250, variance="learned")
-
 
 def get_config(variant: str) -> Experiment:
     return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, imagenet64=imagenet64)
 
 
-def adm(network: unet.Config, sampling: Sampling, **options: object) -> Config:
-    network = replace(network, architecture="adm")
-    return Config(ddpm.Config(network=network, bound_variance="learned", sampling=sampling, **options))
+def adm(network: unet.Config, steps: int = 250, **options: object) -> Config:
+    sampling = Sampling(sampler="ancestral", steps=steps, variance="learned")
+    options = {"schedule": "cosine", "label_dropout": 0.0, "bound_variance": "learned"} | options
+    return Config(ddpm.Config(network=replace(network, architecture="adm"), sampling=sampling, **options))
 
 
 def digits() -> Experiment:
-    model = adm(unet.DIGITS, replace(LEARNED, steps=50), schedule="cosine", prediction="v", label_dropout=0.0)
+    model = adm(unet.DIGITS, 50, prediction="v")
     return Experiment(model, Data(name="digits"), digits_training(2000, cosine(1e-3, warmup_steps=100)))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    model = adm(unet.TINY, replace(LEARNED, steps=4), num_timesteps=10)
+    model = adm(unet.TINY, 4, num_timesteps=10, schedule="linear", label_dropout=0.1)
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    model = adm(unet.MNIST, replace(LEARNED, steps=50), schedule="cosine", prediction="v", label_dropout=0.0)
+    model = adm(unet.MNIST, 50, prediction="v")
     return Experiment(model, Data(name=name), mnist_training(10_000, cosine(5e-4, warmup_steps=200, clip_norm=1.0)))
 
 
 def cifar10() -> Experiment:
     network = unet.Config(channels=(128, 256, 256), blocks=3, attention=(16, 8), dropout=0.3)
-    model = adm(network, LEARNED, schedule="cosine", label_dropout=0.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(500_000, Optimiser(learning_rate=1e-4), keep_every=50_000))
+    training = accelerator_training(500_000, Optimiser(learning_rate=1e-4), keep_every=50_000)
+    return Experiment(adm(network), Data(name="cifar10", flip=True, validation=0.0), training)
 
 
 def imagenet64() -> Experiment:
     # The paper's tables 11 and 12: batches of 2048, 540,000 steps.
     network = unet.Config(channels=(192, 384, 576, 768), blocks=3, attention=(32, 16, 8), dtype="bfloat16")
-    model = adm(network, LEARNED, schedule="cosine", label_dropout=0.0)
     training = accelerator_training(540_000, Optimiser(learning_rate=3e-4), batch_size=2048, keep_every=50_000)
-    return Experiment(model, Data(name="imagenet_resized/64x64", flip=True), training)
+    return Experiment(adm(network), Data(name="imagenet_resized/64x64", flip=True), training)

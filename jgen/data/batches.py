@@ -1,16 +1,17 @@
-"""The order of training data as a pure function of (seed, step), and a thread that reads ahead."""
+"""The order of training data as a pure function of (seed, step), and a thread or processes that read ahead."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from jgen.data.dataset import Split
+from jgen.data.workers import decoded_by_workers
 from jgen.errors import require
 
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -53,18 +54,34 @@ def train_batches(
     stop: int,
     ahead: int = 2,
     rows: slice | np.ndarray | None = None,
+    workers: int = 0,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """The batches of steps start .. stop - 1, fetched by a thread up to `ahead` steps before they are asked for.
+    """The batches of steps start .. stop - 1, fetched up to `ahead` steps before they are asked for.
 
     Args:
       batch_size: of the global batch, of which the order of the data is a function.
       rows: those of the global batch that are fetched, by index or as a slice: the ones of this process; None for all.
+      workers: processes that decode a streamed split; 0: a thread, as for a split whose arrays are in memory.
     Yields:
       {"image": uint8 (B, H, W, C), "index": int32 (B,), <field>: (B, ...)} of the B rows.
     Raises:
       UserError: from the split, when a record cannot be read.
     """
     require(split.num > 0, "the training split is empty")
+
+    def fetch(step: int) -> dict[str, np.ndarray]:
+        positions = batch_positions(seed, step, batch_size, split.num)
+        return split.fetch(positions if rows is None else positions[rows])
+
+    if workers > 0 and split.streamed:
+        return decoded_by_workers(fetch, start, stop, workers)
+    return read_ahead(fetch, start, stop, ahead)
+
+
+def read_ahead(
+    fetch: Callable[[int], dict[str, np.ndarray]], start: int, stop: int, ahead: int
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """fetch(start), ..., fetch(stop - 1), each called by one thread up to `ahead` calls before it is asked for."""
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     closed = threading.Event()
 
@@ -80,8 +97,7 @@ def train_batches(
             for step in range(start, stop):
                 if closed.is_set():
                     return
-                positions = batch_positions(seed, step, batch_size, split.num)
-                put(split.fetch(positions if rows is None else positions[rows]))
+                put(fetch(step))
         except Exception as error:
             put(error)
 

@@ -40,13 +40,15 @@ Cuts = dict[str, tuple[str, int, int]]  # {split: (part of the source, start, st
 class Split(NamedTuple):
     """Part of a set.
 
-    num:   how many examples it has.
-    fetch: (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)}; `index` is
-           unique within the set, and stays when splits are cut elsewhere.
+    num:      how many examples it has.
+    fetch:    (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)};
+              `index` is unique within the set, and stays when splits are cut elsewhere.
+    streamed: whether `fetch` decodes, rather than to read arrays.
     """
 
     num: int
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
+    streamed: bool = False
 
 
 class Dataset(NamedTuple):
@@ -131,7 +133,11 @@ def load(config: Config, tokenizers: Mapping[str, Tokenizer] | None = None, arra
     for name in added:
         require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{name} adds: use one of them")
     parts, fingerprint = opened(source)
-    splits = {name: slice_split(parts[part], start, stop, OFFSETS[part]) for name, (part, start, stop) in cuts.items()}
+    streamed = fingerprint.startswith(STREAMED)
+    splits = {
+        name: slice_split(parts[part], start, stop, OFFSETS[part])._replace(streamed=streamed)
+        for name, (part, start, stop) in cuts.items()
+    }
     spec = DataSpec(image, {**source.spec.fields, **added})
     judges = source.judges if image.levels == source.spec.image.levels else {}
     return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges)

@@ -6,6 +6,7 @@ Nothing is cached here and nothing is split off. `tfds_sets` and `folders` make 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,11 +89,12 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 def map_in_threads(function: Callable[[Any], Any], items: Iterable[Any], num: int = MAX_THREADS) -> list[Any]:
     """[function(item), ...] in order, by at most `num` threads: for work that releases Python's lock, as decoding does.
+    In a process that decodes beside others (jgen/data/workers.py) by none.
 
     Raises:
       what `function` raised of the first item for which it did.
     """
-    workers = min(num, os.cpu_count() or 1)
+    workers = min(num, os.cpu_count() or 1) if multiprocessing.parent_process() is None else 1
     if workers <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -118,17 +117,19 @@ def split_records(builder: Any, split: str, fields: Mapping[str, Feature], size:
     shape = tuple(features["image"].shape)
     num_threads = 1 if None not in shape and np.prod(shape) < SMALL else min(MAX_THREADS, os.cpu_count() or 1)
 
-    @functools.cache
-    def features_of(names: tuple[str, ...]) -> Any:
-        paths = [path for name in names for path in (fields[name].paths if name in fields else [("image",)])]
-        return subset(features, paths)
+    all_names = ("image", *fields)
+    # Of what is read at once, made before: processes that decode get a copy of it.
+    parsers = {
+        names: subset(features, [path for n in names for path in (fields[n].paths if n in fields else [("image",)])])
+        for names in (all_names, *((name,) for name, field in fields.items() if field.spec is None))
+    }
 
     def read(names: tuple[str, ...], positions: np.ndarray) -> dict[str, list[Any]]:
         """The named columns of the examples at these positions."""
         columns: dict[str, list[Any]] = {name: [] for name in names}
         try:
             for record in source.__getitems__([int(i) for i in positions]):
-                example = features_of(names).deserialize_example_np(record)
+                example = parsers[names].deserialize_example_np(record)
                 for name in names:
                     value = fields[name].read(example) if name in fields else fit(example["image"], size)
                     columns[name].append(value)
@@ -138,11 +139,10 @@ def split_records(builder: Any, split: str, fields: Mapping[str, Feature], size:
         return columns
 
     def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
-        names = ("image", *fields)
         chunks = [chunk for chunk in np.array_split(np.asarray(positions), num_threads) if len(chunk)]
-        parts = map_in_threads(lambda chunk: read(names, chunk), chunks, num_threads)
+        parts = map_in_threads(lambda chunk: read(all_names, chunk), chunks, num_threads)
         arrays = {}
-        for name in names:
+        for name in all_names:
             values = [value for part in parts for value in part[name]]
             arrays[name] = np.array(values, object) if isinstance(values[0], str) else np.stack(values)
         if builder.name == PUBLISHED_BINARY:

@@ -61,6 +61,8 @@ class Config:
     steps_per_call: int = 1
     """Steps in one compiled call, with the same outcome: faster where a network is so small that giving a step to the
     device takes as long as the step."""
+    data_workers: int = 0
+    """Processes that decode images of a set that does not fit into memory; 0: threads, which serve a few cores."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the weights; 0 keeps none and samples with the weights themselves."""
     ema_warmup: bool = True
@@ -109,6 +111,7 @@ def tiny_training(config: Config) -> Config:
 MAY_CHANGE = (
     "train.steps",
     "train.steps_per_call",
+    "train.data_workers",
     "train.log_every",
     "train.validate_every",
     "train.validation_images",
@@ -144,7 +147,7 @@ def check_config(config: Config, devices: int) -> None:
         "keep",
     )
     require_positive(**{f"train.{name}": getattr(config, name) for name in (*names, "validation_images")})
-    for name in ("validate_every", "sample_every", "keep_every"):
+    for name in ("validate_every", "sample_every", "keep_every", "data_workers"):
         require(getattr(config, name) >= 0, f"train.{name} is {getattr(config, name)}: it must be zero or above")
     parts = devices * config.accumulation
     require(

@@ -220,7 +220,8 @@ class Training:
         local = parallel.local_rows(batch)
         rows = np.concatenate([np.arange(r * batch + local.start, r * batch + local.stop) for r in range(repeats)])
         split = self.dataset.splits["train"]
-        return train_batches(split, self.seed, batch * repeats, self.first, self.config.steps, rows=rows)
+        first, stop, workers = self.first, self.config.steps, self.config.data_workers
+        return train_batches(split, self.seed, batch * repeats, first, stop, rows=rows, workers=workers)
 
     def call_length(self, step: int) -> int:
         """Steps of the next call after so many: those of `steps_per_call`, or one at a time where something is due
