@@ -76,10 +76,10 @@ def start_vectors(key: jax.Array, params: Any, sides: tuple[int, int]) -> Any:
     """
     names = sorted(name for name in params if name.startswith("kernel"))
     vectors = {}
-    for name, key in zip(names, jax.random.split(key, len(names))):
+    for name, own_key in zip(names, jax.random.split(key, len(names))):
         features = params[name].shape[-1]
         shape = (1, features) if params[name].ndim == 2 else (1, *sides, features)
-        u = jax.random.normal(key, shape)
+        u = jax.random.normal(own_key, shape)
         vectors[name] = u / jnp.linalg.norm(u)
     return vectors
 

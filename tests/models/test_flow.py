@@ -1,5 +1,5 @@
-"""RealNVP, Glow, TarFlow and residual flows against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program
-size."""
+"""RealNVP, Glow, TarFlow and residual flows against the Jacobian, integrals on a grid, their own inverse; noise of a
+learned density; actnorm's start; program size."""
 
 import re
 from dataclasses import replace
