@@ -1,7 +1,8 @@
 """The flows that `jgen.studies.free_form_jacobian` compares, each a map of dequantised images or points with a loss.
 
 Points of the plane are images (1, 1, 2). Of images, couplings, transformers and residual blocks are those of the
-systems in `jgen/models/flow`, without classes; of points, couplings have dense networks (`jgen/studies/point_flows.py`).
+systems in `jgen/models/flow`, without classes; of points, couplings have dense networks
+(`jgen/studies/point_flows.py`).
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def flow_of(
 
 
 def variational(data: DataSpec, width: int, dtype: Any) -> Dequantiser:
-    """The dequantiser of Flow++ (Ho et al. 2019, arXiv 1902.00275, section 3.1): a flow of the noise given the image."""
+    """The dequantiser of Flow++ (Ho et al. 2019, arXiv 1902.00275, section 3.1): noise by a flow given the image."""
     images = data.image
     network = VariationalNoise(images.levels, width, dtype=dtype)
 

@@ -7,7 +7,8 @@ coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw) 
 a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
                are factored out; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
 
-Glossary: m the logit of a mixture of logistics' distribution function, b a mask of zeros and ones, z latents, log_det nats (B,).
+Glossary: b a mask of zeros and ones, m the logit of a mixture of logistics' distribution function, z latents, log_det
+nats (B,).
 
 Differs from the paper: actnorm (arXiv 1807.03039) precedes every coupling in place of batch normalisation, so that
 the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
