@@ -44,6 +44,7 @@ from jgen.nn import (
     transformer,
     unet,
     vae,
+    variational_noise,
     vd_vae,
     velocity_field,
 )
@@ -188,6 +189,17 @@ def spectral_layers(module, *inputs, rest):
         return module.apply({"params": params, "batch_stats": fixed}, *inputs, *rest)
 
     return apply_converged, (params, *inputs)
+
+
+def variational_dequantisation():
+    """The image is an integer: u and log q by the parameters and the noise."""
+    module, images, eps = variational_noise.VariationalNoise(4, 4), IMAGE[..., :1] % 4, normal(2, 3, 4, 1)
+    variables = jax.eval_shape(lambda key: module.init(key, images, eps), jax.random.key(0))
+
+    def apply(params, eps):
+        return module.apply({"params": params}, images, eps)
+
+    return apply, (normal_params(variables["params"]), eps)
 
 
 SPARSE = (Pattern("local", 3), Pattern("column", 3))
@@ -392,6 +404,7 @@ CASES = {
     "LipschitzNetwork": lambda: layer(
         residual_flow.LipschitzNetwork((4, 4), num_classes=3), normal(2, 3, 4, 2), rest=(LABEL,)
     ),
+    "VariationalNoise": variational_dequantisation,
     "VelocityField": lambda: layer(
         velocity_field.VelocityField((4,), num_classes=3), normal(2, 3, 4, 2), T / 40, rest=(LABEL,)
     ),
