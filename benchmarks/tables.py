@@ -24,6 +24,7 @@ from jgen.studies import (  # noqa: E402
     anomaly,
     classification,
     divergences,
+    free_form_jacobian,
     gan_gradients,
     inpainting,
     mode_collapse,
@@ -47,6 +48,7 @@ STUDIES: dict[str, Any] = {
     "classification": classification,
     "anomaly": anomaly,
     "inpainting": inpainting,
+    "free_form_jacobian": free_form_jacobian,
 }
 DOCUMENTS = (
     "README.md",
@@ -56,6 +58,7 @@ DOCUMENTS = (
     "docs/studies.md",
     "docs/gan_theory.md",
     "docs/uses.md",
+    "docs/free_form_jacobian.md",
 )
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}

@@ -116,7 +116,7 @@ def likelihood(gen: Generator, dataset: Dataset, arguments: Any, options: dict[s
     if cond:
         protocol["given"] = " and ".join("class" if name == "label" else name for name in cond)
     if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
-        protocol["dequantisation"] = "uniform"
+        protocol["dequantisation"] = "variational" if "dequantiser" in gen.params else "uniform"
     normaliser = {}
     if gen.model.prepare_scoring is not None:
         normaliser = {"normaliser": {name: list(x) for name, x in gen.normaliser(key_score, **options).items()}}

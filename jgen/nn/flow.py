@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.nn.conv import conv
+from jgen.prob import mixture_cdf
 from jgen.prob.bijectors import affine, assemble_lu, invert_lu
 
 SMALLEST_STD = 1e-6
@@ -169,6 +170,25 @@ class ZeroConv(nn.Module):
         kernel = self.param("kernel", zeros, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
         return convolve(x, kernel, self.dtype) + cast(bias, self.dtype)[None, None, None, :]
+
+
+class LogisticMixture(nn.Module):
+    """Maps each entry of x by `jgen.prob.mixture_cdf`, with the parameters that a coupling's network gives.
+
+    The components start apart, or their gradients would be equal for ever.
+    """
+
+    mixtures: int
+
+    @nn.compact
+    def __call__(self, x: Any, raw: Any, inverse: bool = False) -> tuple[Any, Any]:
+        """x (B, H, W, C), raw (B, H, W, 3 K C), to y and log |dy/dx| of each entry, (B, H, W, C)."""
+        logits, means, log_scales = jnp.split(raw.reshape(*x.shape, 3 * self.mixtures), 3, axis=-1)
+        start = jnp.linspace(-1.5, 1.5, self.mixtures)
+        means = means + self.param("means", lambda key: start)[None, None, None, None, :]
+        # From 0.05 to 20: beyond, the inverse would be lost in rounding errors.
+        mixture = mixture_cdf.Mixture(logits, means, 3 * jnp.tanh(log_scales / 3))
+        return mixture_cdf.invert(mixture, x) if inverse else mixture_cdf.apply(mixture, x)
 
 
 class GaussianPrior(nn.Module):

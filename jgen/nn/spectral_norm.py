@@ -8,6 +8,7 @@ gradient. The state is u alone; it depends on the weights only, so it is the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jgen.nn.conv import CpuForm, Padding, conv
 
 EPSILON = 1e-12
+Operator = Callable[[jax.Array, jax.Array], jax.Array]  # (kernel (..., I, O), v (..., I)) to (..., O), linear in v
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -41,6 +43,29 @@ def spectral_norm(kernel: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array
     v = _unit(fixed @ u)
     new_u = _unit(v @ fixed)
     return v @ matrix @ new_u, new_u
+
+
+def transposed(apply: Operator, kernel: jax.Array, u: jax.Array) -> jax.Array:
+    """The transpose of the linear map apply(kernel, .), which keeps all axes but the last: (..., O) to (..., I)."""
+    zeros = jnp.zeros((*u.shape[:-1], kernel.shape[-2]), u.dtype)
+    return jax.vjp(lambda v: apply(kernel, v), zeros)[1](u)[0]
+
+
+def operator_norm(apply: Operator, kernel: jax.Array, u: jax.Array, iterations: int) -> tuple[jax.Array, jax.Array]:
+    """(norm, the next u) of the linear map apply(kernel, .): its largest singular value, by power iterations from an
+    output u (..., O) of norm 1.
+
+    Of a convolution it is the norm of the map between images, padding and all, not that of the kernel as a matrix
+    (Gouk et al. 2018, arXiv 1804.04368). The norm's gradient is that of u^T W v, u and v being constant.
+    """
+    fixed = jax.lax.stop_gradient(kernel)
+
+    def iterate(_: Any, u: jax.Array) -> jax.Array:
+        return _unit(apply(fixed, _unit(transposed(apply, fixed, u))))
+
+    u = jax.lax.fori_loop(0, iterations, iterate, jax.lax.stop_gradient(u).astype(kernel.dtype))
+    v = _unit(transposed(apply, fixed, u))
+    return jnp.vdot(u, apply(kernel, v)), u
 
 
 def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:

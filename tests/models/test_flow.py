@@ -1,5 +1,5 @@
-"""RealNVP, Glow and TarFlow against the Jacobian, integrals on a grid, their own inverse; actnorm's start; program
-size."""
+"""RealNVP, Glow, TarFlow and residual flows against the Jacobian, integrals on a grid, their own inverse; noise of a
+learned density; actnorm's start; program size."""
 
 import re
 from dataclasses import replace
@@ -20,15 +20,17 @@ from jgen.core.model import Context
 from jgen.data import dataset
 from jgen.errors import UserError
 from jgen.experiment import make_model
-from jgen.models.flow import glow, realnvp, tarflow
-from jgen.models.flow.dequantised import preprocess
+from jgen.models.flow import glow, realnvp, residual_flow, tarflow
+from jgen.models.flow.dequantised import preprocess, variational
 from jgen.nn.flow import ActNorm
+from jgen.nn.variational_noise import VariationalNoise
 from jgen.prob.bijectors import split_blocks, squeeze
 from jgen.train.loop import starting_state
 
 GLOW = glow.Config(scales=2, depth=3, width=8)
 REALNVP = realnvp.Config(scales=2, couplings=2, width=8, blocks=1)
 TARFLOW = tarflow.Config(blocks=2, layers=1, features=8, heads=2, hidden=12)
+RESIDUAL = residual_flow.Config(scales=2, blocks=2, widths=(6,))
 CASES = {
     "glow": GLOW,
     "glow_shuffle_additive_logit": replace(
@@ -37,17 +39,21 @@ CASES = {
     "glow_reverse_bare": replace(GLOW, scales=1, permutation="reverse", actnorm=False, class_conditional=False),
     "realnvp": REALNVP,
     "realnvp_bare": replace(REALNVP, scales=1, actnorm=False, class_conditional=False, logit_alpha=0.0),
+    "glow_mixture": replace(GLOW, scales=1, depth=2, coupling="mixture", mixtures=3, logit_alpha=1e-6),
+    "realnvp_mixture": replace(REALNVP, couplings=1, mixtures=3),
     "tarflow": TARFLOW,
     "tarflow_pixels_logit": replace(
         TARFLOW, patch=1, blocks=3, noise="uniform", logit_alpha=1e-6, class_conditional=False
     ),
+    "residual": RESIDUAL,
+    "residual_dense_logit": replace(RESIDUAL, scales=1, convolutional=False, logit_alpha=1e-6),
 }
 DATA = data_of(4, 8, 1, 16, num_classes=3)
 IMAGES = DATA.image
 
 
 def module(config):
-    return next(system for system in (glow, realnvp, tarflow) if isinstance(config, system.Config))
+    return next(system for system in (glow, realnvp, residual_flow, tarflow) if isinstance(config, system.Config))
 
 
 def make_batch(data, size=32, seed=0):
@@ -153,6 +159,7 @@ GRID = {
         data_of(1, 2, 1, 4, num_classes=2),
         601,
     ),
+    "residual": (replace(RESIDUAL, scales=1, logit_alpha=0.0), data_of(1, 2, 1, 4, num_classes=2), 201),
 }
 
 
@@ -198,6 +205,69 @@ def test_density_integrates_to_one_and_samples_follow_it(name):
     # First and second moments of what is sampled, within five standard errors.
     error = np.abs(products(x).mean(0) - mass @ products(grid))
     assert np.all(error < 5 * products(x).std(0) / np.sqrt(n) + 5e-3 * np.abs(products(x)).mean(0))
+
+
+SMALL = data_of(2, 2, 1, 3, num_classes=2)
+VARIATIONAL = replace(GLOW, scales=1, depth=2, width=4, dequantisation="variational")
+
+
+def test_log_q_is_that_of_the_jacobian_of_the_noise():
+    network = VariationalNoise(3, 4, couplings=3)
+    image = np.random.default_rng(0).integers(0, 3, (1, 3, 2, 2)).astype(np.uint8)
+    eps = np.random.default_rng(1).normal(size=(1, 3, 2, 2))
+    params = network.init(jax.random.key(0), image, jnp.asarray(eps, jnp.float32))["params"]
+    draw = np.random.default_rng(2).normal
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * draw(size=leaf.shape), params)
+    with jax.enable_x64(True):
+        params, eps = double(params), jnp.asarray(eps)
+        u, log_q = network.apply({"params": params}, image, eps)
+
+        def noise(flat):
+            return network.apply({"params": params}, image, flat.reshape(eps.shape))[0].ravel()
+
+        jacobian = np.asarray(jax.jacobian(noise)(eps.ravel()))
+    assert u.dtype == np.float64 and np.all((u > 0) & (u < 1))
+    log_normal = -0.5 * np.sum(np.asarray(eps) ** 2) - eps.size / 2 * np.log(2 * np.pi)
+    np.testing.assert_allclose(log_q[0], log_normal - np.linalg.slogdet(jacobian)[1], atol=1e-8)
+    assert np.mean(np.abs(jacobian) > 1e-6) > 0.3  # the noise of a pixel depends on that of others
+
+
+@pytest.mark.parametrize(
+    "config", [VARIATIONAL, replace(REALNVP, scales=1, width=4, logit_alpha=0.0, dequantisation="variational")]
+)
+def test_both_noises_bound_the_same_probability(config):
+    """E 1 / q = 1, the volume of a level; and with many draws the bounds of both kinds of noise are log P."""
+    model, params, ctx, batch = make_case(config, SMALL)
+    uniform = module(config).make(replace(config, dequantisation="uniform"), SMALL)
+    assert model.likelihood == "lower_bound" and set(params) == {"flow", "dequantiser"}
+    images, n = batch["image"][:4], 3000
+    cond = {"label": batch["label"][:4]}
+
+    @jax.jit
+    def scores(params, extra):
+        own = Context(jnp.int32(0), extra=extra)
+        many = model.log_prob(params, own, keys_of(4), images, cond, samples=n)
+        other = uniform.log_prob({"flow": params["flow"]}, own, keys_of(4), images, cond, samples=n)
+        loss, _ = model.phases[0].loss(params, own, keys_of(4), {"image": images, **cond})
+        gradient = jax.grad(lambda p: model.phases[0].loss(p, own, keys_of(4), {"image": images, **cond})[0])(params)
+        return many, other, loss, gradient["dequantiser"]
+
+    many, other, loss, gradient = scores(params, ctx.extra)
+    np.testing.assert_allclose(many, other, atol=0.15)
+    assert np.std(many) > 0.1 and np.isfinite(loss)
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_mean_of_one_over_q_is_the_volume_of_a_level():
+    noise, n = variational(SMALL, 4, None), 20_000
+    image = np.random.default_rng(0).integers(0, 3, (1, 2, 2, 1)).astype(np.uint8)
+    params = noise.init(jax.random.key(0), image)
+    draw = np.random.default_rng(2).normal
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * draw(size=leaf.shape).astype(np.float32), params)
+    x, log_q = jax.jit(noise.propose)(params, keys_of(n), np.repeat(image, n, 0))
+    np.testing.assert_array_equal(np.floor(x), np.repeat(image, n, 0))
+    inverse = np.exp(-np.asarray(log_q, np.float64))
+    assert inverse.std() > 0.05 and abs(inverse.mean() - 1) < 4 * inverse.std() / np.sqrt(n)
 
 
 def actnorm_inputs(config, params, extra, x, label):
@@ -364,6 +434,9 @@ WANTED = "it must be above zero and finite: set --model.sampling.temperature"
         (realnvp, {"scales": -1}, DATA, ["scales is -1"]),
         (glow, {"scales": 1, "depth": 0}, DATA, ["depth is 0"]),
         (glow, {"scales": 1, "width": 0}, DATA, ["width is 0"]),
+        (glow, {"scales": 1, "mixtures": 0}, DATA, ["mixtures is 0"]),
+        (realnvp, {"mixtures": -1}, DATA, ["mixtures is -1"]),
+        (realnvp, {"scales": 1, "dequantisation": "odd"}, DATA, ["dequantisation is 'odd'", "variational"]),
         (realnvp, {"couplings": 0}, DATA, ["couplings is 0"]),
         (realnvp, {"blocks": -1}, DATA, ["blocks is -1"]),
         (glow, {"scales": 1, "coupling": "odd"}, DATA, ["coupling is 'odd'", "additive"]),

@@ -40,6 +40,7 @@ from jgen.nn import (
     quantile_head,
     r3gan,
     resampling,
+    residual_flow,
     shifted_convolution,
     song_unet,
     spectral_norm,
@@ -50,6 +51,7 @@ from jgen.nn import (
     transformer,
     unet,
     vae,
+    variational_noise,
     vd_vae,
     velocity_field,
 )
@@ -218,6 +220,17 @@ def spectral_layers(module, *inputs, rest):
     return apply_converged, (params, *inputs)
 
 
+def variational_dequantisation():
+    """The image is an integer: u and log q by the parameters and the noise."""
+    module, images, eps = variational_noise.VariationalNoise(4, 4), IMAGE[..., :1] % 4, normal(2, 3, 4, 1)
+    variables = jax.eval_shape(lambda key: module.init(key, images, eps), jax.random.key(0))
+
+    def apply(params, eps):
+        return module.apply({"params": params}, images, eps)
+
+    return apply, (normal_params(variables["params"]), eps)
+
+
 MASK = np.arange(5)[None] < np.array([[3], [5]])
 TOKENS = cross_attention.Tokens(normal(2, 5, 6), MASK)
 CLIP_TEXT = clip_text.Config(5, 4, 8, 2, 2, 8, "quick_gelu", projection=3, end=4)
@@ -364,6 +377,7 @@ CASES = {
     "Permutation": lambda: layer(flow.Permutation(), normal(2, 2, 3, 4)),
     "ScaledConv": lambda: layer(flow.ScaledConv(4, num_classes=3), normal(2, 4, 5, 4), rest=(LABEL,)),
     "ZeroConv": lambda: layer(flow.ZeroConv(8), normal(2, 4, 5, 2)),
+    "LogisticMixture": lambda: layer(flow.LogisticMixture(3), normal(2, 3, 4, 2), normal(2, 3, 4, 18)),
     "GaussianPrior": lambda: layer(flow.GaussianPrior(3), normal(2, 2, 3, 2), normal(2, 2, 3, 2), rest=(LABEL,)),
     "chain": chain,
     "dcgan.Generator": lambda: layer(dcgan.Generator((4, 8), IMAGES, 0.9, DTYPE), normal(2, 3), rest=(False,)),
@@ -454,6 +468,10 @@ CASES = {
         tarflow.AutoregressiveLayer(4, 2, 8, 2, 1, 8, 3), normal(2, 4, 2), rest=(LABEL,)
     ),
     "ConcatSquash": lambda: layer(velocity_field.ConcatSquash(3), normal(2, 3, 4, 2), normal(2, 4)),
+    "LipschitzNetwork": lambda: layer(
+        residual_flow.LipschitzNetwork((4, 4), num_classes=3), normal(2, 3, 4, 2), rest=(LABEL,)
+    ),
+    "VariationalNoise": variational_dequantisation,
     "VelocityField": lambda: layer(
         velocity_field.VelocityField((4,), num_classes=3), normal(2, 3, 4, 2), T / 40, rest=(LABEL,)
     ),

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
+from jgen.nn.variational_noise import VariationalNoise
 from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, preprocess, quantise, uniform
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
@@ -64,25 +65,66 @@ class Bijection(NamedTuple):
     shapes: tuple[tuple[int, int, int], ...]
 
 
+class Dequantiser(NamedTuple):
+    """Noise of a learned density: the role "dequantiser".
+
+    init:    (key, uint8 images) -> params.
+    propose: (params, keys, uint8 images) -> (dequantised images, log q of their noise).
+    """
+
+    init: Callable[[jax.Array, jax.Array], Tree]
+    propose: Callable[[Tree, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
 class Flow(NamedTuple):
     """First argument of the functions below, bound by `make_flow` with `functools.partial`. `alpha` is the alpha of the
-    logit, 0 for none; `proposal` draws the noise that likelihoods are bounded with."""
+    logit, 0 for none; `proposal` draws the noise that likelihoods are bounded with, unless there is a `dequantiser`."""
 
     bijection: Bijection
     images: ImageSpec
     alpha: float
     conditions: tuple[str, ...]
     proposal: Proposal = uniform
+    dequantiser: Dequantiser | None = None
 
 
-def flow_of(data: DataSpec, bijection: Bijection, config: Any, proposal: Proposal = uniform) -> Flow:
+def flow_of(
+    data: DataSpec,
+    bijection: Bijection,
+    config: Any,
+    proposal: Proposal = uniform,
+    dequantiser: Dequantiser | None = None,
+) -> Flow:
     """The flow of a bijection by the options of a system's Config."""
     conditions = ("label",) if config.class_conditional else ()
-    return Flow(bijection, data.image, config.logit_alpha, conditions, proposal)
+    return Flow(bijection, data.image, config.logit_alpha, conditions, proposal, dequantiser)
+
+
+def variational(data: DataSpec, width: int, dtype: Any) -> Dequantiser:
+    """The dequantiser of Flow++ (Ho et al. 2019, arXiv 1902.00275, section 3.1): noise by a flow given the image."""
+    images = data.image
+    network = VariationalNoise(images.levels, width, dtype=dtype)
+
+    def init(key: jax.Array, x: jax.Array) -> Tree:
+        return network.init(key, x, jnp.zeros(x.shape))["params"]
+
+    def propose(params: Tree, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u, log_q = network.apply({"params": params}, x, rng.normal(keys, images.shape))
+        level = x.astype(jnp.float32)
+        return jnp.clip(level + u, level, jnp.nextafter(level + 1.0, 0.0)), log_q
+
+    return Dequantiser(init, propose)
+
+
+def proposal_of(flow: Flow, params: Roles) -> Proposal:
+    """What draws the noise of training and of likelihoods."""
+    if flow.dequantiser is None:
+        return flow.proposal
+    return partial(flow.dequantiser.propose, params["dequantiser"])
 
 
 def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeModel:
-    """The generative model of a flow, whose parameters are the role "flow".
+    """The generative model of a flow, whose parameters are the role "flow", and "dequantiser" where there is one.
 
     Args:
       config: the system's Config, checked by `check_flow`.
@@ -94,7 +136,7 @@ def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeM
         name=name,
         data=data,
         init=partial(init, flow),
-        phases=(Phase(trains=("flow",), loss=partial(loss, flow)),),
+        phases=(Phase(trains=("flow", "dequantiser") if flow.dequantiser else ("flow",), loss=partial(loss, flow)),),
         sample=partial(sample, flow, temperature=config.sampling.temperature),
         sampling=config.sampling,
         conditions=flow.conditions,
@@ -115,7 +157,10 @@ def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
     keys = rng.image_keys(key_noise, jnp.arange(batch["image"].shape[0]))
     x, _ = preprocess(dequantise(keys, batch["image"]), flow.images.levels, flow.alpha)
     params, fixed = flow.bijection.init(key_flow, x, select(batch, flow.conditions).get("label"))
-    return {"flow": params}, {"flow": fixed} if jax.tree.leaves(fixed) else {}
+    roles = {"flow": params}
+    if flow.dequantiser is not None:
+        roles["dequantiser"] = flow.dequantiser.init(rng.stream(key_noise, rng.NETWORK), batch["image"])
+    return roles, {"flow": fixed} if jax.tree.leaves(fixed) else {}
 
 
 def forward(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> tuple[tuple[Any, ...], Any]:
@@ -149,7 +194,7 @@ def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: Any
 
 def bits(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> jax.Array:
     """Bits per dimension of uint8 images with one draw of the noise, (B,)."""
-    x, log_q = flow.proposal(keys, batch["image"])
+    x, log_q = proposal_of(flow, params)(keys, batch["image"])
     return bits_per_dim(density(flow, params, ctx, x, select(batch, flow.conditions)) - log_q, flow.images.size)
 
 
@@ -182,7 +227,7 @@ def log_prob(
     flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, *, samples: int
 ) -> jax.Array:
     require_positive(samples=samples)
-    return importance_bound(lambda x: density(flow, params, ctx, x, cond), keys, x, samples, flow.proposal)
+    return importance_bound(lambda x: density(flow, params, ctx, x, cond), keys, x, samples, proposal_of(flow, params))
 
 
 def encode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> tuple[Any, ...]:

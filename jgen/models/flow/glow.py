@@ -5,6 +5,7 @@
 a step     y = s x + b                                    actnorm                                    (table 1)
            y = W x,  W = P L (U + diag(s))                invertible 1x1 convolution                 (equations 9 to 11)
            y_b = (x_b + t(x_a)) s(x_a),  y_a = x_a        coupling, s = sigmoid(raw + 2) or 1        (table 1)
+           with m(x_b; x_a) in place of x_b               Flow++, arXiv 1902.00275, section 3.2
 a scale    squeeze, `depth` steps, then half of the channels is factored out as latents z            (figure 2b)
 a prior    eps = (z - mean) / std, mean and std predicted from the half that is not factored out
 
@@ -32,11 +33,12 @@ import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require_positive
-from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow
+from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow, variational
 from jgen.nn.flow import (
     ActNorm,
     GaussianPrior,
     InvertibleConv,
+    LogisticMixture,
     Permutation,
     ScaledConv,
     ZeroConv,
@@ -45,6 +47,7 @@ from jgen.nn.flow import (
     network_dtype,
 )
 from jgen.prob.bijectors import affine, log_sigmoid, squeeze, unsqueeze
+from jgen.prob.likelihoods import sum_image
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,16 @@ class Config:
     """Steps of each scale."""
     width: int = 512
     """Channels of the two hidden layers in a coupling's network."""
-    coupling: Literal["affine", "additive"] = "affine"
-    """Whether a coupling scales and shifts, or only shifts."""
+    coupling: Literal["affine", "additive", "mixture"] = "affine"
+    """Whether a coupling scales and shifts, only shifts, or first maps by a mixture of logistics (Flow++)."""
+    mixtures: int = 8
+    """Components of each mixture of logistics, with coupling mixture."""
     permutation: Literal["invertible_1x1", "shuffle", "reverse"] = "invertible_1x1"
     """How a step mixes channels: a learned matrix, a permutation drawn at initialisation, or reversal."""
     actnorm: bool = True
     """Scale and shift channels before every permutation, initialised from the first batch."""
+    dequantisation: Literal["uniform", "variational"] = "uniform"
+    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.0
     """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
     class_conditional: bool = True
@@ -92,25 +99,35 @@ class Network(nn.Module):
 
 
 class Coupling(nn.Module):
-    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a)."""
+    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a); with coupling mixture, m(x_b; x_a) in place of x_b.
+
+    m is the logit of the distribution function of a mixture of logistics.
+    """
 
     width: int
     coupling: str
+    mixtures: int
     num_classes: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
         x_a, x_b = jnp.split(x, 2, axis=-1)
-        size = x_b.shape[-1]
-        if self.coupling == "additive":
-            shift = Network(self.width, size, self.num_classes, self.dtype, name="network")(x_a, label)
-            log_scale = jnp.zeros_like(shift)
-        else:
-            raw = Network(self.width, 2 * size, self.num_classes, self.dtype, name="network")(x_a, label)
-            shift, log_scale = raw[..., :size], log_sigmoid(raw[..., size:] + 2.0)
+        size, mixtures = x_b.shape[-1], self.mixtures if self.coupling == "mixture" else 0
+        features = size if self.coupling == "additive" else (2 + 3 * mixtures) * size
+        raw = Network(self.width, features, self.num_classes, self.dtype, name="network")(x_a, label)
+        shift, log_scale = raw[..., :size], jnp.zeros_like(x_b)
+        if self.coupling != "additive":
+            log_scale = log_sigmoid(raw[..., size : 2 * size] + 2.0)
+        mapped = jnp.zeros(x.shape[:1], x.dtype)
+        if mixtures and not inverse:
+            x_b, rate = LogisticMixture(mixtures, name="mixture")(x_b, raw[..., 2 * size :])
+            mapped = sum_image(rate)
         y_b, log_det = affine(x_b, shift, log_scale, inverse)
-        return jnp.concatenate([x_a, y_b], axis=-1), log_det
+        if mixtures and inverse:
+            y_b, rate = LogisticMixture(mixtures, name="mixture")(y_b, raw[..., 2 * size :], True)
+            mapped = sum_image(rate)
+        return jnp.concatenate([x_a, y_b], axis=-1), log_det + mapped
 
 
 class Step(nn.Module):
@@ -125,7 +142,7 @@ class Step(nn.Module):
         mix = (
             InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
         )
-        coupling = Coupling(c.width, c.coupling, self.num_classes, network_dtype(c.dtype), name="coupling")
+        coupling = Coupling(c.width, c.coupling, c.mixtures, self.num_classes, network_dtype(c.dtype), name="coupling")
         layers: list[Any] = [ActNorm(name="actnorm")] if c.actnorm else []
         layers += [mix, lambda x, inverse: coupling(x, label, inverse)]
         total = jnp.zeros(x.shape[:1], x.dtype)
@@ -142,7 +159,10 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that the scales cannot split, or options out of their range.
     """
     check_config(config, data)
-    return make_flow("glow", data, flow_of(data, make_bijection(config, data), config), config)
+    learned = config.dequantisation == "variational"
+    dequantiser = variational(data, config.width, network_dtype(config.dtype)) if learned else None
+    flow = flow_of(data, make_bijection(config, data), config, dequantiser=dequantiser)
+    return make_flow("glow", data, flow, config)
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
@@ -208,4 +228,4 @@ def latent_shapes(config: Config, images: ImageSpec) -> tuple[tuple[int, int, in
 def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     check_flow(data, config.scales, config)
-    require_positive(depth=config.depth, width=config.width)
+    require_positive(depth=config.depth, width=config.width, mixtures=config.mixtures)

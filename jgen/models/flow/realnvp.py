@@ -3,10 +3,12 @@
     log p(x) = log N(z; 0, I) + log |det dz/dx|,   x = logit(alpha + (1 - 2 alpha) image)            (equations 1 to 3)
 
 coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
+               with m(x; b x) in place of x, if `mixtures`          (Flow++, arXiv 1902.00275, section 3.2)
 a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
                are factored out; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
 
-Glossary: b a mask of zeros and ones, z latents, log_det nats (B,).
+Glossary: b a mask of zeros and ones, m the logit of a mixture of logistics' distribution function, z latents, log_det
+nats (B,).
 
 Differs from the paper: actnorm (arXiv 1807.03039) precedes every coupling in place of batch normalisation, so that
 the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
@@ -29,8 +31,8 @@ import jax.numpy as jnp
 
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
-from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow
-from jgen.nn.flow import ActNorm, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
+from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow, variational
+from jgen.nn.flow import ActNorm, LogisticMixture, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
 from jgen.prob.bijectors import checkerboard, join_blocks, split_blocks, squeeze, swap_halves, unsqueeze
 from jgen.prob.likelihoods import sum_image
 
@@ -47,8 +49,12 @@ class Config:
     """Channels of the residual networks at the images' own size; twice as many after each squeeze."""
     blocks: int = 8
     """Residual blocks of a network."""
+    mixtures: int = 0
+    """Components of the mixture of logistics by which a coupling maps before it scales (Flow++); 0: none."""
     actnorm: bool = True
     """Scale and shift channels before every coupling, initialised from the first batch."""
+    dequantisation: Literal["uniform", "variational"] = "uniform"
+    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.05
     """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
     class_conditional: bool = True
@@ -95,36 +101,40 @@ class Coupling(nn.Module):
         log_det_norm = jnp.zeros(x.shape[:1], x.dtype)
         if self.config.actnorm and not inverse:
             x, log_det_norm = ActNorm(name="actnorm")(x)
-        transform = self.by_channels if parity is None else self.by_checkerboard
-        x, log_det = transform(x, parity, label, inverse)
+        by_mask = self.by_channels if parity is None else self.by_checkerboard
+        x, log_det = by_mask(x, parity, label, inverse)
         if self.config.actnorm and inverse:
             x, log_det_norm = ActNorm(name="actnorm")(x, True)
         return x, log_det_norm + log_det
 
     def by_checkerboard(self, x: Any, parity: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
         mask = checkerboard(x.shape[1], x.shape[2], parity).astype(x.dtype)
-        log_s, t = self.scale_and_shift(x * mask, x.shape[-1], label)
-        return rescale(x, log_s * (1 - mask), t * (1 - mask), inverse)
+        return self.transform(x, x * mask, 1 - mask, label, inverse)
 
     def by_channels(self, x: Any, parity: None, label: Any, inverse: bool) -> tuple[Any, Any]:
         x_a, x_b = jnp.split(swap_halves(x) if inverse else x, 2, axis=-1)
-        y_b, log_det = rescale(x_b, *self.scale_and_shift(x_a, x_b.shape[-1], label), inverse)
+        y_b, log_det = self.transform(x_b, x_a, jnp.ones((1, 1, 1, 1), x.dtype), label, inverse)
         y = jnp.concatenate([x_a, y_b], axis=-1)
         return y if inverse else swap_halves(y), log_det
 
-    def scale_and_shift(self, x: Any, size: int, label: Any) -> tuple[Any, Any]:
-        c = self.config
-        network = Network(self.width, c.blocks, 2 * size, self.num_classes, network_dtype(c.dtype), name="network")
-        raw = network(x, label)
+    def transform(self, x: Any, given: Any, changed: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+        """m(x) exp(log_s) + t where `changed` is 1, and x where it is 0, with m, log_s and t of `given`; or its
+        inverse; and log_det."""
+        c, size = self.config, x.shape[-1]
+        features = (2 + 3 * c.mixtures) * size
+        network = Network(self.width, c.blocks, features, self.num_classes, network_dtype(c.dtype), name="network")
+        raw = network(given, label)
         scale = self.param("scale", nn.initializers.ones, (size,))
-        return scale[None, None, None, :] * jnp.tanh(raw[..., :size]), raw[..., size:]
-
-
-def rescale(x: Any, log_s: Any, t: Any, inverse: bool) -> tuple[Any, Any]:
-    """x exp(log_s) + t, or its inverse, and log_det."""
-    if inverse:
-        return (x - t) * jnp.exp(-log_s), -sum_image(log_s)
-    return x * jnp.exp(log_s) + t, sum_image(log_s)
+        log_s = changed * scale[None, None, None, :] * jnp.tanh(raw[..., :size])
+        t = changed * raw[..., size : 2 * size]
+        if inverse:
+            y, log_det = (x - t) * jnp.exp(-log_s), -log_s
+        else:
+            y, log_det = x, log_s
+        if c.mixtures:
+            mapped, rate = LogisticMixture(c.mixtures, name="mixture")(y, raw[..., 2 * size :], inverse)
+            y, log_det = jnp.where(changed > 0, mapped, y), log_det + changed * rate
+        return (y if inverse else y * jnp.exp(log_s) + t), sum_image(log_det)
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
@@ -134,7 +144,10 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that the scales cannot split, or options out of their range.
     """
     check_config(config, data)
-    return make_flow("realnvp", data, flow_of(data, make_bijection(config, data), config), config)
+    learned = config.dequantisation == "variational"
+    dequantiser = variational(data, config.width, network_dtype(config.dtype)) if learned else None
+    flow = flow_of(data, make_bijection(config, data), config, dequantiser=dequantiser)
+    return make_flow("realnvp", data, flow, config)
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
@@ -211,4 +224,6 @@ def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     check_flow(data, config.scales - 1, config)
     require_positive(couplings=config.couplings, width=config.width)
-    require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")
+    for name in ("blocks", "mixtures"):
+        value = getattr(config, name)
+        require(value >= 0, f"{name} is {value}: it must be zero or above")

@@ -1,0 +1,379 @@
+"""Residual Flow (Chen, Behrmann, Duvenaud & Jacobsen 2019, arXiv 1906.02735).
+
+    a block    y = x + g(x), Lip(g) < 1                                          (section 2, from arXiv 1811.00995)
+    density    log p(x) = log p(y) + log det(I + dg/dx)                                              (equation 2)
+    training   log det by a Russian roulette over its power series, without bias                     (theorem 1)
+               and its gradient by a Neumann series                                                  (theorem 2)
+    sampling   x <- y - g(x) in each block, from the last to the first, until x does not change
+
+g is a network of spectrally normalised layers with LipSwish between (`jgen/nn/residual_flow.py`), and free-form: each
+output may depend on each input. The length of a block's series is one draw for all images; probes are an image's own.
+
+Glossary: x, y images, dequantised, as logits, standardised; g the residual; v a probe; c the bound of a layer's norm.
+
+Differs from the paper: no activation before g's first layer and no dense layers at the end; power iterations are of a
+fixed number, in place of a tolerance; the gradient is by automatic differentiation of one product s^T J v, which stores
+the activations of one evaluation of g, where the authors' code computes it in the forward pass; log det can also be
+exact, from the whole Jacobian, in training too; the class is a bias in g's first layer; norms are of the spectral kind
+alone.
+
+Measured: 2.084 bits/dim on the 8x8 digits in 17 levels, given the class, with exact determinants, so a bound; a
+classifier assigns 99.5 % of samples at temperature 0.8 to the class they were conditioned on; FD 26.6 (22.6 for
+training images); 2,000 steps of `python train.py configs/flow/residual_flow.py:digits`, a minute and a half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jgen.core import failures
+from jgen.core import keys as rng
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
+from jgen.errors import defaults_of, require, require_choice, require_positive, require_temperature
+from jgen.models.flow.dequantised import (
+    ENCODE_MARGIN,
+    Bijection,
+    Flow,
+    check_flow,
+    flow_of,
+    make_flow,
+)
+from jgen.nn.flow import ActNorm, apply_chain, init_chain
+from jgen.nn.residual_flow import LipschitzNetwork, constrain, invert, start_vectors
+from jgen.prob.bijectors import squeeze, unsqueeze
+from jgen.prob.dequantisation import dequantise, importance_bound, preprocess, quantise
+from jgen.prob.likelihoods import normal_log_prob, sum_image
+from jgen.prob.pixels import bits_per_dim
+from jgen.prob.roulette import draw_length, estimate_log_det, exact_log_det
+
+# Power iterations, from the vectors of training, for what is sampled and scored: the average of the weights has others.
+CONVERGED = 50
+STOP = 0.5  # probability with which the roulette ends after each term that is not certain, as in the authors' code
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of sampling."""
+
+    temperature: float = 1.0
+    """Standard deviation of the latents: 1 samples from the model, below 1 trades diversity for likelier images."""
+    tolerance: float = 1e-5
+    """Change of a block's input between two iterations at which its inverse is done, relative to 1 + |x|."""
+    iterations: int = 500
+    """Iterations after which an image whose inverse is not done is named as failed."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Options of log_prob."""
+
+    samples: int = 1
+    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    probes: int = 1
+    """Random directions in which each determinant is estimated; 0: the exact one, with H W C derivatives."""
+    terms: int = 20
+    """Terms of the power series that are always there, beside those of the roulette."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A flow of residual blocks."""
+
+    scales: int = 2
+    """Scales, each half as high and wide as the one before: the sides of an image must be multiples of 2^(scales-1)."""
+    blocks: int = 16
+    """Residual blocks of each scale."""
+    widths: tuple[int, ...] = (512, 512)
+    """Features of each hidden layer of a block."""
+    convolutional: bool = True
+    """Whether the layers are convolutions, or dense ones of the whole image."""
+    lipschitz: float = 0.98
+    """Bound c of each layer's spectral norm."""
+    power_iterations: int = 5
+    """Power iterations in a step, with which the norms are found."""
+    log_det: Literal["roulette", "exact"] = "roulette"
+    """Determinants of training: estimated by a Russian roulette, or exact, with H W C derivatives."""
+    terms: int = 2
+    """Terms of the power series that are always there in training, beside those of the roulette."""
+    logit_alpha: float = 0.0
+    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    class_conditional: bool = True
+    """Condition on the label."""
+    sampling: Sampling = field(default_factory=Sampling)
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+class ResidualFlow(NamedTuple):
+    """First argument of the functions below, bound by `make` with `functools.partial`."""
+
+    config: Config
+    network: LipschitzNetwork
+    flow: Flow
+
+
+class Draws(NamedTuple):
+    """What a roulette draws from: the key that all images share, and keys of the images (B,); in how many certain
+    terms."""
+
+    key: jax.Array
+    keys: jax.Array
+    terms: int
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """A residual flow for the image shape, levels and classes of `data`.
+
+    Raises:
+      UserError: images that the scales cannot split, or options out of their range.
+    """
+    check_config(config, data)
+    residual, o = make_residual_flow(config, data), config.scoring
+    return make_flow("residual_flow", data, residual.flow, config)._replace(
+        phases=(Phase(trains=("flow",), loss=partial(loss, residual)),),
+        sample=partial(sample, residual, **vars(config.sampling)),
+        check_sampling=check_sampling,
+        validate=partial(validate, residual),
+        log_prob=partial(log_prob, residual, samples=o.samples, probes=o.probes, terms=o.terms),
+        likelihood="estimate",
+        encode=partial(encode, residual),
+    )
+
+
+def make_residual_flow(config: Config, data: DataSpec) -> ResidualFlow:
+    """What the functions below are bound to."""
+    network = LipschitzNetwork(config.widths, config.convolutional, data.num_classes * config.class_conditional)
+    return ResidualFlow(config, network, flow_of(data, make_bijection(config, data), config))
+
+
+def make_bijection(config: Config, data: DataSpec) -> Bijection:
+    """The flow between images (B, H, W, C) and latents (B, h, w, c) of the last scale, with exact determinants.
+
+    What is fixed are the vectors of the power iterations, {scale: {kernel: (blocks, ...)}}.
+    """
+    network = LipschitzNetwork(config.widths, config.convolutional, data.num_classes * config.class_conditional)
+    o, halved, images = config.sampling, 2 ** (config.scales - 1), data.image
+
+    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+        params, fixed = {}, {}
+
+        def init_block(key: jax.Array, x: Any, number: Any) -> Any:
+            (y, _), actnorm = ActNorm().init_with_output(key, x)
+            key_network, key_vectors = jax.random.split(key)
+            start = network.init(key_network, y, label)["params"]
+            vectors = start_vectors(key_vectors, start, x.shape[1:3])
+            constrained, vectors = constrain(start, vectors, config.lipschitz, CONVERGED)
+            y = y + network.apply({"params": constrained}, y, label)
+            return (y, None), ({"actnorm": actnorm["params"], "network": start}, vectors)
+
+        for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
+            x = squeeze(x) if scale else x
+            (params[f"scale{scale}"], fixed[f"scale{scale}"]), x = init_chain(
+                init_block, key_scale, x, jnp.arange(config.blocks)
+            )
+        params["actnorm"] = ActNorm().init_with_output(key, x)[1]["params"]
+        return params, fixed
+
+    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+        constrained, _ = constrain_all(config, params, fixed, CONVERGED)
+        z, log_det = transport(network, constrained, x, label, None)
+        return (z,), log_det
+
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+        constrained, _ = constrain_all(config, params, fixed, CONVERGED)
+        return inverse_transport(network, constrained, latents[0], label, o.tolerance, o.iterations)
+
+    shape = (images.height // halved, images.width // halved, images.channels * halved**2)
+    return Bijection(init, forward, inverse, (shape,))
+
+
+def constrain_all(config: Config, params: Tree, fixed: Tree, iterations: int) -> tuple[Tree, Tree]:
+    """The parameters with every layer's norm below the bound, and the next vectors of the power iterations."""
+    constrained, vectors = dict(params), {}
+
+    def one(block: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+        weights, own = block
+        network, own = constrain(weights["network"], own, config.lipschitz, iterations)
+        return {**weights, "network": network}, own
+
+    for scale, own in fixed.items():
+        constrained[scale], vectors[scale] = jax.lax.map(one, (params[scale], own))
+    return constrained, vectors
+
+
+def transport(
+    network: LipschitzNetwork, params: Tree, x: jax.Array, label: Any, draws: Draws | None, exact: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Latents of preprocessed images and log_det: exact, by a roulette with `draws`, or with neither that of the
+    actnorms alone.
+
+    Args:
+      params: constrained.
+    """
+
+    def residual(weights: Tree, x: jax.Array) -> jax.Array:
+        return network.apply({"params": weights}, x, label)
+
+    def step(block: tuple[Tree, jax.Array], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weights, number = block
+        x, log_det = ActNorm().apply({"params": weights["actnorm"]}, x)
+        if draws is not None:
+            v = rng.normal(rng.fold_in(draws.keys, number), x.shape[1:], x.dtype)
+            length = draw_length(jax.random.fold_in(draws.key, number), draws.terms, STOP)
+            y, change = estimate_log_det(residual, weights["network"], x, v, length, draws.terms, STOP)
+        elif exact:
+            y, change = exact_log_det(residual, weights["network"], x)
+        else:
+            y, change = x + residual(weights["network"], x), jnp.zeros_like(log_det)
+        return y, log_det + change
+
+    total, first = jnp.zeros(x.shape[:1], x.dtype), 0
+    for scale in scales_of(params):
+        x = squeeze(x) if first else x
+        blocks = jax.tree.leaves(params[scale])[0].shape[0]
+        x, log_det = apply_chain(step, (params[scale], first + jnp.arange(blocks)), x)
+        total, first = total + log_det, first + blocks
+    z, log_det = ActNorm().apply({"params": params["actnorm"]}, x)
+    return z, total + log_det
+
+
+def scales_of(params: Tree) -> list[str]:
+    """The names of the scales in order."""
+    return [f"scale{number}" for number in range(len(params) - 1)]
+
+
+def inverse_transport(
+    network: LipschitzNetwork, params: Tree, z: jax.Array, label: Any, tolerance: float, iterations: int
+) -> jax.Array:
+    """Preprocessed images of latents; images whose fixed point is not found are reported with the block."""
+
+    def step(y: jax.Array, weights: Tree) -> tuple[jax.Array, jax.Array]:
+        x, done = invert(lambda x: network.apply({"params": weights["network"]}, x, label), y, tolerance, iterations)
+        return ActNorm().apply({"params": weights["actnorm"]}, x, True)[0], done
+
+    x = ActNorm().apply({"params": params["actnorm"]}, z, True)[0]
+    for scale in reversed(scales_of(params)):
+        x, done = jax.lax.scan(step, x, params[scale], reverse=True)
+        for block, converged in enumerate(done):
+            what = f"the inverse of block {block} of {scale} did not converge in {iterations} iterations"
+            failures.report(f"{what} to a tolerance of {tolerance:g}", ~converged)
+        x = unsqueeze(x) if scale != "scale0" else x
+    return x
+
+
+def loss(
+    residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, tuple[dict, Roles]]:
+    config, images = residual.config, residual.flow.images
+    key_noise, key_probe = rng.split(keys, 2)
+    label = select(batch, residual.flow.conditions).get("label")
+    x, log_det_preprocess = preprocess(dequantise(key_noise, batch["image"]), images.levels, config.logit_alpha)
+    constrained, vectors = constrain_all(config, params["flow"], ctx.extra["flow"], config.power_iterations)
+    draws = Draws(ctx.key, key_probe, config.terms) if config.log_det == "roulette" else None
+    z, log_det = transport(residual.network, constrained, x, label, draws)
+    nats = sum_image(normal_log_prob(z, 0.0, 0.0)) + log_det + log_det_preprocess
+    return jnp.mean(bits_per_dim(nats, images.size)), ({}, {"flow": vectors})
+
+
+def validate(
+    residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
+) -> dict[str, jax.Array]:
+    o, cond = residual.config.scoring, select(batch, residual.flow.conditions)
+    nats = log_prob(residual, params, ctx, keys, batch["image"], cond, samples=1, probes=o.probes, terms=o.terms)
+    return {"bits_per_dim": bits_per_dim(nats, residual.flow.images.size)}
+
+
+def log_prob(
+    residual: ResidualFlow,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    x: jax.Array,
+    cond: Cond,
+    *,
+    samples: int,
+    probes: int,
+    terms: int,
+) -> jax.Array:
+    """An estimate of log P(x) in nats, float32 (B,): in expectation, or with probes 0, a lower bound."""
+    check_scoring(Scoring(samples, probes, terms))
+    key_noise, key_probe = rng.split(keys, 2)
+    images, label = residual.flow.images, cond.get("label")
+    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+
+    def density(x: jax.Array, draws: Draws | None) -> jax.Array:
+        z, log_det = transport(residual.network, constrained, x, label, draws)
+        return sum_image(normal_log_prob(z, 0.0, 0.0)) + log_det
+
+    def log_density(x: jax.Array) -> jax.Array:
+        x, log_det = preprocess(x, images.levels, residual.config.logit_alpha)
+        if not probes:
+            return log_det + density(x, None)
+
+        def estimate(number: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(ctx.key, number)
+            return density(x, Draws(key, rng.fold_in(key_probe, number), terms))
+
+        return log_det + jnp.mean(jax.lax.map(estimate, jnp.arange(probes)), axis=0)
+
+    return importance_bound(log_density, key_noise, x, samples)
+
+
+def sample(
+    residual: ResidualFlow,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    cond: Cond,
+    *,
+    temperature: float,
+    tolerance: float,
+    iterations: int,
+) -> jax.Array:
+    check_sampling(Sampling(temperature, tolerance, iterations))
+    z = temperature * rng.normal(rng.split(keys, 1)[0], residual.flow.bijection.shapes[0])
+    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+    x = inverse_transport(residual.network, constrained, z, cond.get("label"), tolerance, iterations)
+    levels = residual.flow.images.levels
+    return quantise(preprocess(x, levels, residual.config.logit_alpha, inverse=True)[0], levels)
+
+
+def encode(
+    residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond
+) -> tuple[Any, ...]:
+    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+    levels, alpha = residual.flow.images.levels, residual.config.logit_alpha
+    y, _ = preprocess(dequantise(keys, x, ENCODE_MARGIN), levels, alpha)
+    return (transport(residual.network, constrained, y, cond.get("label"), None, exact=False)[0],)
+
+
+def check_sampling(o: Sampling) -> None:
+    """Raises `UserError` for options of sampling that cannot serve."""
+    require_temperature(o.temperature)
+    require(0 < o.tolerance < 1, f"tolerance is {o.tolerance}: it must be above 0 and below 1")
+    require_positive(iterations=o.iterations)
+
+
+def check_scoring(o: Scoring) -> None:
+    """Raises `UserError` for options of scoring that cannot serve."""
+    require_positive(samples=o.samples)
+    require(o.probes >= 0, f"probes is {o.probes}: it must be zero or above")
+    require(o.terms >= 0, f"terms is {o.terms}: it must be zero or above")
+
+
+def check_config(config: Config, data: DataSpec) -> None:
+    """Raises `UserError` if the configuration is invalid for this data."""
+    check_flow(data, config.scales - 1, config)
+    require_positive(blocks=config.blocks, widths=config.widths, power_iterations=config.power_iterations)
+    bound = config.lipschitz
+    require(0 < bound < 1, f"lipschitz is {bound}: it must be above 0 and below 1, or a block has no inverse")
+    require_choice("log_det", config.log_det, ("roulette", "exact"))
+    require(config.terms >= 0, f"terms is {config.terms}: it must be zero or above")
+    with defaults_of("sampling"):
+        check_sampling(config.sampling)
+    with defaults_of("scoring"):
+        check_scoring(config.scoring)

@@ -1,0 +1,119 @@
+"""Networks with a Lipschitz constant below 1, and the inverse of x + g(x) with such a g (Chen et al. 2019, arXiv
+1906.02735; Behrmann et al. 2019, arXiv 1811.00995; Gouk et al. 2018, arXiv 1804.04368).
+
+    a layer       W <- W / max(1, |W| / c),  |W| its norm as a linear map, by power iteration
+    LipSwish      z sigmoid(softplus(beta) z) / 1.1, whose derivative is below 1
+    the inverse   x <- y - g(x) until x does not change: by Banach's theorem there is one such x
+
+So the network's Lipschitz constant is at most c^layers. Of a convolution, |W| is that of the whole map between images,
+with its padding, not of the kernel as a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jgen.nn.conv import conv
+from jgen.nn.flow import embed
+from jgen.nn.spectral_norm import operator_norm
+
+MAX_SWISH_DERIVATIVE = 1.1  # of z sigmoid(z): 1.0998
+
+
+def lip_swish(z: jax.Array, beta: Any) -> jax.Array:
+    """z sigmoid(softplus(beta) z) / 1.1."""
+    return z * nn.sigmoid(nn.softplus(beta) * z) / MAX_SWISH_DERIVATIVE
+
+
+def apply_linear(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """A kernel (I, O) of x (..., I), or (k, k, I, O) of x (B, H, W, I)."""
+    return x @ kernel if kernel.ndim == 2 else conv(x, kernel, cpu="scan")
+
+
+class LipschitzNetwork(nn.Module):
+    """g(x) of x (B, H, W, C), as it is with its parameters: `constrain` bounds them.
+
+    widths: features of the hidden layers. convolutional: whether layers are convolutions, 3x3 first and last and 1x1
+    between, or dense ones of the whole image. num_classes: 0 for none; the class adds to the first hidden layer.
+    """
+
+    widths: tuple[int, ...]
+    convolutional: bool = True
+    num_classes: int = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
+        h = x if self.convolutional else x.reshape(x.shape[0], -1)
+        sizes = (*self.widths, h.shape[-1])
+        for number, features in enumerate(sizes):
+            size = 3 if number in (0, len(sizes) - 1) else 1
+            window = (size, size) if self.convolutional else ()
+            kernel = self.param(f"kernel{number}", nn.initializers.lecun_normal(), (*window, h.shape[-1], features))
+            bias = self.param(f"bias{number}", nn.initializers.zeros, (features,))
+            if number == 0 and self.num_classes:
+                bias = bias[None] + embed(self.num_classes, features, label)
+            h = apply_linear(kernel, h) + bias.reshape(-1, *(1,) * (h.ndim - 2), features)
+            if number < len(self.widths):
+                beta = self.param(f"beta{number}", nn.initializers.constant(0.5), (1,) * h.ndim)
+                h = lip_swish(h, beta)
+        return h.reshape(x.shape)
+
+
+def is_kernel(name: str) -> bool:
+    return name.startswith("kernel")
+
+
+def start_vectors(key: jax.Array, params: Any, sides: tuple[int, int]) -> Any:
+    """{kernel: an output of norm 1 for one image}, which power iterations start from.
+
+    Args:
+      params: of a `LipschitzNetwork`; sides: height and width of its images.
+    """
+    names = sorted(name for name in params if name.startswith("kernel"))
+    vectors = {}
+    for name, own_key in zip(names, jax.random.split(key, len(names))):
+        features = params[name].shape[-1]
+        shape = (1, features) if params[name].ndim == 2 else (1, *sides, features)
+        u = jax.random.normal(own_key, shape)
+        vectors[name] = u / jnp.linalg.norm(u)
+    return vectors
+
+
+def constrain(params: Any, vectors: Any, bound: float, iterations: int) -> tuple[Any, Any]:
+    """Parameters of a `LipschitzNetwork` with the norm of each kernel at most `bound`, and the next vectors."""
+    constrained, new_vectors = dict(params), {}
+    for name, u in vectors.items():
+        norm, new_vectors[name] = operator_norm(apply_linear, params[name], u, iterations)
+        constrained[name] = params[name] / jnp.maximum(1.0, norm / bound)
+    return constrained, new_vectors
+
+
+def invert(
+    residual: Callable[[jax.Array], jax.Array], y: jax.Array, tolerance: float, iterations: int
+) -> tuple[jax.Array, jax.Array]:
+    """x with x + g(x) = y, (B, H, W, C), and whether each image converged, bool (B,).
+
+    An image is done once no entry changes by more than tolerance (1 + |x|): an image does not depend on its batch.
+    """
+
+    def change(x: jax.Array, new: jax.Array) -> jax.Array:
+        error = jnp.abs(new - x) / (1 + jnp.abs(x))
+        return jnp.max(error.reshape(x.shape[0], -1), axis=1)
+
+    def unfinished(carry: tuple[Any, Any, Any]) -> jax.Array:
+        count, _, done = carry
+        return (count < iterations) & ~jnp.all(done)
+
+    def iterate(carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        count, x, done = carry
+        new = y - residual(x)
+        finished = done | (change(x, new) <= tolerance)
+        return count + 1, jnp.where(done[:, None, None, None], x, new), finished
+
+    _, x, done = jax.lax.while_loop(unfinished, iterate, (0, y, jnp.zeros(y.shape[:1], bool)))
+    return x, done
