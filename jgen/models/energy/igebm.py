@@ -19,8 +19,10 @@ Differs from the paper: a chain keeps its class while it is in the buffer; chain
 in place of being clipped to it, and images are dequantised, so that (1) is a density; SiLU in place of leaky ReLU; no
 clipping of gradients inside the chains; each example of a batch owns its part of the buffer.
 
-Measured: no record yet. Chains of 1,000 steps from noise give digits that a person reads. Log Z needs long annealing:
-of the digits' energies its 95 % intervals are 7 to 26 nats wide with 500 steps and 8 chains of each class.
+Measured: a classifier assigns 95.9 % of samples to the class that they were conditioned on, Fréchet distance 25.6 on
+the 8x8 digits (FD-digits; 22.6 between training and test images), 1,000 Langevin steps from noise; an estimate of
+2.175 bits/dim, whose log Z by class is 87 to 132 nats with 95 % intervals 4 to 16 nats wide (8 chains of 3,000 steps),
+so rather too low a number of bits than too high; 3,000 steps of `python train.py configs/energy/igebm.py:digits`.
 """
 
 from __future__ import annotations
