@@ -278,7 +278,8 @@ def check_sampling(num_classes: int, o: Sampling) -> None:
     require_temperature(o.temperature)
     for other in o.compose:
         inside = 0 <= other < num_classes
-        require(inside, f"compose has {other}: there are the classes 0 to {num_classes - 1}" * (num_classes > 0))
+        known = f"there are the classes 0 to {num_classes - 1}" if num_classes else "the model has no classes"
+        require(inside, f"compose has {other}: {known}")
 
 
 def check_config(config: Config, data: DataSpec) -> None:
