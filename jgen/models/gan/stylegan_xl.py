@@ -21,7 +21,10 @@ transformer; the class embedding is learned, where the paper begins with feature
 length regularisation nor blurred images at the start; losses are means over the discriminators, where the paper sums
 (a classifier weighs four times as much against them); stages have numbers of steps, and may be one.
 
-Measured: nothing yet. Of `python train.py configs/gan/stylegan_xl.py:digits` only the first ten steps were run.
+Measured: a classifier assigns 13.0 % of samples to the class that they were conditioned on, Fréchet distance 85.1 on
+the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.07; 137 steps of
+`python train.py configs/gan/stylegan_xl.py:digits`. The run was stopped at 137 of its 500 steps, two minutes: samples
+are not readable yet, and classes not learned (chance is 10 %).
 """
 
 from __future__ import annotations
