@@ -260,6 +260,7 @@ def test_what_jgen_lacks_is_named(folder, path, values, words):
     refused(folder, *words)
 
 
+@pytest.mark.slow
 def test_weights_that_are_pickled_or_do_not_fit(folder):
     path = folder / "text_encoder" / "model.safetensors"
     whole = load_file(path)

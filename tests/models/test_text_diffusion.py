@@ -96,6 +96,7 @@ def test_guidance_and_negative_texts_are_the_formula_of_a_known_denoiser(monkeyp
             np.testing.assert_allclose(sampled(scale, text=TEXT, **cond)[inside], expected[inside], atol=0.009)
 
 
+@pytest.mark.slow
 def test_stable_diffusions_shape_trains_the_network_alone_on_the_tokens_and_latents_of_frozen_runs():
     encoder, text_run = frozen_run(clip, CLIP)
     stage = first_stage.Config((4, 4), 1, 2, attention=False, groups=2)
@@ -155,6 +156,7 @@ def test_captions_are_dropped_at_their_rate(monkeypatch):
     assert np.all(validated == 4)
 
 
+@pytest.mark.slow
 def test_prompt_to_prompt_with_the_text_itself_is_sampling_and_with_another_is_not():
     network = dit.Config(patch=2, features=8, layers=1, heads=2)
     model = make(dataclasses.replace(FLOW, network=network))
