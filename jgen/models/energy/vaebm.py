@@ -19,10 +19,10 @@ Glossary: x image, x+ of the data, x- of a chain; z latent; eps noise of the lat
 Differs from the paper: the energy sees pixels no further out than the image's range, and the data dequantised, so that
 it cannot tell the data by its levels; a small dense or residual network; Langevin steps have the noise of their size.
 
-Measured: a classifier assigns 98.9 % of samples to the class that they were conditioned on, Fréchet distance 24.7 on the
-8x8 digits (FD-digits; 22.6 between training and test images); an estimate of 2.022 bits/dim, with log Z by 32 chains of
-500 steps, so rather too low than too high; 600 steps of `python train.py configs/energy/vaebm.py:digits`, half a minute,
-on 4,000 of a VAE of dense layers.
+Measured: a classifier assigns 98.9 % of samples to the class that they were conditioned on, Fréchet distance 24.7 on
+the 8x8 digits (FD-digits; 22.6 between training and test images); an estimate of 2.022 bits/dim, with log Z by 32
+chains of 500 steps, so rather too low than too high; 600 steps of `python train.py configs/energy/vaebm.py:digits`,
+half a minute, on 4,000 of a VAE of dense layers.
 """
 
 from __future__ import annotations
