@@ -16,8 +16,9 @@ Differs from the paper: the text's loss is divided by the places of a text, not 
 it is a mean over examples; padding after the end is certain and not learned; attention is dense, or the strided pair of
 Child et al. (2019) in place of rows, columns and a convolution; texts are not lowercased, and no BPE dropout.
 
-Measured: nothing yet; the record is to be that of `python train.py configs/text_to_image/dalle1.py:shapes`, whose
-captions have an entropy of 17.46 nats (docs/dalle.md).
+Measured: text alignment 1.0 % on the shapes' test split (65 % have as many objects as their captions say), and 17.50
+nats a caption, whose entropy is 17.46 (docs/dalle.md); 800 steps of
+`python train.py configs/text_to_image/dalle1.py:shapes`, when validation scores were still falling.
 """
 
 from __future__ import annotations
