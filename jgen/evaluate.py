@@ -47,7 +47,7 @@ class Arguments:
     num: int = 0
     """The first images of the split; 0: all."""
     likelihood_images: int = 0
-    """The first of them whose likelihood is found, for bounds that take long; 0: all of them."""
+    """Of them the first that are scored, for bounds that take long; 0: all of them."""
     samples: int = 1000
     """Samples drawn and compared with real images; 0: none."""
     reconstruct: bool = False

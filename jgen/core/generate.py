@@ -330,7 +330,7 @@ def prepared_for_scoring(model: GenerativeModel, params: Roles, ctx: Context, ke
     """What `model.prepare_scoring` finds with the options of `log_prob`, and the key of that call.
 
     Raises:
-      NotSupported: a model whose likelihood needs nothing to be found.
+      NotSupported: a model whose likelihood has no normaliser.
     """
     if model.prepare_scoring is None:
         raise NotSupported(f"{model.name} has no normaliser that is estimated from chains")

@@ -95,7 +95,7 @@ class Config:
     lipschitz: float = 0.98
     """Bound c of each layer's spectral norm."""
     power_iterations: int = 5
-    """Power iterations in a step, with which the norms are found."""
+    """Power iterations in a step, that compute the norms."""
     log_det: Literal["roulette", "exact"] = "roulette"
     """Determinants of training: estimated by a Russian roulette, or exact, with H W C derivatives."""
     terms: int = 2
