@@ -196,9 +196,9 @@ class GenerativeModel(NamedTuple):
                  tells, as in an adversarial game.
     log_prob:    (params, ctx, keys, images, cond, **scoring) -> float32 (B,), nats of discrete probability an image.
     scoring:     a frozen dataclass with the default of every option of `log_prob`.
-    prepare_scoring: (params, ctx, **scoring) -> the roles of `extra` to score with, computed once before `log_prob`: the
-                 normaliser of an energy, {"normaliser": {"log_z": (K,), "log_weights": (chains, K), ...}}, K classes
-                 or 1. Without them in `extra`, `log_prob` finds them itself, by the same key `ctx.key`.
+    prepare_scoring: (params, ctx, **scoring) -> the roles of `extra` to score with, computed once before `log_prob`:
+                 an energy's normaliser, {"normaliser": {"log_z": (K,), "log_weights": (chains, K), ...}}, K classes or
+                 1. Without them in `extra`, `log_prob` computes them itself, by the same key `ctx.key`.
     likelihood:  what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
     log_density: (params, ctx, keys, x, cond) -> float32 (B,), exact nats; x dequantised, floats in [0, levels).
     energy:      (params, ctx, keys, images, cond) -> float32 (B,), -log p in nats up to a constant.
