@@ -18,7 +18,8 @@ training images have 22.6), a classifier assigns 99.0 % of samples to the class 
 ancestral steps without guidance; 2,000 steps of `python train.py configs/diffusion/adm.py:digits`. With the classifier
 of `python train.py configs/diffusion/noisy_classifier.py:digits`, 1,000 steps, of 500 samples: distance 23.3, 25.0 and
 27.5 at scales 0, 1 and 3, recall 0.71, 0.65 and 0.64, class accuracy 98.8, 99.0 and 99.8 %.
-The upsampler's bound is 2.906 bits/dim given the 4x4 image (50 images), and its distance 6.1 (docs/guidance.md).
+Of the upsampler, 2,000 steps of `python train.py configs/diffusion/upsampler.py:digits`, the bound is 2.906 bits/dim
+given the 4x4 image (50 images), the distance 6.1, and class accuracy 93.7 % (docs/guidance.md).
 """
 
 from __future__ import annotations
