@@ -280,7 +280,9 @@ def generator_of(images, data, conditions=(), codes=(), log_density=None, **func
     """Something like a Generator of images, with these functions."""
     model = GenerativeModel("pretended", DataSpec(images, {"label": ArraySpec((), "int32", 10)}), None, ())
     model = model._replace(conditions=conditions, codes=codes, log_density=log_density)
-    return SimpleNamespace(config=SimpleNamespace(data=data), model=model, likelihood="lower_bound", **functions)
+    return SimpleNamespace(
+        config=SimpleNamespace(data=data), model=model, likelihood="lower_bound", params={}, **functions
+    )
 
 
 def scored(nats, log_density=None, **arguments):

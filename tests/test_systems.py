@@ -37,7 +37,7 @@ def test_every_function_gives_the_shapes_and_types_of_the_contract(name):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_steps_reach_every_trained_leaf(name):
-    check_training(make_case(name), 4)
+    check_training(make_case(name), 4, at_once=True)
 
 
 @pytest.mark.parametrize("name", SAMPLED)

@@ -124,7 +124,7 @@ def test_options_that_do_not_fit_name_those_that_do(network):
     def sample(**options):
         return sample_images(model, PARAMS, CTX, KEY, 2, **options)
 
-    mistake(lambda: sample(sampler="plms"), "sampler", "heun")
+    mistake(lambda: sample(sampler="leapfrog"), "sampler", "heun")
     mistake(lambda: sample(spacing="trailing"), "spacing is 'trailing'", "karras")
     mistake(lambda: sample(times=(0.5, 0.7)), "times")
     mistake(lambda: sample(tolerance=0.0), "tolerance is 0.0")

@@ -95,7 +95,7 @@ def test_evaluations_of_the_adaptive_solver_rise_with_its_precision(tiny_run):
 def test_what_a_study_cannot_be_of(tiny_run, tmp_path):
     out = ["--out", str(tmp_path)]
     mistake(lambda: sampling_noise.command(out), "which run?")
-    mistake(lambda: sampling_steps.command([str(tiny_run), "--samplers", "ddim,plms", *out]), "'plms'", "heun")
+    mistake(lambda: sampling_steps.command([str(tiny_run), "--samplers", "ddim,leapfrog", *out]), "'leapfrog'", "heun")
     mistake(lambda: sampling_steps.command([str(tmp_path / "none"), *out]), "none")
 
 
