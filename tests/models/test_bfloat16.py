@@ -41,7 +41,7 @@ CASES["vae, dense"] = ("vae", {"network": "dense", "widths": (16,), "hidden": ()
 CASES["gated_pixelcnn, embedding"] = ("gated_pixelcnn", {"embedding": 2, "blocks": 2})
 CASES["pixelrnn, rows"] = ("pixelrnn", {"layer": "row"})
 CASES["ddpm, attention"] = ("ddpm", {"attention": (4,)})
-FLOWS = [name for name in CASES if make_case(CASES[name][0]).model.log_density is not None]
+FLOWS = [name for name in CASES if (model := make_case(CASES[name][0]).model).log_density and model.encode]
 
 
 def keys_of(n):
