@@ -232,20 +232,32 @@ def low_rank_start(rank: int, weights: jax.Array, means: jax.Array, variances: j
     return {"weight": weights, "cross": total * cross, "factors": total * factors, "square": total[..., 0] * square}
 
 
+def solve(matrices: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A^-1 right and log |A| of positive definite matrices (K, q, q) and right sides (K, q, n).
+
+    By Cholesky factors: on CPU JAX 0.10 does not come back from LU factors of a batch inside a loop.
+    """
+    lower = jnp.linalg.cholesky(matrices)
+    half = jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True)
+    solved = jax.lax.linalg.triangular_solve(lower, half, left_side=True, lower=True, transpose_a=True)
+    return solved, 2.0 * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=1, axis2=2)), axis=-1)
+
+
 def posterior_factors(mixture: Mixture, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of y given x and k: the means (B, K, q), the precisions I + W^T psi^-1 W (K, q, q); W^T psi^-1 (x - mu)."""
     W, psi = mixture.shape
     scaled = W / psi[:, :, None]
     precision = jnp.einsum("kdi,kdj->kij", W, scaled, precision=HIGHEST) + jnp.eye(W.shape[-1])[None, :, :]
     projected = jnp.einsum("kdi,bkd->kib", scaled, x[:, None, :] - mixture.means[None], precision=HIGHEST)
-    means = jnp.linalg.solve(precision, projected)
+    means, _ = solve(precision, projected)
     return means.transpose(2, 0, 1), precision, projected.transpose(2, 0, 1)
 
 
 def low_rank_statistics(mixture: Mixture, r: jax.Array, x: jax.Array) -> Statistics:
     y, precision, _ = posterior_factors(mixture, x)
     u = jnp.concatenate([y, jnp.ones((*y.shape[:2], 1), y.dtype)], axis=-1)
-    covariance = jnp.pad(jnp.linalg.inv(precision), ((0, 0), (0, 1), (0, 1)))
+    inverse, _ = solve(precision, jnp.broadcast_to(jnp.eye(precision.shape[-1])[None, :, :], precision.shape))
+    covariance = jnp.pad(inverse, ((0, 0), (0, 1), (0, 1)))
     factors = jnp.einsum("bk,bki,bkj->kij", r, u, u, precision=HIGHEST) / len(x)
     return {
         "cross": jnp.einsum("bd,bki->kdi", x, r[:, :, None] * u, precision=HIGHEST) / len(x),
@@ -258,7 +270,7 @@ def low_rank_mixture(statistics: Statistics, floor: float) -> Mixture:
     weights, total = weights_of(statistics)
     cross, factors = (statistics[name] / total[:, None, None] for name in ("cross", "factors"))
     tiny = 1e-9 * jnp.eye(factors.shape[-1])[None, :, :]  # of a component without examples
-    maps = jnp.linalg.solve(factors + tiny, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
+    maps = solve(factors + tiny, cross.transpose(0, 2, 1))[0].transpose(0, 2, 1)
     psi = jnp.maximum(statistics["square"] / total[:, None] - jnp.sum(maps * cross, axis=-1), 0.0) + floor
     return Mixture(weights, maps[..., -1], (maps[..., :-1], psi))
 
@@ -268,7 +280,8 @@ def low_rank_log_normal(mixture: Mixture, x: jax.Array) -> jax.Array:
     y, precision, projected = posterior_factors(mixture, x)
     whitened = (x[:, None, :] - mixture.means[None, :, :]) / jnp.sqrt(psi)[None, :, :]
     distance = jnp.sum(whitened**2, axis=-1) - jnp.sum(y * projected, axis=-1)
-    log_det = jnp.sum(jnp.log(psi), axis=-1) + jnp.linalg.slogdet(precision)[1]
+    identity = jnp.broadcast_to(jnp.eye(precision.shape[-1])[None, :, :], precision.shape)
+    log_det = jnp.sum(jnp.log(psi), axis=-1) + solve(precision, identity)[1]
     return normal(distance, log_det, x.shape[-1])
 
 
