@@ -181,6 +181,8 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore((folder / str(step)).absolute(), args)
     except Exception as error:  # Orbax and TensorStore raise many kinds for arrays that do not fit
+        if "Gloo" in str(error):  # Orbax waits for the other processes here, and one of them has ended
+            raise
         raise UserError(f"checkpoint {folder / str(step)} does not hold this model: {reason_of(error)}") from error
     return from_storable(restored.state), restored.meta
 
