@@ -331,8 +331,8 @@ def caption_entropy(split: str) -> float:
         return -p * math.log(p) - (1 - p) * math.log(1 - p)
 
     pairs = pairs_of(split)
-    of_pair = np.mean([math.log(len(SHAPES[shape])) + math.log(len(COLOURS[colour])) for shape, colour in pairs])
-    thing = float(of_pair) + choice(2 / 3) + 2 / 3 * (math.log(2) + words(SIZES))
+    pair_entropy = np.mean([math.log(len(SHAPES[shape])) + math.log(len(COLOURS[colour])) for shape, colour in pairs])
+    thing = float(pair_entropy) + choice(2 / 3) + 2 / 3 * (math.log(2) + words(SIZES))
     which = [math.log(len(pairs) - k) for k in range(MOST_OBJECTS)]  # different pairs
     one = thing + which[0] + choice(2 / 3) + 2 / 3 * (math.log(len(POSITIONS)) + words(POSITIONS))
     two = 2 * thing + sum(which[:2]) + math.log(4) + words(RELATIONS) + choice(2 / 3)

@@ -77,8 +77,8 @@ class Tokenizer:
 
     def left_out(self, text: str) -> str:
         """The end of a text that does not fit into `length` tokens; "" where all fits."""
-        kept, whole = self.decode(self.encode(text)), text.encode("utf-8", "replace").decode()
-        return whole[len(kept) :]
+        encoded, whole = self.decode(self.encode(text)), text.encode("utf-8", "replace").decode()
+        return whole[len(encoded) :]
 
     def decode(self, ids: Any) -> str:
         """The text of tokens, up to the first end. What is cut within a character, or is no UTF-8, becomes U+FFFD.

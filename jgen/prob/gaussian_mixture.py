@@ -148,9 +148,9 @@ def sample(covariance: Covariance, mixture: Mixture, keys: jax.Array, row: jax.A
 def weights_of(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
     """pi_hk (H, K) and w_k (K,), above zero. A row without examples has the weights of all rows together."""
     weight = statistics["weight"]
-    of_row, total = jnp.sum(weight, axis=1, keepdims=True), jnp.sum(weight, axis=0)
-    own = weight / jnp.maximum(of_row, SMALLEST)
-    weights = jnp.where(of_row > SMALLEST, own, (total / jnp.sum(total))[None, :])
+    row_totals, total = jnp.sum(weight, axis=1, keepdims=True), jnp.sum(weight, axis=0)
+    own = weight / jnp.maximum(row_totals, SMALLEST)
+    weights = jnp.where(row_totals > SMALLEST, own, (total / jnp.sum(total))[None, :])
     return weights, jnp.maximum(total, SMALLEST)
 
 

@@ -418,8 +418,8 @@ def inpaint(
 
     where = denoiser, process, usual_times(denoising, process, o.steps)
     if o.method == "dps":
-        kept = known.astype(y.dtype)
-        x_0 = posterior.by_gradient(*where, kept * y, lambda x: kept * x, y.shape[1:], keys, o.step_size)
+        weights = known.astype(y.dtype)
+        x_0 = posterior.by_gradient(*where, weights * y, lambda x: weights * x, y.shape[1:], keys, o.step_size)
     else:
         x_0 = posterior.by_replacement(*where, y, known, keys, o.repeats if o.method == "repaint" else 1)
     return jnp.where(known, images, to_images(x_0, levels, f"method {o.method}: {OVERFLOW}"))

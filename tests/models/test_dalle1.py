@@ -92,14 +92,18 @@ def test_the_probabilities_of_all_texts_and_codes_sum_to_one(config):
     batch = {"image": np.tile(grids, (len(TEXTS), 1, 1, 1)), "text": tokens}
     scores = jax.jit(model.validate)(params, context(), keys_of(len(tokens)), batch)
     nll = [np.asarray(scores[f"nll_{part}"], np.float64).reshape(len(TEXTS), -1) for part in ("text", "codes")]
-    of_text, of_codes = -nll[0], -nll[1]
-    assert np.ptp(of_text, axis=1).max() < 1e-5  # a text does not depend on what comes after it
-    np.testing.assert_allclose(np.exp(of_text[:, 0]).sum(), 1.0, atol=1e-5)
-    np.testing.assert_allclose(np.exp(of_codes).sum(axis=1), 1.0, atol=1e-5)
-    np.testing.assert_allclose(np.exp(of_text + of_codes).sum(), 1.0, atol=1e-5)
-    assert np.ptp(of_text[:, 0]) > 1 and np.abs(of_codes - of_codes[:1]).max() > 0.1  # codes depend on the text
+    text_log_prob, codes_log_prob = -nll[0], -nll[1]
+    assert np.ptp(text_log_prob, axis=1).max() < 1e-5  # a text does not depend on what comes after it
+    np.testing.assert_allclose(np.exp(text_log_prob[:, 0]).sum(), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.exp(codes_log_prob).sum(axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.exp(text_log_prob + codes_log_prob).sum(), 1.0, atol=1e-5)
+    assert (
+        np.ptp(text_log_prob[:, 0]) > 1 and np.abs(codes_log_prob - codes_log_prob[:1]).max() > 0.1
+    )  # codes depend on the text
     np.testing.assert_allclose(
-        jax.jit(model.functions["text_log_prob"])(params, context(), TEXTS.astype(np.int32)), of_text[:, 0], rtol=1e-4
+        jax.jit(model.functions["text_log_prob"])(params, context(), TEXTS.astype(np.int32)),
+        text_log_prob[:, 0],
+        rtol=1e-4,
     )
 
 

@@ -190,8 +190,8 @@ def inpaint(
     z = scaled(latent, ctx, key_encode, images)
     rows, columns = z.shape[1:3]
     blocks = mask.reshape(len(mask), rows, mask.shape[1] // rows, columns, mask.shape[2] // columns)
-    kept = jnp.all(blocks, axis=(2, 4))
-    drawn = decoded(latent, ctx, latent.diffusion.inpaint(params, ctx, key_draw, z, kept, cond, **options))
+    known = jnp.all(blocks, axis=(2, 4))
+    drawn = decoded(latent, ctx, latent.diffusion.inpaint(params, ctx, key_draw, z, known, cond, **options))
     return jnp.where(mask[..., None], images, drawn)
 
 

@@ -157,14 +157,14 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         best=("mse", "min"),
         why_not={"log_prob": "a decoded image is without pixel noise, so that it has no probability of its own"},
     )
-    of_latents = with_samplers(model, denoising)
-    decoding = latent.Latent(of_latents, autoencoder, data.image)
+    latent_model = with_samplers(model, denoising)
+    decoding = latent.Latent(latent_model, autoencoder, data.image)
     drawing: dict[str, Any] = {
         name: partial(given_text, sd, partial(getattr(latent, name), decoding)) for name in DRAWING
     }
-    count = partial(given_text, sd, of_latents.functions["count_evaluations"])
+    count = partial(given_text, sd, latent_model.functions["count_evaluations"])
     check = partial(latent.check_sampling, decoding)
-    return of_latents._replace(**drawing, check_sampling=check, functions={"count_evaluations": count})
+    return latent_model._replace(**drawing, check_sampling=check, functions={"count_evaluations": count})
 
 
 def check_config(config: Config, data: DataSpec) -> None:
