@@ -28,7 +28,7 @@ def digits() -> Experiment:
 
 def tiny(digits: Experiment) -> Experiment:
     # A floor that small batches need: without it rounding of sums grows a thousandfold within two steps of EM.
-    model = replace(digits.model, covariance="low_rank", rank=2, covariance_floor=1.0)
+    model = replace(digits.model, covariance="low_rank", rank=2, covariance_floor=0.2)
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
