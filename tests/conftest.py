@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 # The processes of a test run share the cores: threads of NumPy and PyTorch that wait for each other would double times.
@@ -24,9 +25,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # written into every program that is lowered
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--part", default="0/1", help="the tests whose number is K modulo N, as K/N; a number never changes")
+
+
+def pytest_collection_modifyitems(config, items):
     """Long tests first, so that no process is left with one at the end; those of the contract system by system, so that
     a process traces a system's programs once."""
+    part, parts = map(int, config.getoption("part").split("/"))
+    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts != part % parts]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
 
     def place(item):
         name = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""

@@ -115,6 +115,7 @@ def test_a_process_that_fails_hangs_or_ends_costs_one_request(tmp_path, monkeypa
         server.close()
 
 
+@pytest.mark.slow
 def test_the_small_run_leaves_its_record_and_a_table(python, tmp_path):
     out = tmp_path / "record.json"
     done = python("benchmarks/accelerator.py", "--small", "--minutes", "3", "--only", "vae", "--out", out)

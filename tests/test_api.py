@@ -127,6 +127,7 @@ def test_log_prob_and_bits_per_dim(gen, images):
     np.testing.assert_allclose(same, gen.log_prob(KEY, image, label=[3] * 5), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_loads_from_anywhere(run, python, tmp_path):
     program = """
 import sys, jax, numpy as np, jgen

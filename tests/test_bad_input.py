@@ -162,6 +162,7 @@ def test_a_run_directory_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "a file"
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written(tmp_path, python):
     (tmp_path / "file").write_text("a file")
     args = ["train.py", *TINY_RUN, "--workdir", tmp_path / "run"]
@@ -394,6 +395,7 @@ def test_masks_and_measurements_that_cannot_serve(gen):
     mistake(lambda: gen.anomaly_score(KEY, ZEROS, "typicality", by="energy"), "reference is missing")
 
 
+@pytest.mark.slow
 def test_what_diffusion_completes_and_restores_agrees_with_what_it_is_given(gen):
     images = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
     mask = np.zeros((8, 8), bool)

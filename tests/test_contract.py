@@ -99,6 +99,7 @@ np.savez(sys.argv[1], **after_two_steps(json.loads(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_devices_and_accumulation_change_only_the_order_of_sums(python, tmp_path):
     reference = {}
@@ -155,6 +156,7 @@ def test_integers_that_are_no_examples_own_are_refused():
         step(state, {}, step_batch(model))
 
 
+@pytest.mark.slow
 def test_what_belongs_to_an_example_stays_with_it():
     """Every step moves one slot of every example, whichever device and part has it."""
     case = make_case("toy:energy")
@@ -476,6 +478,7 @@ def test_a_loss_reads_the_average_as_a_tree():
     assert wanted > 0
 
 
+@pytest.mark.slow
 def test_losses_and_samplers_run_under_a_users_own_transformations():
     """No axis is bound: plain jit, vmap and grad, of a model with BatchNorm too."""
     case = make_case("toy:gan")

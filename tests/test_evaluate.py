@@ -101,6 +101,7 @@ def test_the_score_and_its_protocol(run, capsys):
     assert rows.describe_sampling(options, gen.model.sampling) == "5 steps of ddim" and set(rows.KEPT) <= set(whole)
 
 
+@pytest.mark.slow
 def test_images_of_another_program(run, tmp_path, monkeypatch):
     """Those of this program, given as a file, have the same distances; of what is given, classes are not by request."""
     classes, real = [], quality.quality
@@ -145,6 +146,7 @@ def test_a_row_a_run_and_a_line_a_protocol():
     assert "inception score" in lines and "classifier's score" not in lines
 
 
+@pytest.mark.slow
 def test_several_runs_are_scored_by_one_command(run, tmp_path, capsys):
     other = shutil.copytree(run, tmp_path / "other")
     assert evaluate.command([str(run), str(other), "--num", "20", "--samples", "60"]) == 0
@@ -165,6 +167,7 @@ def test_a_folder_of_pictures_has_the_scores_of_the_same_images_in_a_file(run, t
     assert scores[0]["quality"] == scores[1]["quality"] and "folder" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sampling_and_scoring_show_their_progress(run, tmp_path, capsys):
     words = ["--num", "20", "--samples", "60", "--batch-size", "20", "--out", str(tmp_path / "x.json")]
     assert evaluate.command([str(run), *words]) == 0
@@ -172,6 +175,7 @@ def test_sampling_and_scoring_show_their_progress(run, tmp_path, capsys):
     assert re.search(r"sampling: .*60/60 \[\d+:\d+<\d+:\d+", shown) and re.search(r"scoring: .*1/1 \[", shown)
 
 
+@pytest.mark.slow
 def test_few_samples_are_held_at_a_time_and_their_parts_change_no_score(run, tmp_path, monkeypatch):
     """Of those that were drawn before, nothing is left when more are."""
     features_of_each, sizes, left, drawn = quality.features_of_each, [], [], []

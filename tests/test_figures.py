@@ -50,6 +50,7 @@ def images_of(run, n):
     return gen, *real_images(gen.config.data, n)
 
 
+@pytest.mark.slow
 def test_reconstructions_stand_below_their_images(run, tmp_path):
     cells = draw(run, tmp_path, "--kind", "reconstructions", "--rows", "2", "--columns", "3")
     gen, images, label = images_of(run, 6)
@@ -112,6 +113,7 @@ def test_a_manifold_is_a_square_around_the_origin(run, tmp_path):
     assert len(np.unique(cells.reshape(9, -1), axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_an_attribute_is_the_difference_of_two_classes_mean_latents(cache, tmp_path):
     run = make_run(cache, tmp_path / "autoencoder", "autoencoder")
     cells = draw(run, tmp_path, "--kind", "attribute", "--rows", "2", "--columns", "3", "--classes", "3", "8")
@@ -133,6 +135,7 @@ def test_an_attribute_is_the_difference_of_two_classes_mean_latents(cache, tmp_p
             figures.command([str(run), "--kind", "attribute", *options, "--out", str(tmp_path / "x.png")])
 
 
+@pytest.mark.slow
 def test_completions_stand_below_what_is_kept(run, cache, tmp_path):
     pixels = make_run(cache, tmp_path / "pixels", "pixelcnn", "autoregressive")
     cells = draw(pixels, tmp_path, "--kind", "completions", "--rows", "2", "--columns", "3", "--kept", "0.25")
@@ -171,6 +174,7 @@ def test_a_prior_is_normal_latents_above_samples(run, cache, tmp_path):
         figures.command([str(run), "--kind", "prior", "--out", str(tmp_path / "x.png")])
 
 
+@pytest.mark.slow
 def test_discrete_codes_reconstruct_and_do_not_interpolate(cache, tmp_path):
     run = make_run(cache, tmp_path / "vq", "vq_vae")
     cells = draw(run, tmp_path, "--kind", "reconstructions", "--rows", "1", "--columns", "2")

@@ -241,6 +241,7 @@ def test_the_checker_lets_pass_what_keeps_the_rules(path, source):
     assert faults(path, source) == []
 
 
+@pytest.mark.slow
 def test_the_library_works_without_data_loaders_and_command_line(python):
     program = """
 import sys

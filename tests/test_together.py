@@ -124,6 +124,7 @@ def store(out, num=10):
     return SampleStore(out, num, 3, ImageSpec(4, 4, 1, 256), {"seed": 0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "x.npz"])
 def test_a_store_is_gone_on_with_by_another_number_of_processes(monkeypatch, tmp_path, name):
     whole = sample_images(MODEL, PARAMS, CTX, KEY, 10, cond={"label": 0}, start=3)
@@ -205,6 +206,7 @@ def test_arrays_of_the_first_are_those_of_all(monkeypatch):
     assert [str(error) for error in errors] == ["it is damaged", "process 0: it is damaged"]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_samples_that_one_began(tiny_run, tmp_path, start_python):
     """To the bytes that one process leaves, which draws them at once."""
     words = ["sample.py", str(tiny_run), "--num", "12", "--batch-size", "4"]

@@ -208,6 +208,7 @@ def test_conditions_of_a_command_that_cannot_be_met(captioned_run, tmp_path, mon
     mistake(lambda: sample.command([str(captioned_run), "--num", "4", *options]), *words)
 
 
+@pytest.mark.slow
 def test_a_text_conditional_model_is_scored_on_held_out_captions(captioned_run, held_out, tmp_path, monkeypatch):
     sample_images, drawn = jgen.Cascade.sample, []
 
@@ -228,6 +229,7 @@ def test_a_text_conditional_model_is_scored_on_held_out_captions(captioned_run, 
         np.testing.assert_array_equal(array, held_out[name][rows], err_msg=name)
 
 
+@pytest.mark.slow
 def test_learned_tokens_are_those_that_the_run_keeps(pictures, tmp_path, monkeypatch):
     pytest.importorskip("tokenizers")
     monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "cache"))

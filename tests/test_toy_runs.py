@@ -73,6 +73,7 @@ def fit_until(experiment, run, step, stop):
         jgen.fit(experiment, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("toy", ["energy", "fitted", "growing", "chain", "flow_map", "classifier", "lazy_gan"])
 def test_a_run_that_is_stopped_ends_in_the_same_bits(trained, tmp_path, toy):
     """State of the examples, a fit without gradients, phases that come and go, a chain of three, a shared key, no
@@ -189,6 +190,7 @@ def test_a_run_that_is_reached_in_two_ways_counts_once(trained):
     assert sum(runs.frozen_seconds(stands_on).values()) == gen.seconds > gen.own_seconds
 
 
+@pytest.mark.slow
 def test_frozen_runs_are_known_by_their_roles_and_hashes(moved, trained):
     gen, wanted = jgen.load(moved / "guided"), jgen.load(moved / "guided").sample(KEY, 3)
     same_arrays(gen.ctx.frozen["classifier"].params, jgen.load(trained("classifier")).params)
@@ -226,6 +228,7 @@ def guided(folder, **changes):
     return replace(experiment, train=replace(TRAIN, **changes))
 
 
+@pytest.mark.slow
 def test_a_frozen_run_that_was_trained_on_is_taken_as_it_was(moved):
     wanted = jgen.load(moved / "guided").sample(KEY, 3)
     longer = experiment_of("classifier", train=replace(TRAIN, steps=14))
@@ -280,6 +283,7 @@ def test_a_skip_norm_below_every_gradient_stops_the_run(cache, tmp_path):
     mistake(lambda: jgen.fit(experiment, tmp_path / "run"), words)
 
 
+@pytest.mark.slow
 def test_a_role_has_options_of_its_own(trained, tmp_path):
     own = (("disc", "learning_rate", 1e-30), ("disc", "warmup_steps", 2.0))
     optimiser = Optimiser(name="sgd", learning_rate=0.01, by_role=own)

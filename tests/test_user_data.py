@@ -107,6 +107,7 @@ def test_samples_come_a_batch_at_a_time(tiny_run):
     np.testing.assert_array_equal(np.concatenate(batches), whole)
 
 
+@pytest.mark.slow
 def test_a_stopped_sampling_goes_on(tiny_run, tmp_path, monkeypatch, capsys):
     from jgen.data.sample_store import SampleStore
 

@@ -24,6 +24,7 @@ def rows_by_name(folder):
     return {row["system"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_the_seed_that_is_shown_is_one_that_was_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "run", pretend({FIRST: ["the disk is full", 5.0]}))
     args = ["--seeds", "2", "--systems", FIRST, "--sizes", "8", "--workdir", str(tmp_path)]
@@ -43,6 +44,7 @@ def test_images_that_there_are_not_are_reported_before_training(cache, tmp_path,
     assert "--likelihood-images 297" in commands(tmp_path / "x", FIRST, 0)[-1]
 
 
+@pytest.mark.slow
 def test_stages_that_were_done_before_tell_nothing_about_the_time_left(outcome, monkeypatch, capsys):
     folder, _ = outcome
     (folder / THIRD / "seed1.evaluation.json").unlink()
@@ -117,6 +119,7 @@ def test_a_run_goes_on_with_its_steps_in_a_moved_folder_and_at_another_speed(out
     assert words[0][words[0].index("--workdir") + 1] == str(moved / SECOND / "seed1") and "240" in words[0]
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, ran):
     folder, _ = outcome
     words_of_all = ran({SECOND: [1.0, 2.0]})
@@ -134,6 +137,7 @@ def test_it_goes_on_where_it_was_stopped_and_tries_again_what_failed(outcome, ra
         compare.command([*ARGUMENTS, "--workdir", str(folder)])
 
 
+@pytest.mark.slow
 def test_distances_are_called_fid_in_the_features_of_the_published_network_only(outcome, monkeypatch, tmp_path):
     (tmp_path / "x.pth").write_bytes(b"weights")
     words_of_all, pretended = [], pretend({FIRST: [4.0]})

@@ -13,6 +13,7 @@ from jgen.errors import UserError
 FIRST, SECOND = ALONE.name, NO_BEST.name
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_number_is_an_error_of_its_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "run", pretend({FIRST: [4.0, float("nan")], SECOND: [1.0, 2.0]}))
     args = ["--seeds", "2", "--systems", f"{FIRST},{SECOND}", "--sizes", "8", "--workdir", str(tmp_path)]

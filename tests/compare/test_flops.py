@@ -170,6 +170,7 @@ def test_a_step_that_solves_adaptively_is_counted_by_its_turns(cache, monkeypatc
     assert 11 * ONE <= more <= 11.5 * ONE
 
 
+@pytest.mark.slow
 def test_a_training_step_costs_what_its_unrolled_layers_do():
     """Glow's scanned steps: twice the depth, twice the operations."""
     from jgen.models.flow import glow
@@ -217,6 +218,7 @@ def test_layers_count_as_their_formulas_do_whatever_form_is_fast_here(function, 
     assert 0.85 * 3 * products < outcome < 1.12 * 3 * products
 
 
+@pytest.mark.slow
 def test_a_configuration_is_counted_by_a_process_of_its_own(cache, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     config = STAGED.training.config.replace(":digits", ":tiny")

@@ -60,6 +60,7 @@ def test_a_size_that_cannot_be_run_leaves_the_others(cache, tmp_path, monkeypatc
     assert "error" not in json.loads((tmp_path / "x.json").read_text())["sizes"]["16"]
 
 
+@pytest.mark.slow
 def test_a_size_that_does_not_fit_is_told_from_one_that_failed(cache, tmp_path):
     out, config = tmp_path / "x.json", STAGED.training.config.replace(":digits", ":tiny")
     assert measure.command([config, "--out", str(out), "--sizes", "7", "--seconds", "0.01"]) == 0

@@ -47,6 +47,7 @@ sys.exit(compare.command(["--minutes", "1", "--systems", system, "--workdir", st
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number,code,passed_on", [(1, 129, 15), (2, 130, 2), (15, 143, 15)])
 def test_a_signal_is_passed_on_once(cache, tmp_path, number, code, passed_on):
     log = tmp_path / "log"
@@ -61,6 +62,7 @@ def test_a_signal_is_passed_on_once(cache, tmp_path, number, code, passed_on):
     assert f"received {passed_on}" in output and "go on" in output
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_training_save(cache, tmp_path):
     """Stopped in its first training, which saves, and says how to go on."""
     number, code = 15, 143

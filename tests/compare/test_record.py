@@ -74,6 +74,7 @@ def test_all_files_of_the_record_are_written_with_every_grid(earlier, tmp_path, 
     assert "--workdir runs/x" in html and (earlier / "grids.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_grids_that_a_record_has_only_in_its_page_are_stored(earlier, tmp_path, ran):
     pictures = {path.name: path.read_bytes() for path in (earlier / "grids").iterdir()}
     shutil.rmtree(earlier / "grids")
@@ -92,6 +93,7 @@ def test_it_goes_on_where_it_was_stopped(earlier, tmp_path, ran):
     assert rows_by_name(earlier)[NEW.name]["errors"] == {}
 
 
+@pytest.mark.slow
 def test_a_row_is_replaced_once_the_new_one_has_a_score(earlier, tmp_path, ran):
     before, words = rows_by_name(earlier), ran({ALONE.name: ["the disk is full", "the disk is full"]})
     replace = ["--systems", ALONE.name, "--replace"]

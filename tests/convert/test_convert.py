@@ -104,6 +104,7 @@ def test_a_round_trip_gives_the_same_run(name, made, tmp_path):
         assert after.classes == NAMES
 
 
+@pytest.mark.slow
 def test_a_folder_comes_out_as_it_went_in(made, tmp_path):
     folder = made["latent"][1]
     assert command([str(folder), str(tmp_path / "run")]) == 0

@@ -59,6 +59,7 @@ def folder(folders, tmp_path):
     return shutil.copytree(folders[1], tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_a_folder(folders):
     tokenizer = read_tokenizer(folders[1] / "tokenizer")
     ids = tokenizer.ids
@@ -81,6 +82,7 @@ def test_a_tokenizer_in_one_file_is_the_same(folders, tmp_path):
     assert read_tokenizer(tmp_path) == tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", NUMBERS)
 def test_a_folder_draws_images_of_texts(loaded, num):
     gen = loaded[num]
@@ -125,6 +127,7 @@ def test_guidance_is_a_line_through_two_denoised_latents(loaded):
     np.testing.assert_allclose(mixed, weak + 5.0 * (strong - weak), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", NUMBERS)
 def test_a_converted_run_draws_the_same(folders, loaded, tmp_path, num, capsys):
     run = tmp_path / "run"

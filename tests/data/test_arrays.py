@@ -99,6 +99,7 @@ def test_arrays_that_are_no_set(tmp_path, own_cache, arrays, words):
     mistake(lambda: datasets.load(config), *words, "x.npz")
 
 
+@pytest.mark.slow
 def test_a_run_of_arrays_goes_on_with_the_same_and_is_scored_from_a_file(tmp_path, own_cache, capsys):
     experiment = experiment_of("conditional")
     names = [NAMES[label] for label in LABELS]

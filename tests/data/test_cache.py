@@ -38,6 +38,7 @@ def test_records_that_are_streamed_are_those_of_the_cache(prepared, own_cache, m
             assert a[key].dtype == b[key].dtype
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported(prepared, python, tmp_path):
     program = """
 import sys
@@ -229,6 +230,7 @@ def test_the_hash_tells_the_content(digits, prepared, own_cache):
     assert len(hashes) == 6 == len(set(hashes))
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_prepare_one_cache(tmp_path, digits):
     program = "from jgen.data import dataset; from jgen.data.config import Config\n"
     program += "train = dataset.load(Config(name='digits')).splits['train']\n"

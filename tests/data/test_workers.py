@@ -25,6 +25,7 @@ def split(prepared, own_cache, monkeypatch):
     return datasets.load(Config(name="petite", dir=str(prepared), size=5)).splits["train"]
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_the_thread_wherever_they_begin(split):
     rows = np.array([0, 3, 4])
     whole = list(train_batches(split, seed=3, batch_size=5, start=0, stop=6, rows=rows))

@@ -17,6 +17,7 @@ from jgen.metrics import classifier, table
 RECIPE = classifier.Recipe(widths=(16, 32), features=32, epochs=30, batch_size=64, shift=1)
 
 
+@pytest.mark.slow
 def test_it_reads_digits_it_has_not_seen_and_is_trained_once(cache, monkeypatch):
     digits = dataset.load(Config(name="digits"))
     first = classifier.load(digits, RECIPE)

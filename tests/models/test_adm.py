@@ -32,6 +32,7 @@ SIZES = dataclasses.replace(unet.TINY, architecture="adm", dropout=0.0)
 T = 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", PAPERS)
 def test_the_papers_sizes(size):
     width, multiples, blocks, millions = PAPERS[size]

@@ -280,6 +280,7 @@ def test_a_run_without_a_density_says_why_it_does_not_sample(run, tmp_path):
         gen.log_prob(KEY, np.zeros((1, 8, 8, 1), np.uint8))
 
 
+@pytest.mark.slow
 def test_codes_are_floats_and_reconstruct_and_interpolate(run):
     gen = jgen.load(run)
     z = gen.encode(KEY, digits(6))

@@ -60,6 +60,7 @@ def test_pooling_is_attention_of_the_mean_to_itself_and_to_the_positions():
     np.testing.assert_allclose(pooled, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_texts_embedding_is_of_what_stands_before_its_end(small):
     model, params, ctx, _ = small
 

@@ -156,6 +156,7 @@ def sample_codes_naively(network, params, keys, tokens, temperature, top_k):
     return codes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, STRIDED], ids=["dense", "strided"])
 def test_cached_sampling_draws_what_naive_sampling_draws(config):
     """Codes after a text, and texts after their beginnings, the same to the bit."""
@@ -179,6 +180,7 @@ def test_cached_sampling_draws_what_naive_sampling_draws(config):
     assert {tuple(row) for row in np.asarray(completed)} <= {tuple(row) for row in TEXTS}  # each is a whole text
 
 
+@pytest.mark.slow
 def test_frequencies_of_completed_texts_and_of_codes_are_their_probabilities():
     model, n = make(), 4000
     params, keys = params_of(model), keys_of(n, 5)
@@ -199,6 +201,7 @@ def test_frequencies_of_completed_texts_and_of_codes_are_their_probabilities():
     assert chisquare(counts[many], counts[many].sum() * p[many] / p[many].sum()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_of_several_candidates_the_clips_favourite_is_taken():
     model, keys, n = make(clip=CLIP), keys_of(20), 20
     params, tokens = params_of(model), np.tile(TEXTS[3:4], (20, 1)).astype(np.int32)
@@ -217,6 +220,7 @@ def test_of_several_candidates_the_clips_favourite_is_taken():
     assert len(np.unique(best)) > 1
 
 
+@pytest.mark.slow
 def test_a_generator_continues_texts_and_tells_their_perplexity():
     """Of bytes: each text begins as asked, and the perplexity is that of all tokens."""
     tokenizer = Tokenizer(8)

@@ -99,6 +99,7 @@ def test_a_lazy_penalty_is_taken_in_its_steps_and_that_much_stronger():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), state.params["disc"], expected)
 
 
+@pytest.mark.slow
 def test_it_logs_what_shows_a_collapse_and_computes_in_bfloat16():
     changes = {"loss": "least_squares", "regulariser": "gradient_penalty", "conditioning": "concatenation"}
     model, state, step = training(dataclasses.replace(WGAN, dtype="bfloat16", **changes), Optimiser())
@@ -115,6 +116,7 @@ def largest(tree):
     return max(float(jnp.max(jnp.abs(w))) for w in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_clipped_weights_stay_within_their_bound():
     config = dataclasses.replace(WGAN, regulariser="clip", clip=0.005, disc_steps=2)
     model, state, step = training(config, Optimiser(learning_rate=0.1), slice(0, 1))
@@ -150,6 +152,7 @@ def test_diversity_falls_to_zero_when_the_generator_forgets_its_latent():
     assert diversity < 1e-3 < 0.01 < healthy
 
 
+@pytest.mark.slow
 def test_samples_and_their_mirror_decode_use_running_statistics():
     model, params, ctx, _, keys = started(SMALL)
     label = jnp.arange(16) % 10

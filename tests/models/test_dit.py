@@ -69,6 +69,7 @@ def test_a_stack_that_is_one_program_and_recomputed_gradients_are_the_same(monke
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), unrolled, other)
 
 
+@pytest.mark.slow
 def test_what_each_output_depends_on():
     """Every pixel on every pixel, on time and class; no image on another."""
     network, params = network_of()

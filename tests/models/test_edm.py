@@ -69,6 +69,7 @@ def test_augmentations_by_hand():
     np.testing.assert_allclose(shifted[:-1], x[1:], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_was_done_is_told():
     """No augmentation but the mirror at p = 0; at p = 1 the told numbers have the distributions that were drawn."""
     x = jax.random.normal(jax.random.key(0), (400, 6, 6, 1))

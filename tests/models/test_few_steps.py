@@ -61,6 +61,7 @@ def exact_network(x, noise, label):
     return (flow_map(x, sigma) - 0.25 / (above**2 + 0.25) * x) * jnp.sqrt(total) / (0.5 * jnp.maximum(above, 1e-9))
 
 
+@pytest.mark.slow
 def test_distillation_has_no_loss_at_the_flows_map(network, monkeypatch):
     """The teacher's denoiser is exact; what is left is the error of a Heun step over one of 1,280 intervals."""
     teacher = edm.make(edm.Config(network=unet.TINY), DATA)

@@ -90,6 +90,7 @@ def test_estimates_of_the_trace_have_the_exact_ones_mean(kind):
     np.testing.assert_allclose(four.var(), one.var() / 4, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_density_integrates_to_one_and_samples_follow_it():
     data, points, n, alpha = data_of(1, 2, 1, 4, num_classes=2), 81, 3000, 0.01
     config = replace(CONFIG, logit_alpha=alpha, scoring=ffjord.Scoring(probes=0, tolerance=1e-5))

@@ -94,6 +94,7 @@ def flatten(latents):
     return jnp.concatenate([eps.reshape(eps.shape[0], -1) for eps in latents], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_log_density_is_that_of_the_jacobian_in_float64(name):
     config = CASES[name]
@@ -168,6 +169,7 @@ def products(x):
     return np.concatenate([x, (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRID)
 def test_density_integrates_to_one_and_samples_follow_it(name):
     config, data, points = GRID[name]
@@ -211,6 +213,7 @@ SMALL = data_of(2, 2, 1, 3, num_classes=2)
 VARIATIONAL = replace(GLOW, scales=1, depth=2, width=4, dequantisation="variational")
 
 
+@pytest.mark.slow
 def test_log_q_is_that_of_the_jacobian_of_the_noise():
     network = VariationalNoise(3, 4, couplings=3)
     image = np.random.default_rng(0).integers(0, 3, (1, 3, 2, 2)).astype(np.uint8)
@@ -232,6 +235,7 @@ def test_log_q_is_that_of_the_jacobian_of_the_noise():
     assert np.mean(np.abs(jacobian) > 1e-6) > 0.3  # the noise of a pixel depends on that of others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [VARIATIONAL, replace(REALNVP, scales=1, width=4, logit_alpha=0.0, dequantisation="variational")]
 )
@@ -258,6 +262,7 @@ def test_both_noises_bound_the_same_probability(config):
     assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_the_mean_of_one_over_q_is_the_volume_of_a_level():
     noise, n = variational(SMALL, 4, None), 20_000
     image = np.random.default_rng(0).integers(0, 3, (1, 2, 2, 1)).astype(np.uint8)

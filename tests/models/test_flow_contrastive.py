@@ -26,6 +26,7 @@ def started():
     return batch, keys, params, Context(jnp.int32(0), jax.random.key(2), params, extra, CASE.frozen)
 
 
+@pytest.mark.slow
 def test_the_flow_starts_as_the_frozen_one_and_the_energy_relative_to_it():
     batch, keys, params, ctx = started()
     cond = CASE.model.condition(batch)
@@ -56,6 +57,7 @@ def test_the_flow_starts_as_the_frozen_one_and_the_energy_relative_to_it():
     assert np.abs(out["moved"] - out["q"]).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_phases_play_against_each_other_and_the_frozen_flow_stays():
     batch, keys, params, ctx = started()
     (value, _), (other, _) = jax.jit(
@@ -73,6 +75,7 @@ def test_the_phases_play_against_each_other_and_the_frozen_flow_stays():
         assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_of_candidates_the_likelier_under_the_energy_are_chosen():
     """An energy that falls with brightness chooses brighter samples; of one candidate it chooses nothing."""
     batch, _, params, ctx = started()

@@ -21,6 +21,7 @@ DATA = data_of(4, 4, 1, 256, num_classes=3)
 SMALL = gan.Config(latent=3, gen_widths=(5, 4), disc_widths=(4, 3), pieces=2)
 
 
+@pytest.mark.slow
 def test_networks_against_plain_formulas():
     draw = np.random.default_rng(0).standard_normal
     z, x, one_hot = draw((6, 5)).astype(np.float32), draw((6, 4, 4, 1)).astype(np.float32), np.eye(3)[np.arange(6) % 3]

@@ -54,6 +54,7 @@ def fitted():
     return fit(CONFIG, 40, batch_of())
 
 
+@pytest.mark.slow
 def test_the_fit_has_the_likelihood_of_scikit_learns(fitted):
     """Of the same dequantised images, from the same start by k-means: within 0.1 %, and never falling."""
     model, start, ctx, values = fitted

@@ -32,6 +32,7 @@ def small():
     return model, params, Context(jnp.int32(0), jax.random.key(5), params, extra)
 
 
+@pytest.mark.slow
 def test_images_have_the_probabilities_of_quadrature_and_sum_to_one(small):
     model, params, ctx = small
     images = all_images(model.images)

@@ -89,6 +89,7 @@ def test_a_sample_is_the_decoded_draw_of_the_objective(monkeypatch):
     assert model.log_prob is None and model.likelihood == "none"
 
 
+@pytest.mark.slow
 def test_as_many_images_are_in_memory_as_a_batch_of_sampling_has(monkeypatch):
     """A batch of many devices is encoded in parts, and a trajectory decoded a step at a time."""
     watch = []
@@ -135,6 +136,7 @@ def test_the_adversarys_weight_is_the_ratio_of_gradients():
     np.testing.assert_allclose(step(params, new)[1]["weight"], 0.5 * norms[0] / (norms[1] + 1e-4), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_adversary_begins_at_its_step():
     model, *_ = first_stage_case(adversary=Adversary(weight=0.5, start=3, channels=(8,)))
     active = [[phase.name or phase.trains[0] for phase in model.phases if phase.runs(step)] for step in (0, 2, 3, 9)]
@@ -176,6 +178,7 @@ def test_a_vqgans_latents_are_decoded_through_their_nearest_codes():
     assert model.codes[0].shape == (4, 4, 1) and model.codes[0].levels == 5
 
 
+@pytest.mark.slow
 def test_the_published_sizes():
     """KL-f8 of Stable Diffusion: 83.7 million parameters, 32x32x4 latents of 256x256 images. VQGAN of ImageNet, f16."""
     model = kl.make(kl.Config(), data_of(256, 256, 3, 256))

@@ -149,6 +149,7 @@ def step_validation(model, extra, frozen, batch):
     return np.asarray(model.validate({}, ctx, keys_of(len(batch["image"])), batch)["nll_codes"])
 
 
+@pytest.mark.slow
 def test_the_density_is_that_of_scipy_with_weights_by_class():
     batch = batch_of(0, 300)
     config = replace(CONFIG, class_conditional=True)

@@ -230,6 +230,7 @@ def both(name, images=None, mask=None):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     cached, naive = both(name)
@@ -264,6 +265,7 @@ def test_chunks_of_the_batch_do_not_change_an_image(monkeypatch):
     np.testing.assert_array_equal(draw(n), whole)
 
 
+@pytest.mark.slow
 def test_the_program_holds_no_image_wide_convolution():
     """A new pixel never reruns the network over the image: the sampler computes products of rows and of pixels."""
     shape = (4, 4, 1)

@@ -86,6 +86,7 @@ def test_the_derivative_of_lip_swish_is_below_one():
         assert 0.99 < largest < 1
 
 
+@pytest.mark.slow
 def test_the_flow_by_roulette_has_the_exact_determinants_mean_and_gradient():
     model, params, ctx = make_case()
     residual, draws = residual_flow.make_residual_flow(CONFIG, DATA), 4000

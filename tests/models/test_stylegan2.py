@@ -110,6 +110,7 @@ def test_mixing_gives_the_layers_from_a_random_one_on_another_w():
     assert np.all(mixed[:, 0] != mixed[:, 3])
 
 
+@pytest.mark.slow
 def test_path_lengths_are_those_of_the_jacobian():
     model, params, ctx, _ = started(dataclasses.replace(SMALL, mixing=0.0))
     game, label = model.phases[0].loss.args[0], {"label": jnp.arange(2)}

@@ -210,6 +210,7 @@ def grown():
     return started()
 
 
+@pytest.mark.slow
 def test_random_convolutions_are_state_and_later_layers_wait(grown):
     model, params, ctx, batch = grown
     assert "mixing" not in params["disc"] and set(ctx.extra["disc"]["mixing"]) >= {"channels0", "scales3"}
@@ -234,6 +235,7 @@ def test_random_convolutions_are_state_and_later_layers_wait(grown):
     assert moved[1] == {f"stage1_layer{i}" for i in range(4)}
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_hinge_of_all_logits(grown):
     model, params, ctx, batch = grown
     phase, keys = model.phases[0], keys_of(4)

@@ -109,6 +109,7 @@ def test_an_unconditional_model_is_guided_by_the_temperature_of_its_attention():
     assert np.any(images != model.sample(params, CTX, KEYS, {}, **vars(replace(o, guidance_scale=1.0))))
 
 
+@pytest.mark.slow
 def test_moments_depend_on_earlier_patches_alone():
     layer = tarflow.make_layer(CONFIG, DATA)
     variables, x = block(params_of(make_model(CONFIG, DATA)), 0), to_patches(batch()["image"] / np.float32(16), 2)
@@ -117,6 +118,7 @@ def test_moments_depend_on_earlier_patches_alone():
     np.testing.assert_array_equal(depends, np.tril(np.ones((6, 6), bool), -1))
 
 
+@pytest.mark.slow
 def test_no_class_is_the_mean_of_all_classes_and_blocks_start_as_the_identity():
     model, layer = make_model(CONFIG, DATA), tarflow.make_layer(CONFIG, DATA)
     start, _ = jax.jit(model.init)(jax.random.key(0), batch(), {})
@@ -130,6 +132,7 @@ def test_no_class_is_the_mean_of_all_classes_and_blocks_start_as_the_identity():
     np.testing.assert_allclose(null[0], by_class.mean(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_denoising_a_gaussian_is_its_posterior_mean():
     """With blocks at their start and no actnorm the flow is a standard normal of y / levels - 1/2: x is E[x | y] of the
     Gaussian x beneath it."""

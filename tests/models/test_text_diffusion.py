@@ -58,6 +58,7 @@ class Answers:
         return jnp.zeros_like(x) + jnp.tanh(values)[:, None, None, None]
 
 
+@pytest.mark.slow
 def test_guidance_and_negative_texts_are_the_formula_of_a_known_denoiser(monkeypatch):
     stub_network(monkeypatch)
     monkeypatch.setattr(unet, "make_unet", lambda *args, **options: Answers())

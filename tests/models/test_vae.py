@@ -133,6 +133,7 @@ def test_the_decoder_is_a_distribution_and_draws_from_it(decoder, levels):
     assert scipy.stats.chisquare(counts, p / p.sum() * n).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_a_model_of_binary_images_sums_to_one():
     """log_prob with many samples over all 16 binary 2x2 images, and the frequencies of `sample`."""
     config = vae.Config(network="dense", widths=(8,), latent=2, decoder="bernoulli", class_conditional=True)
@@ -170,6 +171,7 @@ def make_loss(**options):
     return model, params, batch, run
 
 
+@pytest.mark.slow
 def test_beta_warmup_and_free_bits_follow_their_formulas():
     _, params, _, run = make_loss()
     base, (metrics, _) = run(0)
@@ -194,6 +196,7 @@ def test_the_iwae_objective_is_the_bound_that_log_prob_gives():
     np.testing.assert_allclose(scores["elbo"], scores["reconstruction"] - scores["kl"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_temperature_and_mean():
     model, params, *_ = make_loss()
 
@@ -251,6 +254,7 @@ def test_bad_options_of_sampling_and_scoring_are_one_line():
         resolve_options(model, "sample", {"steps": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logvar_shift", [0.0, 0.7])
 def test_completions_have_the_conditional_distribution(logvar_shift):
     """Of the linear-Gaussian model in closed form, also where the encoder is not its posterior."""

@@ -31,6 +31,7 @@ def test_noise_makes_pixels_of_the_decoders_distribution(decoder):
     assert np.all(np.diff(np.ravel(x)[np.argsort(np.ravel(eps))]) >= 0)
 
 
+@pytest.mark.slow
 def test_without_an_energy_the_model_is_the_vae():
     """E of a constant: log Z is minus the constant, the bound the VAE's, whose samples are drawn at 0 steps."""
     batch, keys = make_batch(CASE.model), rng.image_keys(jax.random.key(1), jnp.arange(8))
@@ -58,6 +59,7 @@ def test_without_an_energy_the_model_is_the_vae():
     assert np.any(out["means"] != out["drawn"]) and out["pixels"][0].shape == out["pixels"][1].shape
 
 
+@pytest.mark.slow
 def test_a_step_moves_one_chain_of_every_example():
     state, step = make_run(CASE)
     start = jax.device_get(gather_state(CASE.model, state).extra["buffer"])

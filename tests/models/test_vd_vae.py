@@ -128,6 +128,7 @@ def test_bounds_rise_with_the_samples_to_the_likelihood():
     assert np.all(error < 0.05 * np.exp(log_p))
 
 
+@pytest.mark.slow
 def test_images_are_drawn_with_the_integrated_probabilities():
     _, model, params, _, log_p, *_ = integrated()
     drawn = np.asarray(jax.jit(lambda keys: model.sample(params, CTX, keys, {}))(keys_of(20_000)))
@@ -140,6 +141,7 @@ def test_the_bound_does_not_depend_on_how_many_samples_are_decoded_at_once(monke
     np.testing.assert_allclose(repeated_scores(2, samples=5), whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_binary_images_of_a_class_sum_to_one():
     """All 2x2 images, with posteriors that are the priors: the bound is then a mean over the prior."""
     blocks = {"encoder_blocks": ((2, 1), (1, 1)), "decoder_blocks": ((1, 1), (2, 1))}
@@ -262,6 +264,7 @@ def test_latents_decode_to_what_their_posterior_describes():
     assert np.ptp(np.asarray(means(1e-6), int), axis=0).max() <= 1 < np.ptp(np.asarray(means(1.0), int), axis=0).max()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_bound_and_its_metrics_add_up():
     _, model, params = build(LAYERED, LAYERED_DATA)
     images = np.random.default_rng(0).integers(0, 17, (6, 4, 4, 1)).astype(np.uint8)

@@ -113,6 +113,7 @@ def test_bounds_rise_with_the_samples_to_the_likelihood():
     assert np.all(error < 0.1 * np.exp(log_p))
 
 
+@pytest.mark.slow
 def test_the_bound_does_not_depend_on_how_many_samples_are_decoded_at_once(monkeypatch):
     whole = repeated_scores(2, samples=5)
     monkeypatch.setattr(vlae, "AT_ONCE", 1)

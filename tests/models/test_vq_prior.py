@@ -75,6 +75,7 @@ def test_decoded_samples_are_as_frequent_as_their_codes_are_likely():
     assert np.abs(by_class[0] - by_class[1]).sum() > 0.05
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_codes_and_reads_the_frozen_parameters():
     model, params, ctx = make_prior()
     batch = {"image": np.array([0, 100, 100, 0], np.uint8).reshape(2, 1, 2, 1), "label": np.array([0, 1], np.int32)}

@@ -101,6 +101,7 @@ def test_gradients_pass_straight_through_both_levels(parts):
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_the_two_codebooks_follow_their_own_vectors(parts):
     model, params, ctx, batch = parts
     codes, _, vectors = by_hand(params, ctx.extra, batch["image"])

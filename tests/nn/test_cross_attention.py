@@ -113,6 +113,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_sees_the_tokens_that_count_and_no_others(name):
     network, x, t = NETWORKS[name](), normal(3, 4, 4, 2), np.array([0.1, 0.5, 0.9], np.float32)

@@ -114,6 +114,7 @@ def stack(a, b):
     return jax.tree.map(lambda x, y: jnp.stack([x, y]), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS_AND_NETWORKS)
 def test_forward_and_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
     function, inputs = case(name)
@@ -142,6 +143,7 @@ def traced(name):
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(program)(inputs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_other_backends_have_the_plain_forms_without_asking(name, monkeypatch):
     with plain_forms():

@@ -112,6 +112,7 @@ def test_draws_have_the_moments_of_their_component(fitted, name):
     assert np.all(np.abs(np.cov(noise.T, bias=True) - wanted) < 5 * error)
 
 
+@pytest.mark.slow
 def test_completions_are_drawn_from_the_conditional_distribution(fitted):
     """Component, mean and covariance given two of five dimensions, by NumPy's closed form."""
     n, mixture, known = 20_000, at(fitted, "full", 10), np.array([True, False, False, True, False])

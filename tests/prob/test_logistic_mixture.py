@@ -168,6 +168,7 @@ def test_temperature_divides_logits_and_multiplies_scales():
     assert np.any(at_temperature != LogisticMixture(jnp.asarray(tiled), 1, 17).sample(keys))
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_own_key_alone():
     p = jnp.asarray(random_parameters(3, (3, 4, 5), 0.0))
     keys = rng.image_keys(jax.random.key(0), jnp.arange(3))

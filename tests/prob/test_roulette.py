@@ -39,6 +39,7 @@ def test_exact_determinant_is_that_of_the_jacobian_of_any_map():
     np.testing.assert_allclose(y, x + np.asarray(residual(matrix, x)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_estimates_and_their_gradients_are_unbiased():
     """Within 4 standard errors, of value, gradient by the parameters and gradient by the image."""
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, *SHAPE)), jnp.float32)

@@ -55,6 +55,7 @@ def exact_log_density(process, low, x):
     return sum(prior.logpdf(end) + np.log(rate) for end, rate in zip(ends, growth))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_log_density_is_the_closed_form(name):
     """The exact divergence to the solver's tolerance; probes to their Monte Carlo error, and without bias."""

@@ -74,6 +74,7 @@ def test_evaluations_are_those_of_the_network(network, sampler, guidance_scale):
     assert images == 2 * model.evaluations(dataclasses.replace(model.sampling, **options))
 
 
+@pytest.mark.slow
 def test_a_solver_that_does_not_converge_is_named(network):
     """One class in three has no solution: no image of it is returned as if it were one."""
     network.answer = lambda x, t, label: jnp.where(label[:, None, None, None] == 1, jnp.nan, x)

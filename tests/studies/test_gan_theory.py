@@ -97,6 +97,7 @@ def test_the_best_discriminator_measures_the_jensen_shannon_divergence_and_no_ot
         assert value(log_p - log_q + 0.3 * np.random.default_rng(seed).standard_normal(1001)) < best
 
 
+@pytest.mark.slow
 def test_the_gaussian_nearest_to_two_modes():
     """By KL(p, q) it has the data's mean and variance; by JS it is SciPy's, over both modes or at one of them."""
     halves = (2.0, 5.0)

@@ -92,6 +92,7 @@ def test_evaluations_of_the_adaptive_solver_rise_with_its_precision(tiny_run):
     assert 6 <= coarse < fine
 
 
+@pytest.mark.slow
 def test_what_a_study_cannot_be_of(tiny_run, tmp_path):
     out = ["--out", str(tmp_path)]
     mistake(lambda: sampling_noise.command(out), "which run?")

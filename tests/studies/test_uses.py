@@ -18,6 +18,7 @@ def run(cache, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_digits_are_classified_and_the_network_stands_beside(run, tmp_path):
     assert classification.command([run, "--out", str(tmp_path), "--num", "100"]) == 0
     rows = json.loads((tmp_path / "classification.json").read_text())["rows"]

@@ -146,6 +146,7 @@ def short_run(cache, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tells_its_seconds_of_training(short_run, tmp_path):
     at = [checkpoints.seconds_at(short_run / "checkpoints", step) for step in (20, 30)]
     assert 0 < at[0] < at[1]
@@ -266,6 +267,7 @@ def test_a_grid_that_is_missing_at_the_end_is_drawn_again(short_run, tmp_path):
     assert api.fit(experiment, run) == "finished" and grid.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_grid_that_a_kill_has_left_out_is_drawn_on_resuming(short_run, tmp_path):
     """As after a kill between a checkpoint in the middle and its grid: the same picture as of an unbroken run."""
     run = copy(short_run, tmp_path)
@@ -360,6 +362,7 @@ def files_of(run, step):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncate", "remove"])
 def test_a_damaged_checkpoint_is_passed_over(short_run, tmp_path, capsys, how):
     names = files_of(short_run, 30)
@@ -429,6 +432,7 @@ def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, monkeypatch
     assert all(np.all(np.isfinite(a)) for a in state.values() if a.dtype.kind == "f")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(short_run, tmp_path):
     """On a file system of its own, filled up to less than a checkpoint."""
     if sys.platform != "linux":

@@ -29,6 +29,7 @@ def together(batches):
 
 
 # Dense and convolutional networks, statistics, phases that come and go, repeats, an array entry an example.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy:vae", "toy:lazy_gan", "toy:energy", "toy:fitted", "dcgan"])
 def test_steps_in_one_call_are_as_many_calls(name):
     """To rounding: among other programs of a process, XLA's bits have been seen to differ in the last place."""
@@ -82,6 +83,7 @@ def test_on_cpu_no_gradient_of_a_convolution_is_in_a_loop():
     assert len(loops("toy:vae")) == 1 and not any(has_convolution(body) for body in loops("dcgan"))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_same_files_whatever_its_steps_per_call(tmp_path):
     """Scores and checkpoints fall between calls; lines of metrics within them."""
     draw = np.random.default_rng(0)

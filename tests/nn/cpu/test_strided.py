@@ -86,6 +86,7 @@ def test_gradients_of_the_transpose_are_plain_convolutions():
             assert set(conv_layouts(gradients(order), *shapes)) > {PLAIN_LAYOUT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height,width,channels,features", [(4, 6, 3, 2), (2, 8, 2, 5)])
 def test_winograds_form_is_the_convolution_its_transpose_and_its_weight_gradient(height, width, channels, features):
     with jax.enable_x64(True):
@@ -105,6 +106,7 @@ def test_winograds_form_loses_next_to_nothing_in_float32():
     assert np.abs(winograd.conv_down(x, kernel) - exact).max() < 2e-6 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_winograds_form_serves_wide_layers(monkeypatch):
     def serves(*sizes, dtype="float32"):
         return winograd.is_faster(jnp.dtype(dtype), *sizes)

@@ -25,6 +25,7 @@ SERVED = [(2, 16, 16, 32, 64), (3, 12, 23, 40, 32)]
 NOT_SERVED = [(2, 8, 8, 32, 32), (2, 18, 16, 32, 32), (2, 16, 16, 3, 32), (2, 16, 16, 32, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SERVED)
 def test_outputs_and_gradients_are_those_of_the_convolution(size):
     x, kernel, g = arrays(*size)
