@@ -1,8 +1,8 @@
 """A small classifier of a data set, trained once and cached: it tells the classes of samples.
 
 Convolutions, ReLU and maximum pooling, a hidden layer, a softmax; Adam with a falling learning rate, images shifted at
-random. Weights trained on another machine differ, so that the name carries their hash; those of the project's results
-are stored with them.
+random. Weights trained on another machine differ, so that the name carries their hash; the project's
+own are in configs/classifiers/.
 """
 
 from __future__ import annotations
