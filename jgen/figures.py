@@ -72,9 +72,9 @@ class Arguments:
     """Classes of an attribute: the images' class, and the class they are moved towards."""
     kept: float = 0.5
     """The part of an image's pixels that completions keep, about; above 0 and below 1."""
-    mask: Literal["top", "left", "border", "random"] = "top"
-    """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, or pixels
-    at random."""
+    mask: Literal["top", "left", "border", "random", "text"] = "top"
+    """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, pixels at
+    random, or all but a line of text, whatever --kept is."""
     problem: Problem = "super_resolution"
     """What restorations undo: means of blocks of 2x2 pixels, luma, or noise."""
     noise: float = 0.0
@@ -332,12 +332,24 @@ def kept_pixels(a: Arguments, height: int, width: int) -> np.ndarray:
     elif a.mask == "random":
         order = np.random.default_rng(a.seed).permutation(height * width)
         mask.flat[order[: some(a.kept, height * width)]] = True
+    elif a.mask == "text":
+        mask[...] = ~written(height, width)
     else:
         rows, columns = (some((1 - a.kept) ** 0.5, size) for size in (height, width))
         top, left = (height - rows) // 2, (width - columns) // 2
         mask[...] = True
         mask[top : top + rows, left : left + columns] = False
     return mask
+
+
+def written(height: int, width: int) -> np.ndarray:
+    """Where a word across the middle has ink, bool (H, W): some pixels, and not all."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(max(0.5 * width, 6.0))
+    picture = Image.new("L", (width, height))
+    ImageDraw.Draw(picture).text((width / 2, height / 2), "text", fill=255, font=font, anchor="mm")
+    return np.asarray(picture) > 96
 
 
 def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
