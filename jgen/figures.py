@@ -13,6 +13,8 @@ KIND is one of
                    other; --mask says where pixels are kept, and --kept how many of them
   restorations     the images, what is measured of them, as large as they are, and --rows restorations of each, one
                    below the other; --problem says what is measured
+  inversions       images of the data, each above what the model makes of latents that were searched for it
+  truncation       a row per truncation, from --rows-th part of the model's own to that, of the same --columns latents
   prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
                    standard deviation of each dimension over the data, and as many samples of the model
 """
@@ -52,6 +54,8 @@ class Arguments:
         "attribute",
         "completions",
         "restorations",
+        "inversions",
+        "truncation",
         "prior",
     ] = "reconstructions"
     """The figure."""
@@ -193,8 +197,35 @@ def reconstructions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray,
 
     images, label = data(gen, splits, a, a.rows * a.columns)
     made = gen.reconstruct(jax.random.key(a.seed), images, label=label)
+    return above(images, made, a), a.columns
+
+
+def above(images: np.ndarray, made: np.ndarray, a: Arguments) -> np.ndarray:
+    """Rows of images, each above the row of what was made of them."""
     pairs = np.stack([x.reshape(a.rows, a.columns, *x.shape[1:]) for x in (images, made)], axis=1)
-    return pairs.reshape(-1, *images.shape[1:]), a.columns
+    return pairs.reshape(-1, *images.shape[1:])
+
+
+def inversions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """Rows of images, each above what is decoded from latents that were searched for it."""
+    import jax
+
+    images, label = data(gen, splits, a, a.rows * a.columns)
+    key = jax.random.key(a.seed)  # of both: where a generator has noise of its own, the search was with the same
+    made = gen.decode(key, gen.invert(key, images, label=label), label=label)
+    return above(images, made, a), a.columns
+
+
+def truncation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row of samples per truncation, in each column with the same key and class."""
+    import jax
+
+    own = getattr(gen.model.sampling, "truncation", None)
+    require(own is not None, f"{gen.model.name} has no truncation of its latents")
+    label = np.arange(a.columns) % gen.model.data.num_classes if gen.model.conditions else None
+    key, parts = jax.random.key(a.seed), np.arange(1, a.rows + 1) / a.rows
+    rows = [gen.sample(key, a.columns, label=label, truncation=float(own * part)) for part in parts]
+    return np.concatenate(rows), a.columns
 
 
 def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
@@ -392,6 +423,8 @@ FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, in
     "attribute": (attribute, ("interpolate",)),
     "completions": (completions, ("inpaint",)),
     "restorations": (restorations, ("restore",)),
+    "inversions": (inversions, ("invert", "decode")),
+    "truncation": (truncation, ("sample",)),
     "prior": (prior, ("interpolate", "sample")),
 }
 
