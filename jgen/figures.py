@@ -13,6 +13,8 @@ KIND is one of
                    other; --mask says where pixels are kept, and --kept how many of them
   restorations     the images, what is measured of them, as large as they are, and --rows restorations of each, one
                    below the other; --problem says what is measured
+  inversions       images of the data, each above what the model makes of latents that were searched for it
+  truncation       a row per truncation, from --rows-th part of the model's own to that, of the same --columns latents
   prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
                    standard deviation of each dimension over the data, and as many samples of the model
 """
@@ -52,6 +54,8 @@ class Arguments:
         "attribute",
         "completions",
         "restorations",
+        "inversions",
+        "truncation",
         "prior",
     ] = "reconstructions"
     """The figure."""
@@ -72,9 +76,9 @@ class Arguments:
     """Classes of an attribute: the images' class, and the class they are moved towards."""
     kept: float = 0.5
     """The part of an image's pixels that completions keep, about; above 0 and below 1."""
-    mask: Literal["top", "left", "border", "random"] = "top"
-    """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, or pixels
-    at random."""
+    mask: Literal["top", "left", "border", "random", "text"] = "top"
+    """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, pixels at
+    random, or all but a line of text, whatever --kept is."""
     problem: Problem = "super_resolution"
     """What restorations undo: means of blocks of 2x2 pixels, luma, or noise."""
     noise: float = 0.0
@@ -193,8 +197,35 @@ def reconstructions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray,
 
     images, label = data(gen, splits, a, a.rows * a.columns)
     made = gen.reconstruct(jax.random.key(a.seed), images, label=label)
+    return above(images, made, a), a.columns
+
+
+def above(images: np.ndarray, made: np.ndarray, a: Arguments) -> np.ndarray:
+    """Rows of images, each above the row of what was made of them."""
     pairs = np.stack([x.reshape(a.rows, a.columns, *x.shape[1:]) for x in (images, made)], axis=1)
-    return pairs.reshape(-1, *images.shape[1:]), a.columns
+    return pairs.reshape(-1, *images.shape[1:])
+
+
+def inversions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """Rows of images, each above what is decoded from latents that were searched for it."""
+    import jax
+
+    images, label = data(gen, splits, a, a.rows * a.columns)
+    key = jax.random.key(a.seed)  # of both: where a generator has noise of its own, the search was with the same
+    made = gen.decode(key, gen.invert(key, images, label=label), label=label)
+    return above(images, made, a), a.columns
+
+
+def truncation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row of samples per truncation, in each column with the same key and class."""
+    import jax
+
+    own = getattr(gen.model.sampling, "truncation", None)
+    require(own is not None, f"{gen.model.name} has no truncation of its latents")
+    label = np.arange(a.columns) % gen.model.data.num_classes if gen.model.conditions else None
+    key, parts = jax.random.key(a.seed), np.arange(1, a.rows + 1) / a.rows
+    rows = [gen.sample(key, a.columns, label=label, truncation=float(own * part)) for part in parts]
+    return np.concatenate(rows), a.columns
 
 
 def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
@@ -332,12 +363,24 @@ def kept_pixels(a: Arguments, height: int, width: int) -> np.ndarray:
     elif a.mask == "random":
         order = np.random.default_rng(a.seed).permutation(height * width)
         mask.flat[order[: some(a.kept, height * width)]] = True
+    elif a.mask == "text":
+        mask[...] = ~written(height, width)
     else:
         rows, columns = (some((1 - a.kept) ** 0.5, size) for size in (height, width))
         top, left = (height - rows) // 2, (width - columns) // 2
         mask[...] = True
         mask[top : top + rows, left : left + columns] = False
     return mask
+
+
+def written(height: int, width: int) -> np.ndarray:
+    """Where a word across the middle has ink, bool (H, W): some pixels, and not all."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(max(0.5 * width, 6.0))
+    picture = Image.new("L", (width, height))
+    ImageDraw.Draw(picture).text((width / 2, height / 2), "text", fill=255, font=font, anchor="mm")
+    return np.asarray(picture) > 96
 
 
 def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
@@ -380,6 +423,8 @@ FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, in
     "attribute": (attribute, ("interpolate",)),
     "completions": (completions, ("inpaint",)),
     "restorations": (restorations, ("restore",)),
+    "inversions": (inversions, ("invert", "decode")),
+    "truncation": (truncation, ("sample",)),
     "prior": (prior, ("interpolate", "sample")),
 }
 

@@ -26,7 +26,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # written into every p
 
 
 def pytest_addoption(parser):
-    parser.addoption("--part", default="0/1", help="the tests whose number is K modulo N, as K/N; a number never changes")
+    parser.addoption("--part", default="0/1", help="K/N: the tests whose number, which never changes, is K modulo N")
 
 
 def pytest_collection_modifyitems(config, items):

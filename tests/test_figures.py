@@ -216,3 +216,23 @@ def test_mistakes_are_one_line(run, tmp_path, options, words):
     with pytest.raises(UserError, match="^[^\n]*$") as caught:
         figures.command(options)
     assert words in str(caught.value)
+
+
+@pytest.mark.slow
+def test_projections_stand_below_their_images_and_rows_are_of_rising_truncation(cache, tmp_path):
+    run = make_run(cache, tmp_path / "biggan", "biggan", "gan")
+    gen, images, label = images_of(run, 2)
+    cells = draw(run, tmp_path, "--kind", "inversions", "--rows", "1", "--columns", "2")
+    np.testing.assert_array_equal(cells[0], images[..., 0])
+    key = jax.random.key(0)
+    z = gen.invert(key, images, label=label)
+    assert np.abs(cells[1].astype(int) - gen.decode(key, z, label=label)[..., 0]).max() <= 1
+    cells = draw(run, tmp_path, "--kind", "truncation", "--rows", "4", "--columns", "2")
+    for row, value in zip(cells, (1.0, 2.0, 3.0, 4.0)):  # parts of the model's own, 4
+        wanted = gen.sample(key, 2, label=np.arange(2), truncation=value)[..., 0]
+        assert np.abs(row.astype(int) - wanted).max() <= 1
+
+
+def test_a_truncation_is_of_models_that_have_one(run, tmp_path):
+    with pytest.raises(UserError, match="vae has no truncation"):
+        draw(run, tmp_path, "--kind", "truncation", "--rows", "2", "--columns", "2")

@@ -47,7 +47,6 @@ def test_images_are_of_the_datas_shape_and_levels(name):
     assert len(np.unique(images.reshape(8, -1), axis=0)) > 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_gradients_and_samplers_are_exported_for_every_platform(name):
     case, n = make_case(name), 2

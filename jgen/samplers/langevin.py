@@ -43,6 +43,7 @@ def langevin(
     step_size: float,
     noise: float,
     reflecting: bool,
+    movable: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The chains after `steps` steps, and which of them diverged, bool (B,): one compiled loop.
 
@@ -52,12 +53,16 @@ def langevin(
     Args:
       gradient: x (B, ...) to the gradient of each chain's own energy, (B, ...); keys: (B,), one of each chain.
       reflecting: whether the chains are on the box [-1, 1]^D.
+      movable: bool, of a shape that broadcasts to x's, false where x stays as it is: chains of the conditional
+        distribution of the other coordinates.
     """
 
     def step(carry: tuple[jax.Array, jax.Array], number: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         x, diverged = carry
         drift = step_size * gradient(x)
         moved = x - drift + noise * rng.normal(rng.fold_in(keys, number), x.shape[1:])
+        if movable is not None:
+            drift, moved = jnp.where(movable, drift, 0.0), jnp.where(movable, moved, x)
         largest = jnp.max(jnp.abs(drift).reshape(x.shape[0], -1), axis=1)
         diverged = diverged | ~(largest <= WIDTH)  # NaN too
         return (reflect(moved)[0] if reflecting else moved, diverged), None

@@ -1,8 +1,9 @@
 """Classifying by a generative model: python -m jgen.studies.classification RUN [RUN ...] --out FOLDER
 
-p(class | image) of test images by Bayes' rule from class-conditional runs, beside a network that is trained to
-classify. "score" is the likelihood, or the errors of a denoiser, that Bayes' rule takes; "nll" is the mean of -log
-p(right class) in nats, and ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). FOLDER has
+p(class | image) of test images by Bayes' rule from class-conditional runs, beside a network that is trained to classify
+the same training images; runs trained on fewer images (--data.validation 0.9) show how much each depends on their
+number. "score" is the likelihood, or the errors of a denoiser, that Bayes' rule takes; "nll" is the mean of
+-log p(right class) in nats, and ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). FOLDER has
 classification.json, which the same command goes on with, and classification.png.
 """
 
@@ -58,8 +59,11 @@ def command(args: list[str]) -> int:
         for run, gen in gens.items()
         for score in scores_of(gen.model, a.scores)
     ]
-    first = settings[0]
-    settings.append({**first, "system": "classifier", "score": "network"})
+    firsts = {repr(gen.config.data): run for run, gen in reversed(gens.items())}  # a network for each set of data
+    for run in gens:
+        if run in firsts.values():
+            first = next(setting for setting in settings if setting["run"] == run)
+            settings.append({**first, "system": "classifier", "score": "network"})
     rows = scores.score_all(record, settings, lambda setting: measure(setting, gens[setting["run"]]))
     return reporting.report(figure, rows, draw, table)
 
@@ -88,12 +92,13 @@ def measure(setting: Row, gen: Any) -> Row:
     require(num <= split.num, f"--num is {num}: the test split has {split.num}")
     batch = fetch(gen, split, np.arange(num), setting["seed"])
     images, classes = batch["image"], batch["label"]
+    trained_on = {"training_images": data.splits["train"].num}
     if setting["score"] == "network":
         reader = load_reader(data, config, ScoringProtocol(), True)
         logits = np.asarray(reader.apply(to_display(images, data.spec.image.levels))[2], np.float64)
-        return judge(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), classes)
+        return trained_on | judge(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True), classes)
     key = jax.random.key(setting["seed"])
-    return judge(gen.class_log_probs(key, images, by=setting["score"], batch_size=100), classes)
+    return trained_on | judge(gen.class_log_probs(key, images, by=setting["score"], batch_size=100), classes)
 
 
 def judge(log_probs: np.ndarray, classes: np.ndarray) -> Row:
@@ -111,11 +116,13 @@ def judge(log_probs: np.ndarray, classes: np.ndarray) -> Row:
 
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| system | score | accuracy, % | mean confidence, % | ECE, % | nll, nats |", "| --- " * 6 + "|"]
+    heads = ("system", "score", "training images", "accuracy, %", "mean confidence, %", "ECE, %", "nll, nats")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in rows:
         setting = row["setting"]
         numbers = [f"{100 * row[name]:.1f}" for name in ("accuracy", "confidence", "calibration_error")]
-        lines.append(f"| {setting['system']} | {setting['score']} | {' | '.join(numbers)} | {row['nll']:.3f} |")
+        start = (setting["system"], setting["score"], str(row["training_images"]))
+        lines.append(f"| {' | '.join((*start, *numbers))} | {row['nll']:.3f} |")
     return "\n".join(lines)
 
 
@@ -125,13 +132,15 @@ def draw(path: Path, rows: list[Row]) -> None:
 
     plt = pyplot()
     fig, axis = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
-    names = [f"{row['setting']['system']}, {row['setting']['score']}" for row in rows]
+    names = [
+        f"{row['setting']['system']}, {row['setting']['score']}, {row['training_images']} images" for row in rows
+    ]
     place = np.arange(len(rows))
     for shift, name in ((-0.2, "accuracy"), (0.2, "confidence")):
         axis.barh(place + shift, [100 * row[name] for row in rows], 0.38, label=name)
     axis.set_yticks(place, names)
     axis.invert_yaxis()
-    axis.set_xlim(80, 100)
+    axis.set_xlim(min(80, *(100 * row["accuracy"] - 5 for row in rows)), 100)
     axis.set_xlabel("% of test images")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     reporting.save_figure(path, fig)

@@ -27,7 +27,7 @@ from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.studies import reporting
 
 Row = dict[str, Any]
-MASKS = ("top", "left", "border", "random")
+MASKS = ("top", "left", "border", "random", "text")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def draw(path: Path, rows: list[Row]) -> None:
 
     plt = pyplot()
     fig, axis = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
-    markers = dict(zip(MASKS, "o<s*"))
+    markers = dict(zip(MASKS, "o<s*^"))
     systems = list(dict.fromkeys(row["setting"]["system"] for row in rows))
     for row in rows:
         setting = row["setting"]

@@ -67,6 +67,7 @@ def test_scores_that_were_measured_otherwise_do_not_stand_beside_others(outcome)
         (folder / FIRST / "seed0.evaluation.json").write_text(json.dumps(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["measure.json", "seed0.evaluation.json", "seed0.commands.json", "errors.json"])
 @pytest.mark.parametrize("content", ["", "{", "{}"])
 def test_a_damaged_file_of_one_system_leaves_the_others(outcome, monkeypatch, name, content):

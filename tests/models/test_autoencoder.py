@@ -155,6 +155,7 @@ def test_corruptions_have_their_statistics():
     np.testing.assert_array_equal(autoencoder.corrupt(LINEAR, keys_of(n), x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", ["gaussian", "masking"])
 def test_denoising_reads_the_corrupted_image_and_is_scored_with_the_clean_one(corruption):
     config = replace(DEEP, corruption=corruption, corruption_level=0.4)
@@ -214,6 +215,7 @@ def test_the_l1_penalty_by_hand():
     np.testing.assert_allclose(metrics["active"], np.mean(np.abs(z) > 0.1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_kl_penalty_is_the_divergence_of_mean_activations():
     """Its value by SciPy; its gradient by autodiff of the divergence itself, at the mean of the examples."""
     target = 0.05
@@ -243,6 +245,7 @@ def test_mean_activations_are_averages_over_steps():
     assert extra["activation"].shape == (4,) and np.all((extra["activation"] > 0) & (extra["activation"] < 1))
 
 
+@pytest.mark.slow
 def test_penalties_make_codes_sparse():
     images = digits(300)
     wide = replace(LINEAR, latent=32, tied=True, activation="relu")

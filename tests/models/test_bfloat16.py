@@ -117,6 +117,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_cached_sampler_in_bfloat16_draws_what_the_naive_one_draws_but_for_rounding(name):
     system, options, network = NETWORKS[name]

@@ -61,6 +61,7 @@ def test_conditional_batch_norm_by_hand():
     np.testing.assert_allclose(y, normal * (1 + scale) + bias, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_self_attention_position_by_position():
     layer, x = SelfAttention(), draw(2, 4, 2, 8)
     variables = layer.init(jax.random.key(0), x, True)

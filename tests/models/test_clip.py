@@ -75,6 +75,7 @@ def test_a_texts_embedding_is_of_what_stands_before_its_end(small):
     np.testing.assert_allclose(np.linalg.norm(cut, axis=1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_and_validation_are_of_the_embeddings_by_hand(small):
     model, params, ctx, batch = small
     x = jnp.float32(batch["image"]) * (2 / 255) - 1
@@ -112,6 +113,7 @@ def test_the_temperature_starts_and_ends_as_published(small):
         assert moved["image"] is params["image"] and moved["text"] is params["text"]
 
 
+@pytest.mark.slow
 def test_the_clip_score_is_of_the_cosine_of_an_image_and_its_text(small, monkeypatch):
     model, params, ctx, batch = small
     words = {"one": TOKENS[0], "two": TOKENS[1], "three": TOKENS[2]}

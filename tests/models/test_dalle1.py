@@ -83,6 +83,7 @@ def keys_of(n, seed=0):
     return rng.image_keys(jax.random.key(seed), jnp.arange(n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, STRIDED], ids=["dense", "strided"])
 def test_the_probabilities_of_all_texts_and_codes_sum_to_one(config):
     model = make(config)

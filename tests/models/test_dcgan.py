@@ -60,6 +60,7 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number,role", [(0, "disc"), (1, "disc"), (2, "gen")])
 def test_only_the_network_of_a_phase_moves(number, role):
     model, state, step = training(LAZY, Optimiser(), slice(number, number + 1))
@@ -171,6 +172,7 @@ def nearly_equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-4, atol=1e-6), a, b)))
 
 
+@pytest.mark.slow
 def test_running_statistics_are_kept_of_the_trained_and_of_the_averaged_generator():
     """Whose activations differ: BatchNorm's plain formula, by hand. Samples take those of the weights given."""
     model, params, ctx, batch, keys = started(SMALL)
@@ -197,6 +199,7 @@ def test_running_statistics_are_kept_of_the_trained_and_of_the_averaged_generato
         assert np.abs(right - by_hand).max() <= 1 and np.abs(wrong - by_hand).max() > 5 and np.ptp(right) > 100
 
 
+@pytest.mark.slow
 def test_validation_is_whether_the_discriminator_is_right_about_an_example():
     model, params, ctx, batch, keys = started(SMALL)
     validate = jax.jit(model.validate)
@@ -273,6 +276,7 @@ def test_a_wasserstein_critics_accuracy_does_not_depend_on_a_constant():
         assert sum(float(jnp.mean(plain[name])) for name in names) > 0.9  # both halves of what it tells apart
 
 
+@pytest.mark.slow
 def test_an_auxiliary_classifier_adds_its_cross_entropy_to_both_losses():
     """To D's of real and of generated images, to G's of generated ones (Odena 2017): by a plain formula."""
     config = dataclasses.replace(SMALL, channels=(4,), conditioning="auxiliary", disc_norm="none", loss="hinge")

@@ -102,6 +102,7 @@ def test_a_reverse_step_with_the_right_image_has_the_posteriors_mean_and_varianc
         np.testing.assert_allclose(x_s[:3], np.broadcast_to(x_0, (3, *SHAPE)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_real_pairs_are_of_the_joint_distribution_and_both_pairs_have_one_noisy_image():
     n, batch = 40_000, batch_of(40_000)
     system = system_of(discriminator=Discriminator())
@@ -160,6 +161,7 @@ def test_losses_are_the_logistic_ones():
         np.testing.assert_allclose(value, np.mean(expected), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_step_is_a_conditional_gan():
     n, shown = 16, []
 

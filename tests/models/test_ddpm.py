@@ -89,6 +89,7 @@ def test_the_loss_of_the_right_answer_is_zero_and_of_no_answer_its_square(networ
     assert loss() == pytest.approx(expected, abs=5 * np.sqrt(2 / (4 * n)))
 
 
+@pytest.mark.slow
 def test_times_are_uniform_and_labels_are_dropped_in_training_alone(network):
     model, n = make(label_dropout=0.3), 6000
     batch = batch_of(n)

@@ -30,6 +30,7 @@ def shaken(params, scale=0.1):
     return jax.tree.unflatten(tree, [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
 
 
+@pytest.mark.slow
 def test_blocks_are_the_identity_at_first_and_the_output_is_zero():
     network, params = network_of()
     assert not np.any(jax.jit(network.apply)({"params": params}, X, T, LABEL, None))

@@ -44,6 +44,7 @@ def test_the_likelihood_is_a_density_of_the_squeezed_value(likelihood):
     assert total == pytest.approx(1.0, abs=3e-3)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_relaxed_codes_at_the_temperature_and_the_weight_of_the_step():
     config, model, params, batch, keys = make_parts(kl_weight=3.0)
     x = batch["image"] / 127.5 - 1.0

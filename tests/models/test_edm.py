@@ -39,6 +39,7 @@ def test_inputs_and_targets_have_unit_variance(network):
     assert np.var(np.asarray(x)[large]) == pytest.approx(1, abs=0.04)
 
 
+@pytest.mark.slow
 def test_the_denoiser_of_the_right_answer_is_the_data(network):
     """F = (x_0 - c_skip x) / c_out gives D = x_0 and no loss."""
     model = edm.make(edm.Config(network=unet.TINY), DATA)
@@ -57,6 +58,7 @@ def test_the_denoiser_of_the_right_answer_is_the_data(network):
     np.testing.assert_allclose(denoised, x_0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_augmentations_by_hand():
     """Of one transformation each: flips, a quarter turn and a shift by whole pixels move pixels exactly."""
     x = jnp.arange(36.0).reshape(6, 6, 1)

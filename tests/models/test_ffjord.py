@@ -161,6 +161,7 @@ def test_the_loss_is_the_likelihood_and_its_regularisation():
     assert metrics["kinetic"] > 0.01 and metrics["jacobian"] > 0.01
 
 
+@pytest.mark.slow
 def test_images_to_latents_and_back():
     model, params = make_case()
     data, keys = batch(), keys_of(8)
@@ -191,6 +192,7 @@ def test_configurations_that_no_flow_can_be_made_of(options, words):
     assert "\n" not in str(error.value) and all(word in str(error.value) for word in words)
 
 
+@pytest.mark.slow
 def test_a_solver_that_does_not_converge_is_named(monkeypatch):
     from jgen.core import failures
 

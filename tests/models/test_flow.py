@@ -121,6 +121,7 @@ def test_log_density_is_that_of_the_jacobian_in_float64(name):
         assert np.mean(np.abs(jacobian) > 1e-12) > 0.4  # latents depend on most pixels: nothing is at the identity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_images_to_latents_and_back(name):
     config = CASES[name]

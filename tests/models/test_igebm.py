@@ -71,6 +71,7 @@ def energies_of(model, params, ctx):
     return at
 
 
+@pytest.mark.slow
 def test_the_normaliser_is_the_same_inside_log_prob(small):
     model, params, ctx = small
     images, options = all_images(model.images)[:3], {"chains": 3, "steps": 4, "samples": 2}
@@ -102,6 +103,7 @@ def test_energies_add_up_where_classes_are_composed(small):
     assert np.abs(twice - other).max() > 1 and np.abs(alone - double).max() > 1
 
 
+@pytest.mark.slow
 def test_a_step_moves_one_chain_of_every_example_and_its_class_stays():
     case = make_case("igebm")
     state, step = make_run(case)

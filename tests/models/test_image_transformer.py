@@ -86,6 +86,7 @@ def test_the_probabilities_of_all_images_sum_to_one(size, options):
         assert all(np.abs(log_p - other).max() > 0.01 for other in by_condition[:number])
 
 
+@pytest.mark.slow
 def test_frequencies_of_samples_are_the_enumerated_probabilities():
     model = make("RGB 1x2", text="text", **SPARSE["strided"])
     params, n = make_params(model), 4000
@@ -95,6 +96,7 @@ def test_frequencies_of_samples_are_the_enumerated_probabilities():
     assert pooled_chisquare(images, 2, enumerate_log_prob(model, params, other)) < 1e-6  # the test can fail
 
 
+@pytest.mark.slow
 def test_completion_draws_from_the_conditional_distribution():
     model = make("binary 3x3", attention="fixed", stride=3, summary=2)
     params, n = make_params(model), 3000
@@ -132,6 +134,7 @@ def test_the_loss_is_the_negative_log_probability_a_dimension():
 # Augmentation.
 
 
+@pytest.mark.slow
 def test_transformations_are_those_of_numpy():
     images = np.random.default_rng(0).integers(0, 99, (8, 4, 4, 3)).astype(np.int32)
 
@@ -152,6 +155,7 @@ def test_transformations_are_those_of_numpy():
     np.testing.assert_array_equal(transform(wide, jnp.ones(8, jnp.int32), "flip"), wide[:, :, ::-1])
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_turned_images_given_their_turn_and_scores_are_of_the_identity():
     model = make("binary 2x2", augmentation="rotation")
     params, batch, n = make_params(model), some_batch(model, 6), 6
@@ -251,6 +255,7 @@ def both(name, images=None, mask=None):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     cached, naive = both(name)
@@ -258,6 +263,7 @@ def test_the_cached_sampler_draws_what_the_naive_one_draws(name):
     assert cached.min() >= 0 and cached.max() < CASES[name][2] and len(np.unique(cached)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["strided, colours", "fixed, text"])
 def test_completion_keeps_what_is_given_and_draws_the_rest_as_the_naive_sampler(name):
     _, (height, width, channels), levels, _, batch = CASES[name]
@@ -307,6 +313,7 @@ def test_a_position_costs_as_many_operations_as_its_part_of_the_network(options)
     assert operations(step, caches, jnp.zeros(1, jnp.int32)) < 2 * whole / 256
 
 
+@pytest.mark.slow
 def test_greedy_sampling_draws_one_image_whatever_the_key():
     model = make("3 levels 2x2")
     params = make_params(model)

@@ -194,6 +194,7 @@ def test_the_published_sizes():
     assert set(params["decoder"]) >= {f"level4_attention{i}" for i in range(3)} and model.codes[0].shape == (16, 16, 1)
 
 
+@pytest.mark.slow
 def test_bad_options_are_one_line(monkeypatch):
     model, autoencoder, *_ = latent_case(monkeypatch)
     clipped = edm.Config(sampling=dataclasses.replace(OPTIONS, clip=True))

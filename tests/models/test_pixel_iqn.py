@@ -143,6 +143,7 @@ def test_frequencies_of_samples_are_those_of_the_quantile_functions(size):
     assert pooled_chisquare(images, model.images.levels, np.logaddexp(*log_p)) < 1e-6  # the test can fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape,levels,batch", [((4, 3, 3), 5, 19), ((5, 4, 1), 2, 4)])
 def test_the_cached_sampler_draws_what_the_naive_one_draws(shape, levels, batch):
     system, model, params = make(*shape, levels)

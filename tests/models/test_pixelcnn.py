@@ -63,6 +63,7 @@ def test_the_probabilities_of_all_images_sum_to_one(system, size):
     assert np.abs(by_class[0] - by_class[1]).max() > 0.1  # the class matters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system,size", [
     ("gated_pixelcnn", "RGB 1x2"),
     ("pixelcnn", "binary 2x2"),

@@ -46,6 +46,7 @@ def make_params(model):
     return normal_params(shapes, gain=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_the_probabilities_of_all_images_sum_to_one(size):
     model = make(size)
@@ -138,6 +139,7 @@ def make_network(shape, levels, scales, blocks=1, classes=0):
     return PixelCNNPP(levels, shape[2], outputs, 8, blocks, scales, classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", [1, 2, 3])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_pixel_depends_on_all_pixels_before_it_and_on_nothing_else(scales, channels):

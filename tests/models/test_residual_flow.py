@@ -59,6 +59,7 @@ def test_operator_norms_are_the_largest_singular_values_of_the_whole_map(shape):
     np.testing.assert_allclose(np.vdot(gradient, direction), left[:, 0] @ moved @ right[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_lipschitz_constants_of_random_pairs_are_below_one(convolutional):
     """Of networks whose weights are far larger than the bound."""
@@ -112,6 +113,7 @@ def test_the_flow_by_roulette_has_the_exact_determinants_mean_and_gradient():
     assert np.all(np.abs(mean - wanted) < 4.5 * std / np.sqrt(draws) + 1e-4)  # one of 500 numbers may be past 4
 
 
+@pytest.mark.slow
 def test_log_prob_by_probes_is_near_the_exact_one_and_training_moves_the_vectors():
     model, params, ctx = make_case()
     data, keys = batch(), keys_of(8)

@@ -35,6 +35,7 @@ def gaussian_noise(process):
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["vp", "sub_vp", "ve"])
 def test_samples_and_likelihoods_of_gaussian_data(network, process):
     config = score_sde.Config(network=unet.TINY, process=process, sigma_max=10.0)

@@ -139,6 +139,7 @@ def test_fourier_features_are_sines_of_turned_and_moved_positions():
             np.testing.assert_allclose(y[i, row, column], waves @ params["kernel"] / np.sqrt(5), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_four_maps_of_the_features_are_mixed_over_channels_and_scales():
     features = projected_discriminator.load_features("random")
     shapes = jax.eval_shape(lambda x: projected_discriminator.feature_maps(features, x, 32), jnp.zeros((2, 8, 8, 1)))

@@ -185,6 +185,7 @@ def test_beta_warmup_and_free_bits_follow_their_formulas():
     assert float(free) == pytest.approx(float(300.0 - metrics["reconstruction"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_iwae_objective_is_the_bound_that_log_prob_gives():
     model, params, batch, run = make_loss(objective="iwae", num_samples=6)
     loss, (metrics, _) = run(0)

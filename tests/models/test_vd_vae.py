@@ -135,6 +135,7 @@ def test_images_are_drawn_with_the_integrated_probabilities():
     assert pooled_chisquare(drawn, 3, log_p) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_bound_does_not_depend_on_how_many_samples_are_decoded_at_once(monkeypatch):
     whole = repeated_scores(2, samples=5)
     monkeypatch.setattr(vd_vae, "AT_ONCE", 1)
@@ -305,6 +306,7 @@ def test_bad_options_are_one_line(options, shape, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bad_options_of_sampling_scoring_and_latents_are_one_line():
     _, model, params = build(LAYERED, LAYERED_DATA)
     images = np.zeros((1, 4, 4, 1), np.uint8)

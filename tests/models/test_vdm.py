@@ -45,6 +45,7 @@ def gaussian_answer(system, params):
     return answer
 
 
+@pytest.mark.slow
 def test_the_schedule_rises_from_end_to_end(network):
     model, system, params = made()
     t = np.linspace(0, 1, 101)

@@ -128,6 +128,7 @@ def test_images_are_drawn_with_the_integrated_probabilities():
     assert pooled_chisquare(drawn, 2, np.zeros(16)) < 1e-6  # the test can fail
 
 
+@pytest.mark.slow
 def test_the_class_reaches_the_prior_the_posterior_and_the_decoder():
     bound_to, _, params = build(CLASSES)
     z, x = np.ones((2, 2), np.float32), np.zeros((2, 2, 2, 1), np.uint8)
@@ -183,6 +184,7 @@ def test_given_the_context_the_probabilities_of_all_images_sum_to_one(spec):
     assert np.ptp(log_p) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data,pixel_temperature", [(data_of(4, 6, 1, 5), 1.0), (data_of(4, 4, 3, 3), 0.6)])
 def test_samples_are_those_of_the_naive_sampler(data, pixel_temperature):
     """Bit for bit: the network over the whole image for every draw."""
@@ -208,6 +210,7 @@ def test_samples_are_those_of_the_naive_sampler(data, pixel_temperature):
 # Latents, the loss, options.
 
 
+@pytest.mark.slow
 def test_latents_are_the_priors_noise_and_decoding_draws_given_them():
     bound_to, model, params = build(SMALL, data_of(4, 4, 1, 5))
     images = np.random.default_rng(0).integers(0, 5, (6, 4, 4, 1)).astype(np.uint8)

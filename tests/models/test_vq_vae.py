@@ -35,6 +35,7 @@ def make_parts(**options):
     return model, params, Context(jnp.int32(0), extra=extra), batch
 
 
+@pytest.mark.slow
 def test_the_encoders_gradient_is_the_decoders_at_the_codes_and_the_commitments():
     model, params, ctx, batch = make_parts(commitment=0.7)
     loss, gradients = jax.jit(jax.value_and_grad(lambda p: model.phases[0].loss(p, ctx, keys_of(5), batch)[0]))(params)

@@ -70,6 +70,7 @@ def test_sparse_attention_is_dense_attention_under_a_mask(name, prefix):
     np.testing.assert_allclose(out, dense_attention(*inputs, dense_mask(pattern, N, prefix)), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "local", "column", "block", "summary"])
 def test_gradients_reach_what_is_attended_to_and_are_those_of_a_mask(name):
     prefix, pattern = 3, PATTERNS[name]
@@ -149,6 +150,7 @@ def make_params(network):
     return {"params": normal_params(shapes["params"], gain=2.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_steps_give_the_outputs_of_the_whole_sequence(name, prefix):
@@ -168,6 +170,7 @@ def test_steps_give_the_outputs_of_the_whole_sequence(name, prefix):
     assert np.std(whole) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_blocks_depend_on_all_positions_before_and_on_none_after(name):
     network = make(name)

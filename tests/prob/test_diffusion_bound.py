@@ -89,6 +89,7 @@ def exact_bound(T, variance):
     return total + p @ (log_mass @ weights) / weights.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
 @pytest.mark.parametrize("T", [1, 10, 100])
 def test_bound_is_its_closed_form(T, variance):

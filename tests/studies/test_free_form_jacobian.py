@@ -67,6 +67,7 @@ def start(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTINCT)
 def test_determinants_are_those_of_the_jacobian_and_the_inverse_undoes(name):
     flow, params, extra, x = start(name)

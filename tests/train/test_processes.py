@@ -49,7 +49,6 @@ def test_two_processes_train_stop_and_go_on_as_one_does(python, start_python, tm
     assert (run / "samples" / f"step_{steps:08d}.png").is_file() and jax.process_count() == 1
 
 
-@pytest.mark.slow
 def test_the_outcome_is_one_however_devices_are_spread_over_processes(python, start_python, tmp_path):
     """Two processes of two devices, gone on with by one process of four, beside one of one."""
     spread, alone = tmp_path / "spread", tmp_path / "alone"
@@ -88,7 +87,6 @@ def test_a_process_that_is_killed_ends_the_other_with_one_line(start_python, tmp
     assert_ended_by_another(processes[1 - killed])
 
 
-@pytest.mark.slow
 def test_processes_that_were_started_unlike_are_told(start_python, tmp_path):
     outcomes = wait_for(start_two(start_python, tmp_path / "run", 10, of_one=("--seed", "7")))
     for number, (code, _, errors) in enumerate(outcomes):

@@ -147,6 +147,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         likelihood="estimate",
         prepare_scoring=partial(prepare_scoring, ebm),
         energy=partial(energy, ebm),
+        inpaint=partial(inpaint, ebm),
         functions={"energy": partial(lent_energy, ebm)},
         by_example=("buffer",),
         if_not_finite=NOT_FINITE.format(size=config.step_size),
@@ -221,17 +222,49 @@ def energy(ebm: Ebm, params: Roles, ctx: Context, keys: jax.Array, images: jax.A
 
 
 def sample(ebm: Ebm, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    key_start, key_chain = rng.split(keys, 2)
+    x = 2.0 * rng.uniform(key_start, ebm.data.image.shape) - 1.0
+    return draw(ebm, params, ctx, key_chain, x, None, cond, options)
+
+
+def inpaint(
+    ebm: Ebm,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """The same chains, in which the known pixels stay."""
+    key_start, key_known, key_chain = rng.split(keys, 3)
+    known, levels = mask[..., None], ebm.data.image.levels
+    x = 2.0 * rng.uniform(key_start, ebm.data.image.shape) - 1.0
+    x = jnp.where(known, to_box(dequantise(key_known, images), levels), x)
+    return jnp.where(known, images, draw(ebm, params, ctx, key_chain, x, ~known, cond, options))
+
+
+def draw(
+    ebm: Ebm,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    x: jax.Array,
+    movable: jax.Array | None,
+    cond: Cond,
+    options: dict[str, Any],
+) -> jax.Array:
+    """uint8 images at the end of chains from x in [-1, 1]; see `langevin` for `movable`."""
     o, c = replace(ebm.config.sampling, **options), ebm.config
     check_sampling(ebm.data.num_classes, o)
-    key_start, key_chain = rng.split(keys, 2)
     labels = [cond.get("label"), *(jnp.full(keys.shape[0], other, jnp.int32) for other in o.compose)]
 
     def gradient(x: jax.Array) -> jax.Array:
         return jax.grad(lambda x: sum(jnp.sum(network_energy(ebm, params, ctx, x, y)[0]) for y in labels))(x)  # (5)
 
-    x = 2.0 * rng.uniform(key_start, ebm.data.image.shape) - 1.0
-    how: dict[str, Any] = {"steps": o.steps, "step_size": c.step_size, "reflecting": True}
-    x, diverged = langevin(gradient, key_chain, x, noise=c.noise * math.sqrt(o.temperature), **how)
+    how: dict[str, Any] = {"steps": o.steps, "step_size": c.step_size, "reflecting": True, "movable": movable}
+    x, diverged = langevin(gradient, keys, x, noise=c.noise * math.sqrt(o.temperature), **how)
     failures.report(DIVERGED.format(size=c.step_size), diverged)
     levels = ebm.data.image.levels
     return quantise((x + 1.0) * (0.5 * levels), levels)

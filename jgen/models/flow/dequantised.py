@@ -9,6 +9,7 @@ f. So the latents of an image are standard normal under the model, and a tempera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from jgen.nn.variational_noise import VariationalNoise
 from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, preprocess, quantise, uniform
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
+from jgen.samplers import latent_posterior
 
 # An image is encoded with u at least this far from 0 and from 1, so that the rounding errors of a deep flow in float32,
 # there and back, cannot change a pixel's level. With networks in bfloat16 they still may: inputs that differ by a
@@ -57,12 +59,14 @@ class Bijection(NamedTuple):
     forward: (params, fixed, x, label) -> (latents, log_det).
     inverse: (params, fixed, latents, label) -> x.
     shapes:  shapes of the latents of one image.
+    inverse_has_gradient: whether `inverse` can be differentiated.
     """
 
     init: Callable[[jax.Array, Any, Any], tuple[Tree, Tree]]
     forward: Callable[[Tree, Tree, Any, Any], tuple[tuple[Any, ...], Any]]
     inverse: Callable[[Tree, Tree, tuple[Any, ...], Any], Any]
     shapes: tuple[tuple[int, int, int], ...]
+    inverse_has_gradient: bool = True
 
 
 class Dequantiser(NamedTuple):
@@ -148,6 +152,8 @@ def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeM
         log_density=partial(log_density, flow),
         encode=partial(encode, flow),
         decode=partial(decode, flow),
+        inpaint=partial(inpaint, flow) if flow.bijection.inverse_has_gradient else None,
+        inpainting=latent_posterior.Inpainting() if flow.bijection.inverse_has_gradient else None,
         functions={"draw_dequantised": partial(draw_dequantised, flow)},
     )
 
@@ -239,6 +245,31 @@ def decode(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, latents: tu
     shapes, wanted = tuple(eps.shape[1:] for eps in leaves), flow.bijection.shapes
     require(shapes == wanted, f"latents have shapes {shapes}: they must be {wanted}")
     return inverse(flow, params, ctx, leaves, cond)
+
+
+def inpaint(
+    flow: Flow,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """By chains in the latents: see `jgen.samplers.latent_posterior`."""
+    sizes = [math.prod(shape) for shape in flow.bijection.shapes]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+
+    def decode(z: jax.Array) -> jax.Array:
+        parts = jnp.split(z, ends[:-1], axis=1)
+        latents = tuple(part.reshape(-1, *shape) for part, shape in zip(parts, flow.bijection.shapes))
+        return dequantised_of(flow, params, ctx, latents, cond)
+
+    o, levels = latent_posterior.Inpainting(**options), flow.images.levels
+    middle = images.astype(jnp.float32) + 0.5  # of each level
+    z = latent_posterior.complete(decode, keys, sum(sizes), middle, mask, levels, o)
+    return jnp.where(mask[..., None], images, quantise(decode(z), levels))
 
 
 def check_flow(data: DataSpec, halvings: int, config: Any) -> None:

@@ -188,7 +188,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         return inverse_transport(network, constrained, latents[0], label, o.tolerance, o.iterations)
 
     shape = (images.height // halved, images.width // halved, images.channels * halved**2)
-    return Bijection(init, forward, inverse, (shape,))
+    return Bijection(init, forward, inverse, (shape,), inverse_has_gradient=False)
 
 
 def constrain_all(config: Config, params: Tree, fixed: Tree, iterations: int) -> tuple[Tree, Tree]:

@@ -41,6 +41,7 @@ from jgen.errors import require, require_latents, require_positive
 from jgen.prob import adversarial
 from jgen.prob.likelihoods import sum_image
 from jgen.prob.pixels import to_float, to_uint8
+from jgen.samplers import latent_posterior
 
 Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
 
@@ -201,6 +202,8 @@ def make_gan(
         decode=partial(decode, game),
         invert=partial(invert, game),
         inverting=Inverting(),
+        inpaint=partial(inpaint, game) if game.levels else None,
+        inpainting=latent_posterior.Inpainting() if game.levels else None,
         averages=("gen",),
     )
 
@@ -447,6 +450,29 @@ def invert(
 
     none = jnp.zeros((len(x), game.latent)), jnp.full(len(x), jnp.inf)
     return jax.lax.scan(search, none, jnp.arange(starts))[0][0]
+
+
+def inpaint(
+    game: Game,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """By chains in the latents: see `jgen.samplers.latent_posterior`. Noise within G stays as drawn."""
+    game = game.at_step(game, ctx.step)
+    top = 0.5 * (game.levels - 1)
+
+    def decode(z: jax.Array) -> jax.Array:
+        return top * (generate_for_sampling(game, params, ctx, keys, z, cond) + 1.0)
+
+    o = latent_posterior.Inpainting(**options)
+    key = rng.split(keys, 1)[0]
+    z = latent_posterior.complete(decode, key, game.latent, images.astype(jnp.float32), mask, game.levels, o)
+    return jnp.where(mask[..., None], images, to_uint8(decode(z) / top - 1.0, game.levels))
 
 
 def sample(game: Game, params: Roles, ctx: Context, keys: jax.Array, cond: Cond) -> jax.Array:
