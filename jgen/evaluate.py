@@ -5,8 +5,9 @@ with real images in the features of a classifier trained on them (FD-...), or of
 weights --inception names (FID); those of a conditional model are read by the classifier, and of captioned shapes it is
 looked whether they show what their captions say. With --reconstruct, held-out images are compared with what an
 autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0), and one
-that compares images with texts, such as CLIP, those of retrieval and zero-shot classification. The outcome is written to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that
-is there already is kept as evaluation.1.json, and so on.
+that compares images with texts, such as CLIP, those of retrieval and zero-shot classification. The outcome is written
+to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that is there already is
+kept as evaluation.1.json, and so on.
 
 Several processes divide the images that are drawn and scored; the first compares, writes and prints.
 
@@ -308,9 +309,8 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        runs = ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip")
-        runs += ("prompts", "cascade")
-        for name in runs:
+        of_runs = ["likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"]
+        for name in (*of_runs, "prompts", "cascade"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return

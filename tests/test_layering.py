@@ -30,19 +30,7 @@ MAY_IMPORT = {
     "sampling": {"core", "errors", "data", "train", "cli", "generator"},
     "cli": {"core", "errors", "data", "train", "experiment", "runs", "distributed"},
     "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out", "embeddings"},
-    "evaluate": {
-        "core",
-        "errors",
-        "data",
-        "train",
-        "metrics",
-        "cli",
-        "experiment",
-        "cascade",
-        "generator",
-        "runs",
-        "embeddings",
-    }
+    "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "cascade", "generator", "runs"}
     | {"held_out", "sample_scores", "distributed", "embeddings"},
     "convert": {"core", "errors", "prob", "nn", "models", "samplers", "data", "train", "cli", "experiment", "runs"},
     "studies": {

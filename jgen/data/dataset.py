@@ -20,6 +20,7 @@ from jgen.core.model import ArraySpec, DataSpec
 from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
 from jgen.data.config import OF_FILES, Config, Place, check_config, located
+from jgen.data.emoji import emoji_source
 from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
@@ -115,6 +116,8 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return shapes_source(config)
     if config.name.partition(":")[0] == "fonts":
         return font_source(config)
+    if config.name.partition(":")[0] == "emoji":
+        return emoji_source(config)
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 

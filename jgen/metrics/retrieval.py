@@ -14,7 +14,7 @@ def recall(queries: np.ndarray, keys: np.ndarray, belongs: np.ndarray, at: Seque
     """The share of queries of which one of the k nearest keys, by the product, belongs to them: {"1": ..., "5": ...}.
 
     Args:
-      queries, keys: float (n, D); belongs: int (n,), the group of entry i of both: keys of a query's group belong to it.
+      queries, keys: float (n, D); belongs: int (n,), the group of entry i of both, whose members belong together.
       at: values of k, those above n left out.
     """
     most = min(max(at), len(keys))
