@@ -4,9 +4,10 @@ Held-out images give nats and bits per dimension, with the kind of likelihood an
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
 weights --inception names (FID); those of a conditional model are read by the classifier, and of captioned shapes it is
 looked whether they show what their captions say. With --reconstruct, held-out images are compared with what an
-autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0). The
-outcome is written to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that
-is there already is kept as evaluation.1.json, and so on.
+autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0), and one
+that compares images with texts, such as CLIP, those of retrieval and zero-shot classification. The outcome is written
+to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that is there already is
+kept as evaluation.1.json, and so on.
 
 Several processes divide the images that are drawn and scored; the first compares, writes and prints.
 
@@ -78,6 +79,8 @@ class Arguments:
     """JSON file for the outcome; default: evaluation.json in the run."""
     grid: str = ""
     """PNG file for a picture of the first samples, a row per class."""
+    prompts: tuple[str, ...] = ()
+    """Texts with {} in place of a class, for zero-shot classification by a run of CLIP; default: those of the data."""
     cascade: tuple[str, ...] = ()
     """Run directories of upsamplers: the samples that are scored are those of the run, enlarged by each of these in
     turn, and compared with the last one's data."""
@@ -137,7 +140,7 @@ def evaluate(
         except UserError as error:  # one image without a number: the distances are found all the same
             scores["errors"]["likelihood"] = str(error)
     if is_validated(gen, arguments):
-        scores["held_out"] = held_out.validation(gen, data, arguments)
+        scores |= held_out.validation(gen, data, arguments) | held_out.comparison(gen, data, arguments)
     if compare and arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
         made, labels, reconstruction = held_out.reconstruction(gen, data, arguments)
@@ -213,12 +216,15 @@ def is_validated(gen: Any, arguments: Arguments) -> bool:
 def check_capabilities(gen: Any, arguments: Arguments) -> None:
     """Raises `UserError` where a model cannot do what is to be scored, or nothing is."""
     from jgen.core.generate import require_capability
+    from jgen.embeddings import compares
 
     asked = arguments.samples > 0 or arguments.reconstruct
     require(
         gen.model.log_prob is not None or asked or is_validated(gen, arguments),
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
+    read = not arguments.prompts or (compares(gen.model) and is_validated(gen, arguments))
+    require(read, "--prompts are for a run that compares images with texts, such as clip, scored with --samples 0")
     require(arguments.samples > 0 or not arguments.cascade, "--cascade is of samples, of which --samples 0 draws none")
     require(not (arguments.cascade and arguments.reconstruct), "--reconstruct is of one run: --cascade has several")
     if arguments.samples:
@@ -303,8 +309,8 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        runs = ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip", "cascade")
-        for name in runs:
+        of_runs = ["likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"]
+        for name in (*of_runs, "prompts", "cascade"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return

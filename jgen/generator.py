@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
-from jgen import texts
+from jgen import embeddings, texts
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import (
@@ -32,6 +32,7 @@ from jgen.errors import require
 from jgen.experiment import Experiment
 from jgen.prob.anomaly import Kind, score_of
 from jgen.prob.importance import bootstrap_log_mean
+from jgen.prob.likelihoods import log_prior
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -200,27 +201,46 @@ class Generator:
         require_capability(self.model, "energy")
         return self._run("energy", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def classify(
-        self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
-    ) -> np.ndarray:
-        """The most probable class of each uint8 image by Bayes' rule, int32 (n,): see `class_log_probs`."""
-        log_probs = self.class_log_probs(key, images, prior=prior, by=by, batch_size=batch_size, **named)
-        return np.argmax(log_probs, axis=1).astype(np.int32)
+    def classify(self, key: jax.Array, images: Any, **options: Any) -> np.ndarray:
+        """The most probable class of each uint8 image, int32 (n,): see `class_log_probs`, of which the options are."""
+        return np.argmax(self.class_log_probs(key, images, **options), axis=1).astype(np.int32)
 
     def class_log_probs(
-        self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
+        self,
+        key: jax.Array,
+        images: Any,
+        *,
+        classes: Sequence[str] = (),
+        prompts: Sequence[str] = embeddings.PROMPTS,
+        prior: Any = None,
+        by: str = "",
+        batch_size: int = 64,
+        **named: Any,
     ) -> np.ndarray:
-        """log p(class | image) in nats of uint8 images by Bayes' rule, float64 (n, classes).
+        """log p(class | image) in nats of uint8 images, float64 (n, classes).
 
-        An image is scored with the same key under every class, so that a bound's noise is shared.
+        By Bayes' rule, where the model is conditioned on a class: an image is scored with the same key under every
+        class, so that a bound's noise is shared. By a model that compares images with texts, such as CLIP, zero-shot:
+        how near an image is to prompts with each class's name; nothing is drawn.
 
         Args:
+          classes, prompts: of the latter, the classes' names, and texts with {} in their place; default: those of the
+            run's data, where it has any.
           prior: probabilities of the classes; default: all alike.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "classify")
-        scores = self._class_scores(key, images, prior, by, batch_size, named)
+        if embeddings.compares(self.model):
+            require(not named and not by, f"{self.model.name} compares images with texts: it takes classes and prompts")
+            chosen = classes if len(classes) else self.model.data.label_names
+            scores = embeddings.class_scores(self, images, chosen, prompts, batch_size)
+            scores = scores + log_prior(prior, len(chosen))
+        else:
+            plain = len(classes) == 0 and prompts == embeddings.PROMPTS
+            own = f"{self.model.name} classifies by the classes that it was trained with"
+            require(plain, f"{own}: classes and prompts are of models that compare images with texts")
+            scores = self._class_scores(key, images, prior, by, batch_size, named)
         return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
     def _class_scores(
@@ -229,12 +249,9 @@ class Generator:
         """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
         name = self._class_field()
         num = self.model.data.fields[name].num_values
-        weights = np.full(num, 1.0 / num) if prior is None else np.asarray(prior, np.float64)
-        fits = weights.shape == (num,) and bool(np.all(weights >= 0)) and abs(weights.sum() - 1.0) < 1e-3
-        require(fits, f"prior is {prior}: it must be {num} probabilities, which sum to 1")
+        weights = log_prior(prior, num)
         rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(num)]
-        with np.errstate(divide="ignore"):
-            return np.stack(rows, axis=1) + np.log(weights)[None, :]
+        return np.stack(rows, axis=1) + weights
 
     def _class_field(self) -> str:
         """The condition that is a class; "" without any."""
@@ -419,6 +436,9 @@ class Generator:
 
     # Of a model that has a distribution of texts.
     complete_text, text_log_prob, perplexity = texts.complete_text, texts.text_log_prob, texts.perplexity
+
+    # Of a model that embeds images and texts.
+    embed_images, embed_texts, retrieve = embeddings.embed_images, embeddings.embed_texts, embeddings.retrieve
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""

@@ -28,12 +28,15 @@ MOVED = ("data.name", "data.test")  # which may change as long as the data's has
 
 class FrozenRun(NamedTuple):
     """A trained model that another stands on: functions, arrays, their hash, and seconds of training by run: of this
-    one and of those that it stands on, each under the hash of its arrays."""
+    one and of those that it stands on, each under the hash of its arrays. place: the run directory; tokenizers: of the
+    texts that it reads, by field."""
 
     model: GenerativeModel
     arrays: FrozenModel
     fingerprint: str
     seconds: Mapping[str, float]
+    place: str = ""
+    tokenizers: Mapping[str, AnyTokenizer] = {}
 
 
 FrozenRuns = dict[str, FrozenRun]  # by role
@@ -131,13 +134,46 @@ def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[...,
         gen = load(run, step)
         arrays = FrozenModel(gen.params, gen.ctx.extra, gen.ctx.frozen)
         fingerprint = fingerprint_of(arrays)
-        return FrozenRun(gen.model, arrays, fingerprint, {**gen.frozen_seconds, fingerprint: gen.own_seconds})
+        seconds = {**gen.frozen_seconds, fingerprint: gen.own_seconds}
+        reads = (*gen.model.conditions, getattr(gen.config.model, "text", ""))
+        tokenizers = {name: each for name, each in gen.tokenizers.items() if name in reads}
+        return FrozenRun(gen.model, arrays, fingerprint, seconds, str(run), tokenizers)
 
     newest, folder = at(None), Path(run) / "checkpoints"
     if wanted in ("", newest.fingerprint):
         return newest
     older = (at(step) for step in checkpoints.steps_in(folder) if checkpoints.fault(folder, step) is None)
     return next((one for one in older if one.fingerprint == wanted), newest)
+
+
+def check_tokenizers(tokenizers: Mapping[str, AnyTokenizer], frozen: FrozenRuns) -> None:
+    """Raises `UserError` where a run makes other tokens of its texts than a run that it stands on, and that reads them.
+
+    Args:
+      tokenizers: the run's, by field.
+    """
+    for role, run in sorted(frozen.items()):
+        for name in sorted(set(tokenizers) & set(run.tokenizers)):
+            own, theirs = tokenizers[name], run.tokenizers[name]
+            differs = difference(own, theirs)
+            how = f"frozen {role}, {run.place}, reads {name} by another tokenizer than this run's data"
+            advice = f"train the {role} on this data, or give the run that was"
+            require(not differs, f"{how}: {differs}; {advice}, --frozen.{role} RUN")
+
+
+def difference(own: AnyTokenizer, theirs: AnyTokenizer) -> str:
+    """In what two tokenizers differ, the first one's before the other's; "" where they make the same tokens."""
+    if own == theirs:
+        return ""
+    if type(own) is not type(theirs):
+        return "one is CLIP's published kind, and the other is not"
+    if own.length != theirs.length:
+        return f"texts have {own.length} tokens here and {theirs.length} there"
+    if own.merges == theirs.merges:
+        return "their vocabularies or their padding differ"
+    same = next((i for i, (a, b) in enumerate(zip(own.merges, theirs.merges)) if a != b), None)
+    numbers = f"{len(own.merges)} merges here, {len(theirs.merges)} there"
+    return f"{numbers}, which differ from merge {same} on" if same is not None else numbers
 
 
 def find_frozen(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jgen import cli
+from jgen import cli, embeddings
 from jgen.core import parallel
 from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
@@ -112,10 +112,8 @@ def with_clip_score(data: Any, clip: Any) -> dict[str, Judge]:
     Raises:
       UserError: a run that lends no embeddings, or that is of other images or other fields than the data.
     """
-    import jax
-
     model = clip.model
-    lends = {"embed_image", "embed_text"} <= set(model.functions)
+    lends = embeddings.compares(model)
     require(lends, f"clip is a {model.name}: it must be a model that lends embed_image and embed_text, such as clip")
     wanted, shape = data.spec.image.shape, model.images.shape
     require(shape == wanted, f"clip is of images {shape}: they must be {wanted}, as in the data")
@@ -123,17 +121,13 @@ def with_clip_score(data: Any, clip: Any) -> dict[str, Judge]:
     has = ", ".join(data.tokenizers) or "no texts"
     require(field in data.tokenizers, f"clip is of the field {field}: the data has {has}")
     name, encode = f"clip_score_{cli.model_hash(clip)[:8]}", clip.tokenizers[field].encode
-    embed_image, embed_text = (jax.jit(model.functions[f"embed_{kind}"]) for kind in ("image", "text"))
 
     def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
-        scores = []
-        for start in range(0, len(texts), CLIP_BATCH):
-            tokens = np.stack([encode(text) for text in texts[start : start + CLIP_BATCH]])
-            x = images[start : start + CLIP_BATCH].astype(np.float32) * np.float32(2 / 255) - 1
-            u, v = embed_image(clip.params, clip.ctx, x), embed_text(clip.params, clip.ctx, tokens)
-            scores.append(100.0 * np.maximum(np.sum(np.asarray(u) * np.asarray(v), axis=1), 0.0))
+        tokens = np.stack([encode(text) for text in texts])
+        u = embeddings.embed_images(clip, images, batch_size=CLIP_BATCH)
+        v = embeddings.embed_tokens(clip, tokens, batch_size=CLIP_BATCH)
         own = data.judges[field](texts, images) if field in data.judges else {}
-        return {**own, name: np.concatenate(scores)}
+        return {**own, name: 100.0 * np.maximum(np.sum(u * v, axis=1), 0.0)}
 
     return {**data.judges, field: judge}
 

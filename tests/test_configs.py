@@ -25,7 +25,7 @@ def get(system, variant):
 
 
 def spec_of(data):
-    if data.name == "shapes":
+    if data.name in ("shapes", "emoji"):
         return data_of(data)
     levels = 17 if data.name == "digits" else 256
     image = ImageSpec(*{**SHAPES, **IMAGENET}[data.name], 2 if data.binarise != "none" else levels)

@@ -401,6 +401,8 @@ def capabilities(model: GenerativeModel) -> list[str]:
     scores = model.log_prob is not None or model.energy is not None
     if scores and any(model.data.fields[name].is_class for name in model.conditions):
         names.append("classify")
+    if {"embed_image", "embed_text"} <= set(model.functions):
+        names += ["classify", "retrieve"]
     return names + ["anomaly_score"] * scores
 
 

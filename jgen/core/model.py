@@ -239,7 +239,8 @@ class GenerativeModel(NamedTuple):
                  at half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
-                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features);
+                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features), of length 1, and
+                 scale(params, ctx) -> (), what their products are multiplied with to be logits;
                  encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token;
                  text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T), and
                  complete_text(params, ctx, keys, tokens, known, temperature, top_k, top_p) -> int32 (B, T), texts that

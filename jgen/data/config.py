@@ -10,7 +10,7 @@ from jgen.data.image_files import background_colour
 from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require, require_choice
 
-OF_FILES = ("folder", "npz", "fonts")  # what a name with a path begins with
+OF_FILES = ("folder", "npz", "fonts", "emoji")  # what a name with a path begins with
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Config:
 
     name: str = "digits"
     """digits, shapes, which have captions and are of 32 pixels or of `size` 64, fonts, the letters of those that
-    fontconfig knows or of fonts:FOLDER, any prepared TFDS image set (mnist,
-    fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with or without sub-folders as classes and captions
-    as text files beside the pictures (1.txt for 1.png), or npz:FILE, arrays `images` and `label`."""
+    fontconfig knows or of fonts:FOLDER, emoji, the pictures of Noto Color Emoji or of emoji:FILE with their names as
+    captions, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with
+    or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png), or npz:FILE,
+    arrays `images` and `label`."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""

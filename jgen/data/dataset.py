@@ -20,10 +20,11 @@ from jgen.core.model import ArraySpec, DataSpec
 from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
 from jgen.data.config import OF_FILES, Config, Place, check_config, located
+from jgen.data.emoji import emoji_source
 from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
-from jgen.data.sources import Judge, Records, Source, cache_dir
+from jgen.data.sources import Judge, Records, Source, Subjects, cache_dir
 from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
 from jgen.data.transforms import added_fields
@@ -61,6 +62,7 @@ class Dataset(NamedTuple):
     tokenizers:  of the text fields, by name.
     judges:      of the text fields whose texts can be looked for in images, by name; {} where images have fewer levels
                  than the set has, and are not as its judges know them.
+    subjects:    of the text fields whose texts name a class, by name.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Dataset(NamedTuple):
     fingerprint: str
     tokenizers: Mapping[str, AnyTokenizer] = {}
     judges: Mapping[str, Judge] = {}
+    subjects: Mapping[str, Subjects] = {}
 
 
 def has_labels(dataset: Dataset, split: str) -> bool:
@@ -113,6 +116,8 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return shapes_source(config)
     if config.name.partition(":")[0] == "fonts":
         return font_source(config)
+    if config.name.partition(":")[0] == "emoji":
+        return emoji_source(config)
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
@@ -143,7 +148,7 @@ def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, a
     }
     spec = DataSpec(image, {**source.spec.fields, **added})
     judges = source.judges if image.levels == source.spec.image.levels else {}
-    return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges)
+    return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges, source.subjects)
 
 
 def opened(source: Source) -> tuple[dict[str, Records], str]:

@@ -23,6 +23,18 @@ MAX_THREADS = 16
 Judge = Callable[[Sequence[str], np.ndarray], dict[str, np.ndarray]]
 
 
+class Subjects(NamedTuple):
+    """Classes that a set's texts name, by which a model that compares images with texts is asked what an image shows.
+
+    names: of the classes. prompts: texts with {} in place of a name. classify: (texts) -> the class of each text's
+    image, int (n,), -1 where it is of none.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    classify: Callable[[Sequence[str]], np.ndarray]
+
+
 class Records(NamedTuple):
     """The examples of one split.
 
@@ -49,6 +61,7 @@ class Source(NamedTuple):
     content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
              whose name and version say it.
     judges:  of the text fields whose texts can be looked for in images, by name.
+    subjects: of the text fields whose texts name a class, by name.
     """
 
     name: str
@@ -60,6 +73,7 @@ class Source(NamedTuple):
     tokens: str = ""
     content: str = ""
     judges: Mapping[str, Judge] = {}
+    subjects: Mapping[str, Subjects] = {}
 
 
 def cache_dir() -> Path:

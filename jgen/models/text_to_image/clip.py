@@ -8,8 +8,8 @@ Glossary: x image; c its text, as tokens; f, g the encoders; tau the log of the 
 global batch, on however many devices: so it is not accumulated in parts.
 
 It has no images of its own: it lends `embed_image` and `embed_text`, both of unit length, so that their products rank
-texts for an image (zero-shot classification) and images for a text (retrieval), and `encode_text`, the features of each
-token, for models that attend to them. Validation scores are of the batch:
+texts for an image (zero-shot classification, `gen.classify`) and images for a text (`gen.retrieve`), and `encode_text`,
+the features of each token, for models that attend to them. Validation scores are of the batch:
 `image_to_text`, whether an image's own text has the greatest product with it, and `text_to_image`. A text that is
 written twice in the batch counts as right at either place.
 
@@ -108,6 +108,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
             "embed_image": partial(embed_image, clip),
             "embed_text": partial(embed_text, clip),
             "encode_text": partial(encode_text, clip),
+            "scale": scale,
         },
         whole_batch=True,
         why_not={"sample": "it compares images with texts: a text-to-image model draws them"},
@@ -159,6 +160,11 @@ def embed_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> ja
     return to_unit(clip.text_encoder.apply({"params": params["text"]}, tokens))
 
 
+def scale(params: Roles, ctx: Context) -> jax.Array:
+    """exp(tau), what products of embeddings are multiplied with, float32 ()."""
+    return jnp.exp(params["temperature"]["log_scale"])
+
+
 def encode_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> Tokens:
     """The features of each token, float32 (B, T, text_width), for models that attend to them."""
     features: Tokens = clip.text_encoder.apply({"params": params["text"]}, tokens, method="encode")
@@ -174,14 +180,14 @@ def compare(clip: Clip, params: Roles, ctx: Context, batch: Batch) -> tuple[jax.
     """u, v and the loss of each pair, (B, embedding) twice and (B,)."""
     u = embed_image(clip, params, ctx, to_float(batch["image"], clip.images.levels))
     v = embed_text(clip, params, ctx, batch[clip.config.text])
-    return u, v, contrastive_losses(u, v, jnp.exp(params["temperature"]["log_scale"]))
+    return u, v, contrastive_losses(u, v, scale(params, ctx))
 
 
 def loss(
     clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     _, _, losses = compare(clip, params, ctx, batch)
-    return jnp.mean(losses), ({"scale": jnp.exp(params["temperature"]["log_scale"])}, {})
+    return jnp.mean(losses), ({"scale": scale(params, ctx)}, {})
 
 
 def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
