@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ SHARED = (
     "editing",
     "inverting",
     "decoding",
+    "interpolation",
     "check_sampling",
     "evaluations",
     "numbers",
@@ -76,6 +77,8 @@ class Config:
     """Heads of its attention."""
     text_layers: int = 4
     """Its blocks."""
+
+    optional_texts: ClassVar[tuple[str, ...]] = ("negative", "source")
 
     @property
     def sampling(self) -> Sampling:
