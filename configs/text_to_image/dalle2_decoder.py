@@ -11,13 +11,13 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.diffusion import ddpm, edm
 from jgen.models.text_to_image.dalle2_decoder import Config
-from jgen.nn import dit, unet
+from jgen.nn import dit
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import tiny_training
 from jgen.train.presets import cosine, digits_training
 
 VARIANTS = {
-    "shapes": "32x32 rendered shapes given their CLIP embeddings; some 12 minutes of 2 CPU cores",
+    "shapes": "32x32 rendered shapes given their CLIP embeddings; some 12 minutes of CPU time",
     "tiny": "the same, seconds to train; for tests",
 }
 FACTS = Facts(compared=False)
@@ -37,7 +37,7 @@ def shapes() -> Experiment:
     noise = {"sigma_data": 0.25, "sigma_max": 40.0, "p_mean": -0.3, "p_std": 1.3}
     objective = edm.Config(network=network, class_conditional=False, sampling=DDIM, **noise)
     data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
-    train = digits_training(2500, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
+    train = digits_training(2000, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
     return Experiment(Config(objective), data, train)
 
 

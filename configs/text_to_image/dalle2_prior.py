@@ -14,7 +14,7 @@ from jgen.train.config import tiny_training
 from jgen.train.presets import cosine, digits_training
 
 VARIANTS = {
-    "shapes": "CLIP embeddings of 32x32 rendered shapes given their captions, by diffusion; under 5 minutes on 2 CPU cores",
+    "shapes": "CLIP embeddings of 32x32 rendered shapes given captions, by diffusion; some 10 minutes of CPU time",
     "shapes_autoregressive": "the same as codes of principal components, one after another",
     "tiny": "the diffusion, seconds to train; for tests",
 }

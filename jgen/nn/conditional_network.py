@@ -1,12 +1,13 @@
 """A network of noisy images bound to its data: a U-Net or a transformer, and what it is conditioned on.
 
 What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
-Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution`, `context`
-and `vector`, where the data has them. The low-resolution image is enlarged by linear interpolation and stands beside the
-noisy one as further channels, with which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv 2105.05233,
-section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network attends to; it
-comes with `negative_context`, what guidance leads away from and what stands in for a context that is dropped. A vector,
-such as the embedding of an image, is added to the embedding of the time; zeros stand in for one that is dropped.
+Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution`,
+`context` and `vector`, where the data has them. The low-resolution image is enlarged by linear interpolation and stands
+beside the noisy one as further channels, with which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv
+2105.05233, section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network
+attends to; it comes with `negative_context`, what guidance leads away from and what stands in for a context that is
+dropped. A vector, such as the embedding of an image, is added to the embedding of the time; zeros stand in for one that
+is dropped.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The decoder of DALL-E 2 (unCLIP): a diffusion given a CLIP embedding of its image (Ramesh, Dhariwal, Nichol, Chu &
+"""The decoder of DALL-E 2 (unCLIP): a diffusion given the CLIP embedding of its image (Ramesh, Dhariwal, Nichol, Chu &
 Chen 2022, arXiv 2204.06125), the last of a chain of runs: CLIP, prior, decoder.
 
-    training       the loss of an objective, given z = u(x) of the image itself, and its text                (section 2.1)
+    training       the loss of an objective, given z = u(x) of the image itself, and its text           (section 2.1)
     conditioning   W z beside the embedding of the time, and `tokens` further tokens A z before those of the text
     guidance       D(x_t, null) + s (D(x_t, z) - D(x_t, null)), null of z = 0 and no text: with probability
                    `objective.label_dropout` in training; the text alone is left out with `text_dropout`
     sampling       z ~ p(z | c) by the frozen prior (jgen/models/text_to_image/dalle2_prior.py), x ~ p(x | z, c)
-    latents        (z, x_T): z = u(x), and x_T by DDIM inversion given z                                       (section 3)
-    variations     DDIM of (z, x_T) with eta > 0                                                               (section 3.1)
-    interpolation  slerp of both latents of two images                                                         (section 3.2)
-    text diffs     z_theta = slerp(z, unit(v(c) - v(c_0)), theta), with x_T as it is                           (section 3.3)
+    latents        (z, x_T): z = u(x), and x_T by DDIM inversion given z                                  (section 3)
+    variations     DDIM of (z, x_T) with eta > 0                                                        (section 3.1)
+    interpolation  slerp of both latents of two images                                                  (section 3.2)
+    text diffs     z_theta = slerp(z, unit(v(c) - v(c_0)), theta), with x_T as it is                    (section 3.3)
 
 Glossary: x image; c text, c_0 what the image is now; u(x), v(c) the embeddings of the frozen CLIP; theta `strength`.
 
@@ -20,7 +20,7 @@ difference, where `source_text` says c_0, and variations where there is no text.
 upsamplers (`--cascade`).
 
 Differs from the paper: the text's tokens are those of CLIP, which is frozen; where z is dropped, the text is too; z is
-scaled by sqrt(D); without c_0 the difference is v(c) itself.
+scaled by sqrt(D), of unit length before; without c_0 the difference is v(c) itself.
 """
 
 from __future__ import annotations

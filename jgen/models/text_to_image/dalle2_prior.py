@@ -201,9 +201,7 @@ def text_of(prior: Prior, ctx: Context, tokens: jax.Array, given: jax.Array) -> 
     return jax.lax.stop_gradient(Text(encoded, prior.scale * v, given))
 
 
-def errors(
-    prior: Prior, params: Roles, keys: jax.Array, z: jax.Array, text: Text
-) -> jax.Array:
+def errors(prior: Prior, params: Roles, keys: jax.Array, z: jax.Array, text: Text) -> jax.Array:
     """Squared error of the predicted embedding at a random time, mean over dimensions of z sqrt(D), float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     t = 1.0 - rng.uniform(key_t, ())
@@ -274,9 +272,7 @@ def validate(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: 
     return code_scores(codes_log_prob(prior, params, ctx, z, text), prior.codes)
 
 
-def draw_embedding(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
-) -> jax.Array:
+def draw_embedding(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
     """z of about unit length, float32 (B, D), for the texts of `cond`; options: those of `Sampling`."""
     o = replace(prior.config.sampling, **options)
     check_sampling(prior.config, o)
@@ -289,9 +285,7 @@ def draw_embedding(
     return jnp.take_along_axis(candidates, best[None, :, None], axis=0)[0]
 
 
-def draw_by_diffusion(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, text: Text, o: Sampling
-) -> jax.Array:
+def draw_by_diffusion(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, text: Text, o: Sampling) -> jax.Array:
     """One draw of z, by DDIM."""
     key_start, key_steps = rng.split(keys, 2)
     noise, process = rng.normal(key_start, (prior.embedding,)), cosine()
