@@ -301,15 +301,20 @@ def draw_by_diffusion(prior: Prior, params: Roles, ctx: Context, keys: jax.Array
 def draw_by_codes(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, text: Text, o: Sampling) -> jax.Array:
     """One draw of z, component by component, with a product of the upper half of the distribution."""
     key_product, key_codes = rng.split(keys, 2)
-    shares = jnp.cumsum(ctx.extra["statistics"]["products"])
-    place = (0.5 + 0.5 * rng.uniform(key_product, ())) * shares[-1]
-    product = jnp.minimum(jnp.sum(shares[None] <= place[:, None], axis=1), PRODUCTS - 1)
+    product = of_upper_half(ctx.extra["statistics"]["products"], rng.uniform(key_product, ()))
     both = {name: {"text": each, "product": product} for name, each in with_null(text).items()}
     guides = o.guidance_scale != 1.0
     network = GuidedSequence(prior.network, o.guidance_scale) if guides else prior.network
     cond, shape = both if guides else both["cond"], prior.codes.shape
     codes = sample_sequence(network, params["prior"], key_codes, cond, shape, prior.codes.levels, o.temperature)
     return principal_components.decode(Components(**ctx.extra["components"]), codes[:, 0, :, 0], prior.codes.levels)
+
+
+def of_upper_half(shares: jax.Array, u: jax.Array) -> jax.Array:
+    """Buckets, int32 (B,), of the upper half of a distribution over buckets (M,), from uniform numbers u (B,)."""
+    below = jnp.cumsum(shares)
+    place = (0.5 + 0.5 * u) * below[-1]
+    return jnp.minimum(jnp.sum(below[None] <= place[:, None], axis=1), len(shares) - 1).astype(jnp.int32)
 
 
 def with_null(text: Text) -> Cond:
