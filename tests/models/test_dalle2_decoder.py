@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import make_batch, make_case
+from stub_clip import CLIP, CTX, DATA, LENGTH, TEXTS, D, V
 from stub_network import keys_of, stub_network
-from test_dalle2_prior import CLIP, CTX, DATA, LENGTH, TEXTS, D, V
 
 from jgen.core import keys as rng
 from jgen.core.generate import resolve_conditions
@@ -39,7 +39,10 @@ def draw_embedding(params, ctx, keys, cond, guidance_scale, candidates):
 PRIOR = GenerativeModel(
     "dalle2_prior", DATA, None, (), conditions=("text",), functions={"draw_embedding": draw_embedding}
 )
-FROZEN = {"clip": FrozenModel({}, {}), "prior": FrozenModel({"sign": jnp.float32(1.0)}, {}, {"clip": FrozenModel({}, {})})}
+FROZEN = {
+    "clip": FrozenModel({}, {}),
+    "prior": FrozenModel({"sign": jnp.float32(1.0)}, {}, {"clip": FrozenModel({}, {})}),
+}
 
 
 def make(config=CONFIG, **frozen):
@@ -140,14 +143,14 @@ def test_inversion_leads_back_to_the_image_the_nearer_the_more_steps():
         return latents, model.decode(params, ctx, keys_of(3, 9), latents, {}, steps=steps)
 
     errors = []
-    for steps in (5, 20, 80):
+    for steps in (10, 40, 160):
         latents, back = jax.jit(there_and_back, static_argnums=0)(steps)
         errors.append(np.abs(np.asarray(back, np.float64) - images).mean())
     np.testing.assert_allclose(latents["embedding"], embedding_of(images), atol=1e-6)
     assert latents["noise"].shape == images.shape
-    assert errors[0] > 2 * errors[1] and errors[2] < 1.5, errors
+    assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[2] < 2.5, errors  # DDIM is of first order
     moved = {**latents, "embedding": -latents["embedding"]}
-    other = jax.jit(lambda x: model.decode(params, ctx, keys_of(3, 9), x, {}, steps=80))(moved)
+    other = jax.jit(lambda x: model.decode(params, ctx, keys_of(3, 9), x, {}, steps=160))(moved)
     assert np.abs(np.asarray(other, np.float64) - images).mean() > 4 * errors[2]
 
 
@@ -170,7 +173,7 @@ def test_variations_share_latents_and_differ_by_noise():
     np.testing.assert_array_equal(gen.edit(KEY, image.repeat(6, 0), steps=20, eta=1.0), varied)
     with pytest.raises(UserError, match="latents have noise: it must be embedding and noise"):
         gen.decode(KEY, {"noise": many["noise"]})
-    with pytest.raises(UserError, match="latents have ndarray"):
+    with pytest.raises(UserError, match="latents have one array"):
         gen.decode(KEY, many["noise"])
     with pytest.raises(UserError, match=r"embedding has shape .6, 2.: it must be .n, 3."):
         gen.decode(KEY, {"embedding": many["embedding"][:, :2]})
@@ -179,13 +182,13 @@ def test_variations_share_latents_and_differ_by_noise():
 def test_interpolation_goes_along_both_great_circles():
     gen = generator()
     first, second = some_images(2), some_images(2, seed=5)
-    way = gen.interpolate(KEY, first, second, 3, steps=60)
+    way = gen.interpolate(KEY, first, second, 3, steps=200)
     assert way.shape == (2, 3, *IMAGES.shape)
     for end, images in ((0, first), (2, second)):
         assert np.abs(way[:, end].astype(np.float64) - images).mean() < 2
-    a, b = gen.invert(KEY, first, steps=60), gen.invert(KEY, second, steps=60)
+    a, b = gen.invert(KEY, first, steps=200), gen.invert(KEY, second, steps=200)
     middle = {name: slerp(a[name], b[name], np.full(2, 0.5, np.float32)) for name in a}
-    decoded = gen.decode(KEY, middle, steps=60)
+    decoded = gen.decode(KEY, middle, steps=200)
     assert np.abs(way[:, 1].astype(int) - decoded).max() <= 1
     assert np.abs(way[:, 1].astype(np.float64) - first).mean() > 4
 
@@ -266,10 +269,12 @@ def test_a_prior_on_another_clip_is_refused():
     assert caught.match(f"frozen.prior stands on the clip {theirs}, and frozen.clip is {ours}: it must be the same run")
 
 
-@pytest.mark.parametrize("objective", [
-    edm.Config(network=replace(unet.TINY, channels=(8,)), class_conditional=False, augment=0.1, sampling=Sampling(steps=3)),
-    ddpm.Config(network=replace(unet.TINY, channels=(8,)), class_conditional=False, bound_variance="learned"),
-], ids=["edm with augmentation", "ddpm of learned variances"])  # fmt: skip
+SMALL = {"network": replace(unet.TINY, channels=(8,)), "class_conditional": False}
+AUGMENTED = edm.Config(**SMALL, augment=0.1, sampling=Sampling(steps=3))
+LEARNED = ddpm.Config(**SMALL, bound_variance="learned")
+
+
+@pytest.mark.parametrize("objective", [AUGMENTED, LEARNED], ids=["augmentation", "learned variances"])
 def test_it_stands_beside_what_else_a_network_is_given(objective):
     model = make(replace(CONFIG, objective=objective))
     batch = {**make_batch(model, 3), "text": TEXTS}

@@ -13,12 +13,12 @@ from contract_cases import SGD, Case, make_case, make_run, step_batch
 from naive_autoregressive import normal_params
 from scipy.stats import chisquare
 from sklearn.decomposition import PCA
+from stub_clip import CLIP, CTX, DATA, LENGTH, TEXTS, WORDS, D, V
 from stub_network import keys_of
 
 from jgen.core import keys as rng
 from jgen.core.generate import require_capability
-from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, GenerativeModel, ImageSpec
-from jgen.core.tokens import END, START
+from jgen.core.model import ArraySpec, DataSpec, ImageSpec
 from jgen.errors import NotSupported, UserError
 from jgen.experiment import make_model
 from jgen.models.text_to_image import dalle2_prior
@@ -27,30 +27,8 @@ from jgen.nn.embedding_prior import DiffusionPrior, Text
 from jgen.prob import principal_components
 from jgen.samplers.autoregressive import draw, gumbel
 
-D, LENGTH, WORDS, WIDTH = 3, 4, 6, 5  # dimensions of an embedding, tokens of a text, ids, features of a token
-DATA = DataSpec(ImageSpec(2, 2, 1, 256), {"text": ArraySpec((LENGTH,), "int32", WORDS)})
-TEXTS = np.array([[START, 3, END, 0], [START, 4, 5, END], [START, 5, END, 0]], np.int32)
-V = np.random.default_rng(0).standard_normal((WORDS, D)).astype(np.float32) * 0.5  # of a text's first word
-TOKENS = np.random.default_rng(1).standard_normal((WORDS, WIDTH)).astype(np.float32)
 CONFIG = dalle2_prior.Config(features=8, layers=2, heads=2, hidden=12)
 CODES = replace(CONFIG, kind="autoregressive", components=2, levels=3, fit_steps=4)
-
-
-def embed_image(params, ctx, x):
-    return x.reshape(len(x), -1)[:, :D]
-
-
-def embed_text(params, ctx, tokens):
-    return jnp.asarray(V)[tokens[:, 1]]
-
-
-def encode_text(params, ctx, tokens):
-    return Tokens(jnp.asarray(TOKENS)[tokens], jnp.cumsum(tokens == END, axis=1) - (tokens == END) == 0)
-
-
-LENT = {"embed_image": embed_image, "embed_text": embed_text, "encode_text": encode_text}
-CLIP = GenerativeModel("clip", DATA, lambda key, batch, frozen: ({}, {}), (), functions=LENT)
-CTX = Context(jnp.int32(0), frozen={"clip": FrozenModel({}, {})})
 
 
 def system(config=CONFIG):
@@ -345,5 +323,7 @@ def test_what_cannot_serve_is_one_line(options, clip, words):
 
 def test_it_draws_no_images_and_says_who_does():
     model = make_model(CONFIG, DATA, {"clip": CLIP})
-    with pytest.raises(NotSupported, match="^dalle2_prior cannot sample: it draws embeddings of images: a dalle2_decoder"):
+    with pytest.raises(
+        NotSupported, match="^dalle2_prior cannot sample: it draws embeddings of images: a dalle2_decoder"
+    ):
         require_capability(model, "sample")

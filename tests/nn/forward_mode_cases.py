@@ -141,7 +141,9 @@ def texts_of_embeddings(network):
     variables = network.init(jax.random.key(0), text)
 
     def sequence(features, embedding):
-        return network.apply(variables, text._replace(tokens=text.tokens._replace(features=features), embedding=embedding))
+        return network.apply(
+            variables, text._replace(tokens=text.tokens._replace(features=features), embedding=embedding)
+        )
 
     return sequence, (text.tokens.features, text.embedding)
 

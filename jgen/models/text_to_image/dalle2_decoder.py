@@ -279,7 +279,7 @@ def decode(
       UserError: latents of other names or shapes.
     """
     assert decoder.model.decode is not None
-    names = set(latents) if isinstance(latents, dict) else {type(latents).__name__}
+    names = set(latents) if isinstance(latents, dict) else {"one array"}
     shown = ", ".join(sorted(names))
     require({"embedding"} <= names <= {"embedding", "noise"}, f"latents have {shown}: it must be embedding and noise")
     z, wanted = latents["embedding"], (decoder.embedding,)
