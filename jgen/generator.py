@@ -77,13 +77,15 @@ class Generator:
             f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
         )
 
-    def conditions(self, n: int, start: int = 0, **given: Any) -> Cond:
+    def conditions(self, n: int, start: int = 0, name: str = "sample", **given: Any) -> Cond:
         """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; classes are taken in turn.
 
+        Args:
+          name: the model's function that they are for.
         Raises:
           UserError: a field that the model is not conditioned on, one that is missing, or a value out of range.
         """
-        return resolve_conditions(self.model, self._tokens(given), n, start)
+        return resolve_conditions(self.model, self._tokens(given), n, start, name)
 
     @cached_property
     def _to_sample(self) -> tuple[Roles, Context]:
@@ -338,27 +340,36 @@ class Generator:
         latents = self.encode(key_encode, images, batch_size=batch_size, **cond)
         return self.decode(key_decode, latents, batch_size=batch_size, **cond)
 
-    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **cond: Any) -> np.ndarray:
-        """Images between pairs of images, along the line between their latents: uint8 (n, num, H, W, C).
+    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **named: Any) -> np.ndarray:
+        """Images between pairs of images, along the line between their latents, or, of a diffusion, along the great
+        circle between the noise that its steps backwards make of them: uint8 (n, num, H, W, C).
 
         Args:
           first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
+          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
         """
         require_capability(self.model, "interpolate")
         require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
         key_first, key_second, key_decode = rng.split_key(key, 3)
-        a, b = self.encode(key_first, first, **cond), self.encode(key_second, second, **cond)
+        cond, options = self._split(named)
+        read = () if self.model.encode is not None else vars(self.model.inverting)
+        to_latents = self.encode if self.model.encode is not None else self.invert
+        own = {**cond, **{name: value for name, value in options.items() if name in read}}
+        a, b = to_latents(key_first, first, **own), to_latents(key_second, second, **own)
         n = len(jax.tree.leaves(a)[0])
         require(len(jax.tree.leaves(b)[0]) == n, f"first has {n} images: second must have as many")
         weights = np.linspace(0.0, 1.0, num, dtype=np.float32)
 
         def between(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            if self.model.interpolation is not None:
+                pairs = np.repeat(x, num, axis=0), np.repeat(y, num, axis=0)
+                return np.asarray(self.model.interpolation(*pairs, np.tile(weights, n)), x.dtype)
             w = weights.reshape(1, num, *[1] * (x.ndim - 1))
             return ((1 - w) * x[:, None] + w * y[:, None]).reshape(n * num, *x.shape[1:]).astype(x.dtype)
 
         resolved = self._resolve("decode", cond, n)
         repeated: dict[str, Any] = {name: np.repeat(x, num, axis=0) for name, x in resolved.items()}
-        images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
+        images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated, **options)
         return images.reshape(n, num, *self.model.images.shape)
 
     def inpaint(
@@ -464,10 +475,10 @@ class Generator:
         """The conditions of given images or latents: none has a default, unlike when sampling."""
         cond = {field: value for field, value in cond.items() if value is not None}
         for field in self.model.conditions:
-            given = field in cond
+            given = field in cond or name in self.model.unconditional
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
-        return resolve_conditions(self.model, self._tokens(cond), n)
+        return resolve_conditions(self.model, self._tokens(cond), n, name=name)
 
     def _run(
         self,

@@ -85,7 +85,19 @@ def _made(config: Any, data: DataSpec, frozen: tuple[tuple[str, GenerativeModel]
 
 def model_of(config: Any, data: DataSpec, frozen: FrozenRuns) -> GenerativeModel:
     """The model of a system's Config: the same functions for every checkpoint of a run, so that they compile once."""
-    return _made(config, data, tuple((role, run.model) for role, run in sorted(frozen.items())))
+    model = _made(config, data, tuple((role, run.model) for role, run in sorted(frozen.items())))
+    check_shared(model, frozen)
+    return model
+
+
+def check_shared(model: GenerativeModel, frozen: FrozenRuns) -> None:
+    """Raises `UserError` where a frozen run stands on another run than this model does, of a role that they share."""
+    for role in model.shared:
+        for other, run in frozen.items():
+            if role in run.arrays.frozen:
+                theirs, own = fingerprint_of(run.arrays.frozen[role])[:8], frozen[role].fingerprint[:8]
+                stands = f"frozen.{other} stands on the {role} {theirs}, and frozen.{role} is {own}"
+                require(theirs == own, f"{stands}: it must be the same run at the same step")
 
 
 def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:

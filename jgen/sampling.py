@@ -52,7 +52,7 @@ def write_samples(
             check_animation(Path(a.trajectory), "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=frozen)
     edit, edited = make_edit(gen)
-    cond = gen.conditions(a.num, a.start, **given)
+    cond = gen.conditions(a.num, a.start, "sample" if edit is None else "edit", **given)
     stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
     hashes = [*map(cli.model_hash, (gen, *stages.upsamplers))]
     identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of({**given, **edited}), "options": sampling}

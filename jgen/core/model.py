@@ -189,6 +189,7 @@ class GenerativeModel(NamedTuple):
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
+    unconditional: the functions to which `cond` may lack fields of `conditions`, and be {}.
     optional:    {name: field}, further entries that `cond` may have, each of the kind of that field: negative_text,
                  what guidance leads away from in the place of no condition; source_text, of the image to stay near.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
@@ -208,6 +209,8 @@ class GenerativeModel(NamedTuple):
     invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, or
                  by the sampler's steps backwards, of a model that has no `encode`.
     inverting:   a frozen dataclass with the default of every option of `invert`.
+    interpolation: (a, b, w) -> the latents between two arrays (B, ...), w (B,) from 0 to 1, leaf by leaf; None: the
+                 line. Latents of a model without `encode` are those of `invert`, and it must say how.
     codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
                  grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
     inpaint:     (params, ctx, keys, images, mask, cond, **inpainting) -> uint8 images; bool (B, H, W), true where a
@@ -241,10 +244,13 @@ class GenerativeModel(NamedTuple):
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features), of length 1, and
                  scale(params, ctx) -> (), what their products are multiplied with to be logits;
+                 draw_embedding(params, ctx, keys, cond, **sampling) -> (B, features), of images of that condition;
                  encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token;
                  text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T), and
                  complete_text(params, ctx, keys, tokens, known, temperature, top_k, top_p) -> int32 (B, T), texts that
                  begin with the first `known`, (B,), of the tokens, the start included.
+    shared:      the roles that the frozen models which stand on one, too, must have in common with this one: a prior of
+                 another CLIP is refused.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
@@ -266,6 +272,7 @@ class GenerativeModel(NamedTuple):
     evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
+    unconditional: tuple[str, ...] = ()
     optional: Mapping[str, str] = {}
     validate: Callable[..., dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
@@ -280,6 +287,7 @@ class GenerativeModel(NamedTuple):
     invert: Callable[..., Any] | None = None
     decoding: Any = None
     inverting: Any = None
+    interpolation: Callable[..., Any] | None = None
     codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
     inpainting: Any = None
@@ -290,6 +298,7 @@ class GenerativeModel(NamedTuple):
     restoring: Any = None
     prepare: Callable[..., Roles] | None = None
     functions: Mapping[str, Callable[..., Any]] = {}
+    shared: tuple[str, ...] = ()
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
     whole_batch: bool = False

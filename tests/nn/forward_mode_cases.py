@@ -22,6 +22,7 @@ from jgen.nn import (
     dcgan,
     dit,
     dropout,
+    embedding_prior,
     embeddings,
     energy,
     first_stage,
@@ -126,6 +127,34 @@ def texts(network, num):
     tokens = np.array([[1, 3, 1, 2], [3, 4, 2, 1]])[:, :num]
     variables = jax.eval_shape(network.init, jax.random.key(0), tokens)
     return lambda params: network.apply({"params": params}, tokens), (normal_params(variables["params"]),)
+
+
+def embedding_prior_text():
+    """Features of two texts, of one of which the last token does not count, and one that is not given."""
+    tokens = cross_attention.Tokens(normal(2, 3, 5), np.array([[True, True, False], [True, True, True]]))
+    return embedding_prior.Text(tokens, normal(2, 4), np.array([True, False]))
+
+
+def texts_of_embeddings(network):
+    """The sequence of texts, differentiated in their features and embeddings."""
+    text = embedding_prior_text()
+    variables = network.init(jax.random.key(0), text)
+
+    def sequence(features, embedding):
+        return network.apply(
+            variables, text._replace(tokens=text.tokens._replace(features=features), embedding=embedding)
+        )
+
+    return sequence, (text.tokens.features, text.embedding)
+
+
+def codes_of_embeddings():
+    """A prior of codes, differentiated in its parameters."""
+    sizes = {"features": 8, "heads": 2, "layers": 2, "hidden": 8, "key_features": 8}
+    network = embedding_prior.CodePrior((1, 3, 1), 4, **sizes, text_length=3, products=5)
+    x, cond = np.zeros((2, 1, 3, 1), np.int32), {"text": embedding_prior_text(), "product": np.array([1, 4])}
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
+    return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
 
 
 def codes_by_class(network):
@@ -369,6 +398,11 @@ CASES = {
             (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
         )
     ),
+    "TextPrefix": lambda: texts_of_embeddings(embedding_prior.TextPrefix(8, 3)),
+    "DiffusionPrior": lambda: layer(
+        embedding_prior.DiffusionPrior(4, 3, 8, 2, 2, 8), normal(2, 4), T / 40, rest=(embedding_prior_text(),)
+    ),
+    "CodePrior": codes_of_embeddings,
     "TextImageTransformer": lambda: text_and_codes(text_image_transformer.TextImageTransformer, False),
     "TextTransformer": lambda: text_and_codes(text_image_transformer.TextTransformer, True),
     "QuantileHead": lambda: layer(quantile_head.QuantileHead(4, 1, 3), normal(2, 3, 1, 4), normal(2, 3, 5)),

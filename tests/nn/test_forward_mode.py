@@ -36,7 +36,7 @@ NETWORKS = (
 )
 NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
-NETWORKS += ("TextImageTransformer", "TextTransformer")
+NETWORKS += ("TextImageTransformer", "TextTransformer", "DiffusionPrior", "CodePrior")
 NETWORKS += ("stylegan3.Synthesis", "stylegan3.Generator", "ProjectedDiscriminator")
 NETWORKS += ("ClipTextEncoder", "ConditionUNet")
 NETWORKS += tuple(

@@ -43,6 +43,7 @@ from jgen.prob.contrastive import contrastive_losses, nearest
 from jgen.prob.pixels import to_float
 
 START_SCALE, MOST_SCALE = 1 / 0.07, 100.0
+EMBEDDINGS = ("embed_image", "embed_text")
 
 
 @dataclass(frozen=True)
@@ -200,3 +201,31 @@ def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
         return jnp.all(all_tokens[places] == tokens, axis=1).astype(jnp.float32)
 
     return {"nll": losses, "image_to_text": is_right(nearest(u, v)), "text_to_image": is_right(nearest(v, u))}
+
+
+def width_of(model: GenerativeModel, name: str, text: str) -> int:
+    """Features of what a frozen model lends under `name`, embed_text or encode_text, of its field of tokens."""
+
+    def features(key: jax.Array) -> jax.Array:
+        fields = {field: jnp.zeros((1, *each.shape), each.dtype) for field, each in model.data.fields.items()}
+        image = jnp.zeros((1, *model.images.shape), jnp.uint8)
+        batch = {"image": image, "index": jnp.zeros(1, jnp.int32), **fields}
+        params, extra = model.init(key, batch, {})
+        encoded = model.functions[name](params, Context(jnp.int32(0), None, params, extra), batch[text])
+        return encoded.features if isinstance(encoded, Tokens) else encoded
+
+    return int(jax.eval_shape(features, jax.random.key(0)).shape[-1])
+
+
+def check_clip(clip: GenerativeModel, data: DataSpec, text: str, lends: tuple[str, ...] = EMBEDDINGS) -> None:
+    """Raises `UserError` unless a frozen model embeds such images and such texts.
+
+    Args:
+      lends: what it must lend.
+    """
+    needed = f"it must lend {', '.join(lends[:-1])} and {lends[-1]}, as a clip does"
+    require(set(lends) <= set(clip.functions), f"frozen.clip is a {clip.name}: {needed}")
+    same = clip.images == data.image
+    require(same, f"frozen.clip was trained on {clip.images}: the data is {data.image}")
+    theirs, own = clip.data.fields.get(text), data.fields[text]
+    require(theirs == own, f"frozen.clip was trained on {text} of {theirs}: the data has {own}")
