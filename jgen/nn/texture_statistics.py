@@ -2,7 +2,7 @@
 
 Of an image z (H, W, C) with periodic boundaries and its pyramid (`jgen.nn.steerable_pyramid`), as means over positions:
 
-    pixels   mean, covariance of the channels, third and fourth central moments, least and greatest value
+    pixels   mean, covariance of the channels, third and fourth central moments
     high     covariance of the channels of the highpass band
     lows     of the image that each scale cuts into bands, and of the last lowpass image: central M x M samples of the
              autocorrelation, third and fourth moments, covariance of the channels
@@ -12,8 +12,11 @@ Of an image z (H, W, C) with periodic boundaries and its pyramid (`jgen.nn.steer
              with |p|, and of Re b with the real and the imaginary part of p^2 / |p|, whose phase runs as fast as b's
 
 The autocorrelation of a real image is even: (M^2 + 1) / 2 of its samples are all there are. An image of one channel,
-in 4 scales and 4 orientations with M = 7, has 710 statistics in the paper; here the covariances of pairs stand twice,
-and the range, the means and the powers are beside them.
+in 4 scales and 4 orientations with M = 7, has 710 statistics in the paper; here the covariances of pairs stand twice, some
+variances are there again, the powers are beside them, and the range of the pixels is left to who synthesises.
+
+`scales_of` gives the unit of each, from the variances among them: in these units all are of order one, and covariances
+are correlations. `spectrum` is the gain at each frequency that gives white noise the powers of the bands.
 
 Differs from the paper: lowpass images are those that are cut into bands, there sums of bands; the moduli of p are those
 of the interpolated band, there the interpolated moduli; no covariances of the coarsest bands with the last lowpass
@@ -65,9 +68,7 @@ def check_size(form: Form, height: int, width: int, what: str) -> None:
 def statistics(form: Form, z: jax.Array) -> dict[str, Tree]:
     """All statistics of one image z, float (H, W, C), as a tree of arrays."""
     z = jnp.moveaxis(z, -1, 0)
-    mean = jnp.mean(z, axis=(1, 2))
-    pixels = {"mean": mean, "least": jnp.min(z, axis=(1, 2)), "greatest": jnp.max(z, axis=(1, 2))}
-    pixels |= moments(z) | {"covariance": covariance(z, z)}
+    pixels = moments(z) | {"covariance": covariance(z, z), "mean": jnp.mean(z, axis=(1, 2))}
     spectra = steerable_pyramid.spectra(z, form.scales, form.orientations)
     high = jnp.fft.ifft2(spectra.high).real
     found: dict[str, Tree] = {"pixels": pixels, "high": {"covariance": covariance(high, high)}}
@@ -96,6 +97,62 @@ def statistics(form: Form, z: jax.Array) -> dict[str, Tree]:
         bands.append(own)
         fine = modulus, band.real
     return found | {"bands": bands, "parents": parents}
+
+
+def scales_of(found: dict[str, Tree]) -> dict[str, Tree]:
+    """The units, above zero, of the statistics of an image, or of their means over several: a tree like theirs."""
+
+    def of_images(own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        variance = variances(own)
+        units = {"third": variance**1.5, "fourth": jnp.maximum(own["fourth"], TINY), "covariance": pairs(variance)}
+        units["autocorrelation"] = jnp.broadcast_to(variance[:, None], own.get("autocorrelation", variance[:, None]).shape)
+        units["mean"] = jnp.sqrt(variance)
+        return {name: units[name] for name in own}
+
+    def of_bands(own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        variance, power = variances(own), jnp.maximum(own["power"], TINY)
+        units = {"power": power, "covariance": pairs(variance), "real": 0.5 * pairs(power)}
+        units["autocorrelation"] = jnp.broadcast_to(variance[:, None], own["autocorrelation"].shape)
+        return {name: units[name] for name in own}
+
+    units = {"pixels": of_images(found["pixels"]), "lows": [of_images(low) for low in found["lows"]]}
+    bands, parents = found["bands"], []
+    for own, parent in zip(bands, bands[1:]):
+        powers = [jnp.maximum(each["power"], TINY) / 2 for each in (own, parent)]
+        phases = jnp.sqrt(powers[0][:, None] * jnp.tile(powers[1], 2)[None, :])
+        moduli = jnp.sqrt(variances(own)[:, None] * variances(parent)[None, :])
+        parents.append({"moduli": moduli, "phases": phases})
+    high = {"covariance": pairs(variances(found["high"]))}
+    return units | {"high": high, "bands": [of_bands(own) for own in bands], "parents": parents}
+
+
+def variances(own: dict[str, jax.Array]) -> jax.Array:
+    return jnp.maximum(jnp.diagonal(own["covariance"]), TINY)
+
+
+def pairs(variance: jax.Array) -> jax.Array:
+    """Products of standard deviations, (n, n)."""
+    deviation = jnp.sqrt(variance)
+    return deviation[:, None] * deviation[None, :]
+
+
+def spectrum(form: Form, found: dict[str, Tree], height: int, width: int) -> jax.Array:
+    """The gain (C, height, width) at each frequency with which white noise of unit variance has the powers of all
+    bands, float32."""
+    filters = steerable_pyramid.make_filters(height, width, form.scales, form.orientations)
+    channels = len(found["pixels"]["mean"])
+    level = 0.25**form.scales  # of the noise's variance in a lowpass image, where all frequencies pass
+    low = jnp.sqrt(variances(found["lows"][-1]) / level)
+    gain = jnp.broadcast_to(low[:, None, None], (channels, height >> form.scales, width >> form.scales))
+    for own, band, low_pass in reversed(list(zip(found["bands"], filters.bands, filters.lows))):
+        level *= 4
+        power = own["power"].reshape(channels, -1) / (level * np.mean(np.abs(band) ** 2, axis=(1, 2)))[None, :]
+        passed = np.abs(steerable_pyramid.both_halves(band)) ** 2
+        oriented = jnp.einsum("ck,khw->chw", jnp.sqrt(power), jnp.asarray(passed, jnp.float32))
+        gain = steerable_pyramid.doubled(gain) / 4 * jnp.asarray(low_pass**2, jnp.float32)[None] + oriented
+    high = jnp.sqrt(variances(found["high"]) / np.mean(filters.high**2))
+    gain = gain * jnp.asarray(filters.low**2, jnp.float32)[None]
+    return gain + high[:, None, None] * jnp.asarray(filters.high**2, jnp.float32)[None]
 
 
 def centred(x: jax.Array) -> jax.Array:
