@@ -120,9 +120,14 @@ def spectra(x: jax.Array, scales: int, orientations: int) -> Spectra:
 
 def halved(y: jax.Array) -> jax.Array:
     """The transform of every second pixel of a lowpass image, from its own, (..., h, w) to (..., h / 2, w / 2)."""
-    height, width = y.shape[-2:]
-    rows, columns = (np.arange(n // 2) + np.where(np.arange(n // 2) < (n // 2 + 1) // 2, 0, n // 2) for n in (height, width))
+    rows, columns = map(kept_frequencies, y.shape[-2:])
     return 0.25 * y[..., rows, :][..., columns]
+
+
+def kept_frequencies(size: int) -> np.ndarray:
+    """Places, among the frequencies of `size` pixels, of those of half as many."""
+    places = np.arange(size // 2)
+    return np.where(places < (size // 2 + 1) // 2, places, places + size // 2)
 
 
 def doubled(y: jax.Array) -> jax.Array:

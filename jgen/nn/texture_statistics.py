@@ -137,22 +137,30 @@ def pairs(variance: jax.Array) -> jax.Array:
 
 
 def spectrum(form: Form, found: dict[str, Tree], height: int, width: int) -> jax.Array:
-    """The gain (C, height, width) at each frequency with which white noise of unit variance has the powers of all
-    bands, float32."""
+    """The gain (C, height, width) at each frequency at which white noise of unit variance has the powers of all bands,
+    about: exactly where those that overlap have powers alike."""
     filters = steerable_pyramid.make_filters(height, width, form.scales, form.orientations)
     channels = len(found["pixels"]["mean"])
-    level = 0.25**form.scales  # of the noise's variance in a lowpass image, where all frequencies pass
-    low = jnp.sqrt(variances(found["lows"][-1]) / level)
-    gain = jnp.broadcast_to(low[:, None, None], (channels, height >> form.scales, width >> form.scales))
-    for own, band, low_pass in reversed(list(zip(found["bands"], filters.bands, filters.lows))):
-        level *= 4
-        power = own["power"].reshape(channels, -1) / (level * np.mean(np.abs(band) ** 2, axis=(1, 2)))[None, :]
-        passed = np.abs(steerable_pyramid.both_halves(band)) ** 2
-        oriented = jnp.einsum("ck,khw->chw", jnp.sqrt(power), jnp.asarray(passed, jnp.float32))
-        gain = steerable_pyramid.doubled(gain) / 4 * jnp.asarray(low_pass**2, jnp.float32)[None] + oriented
-    high = jnp.sqrt(variances(found["high"]) / np.mean(filters.high**2))
-    gain = gain * jnp.asarray(filters.low**2, jnp.float32)[None]
-    return gain + high[:, None, None] * jnp.asarray(filters.high**2, jnp.float32)[None]
+    high = variances(found["high"]) / np.mean(filters.high**2)
+    power = high[:, None, None] * jnp.asarray(filters.high**2, high.dtype)[None]
+    passed, level = filters.low, 1.0  # amplitude that has come to a scale, and the variance of white noise there
+    for own, band, low in zip(found["bands"], filters.bands, filters.lows):
+        of_noise = level * np.mean(np.abs(passed * band) ** 2, axis=(1, 2))
+        ratio = own["power"].reshape(channels, -1) / of_noise[None, :]
+        squares = np.abs(passed * steerable_pyramid.both_halves(band)) ** 2
+        power = power + at_full_size(jnp.einsum("ck,khw->chw", ratio, jnp.asarray(squares, ratio.dtype)), height)
+        rows, columns = (steerable_pyramid.kept_frequencies(n) for n in low.shape)
+        passed, level = (passed * low)[rows][:, columns], level / 4
+    ratio = variances(found["lows"][-1]) / (level * np.mean(passed**2))
+    squares = jnp.asarray(passed**2, ratio.dtype)
+    return jnp.sqrt(power + at_full_size(ratio[:, None, None] * squares[None], height))
+
+
+def at_full_size(response: jax.Array, height: int) -> jax.Array:
+    """A response (C, h, w) at the frequencies of a scale as one at those of the image, zero above."""
+    while response.shape[1] < height:
+        response = steerable_pyramid.doubled(response) / 4
+    return response
 
 
 def centred(x: jax.Array) -> jax.Array:

@@ -3,11 +3,12 @@
 A texture is what has the same statistics everywhere, so that a model of it is the statistics phi* themselves, as means
 over the crops of a picture, and a sample an image with the same:
 
-    e(z)^2  = |(phi(z) - phi*) / s|^2 / |phi* / s|^2
-    sample  = the end of descent on e(z)^2 + w mean(excess(z)^2), from Gaussian noise with the texture's spectrum
+    e(z)^2  = sum_g |(phi_g(z) - phi*_g) / s_g|^2 / sum_g |phi*_g / s_g|^2
+    sample  = the end of descent on e(z)^2 + w |excess(z)|^2, from Gaussian noise with the texture's spectrum
 
-where s are units in which all statistics are of order one, and the excess is what a pixel has above the greatest or
-below the least value of the source. Nothing is trained by gradients: a step moves phi* to the mean over all crops seen.
+where g are kinds of statistics, |.|^2 means of squares over those of a kind, s units in which all are of order one, and
+the excess is what a pixel has above the greatest or below the least value of the source, whose mean colour an image has
+by construction. Nothing is trained by gradients: a step moves phi* to the mean over all crops seen.
 
 An image is descended on in the coordinates u of z = F^-1 A F u, with F the Fourier transform and A(f) the gain that
 gives white noise the texture's spectrum: all frequencies then converge alike. Channels are decorrelated first, z =
@@ -137,16 +138,17 @@ def to_colours(colour: Tree, z: jax.Array) -> jax.Array:
 
 
 def statistics_of(texture: Texture, colour: Tree, x: jax.Array) -> Tree:
-    """The statistics of each crop (B, H, W, C), floats from 0 to 1, and the range of its colours."""
+    """The statistics of each crop (B, H, W, C), floats from 0 to 1, and the mean and the range of its colours."""
     phi = jax.vmap(lambda one: texture.kind.statistics(colour, decorrelated(colour, one), True))(x)
-    return {"phi": phi, "least": jnp.min(x, axis=(1, 2)), "greatest": jnp.max(x, axis=(1, 2))}
+    marginal = {"mean": jnp.mean, "least": jnp.min, "greatest": jnp.max}
+    return {"phi": phi, **{name: function(x, axis=(1, 2)) for name, function in marginal.items()}}
 
 
 def distance(texture: Texture, phi: Tree, to: Tree) -> jax.Array:
-    """|(phi - to) / s| / |to / s| in the units of `to`, squared."""
+    """e^2 of statistics phi, in the units of `to`."""
 
     def squares(tree: Tree) -> jax.Array:
-        return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+        return sum((jnp.mean(leaf**2) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
 
     scales = texture.kind.scales_of(to)
     error = jax.tree.map(lambda a, b, s: (a - b) / s, phi, to, scales)
@@ -186,8 +188,11 @@ def sample(texture: Texture, params: Roles, ctx: Context, keys: jax.Array, cond:
     images = sampled(texture, o)
     gain = texture.kind.spectrum(target["phi"], images.height, images.width)
 
+    mean = decorrelated(colour, target["mean"])
+
     def image_of(u: jax.Array) -> jax.Array:
-        return jnp.moveaxis(jnp.fft.ifft2(jnp.fft.fft2(u) * gain).real, 0, -1)
+        z = jnp.moveaxis(jnp.fft.ifft2(jnp.fft.fft2(u) * gain).real, 0, -1)
+        return z - jnp.mean(z, axis=(0, 1), keepdims=True) + mean[None, None]
 
     def objective(u: jax.Array) -> jax.Array:
         z = image_of(u)
