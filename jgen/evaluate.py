@@ -123,7 +123,10 @@ def evaluate(
         data = judged_by_clip(gen, data, arguments.clip)
     compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
-    if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
+    is_given = bool(arguments.inception or arguments.efficientnet)
+    if sample_scores.TEXTURE in gen.model.functions and not is_given:  # which has a score of its own
+        compared = arguments.reconstruct
+    if compared and data.spec.num_classes <= 1 and not is_given:
         # Without a feature network, samples whose texts can be judged still have a score.
         compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None

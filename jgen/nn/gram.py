@@ -45,6 +45,7 @@ def random_network(scales: int, filters: int, kernel: int) -> Network:
 
     def maps(x: jax.Array, z: jax.Array) -> list[jax.Array]:
         drawn = np.random.default_rng(SEED).normal(size=(scales, kernel, kernel, z.shape[-1], filters))
+        drawn -= drawn.mean(axis=(1, 2), keepdims=True)  # else the mean and the coarsest shades are most of every map
         kernels = jnp.asarray(drawn / np.sqrt(kernel * kernel * z.shape[-1]), z.dtype)
         lows = steerable_pyramid.spectra(jnp.moveaxis(z, -1, 0), scales, 2).lows
         images = [z, *(jnp.moveaxis(jnp.fft.ifft2(low).real, 0, -1) for low in lows[1:])]
