@@ -10,7 +10,10 @@ leaves all G_l as they are. They are
     efficientnet  EfficientNet-Lite0 (`jgen.nn.efficientnet`), its stem and its first stages
     vgg19         VGG-19 (`jgen.nn.vgg`), the layers of Gatys et al.
 
-The pixels themselves are the first map of each. Maps are (h, w, c) here, of one image.
+The pixels themselves are the first map of each. Beside the matrices stand the powers of the steerable pyramid's bands
+(`jgen.nn.steerable_pyramid`), without which a network whose first convolution has stride 2 leaves the finest pixels as
+noise: a constraint of the spectrum, as Liu, Gousseau & Xia 2016 (arXiv 1605.01141) add. Maps are (h, w, c) here, of one
+image.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from jgen.nn import efficientnet, steerable_pyramid, vgg
 BORDER = 3  # pixels of a map that are left out at each side of what is not periodic; a quarter of small maps at most
 EFFICIENTNET_STAGES = 5  # down to 1/16 of the size
 FLOOR = 1e-3  # of a feature's power, relative to the mean of its layer, in the unit of its entries
+SCALES, ORIENTATIONS = 4, 4  # of the bands whose powers are taken
 SEED = 0  # of random filters, which are part of a model's definition
 
 
@@ -55,10 +59,10 @@ def random_network(scales: int, filters: int, kernel: int) -> Network:
 
 
 def efficientnet_network(path: str) -> Network:
-    """EfficientNet-Lite0 from a file, or "installed". Raises `UserError` as `efficientnet.load` does."""
-    weights = loaded(path, efficientnet.load_weights)
+    """EfficientNet-Lite0 from a file, or "installed". `maps` raises `UserError` as `efficientnet.load` does."""
 
     def maps(x: jax.Array, z: jax.Array) -> list[jax.Array]:
+        weights = loaded(path, efficientnet.load_weights)  # when they are needed: not every model is used
         colours = efficientnet.standardised(jnp.broadcast_to(x, (*x.shape[:2], 3))[None])
         table = efficientnet.STAGES[:EFFICIENTNET_STAGES]
         return [h[0] for h in efficientnet.stages(weights, colours, table, periodic=True)]
@@ -81,8 +85,9 @@ def loaded(path: str, load: Callable[[str], Mapping[str, Any]]) -> Mapping[str, 
     return load(path)
 
 
-def gram_matrices(network: Network, x: jax.Array, z: jax.Array, source: bool) -> dict[str, list[jax.Array]]:
-    """The Gram matrices of the pixels z and of all maps, and the products of neighbours, of one image.
+def gram_matrices(network: Network, x: jax.Array, z: jax.Array, source: bool) -> dict[str, Any]:
+    """The Gram matrices of the pixels z and of all maps, the products of neighbours and the powers of bands, of one
+    image.
 
     Args:
       source: leave out the borders of maps, which periodic boundaries of a crop have spoilt.
@@ -90,7 +95,21 @@ def gram_matrices(network: Network, x: jax.Array, z: jax.Array, source: bool) ->
     maps = network.maps(x, z)
     pooled = [vgg.mean_pool(h[None])[0] for h in maps[:-1]] if network.pairs else []
     own = [product(h, h, source) for h in (z, *maps)]
-    return {"maps": own, "pairs": [product(a, b, source) for a, b in zip(pooled, maps[1:])]}
+    pairs = [product(a, b, source) for a, b in zip(pooled, maps[1:])]
+    return {"maps": own, "pairs": pairs, "powers": band_powers(network, z)}
+
+
+def band_powers(network: Network, z: jax.Array) -> jax.Array:
+    """The powers of the bands of z in as many scales as the network has halvings, four at most, (C, 1 + 4 scales)."""
+    scales = min(SCALES, network.step.bit_length() - 1)
+    spectra = steerable_pyramid.spectra(jnp.moveaxis(z, -1, 0), scales, ORIENTATIONS)
+
+    def power(transform: jax.Array) -> jax.Array:
+        """Mean |x|^2 of what has this transform (C, n, h, w), (C, n): Parseval's theorem."""
+        places = float(transform.shape[-2] * transform.shape[-1])
+        return jnp.sum(jnp.square(transform.real / places) + jnp.square(transform.imag / places), axis=(-2, -1))
+
+    return jnp.concatenate([power(each) for each in (spectra.high[:, None], *spectra.bands)], axis=1)
 
 
 def product(a: jax.Array, b: jax.Array, source: bool) -> jax.Array:
@@ -100,11 +119,12 @@ def product(a: jax.Array, b: jax.Array, source: bool) -> jax.Array:
     return jnp.einsum("hwc,hwd->cd", a, b) / (a.shape[0] * a.shape[1])
 
 
-def scales_of(found: dict[str, list[jax.Array]]) -> dict[str, list[jax.Array]]:
-    """The units of Gram matrices: the roots of products of the features' powers, a tree like theirs."""
+def scales_of(found: dict[str, Any]) -> dict[str, Any]:
+    """The units: of Gram matrices the roots of products of the features' powers, of powers themselves; a tree alike."""
     roots = []
     for own in found["maps"]:
         power = jnp.diagonal(own)
         roots.append(jnp.sqrt(jnp.maximum(power, FLOOR * jnp.mean(power) + 1e-12)))
     pairs = [a[:, None] * b[None, :] for a, b in zip(roots[1:], roots[2:])][: len(found["pairs"])]
-    return {"maps": [root[:, None] * root[None, :] for root in roots], "pairs": pairs}
+    matrices = [root[:, None] * root[None, :] for root in roots]
+    return {"maps": matrices, "pairs": pairs, "powers": jnp.maximum(found["powers"], 1e-12)}

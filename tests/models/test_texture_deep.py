@@ -15,7 +15,7 @@ from jgen.experiment import make_model
 from jgen.models.classical.texture import Sampling
 from jgen.models.classical.texture_deep import Config, spectrum
 
-CONFIG = Config(scales=2, filters=8, kernel=5, sampling=Sampling(steps=120))
+CONFIG = Config(network="random", scales=2, filters=8, kernel=5, sampling=Sampling(steps=120))
 DATA = data_of(32, 32, 1, 256)
 
 

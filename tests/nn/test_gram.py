@@ -17,7 +17,7 @@ def image(height=16, width=24, channels=3, seed=0):
 
 def fixed(*maps, pairs=False):
     """A network that has these maps of every image."""
-    return gram.Network(lambda x, z: [jnp.asarray(h) for h in maps], 1, pairs)
+    return gram.Network(lambda x, z: [jnp.asarray(h) for h in maps], 2, pairs)
 
 
 def test_gram_matrices_are_means_of_products():
@@ -48,6 +48,15 @@ def test_units_make_the_powers_one():
         np.testing.assert_allclose(np.diag(own), 1, rtol=1e-5)
         assert np.abs(own).max() < 1 + 1e-5
     assert ratio["pairs"][0].shape == (6, 6) and np.all(np.abs(ratio["pairs"][0]) < 1 + 1e-5)
+
+
+def test_powers_are_those_of_the_pyramids_bands():
+    z = image(channels=2)
+    powers = gram.gram_matrices(gram.random_network(2, 4, 5), z, z, False)["powers"]
+    pyramid = steerable_pyramid.build(jnp.moveaxis(z, -1, 0), 2, 4)
+    parts = [pyramid.high[:, None], *pyramid.bands]
+    expected = np.concatenate([np.mean(np.abs(part) ** 2, axis=(-2, -1)) for part in parts], axis=1)
+    np.testing.assert_allclose(powers, expected, rtol=1e-4)
 
 
 def test_random_filters_are_correlations_with_periodic_boundaries():

