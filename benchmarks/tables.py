@@ -233,7 +233,8 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
         cells.append(", ".join(shares + others))
         kinds.append(f"{scores['num']} samples")
     if scores := document.get("texture_error"):
-        cells.append(f"statistics off by **{100 * scores['mean']:.2f} %**, held-out crops {100 * scores['crops']:.1f} %")
+        held_out = f"held-out crops {100 * scores['crops']:.1f} %"
+        cells.append(f"statistics off by **{100 * scores['mean']:.2f} %**, {held_out}")
         kinds.append(f"{scores['num']} samples, {scores['num_crops']} {scores['split']} crops")
     if scores := document.get("reconstruction"):
         cells.append(reconstruction(scores))

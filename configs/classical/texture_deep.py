@@ -1,4 +1,4 @@
-"""Deep textures by Gram matrices of a frozen network (Gatys et al. 2015, arXiv 1505.07376), on pictures of a texture."""
+"""Deep textures by Gram matrices of a network (Gatys et al. 2015, arXiv 1505.07376), on pictures of a texture."""
 
 from dataclasses import replace
 

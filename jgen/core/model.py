@@ -182,8 +182,8 @@ class GenerativeModel(NamedTuple):
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
                  is the last of them.
     sampling:    a frozen dataclass with the default of every option of `sample` and `trajectory`.
-    sampled:     (options) -> the ImageSpec of what `sample` draws with these values of `sampling`, where they choose the
-                 size; None: that of `data`.
+    sampled:     (options) -> the ImageSpec of what `sample` draws with these values of `sampling`, where they choose
+                 the size; None: that of `data`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
     evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;

@@ -23,8 +23,8 @@ class Config:
     """digits, shapes, which have captions and are of 32 pixels or of `size` 64, fonts, the letters of those that
     fontconfig knows or of fonts:FOLDER, any prepared TFDS image set (mnist,
     fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with or without sub-folders as classes and captions
-    as text files beside the pictures (1.txt for 1.png), npz:FILE, arrays `images` and `label`, or texture:FILE, squares of
-    one picture; texture:brick, texture:grass and texture:gravel are pictures of scikit-image."""
+    as text files beside the pictures (1.txt for 1.png), npz:FILE, arrays `images` and `label`, or texture:FILE, squares
+    of one picture; texture:brick, texture:grass and texture:gravel are pictures of scikit-image."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""

@@ -113,9 +113,7 @@ def relu6(x: jax.Array) -> jax.Array:
     return jnp.clip(x, 0.0, 6.0)
 
 
-def block(
-    weights: Weights, name: str, x: jax.Array, stride: int, expansion: int, periodic: bool = False
-) -> jax.Array:
+def block(weights: Weights, name: str, x: jax.Array, stride: int, expansion: int, periodic: bool = False) -> jax.Array:
     """An inverted bottleneck, added to its input where both have the same shape."""
     h = x
     if expansion != 1:

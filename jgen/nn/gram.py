@@ -18,7 +18,7 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -81,7 +81,7 @@ def vgg_network(path: str) -> Network:
 
 
 @lru_cache(maxsize=2)
-def loaded(path: str, load: Callable[[str], Mapping[str, Any]]) -> Mapping[str, Any]:
+def loaded(path: str, load: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     return load(path)
 
 

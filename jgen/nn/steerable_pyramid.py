@@ -30,8 +30,8 @@ from jgen.errors import require
 
 
 class Pyramid(NamedTuple):
-    """high: (..., H, W), what no band has of the highest frequencies; bands: of each scale, complex (..., K, h, w), fine
-    to coarse; low: (..., h, w), half the size of the last scale."""
+    """high: (..., H, W), what no band has of the highest frequencies; bands: of each scale, complex (..., K, h, w),
+    fine to coarse; low: (..., h, w), half the size of the last scale."""
 
     high: jax.Array
     bands: tuple[jax.Array, ...]

@@ -12,8 +12,8 @@ Of an image z (H, W, C) with periodic boundaries and its pyramid (`jgen.nn.steer
              with |p|, and of Re b with the real and the imaginary part of p^2 / |p|, whose phase runs as fast as b's
 
 The autocorrelation of a real image is even: (M^2 + 1) / 2 of its samples are all there are. An image of one channel,
-in 4 scales and 4 orientations with M = 7, has 710 statistics in the paper; here the covariances of pairs stand twice, some
-variances are there again, the powers are beside them, and the range of the pixels is left to who synthesises.
+in 4 scales and 4 orientations with M = 7, has 710 statistics in the paper; here the covariances of pairs stand twice,
+some variances are there again, the powers are beside them, and the range of the pixels is left to who synthesises.
 
 `scales_of` gives the unit of each, from the variances among them: in these units all are of order one, and covariances
 are correlations. `spectrum` is the gain at each frequency that gives white noise the powers of the bands.
@@ -105,7 +105,8 @@ def scales_of(found: dict[str, Tree]) -> dict[str, Tree]:
     def of_images(own: dict[str, jax.Array]) -> dict[str, jax.Array]:
         variance = variances(own)
         units = {"third": variance**1.5, "fourth": jnp.maximum(own["fourth"], TINY), "covariance": pairs(variance)}
-        units["autocorrelation"] = jnp.broadcast_to(variance[:, None], own.get("autocorrelation", variance[:, None]).shape)
+        if "autocorrelation" in own:
+            units["autocorrelation"] = jnp.broadcast_to(variance[:, None], own["autocorrelation"].shape)
         units["mean"] = jnp.sqrt(variance)
         return {name: units[name] for name in own}
 

@@ -118,7 +118,8 @@ def test_what_is_known_is_the_mean_over_all_crops():
         ctx.extra["statistics"]["phi"],
         each,
     )
-    np.testing.assert_allclose(ctx.extra["statistics"]["greatest"], images.max(axis=(1, 2)).mean(axis=0) / 255, rtol=1e-5)
+    greatest = images.max(axis=(1, 2)).mean(axis=0) / 255
+    np.testing.assert_allclose(ctx.extra["statistics"]["greatest"], greatest, rtol=1e-5)
 
 
 def test_the_loss_of_what_knows_nothing_is_one():
@@ -136,7 +137,7 @@ def test_the_loss_of_what_knows_nothing_is_one():
         ({"neighbourhood": 4}, "neighbourhood is 4"),
         ({"scales": 3}, "an image of the data is 32x32: a pyramid of 3 scales .* needs sides of 40 pixels or more"),
         ({"sampling": Sampling(size=24, steps=0)}, "steps is 0.*--model.sampling.steps"),
-        ({"sampling": Sampling(size=16)}, "size is 16x16: .* needs sides of 20 pixels or more: set --model.sampling.size"),
+        ({"sampling": Sampling(size=16)}, "size is 16x16: .* of 20 pixels or more: set --model.sampling.size"),
         ({"sampling": Sampling(size=30)}, "size is 30x30: sides must be multiples of 4.*--model.sampling.size"),
         ({"sampling": Sampling(size=-4)}, "size is -4"),
     ],

@@ -90,7 +90,8 @@ def test_halving_and_doubling_are_those_of_scipy():
         coarse = np.fft.ifft(spectrum, axis=axis).real
     fine = resample(resample(coarse, 12, axis=0), 20, axis=1)
     np.testing.assert_allclose(np.fft.ifft2(sp.doubled(jnp.fft.fft2(jnp.asarray(coarse)))).real, fine, atol=1e-12)
-    np.testing.assert_allclose(np.fft.ifft2(sp.halved(jnp.fft.fft2(jnp.asarray(fine)))).real, fine[::2, ::2], atol=1e-12)
+    halved = np.fft.ifft2(sp.halved(jnp.fft.fft2(jnp.asarray(fine)))).real
+    np.testing.assert_allclose(halved, fine[::2, ::2], atol=1e-12)
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -106,7 +107,7 @@ def test_gradients_are_those_of_finite_differences():
     assert float(jax.jvp(function, (jnp.asarray(x),), (jnp.asarray(v),))[1]) == pytest.approx(float(exact), rel=1e-10)
 
 
-@pytest.mark.parametrize("numbers,words", [((0, 4), "scales is 0"), ((4, 1), "orientations is 1: it must be from 2 to 16")])
+@pytest.mark.parametrize("numbers,words", [((0, 4), "scales is 0"), ((4, 1), "orientations is 1: it must be from 2")])
 def test_numbers_that_no_pyramid_has(numbers, words):
     with pytest.raises(UserError, match=words):
         sp.check_pyramid(*numbers)

@@ -140,8 +140,8 @@ def to_colours(colour: Tree, z: jax.Array) -> jax.Array:
 def statistics_of(texture: Texture, colour: Tree, x: jax.Array) -> Tree:
     """The statistics of each crop (B, H, W, C), floats from 0 to 1, and the mean and the range of its colours."""
     phi = jax.vmap(lambda one: texture.kind.statistics(colour, decorrelated(colour, one), True))(x)
-    marginal = {"mean": jnp.mean, "least": jnp.min, "greatest": jnp.max}
-    return {"phi": phi, **{name: function(x, axis=(1, 2)) for name, function in marginal.items()}}
+    places = (1, 2)
+    return {"phi": phi, "mean": jnp.mean(x, places), "least": jnp.min(x, places), "greatest": jnp.max(x, places)}
 
 
 def distance(texture: Texture, phi: Tree, to: Tree) -> jax.Array:

