@@ -235,6 +235,10 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
         others = [f"{name} **{value:.1f}**" for name, value in scores.items() if name.startswith("clip_score")]
         cells.append(", ".join(shares + others))
         kinds.append(f"{scores['num']} samples")
+    if scores := document.get("texture_error"):
+        held_out = f"held-out crops {100 * scores['crops']:.1f} %"
+        cells.append(f"statistics off by **{100 * scores['mean']:.2f} %**, {held_out}")
+        kinds.append(f"{scores['num']} samples, {scores['num_crops']} {scores['split']} crops")
     if scores := document.get("reconstruction"):
         cells.append(reconstruction(scores))
         kinds.append(f"reconstructions of {scores['num']} {scores['split']} images")

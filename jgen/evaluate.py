@@ -126,6 +126,8 @@ def evaluate(
         data = judged_by_clip(gen, data, arguments.clip)
     compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
+    if is_texture(gen, arguments):
+        compared = arguments.reconstruct
     if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
         # Without a feature network, samples whose texts can be judged still have a score.
         compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
@@ -213,10 +215,18 @@ def is_validated(gen: Any, arguments: Arguments) -> bool:
     return model.validate is not None and model.sample is None and model.log_prob is None and not asked
 
 
+def is_texture(gen: Any, arguments: Arguments) -> bool:
+    """Whether samples are scored by the model's own statistics, and not by distances in a network's features."""
+    from jgen.sample_scores import TEXTURE
+
+    return TEXTURE in gen.model.functions and not (arguments.inception or arguments.efficientnet)
+
+
 def check_capabilities(gen: Any, arguments: Arguments) -> None:
-    """Raises `UserError` where a model cannot do what is to be scored, or nothing is."""
+    """Raises `UserError` where a model cannot do what is to be scored, or nothing is, or by too few samples."""
     from jgen.core.generate import require_capability
     from jgen.embeddings import compares
+    from jgen.metrics.quality import FEWEST
 
     asked = arguments.samples > 0 or arguments.reconstruct
     require(
@@ -229,6 +239,8 @@ def check_capabilities(gen: Any, arguments: Arguments) -> None:
     require(not (arguments.cascade and arguments.reconstruct), "--reconstruct is of one run: --cascade has several")
     if arguments.samples:
         require_capability(gen.model, "sample")
+        enough = arguments.samples >= FEWEST or is_texture(gen, arguments)
+        require(enough, f"--samples is {arguments.samples}: distances need at least {FEWEST} images")
     if arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
 
@@ -326,8 +338,6 @@ def check_arguments(a: Arguments) -> None:
 
     require(a.samples > 0 or not a.grid, "--grid is of samples, of which --samples 0 draws none")
     require(a.samples > 0 or not a.clip, "--clip is about samples, of which --samples 0 draws none")
-    if a.samples:
-        require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
     if a.reconstruct:
         require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: distances need at least {FEWEST} reconstructions")
     if compared:

@@ -145,6 +145,19 @@ def zero_shot(gen: Generator, dataset: Dataset, batch: Batch, arguments: Any) ->
     return {**protocol, "accuracy": mean_with_error(right.astype(np.float64)), "by_class": by_class}
 
 
+def texture_errors(gen: Generator, images: np.ndarray) -> np.ndarray:
+    """How far statistics of uint8 images (n, H, W, C) are from those of the texture, (n,)."""
+    function = jax.jit(gen.model.functions["texture_error"])
+    return np.asarray(function(gen.params, gen.ctx, images), np.float64)
+
+
+def texture(gen: Generator, dataset: Dataset, arguments: Any, errors: np.ndarray) -> dict[str, Any]:
+    """The errors of samples, and those of held-out crops: what another piece of the same texture has."""
+    crops = validation(gen, dataset, arguments)
+    about = {"num": len(errors), "worst": float(errors.max()), "crops": crops["scores"]["error"]}
+    return {"mean": float(errors.mean()), **about, "split": arguments.split, "num_crops": crops["protocol"]["num"]}
+
+
 def likelihood(gen: Generator, dataset: Dataset, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
     key_score, batch = split_as_seen(gen, dataset, arguments, arguments.likelihood_images)

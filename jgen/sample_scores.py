@@ -28,6 +28,7 @@ CHUNK = 1000  # samples held at a time
 IN_GRID = 1000  # of which a grid may be drawn
 CLIP_BATCH = 250  # images that CLIP sees at a time
 Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
+TEXTURE = "texture_error"  # the function of a system of textures, and its score
 
 
 def score_samples(
@@ -50,6 +51,7 @@ def score_samples(
     texts = judged_texts(gen, data, cond)
     alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by their first sample
     first: list[np.ndarray] = []  # for the grid
+    errors: list[np.ndarray] = []
     seconds, drawn = 0.0, 0
 
     def draw(start: int, stop: int) -> np.ndarray:
@@ -57,8 +59,11 @@ def score_samples(
         began = time.time()
         part = {name: array[start:stop] for name, array in cond.items()}
         where = {"start": start, "batch_size": arguments.batch_size}
-        images = to_display(stages.sample(key, stop - start, **where, **part, **sampling), stages.model.images.levels)
+        made = stages.sample(key, stop - start, **where, **part, **sampling)
         seconds, drawn = seconds + time.time() - began, drawn + stop - start
+        if TEXTURE in gen.model.functions:
+            errors.append(held_out.texture_errors(gen, made))
+        images = to_display(made, stages.model.images.levels)
         bar.update(stop - start)
         for name, asked in texts.items():
             alignment[name][start] = data.judges[name](asked[start:stop], images)
@@ -84,6 +89,8 @@ def score_samples(
         if parallel.is_main_process():
             write_grid(Path(arguments.grid), images, label, data.spec.label_names)
     took = round(seconds, 1) if all_drawn else None
+    if errors:
+        scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
         scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
     return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}

@@ -16,7 +16,7 @@ import numpy as np
 
 from jgen.core import failures, parallel
 from jgen.core import keys as rng
-from jgen.core.model import ArraySpec, Cond, Context, GenerativeModel, Roles
+from jgen.core.model import ArraySpec, Cond, Context, GenerativeModel, ImageSpec, Roles
 from jgen.core.options import replace_options
 from jgen.errors import NotSupported, UserError, require
 
@@ -58,6 +58,13 @@ def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) 
     if model.check_sampling is not None and own in SAMPLES:
         model.check_sampling(resolved)
     return resolved
+
+
+def sampled_images(model: GenerativeModel, options: Mapping[str, Any]) -> ImageSpec:
+    """The shape and the levels of what `sample` draws with these options."""
+    if model.sampled is None:
+        return model.images
+    return model.sampled(resolve_options(model, "sample", dict(options)))
 
 
 def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:

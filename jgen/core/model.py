@@ -182,6 +182,8 @@ class GenerativeModel(NamedTuple):
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
                  is the last of them.
     sampling:    a frozen dataclass with the default of every option of `sample` and `trajectory`.
+    sampled:     (options) -> the ImageSpec of what `sample` draws with these values of `sampling`, where they choose
+                 the size; None: that of `data`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
     evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
@@ -237,6 +239,8 @@ class GenerativeModel(NamedTuple):
                  samples of a flow, differentiable in its parameters;
                  decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
+                 texture_error(params, ctx, images) -> float32 (B,), how far statistics of uint8 images of any size are
+                 from those of the texture, relative to these;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data,
                  at half the log signal-to-noise ratio (B,);
@@ -268,6 +272,7 @@ class GenerativeModel(NamedTuple):
     sample: Callable[..., Any] | None = None
     trajectory: Callable[..., Any] | None = None
     sampling: Any = None
+    sampled: Callable[[Any], ImageSpec] | None = None
     check_sampling: Callable[[Any], None] | None = None
     evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}

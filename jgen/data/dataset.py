@@ -26,6 +26,7 @@ from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
 from jgen.data.sources import Judge, Records, Source, Subjects, cache_dir
 from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
+from jgen.data.textures import texture_source
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
 from jgen.data.transforms import added_fields
 from jgen.errors import UserError, require
@@ -110,6 +111,8 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return array_source(f"npz-{path.stem}", file_arrays(path), test, config)
     if config.name.startswith("folder:"):
         return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config)
+    if config.name.startswith("texture:"):
+        return texture_source(config.name.removeprefix("texture:"), config)
     if config.name == "digits":
         return tfds_source(digits_builder(), config)
     if config.name == "shapes":
