@@ -102,7 +102,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
 def open_directory(
     workdir: Path, experiment: Experiment, dataset: Dataset, frozen: FrozenRuns
 ) -> tuple[RunDirectory, int | None]:
-    """The run directory, locked and with the run's configuration in it, and the step that it is trained to, or None.
+    """Opens or creates the run directory and locks it; returns it and the step it is trained to, None for a new run.
 
     Raises:
       UserError: what is wrong with it, in all processes of the training.
@@ -130,8 +130,8 @@ def open_directory(
 
 
 def run_identity(experiment: Experiment, data: str, frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes of a training, by name; places may differ, and what a resumed run may
-    change without another outcome.
+    """The values that must be equal in all processes of a training, by name. Paths may differ, and so may options that
+    do not change the result.
 
     Args:
       data: the hash of the data.
@@ -163,12 +163,13 @@ def load(
     """A trained model from its run directory, or from a folder in diffusers' layout, such as Stable Diffusion's.
 
     Args:
-      step: the checkpoint to take, or "best": of those kept the one with the best validation score; default the newest
-        that is whole.
+      step: the checkpoint to load, or "best", the stored one with the best validation score; default: the newest
+        undamaged one.
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
-      frozen: {role: run directory} of the runs that it stands on, where they are neither where they were nor beside it;
-        or of a role that it was trained without, such as a classifier that guides sampling.
-      dtype: float32 (the default) or bfloat16, the arithmetic of a folder with texts; that of a run is its network's.
+      frozen: {role: run directory} of its frozen runs, if they have moved and are not beside it; also for a role that
+        it was trained without, such as a classifier that guides sampling.
+      dtype: float32 (the default) or bfloat16, the arithmetic of a Stable Diffusion folder; a run's is set in its
+        config.
     Raises:
       UserError: no run, no checkpoint, no score that says which is best, a damaged config.json, or one that names a
         class outside jgen; a frozen run that is missing or is not the one that the run was trained on.

@@ -27,7 +27,7 @@ class Cascade:
     """
 
     def __init__(self, first: Generator, *upsamplers: Generator):
-        """Raises `UserError` for a stage that is no upsampler of the images of the one before it."""
+        """Raises `UserError` unless each stage upsamples the images of the one before it."""
         self.first, self.upsamplers = first, upsamplers
         images = first.model.images
         for stage in upsamplers:
@@ -94,7 +94,8 @@ def with_levels(images: np.ndarray, levels: int, wanted: int) -> np.ndarray:
 
 
 def part_of(value: Any, stage: Generator, name: str, n: int, offset: int, count: int) -> Any:
-    """The entries of a condition for images offset .. offset + count - 1 of n; one value for all images stays."""
+    """The entries of a condition for images offset .. offset + count - 1 of n; a value shared by all is returned as it
+    is."""
     array = np.asarray(value)
     per_image = array.ndim > len(stage.model.data.fields[name].shape) and len(array) == n
     return array[offset : offset + count] if per_image else value

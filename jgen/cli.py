@@ -111,7 +111,7 @@ class EditOptions:
 
 
 def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
-    """How samples are made of the picture that is given, and what tells them from others; (None, {}) for no picture.
+    """A sampler of edited versions of the given picture, and what identifies them; (None, {}) without a picture.
 
     Args:
       parsed: the command line with `sample_options`; background: what shows through transparent pixels.
@@ -172,7 +172,8 @@ def unread_by_inpainting(gen: Any, parsed: Any) -> set[str]:
 
 
 def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:
-    """The options of sampling a run: `arguments`, the fields of its data, its frozen runs, its sampler's options."""
+    """The dataclass of options for sampling a run: `arguments`, its data's fields, its frozen runs, its sampler's
+    options."""
     import tyro
 
     unnamed = tyro.conf.arg(name="")
@@ -374,7 +375,7 @@ def one_line(boxed: str) -> str:
 
 
 def set_up_process(distributed: Distributed | None = None) -> None:
-    """Keeps compiled programs on disk, so that a second start is quick, and freed memory in the process.
+    """Turns on the compilation cache, so that a second start is quick, and on CPU `keep_memory`.
 
     An unwritable cache is no error.
 

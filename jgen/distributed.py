@@ -1,7 +1,7 @@
 """Several processes that train, sample or score together, each with its own devices: how they find each other, and how
 they end.
 
-`jax.distributed` is the engine: this says to it who takes part, and puts what it reports into a line.
+Built on `jax.distributed`: this tells it which processes take part, and turns its errors into one line.
 """
 
 from __future__ import annotations

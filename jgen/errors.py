@@ -76,7 +76,7 @@ def require_latents(latents: Any, wanted: tuple[int, ...], name: str = "latents"
 
 @contextmanager
 def defaults_of(part: str) -> Iterator[None]:
-    """Around checks of the defaults that a Config has for an option: what they raise also says how each is set.
+    """Around checks of an option's defaults in a Config: their errors also name the option that sets each.
 
     A default that cannot serve is found when the model is made, not after an hour of training, at the first grid.
     """

@@ -48,7 +48,7 @@ class Arguments:
     num: int = 0
     """The first images of the split; 0: all."""
     likelihood_images: int = 0
-    """Of them the first that are scored, for bounds that take long; 0: all of them."""
+    """Number of these images whose likelihood is computed, for bounds that take long; 0: all."""
     samples: int = 1000
     """Samples drawn and compared with real images; 0: none."""
     reconstruct: bool = False
@@ -73,8 +73,8 @@ class Arguments:
     ema: bool = True
     """Use the moving average of the weights."""
     memorisation: bool = True
-    """Judge whether samples repeat training images, and score real images in their place, for which all of them pass
-    through the feature network."""
+    """Judge whether samples repeat training images, and score real images in the samples' place; passes all training
+    images through the feature network."""
     out: str = ""
     """JSON file for the outcome; default: evaluation.json in the run."""
     grid: str = ""

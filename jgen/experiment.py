@@ -99,8 +99,8 @@ def to_json(config: Any) -> Any:
 def from_json(document: Any, where: str = "config.json") -> Any:
     """The dataclasses of `to_json`. A field that is missing takes its default, so that runs of an older jgen load.
 
-    What a class wrote in an older jgen becomes what it would write now by its static method `upgrade(document)`, where
-    it has one. Only modules under `jgen.` are imported.
+    A class may have a static method `upgrade(document)`, which turns what an older jgen wrote into what it would write
+    now. Only modules under `jgen.` are imported.
 
     Raises:
       UserError: a class outside jgen or unknown, unknown fields, missing ones without a default, wrong types.

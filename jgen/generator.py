@@ -89,7 +89,7 @@ class Generator:
 
     @cached_property
     def _to_sample(self) -> tuple[Roles, Context]:
-        """The parameters, and the context with what `prepare` finds."""
+        """The parameters, and the context with what `prepare` returns."""
         params, ctx = self._placed
         return params, prepared(self.model, params, ctx, rng.seed_key(self.config.seed))
 
@@ -137,7 +137,7 @@ class Generator:
     def trajectory(
         self, key: jax.Array, n: int, *, start: int = 0, batch_size: int = 64, progress: Progress = iter, **named: Any
     ) -> np.ndarray:
-        """How the images of `sample` come about: uint8 (n, steps, H, W, C), of which the last are the samples.
+        """The images of `sample` step by step: uint8 (n, steps, H, W, C), of which the last are the samples.
 
         The images on the way are those that a denoiser predicts, or what the steps of another sampler give.
 
@@ -178,7 +178,8 @@ class Generator:
         return {"log_z": np.asarray(arrays["log_z"], np.float64), "low": low, "high": high}
 
     def _scoring_extra(self, key: jax.Array, options: Any) -> Roles:
-        """What `model.prepare_scoring` finds, once for a key and options: all images and classes share it."""
+        """What `model.prepare_scoring` returns, computed once for a key and options: all images and classes share
+        it."""
         known = (np.asarray(jax.random.key_data(check_key(key))).tobytes(), options)
         if self._scored_with is None or self._scored_with[0] != known:
             self._scored_with = known, prepared_for_scoring(self.model, *self._placed, key, options)
@@ -228,7 +229,7 @@ class Generator:
         Args:
           classes, prompts: of the latter, the classes' names, and texts with {} in their place; default: those of the
             run's data, where it has any.
-          prior: probabilities of the classes; default: all alike.
+          prior: probabilities of the classes; default: uniform.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
         """
@@ -280,9 +281,9 @@ class Generator:
         batch_size: int = 64,
         **named: Any,
     ) -> np.ndarray:
-        """How unlike the model's data uint8 images are, float64 (n,), the higher the less alike.
+        """How unlike the model's data uint8 images are, float64 (n,): higher is less alike.
 
-        A conditional model without a given class has the likelihood of all its classes, each as probable.
+        A class-conditional model that is given no class takes the mean of the likelihoods of all classes.
 
         Args:
           kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.prob.anomaly`.
@@ -322,13 +323,13 @@ class Generator:
         return self._run("decode", key, {"latents": check_latents(self.model, latents)}, named, batch_size=batch_size)
 
     def invert(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Latents (n, ...) of which `decode` makes images as near to given ones, uint8, as a search by gradient comes,
-        or, of a diffusion, its steps backwards from the image to noise (DDIM inversion).
+        """Latents (n, ...) that `decode` turns into images close to given ones, uint8. They are searched for by
+        gradient; for a diffusion, its steps are taken backwards from the image to noise (DDIM inversion).
 
         Args:
           named: conditions, and fields of `model.inverting`, such as the number of steps.
         Raises:
-          NotSupported: a model whose latents are not searched for; one with `encode` has them at once.
+          NotSupported: the model cannot; one with `encode` gives latents without a search.
         """
         require_capability(self.model, "invert")
         return self._run("invert", key, {"image": check_images(self.model, images)}, named, batch_size=batch_size)
@@ -429,7 +430,7 @@ class Generator:
         return self._run("edit", key, {"image": check_images(self.model, images)}, named, **where)
 
     def restore(self, key: jax.Array, measurements: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """uint8 images (n, H, W, C) of which low-resolution, grey or noisy ones are given: draws that agree with them.
+        """Draws uint8 images (n, H, W, C) that agree with given low-resolution, grey or noisy ones.
 
         Args:
           measurements: numbers (n, ...) in 0 .. levels - 1, of the shape that `problem` makes of images: with
@@ -472,7 +473,7 @@ class Generator:
         return cond
 
     def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
-        """The conditions of given images or latents: none has a default, unlike when sampling."""
+        """The conditions of given images or latents. Unlike in sampling, none has a default."""
         cond = {field: value for field, value in cond.items() if value is not None}
         for field in self.model.conditions:
             given = field in cond or name in self.model.unconditional

@@ -1,4 +1,4 @@
-"""Scores of what a trained model says of held-out images: their likelihood, and its reconstructions of them.
+"""Scores of a trained model on held-out images: their likelihood, and its reconstructions of them.
 
 `arguments`, here, are those of `jgen.evaluate`: of them split, num, likelihood_images, seed and batch_size are read.
 """
@@ -65,7 +65,7 @@ def sampling_conditions(gen: Generator, dataset: Dataset, arguments: Any, num: i
 def reconstruction(
     gen: Generator, dataset: Dataset, arguments: Any
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """What the model makes of the split's images, their classes if any, and how far they are from the images.
+    """The model's reconstructions of the split's images, their classes if any, and their errors.
 
     Returns:
       uint8 (n, H, W, C), int (n,) or None, and: the mean squared error of images in [0, 1] and its PSNR in dB; of a
@@ -95,8 +95,8 @@ def code_use(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
 
 
 def validation(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, Any]:
-    """The model's own validation scores of held-out images, under `held_out`: their means over all; some are of those
-    scored at once."""
+    """The model's own validation scores of held-out images, under `held_out`, averaged over all; some depend on the
+    images of their batch."""
     key_score, batch = split_as_seen(gen, dataset, arguments, 0)
     where: dict[str, Any] = {"batch_size": arguments.batch_size, "progress": progress("scoring")}
     scores = run_over(gen.model, "validate", gen.params, gen.ctx, key_score, batch, **where)

@@ -1,4 +1,4 @@
-"""A run directory joined to the models in it: what it was made from, and the earlier runs that it stands on."""
+"""The model of a run directory, and the earlier runs that it stands on."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MOVED = ("data.name", "data.test")  # which may change as long as the data's has
 
 
 class FrozenRun(NamedTuple):
-    """A trained model that another stands on: functions, arrays, their hash, and seconds of training by run: of this
-    one and of those that it stands on, each under the hash of its arrays. place: the run directory; tokenizers: of the
-    texts that it reads, by field."""
+    """A trained model that another stands on: functions, arrays, their hash, and {hash of the arrays: seconds of
+    training} of this run and of those that it stands on. place: the run directory; tokenizers: of the texts that it
+    reads, by field."""
 
     model: GenerativeModel
     arrays: FrozenModel
@@ -106,8 +106,7 @@ def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:
 
 
 def frozen_seconds(frozen: FrozenRuns) -> dict[str, float]:
-    """Seconds of training of all runs that a run stands on, by the hash of their arrays: a run that is reached in two
-    ways counts once."""
+    """Seconds of training of all runs that a run stands on, by the hash of their arrays, so that each counts once."""
     return {fingerprint: seconds for run in frozen.values() for fingerprint, seconds in run.seconds.items()}
 
 
@@ -191,8 +190,8 @@ def difference(own: AnyTokenizer, theirs: AnyTokenizer) -> str:
 def find_frozen(
     run: Path, saved: Mapping[str, str], given: Mapping[str, str | Path], optional: Iterable[str] = ()
 ) -> dict[str, Path]:
-    """Where the frozen runs of a run are, by role: where they are said to be, or else where they were when the run was
-    trained, or beside the run.
+    """The paths of a run's frozen runs, by role: as given, or else where they were when the run was trained, or beside
+    the run.
 
     Args:
       optional: roles that its system can do without: a run that was trained without one takes it when it is given, such
@@ -222,7 +221,7 @@ def find_frozen(
 
 
 def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, frozen: FrozenRuns) -> None:
-    """Writes what a run is into its directory, or compares it with what is there.
+    """Writes a run's configuration into its directory, or compares it with the one that is there.
 
     Raises:
       UserError: fields that differ and may not change, each with its two values.
@@ -241,7 +240,7 @@ def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, 
 
 
 def spec_of(document: Any, where: str) -> Any:
-    """What a run's data is, the names of classes left out: shape and levels of images, the fields."""
+    """The specification of a run's data: shape and levels of images, and the fields, without the names of classes."""
     data = from_json(document, where)
     return data.image, {name: (spec.shape, spec.dtype, spec.num_values) for name, spec in data.fields.items()}
 

@@ -1,4 +1,4 @@
-"""Scores of samples: their distances to real images, and how a classifier reads them.
+"""Scores of samples: their distances to real images, and the classes that a classifier assigns them.
 
 `arguments`, here, are those of `jgen.evaluate`: of them split, num, seed, inception, efficientnet and memorisation are
 read, and by `score_samples` also samples, batch_size and grid. Processes that work together divide the images that are
@@ -149,8 +149,8 @@ def mean_scores(parts: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
 
 
 def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) -> Compare:
-    """(fetch, num, their classes or None, whether they were asked for by class) to the distances of samples to real
-    images, and how a classifier reads them; fetch(start, stop) gives uint8 samples 0 .. 255.
+    """(fetch, num, their classes or None, whether they were asked for by class) to the scores of samples: distances to
+    real images, and agreement with a classifier; fetch(start, stop) gives uint8 samples 0 .. 255.
 
     Networks are loaded and real images seen here, so that what is wrong with them is noticed before samples are drawn.
 
@@ -204,7 +204,7 @@ def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) 
 
 
 def load_reader(dataset: Any, config: Data, arguments: Any, by_class: bool) -> Any:
-    """The classifier that reads samples, and lends features where no network is given; None where it is not wanted."""
+    """The classifier for samples, whose features are used where no network is given; None where it is not wanted."""
     from jgen.metrics import classifier
 
     is_given = bool(arguments.inception or arguments.efficientnet)

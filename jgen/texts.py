@@ -1,4 +1,4 @@
-"""Texts of a model that has a distribution of them, such as DALL-E: continued, and scored."""
+"""Continuing and scoring texts with a model that has a distribution of them, such as DALL-E."""
 
 from __future__ import annotations
 

@@ -34,8 +34,7 @@ def adm(network: unet.Config, steps: int = 250, **options: object) -> Config:
 
 
 def digits() -> Experiment:
-    model = adm(unet.DIGITS, 50, prediction="v")
-    return Experiment(model, Data(name="digits"), digits_training(2000, cosine(1e-3, warmup_steps=100)))
+    return Experiment(adm(unet.DIGITS, 50, prediction="v"), Data(), digits_training(2000, cosine(1e-3, 100)))
 
 
 def tiny(digits: Experiment) -> Experiment:

@@ -1,7 +1,6 @@
 """Latent diffusion (Rombach et al. 2022, arXiv 2112.10752): the second of two runs, on several data sets.
 
-First: python train.py configs/vae/autoencoder_kl.py:VARIANT, which trains runs/autoencoder_kl-VARIANT; or give the run
-of another first stage, --frozen.autoencoder RUN.
+First: python train.py configs/vae/autoencoder_kl.py:VARIANT; for another first stage, --frozen.autoencoder RUN.
 """
 
 from dataclasses import replace
@@ -14,20 +13,13 @@ from jgen.models.diffusion.latent import Config
 from jgen.nn import dit, unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
-    "digits": "latents of 8x8 digits by class; under 3 minutes on 2 CPU cores",
-    "mnist": "latents of 28x28 MNIST by class",
-    "fashion_mnist": "latents of 28x28 Fashion-MNIST by class",
-    "cifar10": "latents of 32x32 CIFAR-10 by class; for an accelerator",
+VARIANTS = described("latents of {} by class") | {
     "imagenet256": "32x32 latents of 256x256 ImageNet by class, DiT-XL/2 of 675M parameters; for accelerators",
-    "tiny": "latents of 8x8 digits, seconds to train; for tests",
 }
 FACTS = Facts(free_form_jacobian=True, published="ImageNet 256: FID 3.60 (LDM-4, guided), 2.27 (DiT-XL/2, guided)")
 FROZEN = {"autoencoder": "configs/vae/autoencoder_kl.py"}
-
-HEUN = Sampling(sampler="heun", steps=25, guidance_scale=1.5, clip=False)
 
 
 def get_config(variant: str) -> Experiment:
@@ -36,7 +28,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def flow(network: unet.Config) -> Config:
-    return Config(flow_matching.Config(network=network, dequantise=False, sampling=HEUN))
+    heun = Sampling(sampler="heun", steps=25, guidance_scale=1.5, clip=False)
+    return Config(flow_matching.Config(network=network, dequantise=False, sampling=heun))
 
 
 def digits() -> Experiment:
@@ -45,8 +38,7 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    sampling = Sampling(steps=3, clip=False)
-    objective = ddpm.Config(network=unet.TINY, num_timesteps=10, schedule="cosine", sampling=sampling)
+    objective = ddpm.Config(unet.TINY, num_timesteps=10, schedule="cosine", sampling=Sampling(steps=3, clip=False))
     return replace(digits, model=Config(objective), train=tiny_training(digits.train))
 
 

@@ -14,13 +14,9 @@ from jgen.models.diffusion.adm import Config
 from jgen.nn import unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
-    "digits": "8x8 digits of scikit-learn from 4x4, by class; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST from 14x14, by class",
-    "fashion_mnist": "28x28 Fashion-MNIST from 14x14, by class",
-    "cifar10": "32x32 CIFAR-10 from 16x16, by class; for an accelerator",
+VARIANTS = described("{} from {}, by class", "4x4", "14x14", "16x16") | {
     "imagenet256": "256x256 ImageNet from 64x64, the paper's 312M-parameter U-Net; for accelerators",
 }
 FACTS = Facts(free_form_jacobian=True, compared=False)  # it makes images of smaller ones only
@@ -32,9 +28,8 @@ def get_config(variant: str) -> Experiment:
 
 def adm(network: unet.Config, steps: int, **options: object) -> Config:
     sampling = Sampling(sampler="ancestral", steps=steps, variance="learned")
-    network = replace(network, architecture="adm")
     options |= {"bound_variance": "learned", "label_dropout": 0.0, "sampling": sampling}
-    return Config(ddpm.Config(network=network, **options))
+    return Config(ddpm.Config(network=replace(network, architecture="adm"), **options))
 
 
 def digits() -> Experiment:
@@ -52,10 +47,9 @@ def mnist(name: str) -> Experiment:
 
 
 def cifar10() -> Experiment:
-    network = unet.Config(channels=(128, 128, 256), blocks=2, attention=(16, 8))
-    data = Data(name="cifar10", flip=True, validation=0.0, low_resolution=2)
+    model = adm(unet.Config(channels=(128, 128, 256), blocks=2, attention=(16, 8)), 250)
     training = accelerator_training(300_000, Optimiser(learning_rate=1e-4), batch_size=256, keep_every=50_000)
-    return Experiment(adm(network, 250), data, training)
+    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0, low_resolution=2), training)
 
 
 def imagenet256() -> Experiment:

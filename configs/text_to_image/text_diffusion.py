@@ -48,9 +48,8 @@ def shapes_latent() -> Experiment:
     base = shapes()
     network = unet.Config(channels=(96, 128), blocks=1, attention=(8, 4), head_dim=32, groups=8, dropout=0.0)
     objective = edm.Config(network=network, class_conditional=False, sampling=replace(HEUN, clip=False), sigma_data=1.0)
-    model = Config(objective)
     frozen = {"text_encoder": "runs/clip-shapes", "autoencoder": "runs/autoencoder_kl-shapes"}
-    return replace(base, model=model, frozen=frozen)
+    return replace(base, model=Config(objective), frozen=frozen)
 
 
 def emoji() -> Experiment:
@@ -63,9 +62,8 @@ def emoji() -> Experiment:
 
 def tiny() -> Experiment:
     base = shapes()
-    objective = ddpm.Config(
-        network=unet.TINY, class_conditional=False, num_timesteps=10, sampling=Sampling(steps=3, guidance_scale=2.0)
-    )
+    sampling = Sampling(steps=3, guidance_scale=2.0)
+    objective = ddpm.Config(network=unet.TINY, class_conditional=False, num_timesteps=10, sampling=sampling)
     model = Config(objective, text_width=16, text_heads=2, text_layers=1)
     data = Data(name="shapes", text_length=136)  # bytes of the longest caption
     return replace(base, model=model, data=data, train=tiny_training(base.train))

@@ -8,25 +8,23 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.autoencoder import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
+VARIANTS = described("{} as {} numbers", "8", "16", "128") | {
     "digits": "8x8 digits of scikit-learn as 8 numbers, dense; under a minute on 2 CPU cores",
     "digits_linear": "8x8 digits as 4 numbers by a linear network: the subspace of PCA",
     "digits_denoising": "8x8 digits as 32 numbers, denoising: Gaussian noise on the encoder's input",
     "digits_sparse": "8x8 digits as 128 numbers with an L1 penalty, tied weights",
     "digits_kl": "8x8 digits as 128 activations whose means are drawn to 0.05, tied weights",
-    "mnist": "28x28 MNIST as 16 numbers",
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, cross-entropy",
     "mnist_denoising": "28x28 MNIST, denoising: half of the pixels masked",
-    "fashion_mnist": "28x28 Fashion-MNIST as 16 numbers",
-    "cifar10": "32x32 CIFAR-10 as 128 numbers; for an accelerator",
 }
 FACTS = Facts(free_form_jacobian=True, compared=False)  # without a density of its codes it generates nothing
 
 # 8x8 images are so few numbers that dense layers fit them as well as convolutions do, in a tenth of the time.
 DENSE = Config(network="dense", widths=(256, 128), blocks=0, latent=8)
 CONV = Config(network="conv", widths=(32, 64), blocks=1, hidden=(256,), latent=16)
+TINY = replace(CONV, widths=(8,), hidden=(8,), latent=4)
 # Tied weights keep the L1 penalty from shrinking the codes while the decoder's weights grow.
 SPARSE = replace(DENSE, widths=(), latent=128, tied=True)
 
@@ -36,7 +34,7 @@ def get_config(variant: str) -> Experiment:
         variant,
         digits=lambda: on_digits(DENSE, steps=1500),
         mnist=mnist,
-        tiny=tiny,
+        tiny=lambda digits: replace(digits, model=TINY, train=tiny_training(digits.train)),
         # PCA's variances 4 and 5 are 0.41 and 0.28: a well-defined subspace; the 8th and 9th, 0.163 and 0.157, are not.
         digits_linear=lambda: on_digits(replace(DENSE, widths=(), latent=4), learning_rate=1e-2),
         digits_denoising=lambda: on_digits(replace(DENSE, latent=32, corruption="gaussian", corruption_level=0.3)),
@@ -49,13 +47,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def on_digits(model: Config, steps: int = 3000, learning_rate: float = 3e-3) -> Experiment:
-    # A step takes 2 ms and its dispatch a part of that.
-    training = digits_training(steps, cosine(learning_rate, warmup_steps=100), steps_per_call=10)
+    training = digits_training(steps, cosine(learning_rate, warmup_steps=100), steps_per_call=10)  # of 2 ms each
     return Experiment(model, Data(name="digits"), training)
-
-
-def tiny(digits: Experiment) -> Experiment:
-    return replace(digits, model=replace(CONV, widths=(8,), hidden=(8,), latent=4), train=tiny_training(digits.train))
 
 
 def mnist(name: str, **changes: Any) -> Experiment:

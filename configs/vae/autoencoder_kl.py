@@ -9,14 +9,10 @@ from jgen.models.vae.autoencoder_kl import Config
 from jgen.models.vae.patch_adversary import Config as Adversary
 from jgen.nn import first_stage
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
-    "digits": "8x8 digits of scikit-learn as 4x4 latents of 4 channels; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST as 7x7 latents of 4 channels",
-    "fashion_mnist": "28x28 Fashion-MNIST as 7x7 latents of 4 channels",
+VARIANTS = described("{} as {} latents of 4 channels", "4x4", "7x7", "8x8") | {
     "shapes": "32x32 rendered shapes as 8x8 latents of 4 channels",
-    "cifar10": "32x32 CIFAR-10 as 8x8 latents of 4 channels; for an accelerator",
     "imagenet256": "256x256 ImageNet as 32x32 latents, the published KL-f8 of 84M parameters; for accelerators",
 }
 FACTS = Facts(compared=False)  # without a diffusion over its latents it generates nothing

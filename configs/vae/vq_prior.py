@@ -11,15 +11,9 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vq_prior import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
-    "digits": "codes of 8x8 digits by class; under 3 minutes on 2 CPU cores",
-    "mnist": "codes of 28x28 MNIST by class",
-    "fashion_mnist": "codes of 28x28 Fashion-MNIST by class",
-    "cifar10": "codes of 32x32 CIFAR-10 by class; for an accelerator",
-    "tiny": "codes of 8x8 digits, seconds to train; for tests",
-}
+VARIANTS = described("codes of {} by class")
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: <= 4.67 bits/dim (VQ-VAE, C)")
 FROZEN = {"autoencoder": "configs/vae/vq_vae.py"}
 

@@ -7,12 +7,9 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vq_vae import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
-    "digits": "8x8 digits of scikit-learn as 4x4 codes; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST as 7x7 codes",
-    "fashion_mnist": "28x28 Fashion-MNIST as 7x7 codes",
+VARIANTS = described("{} as {} codes", "4x4", "7x7", "8x8") | {
     "cifar10": "32x32 CIFAR-10 as 8x8 codes, the paper's codebook of 512; for an accelerator",
 }
 FACTS = Facts(free_form_jacobian=True, compared=False)  # without a prior over its codes it generates nothing

@@ -12,13 +12,9 @@ from jgen.models.vae.patch_adversary import Config as Adversary
 from jgen.models.vae.vqgan import Config
 from jgen.nn import first_stage
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
 
-VARIANTS = STANDARD | {
-    "digits": "8x8 digits of scikit-learn as 4x4 codes; under 3 minutes on 2 CPU cores",
-    "mnist": "28x28 MNIST as 7x7 codes",
-    "fashion_mnist": "28x28 Fashion-MNIST as 7x7 codes",
-    "cifar10": "32x32 CIFAR-10 as 8x8 codes; for an accelerator",
+VARIANTS = described("{} as {} codes", "4x4", "7x7", "8x8") | {
     "imagenet256": "256x256 ImageNet as 16x16 codes of 1024, as the paper's f16; for accelerators",
 }
 FACTS = Facts(compared=False)  # without a prior over its codes it generates nothing

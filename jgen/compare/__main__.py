@@ -1,7 +1,7 @@
 """Every family at the same budget: python -m jgen.compare --data digits --minutes 10 --seeds 3 --workdir runs/compare
 
-Each system is measured (speed, operations, memory, at several sizes), trained for the steps that its speed puts into
-the time on this machine (or, with --teraflops, its operations into as many), sampled and scored. What was done before
+Each system is measured (speed, operations, memory, at several sizes), trained for as many steps as fit into the time at
+its speed on this machine (or, with --teraflops, into that many operations), sampled and scored. What was done before
 is kept: the same command goes on where it was stopped. A system that fails becomes a row with its error. The outcome,
 written anew after every stage, is WORKDIR/comparison.md, .csv, .json and .html, grids.png, figures.png and grids/.
 

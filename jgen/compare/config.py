@@ -31,7 +31,7 @@ class Arguments:
     num: int = 0
     """Test images that samples are compared with; 0: all."""
     likelihood_images: int = 200
-    """The first of them, at the most, whose likelihood is computed; a bound of diffusion takes long."""
+    """At most this many of these images have their likelihood computed: the bound of a diffusion takes long."""
     inception: str = ""
     """File of the published Inception network's weights: distances are then FID, as with jgen.evaluate."""
     sizes: tuple[int, ...] = (8, 16, 32)
@@ -42,8 +42,8 @@ class Arguments:
     """Folder of an earlier comparison, or of its record, to which systems are added: all other options default to its
     own, and the outcome is written there."""
     replace: bool = False
-    """With --into and --systems: systems that the record has are trained anew, and their rows take the place of those
-    there; for new defaults."""
+    """With --into and --systems: train systems of the record anew and replace their rows, such as after a change of
+    defaults."""
 
 
 def check_arguments(a: Arguments) -> None:

@@ -31,7 +31,7 @@ class Facts:
     """Published numbers, of other data, budgets and hardware. Without a mark they are of the system's own paper; a mark
     such as (C) names one of `SOURCES`; any other source is written out."""
     compared: bool = True
-    """Whether comparisons include the system: not one that is only a part of others, such as an autoencoder."""
+    """Whether comparisons include the system; false for one that only serves others, such as an autoencoder."""
 
 
 SOURCES = {

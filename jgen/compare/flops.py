@@ -4,13 +4,13 @@ Floating-point operations an image, from XLA's cost analysis of the whole batch'
 optimisation and with layers in their plain form (`core.backend`): the same on every machine. Run on CPU: other backends
 count nothing before they compile.
 
-XLA counts the body of a loop once, however often it runs, and of the branches of a conditional the dearest. Where X is
-its count, the operations of a program are
+XLA counts the body of a loop once, however often it runs, and of the branches of a conditional the most expensive.
+Where X is its count, the operations of a program are
 
     C(program) = X(program) + sum over its loops [n C(body) - X(body)],
 
 n being the length of a scan. A `while_loop`, such as an adaptive solver's, has no length: a program that holds one is
-run on random images, and n is the number of turns that it took; under `vmap`, those of the slowest example.
+run on random images, and n is the number of iterations that it took; under `vmap`, those of the slowest example.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def correction(program: Any, path: Path, runs: int, executions: Mapping[Path, in
 
 
 def branches_cost(branches: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
-    """C - X of a conditional: C is the mean over the branches as they were taken where the program was run, else the
-    dearest branch's."""
+    """C - X of a conditional: C is the mean over the branches, weighted by how often each was taken if the program was
+    run, else that of the most expensive branch."""
     if not any(has_loop(branch) for branch in branches):
         return 0.0
     taken = [executions.get((*path, number)) for number in range(len(branches))]

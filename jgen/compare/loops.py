@@ -140,14 +140,14 @@ def evaluate_while(equation: Any, inputs: list[Any], path: Path) -> tuple[list[A
 
 
 def select_examples(go_on: Any, new: Any, old: Any) -> Any:
-    """What a turn leaves: under `vmap` the values of examples that are done stay, those of the others are new."""
+    """The carry after an iteration: under `vmap`, examples that are finished keep their values."""
     if go_on.ndim == 0:
         return new
     return jnp.where(go_on.reshape(*go_on.shape, *(1,) * (new.ndim - go_on.ndim)), new, old)
 
 
 def evaluate_scan(equation: Any, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
-    """A `scan` with the executions of what its body holds, in all turns together."""
+    """A `scan` with the executions of what its body holds, summed over its iterations."""
     params, body = equation.params, equation.params["jaxpr"]
     num_xs = count_sliced(equation.invars, open_jaxpr(body).invars)
     num_carry = len(equation.outvars) - count_sliced(equation.outvars, open_jaxpr(body).outvars)

@@ -41,7 +41,7 @@ class Arguments:
 
 
 def median_seconds(run: Callable[[], Any], seconds: float) -> float:
-    """Median seconds of a run, runs being made for about that long after one that does not count."""
+    """Median seconds of a run, over runs for about `seconds` after a warm-up run."""
     times: list[float] = []
     run()
     while sum(times) < seconds:
@@ -52,7 +52,7 @@ def median_seconds(run: Callable[[], Any], seconds: float) -> float:
 
 
 def peak_mib() -> float:
-    """Most memory taken so far: of the device where it reports that, else of this process."""
+    """Peak memory so far: of the device where it reports that, else of this process."""
     import jax
 
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -132,9 +132,9 @@ def time_training(program: Any, state: Any, frozen: Any, seconds: float) -> dict
 
 
 def step_seconds(train: Callable[[], Any], seconds: float) -> float:
-    """Mean seconds of a step, over steps for about that long, after one that does not count.
+    """Mean seconds of a step, over steps for about `seconds` after a warm-up step.
 
-    Steps are given to the device ahead of their outcome, as the training loop does.
+    Steps are dispatched without waiting for the one before, as in the training loop.
     """
     import jax
 

@@ -40,7 +40,7 @@ KEPT = ("quality", "labels", "likelihood", "sampling", "validation")
 def columns(network: str) -> tuple[tuple[str, str, int], ...]:
     """`SCORES`, whose distances are called FID and KID only in the features of the published network.
 
-    In an Inception network's features a kernel distance is a matter of hundredths.
+    In an Inception network's features a kernel distance is of the order of 0.01.
     """
     names = {"distance": "FID", "kernel_distance": "KID"} if network == "FID" else {}
     fine = {"kernel_distance": 5} if network == "FID" or network.startswith("FD-inception") else {}
@@ -101,7 +101,7 @@ def value_of(score: dict[str, Any] | None, scale: float = 1.0, key: str = "value
 
 
 def seed_line(evaluation: dict[str, Any]) -> str:
-    """What one seed's commands gave, each with its interval by bootstrap or its error, to hold a repetition against."""
+    """The scores of one seed, each with its bootstrap interval or standard error, to compare a repetition with."""
     scores, quality = scores_of(evaluation), evaluation["quality"]
     names = {"distance": "frechet_distance"} | {name: name for name in ("memorisation", "precision", "recall")}
     intervals = {key: quality.get(name) or {} for key, name in names.items()} | {"accuracy": evaluation["labels"] or {}}
@@ -120,7 +120,7 @@ def seed_line(evaluation: dict[str, Any]) -> str:
 
 
 def describe_sampling(options: dict[str, Any], defaults: Any) -> str:
-    """The options of sampling that shape what a system's samples are: steps and sampler where there are, and every
+    """The options that a system's samples are drawn with, in words: steps and sampler where there are any, and every
     other option that is not its default.
 
     Args:

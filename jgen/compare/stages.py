@@ -1,4 +1,4 @@
-"""The stages of a comparison: each runs programs, and leaves a file by which it is known to be done."""
+"""The stages of a comparison: each runs programs, and writes a file that marks it as done."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def has_sizes(path: Path, sizes: list[str]) -> bool:
 
 
 class Comparison:
-    """The stages of a comparison, each of which leaves a file by which it is known to be done.
+    """The stages of a comparison, each of which writes a file that marks it as done.
 
     Args:
       test_images: the number that there are.
@@ -178,7 +178,7 @@ class Comparison:
         return words
 
     def attempt(self, system: System, what: str, seeds: tuple[int, ...]) -> None:
-        """One stage; what goes wrong in it is kept for the table, and the others go on."""
+        """Runs one stage; its failure is recorded for the table, and the others go on."""
         path = self.workdir / system.name / "errors.json"
         name = what if not seeds else f"seed {seeds[0]}"
         errors: dict[str, str] = {}
@@ -218,7 +218,7 @@ class Comparison:
                 self.changed = False
 
     def seconds_left(self, stages: list[Stage], took: dict[str, float], guessed: dict[str, float]) -> float:
-        """Seconds that stages are going to take, if guesses of their kind are as far off as they were until now."""
+        """Estimated seconds left: the guesses, corrected by how far earlier guesses of the same kind were off."""
         guesses = {"measure": 0.0, "train": 0.0}
         for stage in stages:
             guesses[stage[1]] += self.guess(*stage)

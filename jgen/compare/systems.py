@@ -135,7 +135,7 @@ def find_systems(data: str, names: str = "all") -> list[System]:
 
 
 def is_generator(system: System) -> bool:
-    """Whether a system has a place in comparisons: it draws images, and is not declared to be a part of others."""
+    """Whether comparisons include a system: it draws images, and its `Facts.compared` is not false."""
     return system.training.facts.compared and system.model.sample is not None
 
 
@@ -146,6 +146,6 @@ def sampling_defaults(training: Training) -> Any:
 
 
 def is_guided(training: Training) -> bool:
-    """Whether the system's samples are guided unless it is told otherwise."""
+    """Whether the system's samples are guided by default."""
     sampling = getattr(training.experiment.model, "sampling", None)
     return getattr(sampling, "guidance_scale", 1.0) != 1.0

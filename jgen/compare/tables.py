@@ -37,9 +37,9 @@ def yes_or_no(value: bool | None) -> str:
 
 
 def likelihood(row: Row) -> str:
-    """Of which kind it is, and of what: how many images, and by which protocol.
+    """The kind of the likelihood, the number of images and the protocol.
 
-    Bits/dim of fewer levels are fewer, and do not compare with those of 256.
+    The levels are named where they are below 256: bits/dim of images of other numbers of levels do not compare.
     """
     kind, protocol = LIKELIHOODS.get(row["cost"]["likelihood"], "-"), row.get("protocol")
     if not protocol:

@@ -23,7 +23,7 @@ _reports: ContextVar[Reports | None] = ContextVar("reports", default=None)
 def report(what: str, failed: jax.Array) -> None:
     """Tells the collector which images failed, bool (B,).
 
-    To be called at the top level of a model's function: inside an inner `jit`, `vmap` or `scan` a tracer would leak.
+    Call it at the top level of a model's function: inside an inner `jit`, `vmap` or `scan` a tracer would leak.
     """
     reports = _reports.get()
     if reports is not None:

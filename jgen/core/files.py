@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written atomically: whole, or not at all."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sync(path: Path) -> None:
 
 
 def finite_or_none(document: Any) -> Any:
-    """A document with None in place of numbers that are not finite, for which JSON has no word."""
+    """A document with None in place of numbers that are not finite, which JSON does not have."""
     if isinstance(document, dict):
         return {name: finite_or_none(value) for name, value in document.items()}
     if isinstance(document, list | tuple):
@@ -77,7 +77,7 @@ def finite_or_none(document: Any) -> Any:
 
 
 def lock(folder: Path, what: str, advice: str) -> IO[str]:
-    """The lock of a folder, which is made; it is held until the file that is returned is closed, or the process ends.
+    """Locks a folder, creating it if needed, until the returned file is closed or the process ends.
 
     Args:
       what: another process that holds it does, such as "is training in"; advice: what to do then.
@@ -100,8 +100,8 @@ def lock(folder: Path, what: str, advice: str) -> IO[str]:
 
 
 def read_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name, or those with these names. Raises `UserError` for a file that is no .npz or is
-    damaged."""
+    """The arrays of an .npz by name, or those with these names. Raises `UserError` for a file that is damaged or not an
+    .npz."""
     require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
     try:
         with np.load(path, allow_pickle=False) as saved:

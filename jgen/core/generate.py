@@ -1,6 +1,6 @@
 """Running a model's functions over many images: batched, on all devices of this process, one key per image.
 
-Processes that work together (`parallel.together`) divide the images, and all of them have the results.
+Processes that work together (`parallel.together`) divide the images, and each receives all results.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndar
 
 
 def named_values(name: str, spec: ArraySpec, given: np.ndarray) -> np.ndarray:
-    """The numbers of values that are given by name. Raises `UserError` for a name that there is not."""
+    """The numbers of values that are given by name. Raises `UserError` for an unknown name."""
     numbers = {each: number for number, each in enumerate(spec.names)}
     for each in given.flat:
         require_known(name, str(each), spec.names)
@@ -178,8 +178,8 @@ def merge(sharded: Any) -> np.ndarray:
 def batch_of(n: int, batch_size: int, num: int = 1) -> int:
     """Images computed at a time, a multiple of the devices.
 
-    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is. Each of
-    `num` processes computes as many at a time, in as few turns as `batch_size` allows.
+    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is. With
+    `num` processes, each computes this many at a time.
     """
     devices = parallel.local_device_count()
     turns = -(-n // (batch_size * num)) if num > 1 else 1
@@ -220,8 +220,8 @@ def batches_over(
     batch_size: int = 64,
     progress: Progress = iter,
 ) -> Iterator[Any]:
-    """A model's function over n images, a batch at a time, in order: trees of arrays (b, ...) on the host. Of processes
-    that work together each computes a batch of them at a time, and all have what all computed.
+    """A model's function over n images, a batch at a time, in order: trees of arrays (b, ...) on the host. Processes
+    that work together each compute a batch at a time, and every one receives all results.
 
     Args:
       name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "cond".
@@ -336,7 +336,7 @@ def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array
 
 
 def prepared_for_scoring(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, options: Any) -> Roles:
-    """What `model.prepare_scoring` finds with the options of `log_prob`, and the key of that call.
+    """What `model.prepare_scoring` returns for the options of `log_prob`, with the key of that call.
 
     Raises:
       NotSupported: a model whose likelihood has no normaliser.
@@ -348,9 +348,9 @@ def prepared_for_scoring(model: GenerativeModel, params: Roles, ctx: Context, ke
 
 
 def check_key(key: Any) -> jax.Array:
-    """The key, typed. Raises `UserError` for what is not a PRNG key, such as a seed, or is another generator's.
+    """The key, typed. Raises `UserError` for anything but a PRNG key, such as a seed, and for keys of other generators.
 
-    Keys of other generators than threefry do not give an image the same noise in every batch.
+    With other generators than threefry, an image's noise would depend on its batch.
     """
     kind = getattr(key, "dtype", None)
     if kind == np.uint32 and key.shape == (2,):
@@ -384,7 +384,8 @@ def check_images(model: GenerativeModel, images: Any) -> np.ndarray:
 
 
 def check_latents(model: GenerativeModel, latents: Any) -> Any:
-    """The latents, a tree of arrays (n, ...). Raises `UserError` for none, for unlike n, or for codes out of range.
+    """The latents, a tree of arrays (n, ...). Raises `UserError` for an empty tree, for arrays of different n, or for
+    codes out of range.
 
     Their other sizes are the model's: its `decode` checks them.
     """

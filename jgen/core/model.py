@@ -224,7 +224,7 @@ class GenerativeModel(NamedTuple):
                  (B, ...), in 0 .. levels - 1, are linear measurements (`jgen.prob.degradation`).
     restoring:   a frozen dataclass with the default of every option of `restore`.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
-    prepare:     (params, ctx, keys, cond) -> the roles of `extra` to sample with, found once before sampling (standing
+    prepare: (params, ctx, keys, cond) -> the roles of `extra` to sample with, computed once before sampling (standing
                  batch statistics).
     functions:   {name: function}, what the model lends to models that stand on it, with the signatures
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
@@ -260,7 +260,7 @@ class GenerativeModel(NamedTuple):
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
     whole_batch: whether the loss of an example is about all others of the batch, as a contrastive loss is: a step's
                  batch may be split over devices, which `jgen.core.parallel` joins, but not accumulated in parts.
-    if_not_finite: what a run that is stopped, since its numbers are not finite, is told to change; "" for nothing.
+    if_not_finite: advice in the message of a run that stops because its numbers are not finite; "" for none.
     why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
                  the message of `NotSupported`.
     """

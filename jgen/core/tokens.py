@@ -15,10 +15,10 @@ PADDING, START, END = 0, 1, 2  # a text is a start, its tokens, an end, and padd
 
 
 def token_field(data: DataSpec, name: str, least: int = END + 1) -> ArraySpec:
-    """The specification of a field of tokens (T,). Raises `UserError` for a field that is none, or is missing.
+    """The specification of a field of tokens (T,). Raises `UserError` for a field that is missing or not of tokens.
 
     Args:
-      name: what the option `text` says; least: ids that there are at the least.
+      name: what the option `text` says; least: the smallest vocabulary that serves.
     """
     spec = data.fields.get(name)
     if spec is None or len(spec.shape) != 1 or spec.num_values < least:
@@ -28,7 +28,8 @@ def token_field(data: DataSpec, name: str, least: int = END + 1) -> ArraySpec:
 
 
 def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
-    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for none.
+    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for an empty
+    one.
 
     Args:
       name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.

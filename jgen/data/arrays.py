@@ -36,7 +36,7 @@ class Arrays(NamedTuple):
     images: gives uint8 (n, H, W, C), 0 .. levels - 1; of a file, which is read when they are first asked for.
     fields: {name: (n, ...)}.
     levels: values that a pixel takes.
-    files:  changes when they are others; content: the same wherever they are.
+    files: changes when the files do; content: a hash of their content, wherever they are.
     where:  for messages, such as "images of x.npz".
     """
 
@@ -50,7 +50,8 @@ class Arrays(NamedTuple):
 
 
 def given_arrays(images: Any, fields: Mapping[str, Any]) -> Arrays:
-    """Arrays from Python. Raises `UserError` for images that are no uint8 (n, H, W, C), or fields of another number."""
+    """Arrays from Python. Raises `UserError` for images that are not uint8 (n, H, W, C), or fields of another
+    length."""
     array = np.asarray(images)
     shape = checked_shape(array.shape, array.dtype, "images")
     array = array.reshape(shape)
@@ -97,7 +98,7 @@ def checked_shape(shape: tuple[int, ...], dtype: Any, where: str) -> tuple[int, 
 
 
 def checked_levels(levels: np.ndarray, where: str) -> int:
-    """The number of levels that a file says. Raises `UserError` unless it is one whole number from 2 to 256."""
+    """The number of levels that a file states. Raises `UserError` unless it is one whole number from 2 to 256."""
     whole = levels.ndim == 0 and np.issubdtype(levels.dtype, np.integer) and 2 <= levels <= 256
     value = levels.item() if levels.ndim == 0 else f"an array of shape {levels.shape}"
     require(bool(whole), f"{where} are {value}: they must be one whole number from 2 to 256")
@@ -105,10 +106,10 @@ def checked_levels(levels: np.ndarray, where: str) -> int:
 
 
 def array_source(name: str, train: Arrays, test: Arrays | None, config: Config) -> Source:
-    """Arrays as a set: in an order of its own, so that arrays sorted by class may be cut; a tenth is the test split.
+    """Arrays as a set, in a fixed shuffled order, since they may be sorted by class; a tenth is the test split.
 
     Raises:
-      UserError: fields that are not of these images, or cannot be fields; a test set of another kind.
+      UserError: arrays that do not fit these images or cannot be fields; a test set of other images or levels.
     """
     parts = {"train": train} | ({"test": test} if test else {})
     specs, texts, values = fields_of(parts, config)

@@ -5,7 +5,7 @@
                                           field-<name>.npy  (num, ...), each further field
                                           hash.json         {"sha256": ..., "files": {name: [bytes, mtime_ns]}}
 
-`python -m jgen.data.cache` lists what the cache holds, and cleans it. What killed processes leave goes by itself.
+`python -m jgen.data.cache` lists what the cache holds, and cleans it. What killed processes leave is removed by itself.
 
 The hash is computed while the files are written. Afterwards files of the same size and time of change are taken for
 those that were written; only where a time differs, as in a copy, they are read and hashed again.
@@ -38,7 +38,8 @@ RECORD = "hash.json"
 
 
 def decoded(source: Source, split: str) -> tuple[Records, str]:
-    """A split's records as memory-mapped arrays, decoded now unless that was done before, and the hash of their bytes.
+    """A split's records as memory-mapped arrays, and the hash of their bytes; decodes them unless they are in the
+    cache.
 
     Raises:
       UserError: a cache folder that cannot be written.
@@ -59,7 +60,8 @@ def decoded(source: Source, split: str) -> tuple[Records, str]:
 
 
 def cache_key(source: Source) -> str:
-    """Tells sets of one name and version apart. Of sets with images and classes only it is as it has always been."""
+    """Tells sets of one name and version apart. For sets of images and classes only, it is that of earlier versions of
+    jgen."""
     sizes = {name: part.num for name, part in source.splits.items()}
     identity: tuple[Any, ...] = (source.name, source.files, source.spec.image.shape, sizes)
     further = sorted((name, spec) for name, spec in source.spec.fields.items() if name != "label")

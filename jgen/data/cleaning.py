@@ -73,7 +73,7 @@ def is_abandoned(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Around the writing of an unfinished folder: its lock, where the file system has any."""
+    """Holds the lock of a folder while it is written, on file systems that have locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def note_use(folder: Path) -> None:
-    """Sets the time of a folder, by which is told when it was used last."""
+    """Marks a folder as used now, by its time of change."""
     with contextlib.suppress(OSError):  # of a cache that is only to be read
         os.utime(folder)
 

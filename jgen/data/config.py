@@ -50,7 +50,7 @@ class Config:
     tokenizer: Literal["bytes", "bpe"] = "bytes"
     """Tokens of text fields: the bytes of UTF-8, or byte pairs merged by their frequency in the training split."""
     vocabulary: int = 1024
-    """Number of tokens of bpe at most, the 256 bytes and the three special tokens (padding, start, end) included."""
+    """Largest number of tokens of bpe, including the 256 bytes and the three special tokens (padding, start, end)."""
     text_length: int = 64
     """Tokens of a text, start and end included; longer ones are cut, shorter ones padded."""
 
@@ -68,24 +68,24 @@ class Place:
 
 
 def place_of(config: Config) -> Place:
-    """Where options of the data say that a run's is now; what is "" stays the run's."""
+    """The current location of a run's data by options of the data; "" leaves the run's own."""
     return Place(config.name, config.dir, config.test)
 
 
 def located(config: Config) -> Config:
-    """The same with paths from the root, so that it serves from any current folder."""
+    """The same with absolute paths, so that it serves from any current folder."""
     return replace(config, name=absolute(config.name), test=absolute_test(config.test), dir=absolute_path(config.dir))
 
 
 def absolute(name: str) -> str:
-    """A set's name with its path from the root; names without a path stay."""
+    """A set's name with its path made absolute; names without a path are returned as they are."""
     kind, _, path = name.partition(":")
     is_path = kind in OF_FILES and path and not (kind == "texture" and path in TEXTURES)
     return f"{kind}:{absolute_path(path)}" if is_path else name
 
 
 def absolute_test(name: str) -> str:
-    """The path of a test folder or file from the root, without what says which it is."""
+    """The absolute path of a test folder or file, without the prefix folder: or npz:."""
     kind, _, path = name.partition(":")
     return absolute_path(path if kind in OF_FILES and path else name)
 

@@ -46,7 +46,7 @@ class Split(NamedTuple):
     num:      how many examples it has.
     fetch:    (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)};
               `index` is unique within the set, and stays when splits are cut elsewhere.
-    streamed: whether `fetch` decodes, rather than to read arrays.
+    streamed: whether `fetch` decodes records, rather than reads decoded arrays.
     """
 
     num: int
@@ -61,9 +61,9 @@ class Dataset(NamedTuple):
     splits:      train, validation (where there is one) and test; their batches are what the set stores.
     fingerprint: a hash of the content.
     tokenizers:  of the text fields, by name.
-    judges:      of the text fields whose texts can be looked for in images, by name; {} where images have fewer levels
-                 than the set has, and are not as its judges know them.
-    subjects:    of the text fields whose texts name a class, by name.
+    judges: {text field: scores of whether images show its texts}; {} where images have fewer levels than the set has,
+      which its judges cannot read.
+    subjects: {text field: what each text names}, of the fields whose texts name a class.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Dataset(NamedTuple):
 
 
 def has_labels(dataset: Dataset, split: str) -> bool:
-    """Whether the examples of a split have classes: some sets keep those of test to themselves, and store -1."""
+    """Whether the examples of a split have classes: some sets withhold those of test, and store -1."""
     if "label" not in dataset.spec.fields:
         return False
     part = dataset.splits[split]
@@ -128,7 +128,7 @@ def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, a
     """Opens, decodes on first use, and splits a data set.
 
     Args:
-      tokenizers: of text fields, by name, such as those that a run keeps; the others are made as `config` says.
+      tokenizers: of text fields, by name, such as those stored in a run; the others are made as `config` says.
       arrays: a user's own images, in place of the set that `config` names.
     Raises:
       UserError: whatever is wrong with the options, the set, or the folder for the cache, in one line.
@@ -181,8 +181,8 @@ def json_hash(value: Any) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two hashes of data may be of the same: where one is of the content and the other is not, they may, and
-    where one is "", of weights from elsewhere whose data is unknown."""
+    """Whether two hashes may be of the same data: also where they cannot be compared, one being of the content and the
+    other of the name, or one being "", of weights from elsewhere whose data is unknown."""
     unknown = one == "" or other == ""
     return one == other or unknown or one.startswith(STREAMED) != other.startswith(STREAMED)
 
@@ -198,9 +198,8 @@ def reopen(
     sets is gone, where the environment says.
 
     Args:
-      fingerprint: the hash that the run keeps.
-      tokenizers: those that the run keeps.
-      place: of which the parts that are not "" are taken in place of the run's.
+      fingerprint, tokenizers: those stored in the run.
+      place: the current location; parts that are "" are the run's.
     Raises:
       UserError: data that is gone or has changed. Splits move when a set changes: what is a test image now may have
         been a training image then.

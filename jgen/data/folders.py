@@ -218,7 +218,7 @@ def class_spec(classes: Iterable[str]) -> ArraySpec:
 
 
 def by_hash(names: list[str]) -> np.ndarray:
-    """An order of names that has nothing to do with what they say, and is the same wherever the folder is."""
+    """The names in a pseudo-random order that depends on the names alone, not on where the folder is."""
     return np.array(sorted(range(len(names)), key=lambda i: hashlib.sha256(os.fsencode(names[i])).digest()))
 
 

@@ -36,7 +36,7 @@ MOST_FRAMES = 100
 
 
 def check_animation(out: Path, option: str) -> None:
-    """Raises `UserError` for the name of no animated picture, or of one that cannot be written."""
+    """Raises `UserError` for a name that is not an animated picture's, or a path that cannot be written."""
     require(out.suffix in ANIMATED, f"{option} is {out}: it must end in {', '.join(ANIMATED)}")
     check_writable(out)
 
@@ -45,7 +45,7 @@ def write_animation(out: Path, paths: np.ndarray, levels: int, columns: int, sec
     """Writes images on their way, uint8 (n, steps, H, W, C), as an animated picture of grids, the last one held.
 
     Args:
-      seconds: from the first frame to the last; of more than `MOST_FRAMES` steps, so many are shown.
+      seconds: from the first frame to the last; at most `MOST_FRAMES` of the steps are shown.
     """
     from PIL import Image
 
@@ -62,7 +62,7 @@ def write_animation(out: Path, paths: np.ndarray, levels: int, columns: int, sec
 
 
 def check_out(out: Path) -> None:
-    """Raises `UserError` for a name that `write_images` does not know what to do with, or that cannot be written."""
+    """Raises `UserError` for a name that `write_images` does not support, or a path that cannot be written."""
     require(out.suffix in (".png", ".npz", ""), f"--out is {out}: it must end in .png or .npz, or name a folder")
     check_writable(out if out.suffix else out / "0.png")
 
@@ -76,7 +76,7 @@ def write_images(
     start: int = 0,
     names: Sequence[str] = (),
 ) -> None:
-    """Writes samples by what `out` looks like: a .png grid, an .npz of raw arrays, or a folder of PNGs numbered from
+    """Writes samples by the ending of `out`: a .png grid, an .npz of raw arrays, or a folder of PNGs numbered from
     `start`.
 
     An .npz holds `images`, 0 .. levels - 1, `levels`, and `labels` where there are any.

@@ -1,7 +1,8 @@
-"""Samples on their way to a file or a folder: written batch by batch, in little memory, and gone on with.
+"""Samples on their way to a file or a folder: written batch by batch, in little memory, and resumed if interrupted.
 
 A folder of PNGs keeps, in `.samples.json`, what they are samples of and how far they have come. A grid or an .npz is
-collected in a hidden folder beside it, which is gone when it is whole. Of processes that draw together, one writes.
+collected in a hidden folder beside it, which is removed once the file is complete. Of processes that draw together, one
+writes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class SampleStore:
     """Collects images start .. start + num - 1 for `out`: a grid (.png), an .npz, or a folder of PNGs.
 
     next: the number of the first image that is still to be drawn; above `start` where an earlier process drew some of
-      the same identity. Of processes that draw together, the first reads it off the disk and tells the others.
+      the same identity. Of processes that draw together, the first reads it from the disk and sends it to the others.
 
     Args:
       images: their shape and levels.
@@ -54,7 +55,7 @@ class SampleStore:
         self.next = parallel.from_main(self.next)
 
     def _open(self, images: ImageSpec) -> None:
-        """Takes the lock, and what is there of these images."""
+        """Takes the lock, and finds which of these images are there."""
         check_out(self.out)
         if not self.is_folder:
             self._lock = lock(self.folder, "is writing", "wait for it, or choose another --out")
@@ -70,7 +71,7 @@ class SampleStore:
         self.next = self._first_missing()
 
     def _recorded(self) -> Range:
-        """The images that are there of this identity: none where the record is of another."""
+        """The range of images on disk of this identity; an empty range if the record is of another."""
         try:
             record = json.loads((self.folder / RECORD).read_text())
             first, stop = record["done"]
@@ -91,7 +92,7 @@ class SampleStore:
         return self.out / f"{number:06d}.png"
 
     def write(self, images: np.ndarray) -> None:
-        """Takes the next images, uint8 (b, H, W, C), and notes them when they are on the disk."""
+        """Writes the next images, uint8 (b, H, W, C), and records them once they are on the disk."""
         first, self.next = self.next, self.next + len(images)
         if not self.writes:
             return

@@ -53,15 +53,15 @@ class Source(NamedTuple):
 
     name:    for messages and for the cache.
     version: the set's own; of a folder, that of its files.
-    files:   changes when the files are written anew, so that a cache can be told stale.
+    files: changes when the files are written anew, by which a stale cache is recognised.
     spec:    images of `levels` values, spread evenly over 0 .. 255, and the fields beside them, texts left out.
     splits:  {"train": Records, ...}.
     texts:   names of the fields that are text, whose arrays depend on a tokenizer.
     tokens:  a hash of the tokenizers that made fields of texts; "" without any.
     content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
              whose name and version say it.
-    judges:  of the text fields whose texts can be looked for in images, by name.
-    subjects: of the text fields whose texts name a class, by name.
+    judges: {text field: scores of whether images show its texts}.
+    subjects: {text field: what each text names}, of the fields whose texts name a class.
     """
 
     name: str
@@ -103,7 +103,7 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 def map_in_threads(function: Callable[[Any], Any], items: Iterable[Any], num: int = MAX_THREADS) -> list[Any]:
     """[function(item), ...] in order, by at most `num` threads: for work that releases Python's lock, as decoding does.
-    In a process that decodes beside others (jgen/data/workers.py) by none.
+    In a decoding process of jgen/data/workers.py, without threads.
 
     Raises:
       what `function` raised of the first item for which it did.

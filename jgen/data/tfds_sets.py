@@ -51,7 +51,7 @@ def digits_builder() -> Any:
 
 
 def check_format(name: str, folder: Path, error: Exception) -> None:
-    """Raises `UserError` where what TFDS says is that a set is there in another file format, such as its default."""
+    """Raises `UserError` if TFDS's message is that the set is there in another file format, such as its default."""
     match = re.search(r"(?:already set to (?:FileFormat\.)?|file formats in the DatasetInfo: \[')(\w+)", str(error))
     if match:
         raise UserError(

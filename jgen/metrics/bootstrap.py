@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def groups(classes: np.ndarray | None, num: int) -> list[np.ndarray]:
-    """The places 0 .. num - 1 by class, in whose numbers draws are held; all together where a class has too few."""
+    """Indices 0 .. num - 1 by class, for resampling within each class; in one group where a class has too few."""
     if classes is not None:
         by_class = [np.flatnonzero(classes == c) for c in np.unique(classes)]
         if min(map(len, by_class)) >= OF_A_CLASS:
@@ -40,15 +40,15 @@ def bootstrap(
     most: float = np.inf,
     classes: np.ndarray | None = None,
 ) -> Interval:
-    """The statistic of samples, each (n, ...), with a normal interval from its spread over samples drawn again.
+    """The statistic of samples, each (n, ...), with a normal interval from its spread over resampled samples.
 
-    The interval lies around the value itself: samples drawn again repeat images, which moves every distance upwards, so
-    that the middle of their own distribution is not where the value is.
+    The interval is centred on the value itself: resampling repeats images, which increases every distance, so that the
+    resampled values are biased.
 
     Args:
       most: the statistic's largest value; its smallest is 0.
-      classes: of the first samples (n,), where each class was given as many as it has: they are drawn again within it.
-        (Draws over all would add what the classes' numbers vary by, which is most of the spread of good samples.)
+      classes: of the first samples (n,), where the number of samples in each class was fixed: resampling is then within
+        classes. (Over all, it would add the variation of these numbers, which is most of the spread of good samples.)
     """
     rng, value = np.random.default_rng(seed), statistic(*samples)
     again = progress_bar(range(rounds), desc="bootstrap", unit="round", delay=PATIENCE, leave=False)

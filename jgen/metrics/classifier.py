@@ -1,7 +1,8 @@
-"""A small classifier of a data set, trained once and cached: it reads conditional samples, and lends its features.
+"""A small classifier of a data set, trained once and cached: it tells the classes of samples.
 
 Convolutions, ReLU and maximum pooling, a hidden layer, a softmax; Adam with a falling learning rate, images shifted at
-random. Weights trained on another machine differ, so that the name carries their hash; the project keeps its own.
+random. Weights trained on another machine differ, so that the name carries their hash; the project's
+own are in configs/classifiers/.
 """
 
 from __future__ import annotations
@@ -183,19 +184,19 @@ def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, floa
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raises `UserError` for classes that there are not."""
+    """Raises `UserError` for labels out of range."""
     first, last = int(labels.min()), int(labels.max())
     fits = first >= 0 and last < num_classes
     require(fits, f"labels are from {first} to {last}: they must be 0 to {num_classes - 1}")
 
 
 def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How conditional samples are read: logits (n, K), the classes asked for (n,).
+    """How well a classifier's logits (n, K) of conditional samples agree with the classes asked for (n,).
 
     Returns:
-      accuracy: the part read as the class asked for, low and high its interval, the classes' numbers given; by_class:
-      the part of each class asked for; classes: how many of the K classes are read at least once; balance: the entropy
-      of the classes read over that of the classes asked for, 1 where they are as even.
+      accuracy: the share classified as the class asked for, low and high its interval by resampling within classes;
+      by_class: that share by class; classes: how many of the K classes occur; balance: the entropy of the classes that
+      occur over that of the classes asked for, 1 where they are as even.
     Raises:
       UserError: classes that the classifier does not have.
     """

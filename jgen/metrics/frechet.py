@@ -46,7 +46,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def distance_to(a: Statistics) -> Callable[[Statistics], float]:
-    """`frechet_distance` to `a` of any other, the root of a covariance taken once."""
+    """The function `frechet_distance(a, .)`, which computes the root of a's covariance once."""
     values, vectors = np.linalg.eigh(a.covariance)
     root = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
 

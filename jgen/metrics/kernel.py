@@ -15,7 +15,7 @@ from jgen.errors import require
 from jgen.metrics.bootstrap import groups
 from jgen.metrics.frechet import check_features
 
-MOST = 10_000  # images of a kind, whose pairs are met
+MOST = 10_000  # images, real and generated each, over whose pairs the kernel is averaged
 
 
 def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.ndarray, np.ndarray]:
@@ -29,11 +29,12 @@ def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.nda
 
 
 def means_of_others(x: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-    """Mean (n,) of the kernel of each of x (n, D) over what else could be drawn with it.
+    """Mean (n,) of the kernel of each of x (n, D) with the others.
 
-    Of draws that are independent those are all others. Where the numbers of classes (n,) were given, the others of its
-    own class stand for all of that class: else pairs of one class would be too few, since none is of an image with
-    itself, and their mean too small by (K - 1) / (K (n - 1)) of what pairs within and between K classes differ by.
+    For independent draws that is the plain mean over all others. Where the number of samples in each class (n,) was
+    fixed, each class contributes in proportion to its number, and a row's own class by the mean over the others in it:
+    the plain mean has too few pairs of one class, and would be biased by (K - 1) / (K (n - 1)) of the difference
+    between the mean kernels within and between K classes.
     """
     itself, total = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3, np.zeros(len(x))
     for places in groups(classes, len(x)):
@@ -44,7 +45,8 @@ def means_of_others(x: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
 
 
 def variance(values: np.ndarray, classes: np.ndarray | None) -> float:
-    """That of a mean of `values` (n,), times n; where the numbers of classes (n,) were given, that within them."""
+    """n times the variance of the mean of `values` (n,); the variance within classes (n,), where their numbers are
+    fixed."""
     parts = groups(classes, len(values))
     return sum(len(places) * float(np.var(values[places], ddof=1)) for places in parts) / len(values)
 
@@ -63,10 +65,10 @@ def kernel_distance(
     distribution, where that order vanishes, it is too large by a factor of 1.4.
 
     Args:
-      most: of more images of a kind, as many are taken at random.
-      classes: (n,) of `fake`, where each class was given as many as it has.
+      most: the number of real or generated images to take at random where there are more.
+      classes: (n,) of `fake`, where the number of samples in each class was fixed.
     Raises:
-      UserError: fewer than four images of a kind, or features of different widths.
+      UserError: fewer than four real or generated images, or features of different widths.
     """
     x, y = check_features(fake, 4), check_features(real, 4)
     require(x.shape[1] == y.shape[1], f"features are {x.shape[1]} and {y.shape[1]} wide: they must be the same")

@@ -31,10 +31,11 @@ def nearest_modes(points: np.ndarray, centres: np.ndarray, std: float, within: f
 
 
 def mode_scores(modes: np.ndarray, num: int) -> dict[str, Any]:
-    """{"modes", "quality", "kl"} of samples of which `modes`, int (n,), are those of `num`; kl is None if none has one.
+    """{"modes", "quality", "kl"} of samples from their modes, int (n,), out of `num`; kl is None if no sample has a
+    mode.
 
     Raises:
-      UserError: no samples, or a mode that there is not.
+      UserError: no samples, or a mode out of range.
     """
     require(len(modes) > 0, "there are no samples")
     require(modes.min() >= NONE and modes.max() < num, f"modes are {modes.min()} to {modes.max()}: there are {num}")

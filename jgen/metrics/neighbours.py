@@ -22,7 +22,7 @@ from jgen.metrics.bootstrap import bootstrap
 from jgen.metrics.frechet import check_features
 
 AT_ONCE = 10_000_000  # entries of a distance matrix
-NEEDED = 6  # images of a kind below which the fifth neighbour is missing
+NEEDED = 6  # images; with fewer, there is no fifth neighbour
 
 
 class Scores(NamedTuple):
@@ -65,7 +65,7 @@ def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 
     """Of features (n, D) and (m, D); `k` neighbours for precision and recall, `k_density` for density and coverage.
 
     Raises:
-      UserError: k images of a kind or fewer, or features of different widths.
+      UserError: k or fewer real or generated images, or features of different widths.
     """
     needed = max(k, k_density) + 1
     x, y = check_features(fake, needed, "samples"), check_features(real, needed, "real images")
@@ -88,13 +88,13 @@ def neighbour_scores(
     """Precision, recall, density (0 upwards, 1 where samples lie like real images) and coverage.
 
     Args:
-      fake, real: features (n, D) and (m, D), of which as many as there are of the fewer are taken at random.
-      classes: (n,) of `fake`, where each class was given as many as it has (see `bootstrap`).
+      fake, real: features (n, D) and (m, D), of which min(n, m) each are taken at random.
+      classes: (n,) of `fake`, where the number of samples in each class was fixed (see `bootstrap`).
     Returns:
-      neighbours_num: how many; and {value, low, high} of each score, the interval over the images whose balls are met,
-      the balls held still.
+      neighbours_num: min(n, m); and {value, low, high} of each score, the interval by resampling the images that are
+      counted, with the balls fixed.
     Raises:
-      UserError: fewer than six images of a kind, or features of different widths.
+      UserError: fewer than six real or generated images, or features of different widths.
     """
     fake_rows, real_rows = equal_numbers(len(fake), len(real), seed)
     scores = neighbours(np.asarray(fake)[fake_rows], np.asarray(real)[real_rows])
@@ -139,7 +139,7 @@ def memorisation(
 
     Args:
       fake, train, test: features or pixels (n, D), of test as many as of fake at the most.
-      classes: (n,) of `fake`, where each class was given as many as it has (see `bootstrap`).
+      classes: (n,) of `fake`, where the number of samples in each class was fixed (see `bootstrap`).
     Returns:
       {value, low, high} of the probability that a sample is nearer to its nearest training image than a test image is
       to its own: one half for unseen images, 1 for copies, towards 0 for samples that are far from all images;

@@ -41,7 +41,7 @@ class FeatureNetwork(NamedTuple):
     hash: of the weights.
 
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, D), spatial features (n, S), logits (n, K)), float32.
-    batch_size: images that it takes at once, between two signs of progress.
+    batch_size: images of a call, after each of which progress is shown.
     """
 
     name: str
@@ -120,12 +120,12 @@ def features_of_each(
     chunk: int,
     store: Path | None = None,
 ) -> list[tuple[np.ndarray, ...]]:
-    """The answers of several networks to `num` images, of which no more than `chunk` are held at a time; of processes
-    that work together the first has them, and the others have none, [].
+    """The outputs of several networks for `num` images, of which at most `chunk` are in memory at a time. Of processes
+    that work together the first has them, and the others have [].
 
     Args:
-      store: a folder for the answers to each chunk; those in it are not asked for again, and the caller removes it.
-        Where one chunk is all, nothing is stored.
+      store: a folder for the outputs of each chunk, which are not computed again; the caller removes it. Nothing is
+        stored if there is one chunk only.
     """
     main = parallel.is_main_process()
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
@@ -228,7 +228,7 @@ def quality(
       samples: their features, as `features_of` gives them.
       real: what the distances are to, with spatial features.
       train, test: between which memorisation is judged; None leaves it out, and the scores of real images.
-      classes: (n,) of the samples where they were asked for by class: each had as many as it has, and would again.
+      classes: (n,) of samples that were asked for by class, the number of each class being fixed.
     Returns:
       each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error), and
       beside them the scores of real images (`reference`).

@@ -1,8 +1,8 @@
-"""Geometric augmentation that the network is told of (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
+"""Geometric augmentation, a condition of the network (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
 
 Each image is flipped sideways with probability 1/2 and, each with probability p, flipped upside down, scaled, rotated,
-stretched along a random direction and translated. A generator that is told the transformation learns not to show it: at
-sampling time it is told of none, all zeros.
+stretched along a random direction and translated. A network that is given the transformation learns not to show it: in
+sampling it is given none, all zeros.
 
 Differs from the authors' code: pixels are interpolated linearly, where that code filters with wavelets at twice the
 resolution.

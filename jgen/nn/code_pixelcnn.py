@@ -140,7 +140,7 @@ class OutputBlock(nn.Module):
 
 
 class Rows(NamedTuple):
-    """What is kept of the rows above: the layers' inputs, (rows, W, B, inputs); of each attention, keys and values
+    """The cache of the rows above: the layers' inputs, (rows, W, B, inputs); of each attention, keys and values
     (H W, B, heads, D), zeros from the present row on; and the number of the present row."""
 
     layers: list[jax.Array]

@@ -116,7 +116,7 @@ class ConditionalNetwork(NamedTuple):
         return not {"label", "context", "vector"}.isdisjoint(self.conditions)
 
     def cond_for_training(self, keys: jax.Array, batch: Batch, rate: float) -> Cond:
-        """The condition of a batch, with that of `without_class` in its place with probability `rate`; keys (B,)."""
+        """The condition of a batch, replaced by that of `without_class` with probability `rate`; keys (B,)."""
         cond = self.cond(batch)
         if not self.droppable:
             return cond

@@ -128,7 +128,8 @@ class HorizontalConv(nn.Module):
 class MaskedConv(nn.Module):
     """A masked n x n convolution, (B, H, W, inputs) to (B, H, W, features): rows above and pixels to the left.
 
-    Stacked, it has a blind spot: a pixel above and to the right is seen only along the diagonal that it opens.
+    Stacked, it has a blind spot: pixels above and beyond a diagonal to the right are never seen, however many
+    layers there are.
     """
 
     inputs: int

@@ -4,10 +4,10 @@
 
 f_l are the last maps of EfficientNet-Lite0 (jgen/nn/efficientnet.py) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's
 size. Images enter with ImageNet's mean and deviation; grey ones are repeated to three channels. Those with sides below
-64 pixels are magnified first, as is usual for LPIPS, since the network has seen nothing as small.
+64 pixels are magnified first, as is usual for LPIPS, since the network was not trained on smaller ones.
 
-Differs from LPIPS: no learned weights of the channels (the authors' baseline), so that no judgements of people are in
-it; another network than VGG; a mean over the maps in place of their sum. d lies between 0 and 4.
+Differs from LPIPS: no learned weights of the channels (the authors' baseline), so that it does not use human
+judgements; another network than VGG; a mean over the maps in place of their sum. d lies between 0 and 4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Changing the size of feature maps: by a filter, by repetition, by means."""
+"""Resizing feature maps: by a filter, by repetition, by averaging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that tell images of another kind from those that a model was trained on, and how well they do.
+"""Scores that tell images unlike those that a model was trained on.
 
 A model of one data set may give images of another a higher likelihood than its own, where those are smoother (Nalisnick
 et al. 2019, arXiv 1810.09136). What is done about it, by `Generator.anomaly_score`:

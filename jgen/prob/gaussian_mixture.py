@@ -235,7 +235,7 @@ def low_rank_start(rank: int, weights: jax.Array, means: jax.Array, variances: j
 def solve(matrices: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A^-1 right and log |A| of positive definite matrices (K, q, q) and right sides (K, q, n).
 
-    By Cholesky factors: on CPU JAX 0.10 does not come back from LU factors of a batch inside a loop.
+    By Cholesky factors: on CPU, JAX 0.10 hangs in LU factors of a batch inside a loop.
     """
     lower = jnp.linalg.cholesky(matrices)
     half = jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True)

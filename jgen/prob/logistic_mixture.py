@@ -4,8 +4,8 @@
     P_k(x_c | x_<c) = sigmoid((x_c + h - m_kc) / s_kc) - sigmoid((x_c - h - m_kc) / s_kc)         (equation 2)
     m_kc = mu_kc + sum over d < c of a_kcd x_d                                                    (equation 3)
 
-with h half of the distance of two levels; the first and the last level reach to infinity. One component is chosen for
-all channels of a pixel, and within it a channel's mean is moved by the channels before it. Levels lie on [-1, 1].
+with h half of the distance between two levels; the first and the last level reach to infinity. One component is chosen
+for all channels of a pixel, and within it a channel's mean is moved by the channels before it. Levels lie on [-1, 1].
 """
 
 from __future__ import annotations

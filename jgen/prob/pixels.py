@@ -22,7 +22,8 @@ def to_float(images: jax.Array, levels: int) -> jax.Array:
 
 
 def dequantise_to_float(keys: jax.Array, images: jax.Array, levels: int) -> jax.Array:
-    """The same with uniform noise as wide as the distance of two levels, 2 / (levels - 1), around each; keys (B,)."""
+    """The same with uniform noise as wide as the distance between two levels, 2 / (levels - 1), around each; keys
+    (B,)."""
     if levels == 0:
         return to_float(images, levels)
     u = rng.uniform(keys, images.shape[1:])

@@ -7,9 +7,9 @@
 
 The mean of the weights w is an unbiased estimate of Z, of whatever length the annealing is, so its logarithm is in
 expectation a lower bound of log Z: the estimate of log p is too high rather than too low. The steps are Hamiltonian
-(Neal 2011, arXiv 1206.1901), with a Metropolis test. On the box [-1, 1]^D the flight is reflected at the walls, which
-keeps volume and can be reversed. Every chain draws a step size of its own for each step, over decades, so that some
-steps serve at every b.
+(Neal 2011, arXiv 1206.1901), with a Metropolis test. On the box [-1, 1]^D trajectories are reflected at the walls,
+which preserves volume and is reversible. Every chain draws a step size of its own for each step, over decades, so that
+some steps suit every b.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def hamiltonian_step(
     """A step of every chain that keeps p_b, and the probability with which it was accepted, (B,).
 
     Args:
-      evaluate: x to the chains there; step_size: (B,), of each chain's flight; leapfrog: parts of the flight.
+      evaluate: x to the chains there; step_size: (B,), of each chain; leapfrog: the number of leapfrog steps.
     """
     key_momentum, key_accept = rng.split(keys, 2)
     momentum = rng.normal(key_momentum, chains.x.shape[1:])

@@ -1,6 +1,6 @@
 """Sampling from a denoiser D(x_t, t) -> x_0 and its process, for every system that has one.
 
-Options are those of `Sampling`. A sampler goes through explicit times, or takes steps of each image's own ("ode"), and
+Options are those of `Sampling`. A sampler goes through explicit times, or chooses its steps for each image ("ode"), and
 ends with an evaluation of the denoiser at its last time. Image i has one key: for the noise that it begins with, and
 for what is added on the way.
 """
@@ -96,7 +96,8 @@ class Editing(Sampling):
     """Options of editing: those of sampling, and where between an image and noise it begins."""
 
     strength: float = 0.6
-    """Part of the steps that are taken, from the image with as much noise: 1 leaves nothing of it, near 0 all."""
+    """Part of the steps that are taken, from the image with noise of their first time: 1 keeps nothing of it, near 0
+    all."""
 
 
 @dataclass(frozen=True)

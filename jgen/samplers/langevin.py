@@ -27,8 +27,8 @@ def temperature_of(step_size: float, noise: float) -> float:
 
 
 def reflect(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A point that flies through the walls of [-1, 1] in place of being reflected, to where it would be; and the sign,
-    1 or -1, that its velocity then has in place of 1."""
+    """A point beyond the walls of [-1, 1], reflected into the box; and the sign, 1 or -1, of its velocity relative to
+    before."""
     folded = jnp.mod(x + 1.0, 2.0 * WIDTH)
     outside = folded > WIDTH
     return jnp.where(outside, 2.0 * WIDTH - folded, folded) - 1.0, jnp.where(outside, -1.0, 1.0)
@@ -47,8 +47,8 @@ def langevin(
 ) -> tuple[jax.Array, jax.Array]:
     """The chains after `steps` steps, and which of them diverged, bool (B,): one compiled loop.
 
-    A chain diverges where a step by the gradient is longer, in any coordinate, than the box is wide: it is then moved
-    by the errors of its steps, not by its energy.
+    A chain diverges where a step by the gradient is longer, in any coordinate, than the box is wide: its steps then
+    have errors larger than the energy's effect.
 
     Args:
       gradient: x (B, ...) to the gradient of each chain's own energy, (B, ...); keys: (B,), one of each chain.

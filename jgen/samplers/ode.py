@@ -1,4 +1,4 @@
-"""Differential equations of images, solved with steps of each image's own by diffrax, and the densities they carry.
+"""Differential equations of images, solved by diffrax with step sizes of each image's own, and their densities.
 
     dx/dt = alpha' D(x, t) + sigma' (x - alpha D(x, t)) / sigma      the probability flow of a diffusion
     d log p(x_t)/dt = -div(dx/dt)                                    (Chen et al. 2018, arXiv 1806.07366)

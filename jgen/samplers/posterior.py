@@ -1,4 +1,5 @@
-"""Sampling from p(x_0 | y), where y is measured of the image, with a denoiser D(x_t, t) trained without measurements.
+"""Sampling from p(x_0 | y), y a measurement of the image, with a denoiser D(x_t, t) that was trained without
+measurements.
 
 All take ancestral steps from t to s, x_s ~ N(c_t x_t + c_0 D, beta_tilde) (`jgen.prob.diffusion_bound`), and differ in
 how y enters:

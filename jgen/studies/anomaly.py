@@ -1,4 +1,4 @@
-"""Which images are of another kind? python -m jgen.studies.anomaly RUN [RUN ...] --others mnist --out FOLDER
+"""Which images are out of distribution? python -m jgen.studies.anomaly RUN [RUN ...] --others mnist --out FOLDER
 
 The area under the receiver operating characteristic (AUROC) by which scores of a run tell test images of other sets
 from those of its own: 0.5 is chance, below it the other images look more like the model's data than its own. A model of
@@ -27,7 +27,7 @@ NOISE = "noise"  # uniform pixels, beside sets of data
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is told apart."""
+    """Which sets are told from a run's own data, and by which scores."""
 
     others: str = "noise"
     """Other sets, separated by commas, in the size and the levels of the run's data: names of data, or noise."""

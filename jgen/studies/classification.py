@@ -1,10 +1,10 @@
 """Classifying by a generative model: python -m jgen.studies.classification RUN [RUN ...] --out FOLDER
 
-p(class | image) of test images by Bayes' rule from class-conditional runs, beside a network that is trained to tell the
-classes of the same training images; runs trained on fewer (--data.validation 0.9) show who needs many. "score" is what
-Bayes' rule is given, a likelihood or the errors of a denoiser; "nll" is the mean of -log p(right class) in nats, and
-ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). FOLDER has classification.json, which the same
-command goes on with, and classification.png.
+p(class | image) of test images by Bayes' rule from class-conditional runs, beside a network that is trained to classify
+the same training images; runs trained on fewer images (--data.validation 0.9) show how much each depends on their
+number. "score" is the likelihood, or the errors of a denoiser, that Bayes' rule takes; "nll" is the mean of
+-log p(right class) in nats, and ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). FOLDER has
+classification.json, which the same command goes on with, and classification.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Arguments:
     out: str = "results/studies"
     """Folder of the record and the figure."""
     scores: Literal["all", "log_prob", "energy"] = "all"
-    """What Bayes' rule is given, of runs that have both; bounds of a chain of steps take long."""
+    """What Bayes' rule takes, of runs that have both; bounds of a chain of steps take long."""
     num: int = 0
     """The first images of the test split; 0: all."""
     seed: int = 0
@@ -69,7 +69,7 @@ def command(args: list[str]) -> int:
 
 
 def scores_of(model: Any, wanted: str) -> list[str]:
-    """The scores of a model that are wanted; of one that has only the other, that."""
+    """The wanted scores of a model; of a model that has only the other, that one."""
     names = [name for name in ("log_prob", "energy") if getattr(model, name) is not None]
     return [name for name in names if wanted in ("all", name)] or names
 

@@ -1,4 +1,4 @@
-"""Which divergences still have a gradient when two densities part? python -m jgen.studies.divergences --out FOLDER
+"""Which divergences keep a gradient as two densities move apart? python -m jgen.studies.divergences --out FOLDER
 
     KL(p, q) = int p log p/q;  JS = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2;  TV = 1/2 int |p - q|
     W1 = int |P - Q|, of the distribution functions

@@ -1,6 +1,6 @@
 """A flow trained and scored within a budget: what `jgen.studies.free_form_jacobian` does for each of its rows.
 
-Seconds are those of the processor, as the process counts them, whatever else the machine does meanwhile.
+Seconds are CPU seconds of the process, which do not depend on what else the machine does.
 The step is that of every system (`jgen.train.step`), with Adam, a warm-up and a cosine decay of the learning rate.
 """
 

@@ -2,7 +2,7 @@
 
 Flows with triangular, symmetric and free-form Jacobians (jgen/studies/contenders.py), with equally many parameters, are
 trained for equally long, and again with equally many operations: on densities of the plane whose entropy is known, or
-on images. Minutes are those of the processor. FOLDER has free_form_jacobian.json and free_form_jacobian.png.
+on images. Minutes are CPU time. FOLDER has free_form_jacobian.json and free_form_jacobian.png.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Arguments:
     flows: str = ""
     """Names of the flows, separated by semicolons; "" for all."""
     minutes: float = 1.0
-    """Minutes of the processor that each training takes; 0: none of equal time."""
+    """Minutes of CPU time that each training takes; 0: none of equal time."""
     teraflops: float = 0.0
     """Trillions of operations that each training takes; 0: none of equal operations."""
     parameters: int = 8000
@@ -65,7 +65,7 @@ def command(args: list[str]) -> int:
 
 
 def settings_of(a: Arguments) -> list[Row]:
-    """What each row depends on. Raises `UserError` for data or flows that there are not."""
+    """What each row depends on. Raises `UserError` for unknown data or flows."""
     from jgen.studies.contenders import CONTENDERS, ON_POINTS_ALONE
     from jgen.studies.densities import DENSITIES
     from jgen.studies.flow_trials import open_images
@@ -96,8 +96,8 @@ def budget_of(setting: Row) -> str:
 
 
 def excess(row: Row) -> np.ndarray:
-    """Nats by which a flow of points is worse than the density itself, the divergence of the two, by seed. Of a flow
-    that is no bijection by construction, what it calls its density is divided by its integral before."""
+    """Nats by which a flow of points is worse than the density itself, the divergence of the two, by seed. For a flow
+    that is not a bijection by construction, the density is first divided by its integral."""
     from jgen.studies.contenders import CONTENDERS
     from jgen.studies.densities import entropy
 

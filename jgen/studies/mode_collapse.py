@@ -3,7 +3,7 @@
 Dense generators and discriminators of one size play about points of the plane: 8 Gaussians on a ring, or 25 on a grid.
 Of every loss and seed are counted, over time, the modes that have a sample within 3 standard deviations, and the part
 of samples that have a mode so near (jgen/metrics/modes.py).
-FOLDER has mode_collapse.json and mode_collapse.png. The same of pictures: jgen/studies/stacked_digits.py.
+FOLDER has mode_collapse.json and mode_collapse.png. The same for images: jgen/studies/stacked_digits.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LATENT = 8
 
 
 class Contest(NamedTuple):
-    """A loss and what it needs to be played.
+    """A loss and its options of training.
 
     penalty: kind and weight; clip: bound of the discriminator's weights, 0 for none; disc_steps: k; optimiser: options.
     """

@@ -1,9 +1,9 @@
-"""Checkpoints: Orbax, asynchronous, and a list of hashes by which a damaged one is told from a good one.
+"""Checkpoints: Orbax, asynchronous, with a list of hashes by which damage is found.
 
 A checkpoint is `checkpoints/<step>/`, written aside and renamed by Orbax, with the arrays of the state and a small JSON
 document. Beside it `checkpoints/<step>.sha256.json` lists the hash of each of its files; it is written once the
 checkpoint is whole. A checkpoint without its list is unfinished, one that does not agree with it is damaged. Hashes are
-compared for the checkpoint that is read, not for the others.
+checked only for the checkpoint that is read.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def newest_good(folder: Path) -> int | None:
 
 
 def wait_until_seen(folder: Path, step: int, seconds: float = 60.0) -> None:
-    """Returns when this process sees a checkpoint that another has: on a shared disk, later than that one.
+    """Waits until this process sees a checkpoint that another has written: on a shared disk, it may appear later.
 
     Raises:
       UserError: it is not whole after so many seconds.

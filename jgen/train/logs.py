@@ -115,7 +115,7 @@ class MetricsLog:
 
 
 def to_json_line(document: dict[str, Any]) -> str:
-    """A line of JSON, which has no word for a number that is not finite: null stands for it."""
+    """A line of JSON; numbers that are not finite, which JSON does not have, become null."""
     return json.dumps(finite_or_none(document), allow_nan=False) + "\n"
 
 

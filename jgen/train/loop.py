@@ -89,7 +89,7 @@ def with_place(batch: Batch) -> Batch:
 
 
 def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, RoleOptimiser]:
-    """An optimiser for every role that the phases train. Raises `UserError` for options of a role there is not."""
+    """An optimiser for every role that the phases train. Raises `UserError` for options of an unknown role."""
     roles = sorted({role for phase in model.phases for role in phase.trains})
     for role, _, _ in config.optimiser.by_role:
         trains = ", ".join(roles) or "no role"
@@ -99,9 +99,9 @@ def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, RoleOpt
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one of a kind acts at once.
+    """Collects SIGTERM and SIGINT instead of ending the process; the second of the same signal acts at once.
 
-    Only a program's main thread may: in another, signals stay the program's.
+    Only in a program's main thread; in another, signals are left alone.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -372,7 +372,7 @@ class Training:
         return rows, {name: np.repeat(array, columns, axis=0) for name, array in model.condition(batch).items()}
 
     def names(self, cond: Cond) -> list[str]:
-        """The names of the images' classes, where classes have names; [] else."""
+        """The names of the images' classes; [] where classes have none."""
         names = self.model.data.label_names
         return [names[label] for label in cond["label"]] if names and "label" in cond else []
 

@@ -53,7 +53,7 @@ def learning_rate(o: Optimiser, steps: int, step: Any) -> Any:
 
 def average_decay(config: Config) -> Callable[[Any], Any] | None:
     """The decay d of the moving average ema <- d ema + (1 - d) params, as a function of the steps taken before; None
-    where no average is kept.
+    without an average.
 
         ema_decay      min(decay, (1 + step) / (10 + step)), or the decay itself without ema_warmup
         ema_half_life  0.5^(batch_size / half_life); with ema_warmup the half-life is at most a twentieth of the images

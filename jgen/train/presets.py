@@ -28,6 +28,21 @@ TEXTURES = {
 }
 
 
+def described(line: str, *details: str) -> dict[str, str]:
+    """The usual VARIANTS, each described by `line`: {} stands for the images, and a second {} for a detail.
+
+    Args:
+      details: of digits, of MNIST and Fashion-MNIST, of CIFAR-10: "{} as {} codes", "4x4", "7x7", "8x8".
+    """
+    digits, mnist, cifar10 = details or ("", "", "")
+    return STANDARD | {
+        "digits": f"{line.format('8x8 digits of scikit-learn', digits)}; under 3 minutes on 2 CPU cores",
+        "mnist": line.format("28x28 MNIST", mnist),
+        "fashion_mnist": line.format("28x28 Fashion-MNIST", mnist),
+        "cifar10": f"{line.format('32x32 CIFAR-10', cifar10)}; for an accelerator",
+    }
+
+
 def choose(
     variant: str,
     *,

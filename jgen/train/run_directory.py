@@ -147,7 +147,7 @@ def environment() -> dict[str, Any]:
 
 
 def program_identity() -> dict[str, Any]:
-    """What must be the same in all processes that work together, by name."""
+    """The values that must be equal in all processes that work together, by name."""
     import jax
 
     return {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
@@ -165,7 +165,7 @@ def processor() -> str:
 def commit() -> str | None:
     """The commit of the source tree that jgen is imported from, with "+" for local changes; None outside a tree.
 
-    Records in results/ are no part of the program: one that is written there leaves the next what it is, clean.
+    Files in results/ do not count as changes, so that writing one result does not mark the next as changed.
     """
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root)]

@@ -61,7 +61,7 @@ class Config:
     num_timesteps: int = 1000
     """T, the steps of the forward process."""
     first_timestep: Literal[0, 1] = 1
-    """What the network is told of t = 1: 1, or 0 as in the authors' code and in diffusers, which count from 0."""
+    """The network's input at t = 1: 1, or 0 as in the authors' code and in diffusers, which count from 0."""
     schedule: Literal["linear", "cosine", "quadratic", "sigmoid"] = "linear"
     """Noise schedule."""
     beta_1: float = 1e-4

@@ -185,7 +185,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """Latents of which every pixel is kept are kept, and in the decoded image those pixels."""
+    """Keeps the latents whose pixels are all known, and the known pixels of the decoded image."""
     assert latent.diffusion.inpaint is not None
     key_encode, key_draw = rng.split(keys, 2)
     z = scaled(latent, ctx, key_encode, images)

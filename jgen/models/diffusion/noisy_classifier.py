@@ -4,7 +4,8 @@
     loss      - log p(y | x, lambda),  t uniform,  lambda = - log tan(pi t / 2)
     guidance  D + s sigma^2 / alpha grad log p(y | x_t)                       (jgen.samplers.guidance.by_classifier)
 
-The noise is told by lambda and the images have unit variance, so that one classifier guides diffusions of any schedule.
+The noise level is given as lambda and the images have unit variance, so that one classifier guides diffusions of any
+schedule.
 
 Glossary: x_0 data in [-1, 1]; y its class; t = 0 is data; D the denoiser that is guided.
 
@@ -123,7 +124,7 @@ def loss(
 def validate(
     classifier: NoisyClassifier, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> dict[str, jax.Array]:
-    """At random noise: half of it leaves little to see."""
+    """At random noise levels; at half of them little of the image remains."""
     nll, correct = scores(classifier, params, keys, batch, None)
     return {"nll": nll, "accuracy": correct}
 

@@ -116,7 +116,7 @@ def process_of(config: Config) -> processes.Process:
 def predict_noise(
     sde: ScoreSde, params: Roles, x_t: jax.Array, t: jax.Array, cond: Cond, key_drop: jax.Array | None
 ) -> jax.Array:
-    """-sigma s_theta(x_t, t), of the network's answer to x_t at unit scale; t (B,)."""
+    """-sigma s_theta(x_t, t), from the network's output for x_t at unit scale; t (B,)."""
     alpha, sigma = processes.scales(sde.process, t, x_t)
     scaled = x_t / jnp.sqrt(alpha**2 + sigma**2)
     time = network_time(sde, t)
@@ -124,7 +124,7 @@ def predict_noise(
 
 
 def network_time(sde: ScoreSde, t: jax.Array) -> jax.Array:
-    """How the network is told of the times t: as steps, or to NCSN++ as ln(sigma / alpha) / 4."""
+    """The network's input for the times t: steps, or for NCSN++ ln(sigma / alpha) / 4."""
     if sde.config.network.architecture == "ncsnpp":
         return -0.25 * processes.half_log_snr(sde.process, t)
     return TIME_SCALE * t

@@ -91,7 +91,7 @@ class Config:
     noise: float = 0.005
     """Standard deviation of a Langevin step's noise; the image's range is [-1, 1]."""
     buffer_size: int = 10_000
-    """Chains in the replay buffer, shared out equally to the examples of a batch."""
+    """Chains in the replay buffer, divided equally between the examples of a batch."""
     restart: float = 0.05
     """Probability that a chain begins anew, from uniform noise."""
     alpha: float = 1.0

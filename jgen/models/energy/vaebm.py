@@ -97,7 +97,7 @@ class Config:
     step_size: float = 4e-3
     """Size s of a Langevin step, in the noise's space, where all scales are 1."""
     buffer_size: int = 10_000
-    """Chains in the replay buffer, shared out equally to the examples of a batch."""
+    """Chains in the replay buffer, divided equally between the examples of a batch."""
     restart: float = 0.05
     """Probability that a chain begins anew, from the VAE's own noise."""
     alpha: float = 0.0

@@ -156,7 +156,7 @@ def by_level(
     *inputs: Any,
     **options: Any,
 ) -> Any:
-    """A function of the room at the level of the step of `ctx`."""
+    """A function of a game at the level of the last step before `ctx.step`."""
     # After `ctx.step` steps, the last that was taken is the one before.
     ctx = ctx._replace(step=jnp.maximum(jnp.asarray(ctx.step) - 1, 0))
     branches = [partial(function, game, **options) for game in games]
