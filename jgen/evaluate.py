@@ -124,13 +124,8 @@ def evaluate(
     require_same_scores(arguments, scored | {"scoring": scoring, "sampling": sampling})
     if arguments.clip:
         data = judged_by_clip(gen, data, arguments.clip)
-    compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
-    if is_texture(gen, arguments):
-        compared = arguments.reconstruct
-    if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
-        # Without a feature network, samples whose texts can be judged still have a score.
-        compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
+    compared = is_compared(gen, data, arguments)
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
     if arguments.samples:  # first: options that do not serve are noticed soon
@@ -151,6 +146,15 @@ def evaluate(
         scores["reconstruction"] = reconstruction | compared_scores
     scores["cascade"] = [record_of(one, Path(path)) for one, path in zip(upsamplers, arguments.cascade)]
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
+
+
+def is_compared(gen: Any, data: Any, arguments: Arguments) -> bool:
+    """Whether images that the model makes are compared with real ones in a network's features."""
+    if arguments.reconstruct or arguments.samples == 0 or is_texture(gen, arguments):
+        return arguments.reconstruct
+    has_features = data.spec.num_classes > 1 or bool(arguments.inception or arguments.efficientnet)
+    # Without a feature network, samples whose texts can be judged still have a score.
+    return has_features or not any(name in data.judges for name in gen.model.conditions)
 
 
 def require_same_scores(arguments: Arguments, scored: dict[str, Any]) -> None:

@@ -71,11 +71,9 @@ class Generator:
         self._placed = placed, rest._replace(ema=placed) if same else rest
 
     def __repr__(self) -> str:
-        spec = self.model.images
+        shape = "x".join(map(str, self.model.images.shape))
         size = sum(x.size for x in jax.tree.leaves(self.params))
-        return (
-            f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
-        )
+        return f"<{self.model.name} of {shape}, {size:,} parameters, step {self.step}>"
 
     def conditions(self, n: int, start: int = 0, name: str = "sample", **given: Any) -> Cond:
         """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; classes are taken in turn.
@@ -237,8 +235,7 @@ class Generator:
         if embeddings.compares(self.model):
             require(not named and not by, f"{self.model.name} compares images with texts: it takes classes and prompts")
             chosen = classes if len(classes) else self.model.data.label_names
-            scores = embeddings.class_scores(self, images, chosen, prompts, batch_size)
-            scores = scores + log_prior(prior, len(chosen))
+            scores = embeddings.class_scores(self, images, chosen, prompts, batch_size) + log_prior(prior, len(chosen))
         else:
             plain = len(classes) == 0 and prompts == embeddings.PROMPTS
             own = f"{self.model.name} classifies by the classes that it was trained with"
@@ -251,15 +248,13 @@ class Generator:
     ) -> np.ndarray:
         """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
         name = self._class_field()
-        num = self.model.data.fields[name].num_values
-        weights = log_prior(prior, num)
-        rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(num)]
+        weights = log_prior(prior, self.model.data.fields[name].num_values)
+        rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(len(weights))]
         return np.stack(rows, axis=1) + weights
 
     def _class_field(self) -> str:
         """The condition that is a class; "" without any."""
-        fields = self.model.data.fields
-        return next((name for name in self.model.conditions if fields[name].is_class), "")
+        return next((name for name in self.model.conditions if self.model.data.fields[name].is_class), "")
 
     def _score(self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
         """`log_prob`, or -`energy`, float64 (n,)."""

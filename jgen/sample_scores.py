@@ -84,16 +84,20 @@ def score_samples(
     if arguments.grid:
         if not first:
             draw(0, min(num, IN_GRID))
-        images = np.concatenate(first)[:IN_GRID]
-        label = cond["label"][: len(images)] if "label" in cond else None
-        if parallel.is_main_process():
-            write_grid(Path(arguments.grid), images, label, data.spec.label_names)
+        write_first(arguments.grid, np.concatenate(first)[:IN_GRID], cond, data)
     took = round(seconds, 1) if all_drawn else None
     if errors:
         scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
         scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
     return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
+
+
+def write_first(path: str, images: np.ndarray, cond: dict[str, np.ndarray], data: Any) -> None:
+    """A grid of the first images, with the names of their classes where they have any."""
+    if parallel.is_main_process():
+        label = cond["label"][: len(images)] if "label" in cond else None
+        write_grid(Path(path), images, label, data.spec.label_names)
 
 
 def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:

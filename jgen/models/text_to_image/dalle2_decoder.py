@@ -145,13 +145,14 @@ def make(
     by_text = ("sample", "trajectory", "inpaint") if prior is not None else ()
     others = tuple(name for name in model.conditions if name not in NAMES)
     editing = Editing(**vars(config.sampling) | {"sampler": "ddim"})
+    own: dict[str, Any] = {name: partial(given_text, decoder, name) for name in by_text}
     return GenerativeModel(
         name="dalle2_decoder",
         data=data,
         init=partial(init, decoder),
         phases=tuple(phases),
         **{name: getattr(model, name) for name in SHARED},
-        **{name: partial(given_text, decoder, name) for name in by_text},
+        **own,
         sampling=config.sampling,
         check_sampling=partial(check_sampling, decoder),
         conditions=(config.text, *others),
