@@ -449,7 +449,8 @@ class Generator:
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
-        fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
+        # Also where the data has no classes and no texts: then a condition is refused by its name.
+        fields = {*self.model.data.fields, "label", "text", "negative_text"}
         fields |= set(self.model.optional)
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}

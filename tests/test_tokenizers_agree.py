@@ -70,11 +70,19 @@ def test_a_frozen_clip_of_other_captions_is_refused(cache, tmp_path):
     on_a = experiment("text_diffusion", tmp_path, text_encoder="of_a")
     assert jgen.fit(on_a, run, images, text=captions["of_a"]) == "trained"
     assert jgen.load(run).sample(jax.random.key(0), 1, text="aa", steps=1).shape == (1, 32, 32, 3)
-    # The same weights with another tokenizer.
+    # A tokenizer that changed, of the run itself and of the one that it stands on.
+    own = load_tokenizers(run / "tokenizers.json")
+    save_tokenizers(run / "tokenizers.json", {"text": of_x})
+    changed = "tokenizers.json: the tokenizer of text is not the one that"
+    mistake(lambda: jgen.fit(on_a, run, images, text=captions["of_a"]), changed)
+    mistake(lambda: jgen.load(run), changed)
+    save_tokenizers(run / "tokenizers.json", own)
+    save_tokenizers(tmp_path / "of_a" / "tokenizers.json", {"text": of_x})
+    mistake(lambda: jgen.load(run), changed)
+    # The same weights, made to look as if they had been trained with another tokenizer.
     document = json.loads((tmp_path / "of_a" / "config.json").read_text())
     document["tokenizer_fingerprints"] = {"text": of_x.fingerprint}
     (tmp_path / "of_a" / "config.json").write_text(json.dumps(document))
-    save_tokenizers(tmp_path / "of_a" / "tokenizers.json", {"text": of_x})
     longer = dataclasses.replace(on_a, train=dataclasses.replace(on_a.train, steps=2))
     mistake(lambda: jgen.fit(longer, run, images, text=captions["of_a"]), *words)
     mistake(lambda: jgen.load(run), *words)

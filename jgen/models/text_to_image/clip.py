@@ -19,7 +19,8 @@ approximation in the text encoder; the weights that are decayed are all or none.
 Measured: on the shapes of the test split, whose pairs of shape and colour training does not show, image_to_text 0.882,
 text_to_image 0.867 and nll 0.293 among 100 at a time; 1,000 steps of
 `python train.py configs/text_to_image/clip.py:shapes`. Captions leave attributes out: who reads both exactly, and
-guesses among what fits, is right in 0.914 and 0.922 of these.
+guesses among what fits, is right in 0.914 and 0.922 of these. Zero-shot, 43.7 % of the 476 pictures of one object are
+told right among all 48 pairs.
 """
 
 from __future__ import annotations
