@@ -1,4 +1,4 @@
-"""The decoder of DALL-E 2 (Ramesh et al. 2022, arXiv 2204.06125) on pictures with captions: the last of three runs.
+"""DALL-E 2, the decoder (Ramesh et al. 2022, arXiv 2204.06125) on pictures with captions: the last of three runs.
 
 First: python train.py configs/text_to_image/clip.py:shapes and python train.py
 configs/text_to_image/dalle2_prior.py:shapes; or give the runs of others, --frozen.clip RUN --frozen.prior RUN.

@@ -1,4 +1,4 @@
-"""The prior of DALL-E 2 (Ramesh et al. 2022, arXiv 2204.06125) on pictures with captions: the second of three runs.
+"""DALL-E 2, the prior (Ramesh et al. 2022, arXiv 2204.06125) on pictures with captions: the second of three runs.
 
 First: python train.py configs/text_to_image/clip.py:shapes, which trains runs/clip-shapes; or give the run of another
 CLIP, --frozen.clip RUN. Then configs/text_to_image/dalle2_decoder.py draws images.

@@ -175,7 +175,7 @@ def test_variations_share_latents_and_differ_by_noise():
         gen.decode(KEY, {"noise": many["noise"]})
     with pytest.raises(UserError, match="latents have one array"):
         gen.decode(KEY, many["noise"])
-    with pytest.raises(UserError, match=r"embedding has shape .6, 2.: it must be .n, 3."):
+    with pytest.raises(UserError, match=r"embeddings have shape .n, 2.: they must be .n, 3."):
         gen.decode(KEY, {"embedding": many["embedding"][:, :2]})
 
 

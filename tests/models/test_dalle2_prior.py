@@ -115,9 +115,9 @@ def test_of_two_candidates_the_one_nearer_to_the_text_is_taken():
 @pytest.mark.slow
 def test_a_trained_transformer_recovers_the_conditional():
     """Of correlated pairs in the plane, from its own loss, and without the text the distribution of all."""
-    dimensions, batch = 2, 256
+    dimensions, batch = 2, 128
     slope, covariance = np.array([[0.5, 0.3], [-0.2, 0.6]]), np.array([[0.12, 0.04], [0.04, 0.06]])
-    network = DiffusionPrior(dimensions, 1, 32, 2, 2, 64)
+    network = DiffusionPrior(dimensions, 1, 24, 2, 2, 48)
     prior = system()._replace(network=network, embedding=dimensions)
     root = jnp.asarray(np.linalg.cholesky(covariance).T, jnp.float32)
 
@@ -132,7 +132,7 @@ def test_a_trained_transformer_recovers_the_conditional():
         text = text_of(v, ~rng.bernoulli(key_drop, 0.2))
         return jnp.mean(dalle2_prior.errors(prior, {"prior": params}, key_noise, z, text))
 
-    steps = 3000
+    steps = 1500
     optimiser = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
     start = text_of(jnp.zeros((1, dimensions)), jnp.ones(1, bool))
     params = network.init(jax.random.key(0), jnp.zeros((1, dimensions)), jnp.ones(1), start)["params"]

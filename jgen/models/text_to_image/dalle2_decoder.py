@@ -21,6 +21,10 @@ upsamplers (`--cascade`).
 
 Differs from the paper: the text's tokens are those of CLIP, which is frozen; where z is dropped, the text is too; z is
 scaled by sqrt(D), of unit length before; without c_0 the difference is v(c) itself.
+
+Measured: text alignment 1.0 % on the shapes' test split, whose pairs of shape and colour training does not show, and
+42 % have as many objects as their captions say: colours and places follow the text, shapes do not yet (docs/dalle.md).
+16 steps of DDIM with guidance 2; 2,000 steps of `python train.py configs/text_to_image/dalle2_decoder.py:shapes`.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
 from jgen.core.tokens import token_field
-from jgen.errors import defaults_of, require, require_positive
+from jgen.errors import defaults_of, require, require_latents, require_positive
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.models.text_to_image.clip import EMBEDDINGS, check_clip, to_unit, width_of
 from jgen.nn.cross_attention import Tokens
@@ -283,8 +287,8 @@ def decode(
     names = set(latents) if isinstance(latents, dict) else {"one array"}
     shown = ", ".join(sorted(names))
     require({"embedding"} <= names <= {"embedding", "noise"}, f"latents have {shown}: it must be embedding and noise")
-    z, wanted = latents["embedding"], (decoder.embedding,)
-    require(z.shape[1:] == wanted, f"embedding has shape {z.shape}: it must be (n, {decoder.embedding})")
+    z = latents["embedding"]
+    require_latents(z, (decoder.embedding,), "embeddings")
     key_start, key_steps = rng.split(keys, 2)
     noise = latents["noise"] if "noise" in latents else rng.normal(key_start, decoder.model.images.shape)
     own = condition(decoder, params, ctx, jnp.asarray(z), cond)

@@ -24,6 +24,9 @@ tokens}, to a decoder (jgen/models/text_to_image/dalle2_decoder.py).
 Differs from the paper: CLIP's embeddings have unit length, and its features of the tokens are those of the text; time
 is continuous and steps are DDIM's; buckets have one width within 4 standard deviations; a prior of codes without a text
 does not see the product either.
+
+Measured: mse 0.094 of embeddings whose mean square is 1, at random times, on the shapes' test split; 1,500 steps of
+`python train.py configs/text_to_image/dalle2_prior.py:shapes`.
 """
 
 from __future__ import annotations
