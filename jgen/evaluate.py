@@ -121,10 +121,8 @@ def evaluate(
     require_same_scores(arguments, scored | {"scoring": scoring, "sampling": sampling})
     if arguments.clip:
         data = judged_by_clip(gen, data, arguments.clip)
-    compared = arguments.samples > 0 or arguments.reconstruct
+    compared = arguments.reconstruct or (arguments.samples > 0 and not is_texture(gen, arguments))
     by_class = "label" in gen.model.conditions
-    if is_texture(gen, arguments):
-        compared = arguments.reconstruct
     if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
         # Without a feature network, samples whose texts can be judged still have a score.
         compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
