@@ -81,7 +81,8 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     main, steps = parallel.is_main_process(), experiment.train.steps
     directory, newest = open_directory(workdir, experiment, dataset, frozen)
     try:
-        complete = model.sample is None or bool(parallel.from_main(directory.samples(steps).is_file()))
+        no_grids = model.sample is None or experiment.train.samples_per_class == 0
+        complete = no_grids or bool(parallel.from_main(directory.samples(steps).is_file()))
         if newest == steps and complete:
             return "finished"
         arrays = runs.frozen_arrays(frozen)

@@ -122,11 +122,15 @@ def test_what_is_known_is_the_mean_over_all_crops():
     np.testing.assert_allclose(ctx.extra["statistics"]["greatest"], greatest, rtol=1e-5)
 
 
-def test_the_loss_of_what_knows_nothing_is_one():
+def test_before_the_first_step_a_texture_is_white_noise():
     model = make_model(CONFIG, DATA)
     _, extra = jax.jit(model.init)(jax.random.key(0), {"image": crops()}, {})
-    value, _ = jax.jit(model.phases[0].loss)({}, Context(jnp.int32(0), extra=extra), None, {"image": crops()})
-    assert float(value) == pytest.approx(1, abs=1e-6)
+    loss = jax.jit(model.phases[0].loss)
+    start, (_, new) = loss({}, Context(jnp.int32(0), extra=extra), None, {"image": crops()})
+    after, _ = loss({}, Context(jnp.int32(1), extra={**extra, **new}), None, {"image": crops()})
+    assert float(after) < 0.3 < float(start)
+    lags = np.asarray(extra["statistics"]["phi"]["lows"][0]["autocorrelation"])[0]
+    assert lags[0] > 0.5 and np.abs(lags[3:]).max() < 0.2
 
 
 @pytest.mark.parametrize(

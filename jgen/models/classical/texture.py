@@ -8,7 +8,8 @@ over the crops of a picture, and a sample an image with the same:
 
 where g are kinds of statistics, |.|^2 means of squares over those of a kind, s units in which all are of order one, and
 the excess is what a pixel has above the greatest or below the least value of the source, whose mean colour an image has
-by construction. Nothing is trained by gradients: a step moves phi* to the mean over all crops seen.
+by construction. Nothing is trained by gradients: a step moves phi* to the mean over all crops seen;
+before the first it is that of white noise.
 
 An image is descended on in the coordinates u of z = F^-1 A F u, with F the Fourier transform and A(f) the gain that
 gives white noise the texture's spectrum: all frequencies then converge alike. Channels are decorrelated first, z =
@@ -118,8 +119,8 @@ def init(texture: Texture, key: jax.Array, batch: Batch, frozen: Any) -> tuple[R
     variance, axes = jnp.linalg.eigh(covariance)
     deviation = jnp.sqrt(jnp.maximum(variance, FLOOR))
     colour = {"mean": mean, "to": axes / deviation[None, :], "back": (axes * deviation[None, :]).T}
-    shapes = jax.eval_shape(partial(statistics_of, texture), colour, x)
-    return {}, {"colour": colour, "statistics": jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), shapes)}
+    noise = to_colours(colour, jax.random.normal(key, (1, *x.shape[1:]), jnp.float32))
+    return {}, {"colour": colour, "statistics": jax.tree.map(lambda a: a[0], statistics_of(texture, colour, noise))}
 
 
 def to_floats(texture: Texture, images: jax.Array) -> jax.Array:
