@@ -49,6 +49,8 @@ class Source(NamedTuple):
     content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
              whose name and version say it.
     judges:  of the text fields whose texts can be looked for in images, by name.
+    group:   how many examples in a row belong together, of every split: the letters of a font, whose classes are 0 ..
+             group - 1 in this order; 0 for none.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Source(NamedTuple):
     tokens: str = ""
     content: str = ""
     judges: Mapping[str, Judge] = {}
+    group: int = 0
 
 
 def cache_dir() -> Path:
