@@ -2,9 +2,9 @@
 or `fonts:FOLDER`.
 
 An example is a letter of a font; its class is the letter. Splits share no family: families whose names begin with the
-same word, such as PT Sans and PT Sans Caption, are of the test split or of the validation split by a hash of that word, a
-tenth of the words each, whatever other fonts there are. With `style`, some of the font's other letters are fields of an
-example (jgen/data/style.py).
+same word, such as PT Sans and PT Sans Caption, are of the test split or of the validation split by a hash of that
+word, a tenth of the words each, whatever other fonts there are. With `style`, some of the font's other letters are
+fields of an example (jgen/data/style.py).
 
 All letters of a font are at one scale, and a picture has the baseline at the same height, so that pictures can become a
 font again (`jgen.fonts`): with S pixels a side, an em is EM S pixels and the baseline BASELINE S from the top. A letter

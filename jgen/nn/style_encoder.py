@@ -1,6 +1,6 @@
 """A set of glyphs as a set of tokens: what a network attends to for a style.
 
-    h_k        patches of glyph k, a linear layer, then GroupNorm, SiLU and a 3x3 convolution that halves, for each level
+    h_k        patches of glyph k, a linear layer, then for each level GroupNorm, SiLU, a 3x3 convolution that halves
     tokens     h_k of each position of the last map + its place + the glyph's character, then + MLP(LN(.))
     no style   one learned token, which is always there
 

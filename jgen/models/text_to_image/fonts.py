@@ -9,9 +9,9 @@ Diff-Font (He et al. 2022, arXiv 2212.05895) and FontDiffuser (Yang et al. 2023,
               letter (jgen/data/style.py); with probability `objective.label_dropout` without y and c
     guidance  D(x_t, {}, {s_0}) + s (D(x_t, y, c) - D(x_t, {}, {s_0}))     (Ho & Salimans 2022, arXiv 2207.12598)
 
-Loss, samplers, likelihood and editing are those of the objective (a chain of noise, EDM or flow matching), whose options
-are `--model.objective...`. Glyphs are those of the data set `fonts` with `--data.style K`; the model takes any number of
-style glyphs up to that. `python -m jgen.fonts RUN --samples FOLDER --out my.ttf` draws a whole font.
+Loss, samplers, likelihood and editing are those of the objective (a chain of noise, EDM or flow matching), whose
+options are `--model.objective...`. Glyphs are those of the data set `fonts` with `--data.style K`; the model takes any
+number of style glyphs up to that. `python -m jgen.fonts RUN --samples FOLDER --out my.ttf` draws a whole font.
 
 Glossary: x_t noisy glyph; D the denoiser; c a context: features (B, L, D) and which of them count; s guidance_scale.
 
