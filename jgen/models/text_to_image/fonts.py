@@ -40,8 +40,8 @@ from jgen.samplers.diffusion import Sampling
 CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the style
 STYLE = ("style", "style_label")
 # What is that of the objective's model as it stands.
-SHARED = ("sampling", "inpainting", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers")
-SHARED += ("best", "scoring", "likelihood", "why_not")
+OPTIONS = ("sampling", "inpainting", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers")
+SHARED = (*OPTIONS, "best", "scoring", "likelihood", "why_not")
 NO_GLYPH = "there is no style glyph: each style_label is absent"
 
 
