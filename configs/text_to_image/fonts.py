@@ -11,7 +11,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.diffusion import ddpm, edm
 from jgen.models.text_to_image.fonts import Config
-from jgen.nn import dit, unet
+from jgen.nn import unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import accelerator_training, cosine, digits_training
@@ -31,11 +31,12 @@ def get_config(variant: str) -> Experiment:
 
 
 def fonts() -> Experiment:
-    network = dit.Config(patch=4, features=96, layers=6, heads=3)
+    sizes = {"head_dim": 32, "groups": 8, "dropout": 0.0}
+    network = unet.Config(channels=(24, 48, 96), blocks=1, attention=(8,), **sizes)
     # Ink covers 7 % of a picture. Which letter it is is given: what is left to decide is the shape of its strokes.
     objective = edm.Config(network=network, sampling=FAST, sigma_data=0.45, sigma_max=40.0, p_mean=-0.5, p_std=1.3)
     model = Config(objective, style_channels=(24, 48, 96), style_width=96)
-    train = digits_training(2200, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=512)
+    train = digits_training(600, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=512)
     return Experiment(model, Data(name="fonts", style=30), train)
 
 

@@ -9,9 +9,9 @@ letters from the first one, the first five and all thirty. What is drawn is held
     font       the part that a classifier of the test fonts, trained on their true letters, reads as of the right font
 
 Beside the model: `nearest`, the letters of the training font whose letters are nearest in pixels to the style glyphs;
-and `true`, the letters themselves. FOLDER has fonts.json, which the same command goes on with; fonts.png, the letters of
-some test fonts, each line of true letters above a line with the style glyphs, darker, and what is drawn from them; and
-fonts_text.png, a paragraph set in the fonts that are made of the true letters, and below in those of such letters.
+and `true`, the letters themselves. FOLDER has fonts.json, which the same command goes on with; fonts.png, the letters
+of some test fonts, each line of true letters above a line with the style glyphs, darker, and what is drawn from them;
+and fonts_text.png, a paragraph set in the fonts that are made of the true letters, and below in those of such letters.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 Diff-Font (He et al. 2022, arXiv 2212.05895) and FontDiffuser (Yang et al. 2023, arXiv 2312.12142).
 
     y         which letter is drawn: a class
+    m_y       the content glyph: the mean of the letter y over training, further channels of the network's input;
+              m_y = S_y / n_y,  S_y <- d S_y + (1 - d) E[x 1(y)],  n_y <- d n_y + (1 - d) E[1(y)] in every step
     c         {s_0} and encode(x_k, y_k), k = 1 .. K, tokens of the style glyphs x_k and of which letters y_k they are:
               a set without order; s_0 is learned, and alone it stands for no style          (jgen/nn/style_encoder.py)
     network   U-Net or transformer, whose blocks attend to c
@@ -13,10 +15,12 @@ Loss, samplers, likelihood and editing are those of the objective (a chain of no
 options are `--model.objective...`. Glyphs are those of the data set `fonts` with `--data.style K`; the model takes any
 number of style glyphs up to that. `python -m jgen.fonts RUN --samples FOLDER --out my.ttf` draws a whole font.
 
-Glossary: x_t noisy glyph; D the denoiser; c a context: features (B, L, D) and which of them count; s guidance_scale.
+Glossary: x_t noisy glyph; d the decay of means; D the denoiser; c a context: features (B, L, D) and which of them
+count; s guidance_scale.
 
-Differs from the papers: the content is a class, not a glyph of another font, so that letters that training has not seen
-cannot be drawn; style glyphs are a set of any size, each with its letter, not one glyph; no contrastive loss of styles.
+Differs from the papers: the content is a class and its mean glyph, not a glyph of a chosen font, so that letters that
+training has not seen cannot be drawn; style glyphs are a set of any size, each with its letter, not one glyph; no
+contrastive loss of styles.
 """
 
 from __future__ import annotations
@@ -37,7 +41,10 @@ from jgen.nn.style_encoder import PATCH, StyleEncoder, without_style
 from jgen.prob.pixels import to_float
 from jgen.samplers.diffusion import Sampling
 
-CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the style
+# What the objective is conditioned on in place of the style: tokens, and the content glyph, which it takes as an image
+# of low resolution that is as large as the other.
+CONTEXT = ("context", "negative_context", "low_resolution")
+DECAY = 0.999  # d: a mean of the last thousand steps
 STYLE = ("style", "style_label")
 # What is that of the objective's model as it stands.
 OPTIONS = ("sampling", "inpainting", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers")
@@ -68,7 +75,7 @@ class Config:
 class Fonts(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`.
 
-    diffusion: the objective's model, conditioned on the letter and on a context. levels: of style glyphs.
+    diffusion: the objective's model, conditioned on the letter, its mean and a context. levels: of style glyphs.
     """
 
     config: Config
@@ -90,6 +97,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     length = 1 + most * (height // halved) * (width // halved)
     fields = {name: spec for name, spec in data.fields.items() if name not in STYLE}
     fields["context"] = ArraySpec((length, config.style_width), "float32")
+    fields["low_resolution"] = ArraySpec(data.image.shape, "uint8", data.image.levels)
     diffusion = make_objective(config.objective, DataSpec(data.image, fields))
     system = Fonts(config, diffusion, encoder, data.fields["style"].num_values)
     phases = [p._replace(trains=(*p.trains, "style"), loss=partial(loss, system, p)) for p in diffusion.phases]
@@ -117,27 +125,44 @@ def init(system: Fonts, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Role
     one = {**batch, **{name: jnp.asarray(batch[name])[:1] for name in STYLE}}
     glyphs = to_float(one["style"], system.levels)
     own = {"style": system.encoder.init(key_style, glyphs, one["style_label"])["params"]}
-    params, extra = system.diffusion.init(key_diffusion, with_context(system, own, one), frozen)
-    return {**params, **own}, extra
+    letters = system.encoder.characters
+    means = {"sums": jnp.zeros((letters, *system.diffusion.images.shape)), "shares": jnp.zeros(letters)}
+    given = with_context(system, own, {"content": means}, {**one, "label": jnp.asarray(batch["label"])[:1]})
+    params, extra = system.diffusion.init(key_diffusion, given, frozen)
+    return {**params, **own}, {**extra, "content": means}
 
 
-def with_context(system: Fonts, params: Roles, given: Cond) -> Cond:
-    """A batch or a condition with the tokens of its style glyphs as context, and those of no style."""
+def with_context(system: Fonts, params: Roles, extra: Roles, given: Cond) -> Cond:
+    """A batch or a condition with the tokens of its style glyphs as context, those of no style, and content glyphs."""
     glyphs = to_float(jnp.asarray(given["style"]), system.levels)
     tokens = system.encoder.apply({"params": params["style"]}, glyphs, jnp.asarray(given["style_label"]))
     rest = {name: value for name, value in given.items() if name not in STYLE}
-    return {**rest, "context": tokens, "negative_context": without_style(tokens)}
+    content = extra["content"]
+    shares = jnp.maximum(content["shares"], 1e-12)[:, None, None, None]
+    means = jax.lax.stop_gradient(content["sums"] / shares)[jnp.asarray(given["label"])]
+    return {**rest, "context": tokens, "negative_context": without_style(tokens), "low_resolution": means}
+
+
+def updated_content(content: Roles, batch: Batch) -> Roles:
+    """The sums S and the shares n of all letters after a batch."""
+    letters = content["shares"].shape[0]
+    is_letter = jax.nn.one_hot(batch["label"], letters)
+    images = jnp.asarray(batch["image"], jnp.float32)
+    sums = jnp.einsum("bk,bhwc->khwc", is_letter, images) / len(images)
+    new = {"sums": sums, "shares": is_letter.mean(axis=0)}
+    return jax.tree.map(lambda old, x: DECAY * old + (1 - DECAY) * x, content, new)
 
 
 def loss(
     system: Fonts, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    return phase.loss(params, ctx, keys, with_context(system, params, batch))
+    value, (metrics, extra) = phase.loss(params, ctx, keys, with_context(system, params, ctx.extra, batch))
+    return value, (metrics, {**extra, "content": updated_content(ctx.extra["content"], batch)})
 
 
 def validate(system: Fonts, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     assert system.diffusion.validate is not None
-    return system.diffusion.validate(params, ctx, keys, with_context(system, params, batch))
+    return system.diffusion.validate(params, ctx, keys, with_context(system, params, ctx.extra, batch))
 
 
 def given_style(system: Fonts, name: str, params: Roles, ctx: Context, *inputs: Any, **options: Any) -> jax.Array:
@@ -149,7 +174,7 @@ def given_style(system: Fonts, name: str, params: Roles, ctx: Context, *inputs: 
     absent = jnp.all(jnp.asarray(cond["style_label"]) >= system.encoder.characters, axis=1)
     failures.report(NO_GLYPH, absent)
     function = getattr(system.diffusion, name, None) or system.diffusion.functions[name]
-    result: jax.Array = function(params, ctx, *rest, with_context(system, params, cond), **options)
+    result: jax.Array = function(params, ctx, *rest, with_context(system, params, ctx.extra, cond), **options)
     return result
 
 
