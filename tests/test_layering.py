@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "prob",
         "nn",
         "models",
+        "fonts",
     },
     "fonts": {"core", "errors", "data", "cli"},
     "figures": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},

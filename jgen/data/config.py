@@ -45,6 +45,9 @@ class Config:
     """Mirror training images left to right at random."""
     low_resolution: int = 0
     """Adds the image shrunk by this factor, by area averaging, as field low_resolution; 0 adds none."""
+    style: int = 0
+    """Adds one to this many other letters of each example's font, drawn at random, as fields style and style_label
+    (fonts); 0 adds none."""
     fields: tuple[str, ...] = ()
     """Features of a TFDS set to carry as fields beside its class label, such as caption or attributes.Smiling."""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
@@ -110,6 +113,10 @@ def check_config(config: Config) -> None:
         config.low_resolution == 0 or config.low_resolution >= 2,
         f"data.low_resolution is {config.low_resolution}: it must be at least 2, or 0 for none",
     )
+    has_styles = config.name.partition(":")[0] == "fonts"
+    require(config.style >= 0, f"data.style is {config.style}: it must be above zero, or 0 for none")
+    only = f"data.style is {config.style}: only fonts have other letters of a style, and data.name is {config.name}"
+    require(has_styles or not config.style, only)
     require_choice("data.tokenizer", config.tokenizer, ("bytes", "bpe"))
     require(
         config.vocabulary >= NUM_BYTES,

@@ -25,6 +25,7 @@ from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
 from jgen.data.sources import Judge, Records, Source, Subjects, cache_dir
+from jgen.data.style import SIBLINGS
 from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
 from jgen.data.textures import texture_source
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
@@ -58,7 +59,8 @@ class Dataset(NamedTuple):
     """A data set.
 
     spec:        what batches are once `make_transform` has been applied: the images and all fields beside them.
-    splits:      train, validation (where there is one) and test; their batches are what the set stores.
+    splits:      train, validation (where there is one) and test; their batches are what the set stores, and with
+                 `Config.style` the siblings of each example.
     fingerprint: a hash of the content.
     tokenizers:  of the text fields, by name.
     judges: {text field: scores of whether images show its texts}; {} where images have fewer levels than the set has,
@@ -142,13 +144,16 @@ def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, a
     image = replace(image, levels=2 if config.binarise != "none" else config.levels or image.levels)
     added = added_fields(config, image)
     for name in added:
-        require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{name} adds: use one of them")
+        option = name.removesuffix("_label")
+        require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{option} adds: use one of them")
     parts, fingerprint = opened(source)
     streamed = fingerprint.startswith(STREAMED)
     splits = {
         name: slice_split(parts[part], start, stop, OFFSETS[part])._replace(streamed=streamed)
         for name, (part, start, stop) in cuts.items()
     }
+    if config.style:
+        splits = {name: with_siblings(split, source.group) for name, split in splits.items()}
     spec = DataSpec(image, {**source.spec.fields, **added})
     judges = source.judges if image.levels == source.spec.image.levels else {}
     return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges, source.subjects)
@@ -254,6 +259,18 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
         return {**records.fetch(where), "index": (where + offset).astype(np.int32)}
 
     return Split(stop - start, fetch)
+
+
+def with_siblings(split: Split, group: int) -> Split:
+    """The split with the images of all examples of each one's group: see `Source.group`."""
+
+    def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        numbers, places = np.unique(np.asarray(positions) // group, return_inverse=True)
+        members = split.fetch((numbers[:, None] * group + np.arange(group)).ravel())["image"]
+        groups = members.reshape(len(numbers), group, *members.shape[1:])
+        return {**split.fetch(positions), SIBLINGS: groups[places.reshape(-1)]}
+
+    return split._replace(fetch=fetch)
 
 
 def make_tokenizers(

@@ -62,6 +62,8 @@ class Source(NamedTuple):
              whose name and version say it.
     judges: {text field: scores of whether images show its texts}.
     subjects: {text field: what each text names}, of the fields whose texts name a class.
+    group:   how many examples in a row belong together, of every split: the letters of a font, whose classes are 0 ..
+             group - 1 in this order; 0 for none.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Source(NamedTuple):
     content: str = ""
     judges: Mapping[str, Judge] = {}
     subjects: Mapping[str, Subjects] = {}
+    group: int = 0
 
 
 def cache_dir() -> Path:
