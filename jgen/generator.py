@@ -225,8 +225,7 @@ class Generator:
         how near an image is to prompts with each class's name; nothing is drawn.
 
         Args:
-          classes, prompts: of the latter, the classes' names, and texts with {} in their place; default: those of the
-            run's data, where it has any.
+          classes, prompts: of the latter, names, and texts with {} in a name's place; default: those of the run's data.
           prior: probabilities of the classes; default: uniform.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
