@@ -227,11 +227,18 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
         cells.append(", ".join(f"{name} **{value:.3f}**" for name, value in held_out["scores"].items()))
         about = held_out["protocol"]
         kinds.append(f"{about['num']} {about['split']} images, {about['batch_size']} at a time")
+    if zero_shot := document.get("zero_shot"):
+        cells.append(f"zero-shot accuracy **{100 * zero_shot['accuracy']['mean']:.1f} %**")
+        kinds.append(f"{zero_shot['num']} images, {zero_shot['classes']} classes")
     for field, scores in document.get("alignment", {}).items():
         shares = [f"{field} alignment **{100 * scores['aligned']:.1f} %**"] if "aligned" in scores else []
         others = [f"{name} **{value:.1f}**" for name, value in scores.items() if name.startswith("clip_score")]
         cells.append(", ".join(shares + others))
         kinds.append(f"{scores['num']} samples")
+    if scores := document.get("texture_error"):
+        held_out = f"held-out crops {100 * scores['crops']:.1f} %"
+        cells.append(f"statistics off by **{100 * scores['mean']:.2f} %**, {held_out}")
+        kinds.append(f"{scores['num']} samples, {scores['num_crops']} {scores['split']} crops")
     if scores := document.get("reconstruction"):
         cells.append(reconstruction(scores))
         kinds.append(f"reconstructions of {scores['num']} {scores['split']} images")

@@ -73,6 +73,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     roles = frozen_roles(experiment.model)
     places = {role: place for role, place in experiment.frozen.items() if place or roles.get(role, True)}
     frozen = runs.load_frozen(places, wanted, load)
+    runs.check_tokenizers(dataset.tokenizers, frozen)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
     if jax.process_count() > 1:
@@ -80,7 +81,8 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     main, steps = parallel.is_main_process(), experiment.train.steps
     directory, newest = open_directory(workdir, experiment, dataset, frozen)
     try:
-        complete = model.sample is None or bool(parallel.from_main(directory.samples(steps).is_file()))
+        no_grids = model.sample is None or experiment.train.samples_per_class == 0
+        complete = no_grids or bool(parallel.from_main(directory.samples(steps).is_file()))
         if newest == steps and complete:
             return "finished"
         arrays = runs.frozen_arrays(frozen)
@@ -193,14 +195,15 @@ def load(
     for role, digest in wanted.items():
         same = stands_on[role].fingerprint == digest
         require(same, f"frozen {role} has changed since {path} was trained on it, or is another run")
+    tokenizers = runs.tokenizers_of(path)
+    runs.check_tokenizers(tokenizers, stands_on)
     model = runs.model_of(experiment.model, data, stands_on)
     arrays = runs.frozen_arrays(stands_on)
     step = chosen_step(path, step, model)
     state, meta = checkpoints.read(path / "checkpoints", step, state_template(model, experiment, arrays))
     params = averaged(state) if ema else state.params
     ctx = Context(state.step, None, params, state.extra, arrays, ema and bool(state.ema))
-    tokenizers, frozen_seconds = runs.tokenizers_of(path), runs.frozen_seconds(stands_on)
-    return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, frozen_seconds)
+    return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, runs.frozen_seconds(stands_on))
 
 
 def chosen_step(path: Path, step: int | Literal["best"] | None, model: GenerativeModel) -> int:

@@ -104,7 +104,8 @@ class EditOptions:
     image: str = ""
     """Picture of the model's size, of which all samples are edited versions: --text says what it should become."""
     strength: float = 0.6
-    """How much --image is changed, above 0 to 1: the part of the sampler's steps that are taken from it."""
+    """How much --image is changed, above 0 to 1: the part of the sampler's steps that are taken from it, or of the way
+    from its CLIP embedding to that of --text."""
     mask: str = ""
     """Picture of the pixels of --image that stay, white, and of those that are drawn, black: inpainting."""
 
@@ -224,17 +225,18 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
 # What a diffusion of texts takes beside a text: see `GenerativeModel.optional`.
 OPTIONAL_TEXTS = {
     "negative": "Text of what no image shows, where there is guidance.",
-    "source": "Text of as many tokens whose image, of the same seed, each image stays near: prompt-to-prompt.",
+    "source": "Text of as many tokens whose image, of the same seed, each image stays near: prompt-to-prompt; of a"
+    " dalle2_decoder what --image shows now.",
 }
 
 
 def optional_texts(experiment: Any, texts: Iterable[str]) -> list[Any]:
-    """Command-line options --negative-text "..." and --source-text "..."; none for a model that has none."""
+    """Command-line options --negative-text "..." and --source-text "...": those that the Config of the model names in
+    `optional_texts`."""
     import tyro
 
     model = experiment.model
-    prefixes = tuple(OPTIONAL_TEXTS) if hasattr(model, "objective") else ("negative",) * hasattr(model, "text_dropout")
-    own = getattr(model, "text", None)
+    prefixes, own = getattr(model, "optional_texts", ()), getattr(model, "text", None)
     options: list[Any] = []
     for prefix in prefixes:
         option = Annotated[str | None, tyro.conf.arg(help=OPTIONAL_TEXTS[prefix])]

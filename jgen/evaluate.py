@@ -4,9 +4,10 @@ Held-out images give nats and bits per dimension, with the kind of likelihood an
 with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
 weights --inception names (FID); those of a conditional model are read by the classifier, and of captioned shapes it is
 looked whether they show what their captions say. With --reconstruct, held-out images are compared with what an
-autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0). The
-outcome is written to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that
-is there already is kept as evaluation.1.json, and so on.
+autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0), and one
+that compares images with texts, such as CLIP, those of retrieval and zero-shot classification. The outcome is written
+to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that is there already is
+kept as evaluation.1.json, and so on.
 
 Several processes divide the images that are drawn and scored; the first compares, writes and prints.
 
@@ -78,6 +79,8 @@ class Arguments:
     """JSON file for the outcome; default: evaluation.json in the run."""
     grid: str = ""
     """PNG file for a picture of the first samples, a row per class."""
+    prompts: tuple[str, ...] = ()
+    """Texts with {} in place of a class, for zero-shot classification by a run of CLIP; default: those of the data."""
     cascade: tuple[str, ...] = ()
     """Run directories of upsamplers: the samples that are scored are those of the run, enlarged by each of these in
     turn, and compared with the last one's data."""
@@ -121,11 +124,8 @@ def evaluate(
     require_same_scores(arguments, scored | {"scoring": scoring, "sampling": sampling})
     if arguments.clip:
         data = judged_by_clip(gen, data, arguments.clip)
-    compared = arguments.samples > 0 or arguments.reconstruct
     by_class = "label" in gen.model.conditions
-    if compared and data.spec.num_classes <= 1 and not (arguments.inception or arguments.efficientnet):
-        # Without a feature network, samples whose texts can be judged still have a score.
-        compared = arguments.reconstruct or not any(name in data.judges for name in gen.model.conditions)
+    compared = is_compared(gen, data, arguments)
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
     if arguments.samples:  # first: options that do not serve are noticed soon
@@ -137,7 +137,7 @@ def evaluate(
         except UserError as error:  # one image without a number: the distances are found all the same
             scores["errors"]["likelihood"] = str(error)
     if is_validated(gen, arguments):
-        scores["held_out"] = held_out.validation(gen, data, arguments)
+        scores |= held_out.validation(gen, data, arguments) | held_out.comparison(gen, data, arguments)
     if compare and arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
         made, labels, reconstruction = held_out.reconstruction(gen, data, arguments)
@@ -146,6 +146,15 @@ def evaluate(
         scores["reconstruction"] = reconstruction | compared_scores
     scores["cascade"] = [record_of(one, Path(path)) for one, path in zip(upsamplers, arguments.cascade)]
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
+
+
+def is_compared(gen: Any, data: Any, arguments: Arguments) -> bool:
+    """Whether images that the model makes are compared with real ones in a network's features."""
+    if arguments.reconstruct or arguments.samples == 0 or is_texture(gen, arguments):
+        return arguments.reconstruct
+    has_features = data.spec.num_classes > 1 or bool(arguments.inception or arguments.efficientnet)
+    # Without a feature network, samples whose texts can be judged still have a score.
+    return has_features or not any(name in data.judges for name in gen.model.conditions)
 
 
 def require_same_scores(arguments: Arguments, scored: dict[str, Any]) -> None:
@@ -210,19 +219,32 @@ def is_validated(gen: Any, arguments: Arguments) -> bool:
     return model.validate is not None and model.sample is None and model.log_prob is None and not draws_images
 
 
+def is_texture(gen: Any, arguments: Arguments) -> bool:
+    """Whether samples are scored by the model's own statistics, and not by distances in a network's features."""
+    from jgen.sample_scores import TEXTURE
+
+    return TEXTURE in gen.model.functions and not (arguments.inception or arguments.efficientnet)
+
+
 def check_capabilities(gen: Any, arguments: Arguments) -> None:
-    """Raises `UserError` where a model cannot do what is to be scored, or nothing is."""
+    """Raises `UserError` where a model cannot do what is to be scored, or nothing is, or by too few samples."""
     from jgen.core.generate import require_capability
+    from jgen.embeddings import compares
+    from jgen.metrics.quality import FEWEST
 
     draws_images = arguments.samples > 0 or arguments.reconstruct
     require(
         gen.model.log_prob is not None or draws_images or is_validated(gen, arguments),
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
+    read = not arguments.prompts or (compares(gen.model) and is_validated(gen, arguments))
+    require(read, "--prompts are for a run that compares images with texts, such as clip, scored with --samples 0")
     require(arguments.samples > 0 or not arguments.cascade, "--cascade is of samples, of which --samples 0 draws none")
     require(not (arguments.cascade and arguments.reconstruct), "--reconstruct is of one run: --cascade has several")
     if arguments.samples:
         require_capability(gen.model, "sample")
+        enough = arguments.samples >= FEWEST or is_texture(gen, arguments)
+        require(enough, f"--samples is {arguments.samples}: distances need at least {FEWEST} images")
     if arguments.reconstruct:
         require_capability(gen.model, "reconstruct")
 
@@ -303,8 +325,8 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        runs = ("likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip", "cascade")
-        for name in runs:
+        of_runs = ["likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"]
+        for name in (*of_runs, "prompts", "cascade"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return
@@ -320,8 +342,6 @@ def check_arguments(a: Arguments) -> None:
 
     require(a.samples > 0 or not a.grid, "--grid is of samples, of which --samples 0 draws none")
     require(a.samples > 0 or not a.clip, "--clip is about samples, of which --samples 0 draws none")
-    if a.samples:
-        require(a.samples >= FEWEST, f"--samples is {a.samples}: distances need at least {FEWEST} images")
     if a.reconstruct:
         require(a.num == 0 or a.num >= FEWEST, f"--num is {a.num}: distances need at least {FEWEST} reconstructions")
     if compared:

@@ -1,14 +1,19 @@
 """A font file from pictures of its letters: python -m jgen.fonts PICTURES --out my.ttf [--family "My Letters"]
+Or from pictures of some, the others drawn by a trained model: python -m jgen.fonts RUN --samples PICTURES --out my.ttf
 
 PICTURES is a folder with a square picture for each character, named by it: A.png, or U+0041.png where a file system
 does not tell a.png from A.png. Pictures are white on black, or with --no-white black on white, and are laid out as
 those of the data set `fonts` (jgen/data/fonts.py): the baseline at 0.72 of the height, an em 0.7 of it. Outlines are
 traced by potrace; side bearings follow from the letters' sides: see `bearings`.
+
+RUN is that of a model of letters given others of their font (jgen/models/text_to_image/fonts.py), which draws those
+that are missing.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +26,8 @@ from jgen.core.files import check_writable, written_whole
 from jgen.core.progress import progress_bar
 from jgen.data.fonts import BASELINE, EM
 from jgen.data.image_files import read_picture
-from jgen.errors import UserError, require
+from jgen.data.style import require_letter, style_condition
+from jgen.errors import UserError, require, require_seed
 
 UNITS = 1000  # of an em
 TRACED = 256  # pixels of a side at least, of the enlarged picture that is traced: edges are found within a pixel
@@ -42,6 +48,10 @@ class Arguments:
     """Name of the font's family."""
     white: bool = True
     """Whether letters are white on black."""
+    samples: str = ""
+    """Folder of pictures of some letters, of which a run draws the others."""
+    seed: int = 0
+    """Seed of the letters that a run draws."""
 
 
 def write_font(pictures: PictureMap, path: Path, family: str) -> None:
@@ -142,6 +152,49 @@ def bearings(picture: np.ndarray) -> tuple[float, float]:
     return left, right
 
 
+def complete(gen: Any, pictures: PictureMap, seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
+    """All letters that a model knows: the pictures given as they are, the others drawn in their style.
+
+    Pictures of another size than the model's are scaled to it; what it draws is scaled to theirs, if that is larger.
+
+    Args:
+      gen: the generator of a run; pictures: {letter: uint8 (S, S), white on black}; options: of sampling.
+    Returns:
+      {letter: uint8 (T, T)}, in the order of the model's letters.
+    Raises:
+      UserError: no pictures, of unlike sizes, of a character that no training font has, or a model without styles.
+    """
+    import jax
+
+    fields, takes = gen.model.data.fields, gen.model.conditions
+    require("style" in takes, f"{gen.model.name} takes no style glyphs: the run must be of fonts")
+    side = check_pictures(pictures)
+    letters, most = fields["label"].names, fields["style"].shape[0]
+    for letter in pictures:
+        require_letter(letter, letters)
+    model_side = fields["style"].shape[1]
+    shown = {letter: resized(pictures[letter], model_side)[..., None] for letter in list(pictures)[:most]}
+    if len(pictures) > most:
+        print(f"the model sees the first {most} of {len(pictures)} pictures", file=sys.stderr)
+    missing = [number for number, letter in enumerate(letters) if letter not in pictures]
+    drawn = {}
+    if missing:
+        cond = {**style_condition(shown, fields), "label": np.array(missing)}
+        images = gen.sample(jax.random.key(seed), len(missing), **cond, **options)[..., 0]
+        drawn = {letters[number]: resized(image, max(side, model_side)) for number, image in zip(missing, images)}
+    given = {letter: resized(picture, max(side, model_side)) for letter, picture in pictures.items()}
+    return {letter: (given | drawn)[letter] for letter in letters}
+
+
+def resized(picture: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (side, side) of a square picture."""
+    from PIL import Image
+
+    if len(picture) == side:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+
+
 def read_pictures(folder: Path, white: bool) -> dict[str, np.ndarray]:
     """{character: uint8 (S, S), white on black} of a folder. Raises `UserError` for names that are no character."""
     require(folder.is_dir(), f"there is no folder {folder}: it must hold a picture for each letter, such as A.png")
@@ -158,17 +211,33 @@ def read_pictures(folder: Path, white: bool) -> dict[str, np.ndarray]:
     return pictures
 
 
+def drawn_by(run: Path, pictures: PictureMap, seed: int) -> dict[str, np.ndarray]:
+    """The pictures, and those that the model of a run draws."""
+    require_seed(seed, "--seed")
+    cli.set_up_process()
+    import jgen
+
+    return complete(jgen.load(run), pictures, seed)
+
+
 def command(args: list[str]) -> int:
     title = "python -m jgen.fonts PICTURES"
     if not args or args[0].startswith("-"):
         if {"--help", "-h"} & set(args):
             cli.parse(Arguments, ["--help"], title, __doc__ or "")
         require(False, "which pictures? python -m jgen.fonts PICTURES --out my.ttf")
-    parsed = cli.expanded(cli.parse(Arguments, args[1:], title, __doc__ or ""), ("out",))
+    parsed = cli.expanded(cli.parse(Arguments, args[1:], title, __doc__ or ""), ("out", "samples"))
     out = Path(parsed.out)
     require(out.suffix.lower() == ".ttf", f"--out is {parsed.out}: it must be a .ttf")
     check_writable(out)
-    pictures = read_pictures(Path(args[0]).expanduser(), parsed.white)
+    place = Path(args[0]).expanduser()
+    if parsed.samples:
+        pictures = drawn_by(place, read_pictures(Path(parsed.samples), parsed.white), parsed.seed)
+    else:
+        is_run = (place / "config.json").is_file()
+        require(not is_run, f"{place} is a run: it draws the letters that are missing in --samples PICTURES")
+        require(parsed.seed == 0, f"--seed is {parsed.seed}: nothing is drawn without a run and --samples")
+        pictures = read_pictures(place, parsed.white)
     write_font(pictures, out, parsed.family)
     print(f"{len(pictures)} letters: {out}")
     return 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
 import numpy as np
 
-from jgen import texts
+from jgen import embeddings, texts
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import (
@@ -32,6 +32,7 @@ from jgen.errors import require
 from jgen.experiment import Experiment
 from jgen.prob.anomaly import Kind, score_of
 from jgen.prob.importance import bootstrap_log_mean
+from jgen.prob.likelihoods import log_prior
 from jgen.prob.pixels import bits_per_dim
 
 
@@ -70,19 +71,19 @@ class Generator:
         self._placed = placed, rest._replace(ema=placed) if same else rest
 
     def __repr__(self) -> str:
-        spec = self.model.images
+        shape = "x".join(map(str, self.model.images.shape))
         size = sum(x.size for x in jax.tree.leaves(self.params))
-        return (
-            f"<{self.model.name} of {spec.height}x{spec.width}x{spec.channels}, {size:,} parameters, step {self.step}>"
-        )
+        return f"<{self.model.name} of {shape}, {size:,} parameters, step {self.step}>"
 
-    def conditions(self, n: int, start: int = 0, **given: Any) -> Cond:
+    def conditions(self, n: int, start: int = 0, name: str = "sample", **given: Any) -> Cond:
         """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; classes are taken in turn.
 
+        Args:
+          name: the model's function that they are for.
         Raises:
           UserError: a field that the model is not conditioned on, one that is missing, or a value out of range.
         """
-        return resolve_conditions(self.model, self._tokens(given), n, start)
+        return resolve_conditions(self.model, self._tokens(given), n, start, name)
 
     @cached_property
     def _to_sample(self) -> tuple[Roles, Context]:
@@ -201,27 +202,44 @@ class Generator:
         require_capability(self.model, "energy")
         return self._run("energy", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def classify(
-        self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
-    ) -> np.ndarray:
-        """The most probable class of each uint8 image by Bayes' rule, int32 (n,): see `class_log_probs`."""
-        log_probs = self.class_log_probs(key, images, prior=prior, by=by, batch_size=batch_size, **named)
-        return np.argmax(log_probs, axis=1).astype(np.int32)
+    def classify(self, key: jax.Array, images: Any, **options: Any) -> np.ndarray:
+        """The most probable class of each uint8 image, int32 (n,): see `class_log_probs`, of which the options are."""
+        return np.argmax(self.class_log_probs(key, images, **options), axis=1).astype(np.int32)
 
     def class_log_probs(
-        self, key: jax.Array, images: Any, *, prior: Any = None, by: str = "", batch_size: int = 64, **named: Any
+        self,
+        key: jax.Array,
+        images: Any,
+        *,
+        classes: Sequence[str] = (),
+        prompts: Sequence[str] = embeddings.PROMPTS,
+        prior: Any = None,
+        by: str = "",
+        batch_size: int = 64,
+        **named: Any,
     ) -> np.ndarray:
-        """log p(class | image) in nats of uint8 images by Bayes' rule, float64 (n, classes).
+        """log p(class | image) in nats of uint8 images, float64 (n, classes).
 
-        An image is scored with the same key under every class, so that a bound's noise is shared.
+        By Bayes' rule, where the model is conditioned on a class: an image is scored with the same key under every
+        class, so that a bound's noise is shared. By a model that compares images with texts, such as CLIP, zero-shot:
+        how near an image is to prompts with each class's name; nothing is drawn.
 
         Args:
+          classes, prompts: of the latter, names, and texts with {} in a name's place; default: those of the run's data.
           prior: probabilities of the classes; default: uniform.
           by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "classify")
-        scores = self._class_scores(key, images, prior, by, batch_size, named)
+        if embeddings.compares(self.model):
+            require(not named and not by, f"{self.model.name} compares images with texts: it takes classes and prompts")
+            chosen = classes if len(classes) else self.model.data.label_names
+            scores = embeddings.class_scores(self, images, chosen, prompts, batch_size) + log_prior(prior, len(chosen))
+        else:
+            plain = len(classes) == 0 and prompts == embeddings.PROMPTS
+            own = f"{self.model.name} classifies by the classes that it was trained with"
+            require(plain, f"{own}: classes and prompts are of models that compare images with texts")
+            scores = self._class_scores(key, images, prior, by, batch_size, named)
         return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
     def _class_scores(
@@ -229,18 +247,13 @@ class Generator:
     ) -> np.ndarray:
         """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
         name = self._class_field()
-        num = self.model.data.fields[name].num_values
-        weights = np.full(num, 1.0 / num) if prior is None else np.asarray(prior, np.float64)
-        fits = weights.shape == (num,) and bool(np.all(weights >= 0)) and abs(weights.sum() - 1.0) < 1e-3
-        require(fits, f"prior is {prior}: it must be {num} probabilities, which sum to 1")
-        rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(num)]
-        with np.errstate(divide="ignore"):
-            return np.stack(rows, axis=1) + np.log(weights)[None, :]
+        weights = log_prior(prior, self.model.data.fields[name].num_values)
+        rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(len(weights))]
+        return np.stack(rows, axis=1) + weights
 
     def _class_field(self) -> str:
         """The condition that is a class; "" without any."""
-        fields = self.model.data.fields
-        return next((name for name in self.model.conditions if fields[name].is_class), "")
+        return next((name for name in self.model.conditions if self.model.data.fields[name].is_class), "")
 
     def _score(self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
         """`log_prob`, or -`energy`, float64 (n,)."""
@@ -322,27 +335,36 @@ class Generator:
         latents = self.encode(key_encode, images, batch_size=batch_size, **cond)
         return self.decode(key_decode, latents, batch_size=batch_size, **cond)
 
-    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **cond: Any) -> np.ndarray:
-        """Images between pairs of images, along the line between their latents: uint8 (n, num, H, W, C).
+    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **named: Any) -> np.ndarray:
+        """Images between pairs of images, along the line between their latents, or, of a diffusion, along the great
+        circle between the noise that its steps backwards make of them: uint8 (n, num, H, W, C).
 
         Args:
           first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
+          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
         """
         require_capability(self.model, "interpolate")
         require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
         key_first, key_second, key_decode = rng.split_key(key, 3)
-        a, b = self.encode(key_first, first, **cond), self.encode(key_second, second, **cond)
+        cond, options = self._split(named)
+        read = () if self.model.encode is not None else vars(self.model.inverting)
+        to_latents = self.encode if self.model.encode is not None else self.invert
+        own = {**cond, **{name: value for name, value in options.items() if name in read}}
+        a, b = to_latents(key_first, first, **own), to_latents(key_second, second, **own)
         n = len(jax.tree.leaves(a)[0])
         require(len(jax.tree.leaves(b)[0]) == n, f"first has {n} images: second must have as many")
         weights = np.linspace(0.0, 1.0, num, dtype=np.float32)
 
         def between(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            if self.model.interpolation is not None:
+                pairs = np.repeat(x, num, axis=0), np.repeat(y, num, axis=0)
+                return np.asarray(self.model.interpolation(*pairs, np.tile(weights, n)), x.dtype)
             w = weights.reshape(1, num, *[1] * (x.ndim - 1))
             return ((1 - w) * x[:, None] + w * y[:, None]).reshape(n * num, *x.shape[1:]).astype(x.dtype)
 
         resolved = self._resolve("decode", cond, n)
         repeated: dict[str, Any] = {name: np.repeat(x, num, axis=0) for name, x in resolved.items()}
-        images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated)
+        images = self.decode(key_decode, jax.tree.map(between, a, b), **repeated, **options)
         return images.reshape(n, num, *self.model.images.shape)
 
     def inpaint(
@@ -421,9 +443,13 @@ class Generator:
     # Of a model that has a distribution of texts.
     complete_text, text_log_prob, perplexity = texts.complete_text, texts.text_log_prob, texts.perplexity
 
+    # Of a model that embeds images and texts.
+    embed_images, embed_texts, retrieve = embeddings.embed_images, embeddings.embed_texts, embeddings.retrieve
+
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The conditions and the options among keyword arguments."""
-        fields = {*self.model.data.fields, "label"}  # also where the data has no classes: then a condition is refused
+        # Also where the data has no classes and no texts: then a condition is refused by its name.
+        fields = {*self.model.data.fields, "label", "text", "negative_text"}
         fields |= set(self.model.optional)
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}
@@ -445,10 +471,10 @@ class Generator:
         """The conditions of given images or latents. Unlike in sampling, none has a default."""
         cond = {field: value for field, value in cond.items() if value is not None}
         for field in self.model.conditions:
-            given = field in cond
+            given = field in cond or name in self.model.unconditional
             needs = f"{name} needs {field}=, one for all images or one per image"
             require(given, f"{self.model.name} is conditional: {needs}")
-        return resolve_conditions(self.model, self._tokens(cond), n)
+        return resolve_conditions(self.model, self._tokens(cond), n, name=name)
 
     def _run(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jgen import embeddings
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import resolve_options, run_over
@@ -23,6 +24,7 @@ from jgen.data.dataset import Dataset, require_labels_of
 from jgen.data.transforms import make_transform
 from jgen.errors import require
 from jgen.generator import Generator
+from jgen.metrics.retrieval import accuracy_by_class, recall
 from jgen.prob.pixels import bits_per_dim
 
 AT_ONCE = 1000  # images that are read and binarised at once
@@ -93,14 +95,67 @@ def code_use(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
 
 
 def validation(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, Any]:
-    """The model's own validation scores of held-out images, averaged over all; some depend on the images of their
-    batch."""
+    """The model's own validation scores of held-out images, under `held_out`, averaged over all; some depend on the
+    images of their batch."""
     key_score, batch = split_as_seen(gen, dataset, arguments, 0)
     where: dict[str, Any] = {"batch_size": arguments.batch_size, "progress": progress("scoring")}
     scores = run_over(gen.model, "validate", gen.params, gen.ctx, key_score, batch, **where)
     means = {name: float(np.mean(values, dtype=np.float64)) for name, values in scores.items()}
     protocol = {"split": arguments.split, "num": len(batch["image"]), "batch_size": arguments.batch_size}
-    return {"scores": means, "protocol": {**protocol, "seed": arguments.seed}}
+    return {"held_out": {"scores": means, "protocol": {**protocol, "seed": arguments.seed}}}
+
+
+def comparison(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, Any]:
+    """How a model that compares images with texts, such as CLIP, does on all of the split: retrieval of images by their
+    texts and the other way around, and zero-shot classification where there are classes; {} of other models.
+
+    Raises:
+      UserError: prompts where the data has no classes.
+    """
+    if not embeddings.compares(gen.model):
+        return {}
+    _, batch = split_as_seen(gen, dataset, arguments, 0)
+    field = gen.config.model.text
+    where = {"batch_size": arguments.batch_size}
+    u, v = gen.embed_images(batch["image"], **where), embeddings.embed_tokens(gen, batch[field], **where)
+    same = np.unique(batch[field], axis=0, return_inverse=True)[1].reshape(-1)  # a text that is there twice is one
+    scores: dict[str, Any] = {"split": arguments.split, "num": len(u)}
+    scores |= {"image_to_text": recall(u, v, same), "text_to_image": recall(v, u, same)}
+    return {"retrieval": scores, "zero_shot": zero_shot(gen, dataset, batch, arguments)}
+
+
+def zero_shot(gen: Generator, dataset: Dataset, batch: Batch, arguments: Any) -> dict[str, Any] | None:
+    """Accuracy of classification by prompts with the classes' names, over the images that are of a class; None where
+    the data has no names of classes, and its texts name none."""
+    field = gen.config.model.text
+    if subjects := dataset.subjects.get(field):
+        names, prompts = subjects.names, subjects.prompts
+        labels = subjects.classify([dataset.tokenizers[field].decode(row) for row in batch[field]])
+    else:
+        names, prompts = dataset.spec.label_names, embeddings.PROMPTS
+        labels = batch["label"] if names else np.empty(0, int)
+    prompts, places = tuple(arguments.prompts) or prompts, np.flatnonzero(labels >= 0)
+    if len(names) < 2 or len(places) == 0:
+        require(not arguments.prompts, f"prompts are given, and {dataset.name} has no classes that they could name")
+        return None
+    scores = embeddings.class_scores(gen, batch["image"][places], names, prompts, arguments.batch_size)
+    right = np.argmax(scores, axis=1) == labels[places]
+    protocol = {"split": arguments.split, "num": len(places), "classes": len(names), "prompts": list(prompts)}
+    by_class = accuracy_by_class(scores, labels[places], names)
+    return {**protocol, "accuracy": mean_with_error(right.astype(np.float64)), "by_class": by_class}
+
+
+def texture_errors(gen: Generator, images: np.ndarray) -> np.ndarray:
+    """How far statistics of uint8 images (n, H, W, C) are from those of the texture, (n,)."""
+    function = jax.jit(gen.model.functions["texture_error"])
+    return np.asarray(function(gen.params, gen.ctx, images), np.float64)
+
+
+def texture(gen: Generator, dataset: Dataset, arguments: Any, errors: np.ndarray) -> dict[str, Any]:
+    """The errors of samples, and those of held-out crops: what another piece of the same texture has."""
+    crops = validation(gen, dataset, arguments)
+    about = {"num": len(errors), "worst": float(errors.max()), "crops": crops["scores"]["error"]}
+    return {"mean": float(errors.mean()), **about, "split": arguments.split, "num_crops": crops["protocol"]["num"]}
 
 
 def likelihood(gen: Generator, dataset: Dataset, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,15 @@ MOVED = ("data.name", "data.test")  # which may change as long as the data's has
 
 class FrozenRun(NamedTuple):
     """A trained model that another stands on: functions, arrays, their hash, and {hash of the arrays: seconds of
-    training} of this run and of those that it stands on."""
+    training} of this run and of those that it stands on. place: the run directory; tokenizers: of the texts that it
+    reads, by field."""
 
     model: GenerativeModel
     arrays: FrozenModel
     fingerprint: str
     seconds: Mapping[str, float]
+    place: str = ""
+    tokenizers: Mapping[str, AnyTokenizer] = {}
 
 
 FrozenRuns = dict[str, FrozenRun]  # by role
@@ -82,7 +85,19 @@ def _made(config: Any, data: DataSpec, frozen: tuple[tuple[str, GenerativeModel]
 
 def model_of(config: Any, data: DataSpec, frozen: FrozenRuns) -> GenerativeModel:
     """The model of a system's Config: the same functions for every checkpoint of a run, so that they compile once."""
-    return _made(config, data, tuple((role, run.model) for role, run in sorted(frozen.items())))
+    model = _made(config, data, tuple((role, run.model) for role, run in sorted(frozen.items())))
+    check_shared(model, frozen)
+    return model
+
+
+def check_shared(model: GenerativeModel, frozen: FrozenRuns) -> None:
+    """Raises `UserError` where a frozen run stands on another run than this model does, of a role that they share."""
+    for role in model.shared:
+        for other, run in frozen.items():
+            if role in run.arrays.frozen:
+                theirs, own = fingerprint_of(run.arrays.frozen[role])[:8], frozen[role].fingerprint[:8]
+                stands = f"frozen.{other} stands on the {role} {theirs}, and frozen.{role} is {own}"
+                require(theirs == own, f"{stands}: it must be the same run at the same step")
 
 
 def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:
@@ -130,13 +145,46 @@ def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[...,
         gen = load(run, step)
         arrays = FrozenModel(gen.params, gen.ctx.extra, gen.ctx.frozen)
         fingerprint = fingerprint_of(arrays)
-        return FrozenRun(gen.model, arrays, fingerprint, {**gen.frozen_seconds, fingerprint: gen.own_seconds})
+        seconds = {**gen.frozen_seconds, fingerprint: gen.own_seconds}
+        reads = (*gen.model.conditions, getattr(gen.config.model, "text", ""))
+        tokenizers = {name: each for name, each in gen.tokenizers.items() if name in reads}
+        return FrozenRun(gen.model, arrays, fingerprint, seconds, str(run), tokenizers)
 
     newest, folder = at(None), Path(run) / "checkpoints"
     if wanted in ("", newest.fingerprint):
         return newest
     older = (at(step) for step in checkpoints.steps_in(folder) if checkpoints.fault(folder, step) is None)
     return next((one for one in older if one.fingerprint == wanted), newest)
+
+
+def check_tokenizers(tokenizers: Mapping[str, AnyTokenizer], frozen: FrozenRuns) -> None:
+    """Raises `UserError` where a run makes other tokens of its texts than a run that it stands on, and that reads them.
+
+    Args:
+      tokenizers: the run's, by field.
+    """
+    for role, run in sorted(frozen.items()):
+        for name in sorted(set(tokenizers) & set(run.tokenizers)):
+            own, theirs = tokenizers[name], run.tokenizers[name]
+            differs = difference(own, theirs)
+            how = f"frozen {role}, {run.place}, reads {name} by another tokenizer than this run's data"
+            advice = f"train the {role} on this data, or give the run that was"
+            require(not differs, f"{how}: {differs}; {advice}, --frozen.{role} RUN")
+
+
+def difference(own: AnyTokenizer, theirs: AnyTokenizer) -> str:
+    """In what two tokenizers differ, the first one's before the other's; "" where they make the same tokens."""
+    if own == theirs:
+        return ""
+    if type(own) is not type(theirs):
+        return "one is CLIP's published kind, and the other is not"
+    if own.length != theirs.length:
+        return f"texts have {own.length} tokens here and {theirs.length} there"
+    if own.merges == theirs.merges:
+        return "their vocabularies or their padding differ"
+    same = next((i for i, (a, b) in enumerate(zip(own.merges, theirs.merges)) if a != b), None)
+    numbers = f"{len(own.merges)} merges here, {len(theirs.merges)} there"
+    return f"{numbers}, which differ from merge {same} on" if same is not None else numbers
 
 
 def find_frozen(

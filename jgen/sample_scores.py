@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jgen import cli
+from jgen import cli, embeddings
 from jgen.core import parallel
 from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
@@ -28,6 +28,7 @@ CHUNK = 1000  # samples held at a time
 IN_GRID = 1000  # of which a grid may be drawn
 CLIP_BATCH = 250  # images that CLIP sees at a time
 Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
+TEXTURE = "texture_error"  # the function of a system of textures, and its score
 
 
 def score_samples(
@@ -50,6 +51,7 @@ def score_samples(
     texts = judged_texts(gen, data, cond)
     alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by their first sample
     first: list[np.ndarray] = []  # for the grid
+    errors: list[np.ndarray] = []
     seconds, drawn = 0.0, 0
 
     def draw(start: int, stop: int) -> np.ndarray:
@@ -57,8 +59,11 @@ def score_samples(
         began = time.time()
         part = {name: array[start:stop] for name, array in cond.items()}
         where = {"start": start, "batch_size": arguments.batch_size}
-        images = to_display(stages.sample(key, stop - start, **where, **part, **sampling), stages.model.images.levels)
+        made = stages.sample(key, stop - start, **where, **part, **sampling)
         seconds, drawn = seconds + time.time() - began, drawn + stop - start
+        if TEXTURE in gen.model.functions:
+            errors.append(held_out.texture_errors(gen, made))
+        images = to_display(made, stages.model.images.levels)
         bar.update(stop - start)
         for name, captions in texts.items():
             alignment[name][start] = data.judges[name](captions[start:stop], images)
@@ -79,14 +84,20 @@ def score_samples(
     if arguments.grid:
         if not first:
             draw(0, min(num, IN_GRID))
-        images = np.concatenate(first)[:IN_GRID]
-        label = cond["label"][: len(images)] if "label" in cond else None
-        if parallel.is_main_process():
-            write_grid(Path(arguments.grid), images, label, data.spec.label_names)
+        write_first(arguments.grid, np.concatenate(first)[:IN_GRID], cond, data)
     took = round(seconds, 1) if all_drawn else None
+    if errors:
+        scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
         scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
     return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
+
+
+def write_first(path: str, images: np.ndarray, cond: dict[str, np.ndarray], data: Any) -> None:
+    """A grid of the first images, with the names of their classes where they have any."""
+    if parallel.is_main_process():
+        label = cond["label"][: len(images)] if "label" in cond else None
+        write_grid(Path(path), images, label, data.spec.label_names)
 
 
 def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:
@@ -112,10 +123,8 @@ def with_clip_score(data: Any, clip: Any) -> dict[str, Judge]:
     Raises:
       UserError: a run that lends no embeddings, or that is of other images or other fields than the data.
     """
-    import jax
-
     model = clip.model
-    lends = {"embed_image", "embed_text"} <= set(model.functions)
+    lends = embeddings.compares(model)
     require(lends, f"clip is a {model.name}: it must be a model that lends embed_image and embed_text, such as clip")
     wanted, shape = data.spec.image.shape, model.images.shape
     require(shape == wanted, f"clip is of images {shape}: they must be {wanted}, as in the data")
@@ -123,17 +132,13 @@ def with_clip_score(data: Any, clip: Any) -> dict[str, Judge]:
     has = ", ".join(data.tokenizers) or "no texts"
     require(field in data.tokenizers, f"clip is of the field {field}: the data has {has}")
     name, encode = f"clip_score_{cli.model_hash(clip)[:8]}", clip.tokenizers[field].encode
-    embed_image, embed_text = (jax.jit(model.functions[f"embed_{kind}"]) for kind in ("image", "text"))
 
     def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
-        scores = []
-        for start in range(0, len(texts), CLIP_BATCH):
-            tokens = np.stack([encode(text) for text in texts[start : start + CLIP_BATCH]])
-            x = images[start : start + CLIP_BATCH].astype(np.float32) * np.float32(2 / 255) - 1
-            u, v = embed_image(clip.params, clip.ctx, x), embed_text(clip.params, clip.ctx, tokens)
-            scores.append(100.0 * np.maximum(np.sum(np.asarray(u) * np.asarray(v), axis=1), 0.0))
+        tokens = np.stack([encode(text) for text in texts])
+        u = embeddings.embed_images(clip, images, batch_size=CLIP_BATCH)
+        v = embeddings.embed_tokens(clip, tokens, batch_size=CLIP_BATCH)
         own = data.judges[field](texts, images) if field in data.judges else {}
-        return {**own, name: np.concatenate(scores)}
+        return {**own, name: 100.0 * np.maximum(np.sum(u * v, axis=1), 0.0)}
 
     return {**data.judges, field: judge}
 

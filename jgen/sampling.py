@@ -17,6 +17,7 @@ import numpy as np
 import jgen
 from jgen import cli
 from jgen.core import parallel
+from jgen.core.generate import sampled_images
 from jgen.core.progress import progress_bar
 from jgen.data.pictures import check_animation, check_out, write_animation
 from jgen.data.sample_store import SampleStore
@@ -52,7 +53,7 @@ def write_samples(
             check_animation(Path(a.trajectory), "--trajectory")
     gen = jgen.load(run, step=a.step, ema=a.ema, frozen=frozen)
     edit, edited = make_edit(gen)
-    cond = gen.conditions(a.num, a.start, **given)
+    cond = gen.conditions(a.num, a.start, "sample" if edit is None else "edit", **given)
     stages = jgen.Cascade(gen, *map(jgen.load, a.cascade))
     hashes = [*map(cli.model_hash, (gen, *stages.upsamplers))]
     identity = {"model": hashes, "seed": a.seed, "given": cli.digest_of({**given, **edited}), "options": sampling}
@@ -75,7 +76,8 @@ def write_samples(
             wide = min(columns, math.ceil(math.sqrt(num)))
             write_animation(Path(a.trajectory), steps, gen.model.images.levels, wide)
             print(f"{steps.shape[1]} steps: {a.trajectory}")
-    store = SampleStore(out, a.num, a.start, stages.model.images, identity)
+    images = stages.model.images if a.cascade else sampled_images(gen.model, sampling)
+    store = SampleStore(out, a.num, a.start, images, identity)
     store.collect(draw)
     store.finish(cond.get("label"), columns, gen.model.data.label_names)
     if main:

@@ -67,11 +67,12 @@ def train_below(python, tmp_path, path):
 
 
 def data_of(data) -> DataSpec:
-    """The digits, or the shapes with their captions, as the options of data show them."""
-    if data.name == "shapes":
+    """The digits, or the shapes or emoji with their captions, as the options of data show them."""
+    if data.name in ("shapes", "emoji"):
         vocabulary = NUM_BYTES if data.tokenizer == "bytes" else data.vocabulary
         tokens = ArraySpec((data.text_length,), "int32", vocabulary)
-        return DataSpec(ImageSpec(data.size or 32, data.size or 32, 3, 256), {"text": tokens})
+        size = data.size or {"shapes": 32, "emoji": 64}[data.name]
+        return DataSpec(ImageSpec(size, size, 3, 256), {"text": tokens})
     image = ImageSpec(8, 8, 1, 2 if data.binarise != "none" else 17)
     return DataSpec(image, {"label": ArraySpec((), "int32", 10), **added_fields(data, image)})
 

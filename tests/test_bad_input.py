@@ -383,6 +383,15 @@ def test_what_a_model_cannot_do_says_what_it_can(gen):
     mistake(lambda: without.classify(KEY, ZEROS), "cannot classify", "can sample", kind=NotSupported)
 
 
+def test_a_text_for_a_model_without_one(gen, tiny_run):
+    trained = "ddpm was trained without it, it takes label"
+    mistake(lambda: gen.sample(KEY, 2, text="a cat"), f"text is a cat: {trained}")
+    mistake(lambda: gen.sample(KEY, 2, text=["a cat", "a dog"]), "text is ", trained)
+    mistake(lambda: gen.sample(KEY, 2, negative_text="a cat"), f"negative_text is a cat: {trained}")
+    mistake(lambda: gen.classify(KEY, ZEROS, classes=("cat", "dog")), "ddpm classifies by the classes that it was")
+    mistake(lambda: sample.command([str(tiny_run), "--text", "a cat"]), "--text")
+
+
 def test_masks_and_measurements_that_cannot_serve(gen):
     mistake(lambda: gen.inpaint(KEY, ZEROS, np.ones((8, 8), bool), label=0), "mask is true everywhere")
     mistake(lambda: gen.inpaint(KEY, ZEROS, np.ones((4, 8), bool), label=0), "mask has shape", "(8, 8)")

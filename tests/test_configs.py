@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 import pytest
-from contract_cases import ROOT, SYSTEMS, data_of
+from contract_cases import ROOT, SYSTEMS, data_of, make_case
 
 import jgen
 from jgen.cli import import_config
@@ -25,8 +25,10 @@ def get(system, variant):
 
 
 def spec_of(data):
-    if data.name == "shapes":
+    if data.name in ("shapes", "emoji"):
         return data_of(data)
+    if data.name.startswith("texture:"):
+        return DataSpec(ImageSpec(data.size, data.size, 1, 256))
     levels = 17 if data.name == "digits" else 256
     image = ImageSpec(*{**SHAPES, **IMAGENET}[data.name], 2 if data.binarise != "none" else levels)
     label = ArraySpec((), "int32", 1000 if data.name in IMAGENET else 10)
@@ -71,7 +73,9 @@ def test_systems_that_are_compared_see_the_same_images():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
     of_texts = SYSTEMS[system].parent.name == "text_to_image"  # which digits have not
+    of_textures = "texture_error" in make_case(system).model.functions  # which digits are not
     common = ("shapes", "tiny") if of_texts else ("digits", "mnist", "fashion_mnist", "tiny")
+    common = ("brick", "grass", "gravel", "tiny") if of_textures else common
     missing = [name for name in common if name not in VARIANTS[system]]
     file = SYSTEMS[system].relative_to(ROOT)
     assert not missing, (

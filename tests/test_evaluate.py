@@ -431,6 +431,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--samples", "0", "--clip", "x"], ["--clip", "--samples 0"]),
         (["RUN", "--clip", "RUN"], ["clip is a ddpm: it must be a model that lends embed_image and embed_text"]),
         (["RUN", "--clip", "nowhere"], ["no run at nowhere"]),
+        (["RUN", "--prompts", "a {}"], ["--prompts are for a run that compares images with texts", "--samples 0"]),
         (["RUN", "--samples", "0", "--sampling.steps", "3"], ["--sampling", "--samples 0"]),
         (["RUN", "RUN", "--grid", "x.png"], ["one run"]),
         (["RUN", "--step", "never"], ["--step", "best"]),
@@ -445,6 +446,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         ([*FILE, "--grid", "x.png"], ["--grid is about runs"]),
         ([*FILE, "--clip", "x"], ["--clip is about runs"]),
         ([*FILE, "--batch-size", "5"], ["--batch-size is about runs"]),
+        ([*FILE, "--prompts", "a {}"], ["--prompts is about runs"]),
     ],
 )
 def test_mistakes_are_one_line(run, args, words):

@@ -174,6 +174,8 @@ def test_a_system_says_in_its_file_what_it_reached():
             numbers.append(f"{score['likelihood']['bits_per_dim']['mean']:.3f} bits/dim")
         elif score.get("held_out"):
             numbers += [f"{name} {value:.3f}" for name, value in score["held_out"]["scores"].items()]
+        elif score.get("texture_error"):
+            numbers.append(f"off by {100 * score['texture_error']['mean']:.2f} %")
         elif score.get("labels"):
             numbers.append(f"{100 * score['labels']['accuracy']:.1f} % of samples")
         elif score.get("alignment"):

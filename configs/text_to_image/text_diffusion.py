@@ -15,11 +15,12 @@ from jgen.models.text_to_image.text_diffusion import Config
 from jgen.nn import dit, unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import tiny_training
-from jgen.train.presets import cosine, digits_training
+from jgen.train.presets import accelerator_training, cosine, digits_training
 
 VARIANTS = {
     "shapes": "32x32 rendered shapes with captions; some 21 minutes of CPU time",
     "shapes_latent": "8x8 latents of them, on a frozen CLIP and a frozen autoencoder: Stable Diffusion's shape",
+    "emoji": "64x64 pictures of Noto Color Emoji by their names; for an accelerator",
     "tiny": "the same, seconds to train; for tests",
 }
 FACTS = Facts(compared=False)
@@ -29,7 +30,7 @@ HEUN = Sampling(sampler="heun", spacing="karras", low=0.005, steps=18, guidance_
 
 
 def get_config(variant: str) -> Experiment:
-    return {"shapes": shapes, "shapes_latent": shapes_latent, "tiny": tiny}[variant]()
+    return {"shapes": shapes, "shapes_latent": shapes_latent, "emoji": emoji, "tiny": tiny}[variant]()
 
 
 def shapes() -> Experiment:
@@ -49,6 +50,14 @@ def shapes_latent() -> Experiment:
     objective = edm.Config(network=network, class_conditional=False, sampling=replace(HEUN, clip=False), sigma_data=1.0)
     frozen = {"text_encoder": "runs/clip-shapes", "autoencoder": "runs/autoencoder_kl-shapes"}
     return replace(base, model=Config(objective), frozen=frozen)
+
+
+def emoji() -> Experiment:
+    network = unet.Config(channels=(128, 256, 256, 256), blocks=2, attention=(16, 8), dropout=0.1)
+    objective = edm.Config(network=network, class_conditional=False, sampling=HEUN, sigma_data=0.7)
+    data = Data(name="emoji", tokenizer="bpe", vocabulary=1024, text_length=20)  # the longest name has 20 tokens
+    train = accelerator_training(50_000, cosine(2e-4, warmup_steps=1000, clip_norm=1.0), batch_size=128)
+    return Experiment(Config(objective, text_layers=6), data, train)
 
 
 def tiny() -> Experiment:

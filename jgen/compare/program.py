@@ -15,6 +15,7 @@ from jgen.compare.systems import Training, data_spec
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.model import ArraySpec, Batch, DataSpec, FrozenModel, GenerativeModel
+from jgen.data.style import SIBLINGS
 from jgen.data.transforms import added_fields, make_transform
 from jgen.experiment import make_model
 from jgen.train.config import ema_enabled
@@ -68,6 +69,8 @@ def random_examples(training: Training, data: DataSpec, num: int) -> Batch:
     added = added_fields(training.experiment.data, data.image)
     batch = {"image": draw.integers(0, 256, (num, *data.image.shape)).astype(np.uint8)}
     batch |= {name: random_field(draw, spec, num) for name, spec in data.fields.items() if name not in added}
+    if "style" in added:
+        batch[SIBLINGS] = draw.integers(0, 256, (num, data.num_classes, *data.image.shape)).astype(np.uint8)
     return {**batch, "index": np.arange(num, dtype=np.int32)}
 
 

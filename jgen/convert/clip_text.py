@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,9 @@ import numpy as np
 from jgen.convert import files
 from jgen.convert.dit import entry
 from jgen.convert.layers import Layer, Tensors, layer, to_params, to_tensors
+from jgen.core.files import written_whole
 from jgen.core.options import check_types
-from jgen.data.clip_text import END, ClipTokenizer, checked
+from jgen.data.clip_text import END, START, ClipTokenizer, checked
 from jgen.errors import UserError, require, require_choice
 from jgen.nn import clip_text
 
@@ -64,6 +65,28 @@ def encoder_of(document: Mapping[str, Any], where: Path) -> clip_text.Config:
         projection=fields.projection_dim if names[0] == CLASSES[1] else 0,
         end=fields.vocab_size - 1 if fields.eos_token_id == HIGHEST_ID else fields.eos_token_id,
     )
+
+
+def document_of(encoder: clip_text.Config) -> dict[str, Any]:
+    """The config.json of a text encoder: the inverse of `encoder_of`."""
+    fields = Fields(
+        vocab_size=encoder.vocabulary,
+        hidden_size=encoder.features,
+        intermediate_size=encoder.hidden,
+        projection_dim=encoder.projection or encoder.features,
+        num_hidden_layers=encoder.layers,
+        num_attention_heads=encoder.heads,
+        max_position_embeddings=encoder.length,
+        hidden_act=encoder.activation,
+        layer_norm_eps=encoder.eps,
+        eos_token_id=encoder.end,
+    )
+    return {"architectures": [class_of(encoder)], "model_type": "clip_text_model", **asdict(fields)}
+
+
+def class_of(encoder: clip_text.Config) -> str:
+    """The class of transformers that a text encoder is."""
+    return CLASSES[1] if encoder.projection else CLASSES[0]
 
 
 def outer_layers() -> list[Layer]:
@@ -145,3 +168,16 @@ def read_pieces(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ..
     pairs = [line.split() for line in lines[start:] if line.strip()]
     vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
     return dict(vocabulary), tuple((left, right) for left, right in pairs)
+
+
+def write_tokenizer(folder: Path, tokenizer: ClipTokenizer, padding: str) -> None:
+    """Writes a tokenizer with one of its paddings as transformers' CLIPTokenizer."""
+    special = {"bos_token": START, "eos_token": END, "pad_token": padding, "unk_token": END}
+    sizes = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, "do_lower_case": True}
+    files.write_json(folder / "tokenizer_config.json", {**sizes, **special})
+    files.write_json(folder / "special_tokens_map.json", special)
+    with written_whole(folder / VOCABULARY) as aside:
+        aside.write_text(json.dumps(tokenizer.ids, ensure_ascii=False), encoding="utf-8")
+    with written_whole(folder / MERGES) as aside:
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges), ""]
+        aside.write_text("\n".join(lines), encoding="utf-8")

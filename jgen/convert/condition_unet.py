@@ -98,6 +98,39 @@ def network_of(fields: Fields, where: Any) -> condition_unet.Config:
     )
 
 
+def fields_of(network: condition_unet.Config, size: int, channels: int, linear: bool) -> Fields:
+    """What config.json says of a network of square latents: the inverse of `network_of`.
+
+    Raises:
+      UserError: depths that `UNet2DConditionModel` does not have.
+    """
+    last, middle = network.depths[-1], network.middle_depth
+    fits = middle > 0 and last in (0, middle)
+    require(fits, f"network.middle_depth is {middle}: {NAME} has transformers in the middle, as many as at {last or 1}")
+    attends = [depth > 0 for depth in network.depths]
+    pooled: dict[str, Any] = {}
+    if network.pooled:
+        width = network.pooled + condition_unet.NUM_SIZES * network.size_features
+        pooled = {"addition_embed_type": "text_time", "addition_time_embed_dim": network.size_features}
+        pooled["projection_class_embeddings_input_dim"] = width
+    return Fields(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=tuple(DOWN[here] for here in attends),
+        up_block_types=tuple(UP[here] for here in reversed(attends)),
+        block_out_channels=network.channels,
+        layers_per_block=network.blocks,
+        norm_num_groups=network.groups,
+        norm_eps=network.norm_eps,
+        cross_attention_dim=network.context,
+        transformer_layers_per_block=(*(depth or 1 for depth in network.depths[:-1]), middle),
+        attention_head_dim=network.heads,
+        use_linear_projection=linear,
+        **pooled,
+    )
+
+
 def pooled_of(fields: Fields, where: Any) -> dict[str, Any]:
     """The sizes of XL's embedding of a pooled text and of sizes; {} without."""
     kind = fields.addition_embed_type

@@ -119,14 +119,23 @@ def write_model(folder: Path, class_name: str, fields: Any, tensors: Mapping[str
     Args:
       fields: the dataclass of config.json's fields.
     """
+    write_tensors(folder / WEIGHTS, tensors)
+    write_document(folder / CONFIG, class_name, dataclasses.asdict(fields))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a file of tensors."""
     from safetensors.numpy import save_file
 
-    with written_whole(folder / WEIGHTS) as aside:
+    with written_whole(path) as aside:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, aside, {"format": "pt"})
-    write_document(folder / CONFIG, class_name, dataclasses.asdict(fields))
 
 
 def write_document(path: Path, class_name: str, fields: Mapping[str, Any]) -> None:
     """Writes a JSON document that names its class."""
+    write_json(path, {"_class_name": class_name, **fields})
+
+
+def write_json(path: Path, document: Any) -> None:
     with written_whole(path) as aside:
-        aside.write_text(json.dumps({"_class_name": class_name, **fields}, indent=2) + "\n")
+        aside.write_text(json.dumps(document, indent=2) + "\n")

@@ -111,3 +111,54 @@ def sampling_of(
         others["end"] = "data" if document.get("set_alpha_to_one", kind.one) else "first"
     steps = min(STEPS, chain["num_timesteps"])
     return Sampling(sampler=sampler, steps=steps, spacing=spacing, guidance_scale=guidance_scale, clip=False, **others)
+
+
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "plms": "PNDMScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+def document_of(chain: Mapping[str, Any], o: Sampling) -> tuple[str, dict[str, Any]]:
+    """The class of a scheduler and its fields: the inverse of `chain_of` and `sampling_of`. Euler's method is written
+    as the DDIM that it is.
+
+    Args:
+      chain: the fields that `chain_of` gives.
+    Raises:
+      UserError: a sampler or times that no class of diffusers has.
+    """
+    require_choice("sampling.sampler", o.sampler, CLASSES)
+    name, published = CLASSES[o.sampler], {value: key for key, value in SCHEDULES.items()}
+    predictions = {value: key for key, value in PREDICTIONS.items()}
+    fields: dict[str, Any] = {
+        "num_train_timesteps": chain["num_timesteps"],
+        "beta_start": chain["beta_1"],
+        "beta_end": chain["beta_T"],
+        "beta_schedule": published[chain["schedule"]],
+        "prediction_type": predictions[chain["prediction"]],
+        "steps_offset": o.offset,
+        "timestep_spacing": "linspace" if o.spacing == "karras" else o.spacing,
+    }
+    one = KINDS[name].one is not None
+    spacings = ("leading", "linspace", "trailing", *("karras",) * (not one and o.sampler != "euler_ancestral"))
+    require_choice("sampling.spacing", o.spacing, spacings)
+    plain = o.eta == 0 and not o.times
+    require(
+        plain, f"sampling has eta {o.eta} and times {o.times}: {name} takes these where it is called, not from its file"
+    )
+    if one:
+        fields["set_alpha_to_one"] = o.end == "data"
+    if name == "DDIMScheduler":
+        fields["clip_sample"] = False  # which is true by default
+    if name == "PNDMScheduler":
+        fields["skip_prk_steps"] = True
+    if name == "DPMSolverMultistepScheduler":
+        fields["algorithm_type"] = {sampler: key for key, sampler in ALGORITHMS.items()}[o.sampler]
+    if o.spacing == "karras":
+        fields["use_karras_sigmas"] = True
+    return name, fields

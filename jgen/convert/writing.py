@@ -12,14 +12,16 @@ from jgen.convert import autoencoder_kl as kl_names
 from jgen.convert import dit as dit_names
 from jgen.convert import files, scheduler
 from jgen.convert import unet as unet_names
+from jgen.convert.text_to_image_writing import write_text_to_image
 from jgen.core.model import FrozenModel, ImageSpec
 from jgen.errors import require
 from jgen.models.diffusion import ddpm, dit, latent
+from jgen.models.text_to_image import stable_diffusion
 from jgen.models.vae import autoencoder_kl
 from jgen.nn import dit as dit_networks
 from jgen.nn import unet as unet_networks
 
-SYSTEMS = "ddpm, dit and latent with a ddpm objective, and autoencoder_kl"
+SYSTEMS = "ddpm, dit and latent with a ddpm objective, stable_diffusion and autoencoder_kl"
 
 
 def to_folder(run: str, folder: Path, step: Any, ema: bool) -> None:
@@ -35,6 +37,9 @@ def to_folder(run: str, folder: Path, step: Any, ema: bool) -> None:
     params, config, data = jax.device_get(gen.params), gen.config.model, gen.model.data
     if isinstance(config, autoencoder_kl.Config):
         write_autoencoder(folder, config, gen.model.images, params, 1.0)
+        return
+    if isinstance(config, stable_diffusion.Config):
+        write_text_to_image(folder, run, gen, autoencoder_of(run, gen))
         return
     objective = getattr(config, "objective", config)
     known = isinstance(config, (ddpm.Config, dit.Config, latent.Config)) and isinstance(objective, ddpm.Config)

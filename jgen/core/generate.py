@@ -16,7 +16,7 @@ import numpy as np
 
 from jgen.core import failures, parallel
 from jgen.core import keys as rng
-from jgen.core.model import ArraySpec, Cond, Context, GenerativeModel, Roles
+from jgen.core.model import ArraySpec, Cond, Context, GenerativeModel, ImageSpec, Roles
 from jgen.core.options import replace_options
 from jgen.errors import NotSupported, UserError, require
 
@@ -60,6 +60,13 @@ def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) 
     return resolved
 
 
+def sampled_images(model: GenerativeModel, options: Mapping[str, Any]) -> ImageSpec:
+    """The shape and the levels of what `sample` draws with these options."""
+    if model.sampled is None:
+        return model.images
+    return model.sampled(resolve_options(model, "sample", dict(options)))
+
+
 def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """The options that a program is compiled for, and those that it takes as numbers: see `GenerativeModel.numbers`."""
     if options_of(model, name) not in SAMPLES:
@@ -70,33 +77,35 @@ def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any,
     return (dataclasses.replace(options, **dict.fromkeys(taken, TAKEN)) if taken else options), numbers
 
 
-def resolve_conditions(model: GenerativeModel, given: Mapping[str, Any], n: int, start: int = 0) -> Cond:
-    """The conditions of images start .. start + n - 1, as {field: array (n, ...)}.
+def resolve_conditions(
+    model: GenerativeModel, given: Mapping[str, Any], n: int, start: int = 0, name: str = "sample"
+) -> Cond:
+    """The conditions of images start .. start + n - 1, as {field: array (n, ...)}, for the model's function `name`.
 
     Each is given as one value for all images, or as n. A class that is not given is the classes in turn, 0, 1, 2, ...,
     so that image i has the class i mod num_values. What is optional (`GenerativeModel.optional`) and is not given
-    is left out.
+    is left out, and so is what is not given to a function that can do without (`GenerativeModel.unconditional`).
 
     Raises:
       UserError: a field that the model is not conditioned on, one that is missing and is no class, or a value of
         another shape, type or range.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    for name, value in given.items():
+    for field, value in given.items():
         takes = f"it takes {', '.join(model.conditions)}" if model.conditions else "it takes no conditions"
-        known = name in model.conditions or name in model.optional
-        require(known, f"{name} is {brief(value)}: {model.name} was trained without it, {takes}")
+        known = field in model.conditions or field in model.optional
+        require(known, f"{field} is {brief(value)}: {model.name} was trained without it, {takes}")
     cond = {}
-    for name in model.conditions:
-        spec = model.data.fields[name]
-        if name in given:
-            cond[name] = resolve_condition(name, spec, given[name], n)
-            continue
-        require(spec.is_class, f"{name} is missing: {model.name} is conditioned on it, and it has no default")
-        cond[name] = ((start + np.arange(n)) % spec.num_values).astype(spec.dtype)
-    for name, field in model.optional.items():
-        if name in given:
-            cond[name] = resolve_condition(name, model.data.fields[field], given[name], n)
+    for field in model.conditions:
+        spec = model.data.fields[field]
+        if field in given:
+            cond[field] = resolve_condition(field, spec, given[field], n)
+        elif name not in model.unconditional:
+            require(spec.is_class, f"{field} is missing: {model.name} is conditioned on it, and it has no default")
+            cond[field] = ((start + np.arange(n)) % spec.num_values).astype(spec.dtype)
+    for field, like in model.optional.items():
+        if field in given:
+            cond[field] = resolve_condition(field, model.data.fields[like], given[field], n)
     return cond
 
 
@@ -399,9 +408,13 @@ def capabilities(model: GenerativeModel) -> list[str]:
     names = [name for name in INPUTS if getattr(model, name) is not None]
     if model.encode is not None and model.decode is not None:
         names += ["reconstruct"] + ["interpolate"] * (not model.codes)
+    elif model.invert is not None and model.decode is not None and model.interpolation is not None:
+        names.append("interpolate")
     scores = model.log_prob is not None or model.energy is not None
     if scores and any(model.data.fields[name].is_class for name in model.conditions):
         names.append("classify")
+    if {"embed_image", "embed_text"} <= set(model.functions):
+        names += ["classify", "retrieve"]
     return names + ["anomaly_score"] * scores
 
 

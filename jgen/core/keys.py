@@ -26,6 +26,7 @@ FROZEN = 0x80000008  # the shared draw of a frozen model
 SPLIT = 0x80000009  # the parts of `split` and `split_key`
 NETWORK = 0x8000000A  # what is random within a network, beside its inputs
 NORMALISER = 0x8000000B  # the chains that estimate the normaliser of an energy
+STYLE = 0x8000000C  # which other letters of its font an example shows
 CASCADE = 0x80000100  # the first of a cascade's upsamplers, the numbers after it those of the others
 
 

@@ -182,6 +182,8 @@ class GenerativeModel(NamedTuple):
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
                  is the last of them.
     sampling:    a frozen dataclass with the default of every option of `sample` and `trajectory`.
+    sampled:     (options) -> the ImageSpec of what `sample` draws with these values of `sampling`, where they choose
+                 the size; None: that of `data`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
     evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
@@ -189,6 +191,7 @@ class GenerativeModel(NamedTuple):
     numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
                  option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
+    unconditional: the functions to which `cond` may lack fields of `conditions`, and be {}.
     optional:    {name: field}, further entries that `cond` may have, each of the kind of that field: negative_text,
                  what guidance leads away from in the place of no condition; source_text, of the image to stay near.
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
@@ -208,6 +211,8 @@ class GenerativeModel(NamedTuple):
     invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, or
                  by the sampler's steps backwards, of a model that has no `encode`.
     inverting:   a frozen dataclass with the default of every option of `invert`.
+    interpolation: (a, b, w) -> the latents between two arrays (B, ...), w (B,) from 0 to 1, leaf by leaf; None: the
+                 line. Latents of a model without `encode` are those of `invert`, and it must say how.
     codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
                  grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
     inpaint:     (params, ctx, keys, images, mask, cond, **inpainting) -> uint8 images; bool (B, H, W), true where a
@@ -234,16 +239,22 @@ class GenerativeModel(NamedTuple):
                  samples of a flow, differentiable in its parameters;
                  decode_continuous(params, ctx, latents) -> float (B, H, W, C) in about [-1, 1];
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
+                 texture_error(params, ctx, images) -> float32 (B,), how far statistics of uint8 images of any size are
+                 from those of the texture, relative to these;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data,
                  at half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
-                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features);
+                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features), of length 1, and
+                 scale(params, ctx) -> (), what their products are multiplied with to be logits;
+                 draw_embedding(params, ctx, keys, cond, **sampling) -> (B, features), of images of that condition;
                  encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token;
                  text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T), and
                  complete_text(params, ctx, keys, tokens, known, temperature, top_k, top_p) -> int32 (B, T), texts that
                  begin with the first `known`, (B,), of the tokens, the start included.
+    shared:      the roles that the frozen models which stand on one, too, must have in common with this one: a prior of
+                 another CLIP is refused.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
@@ -261,10 +272,12 @@ class GenerativeModel(NamedTuple):
     sample: Callable[..., Any] | None = None
     trajectory: Callable[..., Any] | None = None
     sampling: Any = None
+    sampled: Callable[[Any], ImageSpec] | None = None
     check_sampling: Callable[[Any], None] | None = None
     evaluations: Callable[[Any], int] | None = None
     numbers: Mapping[str, tuple[float, ...]] = {}
     conditions: tuple[str, ...] = ()
+    unconditional: tuple[str, ...] = ()
     optional: Mapping[str, str] = {}
     validate: Callable[..., dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
@@ -279,6 +292,7 @@ class GenerativeModel(NamedTuple):
     invert: Callable[..., Any] | None = None
     decoding: Any = None
     inverting: Any = None
+    interpolation: Callable[..., Any] | None = None
     codes: tuple[ImageSpec, ...] = ()
     inpaint: Callable[..., Any] | None = None
     inpainting: Any = None
@@ -289,6 +303,7 @@ class GenerativeModel(NamedTuple):
     restoring: Any = None
     prepare: Callable[..., Roles] | None = None
     functions: Mapping[str, Callable[..., Any]] = {}
+    shared: tuple[str, ...] = ()
     averages: tuple[str, ...] | None = None
     by_example: tuple[str, ...] = ()
     whole_batch: bool = False

@@ -10,7 +10,9 @@ from jgen.data.image_files import background_colour
 from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require, require_choice
 
-OF_FILES = ("folder", "npz", "fonts")  # what a name with a path begins with
+OF_FILES = ("folder", "npz", "fonts", "emoji", "texture")  # what a name with a path begins with
+WITH_TEST = OF_FILES[:4]  # of those the ones that take another path for the test split
+TEXTURES = ("brick", "grass", "gravel")  # pictures of scikit-image, all of them CC0 (public domain)
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,11 @@ class Config:
 
     name: str = "digits"
     """digits, shapes, which have captions and are of 32 pixels or of `size` 64, fonts, the letters of those that
-    fontconfig knows or of fonts:FOLDER, any prepared TFDS image set (mnist,
-    fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with or without sub-folders as classes and captions
-    as text files beside the pictures (1.txt for 1.png), or npz:FILE, arrays `images` and `label`."""
+    fontconfig knows or of fonts:FOLDER, emoji, the pictures of Noto Color Emoji or of emoji:FILE with their names as
+    captions, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with
+    or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png), npz:FILE, arrays
+    `images` and `label`, or texture:FILE, squares of one picture; texture:brick, texture:grass and texture:gravel are
+    pictures of scikit-image."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""
@@ -29,7 +33,8 @@ class Config:
     background: str = "white"
     """What shows through transparent pixels of picture files: a colour such as white, black or #8090a0."""
     size: int = 0
-    """Resize the shorter side to this and crop the centre square; 0 keeps the images as they are."""
+    """Resize the shorter side to this and crop the centre square; 0 keeps the images as they are. Of texture:FILE, the
+    side of the squares that are cut from the picture; 0: about half of its shorter side."""
     validation: float = 0.1
     """Part of train, from its end, kept for validation (sets with a validation split of their own use that)."""
     binarise: Literal["none", "threshold", "dynamic", "static"] = "none"
@@ -40,6 +45,9 @@ class Config:
     """Mirror training images left to right at random."""
     low_resolution: int = 0
     """Adds the image shrunk by this factor, by area averaging, as field low_resolution; 0 adds none."""
+    style: int = 0
+    """Adds one to this many other letters of each example's font, drawn at random, as fields style and style_label
+    (fonts); 0 adds none."""
     fields: tuple[str, ...] = ()
     """Features of a TFDS set to carry as fields beside its class label, such as caption or attributes.Smiling."""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
@@ -75,7 +83,8 @@ def located(config: Config) -> Config:
 def absolute(name: str) -> str:
     """A set's name with its path made absolute; names without a path are returned as they are."""
     kind, _, path = name.partition(":")
-    return f"{kind}:{absolute_path(path)}" if kind in OF_FILES and path else name
+    is_path = kind in OF_FILES and path and not (kind == "texture" and path in TEXTURES)
+    return f"{kind}:{absolute_path(path)}" if is_path else name
 
 
 def absolute_test(name: str) -> str:
@@ -94,7 +103,7 @@ def check_config(config: Config) -> None:
         config.levels == 0 or 2 <= config.levels <= 256,
         f"data.levels is {config.levels}: it must be from 2 to 256, or 0 for all that the set has",
     )
-    of_files = config.name.partition(":")[0] in OF_FILES
+    of_files = config.name.partition(":")[0] in WITH_TEST
     own = f"data.test is {config.test}: only folder:PATH and npz:FILE take one, and data.name is {config.name}"
     require(of_files or not config.test, own)
     background_colour(config.background)
@@ -104,6 +113,10 @@ def check_config(config: Config) -> None:
         config.low_resolution == 0 or config.low_resolution >= 2,
         f"data.low_resolution is {config.low_resolution}: it must be at least 2, or 0 for none",
     )
+    has_styles = config.name.partition(":")[0] == "fonts"
+    require(config.style >= 0, f"data.style is {config.style}: it must be above zero, or 0 for none")
+    only = f"data.style is {config.style}: only fonts have other letters of a style, and data.name is {config.name}"
+    require(has_styles or not config.style, only)
     require_choice("data.tokenizer", config.tokenizer, ("bytes", "bpe"))
     require(
         config.vocabulary >= NUM_BYTES,

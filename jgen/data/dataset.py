@@ -20,11 +20,14 @@ from jgen.core.model import ArraySpec, DataSpec
 from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
 from jgen.data.config import OF_FILES, Config, Place, check_config, located
+from jgen.data.emoji import emoji_source
 from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
 from jgen.data.shapes import shapes_source
-from jgen.data.sources import Judge, Records, Source, cache_dir
+from jgen.data.sources import Judge, Records, Source, Subjects, cache_dir
+from jgen.data.style import SIBLINGS
 from jgen.data.text import AnyTokenizer, Tokenizer, load_tokenizers, save_tokenizers, train_bpe
+from jgen.data.textures import texture_source
 from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds_source
 from jgen.data.transforms import added_fields
 from jgen.errors import UserError, require
@@ -56,11 +59,13 @@ class Dataset(NamedTuple):
     """A data set.
 
     spec:        what batches are once `make_transform` has been applied: the images and all fields beside them.
-    splits:      train, validation (where there is one) and test; their batches are what the set stores.
+    splits:      train, validation (where there is one) and test; their batches are what the set stores, and with
+                 `Config.style` the siblings of each example.
     fingerprint: a hash of the content.
     tokenizers:  of the text fields, by name.
     judges: {text field: scores of whether images show its texts}; {} where images have fewer levels than the set has,
       which its judges cannot read.
+    subjects: {text field: what each text names}, of the fields whose texts name a class.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Dataset(NamedTuple):
     fingerprint: str
     tokenizers: Mapping[str, AnyTokenizer] = {}
     judges: Mapping[str, Judge] = {}
+    subjects: Mapping[str, Subjects] = {}
 
 
 def has_labels(dataset: Dataset, split: str) -> bool:
@@ -107,12 +113,16 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return array_source(f"npz-{path.stem}", file_arrays(path), test, config)
     if config.name.startswith("folder:"):
         return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config)
+    if config.name.startswith("texture:"):
+        return texture_source(config.name.removeprefix("texture:"), config)
     if config.name == "digits":
         return tfds_source(digits_builder(), config)
     if config.name == "shapes":
         return shapes_source(config)
     if config.name.partition(":")[0] == "fonts":
         return font_source(config)
+    if config.name.partition(":")[0] == "emoji":
+        return emoji_source(config)
     return tfds_source(prepared_builder(config.name, tfds_dir(config.dir)), config)
 
 
@@ -134,16 +144,19 @@ def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, a
     image = replace(image, levels=2 if config.binarise != "none" else config.levels or image.levels)
     added = added_fields(config, image)
     for name in added:
-        require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{name} adds: use one of them")
+        option = name.removesuffix("_label")
+        require(name not in source.spec.fields, f"data.fields has {name!r}, which data.{option} adds: use one of them")
     parts, fingerprint = opened(source)
     streamed = fingerprint.startswith(STREAMED)
     splits = {
         name: slice_split(parts[part], start, stop, OFFSETS[part])._replace(streamed=streamed)
         for name, (part, start, stop) in cuts.items()
     }
+    if config.style:
+        splits = {name: with_siblings(split, source.group) for name, split in splits.items()}
     spec = DataSpec(image, {**source.spec.fields, **added})
     judges = source.judges if image.levels == source.spec.image.levels else {}
-    return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges)
+    return Dataset(source.name, spec, splits, fingerprint, tokenizers, judges, source.subjects)
 
 
 def opened(source: Source) -> tuple[dict[str, Records], str]:
@@ -246,6 +259,18 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
         return {**records.fetch(where), "index": (where + offset).astype(np.int32)}
 
     return Split(stop - start, fetch)
+
+
+def with_siblings(split: Split, group: int) -> Split:
+    """The split with the images of all examples of each one's group: see `Source.group`."""
+
+    def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
+        numbers, places = np.unique(np.asarray(positions) // group, return_inverse=True)
+        members = split.fetch((numbers[:, None] * group + np.arange(group)).ravel())["image"]
+        groups = members.reshape(len(numbers), group, *members.shape[1:])
+        return {**split.fetch(positions), SIBLINGS: groups[places.reshape(-1)]}
+
+    return split._replace(fetch=fetch)
 
 
 def make_tokenizers(

@@ -1,8 +1,10 @@
 """`fonts`: the letters of many fonts as pictures, white on black, rendered here: `fonts`, those that fontconfig knows,
 or `fonts:FOLDER`.
 
-An example is a letter of a font; its class is the letter. Splits share no family: a family is of the test split or of
-the validation split by a hash of its name, a tenth each, whatever other fonts there are.
+An example is a letter of a font; its class is the letter. Splits share no family: families whose names begin with the
+same word, such as PT Sans and PT Sans Caption, are of the test split or of the validation split by a hash of that
+word, a tenth of the words each, whatever other fonts there are. With `style`, some of the font's other letters are
+fields of an example (jgen/data/style.py).
 
 All letters of a font are at one scale, and a picture has the baseline at the same height, so that pictures can become a
 font again (`jgen.fonts`): with S pixels a side, an em is EM S pixels and the baseline BASELINE S from the top. A letter
@@ -35,7 +37,7 @@ OVERSAMPLING = 4  # hinting moves edges by up to a pixel: pictures are drawn thi
 SMALLEST = 8  # pixels of a side
 KINDS = (".ttf", ".otf")
 PROBED = 64  # pixels of a side of the picture that a font must fit
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 
 class Font(NamedTuple):
@@ -80,12 +82,13 @@ def font_source(config: Config) -> Source:
     files = state_of_files([Path(font.path) for font in fonts])
     content = hashlib.sha256(repr([(font.family, font.style) for font in fonts]).encode()).hexdigest()[:16]
     parts = {name: records(fonts) for name, fonts in splits.items()}
-    return Source(f"fonts-{size}", VERSION, files, spec, parts, content=content)
+    return Source(f"fonts-{size}", VERSION, files, spec, parts, content=content, group=len(LETTERS))
 
 
 def split_of(family: str) -> str:
-    """The split that all fonts of a family are of."""
-    number = int(hashlib.sha256(family.lower().encode()).hexdigest(), 16) % 10
+    """The split that all fonts of a family are of, and of all families whose names begin with the same word."""
+    word = (family.lower().split() or [""])[0]
+    number = int(hashlib.sha256(word.encode()).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(number, "train")
 
 

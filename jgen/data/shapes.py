@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jgen.core.model import DataSpec, ImageSpec
 from jgen.data.config import Config
-from jgen.data.sources import Records, Source
+from jgen.data.sources import Records, Source, Subjects
 from jgen.errors import require
 
 NUM_TRAIN, NUM_TEST = 20_000, 2_000
@@ -126,6 +126,12 @@ def pairs_of(split: str) -> np.ndarray:
     shape, colour = np.divmod(np.arange(len(SHAPES) * len(COLOURS)), len(COLOURS))
     chosen = is_held_out(shape, colour) == (split == "test")
     return np.stack([shape[chosen], colour[chosen]], axis=1)
+
+
+def pair_names() -> tuple[str, ...]:
+    """What all pairs of a shape and a colour are called, such as "red circle"; of shape s and colour c the entry
+    s * len(COLOURS) + c."""
+    return tuple(f"{colour[0]} {shape[0]}" for shape in SHAPES for colour in COLOURS)
 
 
 class Draws:
@@ -354,7 +360,7 @@ def shapes_source(config: Config) -> Source:
     Raises:
       UserError: another size, other fields, or mirrored images, whose captions would say left for right.
     """
-    from jgen.data.shapes_judge import judge
+    from jgen.data.shapes_judge import judge, pair_of
 
     require(config.size in (0, 32, 64), f"data.size is {config.size}: shapes are rendered at 32 or 64 pixels")
     require(not config.flip, "data.flip is set: captions of shapes say left and right, which it would swap")
@@ -373,4 +379,6 @@ def shapes_source(config: Config) -> Source:
 
     splits = {"train": records("train", NUM_TRAIN), "test": records("test", NUM_TEST)}
     spec = DataSpec(ImageSpec(pixels, pixels, 3, 256))
-    return Source("shapes", "1.0.0", "", spec, splits, ("text",), judges={"text": judge})
+    subjects = Subjects(pair_names(), tuple(f"{prefix}a {{}}" for prefix in PREFIXES), pair_of)
+    judged: dict[str, Any] = {"judges": {"text": judge}, "subjects": {"text": subjects}}
+    return Source("shapes", "1.0.0", "", spec, splits, ("text",), **judged)

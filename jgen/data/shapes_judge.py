@@ -112,6 +112,14 @@ def read_caption(text: str) -> Statement:
     return Statement(things, (WORDS["relation"][words[3]], WORDS["relation"][words[7]]))
 
 
+def pair_of(texts: Sequence[str]) -> np.ndarray:
+    """The pair of shape and colour of each caption of a lone object, int (n,), as `jgen.data.shapes.pair_names` numbers
+    them; -1 for captions of several objects. Raises `UserError` for a text that is no caption of the set."""
+    things = [read_caption(text).things for text in texts]
+    pairs = [each[0].shape * len(COLOURS) + each[0].colour if len(each) == 1 else -1 for each in things]
+    return np.array(pairs, int)
+
+
 def read_pictures(images: np.ndarray) -> list[list[Thing]]:
     """The objects of each picture, uint8 (n, S, S, 3)."""
     read: list[list[Thing]] = []

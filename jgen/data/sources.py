@@ -23,6 +23,18 @@ MAX_THREADS = 16
 Judge = Callable[[Sequence[str], np.ndarray], dict[str, np.ndarray]]
 
 
+class Subjects(NamedTuple):
+    """Classes that a set's texts name, by which a model that compares images with texts is asked what an image shows.
+
+    names: of the classes. prompts: texts with {} in place of a name. classify: (texts) -> the class of each text's
+    image, int (n,), -1 where it is of none.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    classify: Callable[[Sequence[str]], np.ndarray]
+
+
 class Records(NamedTuple):
     """The examples of one split.
 
@@ -49,6 +61,9 @@ class Source(NamedTuple):
     content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
              whose name and version say it.
     judges: {text field: scores of whether images show its texts}.
+    subjects: {text field: what each text names}, of the fields whose texts name a class.
+    group:   how many examples in a row belong together, of every split: the letters of a font, whose classes are 0 ..
+             group - 1 in this order; 0 for none.
     """
 
     name: str
@@ -60,6 +75,8 @@ class Source(NamedTuple):
     tokens: str = ""
     content: str = ""
     judges: Mapping[str, Judge] = {}
+    subjects: Mapping[str, Subjects] = {}
+    group: int = 0
 
 
 def cache_dir() -> Path:

@@ -1,4 +1,7 @@
-"""What is done to a batch on the device: flips, binarisation, fewer levels, small copies. Randomness is per example."""
+"""What is done to a batch on the device: flips, binarisation, fewer levels, small copies, letters of the same font.
+
+Randomness is per example.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.core.model import ArraySpec, Batch, DataSpec, ImageSpec
 from jgen.data.config import Config
+from jgen.data.style import SIBLINGS, draw_style, style_fields
 from jgen.errors import require
 
 STATIC_SEED = 0x62696E  # of the static binarisation: part of the data, and not the seed of a run
@@ -20,17 +24,18 @@ def added_fields(config: Config, image: ImageSpec) -> dict[str, ArraySpec]:
     """The fields that `make_transform` adds to a batch of such images.
 
     Raises:
-      UserError: images whose sides `low_resolution` does not divide.
+      UserError: images whose sides `low_resolution` does not divide, or more letters of a style than there are.
     """
     factor = config.low_resolution
+    added = style_fields(config.style, image) if config.style else {}
     if not factor:
-        return {}
+        return added
     require(
         image.height % factor == 0 and image.width % factor == 0,
         f"data.low_resolution is {factor}: it must divide the images' sides, {image.height} and {image.width}",
     )
     shape = (image.height // factor, image.width // factor, image.channels)
-    return {"low_resolution": ArraySpec(shape, "uint8", image.levels)}
+    return {"low_resolution": ArraySpec(shape, "uint8", image.levels), **added}
 
 
 def make_transform(config: Config, spec: DataSpec, train: bool) -> Transform:
@@ -62,6 +67,9 @@ def make_transform(config: Config, spec: DataSpec, train: bool) -> Transform:
         batch = {**batch, "image": image}
         if "low_resolution" in added:
             batch["low_resolution"] = shrink(image, config.low_resolution)
+        if "style" in added:
+            siblings = batch.pop(SIBLINGS)
+            batch |= draw_style(rng.fold_in(keys, rng.STYLE), siblings, batch["label"], config.style)
         return batch
 
     return transform

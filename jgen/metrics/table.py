@@ -74,6 +74,13 @@ def protocol(document: dict[str, Any]) -> str:
         scores, about = held_out["scores"], held_out["protocol"]
         values = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         parts.append(f"{about['num']} {about['split']} images, {about['batch_size']} at a time: {values}")
+    if retrieval := document.get("retrieval"):
+        for way in ("image_to_text", "text_to_image"):
+            values = ", ".join(f"{100 * value:.1f} % in {k}" for k, value in retrieval[way].items())
+            parts.append(f"{way} among {retrieval['num']}: {values}")
+    if zero_shot := document.get("zero_shot"):
+        right = f"{100 * zero_shot['accuracy']['mean']:.1f} % right"
+        parts.append(f"zero-shot: {right} of {zero_shot['num']} images, {zero_shot['classes']} classes")
     for field, scores in document.get("alignment", {}).items():
         shares = (f"{name} {value:.4f}" for name, value in scores.items() if name != "num")
         parts.append(f"{field} against the images of {scores['num']} samples: {', '.join(shares)}")

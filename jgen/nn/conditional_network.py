@@ -1,11 +1,13 @@
 """A network of noisy images bound to its data: a U-Net or a transformer, and what it is conditioned on.
 
 What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
-Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution` and
-`context`, where the data has them. The low-resolution image is enlarged by linear interpolation and stands beside the
-noisy one as further channels, with which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv 2105.05233,
-section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network attends to; it
-comes with `negative_context`, what guidance leads away from and what stands in for a context that is dropped.
+Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution`,
+`context` and `vector`, where the data has them. The low-resolution image is enlarged by linear interpolation and stands
+beside the noisy one as further channels, with which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv
+2105.05233, section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network
+attends to; it comes with `negative_context`, what guidance leads away from and what stands in for a context that is
+dropped. A vector, such as the embedding of an image, is added to the embedding of the time; zeros stand in for one that
+is dropped.
 """
 
 from __future__ import annotations
@@ -62,11 +64,11 @@ class ConditionalNetwork(NamedTuple):
 
         Args:
           x: (B, H, W, C); t: (B,); key_drop: keys of dropout (B,), None for none.
-          cond: {"label": (B,), "low_resolution": uint8 (B, h, w, C), "context": Tokens (B, L, D)} or less; vector:
-            (B, D), a further condition.
+          cond: {"label": (B,), "low_resolution": uint8 (B, h, w, C), "context": Tokens (B, L, D), "vector": (B, E)} or
+            less; vector: (B, D), a further condition.
         """
         x = self.with_low_resolution(x, cond)
-        inputs = (x, t, cond.get("label"), key_drop, vector)
+        inputs = (x, t, cond.get("label"), key_drop, vector_of(cond, vector))
         return self.network.apply({"params": params[self.role]}, *inputs, **context_of(cond))
 
     def init(
@@ -86,8 +88,8 @@ class ConditionalNetwork(NamedTuple):
         cond = select_first(batch, self.conditions)
         x = self.with_low_resolution(x if inputs is None else inputs(x), cond)
         vector = jnp.zeros((1, vector_size)) if vector_size else None
-        own = context_of(cond)
-        return self.network.init(key, x, jnp.ones(1), cond.get("label"), None, vector, **own)["params"]
+        given = (x, jnp.ones(1), cond.get("label"), None, vector_of(cond, vector))
+        return self.network.init(key, *given, **context_of(cond))["params"]
 
     def with_low_resolution(self, x: jax.Array, cond: Cond) -> jax.Array:
         """x with the enlarged low-resolution image as further channels, where the network is conditioned on one."""
@@ -111,7 +113,7 @@ class ConditionalNetwork(NamedTuple):
     @property
     def droppable(self) -> bool:
         """Whether there is a condition that is dropped in training, for guidance."""
-        return not {"label", "context"}.isdisjoint(self.conditions)
+        return not {"label", "context", "vector"}.isdisjoint(self.conditions)
 
     def cond_for_training(self, keys: jax.Array, batch: Batch, rate: float) -> Cond:
         """The condition of a batch, replaced by that of `without_class` with probability `rate`; keys (B,)."""
@@ -126,18 +128,27 @@ class ConditionalNetwork(NamedTuple):
         return jax.tree.map(chosen, self.without_class(cond), cond)
 
     def without_class(self, cond: Cond) -> Cond:
-        """The condition with the null label in place of every label, and the negative context in place of the other."""
+        """The condition with the null label in place of every label, the negative context in place of the other, and a
+        vector of zeros."""
         null = {**cond}
         if "label" in cond:
             null["label"] = jnp.full_like(cond["label"], self.null_label)
         if "context" in cond:
             null["context"] = cond["negative_context"]
+        if "vector" in cond:
+            null["vector"] = jnp.zeros_like(cond["vector"])
         return null
 
 
 def context_of(cond: Cond) -> dict[str, Tokens]:
     """A network's further argument: what it attends to, where there is a context."""
     return {"context": cond["context"]} if "context" in cond else {}
+
+
+def vector_of(cond: Cond, own: jax.Array | None) -> jax.Array | None:
+    """A network's further condition, (B, D): the system's own vector, then that of the condition; None for neither."""
+    parts = [part for part in (own, cond.get("vector")) if part is not None]
+    return jnp.concatenate(parts, axis=-1) if parts else None
 
 
 def make_conditional_network(
@@ -161,6 +172,7 @@ def make_conditional_network(
         song = isinstance(network, unet.Config) and network.architecture in ("ddpmpp", "ncsnpp")
         message = "it attends to no text; use 'ddpm' or 'adm', or a transformer (jgen.nn.dit.Config)"
         require(not song, f"architecture is {getattr(network, 'architecture', '')!r}: {message}")
+    names += ("vector",) * ("vector" in data.fields)
     bound["conditions"] = names
     if "low_resolution" in names:
         bound["small_levels"] = data.fields["low_resolution"].num_values

@@ -79,13 +79,30 @@ def layout(table: tuple[Stage, ...] | None = None) -> dict[str, tuple[int, ...]]
     return shapes | {"_fc.weight": (CLASSES, HEAD), "_fc.bias": (CLASSES,)}
 
 
-def conv(weights: Weights, name: str, norm: str, x: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
-    """A convolution, padded as TensorFlow does, and its normalisation by running statistics."""
-    kernel = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
+def periodic_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+    """A convolution of images (B, H, W, C) with periodic boundaries, padded as TensorFlow does where the stride divides
+    their sides; kernel (k, k, C / groups, O)."""
+    more = kernel.shape[0] - stride
+    around = (max(more, 0) // 2, more - max(more, 0) // 2)
+    padded = jnp.pad(x, ((0, 0), around, around, (0, 0)), mode="wrap") if more > 0 else x
     numbers = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=numbers, feature_group_count=groups
+    return jax.lax.conv_general_dilated(
+        padded, kernel, (stride, stride), "VALID", dimension_numbers=numbers, feature_group_count=groups
     )
+
+
+def conv(
+    weights: Weights, name: str, norm: str, x: jax.Array, stride: int = 1, groups: int = 1, periodic: bool = False
+) -> jax.Array:
+    """A convolution, padded as TensorFlow does, and its normalisation by running statistics."""
+    kernel = jnp.asarray(weights[f"{name}.weight"]).transpose(2, 3, 1, 0)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    if periodic:
+        y = periodic_conv(x, kernel, stride, groups)
+    else:
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
     scale, shift, mean, variance = (
         weights[f"{norm}.{part}"][None, None, None] for part in ("weight", "bias", "running_mean", "running_var")
     )
@@ -96,23 +113,26 @@ def relu6(x: jax.Array) -> jax.Array:
     return jnp.clip(x, 0.0, 6.0)
 
 
-def block(weights: Weights, name: str, x: jax.Array, stride: int, expansion: int) -> jax.Array:
+def block(weights: Weights, name: str, x: jax.Array, stride: int, expansion: int, periodic: bool = False) -> jax.Array:
     """An inverted bottleneck, added to its input where both have the same shape."""
     h = x
     if expansion != 1:
         h = relu6(conv(weights, f"{name}._expand_conv", f"{name}._bn0", h))
-    h = relu6(conv(weights, f"{name}._depthwise_conv", f"{name}._bn1", h, stride, h.shape[-1]))
+    h = relu6(conv(weights, f"{name}._depthwise_conv", f"{name}._bn1", h, stride, h.shape[-1], periodic))
     h = conv(weights, f"{name}._project_conv", f"{name}._bn2", h)
     return h + x if h.shape == x.shape else h
 
 
-def stages(weights: Weights, x: jax.Array, table: tuple[Stage, ...] | None = None) -> list[jax.Array]:
-    """The maps after the stem and after each stage, (B, h, w, C), of normalised images (B, H, W, 3)."""
-    h = relu6(conv(weights, "_conv_stem", "_bn0", x, 2))
+def stages(
+    weights: Weights, x: jax.Array, table: tuple[Stage, ...] | None = None, periodic: bool = False
+) -> list[jax.Array]:
+    """The maps after the stem and after each stage, (B, h, w, C), of normalised images (B, H, W, 3); `periodic`: their
+    boundaries, of sides that are multiples of the last stage's pixels."""
+    h = relu6(conv(weights, "_conv_stem", "_bn0", x, 2, periodic=periodic))
     maps, number = [h], 0
     for stage in table or STAGES:
         for i in range(stage.repeats):
-            h = block(weights, f"_blocks.{number}", h, stage.stride if i == 0 else 1, stage.expansion)
+            h = block(weights, f"_blocks.{number}", h, stage.stride if i == 0 else 1, stage.expansion, periodic)
             number += 1
         maps.append(h)
     return maps
@@ -164,6 +184,11 @@ def load(path: str | Path) -> tuple[Weights, str]:
         weights[name] = np.asarray(tensors[name], np.float32)
     digest = hashlib.sha256(b"".join(weights[name].tobytes() for name in sorted(weights))).hexdigest()
     return weights, digest
+
+
+def load_weights(path: str) -> Weights:
+    """The weights of a file, without their hash; see `load`."""
+    return load(path)[0]
 
 
 def is_installed() -> bool:

@@ -7,7 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import log_ndtr
+
+from jgen.errors import require
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -90,3 +93,13 @@ def discretised_logistic_log_prob(level: jax.Array, mean: jax.Array, scale: Any,
     above = jax.nn.log_sigmoid(-(x - mean - 0.5 * width) / scale)
     inside = below + above + jnp.log(-jnp.expm1(-width / scale))
     return jnp.where(level == 0, below, jnp.where(level == levels - 1, above, inside))
+
+
+def log_prior(prior: Any, num: int) -> np.ndarray:
+    """The logarithm of the probabilities of classes, float64 (num,), of None all alike. Raises `UserError` for others
+    than `num`, or that do not sum to 1."""
+    weights = np.full(num, 1.0 / num) if prior is None else np.asarray(prior, np.float64)
+    fits = weights.shape == (num,) and bool(np.all(weights >= 0)) and abs(weights.sum() - 1.0) < 1e-3
+    require(fits, f"prior is {prior}: it must be {num} probabilities, which sum to 1")
+    with np.errstate(divide="ignore"):
+        return np.log(weights)

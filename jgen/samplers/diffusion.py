@@ -110,6 +110,14 @@ class Inversion:
     """Guidance: 1 is none, with which inversion is most accurate."""
 
 
+@dataclass(frozen=True)
+class Decoding(Inversion):
+    """Options of the way back."""
+
+    eta: float = 0.0
+    """Stochasticity: 0 gives the one image of a noise, above 0, up to 1, variations around it."""
+
+
 def editing_of(o: Sampling) -> Editing:
     """The defaults of editing with a model's defaults of sampling; ode, which begins with noise alone, becomes ddim."""
     return Editing(**vars(o) | {"sampler": "ddim" if o.sampler == "ode" else o.sampler})

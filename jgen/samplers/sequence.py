@@ -7,7 +7,7 @@ trick with noise from fold_in(k, p), so that the draw does not depend on how the
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,26 @@ class SequenceNetwork(Protocol):
     """
 
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class GuidedSequence(NamedTuple):
+    """A `SequenceNetwork` with classifier-free guidance: logits null + scale (cond - null) (Ho & Salimans 2022, arXiv
+    2207.12598). Its conditions are {"cond": conditions, "null": those of no condition, of the same shapes}."""
+
+    network: Any
+    scale: float
+
+    def apply(self, variables: Any, *args: Any, method: str) -> Any:
+        *inputs, both = args
+        cond = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), both["cond"], both["null"])
+        if method == "start":
+            return self.network.apply(variables, 2 * inputs[0], cond, method=method)
+        caches, p, before = inputs
+        logits, caches = self.network.apply(
+            variables, caches, p, jnp.concatenate([before, before]), cond, method=method
+        )
+        given, null = jnp.split(logits, 2)
+        return null + self.scale * (given - null), caches
 
 
 def sample_sequence(

@@ -22,11 +22,13 @@ from jgen.core.model import Cond, Context, GenerativeModel, ImageSpec, Roles, fr
 from jgen.errors import defaults_of, require, require_latents
 from jgen.nn.conditional_network import ConditionalNetwork
 from jgen.prob.degradation import make_degradation
+from jgen.prob.interpolation import slerp
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.prob.process import Denoiser, Process, add_noise
 from jgen.samplers import linear, ode, posterior
 from jgen.samplers.denoising_error import denoising_error
 from jgen.samplers.diffusion import (
+    Decoding,
     Editing,
     Inversion,
     Sampling,
@@ -146,7 +148,8 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         invert=partial(invert, denoising),
         inverting=Inversion(),
         decode=partial(decode, denoising),
-        decoding=Inversion(),
+        decoding=Decoding(),
+        interpolation=slerp,
         energy=partial(energy, denoising),
         restore=partial(restore, denoising),
         restoring=Restoring(),
@@ -314,9 +317,9 @@ def edit(
     return to_images(x_0, denoising.images.levels, failure_of(o))
 
 
-def deterministic(denoising: Denoising, steps: int, guidance_scale: Any) -> Sampling:
-    """The model's options of sampling with DDIM, without noise."""
-    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "variance": "beta_tilde", "times": (), "end": "data"}
+def by_ddim(denoising: Denoising, steps: int, guidance_scale: Any, eta: float = 0.0) -> Sampling:
+    """The model's options of sampling with DDIM, without noise where eta is 0."""
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": eta, "variance": "beta_tilde", "times": (), "end": "data"}
     return replace(denoising.sampling, **changes, steps=steps, guidance_scale=guidance_scale)
 
 
@@ -331,7 +334,7 @@ def invert(
     guidance_scale: float = Inversion.guidance_scale,
 ) -> jax.Array:
     """DDIM inversion: the noise, float (B, H, W, C), that DDIM's steps, each taken backwards, make of images."""
-    o = deterministic(denoising, steps, guidance_scale)
+    o = by_ddim(denoising, steps, guidance_scale)
     both = {"cond": cond, "null": denoising.without_class(cond)}
     process, denoise = denoising.process(params), guided(denoising, params, ctx, o)
     times = times_of(o, process, denoising.num_timesteps)
@@ -350,12 +353,13 @@ def decode(
     keys: jax.Array,
     noise: jax.Array,
     cond: Cond,
-    steps: int = Inversion.steps,
-    guidance_scale: float = Inversion.guidance_scale,
+    steps: int = Decoding.steps,
+    guidance_scale: float = Decoding.guidance_scale,
+    eta: float = Decoding.eta,
 ) -> jax.Array:
     """The images, uint8, that DDIM makes of noise (B, H, W, C)."""
     require_latents(noise, denoising.images.shape)
-    o = deterministic(denoising, steps, guidance_scale)
+    o = by_ddim(denoising, steps, guidance_scale, eta)
     both = {"cond": cond, "null": denoising.without_class(cond)}
     process = denoising.process(params)
     x_0, _ = draw(guided(denoising, params, ctx, o), both, process, o, noise, keys, denoising.num_timesteps)

@@ -81,7 +81,7 @@ class Config:
     sample_every: int = 5000
     """Steps between sample grids; 0: only at the end."""
     samples_per_class: int = 10
-    """Images of a class in a grid; without classes a grid has ten times as many."""
+    """Images of a class in a grid; without classes a grid has ten times as many. 0: no grids."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on interruption."""
     keep: int = 2
@@ -142,12 +142,11 @@ def check_config(config: Config, devices: int) -> None:
         "batch_size",
         "accumulation",
         "log_every",
-        "samples_per_class",
         "checkpoint_every",
         "keep",
     )
     require_positive(**{f"train.{name}": getattr(config, name) for name in (*names, "validation_images")})
-    for name in ("validate_every", "sample_every", "keep_every", "data_workers"):
+    for name in ("validate_every", "sample_every", "samples_per_class", "keep_every", "data_workers"):
         require(getattr(config, name) >= 0, f"train.{name} is {getattr(config, name)}: it must be zero or above")
     parts = devices * config.accumulation
     require(

@@ -285,7 +285,7 @@ class Training:
         config = self.config
         validate = config.validate_every > 0 and "validation" in self.dataset.splits
         validate = validate and self.due(step, config.validate_every)
-        sample = self.model.sample is not None and self.due(step, config.sample_every)
+        sample = self.draws_grids() and self.due(step, config.sample_every)
         save = self.due(step, config.checkpoint_every)
         if not (validate or sample or save):
             return
@@ -350,6 +350,9 @@ class Training:
         batch = self.validation_transform(rng.image_keys(key, batch["index"]), batch)
         return {name: np.asarray(array) for name, array in batch.items()}
 
+    def draws_grids(self) -> bool:
+        return self.model.sample is not None and self.config.samples_per_class > 0
+
     def grid_conditions(self) -> tuple[int, Cond]:
         """Rows of a sample grid, and the conditions of its images.
 
@@ -389,6 +392,6 @@ class Training:
 
     def draw_missing_grid(self) -> None:
         """The grid of the step that the run goes on from, where it was killed between the checkpoint and the grid."""
-        due = self.first > 0 and self.model.sample is not None and self.due(self.first, self.config.sample_every)
+        due = self.first > 0 and self.draws_grids() and self.due(self.first, self.config.sample_every)
         if due and self.main and not self.directory.samples(self.first).is_file():
             self.sample(self.first)

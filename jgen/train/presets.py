@@ -19,6 +19,14 @@ STANDARD = {
     "tiny": "8x8 digits, seconds to train; for tests",
 }
 
+# Those of a system of textures.
+TEXTURES = {
+    "brick": "crops of 256x256 of a brick wall, grey, of scikit-image",
+    "grass": "crops of 256x256 of grass, grey, of scikit-image",
+    "gravel": "crops of 256x256 of gravel, grey, of scikit-image",
+    "tiny": "8x8 digits in the place of crops, seconds to train; for tests",
+}
+
 
 def described(line: str, *details: str) -> dict[str, str]:
     """The usual VARIANTS, each described by `line`: {} stands for the images, and a second {} for a detail.

@@ -12,7 +12,6 @@ from jgen.nn import (
     attention,
     autoencoder,
     autoregressive_flow,
-    biggan,
     clip,
     clip_text,
     code_pixelcnn,
@@ -22,6 +21,7 @@ from jgen.nn import (
     dcgan,
     dit,
     dropout,
+    embedding_prior,
     embeddings,
     energy,
     first_stage,
@@ -35,17 +35,12 @@ from jgen.nn import (
     pixelcnn,
     pixelcnn_pp,
     pixelrnn,
-    progan,
-    projected_discriminator,
     quantile_head,
-    r3gan,
     resampling,
     residual_flow,
     shifted_convolution,
     song_unet,
     spectral_norm,
-    stylegan2,
-    stylegan3,
     tarflow,
     text_image_transformer,
     transformer,
@@ -62,7 +57,6 @@ T, LABEL = np.array([3.0, 40.0], np.float32), np.array([0, 2])
 ONE_HOT = np.eye(3, dtype=np.float32)[LABEL]
 DTYPE = jnp.float32
 IMAGES = ImageSpec(8, 8, 1, 256)
-STAGES = stylegan3.schedule(IMAGES, (3, 3), 4, 32, 1)
 IMAGE = np.zeros((2, 3, 4, 2), np.float32)  # beside the input of PixelRNN's layers
 
 
@@ -126,6 +120,34 @@ def texts(network, num):
     tokens = np.array([[1, 3, 1, 2], [3, 4, 2, 1]])[:, :num]
     variables = jax.eval_shape(network.init, jax.random.key(0), tokens)
     return lambda params: network.apply({"params": params}, tokens), (normal_params(variables["params"]),)
+
+
+def embedding_prior_text():
+    """Features of two texts, of one of which the last token does not count, and one that is not given."""
+    tokens = cross_attention.Tokens(normal(2, 3, 5), np.array([[True, True, False], [True, True, True]]))
+    return embedding_prior.Text(tokens, normal(2, 4), np.array([True, False]))
+
+
+def texts_of_embeddings(network):
+    """The sequence of texts, differentiated in their features and embeddings."""
+    text = embedding_prior_text()
+    variables = network.init(jax.random.key(0), text)
+
+    def sequence(features, embedding):
+        return network.apply(
+            variables, text._replace(tokens=text.tokens._replace(features=features), embedding=embedding)
+        )
+
+    return sequence, (text.tokens.features, text.embedding)
+
+
+def codes_of_embeddings():
+    """A prior of codes, differentiated in its parameters."""
+    sizes = {"features": 8, "heads": 2, "layers": 2, "hidden": 8, "key_features": 8}
+    network = embedding_prior.CodePrior((1, 3, 1), 4, **sizes, text_length=3, products=5)
+    x, cond = np.zeros((2, 1, 3, 1), np.int32), {"text": embedding_prior_text(), "product": np.array([1, 4])}
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
+    return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
 
 
 def codes_by_class(network):
@@ -369,6 +391,11 @@ CASES = {
             (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
         )
     ),
+    "TextPrefix": lambda: texts_of_embeddings(embedding_prior.TextPrefix(8, 3)),
+    "DiffusionPrior": lambda: layer(
+        embedding_prior.DiffusionPrior(4, 3, 8, 2, 2, 8), normal(2, 4), T / 40, rest=(embedding_prior_text(),)
+    ),
+    "CodePrior": codes_of_embeddings,
     "TextImageTransformer": lambda: text_and_codes(text_image_transformer.TextImageTransformer, False),
     "TextTransformer": lambda: text_and_codes(text_image_transformer.TextTransformer, True),
     "QuantileHead": lambda: layer(quantile_head.QuantileHead(4, 1, 3), normal(2, 3, 1, 4), normal(2, 3, 5)),
@@ -402,60 +429,11 @@ CASES = {
     "gan.Generator": lambda: layer(gan.Generator((5,), IMAGES), normal(2, 3)),
     "gan.Discriminator": lambda: layer(gan.Discriminator((3,), 2), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
     "grouped_conv": lambda: (lambda x, k: conv.grouped_conv(x, k, 2), (normal(2, 4, 3, 6), normal(3, 3, 3, 4))),
-    "ConditionalBatchNorm": lambda: spectral_layers(
-        biggan.ConditionalBatchNorm(0.9), normal(2, 3, 4, 3), normal(2, 5), rest=(False,)
-    ),
-    "biggan.SelfAttention": lambda: spectral_layers(biggan.SelfAttention(), normal(2, 4, 2, 8), rest=(False,)),
-    "GeneratorBlock": lambda: spectral_layers(
-        biggan.GeneratorBlock(4, True, 0.9, DTYPE), normal(2, 2, 3, 8), normal(2, 5), rest=(False,)
-    ),
-    "biggan.DiscriminatorBlock": lambda: spectral_layers(
-        biggan.DiscriminatorBlock(6, True, DTYPE), normal(2, 4, 2, 4), rest=(False,)
-    ),
-    "biggan.Generator": lambda: spectral_layers(
-        biggan.Generator((8, 8), 1, (8,), 3, IMAGES, 0.9), normal(2, 3), rest=(ONE_HOT, False)
-    ),
-    "biggan.Discriminator": lambda: spectral_layers(
-        biggan.Discriminator((8, 8), 1, (8,)), normal(2, 8, 8, 1), rest=(ONE_HOT, False)
-    ),
     "ClassAffine": lambda: layer(energy.ClassAffine(), normal(2, 3, 4, 5), rest=(ONE_HOT,)),
     "EnergyBlock": lambda: spectral_layers(energy.EnergyBlock(4, True), normal(2, 4, 2, 3), rest=(ONE_HOT, False)),
     "EnergyNetwork": lambda: spectral_layers(
         energy.EnergyNetwork((4, 3), 1, convolutional=False), normal(2, 4, 2, 1), rest=(ONE_HOT, False)
     ),
-    "EqualisedDense": lambda: layer(stylegan2.EqualisedDense(4), normal(2, 3)),
-    "EqualisedConv": lambda: layer(stylegan2.EqualisedConv(4, down=True), normal(2, 4, 6, 3)),
-    "StyledConv": lambda: layer(stylegan2.StyledConv(4, True), normal(2, 3, 4, 3), normal(2, 5), rest=(KEYS,)),
-    "ToImage": lambda: layer(stylegan2.ToImage(2), normal(2, 3, 4, 3), normal(2, 5)),
-    "Mapping": lambda: layer(stylegan2.Mapping(4, 2, 1.0), normal(2, 3), rest=(ONE_HOT,)),
-    "Synthesis": lambda: layer(stylegan2.Synthesis((3, 4), IMAGES), normal(2, 4, 5), rest=(KEYS,)),
-    "stylegan2.Generator": lambda: layer(
-        stylegan2.Generator((3, 4), 5, 1, 0.5, IMAGES), normal(2, 3), rest=(ONE_HOT, KEYS, False)
-    ),
-    "stylegan2.DiscriminatorBlock": lambda: layer(stylegan2.DiscriminatorBlock(4), normal(2, 4, 6, 3)),
-    "stylegan2.Discriminator": lambda: layer(
-        stylegan2.Discriminator((3, 4), 1, 2), normal(2, 8, 8, 1), rest=(ONE_HOT,)
-    ),
-    "FourierInput": lambda: layer(stylegan3.FourierInput(STAGES[0][0].before), normal(2, 5)),
-    "FilteredLayer": lambda: layer(stylegan3.FilteredLayer(STAGES[1][2]), normal(2, 6, 6, 4), normal(2, 5)),
-    "stylegan3.Synthesis": lambda: layer(stylegan3.Synthesis(STAGES, 0), normal(2, 5)),
-    "stylegan3.Generator": lambda: layer(stylegan3.Generator(STAGES, 0, 5, 1, 3), normal(2, 3), rest=(ONE_HOT, False)),
-    "Mixing": lambda: layer(
-        projected_discriminator.Mixing(2), [normal(2, 4, 4, 3), normal(2, 2, 2, 4), normal(2, 1, 1, 5)]
-    ),
-    "Head": lambda: spectral_layers(
-        projected_discriminator.Head(1, 8, 3, 0.9), normal(2, 4, 4, 2), rest=(ONE_HOT, False)
-    ),
-    "ProjectedDiscriminator": lambda: spectral_layers(  # in its parameters: ReLU6 has kinks
-        projected_discriminator.ProjectedDiscriminator("random", 32, 2, 3, 0.9),
-        rest=(normal(2, 8, 8, 1), ONE_HOT, False),
-    ),
-    "BiasedActivation": lambda: layer(r3gan.BiasedActivation(), normal(2, 3, 4, 3)),
-    "r3gan.Block": lambda: layer(r3gan.Block(2, 4, 1.0), normal(2, 3, 4, 4)),
-    "progan.Generator": lambda: layer(progan.Generator((3, 4), IMAGES, 1, 0.3), normal(2, 3), rest=(ONE_HOT,)),
-    "progan.Discriminator": lambda: layer(progan.Discriminator((3, 4), 2, 1, 0.3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
-    "r3gan.Generator": lambda: layer(r3gan.Generator((4, 4), 1, 2, 4, 3, IMAGES), normal(2, 3), rest=(ONE_HOT,)),
-    "r3gan.Discriminator": lambda: layer(r3gan.Discriminator((4, 4), 1, 2, 4, 3), normal(2, 8, 8, 1), rest=(ONE_HOT,)),
     "clip.AttentionPool": lambda: layer(clip.AttentionPool(2, 3), normal(2, 2, 3, 4)),
     "clip.ImageEncoder": lambda: layer(clip.ImageEncoder((4, 8), 1, 2, 2, 3), normal(2, 4, 4, 1)),
     "clip.TextEncoder": lambda: texts(clip.TextEncoder(5, 4, 2, 8, 2, 1, 3), 4),

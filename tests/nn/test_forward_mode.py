@@ -15,38 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forward_mode_cases import CASES
+from forward_mode_cases import CASES as OTHER_CASES
+from forward_mode_gan_cases import GAN_CASES
 
 import jgen.nn
 from jgen.core.backend import plain_forms
 
-NETWORKS = (
-    "adm.AdmEncoder",
-    "dit.DiT",
-    "first_stage.Encoder",
-    "first_stage.Decoder",
-    "UNet",
-    "SongUNet",
-    "GatedPixelCNN",
-    "PixelCNN",
-    "Resolution",
-    "PixelCNNPP",
-    "ConvEncoder",
-    "ConvDecoder",
-)
-NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
-NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
-NETWORKS += ("TextImageTransformer", "TextTransformer")
-NETWORKS += ("stylegan3.Synthesis", "stylegan3.Generator", "ProjectedDiscriminator")
-NETWORKS += ("ClipTextEncoder", "ConditionUNet")
-NETWORKS += tuple(
-    f"{family}.{name}"
-    for family in ("biggan", "stylegan2", "r3gan", "progan")
-    for name in ("Generator", "Discriminator")
-)
-# Whole networks take long to compile, and their layers are here.
-LAYERS = [name for name in CASES if name not in NETWORKS]
-LAYERS_AND_NETWORKS = LAYERS + [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+CASES = OTHER_CASES | GAN_CASES
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 
@@ -115,7 +90,7 @@ def stack(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYERS_AND_NETWORKS)
+@pytest.mark.parametrize("name", CASES)
 def test_forward_and_forward_over_reverse_mode_in_plain_forms_on_cpu(name):
     function, inputs = case(name)
 

@@ -20,6 +20,7 @@ import jgen  # noqa: E402
 from jgen.convert import clip_text as text_names  # noqa: E402
 from jgen.convert import condition_unet as unet_names  # noqa: E402
 from jgen.convert import files  # noqa: E402
+from jgen.convert.__main__ import command  # noqa: E402
 from jgen.convert.layers import no_memory  # noqa: E402
 from jgen.core import keys as rng  # noqa: E402
 from jgen.data.clip_text import ClipTokenizer  # noqa: E402
@@ -113,6 +114,29 @@ def test_a_folder_samples_the_same(loaded, name):
     assert ours.shape == (4, 32, 32, 3) and ours.std() > 10
     assert np.abs(ours[0] - ours[1]).max() > 10
     assert np.abs(ours - images).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["1 PNDM", "2 v", "XL"])
+def test_a_run_that_is_written_back_is_the_same_pipeline(loaded, tmp_path, name):
+    """diffusers opens the folder that jgen writes, and draws the images of the pipeline that it came from."""
+    pipe, folder, _ = loaded(name, PIPELINES[name])
+    run, back = tmp_path / "run", tmp_path / "back"
+    assert command([str(folder), str(run)]) == command([str(run), str(back), "--to-diffusers"]) == 0
+    opened = type(pipe).from_pretrained(back)
+    roles = ["unet", "vae", *(role for role in ("text_encoder", "text_encoder_2") if hasattr(pipe, role))]
+    for role in roles:
+        one, other = (getattr(each, role).state_dict() for each in (opened, pipe))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key].reshape(-1), other[key].reshape(-1)) for key in one)
+    options = {"padding": "max_length", "max_length": 77, "truncation": True}
+    for role in (role.replace("text_encoder", "tokenizer") for role in roles[2:]):
+        for text in odd_strings()[::20]:
+            one, other = (getattr(each, role)(text, **options).input_ids for each in (opened, pipe))
+            assert one == other, text
+    keys = rng.image_keys(KEY, jnp.arange(4))
+    words = {"num_inference_steps": 6, "guidance_scale": 3.0}
+    one, other = (peer.drawn(each, keys, TEXTS, **words) for each in (opened, pipe))
+    assert np.abs(one - other).max() <= 1
 
 
 def test_half_precision_is_near(loaded):

@@ -433,10 +433,9 @@ def test_twenty_bad_steps_in_a_row_stop_the_run(short_run, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of a test's own are Linux's")
 def test_a_full_disk_leaves_the_last_checkpoint(short_run, tmp_path):
     """On a file system of its own, filled up to less than a checkpoint."""
-    if sys.platform != "linux":
-        pytest.skip("file systems of a test's own are Linux's")
     script = f"""
 mount -t tmpfs -o size=4m tmpfs {tmp_path} || exit 77
 echo mounted

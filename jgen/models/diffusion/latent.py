@@ -99,6 +99,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
         inverting=diffusion.inverting,
         decode=partial(decode, latent),
         decoding=diffusion.decoding,
+        interpolation=diffusion.interpolation,
         why_not={"log_prob": "a decoded image is without pixel noise, so that it has no probability of its own"},
     )
 

