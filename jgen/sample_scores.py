@@ -80,12 +80,11 @@ def score_samples(
         for start in range(0, num, CHUNK):
             if compare is None or any(start not in parts for parts in alignment.values()):
                 draw(start, min(start + CHUNK, num))  # what has features from an earlier process was not drawn
-    all_drawn = drawn == num  # else an earlier process drew some, and nobody knows how long it took
+    took = round(seconds, 1) if drawn == num else None  # an earlier process drew some, in a time that is not known
     if arguments.grid:
         if not first:
             draw(0, min(num, IN_GRID))
         write_first(arguments.grid, np.concatenate(first)[:IN_GRID], cond, data)
-    took = round(seconds, 1) if all_drawn else None
     if errors:
         scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
