@@ -407,8 +407,9 @@ def start_backend() -> None:
         jax.devices()
     except Exception as error:  # of several kinds, one of them without words
         reason = " ".join(str(error).split()) or "it has no such backend here"
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(f"JAX does not start{f' on JAX_PLATFORMS={asked}' * bool(asked)}: {reason}") from error
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        where = f" on JAX_PLATFORMS={platforms}" if platforms else ""
+        raise UserError(f"JAX does not start{where}: {reason}") from error
 
 
 def runs_on_cpu() -> bool:

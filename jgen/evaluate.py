@@ -215,8 +215,8 @@ def all_frozen(frozen: Any) -> list[Any]:
 def is_validated(gen: Any, arguments: Arguments) -> bool:
     """Whether a run is scored by its model's validation scores: where it has no likelihood, and no images are asked
     for, as of a model that only compares or encodes."""
-    model, asked = gen.model, arguments.samples > 0 or arguments.reconstruct
-    return model.validate is not None and model.sample is None and model.log_prob is None and not asked
+    model, draws_images = gen.model, arguments.samples > 0 or arguments.reconstruct
+    return model.validate is not None and model.sample is None and model.log_prob is None and not draws_images
 
 
 def is_texture(gen: Any, arguments: Arguments) -> bool:
@@ -232,9 +232,9 @@ def check_capabilities(gen: Any, arguments: Arguments) -> None:
     from jgen.embeddings import compares
     from jgen.metrics.quality import FEWEST
 
-    asked = arguments.samples > 0 or arguments.reconstruct
+    draws_images = arguments.samples > 0 or arguments.reconstruct
     require(
-        gen.model.log_prob is not None or asked or is_validated(gen, arguments),
+        gen.model.log_prob is not None or draws_images or is_validated(gen, arguments),
         f"{gen.model.name} has no likelihood, and no samples were asked for: there is nothing to score",
     )
     read = not arguments.prompts or (compares(gen.model) and is_validated(gen, arguments))

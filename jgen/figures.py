@@ -40,6 +40,7 @@ from jgen.prob.degradation import Problem
 SEEN = 1000  # images from which is told how much a latent dimension varies, and what the mean latents of a class are
 
 Splits = Mapping[str, Split]
+Mask = Literal["top", "left", "border", "random", "text"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Arguments:
     """Classes of an attribute: the images' class, and the class they are moved towards."""
     kept: float = 0.5
     """The part of an image's pixels that completions keep, about; above 0 and below 1."""
-    mask: Literal["top", "left", "border", "random", "text"] = "top"
+    mask: Mask = "top"
     """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, pixels at
     random, or all but a line of text, whatever --kept is."""
     problem: Problem = "super_resolution"

@@ -65,8 +65,8 @@ def score_samples(
             errors.append(held_out.texture_errors(gen, made))
         images = to_display(made, stages.model.images.levels)
         bar.update(stop - start)
-        for name, asked in texts.items():
-            alignment[name][start] = data.judges[name](asked[start:stop], images)
+        for name, captions in texts.items():
+            alignment[name][start] = data.judges[name](captions[start:stop], images)
         if arguments.grid and sum(map(len, first)) < IN_GRID:
             first.append(images)
         return images
@@ -106,8 +106,8 @@ def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, 
       UserError: texts that it cannot judge, such as captions that were cut.
     """
     texts = {name: [data.tokenizers[name].decode(row) for row in cond[name]] for name in data.judges if name in cond}
-    for name, asked in texts.items():  # before anything is sampled
-        data.judges[name](asked, np.zeros((len(asked), *data.spec.image.shape), np.uint8))
+    for name, captions in texts.items():  # before anything is sampled
+        data.judges[name](captions, np.zeros((len(captions), *data.spec.image.shape), np.uint8))
     return texts
 
 

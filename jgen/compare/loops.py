@@ -126,7 +126,7 @@ def evaluate_while(equation: Any, inputs: list[Any], path: Path) -> tuple[list[A
         (go_on,), counts = evaluate(cond, [*cond_consts, *carry], in_cond)
         return go_on, add_counts(counts, {in_cond: jnp.int32(1)})
 
-    def turn(state: Any) -> Any:
+    def iterate(state: Any) -> Any:
         carry, counts = state
         go_on, cond_counts = check(carry)
         outputs, body_counts = evaluate(body, [*body_consts, *carry], in_body)
@@ -135,7 +135,7 @@ def evaluate_while(equation: Any, inputs: list[Any], path: Path) -> tuple[list[A
 
     counts = zero_counts(cond, [*cond_consts, *carry], in_cond) | zero_counts(body, [*body_consts, *carry], in_body)
     start = (list(carry), {in_body: jnp.int32(0), in_cond: jnp.int32(0), **counts})
-    outputs, counts = jax.lax.while_loop(lambda state: jnp.any(check(state[0])[0]), turn, start)
+    outputs, counts = jax.lax.while_loop(lambda state: jnp.any(check(state[0])[0]), iterate, start)
     return outputs, add_counts(counts, check(outputs)[1])
 
 
@@ -154,11 +154,11 @@ def evaluate_scan(equation: Any, inputs: list[Any], path: Path) -> tuple[list[An
     split = len(inputs) - num_xs - num_carry, len(inputs) - num_xs
     consts, carry, xs = inputs[: split[0]], inputs[split[0] : split[1]], inputs[split[1] :]
 
-    def turn(carry: Sequence[Any], x: Sequence[Any]) -> tuple[Any, Any]:
+    def iterate(carry: Sequence[Any], x: Sequence[Any]) -> tuple[Any, Any]:
         outputs, counts = evaluate(body, [*consts, *carry, *x], (*path, "body"))
         return outputs[:num_carry], (outputs[num_carry:], counts)
 
-    carry, (ys, counts) = jax.lax.scan(turn, carry, xs, params["length"], params["reverse"])
+    carry, (ys, counts) = jax.lax.scan(iterate, carry, xs, params["length"], params["reverse"])
     return [*carry, *ys], {name: jnp.sum(count) for name, count in counts.items()}
 
 

@@ -6,13 +6,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from jgen.core.files import written_whole
 from jgen.core.options import as_tuples, check_types
 from jgen.errors import UserError, require
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SCHEDULER = "scheduler_config.json"
@@ -22,7 +25,7 @@ USE = "save the model as safetensors, in diffusers model.save_pretrained(FOLDER,
 # Names of the layers of attention in files of diffusers up to 0.12, and what they are called now.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def read_fields(cls: type[T], document: Mapping[str, Any], where: Path, needed: 
     Raises:
       UserError: unknown or missing fields, or values that jgen has no equivalent of.
     """
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [f.name for f in dataclasses.fields(cls)]
     given = {name: as_tuples(value) for name, value in document.items() if not name.startswith("_")}
     for name, value in given.items():
         known = name in names or value is None or value is False

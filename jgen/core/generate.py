@@ -182,8 +182,8 @@ def batch_of(n: int, batch_size: int, num: int = 1) -> int:
     `num` processes, each computes this many at a time.
     """
     devices = parallel.local_device_count()
-    turns = -(-n // (batch_size * num)) if num > 1 else 1
-    share = -(-n // (num * turns))
+    rounds = -(-n // (batch_size * num)) if num > 1 else 1
+    share = -(-n // (num * rounds))
     size = min(batch_size, 1 << (share - 1).bit_length())
     return -(-size // devices) * devices
 
@@ -235,7 +235,7 @@ def batches_over(
     require(n >= 1, f"the number of images is {n}: it must be above zero")
     number, num = parallel.processes()
     batch = batch_of(n, batch_size, num if name != "validate" else 1)  # scores may be of all images of a batch
-    turn = batch * num  # images that all processes compute at a time
+    at_once = batch * num  # images that all processes compute at a time
     static, numbers = split_numbers(model, name, options)
     function = compiled(model, name, static)
     running: deque[Any] = deque()  # given to the devices, and not fetched yet: they need not wait for the host
@@ -248,11 +248,11 @@ def batches_over(
         with parallel.failing_together():
             failed = {what: rows[: own.stop - own.start] for what, rows in reports.items()}
             failures.check(failed, arrays["index"][own])
-        rows = min(turn, n - fetched)
+        rows = min(at_once, n - fetched)
         fetched += rows
         return jax.tree.map(lambda x: x[:rows], parallel.gather_rows(result))
 
-    for first in progress(range(0, n, turn)):
+    for first in progress(range(0, n, at_once)):
         rows = np.minimum(first + number * batch + np.arange(batch), n - 1)
         running.append(function(params, ctx, key, numbers, parallel.shard(take_rows(arrays, rows))))
         if len(running) > RUN_AHEAD:

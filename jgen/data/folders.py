@@ -60,18 +60,18 @@ def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
     elif kinds == ["train"] and folders == named and with_pictures == {*named}:
         prefixes = {"train": f"{named[0]}/"}
     parts = {kind: select(root, contents, prefix) for kind, prefix in prefixes.items()}
-    tell_left_out(root, describe_left_out(contents, parts.values()))
+    print_left_out(root, describe_left_out(contents, parts.values()))
     if test:
         has_test = f"data.test is {test}, but folder {root} has a test split of its own"
         require("test" not in parts, has_test)
         place = Path(test.removeprefix("folder:")).expanduser()
         elsewhere = scan(place)
         parts["test"] = select(place, elsewhere)
-        tell_left_out(place, describe_left_out(elsewhere, [parts["test"]]))
+        print_left_out(place, describe_left_out(elsewhere, [parts["test"]]))
     return parts
 
 
-def tell_left_out(root: Path, line: str) -> None:
+def print_left_out(root: Path, line: str) -> None:
     if line:
         print(f"folder {root}: {line}", file=sys.stderr)
 

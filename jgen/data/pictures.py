@@ -10,7 +10,7 @@ import numpy as np
 
 from jgen.core.files import check_writable, read_arrays, save_arrays, written_whole
 from jgen.data.arrays import OF_IMAGES, checked_levels
-from jgen.data.folders import tell_left_out
+from jgen.data.folders import print_left_out
 from jgen.data.grids import make_grid
 from jgen.data.image_files import read_picture
 from jgen.data.scan import describe_left_out, scan, select
@@ -122,7 +122,7 @@ def read_images(
         return of_arrays(path, read_arrays(path), classes)
     contents = scan(path)
     pictures = select(path, contents)
-    tell_left_out(path, describe_left_out(contents, [pictures]))
+    print_left_out(path, describe_left_out(contents, [pictures]))
     images = []
     for number in range(len(pictures.names)):
         file = pictures.path(number)

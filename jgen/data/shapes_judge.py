@@ -197,8 +197,8 @@ def position_of(thing: Thing) -> int:
     return int(y > 0) if abs(y) > abs(x) else 2 + int(x > 0)
 
 
-def is_like(asked: Thing, seen: Thing) -> bool:
-    return (asked.shape, asked.colour) == (seen.shape, seen.colour) and asked.size in (None, seen.size)
+def is_like(described: Thing, shown: Thing) -> bool:
+    return (described.shape, described.colour) == (shown.shape, shown.colour) and described.size in (None, shown.size)
 
 
 def shows(picture: Sequence[Thing], statement: Statement) -> tuple[bool, bool]:
@@ -207,12 +207,12 @@ def shows(picture: Sequence[Thing], statement: Statement) -> tuple[bool, bool]:
     if len(picture) != len(things):
         return False, False
     has_objects = False
-    for seen in permutations(picture):
-        if not all(map(is_like, things, seen)):
+    for shown in permutations(picture):
+        if not all(map(is_like, things, shown)):
             continue
         has_objects = True
-        relations = tuple(relation_of(seen[0], other) for other in seen[1:])
-        if relations == statement.relations and statement.position in (None, position_of(seen[0])):
+        relations = tuple(relation_of(shown[0], other) for other in shown[1:])
+        if relations == statement.relations and statement.position in (None, position_of(shown[0])):
             return True, True
     return has_objects, False
 

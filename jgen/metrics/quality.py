@@ -107,8 +107,8 @@ def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str, sto
     """Features, spatial features and logits of `num` images, none where `features_of_each` gives none; shows slow
     progress. `store`: as there."""
     chunk = network.batch_size * max(1, STORED_AT_ONCE // network.batch_size)
-    answers, nothing = features_of_each([network.apply], num, fetch, title, chunk, store), np.zeros((0, 0), np.float32)
-    features, spatial, logits = answers[0] if answers else (nothing,) * 3
+    outputs, nothing = features_of_each([network.apply], num, fetch, title, chunk, store), np.zeros((0, 0), np.float32)
+    features, spatial, logits = outputs[0] if outputs else (nothing,) * 3
     return features, spatial, logits
 
 
@@ -136,9 +136,9 @@ def features_of_each(
             saved = cached_arrays(path) if path and main else None
             if not parallel.from_main(saved is not None):
                 images = fetch(start, stop)
-                answers = [apply(images) for apply in networks]
+                outputs = [apply(images) for apply in networks]
                 del images  # before more are made
-                saved = {f"{i}-{j}": x for i, answer in enumerate(answers) for j, x in enumerate(answer)}
+                saved = {f"{i}-{j}": x for i, output in enumerate(outputs) for j, x in enumerate(output)}
                 if path and main:
                     with written_whole(path, "; set JGEN_CACHE to another") as aside:
                         save_arrays(aside, saved)
@@ -147,7 +147,7 @@ def features_of_each(
                 continue
             for i, of_network in enumerate(parts):
                 of_network.append(tuple(saved[name] for name in sorted(saved) if name.startswith(f"{i}-")))
-    return [tuple(np.concatenate(arrays) for arrays in zip(*answers)) for answers in parts if answers]
+    return [tuple(np.concatenate(arrays) for arrays in zip(*chunks)) for chunks in parts if chunks]
 
 
 class Real(NamedTuple):

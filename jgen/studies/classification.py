@@ -132,9 +132,7 @@ def draw(path: Path, rows: list[Row]) -> None:
 
     plt = pyplot()
     fig, axis = plt.subplots(figsize=(7, 0.5 * len(rows) + 1.2), layout="constrained")
-    names = [
-        f"{row['setting']['system']}, {row['setting']['score']}, {row['training_images']} images" for row in rows
-    ]
+    names = [f"{row['setting']['system']}, {row['setting']['score']}, {row['training_images']} images" for row in rows]
     place = np.arange(len(rows))
     for shift, name in ((-0.2, "accuracy"), (0.2, "confidence")):
         axis.barh(place + shift, [100 * row[name] for row in rows], 0.38, label=name)

@@ -152,8 +152,9 @@ def make_flow_plus_plus(shape: Shape, width: int) -> Map:
 
 def make_tarflow(shape: Shape, width: int) -> Map:
     """Of a point, its two numbers are two patches."""
-    sizes = {"features": 2 * width, "heads": 2, "hidden": 4 * width, "noise": "uniform", "class_conditional": False}
-    config = tarflow.Config(patch=1 if is_point(shape) else 2, blocks=4, layers=1, **sizes)  # type: ignore[arg-type]
+    patch = 1 if is_point(shape) else 2
+    config = tarflow.Config(patch=patch, blocks=4, layers=1, features=2 * width, heads=2, hidden=4 * width)
+    config = replace(config, noise="uniform", class_conditional=False)
     seen = (1, 2, 1) if is_point(shape) else shape
     return from_bijection(tarflow.make_bijection(config, spec_of(seen)), shape, seen=seen)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.studies import reporting
 
 Row = dict[str, Any]
-MASKS = ("top", "left", "border", "random", "text")
+MASKS = get_args(figures.Mask)
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def command(args: list[str]) -> int:
     return reporting.report(figure, rows, draw, table)
 
 
-def mask_of(gen: Any, name: str, kept: float, seed: int) -> np.ndarray:
+def mask_of(gen: Any, name: figures.Mask, kept: float, seed: int) -> np.ndarray:
     """The mask (H, W) of this name."""
-    arguments = figures.Arguments(mask=name, kept=kept, seed=seed)  # type: ignore[arg-type]
+    arguments = figures.Arguments(mask=name, kept=kept, seed=seed)
     return figures.kept_pixels(arguments, *gen.model.images.shape[:2])
 
 

@@ -63,9 +63,9 @@ def test_values_and_gradients_of_the_formula(kappa):
     weight = np.where(u < 0, 1 - tau, tau)
     inside = np.abs(u) <= kappa
     value = weight * np.where(inside, 0.5 * u**2 / max(kappa, 1e-9), np.abs(u) - 0.5 * kappa)
-    slope = -weight * np.where(inside, u / max(kappa, 1e-9), np.sign(u))
+    gradient = -weight * np.where(inside, u / max(kappa, 1e-9), np.sign(u))
     loss = jax.vmap(jax.value_and_grad(lambda q, y, tau: huber_quantile_loss(y, q, tau, kappa)))
-    values, slopes = loss(*(jnp.asarray(x, jnp.float32) for x in (q, y, tau)))
+    values, gradients = loss(*(jnp.asarray(x, jnp.float32) for x in (q, y, tau)))
     np.testing.assert_allclose(values, value, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(slopes, slope, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(gradients, gradient, rtol=1e-3, atol=1e-5)
     assert kappa == 0 or 20 < inside.sum() < 280

@@ -168,10 +168,10 @@ def test_norms_of_a_generators_gradient_are_those_of_the_losses():
     network = Discriminator((32, 32), 3)
     judge = jax.jit(lambda x: network.apply({"params": params["disc"]}, x.reshape(-1, 1, 1, 1), None))
     x = mean + std * z
-    outputs, slopes = judge(x), (judge(x + 1e-3) - judge(x - 1e-3)) / 2e-3
+    outputs, derivatives = judge(x), (judge(x + 1e-3) - judge(x - 1e-3)) / 2e-3
     probability = 1 / (1 + np.exp(-outputs))
     for name, weights in (("minimax", probability), ("non_saturating", 1 - probability)):
-        gradient = [np.mean(-weights * slopes * by) for by in (np.ones(64), std * z)]
+        gradient = [np.mean(-weights * derivatives * by) for by in (np.ones(64), std * z)]
         assert norms[name] == pytest.approx(np.linalg.norm(gradient), rel=1e-2)
 
 
