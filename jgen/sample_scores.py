@@ -80,20 +80,23 @@ def score_samples(
         for start in range(0, num, CHUNK):
             if compare is None or any(start not in parts for parts in alignment.values()):
                 draw(start, min(start + CHUNK, num))  # what has features from an earlier process was not drawn
-    all_drawn = drawn == num  # else an earlier process drew some, and nobody knows how long it took
     if arguments.grid:
         if not first:
             draw(0, min(num, IN_GRID))
-        images = np.concatenate(first)[:IN_GRID]
-        label = cond["label"][: len(images)] if "label" in cond else None
-        if parallel.is_main_process():
-            write_grid(Path(arguments.grid), images, label, data.spec.label_names)
-    took = round(seconds, 1) if all_drawn else None
+        write_first(Path(arguments.grid), np.concatenate(first)[:IN_GRID], cond, data.spec.label_names)
+    took = round(seconds, 1) if drawn == num else None  # an earlier process drew some, and nobody knows how long it took
     if errors:
         scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
         scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
     return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
+
+
+def write_first(path: Path, images: np.ndarray, cond: dict[str, np.ndarray], named: Sequence[str]) -> None:
+    """The grid of `write_grid`, of the first samples, by one process; cond: of all samples."""
+    label = cond["label"][: len(images)] if "label" in cond else None
+    if parallel.is_main_process():
+        write_grid(path, images, label, named)
 
 
 def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:
