@@ -80,7 +80,6 @@ def score_samples(
         for start in range(0, num, CHUNK):
             if compare is None or any(start not in parts for parts in alignment.values()):
                 draw(start, min(start + CHUNK, num))  # what has features from an earlier process was not drawn
-    took = round(seconds, 1) if drawn == num else None  # an earlier process drew some, in a time that is not known
     if arguments.grid:
         if not first:
             draw(0, min(num, IN_GRID))
@@ -89,7 +88,8 @@ def score_samples(
         scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
         scores["alignment"] = {name: mean_scores(parts) for name, parts in alignment.items()}
-    return {"sampling": {"num": num, "seed": arguments.seed, "seconds": took, "options": sampling}, **scores}
+    took = {"seconds": round(seconds, 1) if drawn == num else None}  # an earlier process may have drawn some
+    return {"sampling": {"num": num, "seed": arguments.seed, **took, "options": sampling}, **scores}
 
 
 def write_first(path: str, images: np.ndarray, cond: dict[str, np.ndarray], data: Any) -> None:

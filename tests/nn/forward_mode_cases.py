@@ -128,19 +128,6 @@ def embedding_prior_text():
     return embedding_prior.Text(tokens, normal(2, 4), np.array([True, False]))
 
 
-def texts_of_embeddings(network):
-    """The sequence of texts, differentiated in their features and embeddings."""
-    text = embedding_prior_text()
-    variables = network.init(jax.random.key(0), text)
-
-    def sequence(features, embedding):
-        return network.apply(
-            variables, text._replace(tokens=text.tokens._replace(features=features), embedding=embedding)
-        )
-
-    return sequence, (text.tokens.features, text.embedding)
-
-
 def codes_of_embeddings():
     """A prior of codes, differentiated in its parameters."""
     sizes = {"features": 8, "heads": 2, "layers": 2, "hidden": 8, "key_features": 8}
@@ -391,7 +378,7 @@ CASES = {
             (2, 3, 2), 4, 8, 2, 2, 8, 8, SPARSE, num_classes=3, text="text", vocabulary=4, text_length=2
         )
     ),
-    "TextPrefix": lambda: texts_of_embeddings(embedding_prior.TextPrefix(8, 3)),
+    "TextPrefix": lambda: layer(embedding_prior.TextPrefix(8, 3), rest=(embedding_prior_text(),)),
     "DiffusionPrior": lambda: layer(
         embedding_prior.DiffusionPrior(4, 3, 8, 2, 2, 8), normal(2, 4), T / 40, rest=(embedding_prior_text(),)
     ),

@@ -22,6 +22,30 @@ import jgen.nn
 from jgen.core.backend import plain_forms
 
 CASES = OTHER_CASES | GAN_CASES
+NETWORKS = (
+    "adm.AdmEncoder",
+    "dit.DiT",
+    "first_stage.Encoder",
+    "first_stage.Decoder",
+    "UNet",
+    "SongUNet",
+    "GatedPixelCNN",
+    "PixelCNN",
+    "Resolution",
+    "PixelCNNPP",
+    "ConvEncoder",
+    "ConvDecoder",
+)
+NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "TopDown", "CausalTransformer")
+NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
+NETWORKS += ("TextImageTransformer", "TextTransformer", "DiffusionPrior", "CodePrior")
+NETWORKS += ("stylegan3.Synthesis", "stylegan3.Generator", "ProjectedDiscriminator")
+NETWORKS += ("ClipTextEncoder", "ConditionUNet")
+NETWORKS += tuple(
+    f"{family}.{name}"
+    for family in ("biggan", "stylegan2", "r3gan", "progan")
+    for name in ("Generator", "Discriminator")
+)  # compile long, and their layers are here: without second order
 REVERSE_ONLY = ("conv 3x3", "conv 4x4 stride 2", "conv_transpose", "convolutions in a scan", "group_norm", "attention")
 
 

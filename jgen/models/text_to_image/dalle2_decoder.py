@@ -148,15 +148,14 @@ def make(
     phases = [p._replace(trains=(*p.trains, "embedding"), loss=partial(loss, decoder, p)) for p in model.phases]
     by_text = ("sample", "trajectory", "inpaint") if prior is not None else ()
     others = tuple(name for name in model.conditions if name not in NAMES)
+    passed: dict[str, Any] = {name: partial(given_text, decoder, name) for name in by_text}
     editing = Editing(**vars(config.sampling) | {"sampler": "ddim"})
-    own: dict[str, Any] = {name: partial(given_text, decoder, name) for name in by_text}
     return GenerativeModel(
         name="dalle2_decoder",
         data=data,
         init=partial(init, decoder),
         phases=tuple(phases),
-        **{name: getattr(model, name) for name in SHARED},
-        **own,
+        **{name: getattr(model, name) for name in SHARED} | passed,
         sampling=config.sampling,
         check_sampling=partial(check_sampling, decoder),
         conditions=(config.text, *others),
