@@ -99,6 +99,8 @@ def changed(config, path, field, value):
         ("train", "steps", 2.5),
         ("train", "batch_size", None),
         ("data", "name", 3),
+        ("data", "tokenizer", "words"),
+        ("model.network", "architecture", "edm2"),
         ("model.network", "channels", [8]),
         ("model.network", "channels", (8, "8")),
         ("", "seed", 0.5),

@@ -1,7 +1,5 @@
 """The README's default training, to its end: a classifier of real digits reads the samples."""
 
-import time
-
 import jax
 import numpy as np
 import pytest
@@ -31,11 +29,7 @@ def read_by_a_classifier(images: np.ndarray, labels: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_the_default_training_makes_digits_of_the_class_asked_for(python, tmp_path):
-    start = time.time()
     python("train.py", "--workdir", tmp_path / "run", timeout=900, XLA_FLAGS="")  # as a newcomer's machine does
-    seconds = time.time() - start
-    print(f"trained in {seconds:.0f} s")
-    assert seconds < 180  # of two cores that do nothing else
     gen = jgen.load(tmp_path / "run")
     images = gen.sample(jax.random.key(11), 1000, batch_size=500)
     shown = to_display(images, gen.model.images.levels)

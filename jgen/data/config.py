@@ -8,7 +8,7 @@ from typing import Literal
 
 from jgen.data.image_files import background_colour
 from jgen.data.text import MIN_LENGTH, NUM_BYTES
-from jgen.errors import require, require_choice
+from jgen.errors import require
 
 OF_FILES = ("folder", "npz", "fonts", "emoji", "texture")  # what a name with a path begins with
 WITH_TEST = OF_FILES[:4]  # of those the ones that take another path for the test split
@@ -117,7 +117,6 @@ def check_config(config: Config) -> None:
     require(config.style >= 0, f"data.style is {config.style}: it must be above zero, or 0 for none")
     only = f"data.style is {config.style}: only fonts have other letters of a style, and data.name is {config.name}"
     require(has_styles or not config.style, only)
-    require_choice("data.tokenizer", config.tokenizer, ("bytes", "bpe"))
     require(
         config.vocabulary >= NUM_BYTES,
         f"data.vocabulary is {config.vocabulary}: it must be at least {NUM_BYTES}, the bytes and three special tokens",
@@ -126,7 +125,6 @@ def check_config(config: Config) -> None:
         config.text_length >= MIN_LENGTH,
         f"data.text_length is {config.text_length}: it must be at least {MIN_LENGTH}, for start, a token and end",
     )
-    require_choice("data.binarise", config.binarise, ("none", "threshold", "dynamic", "static"))
     require(
         config.binarise == "none" or config.levels in (0, 2),
         f"data.levels is {config.levels}: with data.binarise images have 2, and it must be 2 or 0",

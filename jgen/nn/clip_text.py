@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import require, require_positive
 from jgen.nn.sparse_attention import causal_attention
 
 UNROLLED = 4  # blocks at most that are compiled one by one
@@ -126,7 +126,6 @@ def check_text_encoder(config: Config) -> None:
     """Raises `UserError` for sizes that the encoder cannot be built with."""
     names = ("vocabulary", "length", "features", "heads", "layers", "hidden", "eps")
     require_positive(**{name: getattr(config, name) for name in names})
-    require_choice("activation", config.activation, ("quick_gelu", "gelu"))
     fits = config.features % config.heads == 0
     require(fits, f"features is {config.features}: it must be divisible by the {config.heads} heads")
     require(config.projection >= 0, f"projection is {config.projection}: it must be zero or above")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import require, require_positive
 from jgen.nn.adm import AdmBlock, Resample
 from jgen.nn.attention import SelfAttention2D
 from jgen.nn.conv import Conv
@@ -257,10 +257,8 @@ def check_unet(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for sizes that the U-Net cannot be built with."""
     channels, head_dim, groups = config.channels, config.head_dim, config.groups
     height, width = images.shape[:2]
-    require_choice("architecture", config.architecture, ("ddpm", "ddpmpp", "ncsnpp", "adm"))
     require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups)
     require_positive(base=config.base or channels[0], norm_eps=config.norm_eps)
-    require_choice("padding", config.padding, PADDING)
     for name in ("padding", "norm_eps"):
         value, own = getattr(config, name), config.architecture == "ddpm"
         message = f"{name} is {value}: only the architecture ddpm reads it, and this is {config.architecture}"

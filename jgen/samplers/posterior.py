@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.errors import require, require_choice, require_positive
+from jgen.errors import require, require_positive
 from jgen.prob.degradation import Problem
 from jgen.prob.diffusion_bound import posterior_of
 from jgen.prob.likelihoods import sum_image
@@ -79,7 +79,6 @@ class Restoring:
 
 def check_inpainting(o: Inpainting) -> None:
     """Raises `UserError` for options out of range."""
-    require_choice("method", o.method, ("replacement", "repaint", "dps"))
     require_positive(steps=o.steps, repeats=o.repeats, step_size=o.step_size)
 
 

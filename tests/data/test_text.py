@@ -162,7 +162,6 @@ def test_byte_pairs_need_the_library_and_bytes_do_not(monkeypatch):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"tokenizer": "words"}, "data.tokenizer is 'words': it must be one of bytes, bpe"),
         ({"vocabulary": 258}, "data.vocabulary is 258: it must be at least 259"),
         ({"text_length": 2}, "data.text_length is 2: it must be at least 3"),
     ],

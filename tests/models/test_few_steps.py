@@ -128,7 +128,10 @@ def test_the_mean_flows_target_by_finite_differences(network):
         v = eps - x_0
         z = x_0 + column(t, v) * v
         h = 1e-3
-        u = lambda z, t: mean_flow.average_velocity(system, PARAMS, z, r, t, labels(n), None)  # noqa: E731
+
+        def u(z, t):
+            return mean_flow.average_velocity(system, PARAMS, z, r, t, labels(n), None)
+
         rate = (u(z + h * v, t + h) - u(z - h * v, t - h)) / (2 * h)
         expected = np.mean((u(z, t) - (v - column(t - r, v) * rate)) ** 2)
     finally:

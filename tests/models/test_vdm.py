@@ -133,7 +133,10 @@ def test_each_role_has_its_own_gradient(network):
 
     (value, gradients), (mean, by_mean), by_square = evaluate(params)
     assert value == pytest.approx(float(mean), rel=1e-5)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3 * np.max(np.abs(b)))  # noqa: E731
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3 * np.max(np.abs(b)))
+
     jax.tree.map(close, gradients["ends"], by_mean["ends"])
     jax.tree.map(close, gradients["schedule"], by_square["schedule"])
 

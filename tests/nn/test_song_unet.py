@@ -173,7 +173,6 @@ def test_the_base_width_is_that_of_the_first_level_unless_given():
     [
         ({"base": 6}, "base is 6: it must be divisible by groups = 4"),
         ({"base": -4}, "base is -4: it must be above zero"),
-        ({"architecture": "edm2"}, "architecture is 'edm2': it must be one of ddpm, ddpmpp, ncsnpp, adm"),
         ({"architecture": "ncsnpp"}, "architecture is 'ncsnpp': it embeds times of order 1"),
         ({"architecture": "ddpmpp", "attention": (5,)}, "attention is at height 5"),
     ],

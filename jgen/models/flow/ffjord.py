@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
-from jgen.errors import defaults_of, require, require_choice, require_positive, require_temperature
+from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     ENCODE_MARGIN,
     Bijection,
@@ -319,7 +319,6 @@ def check_sampling(o: Sampling) -> None:
 def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     require_positive(widths=config.widths, steps=config.steps)
-    require_choice("probe", config.probe, ("gaussian", "rademacher"))
     for name in ("kinetic", "jacobian"):
         weight = getattr(config, name)
         require(0 <= weight < float("inf"), f"{name} is {weight}: it must be at least 0 and finite")

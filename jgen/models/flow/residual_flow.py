@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
-from jgen.errors import defaults_of, require, require_choice, require_positive, require_temperature
+from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     ENCODE_MARGIN,
     Bijection,
@@ -371,7 +371,6 @@ def check_config(config: Config, data: DataSpec) -> None:
     require_positive(blocks=config.blocks, widths=config.widths, power_iterations=config.power_iterations)
     bound = config.lipschitz
     require(0 < bound < 1, f"lipschitz is {bound}: it must be above 0 and below 1, or a block has no inverse")
-    require_choice("log_det", config.log_det, ("roulette", "exact"))
     require(config.terms >= 0, f"terms is {config.terms}: it must be zero or above")
     with defaults_of("sampling"):
         check_sampling(config.sampling)

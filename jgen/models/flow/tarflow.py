@@ -38,7 +38,7 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
-from jgen.errors import defaults_of, require, require_choice, require_positive, require_temperature
+from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     Bijection,
     Flow,
@@ -280,7 +280,6 @@ def check_config(config: Config, data: DataSpec) -> None:
     fits = height % p == 0 and width % p == 0
     require(fits, f"patch is {p}: it must divide the height and width of the images, {height}x{width}")
     check_transformer(config.features, config.heads, config.layers, config.hidden, config.features, 1, 0.0)
-    require_choice("noise", config.noise, ("gaussian", "uniform"))
     check_label_dropout(config.label_dropout)
     check_options(data, config)
     alpha, is_uniform = config.logit_alpha, config.noise == "uniform"
