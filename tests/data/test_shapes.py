@@ -265,7 +265,7 @@ def test_samples_are_scored_by_the_captions_they_were_asked_for(cache, monkeypat
     part = data.splits["test"].fetch(np.arange(30))
     drawn = part["image"].copy()
     drawn[:3] = 128  # nothing there
-    model = SimpleNamespace(images=data.spec.image, conditions=("text",))
+    model = SimpleNamespace(images=data.spec.image, conditions=("text",), functions={})
     gen = SimpleNamespace(model=model)
     stages = SimpleNamespace(model=model, upsamplers=(), sample=lambda key, n, start, **_: drawn[start : start + n])
     monkeypatch.setattr("jgen.held_out.sampling_conditions", lambda *_: {"text": part["text"]})
