@@ -25,7 +25,7 @@ def get(system, variant):
 
 
 def spec_of(data):
-    if data.name == "shapes":
+    if data.name in ("shapes", "fonts"):
         return data_of(data)
     levels = 17 if data.name == "digits" else 256
     image = ImageSpec(*{**SHAPES, **IMAGENET}[data.name], 2 if data.binarise != "none" else levels)
@@ -70,8 +70,8 @@ def test_systems_that_are_compared_see_the_same_images():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
-    of_texts = SYSTEMS[system].parent.name == "text_to_image"  # which digits have not
-    common = ("shapes", "tiny") if of_texts else ("digits", "mnist", "fashion_mnist", "tiny")
+    own = SYSTEMS[system].parent.name == "text_to_image"  # texts and styles, which digits have not
+    common = (get(system, "tiny").data.name, "tiny") if own else ("digits", "mnist", "fashion_mnist", "tiny")
     missing = [name for name in common if name not in VARIANTS[system]]
     file = SYSTEMS[system].relative_to(ROOT)
     assert not missing, (
