@@ -12,6 +12,7 @@ import toys
 from jgen.cli import import_config
 from jgen.core import parallel
 from jgen.core.model import ArraySpec, DataSpec, FrozenModel, ImageSpec
+from jgen.data.fonts import LETTERS
 from jgen.data.text import NUM_BYTES
 from jgen.data.transforms import added_fields
 from jgen.experiment import make_model
@@ -67,12 +68,16 @@ def train_below(python, tmp_path, path):
 
 
 def data_of(data) -> DataSpec:
-    """The digits, or the shapes or emoji with their captions, as the options of data show them."""
+    """The digits, the shapes or emoji with their captions, or letters of fonts, as the options of data show them."""
     if data.name in ("shapes", "emoji"):
         vocabulary = NUM_BYTES if data.tokenizer == "bytes" else data.vocabulary
         tokens = ArraySpec((data.text_length,), "int32", vocabulary)
         size = data.size or {"shapes": 32, "emoji": 64}[data.name]
         return DataSpec(ImageSpec(size, size, 3, 256), {"text": tokens})
+    if data.name == "fonts":
+        image = ImageSpec(data.size or 32, data.size or 32, 1, 256)
+        label = ArraySpec((), "int32", len(LETTERS), tuple(LETTERS))
+        return DataSpec(image, {"label": label, **added_fields(data, image)})
     image = ImageSpec(8, 8, 1, 2 if data.binarise != "none" else 17)
     return DataSpec(image, {"label": ArraySpec((), "int32", 10), **added_fields(data, image)})
 

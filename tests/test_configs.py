@@ -25,7 +25,7 @@ def get(system, variant):
 
 
 def spec_of(data):
-    if data.name in ("shapes", "emoji"):
+    if data.name in ("shapes", "emoji", "fonts"):
         return data_of(data)
     if data.name.startswith("texture:"):
         return DataSpec(ImageSpec(data.size, data.size, 1, 256))
@@ -72,9 +72,9 @@ def test_systems_that_are_compared_see_the_same_images():
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_has_the_common_variants(system):
-    of_texts = SYSTEMS[system].parent.name == "text_to_image"  # which digits have not
+    of_its_own = SYSTEMS[system].parent.name == "text_to_image"  # texts and styles, which digits have not
     of_textures = "texture_error" in make_case(system).model.functions  # which digits are not
-    common = ("shapes", "tiny") if of_texts else ("digits", "mnist", "fashion_mnist", "tiny")
+    common = (get(system, "tiny").data.name, "tiny") if of_its_own else ("digits", "mnist", "fashion_mnist", "tiny")
     common = ("brick", "grass", "gravel", "tiny") if of_textures else common
     missing = [name for name in common if name not in VARIANTS[system]]
     file = SYSTEMS[system].relative_to(ROOT)

@@ -1,12 +1,16 @@
 """Font files from pictures: the letters that FreeType draws of them are the pictures', at the width that they need."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from fontTools import ttLib
 from PIL import Image, ImageDraw, ImageFont
 
 from jgen import fonts
+from jgen.core.model import ArraySpec, DataSpec, ImageSpec
 from jgen.data.fonts import BASELINE, EM, LETTERS, render_letters
+from jgen.data.style import style_fields
 from jgen.errors import UserError
 
 TEXT = "AgOH"
@@ -118,3 +122,73 @@ def test_what_cannot_be_a_font_is_one_line(tmp_path):
     Image.fromarray(ink).save(folder / "AB.png")
     with pytest.raises(UserError, match="AB.png is of 'AB': the name must be one character"):
         fonts.read_pictures(folder, True)
+
+
+class Stub:
+    """In the place of a trained model: draws a bar whose width is the letter's number, and keeps what it was given."""
+
+    def __init__(self, size=32, most=3, conditions=("label", "style", "style_label")):
+        image = ImageSpec(size, size, 1, 256)
+        fields = {"label": ArraySpec((), "int32", 52, tuple(LETTERS)), **style_fields(most, image)}
+        self.model = SimpleNamespace(name="stub", data=DataSpec(image, fields), conditions=conditions)
+
+    def sample(self, key, n, **cond):
+        self.given = cond
+        images = np.zeros((n, *self.model.data.image.shape), np.uint8)
+        for image, label in zip(images, cond["label"]):
+            image[8:24, 2 : 3 + label // 2] = 255
+        return images
+
+
+def test_a_run_draws_the_letters_that_are_missing_and_the_font_opens(tmp_path, monkeypatch, capsys):
+    folder, stub = tmp_path / "letters", Stub()
+    folder.mkdir()
+    pictures = pictures_of(tmp_path, 32)
+    for letter, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"U+{ord(letter):04X}.png")
+    monkeypatch.setattr("jgen.load", lambda run: stub)
+    monkeypatch.setattr("jgen.cli.set_up_process", lambda: None)
+    out = tmp_path / "out.ttf"
+    assert fonts.command(["run", "--samples", str(folder), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"52 letters: {out}\n"
+    shown = [LETTERS[number] for number in stub.given["style_label"]]
+    assert shown == sorted(TEXT)[:3]  # as many as the model takes
+    for letter, picture in zip(shown, stub.given["style"]):
+        np.testing.assert_array_equal(picture[..., 0], pictures[letter])
+    assert [LETTERS[number] for number in stub.given["label"]] == [x for x in LETTERS if x not in TEXT]
+    with ttLib.TTFont(out, checkChecksums=2) as font:
+        assert set(font.getBestCmap()) == {ord(letter) for letter in LETTERS + " "}
+    opened = ImageFont.truetype(str(out), 40, layout_engine=ImageFont.Layout.BASIC)
+    for letter in LETTERS:
+        left, top, right, bottom = opened.getbbox(letter, anchor="ls")
+        assert right > left and bottom > top
+    assert drawn(out, "A", pictures["A"]) < 0.25 * pictures["A"].mean() / 255  # those given are as they were
+
+
+def test_pictures_of_another_size_are_scaled_and_back(tmp_path):
+    stub, pictures = Stub(size=16), pictures_of(tmp_path, 48)
+    made = fonts.complete(stub, {letter: pictures[letter] for letter in "AO"})
+    assert list(made) == list(LETTERS) and {array.shape for array in made.values()} == {(48, 48)}
+    np.testing.assert_array_equal(made["A"], pictures["A"])
+    assert stub.given["style"].shape == (3, 16, 16, 1)
+    small = fonts.complete(Stub(size=32), {"A": pictures_of(tmp_path, 16)["A"]})
+    assert {array.shape for array in small.values()} == {(32, 32)}
+
+
+def test_letters_that_cannot_be_drawn_are_one_line(tmp_path):
+    ink = np.full((8, 8), 255, np.uint8)
+    for gen, pictures, words in (
+        (Stub(), {}, "there are no pictures"),
+        (Stub(), {"A": ink, "B": ink[:4, :4]}, "they must be of one size"),
+        (Stub(), {"A": ink, "7": ink}, "'7' is a character that no font of the training set has: it has ABC"),
+        (Stub(conditions=("label",)), {"A": ink}, "stub takes no style glyphs: the run must be of fonts"),
+    ):
+        with pytest.raises(UserError, match=f"^[^\n]*{words}[^\n]*$"):
+            fonts.complete(gen, pictures)
+    (tmp_path / "config.json").write_text("{}")
+    for args, words in (
+        ([str(tmp_path)], "is a run: it draws the letters that are missing in --samples PICTURES"),
+        ([str(tmp_path / "x"), "--seed", "1"], "--seed is 1: nothing is drawn without a run and --samples"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fonts.command([*args, "--out", str(tmp_path / "a.ttf")])

@@ -2,14 +2,18 @@
 
 import string
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fontTools import ttLib
 from PIL import ImageFont
 
+from jgen.core import keys as rng
 from jgen.data import dataset
 from jgen.data.config import Config
 from jgen.data.fonts import BASELINE, LETTERS, files_in, read_font, render_letters, split_of, usable_fonts
+from jgen.data.transforms import make_transform
 from jgen.errors import UserError
 
 
@@ -32,7 +36,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("JGEN_CACHE", str(tmp_path / "cache"))
     place = tmp_path / "fonts"
     place.mkdir()
-    names = iter(f"Family {number}" for number in range(1000))
+    names = iter(f"Family{number} Sans" for number in range(1000))
     wanted = {"train": 2, "validation": 2, "test": 2}
     while any(wanted.values()):
         family = next(names)
@@ -71,6 +75,9 @@ def test_splits_share_no_family_and_examples_are_letters_of_fonts(folder):
     data = dataset.load(Config(name=f"fonts:{folder}", size=16))
     assert data.spec.image.shape == (16, 16, 1) and data.spec.label_names == tuple(LETTERS)
     assert LETTERS[:26] == string.ascii_uppercase
+    assert split_of("PT Sans") == split_of("pt serif Caption") and {split_of(f"F{i} Sans") for i in range(99)} == {
+        *data.splits
+    }
     for name in ("train", "validation", "test"):
         split = data.splits[name]
         assert split.num == 2 * 52
@@ -100,3 +107,34 @@ def test_what_cannot_serve_is_one_line(tmp_path, monkeypatch, options, words):
     with pytest.raises(UserError, match="^[^\n]*$") as caught:
         dataset.load(Config(**options | {"name": options["name"].format(**places)}))
     assert caught.match(words)
+
+
+def test_style_letters_are_of_the_examples_font_and_never_the_example(folder):
+    config = Config(name=f"fonts:{folder}", size=16, style=20)
+    data = dataset.load(config)
+    assert data.spec.fields["style"].shape == (20, 16, 16, 1) and data.spec.fields["style_label"].shape == (20,)
+    paths = {split: sorted(folder.glob("Family*.ttf")) for split in data.splits}
+    transform = jax.jit(make_transform(config, data.spec, train=True))
+    for name, split in data.splits.items():
+        own = [path for path in paths[name] if split_of(path.stem) == name]
+        assert len(own) == 2 and split.num == 104
+        letters = np.stack([render_letters(str(path), 16) for path in own])
+        positions = np.random.default_rng(0).permutation(split.num)
+        fetched = split.fetch(positions)
+        np.testing.assert_array_equal(fetched["siblings"], letters[positions // 52])
+        batch = transform(rng.image_keys(jax.random.key(1), jnp.arange(split.num)), fetched)
+        assert {"siblings"}.isdisjoint(batch) and set(data.spec.fields) <= set(batch)
+        for label, font, style, shown in zip(batch["label"], positions // 52, batch["style"], batch["style_label"]):
+            assert label not in shown and shown[0] < 52
+            there = np.asarray(shown[shown < 52])
+            np.testing.assert_array_equal(style[: len(there)], letters[font, there])
+
+
+def test_styles_that_there_are_not_are_one_line(folder):
+    for options, words in (
+        ({"name": f"fonts:{folder}", "style": 52}, "data.style is 52: a font has 51 other letters"),
+        ({"name": f"fonts:{folder}", "style": -1}, "data.style is -1: it must be above zero, or 0"),
+        ({"name": "digits", "style": 3}, "data.style is 3: only fonts have other letters of a style, and data.name is"),
+    ):
+        with pytest.raises(UserError, match=f"^{words}[^\n]*$"):
+            dataset.load(Config(**options))

@@ -41,6 +41,7 @@ from jgen.nn import (
     shifted_convolution,
     song_unet,
     spectral_norm,
+    style_encoder,
     tarflow,
     text_image_transformer,
     transformer,
@@ -135,6 +136,17 @@ def codes_of_embeddings():
     x, cond = np.zeros((2, 1, 3, 1), np.int32), {"text": embedding_prior_text(), "product": np.array([1, 4])}
     variables = jax.eval_shape(network.init, jax.random.key(0), x, cond)
     return lambda params: network.apply({"params": params}, x, cond), (normal_params(variables["params"]),)
+
+
+def glyphs(network):
+    """An encoder of sets of pictures, of which one is absent, differentiated in its parameters and in the pictures."""
+    x, characters = normal(2, 2, 8, 8, 1), np.array([[0, 2], [1, 3]])
+    variables = jax.eval_shape(network.init, jax.random.key(0), x, characters)
+
+    def features(params, x):
+        return network.apply({"params": params}, x, characters).features
+
+    return features, (normal_params(variables["params"]), x)
 
 
 def codes_by_class(network):
@@ -407,6 +419,7 @@ CASES = {
     "StochasticBlock": lambda: layer(
         vd_vae.StochasticBlock(2, 4, 1.0), normal(2, 2, 2, 4), normal(2, 2, 2, 4) + 0.1, rest=(draw_posterior,)
     ),
+    "StyleEncoder": lambda: glyphs(style_encoder.StyleEncoder((4, 4), 4, 3, groups=2)),
     "BottomUp": lambda: layer(
         vd_vae.BottomUp((vd_vae.Level(4, 4, 2), vd_vae.Level(2, 2, 1)), 4, 2), normal(2, 4, 4, 1)
     ),

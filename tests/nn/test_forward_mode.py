@@ -40,7 +40,7 @@ NETWORKS += ("PixelRNN", "LocalPixelCNN", "AutoregressiveFlow", "BottomUp", "Top
 NETWORKS += ("PixelTransformer", "CodePixelCNN", "Synthesis", "clip.ImageEncoder", "clip.TextEncoder")
 NETWORKS += ("TextImageTransformer", "TextTransformer", "DiffusionPrior", "CodePrior")
 NETWORKS += ("stylegan3.Synthesis", "stylegan3.Generator", "ProjectedDiscriminator")
-NETWORKS += ("ClipTextEncoder", "ConditionUNet")
+NETWORKS += ("ClipTextEncoder", "ConditionUNet", "StyleEncoder")
 NETWORKS += tuple(
     f"{family}.{name}"
     for family in ("biggan", "stylegan2", "r3gan", "progan")
