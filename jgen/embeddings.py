@@ -91,11 +91,11 @@ def class_scores(
 def check_classes(classes: Sequence[str], prompts: Sequence[str]) -> None:
     """Raises `UserError` for what are not two classes or more, or for prompts that do not name them."""
     several = not isinstance(classes, str) and len(classes) >= 2
-    require(several, f"classes are {brief(classes)!r}: they must be two names or more, such as classes=('cat', 'dog')")
+    require(several, f"classes are {brief(classes)}: they must be two names or more, such as classes=('cat', 'dog')")
     for name in classes:
         require(bool(str(name).strip()), f"classes have {name!r}: each must be a name")
-    require(len(set(classes)) == len(classes), f"classes are {brief(classes)!r}: one name is there twice")
-    require(not isinstance(prompts, str) and len(prompts) > 0, f"prompts are {brief(prompts)!r}: they must be a tuple")
+    require(len(set(classes)) == len(classes), f"classes are {brief(classes)}: one name is there twice")
+    require(not isinstance(prompts, str) and len(prompts) > 0, f"prompts are {brief(prompts)}: they must be a tuple")
     for prompt in prompts:
         require("{}" in prompt, f"prompts have {brief(prompt)!r}: it must have {{}} in place of a class")
 
