@@ -24,6 +24,7 @@ from jgen.studies import (  # noqa: E402
     anomaly,
     classification,
     divergences,
+    fonts,
     free_form_jacobian,
     gan_gradients,
     inpainting,
@@ -49,6 +50,7 @@ STUDIES: dict[str, Any] = {
     "anomaly": anomaly,
     "inpainting": inpainting,
     "free_form_jacobian": free_form_jacobian,
+    "fonts": fonts,
 }
 DOCUMENTS = (
     "README.md",
@@ -59,6 +61,7 @@ DOCUMENTS = (
     "docs/gan_theory.md",
     "docs/uses.md",
     "docs/free_form_jacobian.md",
+    "docs/fonts.md",
 )
 # Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}

@@ -7,7 +7,7 @@ from jgen.metrics.classifier import Recipe
 
 RECIPES = {
     "digits": Recipe(epochs=40, batch_size=64, shift=1),
-    "fonts": Recipe(widths=(16, 32), epochs=3, shift=1),
+    "fonts": Recipe(widths=(16, 32), epochs=2, shift=1),
     "cifar10": Recipe(widths=(64, 128, 256), features=256, epochs=20),
 }
 

@@ -181,7 +181,7 @@ def readers(data: Any) -> Callable[[], tuple[Any, Any]]:
 
     @cache
     def load() -> tuple[Any, Any]:
-        return classifier.load(data, recipe), classifier.load(by_font(data), replace(recipe, epochs=20))
+        return classifier.load(data, recipe), classifier.load(by_font(data), replace(recipe, epochs=10))
 
     return load
 
