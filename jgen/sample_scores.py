@@ -84,7 +84,7 @@ def score_samples(
         if not first:
             draw(0, min(num, IN_GRID))
         write_first(Path(arguments.grid), np.concatenate(first)[:IN_GRID], cond, data.spec.label_names)
-    took = round(seconds, 1) if drawn == num else None  # an earlier process drew some, and nobody knows how long it took
+    took = round(seconds, 1) if drawn == num else None  # else an earlier process drew some, in an unknown time
     if errors:
         scores[TEXTURE] = held_out.texture(gen, data, arguments, np.concatenate(errors)[:num])
     if alignment:
