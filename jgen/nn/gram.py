@@ -28,7 +28,7 @@ import numpy as np
 
 from jgen.nn import efficientnet, steerable_pyramid, vgg
 
-BORDER = 3  # pixels of a map that are left out at each side of what is not periodic; a quarter of small maps at most
+BORDER = 3  # pixels of a map that are left out at each side of what is not periodic; a fifth of small maps at most
 EFFICIENTNET_STAGES = 5  # down to 1/16 of the size
 FLOOR = 1e-3  # of a feature's power, relative to the mean of its layer, in the unit of its entries
 SCALES, ORIENTATIONS = 4, 4  # of the bands whose powers are taken
@@ -114,7 +114,7 @@ def band_powers(network: Network, z: jax.Array) -> jax.Array:
 
 def product(a: jax.Array, b: jax.Array, source: bool) -> jax.Array:
     """Means of products of maps (h, w, c) and (h, w, d), (c, d)."""
-    border = min(BORDER, min(a.shape[:2]) // 4) if source else 0
+    border = min(BORDER, min(a.shape[:2]) // 5) if source else 0
     a, b = (h[border : h.shape[0] - border, border : h.shape[1] - border] for h in (a, b))
     return jnp.einsum("hwc,hwd->cd", a, b) / (a.shape[0] * a.shape[1])
 

@@ -122,15 +122,17 @@ def test_what_is_known_is_the_mean_over_all_crops():
     np.testing.assert_allclose(ctx.extra["statistics"]["greatest"], greatest, rtol=1e-5)
 
 
-def test_before_the_first_step_a_texture_is_white_noise():
+def test_before_the_first_step_a_texture_is_faint_noise():
     model = make_model(CONFIG, DATA)
     _, extra = jax.jit(model.init)(jax.random.key(0), {"image": crops()}, {})
     loss = jax.jit(model.phases[0].loss)
     start, (_, new) = loss({}, Context(jnp.int32(0), extra=extra), None, {"image": crops()})
     after, _ = loss({}, Context(jnp.int32(1), extra={**extra, **new}), None, {"image": crops()})
     assert float(after) < 0.3 < float(start)
-    lags = np.asarray(extra["statistics"]["phi"]["lows"][0]["autocorrelation"])[0]
-    assert lags[0] > 0.5 and np.abs(lags[3:]).max() < 0.2
+    pixels = extra["statistics"]["phi"]["pixels"]
+    variance = float(pixels["covariance"][0, 0])
+    assert variance == pytest.approx(0.09, rel=0.15)
+    assert float(pixels["fourth"][0]) == pytest.approx(3 * variance**2, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ over the crops of a picture, and a sample an image with the same:
 where g are kinds of statistics, |.|^2 means of squares over those of a kind, s units in which all are of order one, and
 the excess is what a pixel has above the greatest or below the least value of the source, whose mean colour an image has
 by construction. Nothing is trained by gradients: a step moves phi* to the mean over all crops seen;
-before the first it is that of white noise.
+before the first it is that of faint white noise.
 
 An image is descended on in the coordinates u of z = F^-1 A F u, with F the Fourier transform and A(f) the gain that
 gives white noise the texture's spectrum: all frequencies then converge alike. Channels are decorrelated first, z =
@@ -35,6 +35,7 @@ from jgen.samplers.lbfgs import minimise
 
 Tree = Any
 RANGE_WEIGHT = 0.1  # w
+CONTRAST = 0.3  # of the noise that a texture is before its first step, that of the source being 1
 FLOOR = 1e-6  # of the variance of a colour, pixels being 0 to 1
 
 
@@ -119,7 +120,7 @@ def init(texture: Texture, key: jax.Array, batch: Batch, frozen: Any) -> tuple[R
     variance, axes = jnp.linalg.eigh(covariance)
     deviation = jnp.sqrt(jnp.maximum(variance, FLOOR))
     colour = {"mean": mean, "to": axes / deviation[None, :], "back": (axes * deviation[None, :]).T}
-    noise = to_colours(colour, jax.random.normal(key, (1, *x.shape[1:]), jnp.float32))
+    noise = to_colours(colour, CONTRAST * jax.random.normal(key, (1, *x.shape[1:]), jnp.float32))
     return {}, {"colour": colour, "statistics": jax.tree.map(lambda a: a[0], statistics_of(texture, colour, noise))}
 
 
@@ -159,10 +160,10 @@ def distance(texture: Texture, phi: Tree, to: Tree) -> jax.Array:
 def loss(
     texture: Texture, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
-    """The mean distance of what is known from each crop's statistics; the new means."""
+    """e of the crops, by what is known before them; the new means."""
     known = ctx.extra["statistics"]
     found = statistics_of(texture, ctx.extra["colour"], to_floats(texture, batch["image"]))
-    errors = jax.vmap(lambda phi: distance(texture, known["phi"], phi))(found["phi"])
+    errors = jax.vmap(lambda phi: distance(texture, phi, known["phi"]))(found["phi"])
     part = 1.0 / (ctx.step + 1)
     new = jax.tree.map(lambda old, each: old + part * (jnp.mean(each, axis=0) - old), known, found)
     return jnp.mean(jnp.sqrt(errors)), ({}, {"statistics": new})
