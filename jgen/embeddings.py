@@ -89,7 +89,7 @@ def class_scores(
 
 
 def check_classes(classes: Sequence[str], prompts: Sequence[str]) -> None:
-    """Raises `UserError` for what are not two classes or more, or for prompts that do not name them."""
+    """Raises `UserError` for fewer than two classes, repeated ones, or prompts that do not name them."""
     several = not isinstance(classes, str) and len(classes) >= 2
     require(several, f"classes are {brief(classes)}: they must be two names or more, such as classes=('cat', 'dog')")
     for name in classes:

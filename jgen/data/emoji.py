@@ -2,7 +2,7 @@
 `emoji:FILE`, any font whose pictures are bitmaps (tables CBDT or sbix).
 
 An example is a character that is a symbol (Unicode's categories So and Sm), its caption its name in lower case, such as
-"grinning face with smiling eyes", as Python's Unicode data has it: characters that are newer are left out, and so are
+"grinning face with smiling eyes", as Python's Unicode data has it: newer characters are left out, and so are
 the halves of flags. Splits share no name: a name is of the test split or of the validation split by its hash, a tenth
 each, whatever other characters there are. Pictures are laid over `data.background` and made square.
 """

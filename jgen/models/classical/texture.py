@@ -50,7 +50,7 @@ class Sampling:
 
 
 class Kind(NamedTuple):
-    """Which statistics a system is about.
+    """The statistics of a system.
 
     statistics: (colour, z (H, W, C), source) -> a tree of arrays, means over positions; `source`: of a crop, whose
                 boundaries are not periodic, and not of a sample.
