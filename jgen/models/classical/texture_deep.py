@@ -12,8 +12,8 @@ bands of a steerable pyramid beside them; periodic boundaries, so that samples t
 are averaged without their borders; descent in coordinates in which noise has a spectrum of 1 / f, and from that noise.
 
 Measured: Gram matrices of two samples of 256x256 after 200 evaluations are off by 7.62 % on brick, off by 1.36 % on
-grass and off by 1.04 % on gravel, where those of a held-out crop are off by 28.2 %, 24.1 % and 12.2 %: each after 10 steps of
-`python train.py configs/classical/texture_deep.py:brick`, configs/classical/texture_deep.py:grass or
+grass and off by 1.04 % on gravel, where those of a held-out crop are off by 28.2 %, 24.1 % and 12.2 %: each after
+10 steps of `python train.py configs/classical/texture_deep.py:brick`, configs/classical/texture_deep.py:grass or
 configs/classical/texture_deep.py:gravel, in a minute; a sample takes minutes on two busy CPU cores.
 """
 
