@@ -45,6 +45,7 @@ def tiny() -> Experiment:
     base = shapes()
     network = dit.Config(patch=8, features=8, layers=1, heads=2)
     sampling = Sampling(steps=3, guidance_scale=2.0)
-    objective = ddpm.Config(network=network, class_conditional=False, num_timesteps=10, sampling=sampling)
+    options = {"class_conditional": False, "num_timesteps": 10, "prediction": "x0"}  # noise has more dimensions
+    objective = ddpm.Config(network=network, sampling=sampling, **options)
     data = Data(name="shapes", text_length=136)  # bytes of the longest caption
     return replace(base, model=Config(objective), data=data, train=tiny_training(base.train))
