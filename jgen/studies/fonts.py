@@ -263,3 +263,7 @@ def table(rows: list[Row]) -> str:
         cells = [f"{row['pixels']:.4f}", f"{row['ssim']:.3f}", f"{100 * row['letter']:.1f}", f"{100 * row['font']:.1f}"]
         lines.append(f"| {titles[method]} | {glyphs or '-'} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.main(command)
