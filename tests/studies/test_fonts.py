@@ -1,5 +1,6 @@
 """The study of drawn letters: which are shown, the nearest training font, and the scores by hand."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,3 +74,11 @@ def test_the_set_of_test_fonts_has_the_font_as_class():
 def test_mistakes(tmp_path):
     mistake(lambda: fonts.command([]), "which run?")
     mistake(lambda: fonts.command(["run", "--num", "-1", "--out", str(tmp_path)]), "--num is -1")
+
+
+def test_every_study_is_a_command():
+    folder = Path(fonts.__file__).parent
+    studies = [path for path in folder.glob("*.py") if "\ndef command(" in path.read_text()]
+    assert len(studies) > 10
+    for path in studies:
+        assert path.read_text().endswith('if __name__ == "__main__":\n    cli.main(command)\n'), path.name
