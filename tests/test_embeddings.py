@@ -62,6 +62,7 @@ def embedded_by_hand(gen, images, texts):
     return np.float64(u), np.float64(v)
 
 
+@pytest.mark.slow
 def test_classes_are_told_by_the_mean_of_their_prompts(gen, images):
     texts = [(f"a {name}", f"{name}, {name}") for name in CLASSES]
     u, v = embedded_by_hand(gen, images, sum(texts, ()))

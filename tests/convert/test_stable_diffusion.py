@@ -150,6 +150,7 @@ def test_a_converted_run_draws_the_same(folders, loaded, tmp_path, num, capsys):
     mistake(lambda: jgen.load(run), "the tokenizer of text is not the one", "tokenizers.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", NUMBERS)
 def test_a_run_is_written_back(folders, loaded, tmp_path, num):
     """As a folder that loads as the same model, and of the same tensors."""

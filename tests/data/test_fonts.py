@@ -109,6 +109,7 @@ def test_what_cannot_serve_is_one_line(tmp_path, monkeypatch, options, words):
     assert caught.match(words)
 
 
+@pytest.mark.slow
 def test_style_letters_are_of_the_examples_font_and_never_the_example(folder):
     config = Config(name=f"fonts:{folder}", size=16, style=20)
     data = dataset.load(config)

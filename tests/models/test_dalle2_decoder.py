@@ -103,6 +103,7 @@ def test_it_is_given_the_embedding_twice_and_the_tokens_of_the_text(recorded):
     assert SEEN["context"].mask.tolist() == [[True, True, *row] for row in tokens.mask.tolist()]
 
 
+@pytest.mark.slow
 def test_embeddings_and_texts_are_dropped_at_their_rates(recorded):
     model, params, ctx = recorded
     n = 3000
@@ -134,6 +135,7 @@ def test_samples_are_decoded_from_the_embeddings_that_the_prior_draws(recorded):
     np.testing.assert_allclose(images, np.clip(wanted, -1, 1), atol=0.01)
 
 
+@pytest.mark.slow
 def test_inversion_leads_back_to_the_image_the_nearer_the_more_steps():
     model, params, ctx = trained()
     images = some_images()
@@ -162,6 +164,7 @@ def generator(config=CONFIG):
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_variations_share_latents_and_differ_by_noise():
     gen, image = generator(), some_images(1)
     latents = gen.invert(KEY, image, steps=20)
@@ -193,6 +196,7 @@ def test_interpolation_goes_along_both_great_circles():
     assert np.abs(way[:, 1].astype(np.float64) - first).mean() > 4
 
 
+@pytest.mark.slow
 def test_a_diffusion_without_embeddings_interpolates_its_noise():
     case = make_case("ddpm")
     model = case.model

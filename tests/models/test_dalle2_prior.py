@@ -174,6 +174,7 @@ def sequence_of(prior, params, text):
     return prior.network.apply({"params": params["prior"]}, jnp.ones((1, D)), jnp.full(1, 0.4), text, method="sequence")
 
 
+@pytest.mark.slow
 def test_the_jacobian_of_the_diffusions_transformer_is_causal_and_the_query_sees_all():
     prior, (params, _) = system(), params_of(CONFIG)
     text = dalle2_prior.text_of(prior, CTX, jnp.asarray(TEXTS[1:2]), jnp.ones(1, bool))
@@ -276,6 +277,7 @@ def test_products_are_of_the_upper_half_of_their_distribution():
     np.testing.assert_allclose(drawn / 20_000, 2 * np.array([0, 0, 0, 0.15, 0.2, 0.15]), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_all_batches_and_then_the_transformer_is_trained():
     """Phases that come and go: components of scikit-learn from the first steps' embeddings, parameters as they were."""
     clip = make_case("clip")

@@ -45,6 +45,7 @@ def denoise(trained):
     return lambda **changes: np.asarray(function(model.condition({**batch, **changes})))
 
 
+@pytest.mark.slow
 def test_the_order_of_style_glyphs_does_not_matter(trained, denoise):
     batch, before = trained[-1], denoise()
     for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
@@ -90,6 +91,7 @@ def test_content_glyphs_are_the_means_of_letters():
     assert content["shares"][2] == 0
 
 
+@pytest.mark.slow
 def test_the_content_glyph_is_what_the_network_sees(trained):
     model, params, extra, batch = trained
     system = model.init.args[0]
@@ -102,6 +104,7 @@ def test_the_content_glyph_is_what_the_network_sees(trained):
     assert tokens.mask.sum(axis=1).tolist() == [3, 5, 2]  # each has one, and there is the learned one
 
 
+@pytest.mark.slow
 def test_no_style_glyph_is_one_line(trained):
     model, params, extra, batch = trained
     cond = model.condition(batch) | {"style_label": np.full((3, MOST), ABSENT, np.int32)}

@@ -39,6 +39,7 @@ def fitted():
     return model, Context(jnp.int32(1), extra={**extra, **new})
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_gram_matrices_of_the_source(fitted):
     model, ctx = fitted
     error = jax.jit(lambda x: model.functions["texture_error"]({}, ctx, x))

@@ -64,6 +64,7 @@ def errors(model, ctx, images, **options):
     return np.asarray(jax.jit(lambda x: model.functions["texture_error"]({}, ctx, x, **options))(images))
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_statistics_of_the_source(fitted, drawn):
     """Within 1 %, where crops of it are unlike each other, and noise has nothing but the spectrum."""
     model, ctx = fitted
@@ -74,6 +75,7 @@ def test_a_sample_has_the_statistics_of_the_source(fitted, drawn):
     assert np.mean(drawn[0] != drawn[1]) > 0.5
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_colours_of_the_source():
     """Mean and covariance of the channels, by NumPy, of pixels that are not decorrelated."""
     model, ctx = fit(CONFIG, crops(3))
@@ -94,6 +96,7 @@ def test_samples_tile(fitted, drawn):
     np.testing.assert_allclose(shifted, errors(model, ctx, drawn), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_samples_of_another_size(fitted):
     model, ctx = fitted
     images = sample_images(model, {}, ctx, jax.random.key(7), 1, size=48, steps=120)
@@ -159,6 +162,7 @@ def test_a_size_that_cannot_be_drawn_is_one_line(fitted):
         sample_images(model, {}, ctx, jax.random.key(0), 1, size=30)
 
 
+@pytest.mark.slow
 def test_image_i_depends_on_its_key_alone(fitted):
     model, ctx = fitted
     few = Context(ctx.step, extra=ctx.extra)

@@ -32,6 +32,7 @@ def test_the_pyramid_reconstructs(height, width, scales, orientations):
     assert np.abs(sp.reconstruct(pyramid) - x).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_the_pyramid_reconstructs_in_single_precision():
     x = images(64, 64).astype(np.float32)
     back = sp.reconstruct(sp.build(jnp.asarray(x), 4, 4))
@@ -94,6 +95,7 @@ def test_halving_and_doubling_are_those_of_scipy():
     np.testing.assert_allclose(halved, fine[::2, ::2], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     x, v = images(16, 16)
 

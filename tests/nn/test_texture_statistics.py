@@ -104,6 +104,7 @@ def test_the_papers_count():
     assert total - symmetric - variances_again - powers + least_and_greatest == 710
 
 
+@pytest.mark.slow
 def test_what_is_shifted_has_the_same_statistics():
     z = image()
     found, shifted = (ts.statistics(FORM, jnp.asarray(x)) for x in (z, np.roll(z, (12, 20), (0, 1))))
@@ -135,12 +136,14 @@ def powers_of_noise(found, height, width):
     return powers(of_noise).mean(axis=0) / powers(found)
 
 
+@pytest.mark.slow
 def test_noise_with_the_spectrum_has_about_the_powers_of_all_bands():
     found = ts.statistics(FORM, jnp.asarray(image(2, 64, 64)))
     ratio = powers_of_noise(found, 64, 96)
     assert ratio.min() > 0.7 and ratio.max() < 1.4
 
 
+@pytest.mark.slow
 def test_noise_with_the_spectrum_of_noise_is_white():
     noise = 3 * np.random.default_rng(1).normal(size=(100, 32, 32, 1))
     found = jax.tree.map(lambda x: x.mean(axis=0), jax.vmap(lambda z: ts.statistics(FORM, z))(jnp.asarray(noise)))
@@ -148,6 +151,7 @@ def test_noise_with_the_spectrum_of_noise_is_white():
     np.testing.assert_allclose(powers_of_noise(found, 64, 64), 1, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     z, v = jnp.asarray(image(1)), jnp.asarray(image(1, seed=1))
     target = ts.statistics(FORM, jnp.asarray(image(1, seed=2)))
@@ -161,6 +165,7 @@ def test_gradients_are_those_of_finite_differences():
     assert exact == pytest.approx(numeric, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_without_any_structure_has_finite_statistics_and_gradients():
     def total(z):
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(ts.statistics(FORM, z)))

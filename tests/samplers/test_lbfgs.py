@@ -29,6 +29,7 @@ def test_a_quadratic_function_of_unlike_curvatures():
     np.testing.assert_allclose(x, 2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_value_never_rises_and_the_first_step_is_the_start():
     values = [jax.jit(lambda x, n=n: minimise(rosenbrock, x, n)[1])(START) for n in range(1, 20)]
     assert float(values[0]) == pytest.approx(rosen(START.astype(np.float64)), rel=1e-5)
