@@ -26,6 +26,6 @@ def picture(name: str) -> Experiment:
 
 
 def tiny() -> Experiment:
-    model = Config(network="random", scales=1, filters=4, kernel=3, sampling=Sampling(steps=4))
+    model = Config(network="random", scales=1, filters=8, kernel=5, sampling=Sampling(steps=4))
     train = replace(tiny_training(Training()), samples_per_class=1, sample_every=0)
     return Experiment(model, Data(name="digits"), train)
