@@ -409,6 +409,7 @@ def test_what_diffusion_completes_and_restores_agrees_with_what_it_is_given(gen)
     images = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
     mask = np.zeros((8, 8), bool)
     mask[:4] = True
+    mistake(lambda: gen.inpaint(KEY, images, mask, label=1, method="paint"), "method is 'paint'")
     for method in ("replacement", "repaint", "dps"):
         made = gen.inpaint(KEY, images, mask, label=1, method=method, steps=3, repeats=2)
         np.testing.assert_array_equal(made[:, :4], images[:, :4])

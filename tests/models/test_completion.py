@@ -49,6 +49,7 @@ def test_langevin_of_some_coordinates_has_the_conditional_distribution():
     assert abs(float(jnp.mean(x[:, 0])) - 1.2) < 0.04 and abs(float(jnp.var(x[:, 0])) - 0.36) < 0.035
 
 
-def test_a_flow_whose_inverse_has_no_gradient_completes_nothing():
-    model = make_case("residual_flow").model
+@pytest.mark.parametrize("name", ["residual_flow", "ffjord"])
+def test_a_flow_whose_inverse_has_no_gradient_completes_nothing(name):
+    model = make_case(name).model
     assert model.inpaint is None and model.inpainting is None

@@ -127,7 +127,7 @@ def test_problems_that_images_do_not_have(given, words):
     "check,words",
     [
         (lambda: posterior.check_inpainting(posterior.Inpainting(repeats=0)), "repeats is 0"),
-        (lambda: posterior.check_inpainting(posterior.Inpainting(method="paint")), "method is 'paint'"),
+        (lambda: posterior.check_inpainting(posterior.Inpainting(steps=0)), "steps is 0"),
         (lambda: posterior.check_restoring(posterior.Restoring(noise=-1.0)), "noise is -1.0"),
     ],
 )

@@ -150,7 +150,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         return inverse_transport(network, params, latents[0], label, config.sampling.tolerance)
 
-    return Bijection(init, forward, back, (data.image.shape,))
+    return Bijection(init, forward, back, (data.image.shape,), inverse_has_gradient=False)
 
 
 def transport(
