@@ -21,6 +21,10 @@ count; s guidance_scale.
 Differs from the papers: the content is a class and its mean glyph, not a glyph of a chosen font, so that letters that
 training has not seen cannot be drawn; style glyphs are a set of any size, each with its letter, not one glyph; no
 contrastive loss of styles.
+
+Measured: a classifier reads 72.7 % of samples as the letter that they were asked to be (of true letters 96.4 %), 520
+letters of test fonts, dpmpp_2m, 12 steps; 320 steps of
+`python train.py configs/text_to_image/fonts.py:fonts --train.steps 320`. See docs/fonts.md.
 """
 
 from __future__ import annotations
