@@ -36,7 +36,7 @@ def fonts() -> Experiment:
     # Ink covers 7 % of a picture. Which letter it is is given: what is left to decide is the shape of its strokes.
     objective = edm.Config(network=network, sampling=FAST, sigma_data=0.45, sigma_max=40.0, p_mean=-0.5, p_std=1.3)
     model = Config(objective, style_channels=(24, 48, 96), style_width=96)
-    train = digits_training(600, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=512)
+    train = digits_training(1000, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=512)
     return Experiment(model, Data(name="fonts", style=30), train)
 
 
