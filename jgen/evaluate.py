@@ -325,8 +325,8 @@ def check_arguments(a: Arguments) -> None:
         require(getattr(a, name) >= 0, f"--{name.replace('_', '-')} is {getattr(a, name)}: it must be zero or above")
     require(a.batch_size >= 1, f"--batch-size is {a.batch_size}: it must be above zero")
     if a.images:
-        of_runs = ["likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"]
-        for name in (*of_runs, "prompts", "cascade"):
+        about_runs = ["likelihood_images", "samples", "reconstruct", "batch_size", "step", "ema", "grid", "clip"]
+        for name in (*about_runs, "prompts", "cascade"):
             option = f"--{name.replace('_', '-')}" if name != "ema" else "--no-ema"
             require(getattr(a, name) == getattr(Arguments, name), f"{option} is about runs: --images does not read it")
         return

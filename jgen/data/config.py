@@ -11,7 +11,7 @@ from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require
 
 OF_FILES = ("folder", "npz", "fonts", "emoji", "texture")  # what a name with a path begins with
-WITH_TEST = OF_FILES[:4]  # of those the ones that take another path for the test split
+WITH_TEST = OF_FILES[:4]  # take another path for the test split, or say for themselves why not
 TEXTURES = ("brick", "grass", "gravel")  # pictures of scikit-image, all of them CC0 (public domain)
 
 
@@ -103,9 +103,9 @@ def check_config(config: Config) -> None:
         config.levels == 0 or 2 <= config.levels <= 256,
         f"data.levels is {config.levels}: it must be from 2 to 256, or 0 for all that the set has",
     )
-    of_files = config.name.partition(":")[0] in WITH_TEST
+    takes_test = config.name.partition(":")[0] in WITH_TEST
     own = f"data.test is {config.test}: only folder:PATH and npz:FILE take one, and data.name is {config.name}"
-    require(of_files or not config.test, own)
+    require(takes_test or not config.test, own)
     background_colour(config.background)
     require(0 <= config.validation < 1, f"data.validation is {config.validation}: it must be at least 0 and below 1")
     require(config.size >= 0, f"data.size is {config.size}: it must be above zero, or 0 to keep the size")

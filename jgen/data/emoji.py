@@ -110,11 +110,11 @@ def read_font(path: str, changed: int) -> list[Emoji]:
         with tables.TTFont(path, lazy=True) as font:
             bitmaps = bitmaps_of(font)
             known = font.getBestCmap() or {}
-            found = {code: bitmaps[glyph] for code, glyph in sorted(known.items()) if glyph in bitmaps}
+            drawn = {code: bitmaps[glyph] for code, glyph in sorted(known.items()) if glyph in bitmaps}
     except Exception as error:  # fontTools raises whatever a damaged file comes to
         raise UserError(f"{path} is no font that can be read: {' '.join(str(error).split())[:100]}") from error
-    require(bool(found), f"{path} has no colour bitmaps in a table CBDT or sbix: {HOW}")
-    emoji = [Emoji(unicodedata.name(chr(code), "").lower(), png) for code, png in found.items() if is_symbol(code)]
+    require(bool(drawn), f"{path} has no colour bitmaps in a table CBDT or sbix: {HOW}")
+    emoji = [Emoji(unicodedata.name(chr(code), "").lower(), png) for code, png in drawn.items() if is_symbol(code)]
     return sorted(each for each in emoji if each.name)
 
 

@@ -146,8 +146,8 @@ def spectrum(form: Form, found: dict[str, Tree], height: int, width: int) -> jax
     power = high[:, None, None] * jnp.asarray(filters.high**2, high.dtype)[None]
     passed, level = filters.low, 1.0  # amplitude that has come to a scale, and the variance of white noise there
     for own, band, low in zip(found["bands"], filters.bands, filters.lows):
-        of_noise = level * np.mean(np.abs(passed * band) ** 2, axis=(1, 2))
-        ratio = own["power"].reshape(channels, -1) / of_noise[None, :]
+        noise_power = level * np.mean(np.abs(passed * band) ** 2, axis=(1, 2))
+        ratio = own["power"].reshape(channels, -1) / noise_power[None, :]
         squares = np.abs(passed * steerable_pyramid.both_halves(band)) ** 2
         power = power + at_full_size(jnp.einsum("ck,khw->chw", ratio, jnp.asarray(squares, ratio.dtype)), height)
         rows, columns = (steerable_pyramid.kept_frequencies(n) for n in low.shape)

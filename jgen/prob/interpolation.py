@@ -23,6 +23,6 @@ def slerp(a: Any, b: Any, w: Any) -> Any:
     omega = lib.arccos(lib.clip(cosine, -1.0 + 1e-7, 1.0))
     near = omega < LEAST_ANGLE
     sine = lib.sin(lib.where(near, 1.0, omega))
-    of_a = lib.where(near, 1.0 - w, lib.sin((1.0 - w) * omega) / sine)
-    of_b = lib.where(near, w, lib.sin(w * omega) / sine)
-    return of_a.reshape(shape) * a + of_b.reshape(shape) * b
+    weight_a = lib.where(near, 1.0 - w, lib.sin((1.0 - w) * omega) / sine)
+    weight_b = lib.where(near, w, lib.sin(w * omega) / sine)
+    return weight_a.reshape(shape) * a + weight_b.reshape(shape) * b

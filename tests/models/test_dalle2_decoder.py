@@ -113,8 +113,8 @@ def test_embeddings_and_texts_are_dropped_at_their_rates(recorded):
     no_text = ~np.any(np.asarray(SEEN["context"].mask)[:, 2:], axis=1)
     assert abs(no_embedding.mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / n)
     assert np.all(no_text[no_embedding])  # the null of guidance
-    kept = no_text[~no_embedding]
-    assert abs(kept.mean() - 0.5) < 5 * np.sqrt(0.25 / len(kept))
+    text_dropped = no_text[~no_embedding]
+    assert abs(text_dropped.mean() - 0.5) < 5 * np.sqrt(0.25 / len(text_dropped))
     bias = np.asarray(params["embedding"]["bias"]).reshape(1, 2, -1)
     own = np.asarray(SEEN["context"].features)[no_embedding][:, :2]
     np.testing.assert_allclose(own, np.broadcast_to(bias, own.shape), atol=1e-6)

@@ -22,12 +22,12 @@ def fixed(*maps, pairs=False):
 
 def test_gram_matrices_are_means_of_products():
     x, a, b = image(), image(8, 12, 5, 1), image(4, 6, 7, 2)
-    found = gram.gram_matrices(fixed(a, b, pairs=True), x, 2 * x, False)
-    for h, own in zip((2 * x, a, b), found["maps"], strict=True):
+    matrices = gram.gram_matrices(fixed(a, b, pairs=True), x, 2 * x, False)
+    for h, own in zip((2 * x, a, b), matrices["maps"], strict=True):
         expected = np.array([[np.mean(h[..., i] * h[..., j]) for j in range(h.shape[2])] for i in range(h.shape[2])])
         np.testing.assert_allclose(own, expected, rtol=1e-5)
     halves = np.array([[a[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((0, 1)) for j in range(6)] for i in range(4)])
-    (pair,) = found["pairs"]
+    (pair,) = matrices["pairs"]
     np.testing.assert_allclose(pair, np.einsum("hwc,hwd->cd", halves, b) / 24, rtol=1e-5)
 
 
@@ -42,8 +42,8 @@ def test_borders_of_a_crop_are_left_out():
 
 
 def test_units_make_the_powers_one():
-    found = gram.gram_matrices(gram.random_network(2, 6, 3), image(), image(), False)
-    ratio = jax.tree.map(jnp.divide, found, gram.scales_of(found))
+    matrices = gram.gram_matrices(gram.random_network(2, 6, 3), image(), image(), False)
+    ratio = jax.tree.map(jnp.divide, matrices, gram.scales_of(matrices))
     for own in ratio["maps"]:
         np.testing.assert_allclose(np.diag(own), 1, rtol=1e-5)
         assert np.abs(own).max() < 1 + 1e-5
@@ -90,11 +90,11 @@ def networks():
 def test_what_is_shifted_has_the_same_gram_matrices(name):
     """By the pixels of the smallest map: boundaries are periodic."""
     network, x = networks()[name], image(32, 48)
-    found, shifted = (
+    matrices, shifted = (
         jax.jit(lambda x: gram.gram_matrices(network, x, x, False))(y)
         for y in (x, np.roll(x, (network.step, -network.step), (0, 1)))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, shifted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), matrices, shifted)
 
 
 def test_a_periodic_convolution_is_that_of_tensorflow_inside():

@@ -162,10 +162,10 @@ def loss(
 ) -> tuple[jax.Array, tuple[dict, Roles]]:
     """e of the crops, by what is known before them; the new means."""
     known = ctx.extra["statistics"]
-    found = statistics_of(texture, ctx.extra["colour"], to_floats(texture, batch["image"]))
-    errors = jax.vmap(lambda phi: distance(texture, phi, known["phi"]))(found["phi"])
+    values = statistics_of(texture, ctx.extra["colour"], to_floats(texture, batch["image"]))
+    errors = jax.vmap(lambda phi: distance(texture, phi, known["phi"]))(values["phi"])
     part = 1.0 / (ctx.step + 1)
-    new = jax.tree.map(lambda old, each: old + part * (jnp.mean(each, axis=0) - old), known, found)
+    new = jax.tree.map(lambda old, each: old + part * (jnp.mean(each, axis=0) - old), known, values)
     return jnp.mean(jnp.sqrt(errors)), ({}, {"statistics": new})
 
 
