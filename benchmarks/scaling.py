@@ -53,6 +53,7 @@ LINKS = {"NVLink, 450 GB/s": 450e9, "100 Gb/s": 12.5e9}
 UNETS = {
     "stable_diffusion_unet": (condition_unet.Config(), 64),
     "stable_diffusion_unet, remat": (condition_unet.Config(remat=True), 64),
+    "stable_diffusion_unet, remat, bfloat16": (condition_unet.Config(remat=True, dtype="bfloat16"), 64),
     "stable_diffusion_xl_unet, remat": (
         condition_unet.Config(
             channels=(320, 640, 1280),
