@@ -6,15 +6,15 @@
            bits in a second run; a training that is resumed ends in the same bits
 2. fast    training steps and samplers beside PyTorch on the same device (the same network, weights, batch, precision),
            with torch.compile; operations a second over the measured peak of matrix products; memory; time to compile;
-           where the time of the first goes, from the profiler
+           where the time of training steps goes, from the profiler
 3. loop    the rate of train.py's loop beside that of the bare step
 
 The record is written after every part, and where its file is there already, of the same device and commit, what is
-measured anew replaces what it has; the command ends within --minutes. Every part runs in processes of its own: one that
-fails costs itself. It needs JAX, Flax, Optax, Orbax and NumPy, and measures without a peer where PyTorch is missing; a
-system that needs another package that is missing, such as diffrax, is passed over and named;
-tensorflow-datasets, grain and tyro are not used. --small takes small networks and some of the systems: a minute or two
-on two CPU cores.
+measured anew replaces what it has; the command ends within --minutes, and what it had no time for is named, not called
+wrong. Every part runs in processes of its own: one that fails costs itself. It needs JAX, Flax, Optax, Orbax and NumPy,
+and measures without a peer where PyTorch is missing; a system that needs another package that is missing, such as
+diffrax, is passed over and named; tensorflow-datasets, grain and tyro are not used. --small takes small networks and
+some of the systems: a minute or two on two CPU cores.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 from on_device import report  # noqa: E402
-from on_device.servers import Failed, Missing, Server  # noqa: E402
+from on_device.servers import Failed, Late, Missing, Server  # noqa: E402
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 QUICK = f"{DETERMINISTIC} --xla_gpu_autotune_level=0"  # what is right does not depend on which kernel is fastest
@@ -102,6 +102,11 @@ def begin(session: Session) -> Server:
     return jax_server
 
 
+def outcome_of(error: Failed) -> dict[str, Any]:
+    """What the record says of a request without a result: it failed, or the time was up, which is no fault."""
+    return {"late" if isinstance(error, Late) else "failed": str(error)}
+
+
 def check_right(session: Session, reserve: float) -> None:
     """Every system on the CPU, then on the device, several at a time."""
     pairs = max(1, min(7, (os.cpu_count() or 1) // 2))
@@ -114,6 +119,9 @@ def check_right(session: Session, reserve: float) -> None:
     first = session.server("right_cpu0", **cpu)
     try:
         waiting = deque(first.ask("right.systems", until, small=session.args.small))
+    except Late as error:
+        session.record["not_reached"] = ["all systems"]
+        return session.say(f"right: {error}")
     except Failed as error:
         session.record["right"]["all float32"] = {"wrong": [str(error)], "failed": True}
         return session.say(f"right: {error}")
@@ -134,6 +142,10 @@ def check_right(session: Session, reserve: float) -> None:
             except Missing as error:
                 outcome = {"wrong": [], "missing": str(error)}
                 session.say(f"{system} {dtype}: passed over, {error} is not installed")
+            except Late as error:
+                waiting.append([system, dtype])
+                session.say(f"{system} {dtype}: {error}")
+                break
             except Failed as error:
                 outcome = {"wrong": [str(error)], "failed": True}
             with session.lock:
@@ -172,7 +184,7 @@ def check_resume(session: Session, reserve: float) -> None:
         session.record["resume"] = {"same_bits": same, "hashes": hashes}
         session.say(f"resume: {'the same bits' if same else 'OTHER BITS than a training straight through'}")
     except Failed as error:
-        session.record["resume"] = {"failed": str(error)}
+        session.record["resume"] = outcome_of(error)
         session.say(f"resume: {error}")
     session.write()
 
@@ -202,15 +214,16 @@ def time_cases(session: Session, jax_server: Server, reserve: float) -> None:
             for task, facts in entry["jgen"]["tasks"].items():
                 facts["seconds"] = jax_server.ask("fast.measure", session.left(reserve), task=task, seconds=budget)
                 session.say(f"  jgen {task}: {report.line(facts)}")
-            if not traced:
+            if not traced or (session.left(reserve) > 30 and not session.args.small):
                 first = next(iter(entry["jgen"]["tasks"]))
                 entry["trace"] = jax_server.ask("fast.trace", session.left(reserve), task=first, runs=3)
                 traced = True
         except Failed as error:
-            entry["jgen"]["failed"] = str(error)
+            entry["jgen"] |= outcome_of(error)
             session.say(f"  jgen: {error}")
         session.write()
-        for variant in row["variants"] if torch_server is not None and "failed" not in entry["jgen"] else ():
+        measured = not {"failed", "late"} & entry["jgen"].keys()
+        for variant in row["variants"] if torch_server is not None and measured else ():
             time_peer(session, torch_server, entry, where, variant, budget, reserve)
             session.write()
     jax_server.close()
@@ -221,7 +234,7 @@ def prepare(session: Session, server: Server, where: dict[str, Any], reserve: fl
     try:
         return server.ask("fast.prepare", session.left(reserve), **where)
     except Failed as error:
-        if session.record["backend"] == "cpu" or session.left(reserve) < 30:
+        if session.record["backend"] == "cpu" or isinstance(error, Late) or session.left(reserve) < 30:
             raise
         session.say(f"  jgen: {error}; once more with the plain operations of XLA")
         server.ask("fast.use_plain_forms", session.left(reserve))
@@ -249,7 +262,7 @@ def time_peer(
             ratio = statistics.median(entry["jgen"]["tasks"][task]["seconds"]) / statistics.median(one["seconds"])
             session.say(f"  PyTorch {variant} {task}: {report.line(one)}; jgen takes {ratio:.2f} of it")
     except Failed as error:
-        entry["torch"].setdefault(variant, {"tasks": {}})["failed"] = str(error)
+        entry["torch"].setdefault(variant, {"tasks": {}}).update(outcome_of(error))
         session.say(f"  PyTorch {variant}: {error}")
 
 
@@ -264,7 +277,7 @@ def check_loop(session: Session) -> None:
             outcome = server.ask("looped.measure", session.left(), name=name, small=session.args.small)
             session.say(f"loop {name}: {outcome['rate']:.1%} of the bare step's rate")
         except Failed as error:
-            outcome = {"failed": str(error)}
+            outcome = outcome_of(error)
             session.say(f"loop {name}: {error}")
         server.close()
         session.record["loop"][name] = outcome

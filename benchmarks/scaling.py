@@ -1,14 +1,17 @@
-"""What training needs on a device, of every configuration for accelerators: python benchmarks/scaling.py [--check]
+"""What training needs on a device, of every configuration for accelerators: python benchmarks/scaling.py [NAME ...]
 
 Writes the table of docs/scaling.md. Nothing is computed: programs are traced for their shapes. Bytes of the parameters,
 of what the optimiser keeps and of the average are the training state's; the memory of an example is what its gradient
 holds at a time, as JAX sees it before XLA, which never writes much of what is computed element by element.
 
+NAME, such as dit:cifar10 or stable_diffusion_unet, measures these alone and leaves the other rows as they are.
+--compile has XLA compile their gradients here, too, and prints what an example takes by `memory_analysis()`.
 --check exits where the document has another table.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -29,7 +32,8 @@ from jgen.core.model import ArraySpec, Context, DataSpec, FrozenModel, ImageSpec
 from jgen.data.transforms import added_fields  # noqa: E402
 from jgen.errors import UserError  # noqa: E402
 from jgen.experiment import make_model  # noqa: E402
-from jgen.nn import efficientnet, perceptual  # noqa: E402
+from jgen.nn import condition_unet, efficientnet, perceptual  # noqa: E402
+from jgen.nn.cross_attention import Tokens  # noqa: E402
 from jgen.train.config import ema_enabled  # noqa: E402
 from jgen.train.loop import role_optimisers, with_place  # noqa: E402
 from jgen.train.step import init_state  # noqa: E402
@@ -42,8 +46,28 @@ IMAGES = {  # and classes
 SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))}
 MEMORY = (8, 16, 24, 40, 80)  # GB of devices
 BATCH = 512
+COMPILED_BATCHES = (4, 8)  # of the programs that XLA compiles
 RESERVED = 0.1  # of it, for the runtime and for fragments
 LINKS = {"NVLink, 450 GB/s": 450e9, "100 Gb/s": 12.5e9}
+# Published U-Nets of latents that `jgen.convert` reads, and that no configuration trains: sizes, side of the latents.
+UNETS = {
+    "stable_diffusion_unet": (condition_unet.Config(), 64),
+    "stable_diffusion_unet, remat": (condition_unet.Config(remat=True), 64),
+    "stable_diffusion_unet, remat, bfloat16": (condition_unet.Config(remat=True, dtype="bfloat16"), 64),
+    "stable_diffusion_xl_unet, remat": (
+        condition_unet.Config(
+            channels=(320, 640, 1280),
+            depths=(0, 2, 10),
+            middle_depth=10,
+            heads=(5, 10, 20),
+            context=2048,
+            pooled=1280,
+            remat=True,
+        ),
+        128,
+    ),
+}
+TEXT_LENGTH = 77  # tokens that they attend to
 
 
 def variants() -> list[tuple[str, str]]:
@@ -94,7 +118,7 @@ def bytes_of(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def measure(name: str, variant: str) -> dict[str, Any]:
+def measure(name: str, variant: str, compiled: bool) -> dict[str, Any]:
     """Bytes of the state, bytes that an example takes while its gradient is computed, its operations, in training."""
     experiment, model, frozen = shapes_of(name, variant)
     train, data = experiment.train, data_of(experiment.data)
@@ -104,13 +128,8 @@ def measure(name: str, variant: str) -> dict[str, Any]:
         return init_state(model, optimisers, key, batch, ema_enabled(train), frozen)
 
     state = jax.eval_shape(init, jax.random.key(0), batch_of(data, 2), frozen)
-    example, flops = 0.0, 0.0
-    with plain_forms():
-        for phase in model.phases:
-            # Batches so large that examples take more than what has the size of the parameters.
-            one, two = (phase_costs(model, phase, state, frozen, batch_of(data, n)) for n in (BATCH, 2 * BATCH))
-            example = max(example, (two[0] - one[0]) / BATCH)
-            flops += phase.repeats * (two[1] - one[1]) / BATCH
+    phases = [phase_gradient(model, phase, state, frozen) for phase in model.phases]
+    costs = [example_costs(lambda n, phase=phase: phase(batch_of(data, n)), compiled) for phase in phases]
     return {
         "name": f"{name}:{variant}",
         "parameters": bytes_of(state.params) // 4,
@@ -118,25 +137,90 @@ def measure(name: str, variant: str) -> dict[str, Any]:
         "optimiser": bytes_of(state.opt),
         "average": bytes_of(state.ema),
         "rest": bytes_of(state.extra) + bytes_of(frozen),
-        "example": example,
-        "flops": flops,
+        "example": max(example for example, _, _ in costs),
+        "flops": sum(phase.repeats * flops for phase, (_, flops, _) in zip(model.phases, costs)),
+        "compiled": max(by_xla for _, _, by_xla in costs),
         "batch": train.batch_size,
     }
 
 
-def phase_costs(model: Any, phase: Any, state: Any, frozen: Any, batch: Any) -> tuple[int, float]:
-    """Bytes of intermediate results that the gradient of a phase holds at a time, and its operations."""
-    num = len(batch["index"])
-    keys = image_keys(jax.random.key(0), jnp.arange(num))
+def measure_unet(name: str, compiled: bool) -> dict[str, Any]:
+    """`measure` of a U-Net of `UNETS` with Adam and an average, trained to predict noise."""
+    config, size = UNETS[name]
+    network = condition_unet.ConditionUNet(config, 4)
 
-    def loss(trained: Any, params: Any, extra: Any, frozen: Any) -> Any:
-        ctx = Context(jnp.int32(0), jax.random.key(1), {**params, **trained}, extra, frozen)
-        return phase.loss({**params, **trained}, ctx, keys, batch)[0]
+    def inputs(num: int) -> tuple[Any, ...]:
+        tokens = Tokens(np.zeros((num, TEXT_LENGTH, config.context), np.float32), np.ones((num, TEXT_LENGTH), bool))
+        pooled = (np.zeros((num, config.pooled), np.float32), np.zeros((num, condition_unet.NUM_SIZES), np.float32))
+        x, t = np.zeros((num, size, size, 4), np.float32), np.zeros(num, np.float32)
+        return x, t, tokens, *pooled * bool(config.pooled)
 
-    trained = {role: state.params[role] for role in phase.trains}
-    rest = (state.params, per_example_of(model, state, num), frozen)
-    program = jax.make_jaxpr(jax.grad(loss) if trained else loss)(trained, *rest)
-    return live_bytes(program), count(program)
+    params = jax.eval_shape(network.init, jax.random.key(0), *inputs(2))["params"]
+
+    def gradient(num: int) -> tuple[Any, tuple[Any, ...]]:
+        arrays = inputs(num)
+
+        def loss(params: Any, arrays: Any) -> Any:
+            return jnp.mean((network.apply({"params": params}, *arrays) - arrays[0]) ** 2)
+
+        return jax.grad(loss), (params, arrays)
+
+    example, flops, by_xla = example_costs(gradient, compiled)
+    size_of_all = bytes_of(params)
+    return {
+        "name": name,
+        "parameters": size_of_all // 4,
+        "params": size_of_all,
+        "optimiser": 2 * size_of_all,
+        "average": size_of_all,
+        "rest": 0,
+        "example": example,
+        "flops": flops,
+        "compiled": by_xla,
+        "batch": "",
+    }
+
+
+def example_costs(gradient: Any, compiled: bool) -> tuple[float, float, float]:
+    """Bytes of intermediate results that an example adds to a gradient, its operations, and its bytes by XLA, if
+    `compiled`.
+
+    Args:
+      gradient: number of examples -> a function and its arguments.
+    """
+    with plain_forms():
+        # Batches so large that examples take more than what has the size of the parameters.
+        programs = [jax.make_jaxpr(function)(*args) for function, args in (gradient(BATCH), gradient(2 * BATCH))]
+        one, two = ((live_bytes(program), count(program)) for program in programs)
+        by_xla = 0.0
+        if compiled:
+            sizes = [xla_bytes(*gradient(num)) for num in COMPILED_BATCHES]
+            by_xla = (sizes[1] - sizes[0]) / (COMPILED_BATCHES[1] - COMPILED_BATCHES[0])
+    return (two[0] - one[0]) / BATCH, (two[1] - one[1]) / BATCH, by_xla
+
+
+def xla_bytes(function: Any, args: tuple[Any, ...]) -> int:
+    """Bytes that the compiled program needs beside its arguments and results."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    return jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+def phase_gradient(model: Any, phase: Any, state: Any, frozen: Any) -> Any:
+    """batch -> the gradient of a phase, and its arguments."""
+
+    def of(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+        num = len(batch["index"])
+        keys = image_keys(jax.random.key(0), jnp.arange(num))
+
+        def loss(trained: Any, params: Any, extra: Any, frozen: Any, batch: Any) -> Any:
+            ctx = Context(jnp.int32(0), jax.random.key(1), {**params, **trained}, extra, frozen)
+            return phase.loss({**params, **trained}, ctx, keys, batch)[0]
+
+        trained = {role: state.params[role] for role in phase.trains}
+        rest = (state.params, per_example_of(model, state, num), frozen, batch)
+        return (jax.grad(loss) if trained else loss), (trained, *rest)
+
+    return of
 
 
 def per_example_of(model: Any, state: Any, num: int) -> Any:
@@ -157,38 +241,65 @@ def fitting(row: dict[str, Any]) -> list[int]:
     return [max(0, int(size // max(row["example"], 1.0))) for size in free]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    head = ["configuration", "parameters", "state, GB", "an example, MB", "GFLOP an example"]
-    head += ["batch", *(f"fit in {size} GB" for size in MEMORY), *(f"all-reduce, {name}" for name in LINKS)]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        state = row["params"] + row["optimiser"] + row["average"] + row["rest"]
-        cells = [row["name"], f"{row['parameters'] / 1e6:.3g} M", f"{state / 1e9:.2f}", f"{row['example'] / 1e6:.1f}"]
-        cells += [
-            f"{row['flops'] / 1e9:.2f}",
-            str(row["batch"]),
-            *(str(n) if n < 10_000 else "> 10,000" for n in fitting(row)),
-        ]
-        cells += [f"{1e3 * 2 * row['params'] / rate:.2f} ms" for rate in LINKS.values()]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+HEAD = ["configuration", "parameters", "state, GB", "an example, MB", "GFLOP an example", "batch"]
+HEAD += [*(f"fit in {size} GB" for size in MEMORY), *(f"all-reduce, {name}" for name in LINKS)]
+
+
+def cells(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    state = row["params"] + row["optimiser"] + row["average"] + row["rest"]
+    texts = [row["name"], f"{row['parameters'] / 1e6:.3g} M", f"{state / 1e9:.2f}", f"{row['example'] / 1e6:.1f}"]
+    texts += [f"{row['flops'] / 1e9:.2f}", str(row["batch"])]
+    texts += [str(n) if n < 10_000 else "> 10,000" for n in fitting(row)]
+    texts += [f"{1e3 * 2 * row['params'] / rate:.2f} ms" for rate in LINKS.values()]
+    return f"| {' | '.join(texts)} |"
+
+
+def measured_row(name: str, compiled: bool) -> str | None:
+    """The row of a configuration, or of one of `UNETS`; None where it cannot be measured here."""
+    system, _, variant = name.partition(":")
+    try:
+        row = measure_unet(name, compiled) if name in UNETS else measure(system, variant, compiled)
+    except UserError as error:
+        print(f"{name} is left out: {error}", file=sys.stderr)
+        return None
+    by_xla = f", by XLA {row['compiled'] / 1e6:.1f} MB" * compiled
+    print(f"{name}: an example {row['example'] / 1e6:.1f} MB{by_xla}", file=sys.stderr, flush=True)
+    return cells(row)
+
+
+def document_with(text: str, rows: dict[str, str], order: list[str], others: bool) -> str:
+    """The document with these rows in its table, beside those that it has if `others`."""
+    place = re.compile("(<!-- scaling -->\n)(.*?)(<!-- /scaling -->)", re.DOTALL)
+    old = place.search(text)
+    assert old is not None
+    kept = {line.split(" | ")[0].removeprefix("| "): line for line in old[2].splitlines()[2:]} if others else {}
+    rows = kept | rows
+    lines = [f"| {' | '.join(HEAD)} |", f"| {' | '.join(['---'] * len(HEAD))} |"]
+    table = "\n".join([*lines, *(rows[name] for name in order if name in rows)])
+    return place.sub(lambda match: f"{match[1]}{table}\n{match[3]}", text)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="configurations, such as dit:cifar10; none: all")
+    parser.add_argument("--compile", action="store_true", help="print memory by XLA, too")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     perceptual.trained_weights = zero_weights
-    rows = []
-    for name, variant in variants():
-        try:
-            rows.append(measure(name, variant))
-            print(f"{name}:{variant}", file=sys.stderr)
-        except UserError as error:
-            print(f"{name}:{variant} is left out: {error}", file=sys.stderr)
-    path = ROOT / "docs" / "scaling.md"
+    order = [f"{name}:{variant}" for name, variant in variants()] + list(UNETS)
+    if unknown := sorted(set(options.names) - set(order)):
+        parser.error(f"{', '.join(unknown)}: the names are {', '.join(order)}")
+    path, rows = ROOT / "docs" / "scaling.md", {}
+    for name in options.names or order:
+        row = measured_row(name, options.compile)
+        rows |= {name: row} if row is not None else {}
+        if not options.check and options.names:  # one after the other: each takes a while
+            path.write_text(document_with(path.read_text(), rows, order, others=True))
     before = path.read_text()
-    place = re.compile("(<!-- scaling -->\n).*?(<!-- /scaling -->)", re.DOTALL)
-    text = place.sub(lambda match: f"{match[1]}{table(rows)}{match[2]}", before)
-    if text != before and "--check" in sys.argv:
+    text = document_with(before, rows, order, others=bool(options.names))
+    if text != before and options.check:
         sys.exit("docs/scaling.md has another table: run python benchmarks/scaling.py")
     path.write_text(text)
 

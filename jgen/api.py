@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from jgen.core import parallel
+from jgen.core import backend, parallel
 from jgen.core.model import Context, DataSpec, GenerativeModel
 from jgen.core.options import check_types
 from jgen.data.config import located
@@ -93,11 +93,21 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
                 training.sample(steps)
             return "finished"
         if main:
+            warn_of_bfloat16(experiment)
             directory.note_start(newest or 0, experiment.seed)
         training.run()
     finally:
         directory.close()
     return "trained"
+
+
+def warn_of_bfloat16(experiment: Experiment) -> None:
+    """A line on standard error where the device has no arithmetic of the type that is asked for."""
+    from jgen.train.checkpoints import warn
+
+    names = [name for name, value in flatten(experiment.model, "model.").items() if value == "bfloat16"]
+    if names and (device := backend.lacks_bfloat16()):
+        warn(f"{names[0]} is bfloat16: {device} has no arithmetic of that type, XLA computes in float32 and rounds")
 
 
 def open_directory(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from jgen.distributed import Distributed, join_processes
+from jgen.distributed import Distributed, end_at_once, expected_platform, join_processes
 from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
 
@@ -395,12 +394,21 @@ def set_up_process(distributed: Distributed | None = None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     jax.config.update("jax_raise_persistent_cache_errors", False)
-    join_processes(distributed, runs_on_cpu())
-    start_backend()
+    several = join_processes(distributed)
+    try:
+        start_backend(several)
+    except UserError as error:
+        if several:  # at its exit, JAX would wait for the others, who wait for this one
+            end_at_once(str(error), 2)
+        raise
 
 
-def start_backend() -> None:
-    """Starts JAX on its devices. Raises `UserError` for a backend that is not there."""
+def start_backend(several: bool) -> None:
+    """Starts JAX on its devices.
+
+    Raises:
+      UserError: a backend that is not there; of several processes, also where JAX has taken the CPU in its place.
+    """
     import jax
 
     try:
@@ -410,14 +418,14 @@ def start_backend() -> None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         where = f" on JAX_PLATFORMS={platforms}" if platforms else ""
         raise UserError(f"JAX does not start{where}: {reason}") from error
+    wanted, found = expected_platform(), jax.default_backend()
+    fallen = f"JAX finds no {wanted} in process {jax.process_index()} of {jax.process_count()} and runs it on CPU"
+    require(not several or found == wanted or found != "cpu", f"{fallen}; JAX_PLATFORMS=cpu has all run on CPU")
 
 
 def runs_on_cpu() -> bool:
     """Whether JAX is going to run on CPU: it is told to, or has no plug-in for an accelerator. Does not start JAX."""
-    if platforms := os.environ.get("JAX_PLATFORMS", ""):
-        return platforms == "cpu"
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    return not plugins and importlib.util.find_spec("libtpu") is None
+    return expected_platform() == "cpu"
 
 
 def keep_memory() -> None:

@@ -6,8 +6,11 @@ Built on `jax.distributed`: this tells it which processes take part, and turns i
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -40,14 +43,15 @@ class Distributed:
     """Seconds to wait for the other processes."""
 
 
-def join_processes(distributed: Distributed | None, on_cpu: bool) -> None:
+def join_processes(distributed: Distributed | None) -> bool:
     """Joins the processes that work together: those of the options, or of the variables `VARIABLES`, or, for a command
-    that has the options, those of the cluster that this process was started in.
+    that has the options, those of the cluster that this process was started in. Returns whether there are any.
 
     Where the others do not come in time, the process ends with one line and exit code 2.
 
     Raises:
-      UserError: an option or a variable is missing or is no number, or the others refuse.
+      UserError: an option or a variable is missing or is no number, the others refuse, or one of them is going to run
+        on another kind of device.
     """
     options = distributed or Distributed()
     require(options.timeout > 0, f"distributed.timeout is {options.timeout}: it must be above zero")
@@ -59,10 +63,11 @@ def join_processes(distributed: Distributed | None, on_cpu: bool) -> None:
         address, num, number = (os.environ.get(name, "") for name in VARIABLES)
         given = given_processes(address, num, number, "")
     elif distributed is None or not in_cluster():
-        return
+        return False
     import jax
 
-    if on_cpu:
+    platform = expected_platform()
+    if platform == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     where = "the processes of this cluster"
     if given:
@@ -78,14 +83,46 @@ def join_processes(distributed: Distributed | None, on_cpu: bool) -> None:
     waits: dict[str, Any] = {"initialization_timeout": options.timeout + 60, "heartbeat_timeout_seconds": HEARTBEAT}
     try:
         jax.distributed.initialize(**given, **waits)
+        platforms = exchange_platforms(platform, options.timeout)
     except Exception as error:  # of several kinds, by what did not answer
         if isinstance(error, ValueError) and not given and on_tpu():
-            return  # a TPU that is no part of a pod
+            return False  # a TPU that is no part of a pod
         raise UserError(
             f"joining as {where}: {(' '.join(str(error).split()) or type(error).__name__)[:200]}"
         ) from error
     finally:
         patience.cancel()
+    require_one_platform(platforms)
+    return True
+
+
+def expected_platform() -> str:
+    """What JAX is going to run on, such as "cpu", "gpu" or "tpu": what it is told to, or has a plug-in for. Does not
+    start JAX."""
+    names = os.environ.get("JAX_PLATFORMS", "").split(",")
+    if names == [""]:
+        plugins = importlib.metadata.entry_points(group="jax_plugins")
+        names = ["tpu"] if importlib.util.find_spec("libtpu") is not None else sorted(each.name for each in plugins)
+    name = re.sub(r"^xla_|\d+$", "", names[0]) if names else "cpu"
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def exchange_platforms(platform: str, timeout: int) -> dict[str, str]:
+    """{host and process: platform} of all processes that have joined. All must call it, before JAX starts its devices:
+    one with a GPU would wait for minutes for the GPUs of one that has none."""
+    from orbax.checkpoint import multihost
+
+    client, folder = multihost.get_jax_distributed_client(), "jgen_platforms"
+    client.key_value_set(f"{folder}/{socket.gethostname()}:{os.getpid()}", platform)
+    client.wait_at_barrier(folder, 1000 * timeout)
+    return {key.rpartition("/")[2]: value for key, value in client.key_value_dir_get(folder)}
+
+
+def require_one_platform(platforms: dict[str, str]) -> None:
+    """Raises `UserError`, in every process, where they are going to run on several kinds of devices."""
+    examples = {platform: process for process, platform in sorted(platforms.items(), reverse=True)}
+    named = ", ".join(f"{platform} in {process}" for platform, process in sorted(examples.items()))
+    require(len(examples) == 1, f"processes of several backends: {named}; JAX_PLATFORMS chooses one for all")
 
 
 def given_processes(address: str, num: str, number: str, options: str) -> dict[str, Any]:

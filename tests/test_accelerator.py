@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 from threading import Lock
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accelerator
-from on_device import cases, costs, report, right, servers
+from on_device import cases, costs, fast, report, right, servers
 
 
 def test_operations_of_matrix_products_and_convolutions_are_the_formulas():
@@ -106,6 +107,8 @@ def test_a_process_that_fails_hangs_or_ends_costs_one_request(tmp_path, monkeypa
             with pytest.raises(servers.Failed, match=word):
                 server.ask(request, 1 if word == "after 1 s" else 60)
             assert server.ask("odd.add", 60, a=2, b=2) == 4
+        with pytest.raises(servers.Late):
+            server.ask("odd.wait", 0.1)
         with pytest.raises(servers.Missing, match="^no_such_package$"):
             server.ask("odd.lack", 60)
         with pytest.raises(servers.Failed, match="ModuleNotFoundError") as caught:  # of this repository's own
@@ -169,6 +172,109 @@ def test_a_system_whose_package_is_missing_is_passed_over_and_named():
     lines = report.right_lines(session.record)
     assert lines[0] == "passed over in float32: ffjord, as diffrax is not installed" and "1 of 1 systems" in lines[1]
     assert not report.is_wrong({**session.record, "loop": {}, "fast": {}})
+
+
+def test_what_there_was_no_time_for_is_named_and_not_wrong():
+    class Server:
+        def ask(self, request, seconds, /, **arguments):
+            if request == "right.systems":
+                return [["dcgan", "float32"], ["vae", "float32"]]
+            if request == "right.device" and arguments["name"] == "vae":
+                raise servers.Late("stopped after 3 s")
+            return {"wrong": [], "same_bits_twice": True, "loss": 0.0, "gradient_norm": 0.0, "gradient": 0.0}
+
+        def close(self):
+            pass
+
+    told, args = [], SimpleNamespace(small=True)
+    session = SimpleNamespace(args=args, folder="", record={"backend": "cpu", "right": {}, "resume": {}}, lock=Lock())
+    session.left, session.say, session.write = lambda reserve: 100.0, told.append, lambda: None
+    session.server = lambda name, **environment: Server()
+    accelerator.check_right(session, 0.0)
+    assert told[0] == "vae float32: stopped after 3 s" and told[1].endswith("1 of 1 as on the CPU; 1 not reached")
+    late = accelerator.outcome_of(servers.Late("stopped after 3 s"))
+    entry = {"jgen": late, "torch": {}, "note": "", "precision": "float32", "goals": {}}
+    record = {**session.record, "resume": late, "loop": {"ddpm": late}, "fast": {"vae": entry}}
+    record |= {"device": "a GPU", "peak_tflops": dict.fromkeys(("float32", "tf32", "bfloat16"), 1.0)}
+    record |= {"copy_gb_per_second": 1.0, "versions": {"jax": "0"}, "small": True}
+    assert not report.is_wrong(record)
+    lines = report.table(record).splitlines()
+    for start in ("not reached: vae float32", "resuming: stopped", "vae: jgen stopped", "loop ddpm: stopped after 3 s"):
+        assert any(line.startswith(start) for line in lines), lines
+    assert "failed" in accelerator.outcome_of(servers.Failed("no engine"))
+
+
+def test_goals_are_those_of_each_precision():
+    goals = {row["name"]: row["goals"] for row in fast.plan(small=False)}
+    assert goals["unet_bfloat16"] == {"train ratio": 0.9, "train use": 0.35, "ddim ratio": 0.8}
+    assert goals["unet_float32"] == {"train ratio": 0.9, "ddim ratio": 0.8}
+    assert goals["dit_xl"] == {"train ratio": 0.9, "train use": 0.5}
+    record = {"backend": "gpu", "small": False}
+    assert report.goal_of(record, {"goals": goals["dit_xl"]}, "train", 0.95, 0.51) == "<= 0.9 NO, >= 50% yes"
+
+
+def test_the_time_of_every_case_is_broken_down_by_the_profiler():
+    asked = []
+
+    class Server:
+        def ask(self, request, seconds, /, **arguments):
+            asked.append((request, arguments.get("case")))
+            answers = {"fast.plan": fast.plan(small=False), "fast.measure": [0.1], "fast.trace": {"missing": "a GPU"}}
+            facts = {"images": 1, "flops": 1.0, "first_seconds": 1.0, "program_gib": None}
+            return answers.get(request, {"tasks": {"train": dict(facts)}})
+
+        def close(self):
+            pass
+
+    args = SimpleNamespace(small=False, only=["dit_b", "adm"])
+    session = SimpleNamespace(args=args, record={"fast": {}, "backend": "gpu"}, folder="", lock=Lock())
+    session.left, session.say, session.write = lambda reserve: 100.0, lambda text: None, lambda: None
+    session.wants = partial(accelerator.Session.wants, session)
+    session.server = lambda name, **environment: Server()
+    accelerator.time_cases(session, Server(), 0.0)
+    assert list(session.record["fast"]) == ["dit_b_bfloat16", "dit_b_float32", "adm"]
+    assert all(entry["trace"] == {"missing": "a GPU"} for entry in session.record["fast"].values())
+
+
+ABSENT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow_datasets", "grain", "tyro", "diffrax"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_it_runs_where_packages_of_data_and_options_are_absent(python, tmp_path):
+    """Each part that is named in its own processes: they see no tensorflow-datasets, grain, tyro or diffrax."""
+    (tmp_path / "sitecustomize.py").write_text(ABSENT)
+    out = tmp_path / "record.json"
+    words = ["benchmarks/accelerator.py", "--small", "--minutes", "5", "--out", out]
+    python(*words, "--only", "loop,dit_xl,adm", PYTHONPATH=str(tmp_path))
+    record = json.loads(out.read_text())
+    assert set(record["fast"]) == {"dit_xl", "adm"} and set(record["loop"]) == {"ddpm", "vae"}
+    assert not report.is_wrong(record) and not record["right"]
+    python(*words, "--only", "right", PYTHONPATH=str(tmp_path))
+    record = json.loads(out.read_text())
+    assert set(record["loop"]) == {"ddpm", "vae"} and record["resume"]["same_bits"]  # the record is added to
+    assert record["right"] and not report.is_wrong(record)
+
+
+@pytest.mark.slow
+def test_the_flags_of_the_document_are_those_of_this_jaxlib(python):
+    """XLA ends a process that is given one it does not know."""
+    text = (ROOT / "docs" / "accelerators.md").read_text()
+    rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `--xla")]
+    assert "--xla_gpu_deterministic_ops=true" in rows and len(rows) > 3
+    start = "import jax, os; os.environ['XLA_FLAGS'] = {!r}; print(jax.devices())"
+    assert "Cpu" in python("-c", start.format(" ".join(rows))).stdout
+    unknown = python("-c", start.format("--xla_gpu_no_such_flag=true"), check=False)
+    assert unknown.returncode != 0 and "xla_gpu_no_such_flag" in unknown.stderr
 
 
 def test_every_case_has_its_side():

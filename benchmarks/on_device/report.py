@@ -103,8 +103,11 @@ def table(record: dict[str, Any]) -> str:
         lines += [f"note: {note}" for note in sorted(notes)]
     for name, entry in record["fast"].items():
         lines += [f"{name}: PyTorch {v} failed: {f['failed']}" for v, f in entry["torch"].items() if "failed" in f]
+        lines += [f"{name}: PyTorch {v} {f['late']}" for v, f in entry["torch"].items() if "late" in f]
         if "failed" in entry["jgen"]:
             lines.append(f"{name}: jgen failed: {entry['jgen']['failed']}")
+        if "late" in entry["jgen"]:
+            lines.append(f"{name}: jgen {entry['jgen']['late']}: no time was left")
         if "plain_after" in entry["jgen"]:
             lines.append(f"{name}: jgen without cuDNN's kernels, after: {entry['jgen']['plain_after']}")
         if "trace" in entry:
@@ -114,6 +117,8 @@ def table(record: dict[str, Any]) -> str:
     for name, outcome in record["loop"].items():
         if "failed" in outcome:
             lines.append(f"loop {name}: failed: {outcome['failed']}")
+        elif "late" in outcome:
+            lines.append(f"loop {name}: {outcome['late']}: no time was left")
         else:
             ms = f"bare step {outcome['bare_ms']:.4g} ms, loop {outcome['loop_ms']:.4g} ms"
             lines.append(f"loop {name}: {ms}: {outcome['rate']:.1%} of the bare step's rate (goal: at least 95 %)")
@@ -147,6 +152,8 @@ def right_lines(record: dict[str, Any]) -> list[str]:
         lines.append(f"a resumed training ends in {'the same bits' if same else 'OTHER BITS: WRONG'}")
     elif "failed" in record["resume"]:
         lines.append(f"resuming failed: {record['resume']['failed']}")
+    elif "late" in record["resume"]:
+        lines.append(f"resuming: {record['resume']['late']}: no time was left")
     return lines
 
 

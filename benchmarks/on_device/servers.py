@@ -30,6 +30,10 @@ class Missing(Failed):
     """A request that needs a package that is not installed; its text is the package's name."""
 
 
+class Late(Failed):
+    """A request that was stopped, as it took longer than it was given."""
+
+
 class Server:
     """A process that answers requests; it is started by the first, and anew after one that it did not survive.
 
@@ -48,7 +52,8 @@ class Server:
 
         Raises:
           Missing: it imports a package that is not installed.
-          Failed: it raised an error, ended its process, or took longer than so many seconds.
+          Late: it took longer than so many seconds.
+          Failed: it raised an error, or ended its process.
         """
         if self.process is None:
             command = [self.python, "-c", f"import sys; sys.path[:0] = {PATHS!r}; from on_device import servers as s"]
@@ -78,7 +83,7 @@ class Server:
             ready, _, _ = select.select([number], [], [], max(0.0, until - time.monotonic()))
             if not ready:
                 self.close()
-                raise Failed(f"stopped after {seconds:.0f} s")
+                raise Late(f"stopped after {seconds:.0f} s")
             part = os.read(number, 1 << 16)
             if not part:
                 code = self.process.wait()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
+
+CPUINFO = Path("/proc/cpuinfo")
 
 # A context of JAX's, so that functions under `jax.jit` that were traced before are traced again inside `plain_forms`.
 _plain = jax.make_user_context(False)
@@ -31,6 +34,24 @@ def cuda_capability() -> tuple[int, int]:
     text = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # of an AMD GPU: such as gfx90a
     match = re.fullmatch(r"(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def lacks_bfloat16() -> str:
+    """What this process computes on, where it has no arithmetic in bfloat16 and XLA computes in float32 and rounds: a
+    CPU without such instructions, an NVIDIA GPU before Ampere, capability 8.0. "" for others."""
+    if jax.default_backend() == "cpu":
+        return "" if "bf16" in processor_flags() else "this CPU"
+    capability = cuda_capability()
+    lacks = (0, 0) < capability < (8, 0)
+    return f"{jax.local_devices()[0].device_kind}, of capability {capability[0]}.{capability[1]}," if lacks else ""
+
+
+def processor_flags() -> str:
+    """The instructions that Linux lists of the processor; "bf16" where it cannot be known."""
+    try:
+        return next(line for line in CPUINFO.open() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return "bf16"
 
 
 @contextmanager

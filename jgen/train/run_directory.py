@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -150,7 +151,17 @@ def program_identity() -> dict[str, Any]:
     """The values that must be equal in all processes that work together, by name."""
     import jax
 
-    return {"jgen's commit": commit(), "JAX": jax.__version__, "the backend": jax.default_backend()}
+    backend = jax.default_backend()
+    return {"jgen's commit": commit(), "jgen's code": code_hash(), "JAX": jax.__version__, "the backend": backend}
+
+
+def code_hash() -> str:
+    """A hash of jgen's source files: it tells apart what a commit does not, local changes and installed packages."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def processor() -> str:

@@ -1,19 +1,21 @@
 """One training by two processes, through train.py: a directory that one of them writes, stopped and gone on with."""
 
 import json
+import shutil
 import signal
+import threading
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from clusters import assert_ended_by_another, free_port, start_each, wait_for, wait_for_file
-from conftest import assert_user_mistake, final_arrays, mistake
+from conftest import ROOT, assert_user_mistake, final_arrays, mistake
 
 import jgen
-from jgen import distributed
+from jgen import cli, distributed
 from jgen.core.files import lock
-from jgen.train import checkpoints
+from jgen.train import checkpoints, run_directory
 
 TINY = ["train.py", "configs/vae/vae.py:tiny", "--train.sample-every", "0", "--train.log-every", "5"]
 
@@ -128,6 +130,120 @@ def test_processes_that_do_not_come_are_waited_for_as_long_as_is_said(python, nu
     assert_user_mistake(
         SimpleNamespace(returncode=done.returncode, stderr="\n".join(rest)), "did not answer within 1 s"
     )
+
+
+def test_processes_of_several_backends_are_told_before_jax_starts_its_devices(start_python, tmp_path):
+    words = [*TINY, "--workdir", tmp_path / "run", "--distributed.coordinator", f"127.0.0.1:{free_port()}"]
+    words += ["--distributed.num-processes", "2", "--distributed.process-id"]
+    processes = [
+        start_python(*words, str(number), JAX_PLATFORMS=platform) for number, platform in enumerate(("cpu", "cuda"))
+    ]
+    for code, _, errors in wait_for(processes):
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(lines) == 1 and "Traceback" not in errors, errors
+        assert "processes of several backends: cpu in " in lines[0] and ", gpu in " in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("platforms", "plugins", "expected"),
+    [
+        ("", [], "cpu"),
+        ("", ["xla_cuda12"], "gpu"),
+        ("", ["xla_cuda13"], "gpu"),
+        ("cuda,cpu", [], "gpu"),
+        ("rocm", [], "gpu"),
+        ("cpu", ["xla_cuda12"], "cpu"),
+        ("tpu", [], "tpu"),
+    ],
+)
+def test_what_jax_is_going_to_run_on_is_known_before_it_starts(monkeypatch, platforms, plugins, expected):
+    named = [SimpleNamespace(name=name) for name in plugins]
+    monkeypatch.setattr(distributed.importlib.metadata, "entry_points", lambda group: named)
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert distributed.expected_platform() == expected
+
+
+def test_a_process_whose_accelerator_is_not_found_says_so(monkeypatch):
+    """JAX takes the CPU in its place, with a warning: the others, which have one, would wait."""
+    monkeypatch.setattr(cli, "expected_platform", lambda: "gpu")
+    cli.start_backend(several=False)
+    mistake(lambda: cli.start_backend(several=True), "no gpu in process 0 of 1", "on CPU", "JAX_PLATFORMS=cpu")
+
+
+def test_a_checkpoint_that_a_slow_disk_shows_late_is_waited_for(tmp_path):
+    def finish(step):
+        (tmp_path / str(step) / "state").mkdir(parents=True)
+        (tmp_path / str(step) / "state" / "array").write_bytes(b"12")
+        checkpoints.manifest_path(tmp_path, step).write_text(json.dumps(checkpoints.hash_tree(tmp_path / str(step))))
+
+    finish(5)
+    (tmp_path / "5" / "state" / "array").write_bytes(b"1")  # a part of the file
+    writer = threading.Timer(0.7, (tmp_path / "5" / "state" / "array").write_bytes, (b"12",))
+    writer.start()
+    checkpoints.wait_until_seen(tmp_path, 5)
+    writer.join()
+    late = threading.Timer(0.7, finish, (10,))
+    late.start()
+    checkpoints.wait_until_seen(tmp_path, 10)
+    late.join()
+    words = ("process 0 of the training does not see the checkpoint", "after 0 s", "15 was not finished")
+    mistake(lambda: checkpoints.wait_until_seen(tmp_path, 15, seconds=0.0), *words)
+
+
+def test_code_that_a_commit_does_not_tell_apart_is_another(monkeypatch, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name / "jgen" / "train").mkdir(parents=True)
+        (tmp_path / name / "jgen" / "train" / "run_directory.py").write_text(name)
+    hashes = []
+    for name in ("one", "other", "one"):
+        monkeypatch.setattr(run_directory, "__file__", str(tmp_path / name / "jgen" / "train" / "run_directory.py"))
+        hashes.append(run_directory.code_hash())
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert "jgen's code" in run_directory.program_identity()
+
+
+@pytest.mark.slow
+def test_processes_of_other_code_are_told(start_python, tmp_path):
+    """The second runs a copy whose only difference is a comment."""
+    copy = tmp_path / "copy"
+    for folder in ("jgen", "configs"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", copy)
+    with (copy / "jgen" / "errors.py").open("a") as file:
+        file.write("# another\n")
+    options = ["--workdir", tmp_path / "run", "--distributed.coordinator", f"127.0.0.1:{free_port()}"]
+    options += ["--distributed.num-processes", "2", "--distributed.process-id"]
+    processes = [start_python(*TINY, *options, "0")]
+    other = [copy / "train.py", copy / TINY[1], *TINY[2:], *options, "1"]
+    processes.append(start_python(*other, PYTHONPATH=str(copy)))
+    for code, _, errors in wait_for(processes):
+        assert code == 2 and "process 1 differs from process 0 in jgen's commit, jgen's code" in errors, errors
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_killed_processes_go_on_to_the_same_bits(start_python, python, tmp_path):
+    """With as many processes, and as one process with as many devices."""
+    often = ("--train.checkpoint-every", "20", "--train.keep", "100")
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    processes = start_two(start_python, killed, 100_000, *often)
+    wait_for_file(killed / "checkpoints" / "20.sha256.json", processes)
+    processes[0].kill()
+    assert_ended_by_another(processes[1])
+    steps = checkpoints.newest_good(killed / "checkpoints") + 7
+    other = shutil.copytree(killed, tmp_path / "other")
+    for run in (killed, straight):
+        for code, _, errors in wait_for(start_two(start_python, run, steps, *often)):
+            assert code == 0, errors
+    python(*TINY, *often, "--train.steps", str(steps), "--workdir", other, devices=2)
+    (arrays, metrics), (expected, wanted) = final_arrays(killed), final_arrays(straight)
+    assert arrays.keys() == expected.keys() and metrics == wanted
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
+    for name, array in final_arrays(other)[0].items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize(
