@@ -13,7 +13,8 @@ from conftest import mistake
 
 from jgen.core import keys as rng
 from jgen.nn.flow import ActNorm
-from jgen.studies import densities, flow_trials, free_form_jacobian
+from jgen.prob import densities
+from jgen.studies import flow_trials, free_form_jacobian
 from jgen.studies.contenders import CONTENDERS, log_density, parameters_of, width_for
 from jgen.train.config import Config, Optimiser
 from jgen.train.optimisers import make_optimiser
