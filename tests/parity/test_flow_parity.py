@@ -91,7 +91,7 @@ def test_realnvps_couplings_are_those_of_normflows(parity):
     layer = realnvp.Coupling(config, 6, 0)
     x = np.random.default_rng(0).normal(size=(n, *shape)).astype(np.float32)
     shapes = jax.eval_shape(lambda key: layer.init(key, x, parity, None), jax.random.key(0))
-    params = normal_params(shapes["params"])
+    params = jax.device_get(normal_params(shapes["params"]))
 
     @jax.jit
     def ours(x):
@@ -153,9 +153,9 @@ def test_residual_blocks_are_those_of_normflows():
     y, log_det, back, done = ours(params, x)
     z, total = block.forward(tensor(x.reshape(n, 2)))
     np.testing.assert_allclose(np.asarray(y).reshape(n, 2), z.detach().numpy(), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(log_det, total.detach().numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(log_det, total.detach().numpy(), rtol=0, atol=1e-6)
     again, opposite = block.inverse(z.detach())
-    assert np.all(done) and np.std(log_det) > 0.05
+    assert np.all(done) and np.std(log_det) > 0.005
     np.testing.assert_allclose(np.asarray(back).reshape(n, 2), again.detach().numpy(), rtol=0, atol=2e-2)
     np.testing.assert_allclose(np.asarray(back), x, rtol=0, atol=1e-4)
     np.testing.assert_allclose(opposite.detach().numpy(), -total.detach().numpy(), rtol=0, atol=2e-2)
