@@ -134,6 +134,22 @@ def test_the_schedule_in_the_state_is_that_of_the_options():
 
 
 @pytest.mark.slow
+def test_equal_operations_are_steps_in_inverse_proportion_to_their_cost():
+    budget, batch_size, costs = 1e10, 32, {}
+    for name in ("RealNVP", "Free-form flow"):
+        one = flow_trials.trial(name, "checkerboard", 300, batch_size)
+        setting = {"minutes": 0.0, "teraflops": budget / 1e12, "batch_size": batch_size}
+        steps, costs[name] = flow_trials.steps_of(setting, one), flow_trials.flops_of(one)
+        assert steps % one.problem.per_call == 0
+        spent = steps * batch_size * costs[name]
+        assert abs(spent - budget) <= 0.5 * one.problem.per_call * batch_size * costs[name]
+    # Dense networks: of each weight, a product and a sum, forward and twice backward; and what is not a product.
+    products = 6 * parameters_of(CONTENDERS["RealNVP"].make(SHAPE, width_for(CONTENDERS["RealNVP"], SHAPE, 300)), SHAPE)
+    assert 0.8 < costs["RealNVP"] / products < 4
+    assert costs["RealNVP"] != costs["Free-form flow"]
+
+
+@pytest.mark.slow
 def test_a_record_its_table_and_its_figure(tmp_path, capsys):
     words = ["--data", "checkerboard", "--flows", "RealNVP; Free-form flow", "--minutes", "1e-6", "--teraflops", "1e-6"]
     words += ["--parameters", "300", "--batch-size", "32", "--seeds", "2", "--out", str(tmp_path)]
