@@ -15,6 +15,8 @@ KIND is one of
                    below the other; --problem says what is measured
   inversions       images of the data, each above what the model makes of latents that were searched for it
   truncation       a row per truncation, from --rows-th part of the model's own to that, of the same --columns latents
+  style_mixing     samples above and to the left, and in each place an image with the coarse styles of the sample to the
+                   left and the fine styles of the one above
   prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
                    standard deviation of each dimension over the data, and as many samples of the model
 """
@@ -57,6 +59,7 @@ class Arguments:
         "restorations",
         "inversions",
         "truncation",
+        "style_mixing",
         "prior",
     ] = "reconstructions"
     """The figure."""
@@ -227,6 +230,29 @@ def truncation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]
     key, parts = jax.random.key(a.seed), np.arange(1, a.rows + 1) / a.rows
     rows = [gen.sample(key, a.columns, label=label, truncation=float(own * part)) for part in parts]
     return np.concatenate(rows), a.columns
+
+
+def style_mixing(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+    """A row of samples behind an empty place, and rows that begin with a sample, of mixtures of the two's styles."""
+    import jax
+
+    from jgen.core import keys as rng
+
+    mix = gen.model.functions.get("mix_styles")
+    require(mix is not None, f"{gen.model.name} has no styles to mix, as stylegan2 has")
+    require(a.columns >= 2, f"--columns is {a.columns}: style_mixing has 2 or more, the samples to the left among them")
+    key, number = jax.random.key(a.seed), a.columns - 1 + a.rows
+    label = np.arange(number) % gen.model.data.num_classes if gen.model.conditions else None
+    samples = gen.sample(key, number, label=label)
+    left, above = np.divmod(np.arange(a.rows * (a.columns - 1)), a.columns - 1)
+    places = (left + a.columns - 1, above)
+    keys = tuple(rng.image_keys(key, place) for place in places)
+    conds = tuple({} if label is None else {"label": label[place]} for place in places)
+    mixed = np.asarray(jax.jit(mix)(gen.params, gen.ctx, keys, conds)).reshape(
+        a.rows, a.columns - 1, *samples.shape[1:]
+    )
+    below = np.concatenate([samples[a.columns - 1 :, None], mixed], axis=1).reshape(-1, *samples.shape[1:])
+    return np.concatenate([np.zeros_like(samples[:1]), samples[: a.columns - 1], below]), a.columns
 
 
 def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
@@ -426,6 +452,7 @@ FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, in
     "restorations": (restorations, ("restore",)),
     "inversions": (inversions, ("invert", "decode")),
     "truncation": (truncation, ("sample",)),
+    "style_mixing": (style_mixing, ("sample",)),
     "prior": (prior, ("interpolate", "sample")),
 }
 

@@ -27,6 +27,8 @@ def get(system, variant):
 def spec_of(data):
     if data.name in ("shapes", "emoji", "fonts"):
         return data_of(data)
+    if data.name.startswith("density:"):
+        return DataSpec(ImageSpec(1, 2, 1, 256))
     if data.name.startswith("texture:"):
         return DataSpec(ImageSpec(data.size, data.size, 1, 256))
     levels = 17 if data.name == "digits" else 256

@@ -12,6 +12,7 @@ from PIL import Image
 import jgen
 import train
 from jgen import figures
+from jgen.core.keys import image_keys
 from jgen.data import dataset
 from jgen.data.pictures import to_display
 from jgen.errors import NotSupported, UserError
@@ -231,6 +232,31 @@ def test_projections_stand_below_their_images_and_rows_are_of_rising_truncation(
     for row, value in zip(cells, (1.0, 2.0, 3.0, 4.0)):  # parts of the model's own, 4
         wanted = gen.sample(key, 2, label=np.arange(2), truncation=value)[..., 0]
         assert np.abs(row.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.slow
+def test_mixed_styles_stand_below_and_beside_their_samples(cache, tmp_path):
+    run = make_run(cache, tmp_path / "stylegan2", "stylegan2", "gan")
+    gen = jgen.load(run)
+    cells = draw(run, tmp_path, "--kind", "style_mixing", "--rows", "3", "--columns", "3")
+    assert cells.shape == (4, 3, 8, 8) and not cells[0, 0].any()
+    samples = gen.sample(jax.random.key(0), 5, label=np.arange(5))[..., 0]
+    np.testing.assert_array_equal(cells[0, 1:], samples[:2])
+    np.testing.assert_array_equal(cells[1:, 0], samples[2:])
+    keys = image_keys(jax.random.key(0), np.arange(5))
+    for row in range(3):
+        for column in range(2):
+            at = [np.array([row + 2]), np.array([column])]
+            conds = tuple({"label": place} for place in at)
+            mixed = gen.model.functions["mix_styles"](gen.params, gen.ctx, tuple(keys[place] for place in at), conds)
+            assert np.abs(cells[row + 1, column + 1].astype(int) - np.asarray(mixed)[0, ..., 0]).max() <= 1
+    with pytest.raises(UserError, match="--columns is 1: style_mixing has 2 or more"):
+        draw(run, tmp_path, "--kind", "style_mixing", "--columns", "1")
+
+
+def test_mixed_styles_are_of_models_that_have_some(run, tmp_path):
+    with pytest.raises(UserError, match="vae has no styles to mix, as stylegan2 has"):
+        draw(run, tmp_path, "--kind", "style_mixing", "--rows", "2", "--columns", "2")
 
 
 def test_a_truncation_is_of_models_that_have_one(run, tmp_path):

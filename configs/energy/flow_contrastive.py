@@ -11,9 +11,17 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.energy.flow_contrastive import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
-VARIANTS = STANDARD
+VARIANTS = STANDARD | RINGS
 FACTS = Facts(free_form_jacobian=False, published="CIFAR-10: FID 37.3, 3.47 bits/dim of the flow")
 FROZEN = {"flow": "configs/flow/realnvp.py"}
 # The flow is trained already, and moves slowly.
@@ -21,7 +29,7 @@ ADAM = Optimiser(learning_rate=3e-4, beta1=0.5, schedule="cosine", by_role=(("fl
 
 
 def get_config(variant: str) -> Experiment:
-    experiment = choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    experiment = choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, rings=rings)
     return replace(experiment, frozen={"flow": f"runs/realnvp-{variant}"})
 
 
@@ -38,6 +46,11 @@ def tiny(digits: Experiment) -> Experiment:
 def mnist(name: str) -> Experiment:
     model = Config(channels=(32, 64, 64), blocks=1, sampling=Sampling(temperature=0.8))
     return Experiment(model, Data(name=name), mnist_training(2000, replace(ADAM, clip_norm=10.0)))
+
+
+def rings() -> Experiment:
+    model = Config(channels=(64, 64), blocks=1, convolutional=False)
+    return Experiment(model, Data(name="density:rings"), plane_training(1000, replace(ADAM, clip_norm=10.0)))
 
 
 def cifar10() -> Experiment:

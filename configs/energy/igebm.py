@@ -7,14 +7,23 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.energy.igebm import Config, Sampling, Scoring
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    cosine,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
-VARIANTS = STANDARD | {"cifar10": "32x32 CIFAR-10 by class; for an accelerator"}
+VARIANTS = STANDARD | {**RINGS, "cifar10": "32x32 CIFAR-10 by class; for an accelerator"}
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 38.2 (37.9 with classes)")
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, rings=rings)
 
 
 def digits() -> Experiment:
@@ -37,6 +46,14 @@ def tiny(digits: Experiment) -> Experiment:
 def mnist(name: str) -> Experiment:
     model = Config(channels=(32, 64, 64), blocks=1, steps=30, step_size=0.045, noise=0.03, alpha=0.1)
     return Experiment(model, Data(name=name), mnist_training(6000, cosine(3e-4, warmup_steps=500), validate_every=0))
+
+
+def rings() -> Experiment:
+    # T = 0.02, as of the digits: with normalised layers the energy's slope is about 1, and that of -log p about 50.
+    model = Config(channels=(64, 64), blocks=1, convolutional=False, steps=20, step_size=0.01, noise=0.02)
+    model = replace(model, alpha=0.0, buffer_size=4096, class_conditional=False, sampling=Sampling(steps=1000))
+    train = plane_training(2000, cosine(3e-3, 100, clip_norm=10.0), validate_every=0)
+    return Experiment(model, Data(name="density:rings"), train)
 
 
 def cifar10() -> Experiment:

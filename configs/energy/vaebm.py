@@ -12,16 +12,24 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.energy.vaebm import Config, Sampling, Scoring
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
-VARIANTS = STANDARD
+VARIANTS = STANDARD | RINGS
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 12.2")
 FROZEN = {"vae": "configs/vae/vae.py"}
 ADAM = Optimiser(learning_rate=1e-4, beta1=0.5, schedule="cosine", clip_norm=10.0)
 
 
 def get_config(variant: str) -> Experiment:
-    experiment = choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    experiment = choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, rings=rings)
     return replace(experiment, frozen={"vae": f"runs/vae-{variant}"})
 
 
@@ -41,6 +49,12 @@ def tiny(digits: Experiment) -> Experiment:
 def mnist(name: str) -> Experiment:
     model = Config(channels=(32, 64, 64), blocks=1, step_size=0.01, alpha=0.01)
     return Experiment(model, Data(name=name), mnist_training(2000, ADAM, validate_every=0))
+
+
+def rings() -> Experiment:
+    model = Config(channels=(64, 64), blocks=1, convolutional=False, step_size=0.01, buffer_size=4096)
+    model = replace(model, sampling=Sampling(mean=False))
+    return Experiment(model, Data(name="density:rings"), plane_training(1000, ADAM, validate_every=0))
 
 
 def cifar10() -> Experiment:

@@ -8,14 +8,23 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.ffjord import Config, Sampling, Scoring
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    cosine,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
-VARIANTS = STANDARD
+VARIANTS = STANDARD | RINGS
 FACTS = Facts(free_form_jacobian=True, published="MNIST: 0.99 bits/dim; CIFAR-10: 3.40 bits/dim")
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, rings=rings)
 
 
 def digits() -> Experiment:
@@ -35,6 +44,12 @@ def mnist(name: str) -> Experiment:
     model = Config(widths=(512, 512), convolutional=False, logit_alpha=LOGIT_ALPHA)
     model = replace(model, sampling=Sampling(temperature=0.8))
     return Experiment(model, Data(name=name), mnist_training(6000, cosine(1e-3, warmup_steps=500, clip_norm=10.0)))
+
+
+def rings() -> Experiment:
+    model = Config(widths=(64, 64), convolutional=False, logit_alpha=LOGIT_ALPHA, class_conditional=False)
+    model = replace(model, scoring=Scoring(probes=0))
+    return Experiment(model, Data(name="density:rings"), plane_training(2000, cosine(5e-3, 100, clip_norm=10.0)))
 
 
 def cifar10() -> Experiment:

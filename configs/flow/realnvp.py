@@ -8,9 +8,19 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.realnvp import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    cosine,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
 VARIANTS = STANDARD | {
+    **RINGS,
     "mnist": "28x28 MNIST by class; 1.17 bits/dim after 56 minutes on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10, unconditional, networks of 8 residual blocks, 64 to 256 wide; for an accelerator",
 }
@@ -18,7 +28,7 @@ FACTS = Facts(free_form_jacobian=False, published="MNIST: 1.06 bits/dim (F); CIF
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, rings=rings)
 
 
 def digits() -> Experiment:
@@ -38,6 +48,11 @@ def mnist(name: str) -> Experiment:
     model = Config(scales=3, width=16, blocks=2, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8))
     optimiser = cosine(1e-3, warmup_steps=500, clip_norm=100.0)
     return Experiment(model, Data(name=name), mnist_training(6000, optimiser))
+
+
+def rings() -> Experiment:
+    model = Config(scales=1, couplings=7, width=32, blocks=1, logit_alpha=LOGIT_ALPHA, class_conditional=False)
+    return Experiment(model, Data(name="density:rings"), plane_training(2000, cosine(3e-3, 100, clip_norm=10.0)))
 
 
 def cifar10() -> Experiment:

@@ -8,9 +8,19 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.tarflow import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    cosine,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
 VARIANTS = STANDARD | {
+    **RINGS,
     "cifar10": "32x32 CIFAR-10 by class, 8 blocks of 8 layers 512 wide; for an accelerator",
 }
 FACTS = Facts(
@@ -20,7 +30,7 @@ FACTS = Facts(
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10)
+    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, rings=rings)
 
 
 def digits() -> Experiment:
@@ -38,6 +48,12 @@ def mnist(name: str) -> Experiment:
     model = Config(patch=4, blocks=4, layers=2, features=128, heads=4, hidden=512, noise="uniform")
     model = replace(model, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8))
     return Experiment(model, Data(name=name), mnist_training(6000, cosine(1e-3, warmup_steps=500, clip_norm=10.0)))
+
+
+def rings() -> Experiment:
+    model = Config(patch=1, blocks=6, layers=1, features=32, heads=2, hidden=64, noise="uniform")
+    model = replace(model, logit_alpha=LOGIT_ALPHA, class_conditional=False)
+    return Experiment(model, Data(name="density:rings"), plane_training(2000, cosine(3e-3, 100, clip_norm=10.0)))
 
 
 def cifar10() -> Experiment:

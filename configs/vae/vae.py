@@ -7,9 +7,19 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vae import Config, Sampling
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import (
+    RINGS,
+    STANDARD,
+    accelerator_training,
+    choose,
+    cosine,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
 VARIANTS = STANDARD | {
+    **RINGS,
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, Bernoulli decoder; 89.4 nats in an hour on 2 CPU cores",
     "cifar10": "32x32 CIFAR-10, 8 bit; for an accelerator",
 }
@@ -23,7 +33,9 @@ BY_CLASS = replace(SMALL, latent=8, class_conditional=True, sampling=MEANS)
 
 
 def get_config(variant: str) -> Experiment:
-    return choose(variant, digits=digits, mnist=mnist, tiny=tiny, mnist_binary=mnist_binary, cifar10=cifar10)
+    return choose(
+        variant, digits=digits, mnist=mnist, tiny=tiny, mnist_binary=mnist_binary, cifar10=cifar10, rings=rings
+    )
 
 
 def digits() -> Experiment:
@@ -52,6 +64,11 @@ def mnist_binary() -> Experiment:
     model = replace(SMALL, latent=40, decoder="bernoulli", hidden=(256,))
     train = mnist_training(60_000, cosine(4e-3, warmup_steps=200, clip_norm=200.0))
     return Experiment(model, Data(name="mnist", binarise="dynamic"), train)
+
+
+def rings() -> Experiment:
+    model = Config(network="dense", widths=(64, 64), blocks=0, latent=2)
+    return Experiment(model, Data(name="density:rings"), plane_training(2000, cosine(3e-3, 100, clip_norm=10.0)))
 
 
 def cifar10() -> Experiment:

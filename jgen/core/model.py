@@ -177,6 +177,8 @@ class GenerativeModel(NamedTuple):
     data:        the images it is about and the fields beside them.
     init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` that of a context.
     phases:      what one training step does, in order.
+    check_training: (steps) -> None, raises UserError for a run of so many steps that it would end before the model is
+                 whole, as of networks that grow. None where a run may be of any length.
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
                  classifier, a text encoder, an autoencoder without a prior).
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
@@ -241,6 +243,8 @@ class GenerativeModel(NamedTuple):
                  sample_codes(params, ctx, keys, cond, temperature) -> int32 (B, h, w, c), of the first grid of codes;
                  texture_error(params, ctx, images) -> float32 (B,), how far statistics of uint8 images of any size are
                  from those of the texture, relative to these;
+                 mix_styles(params, ctx, (keys, keys), (cond, cond)) -> uint8 images with the coarse styles of samples
+                 of the first keys and the fine styles of samples of the second;
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data,
                  at half the log signal-to-noise ratio (B,);
@@ -269,6 +273,7 @@ class GenerativeModel(NamedTuple):
     data: DataSpec
     init: Callable[..., tuple[Roles, Roles]]
     phases: tuple[Phase, ...]
+    check_training: Callable[[int], None] | None = None
     sample: Callable[..., Any] | None = None
     trajectory: Callable[..., Any] | None = None
     sampling: Any = None

@@ -24,8 +24,9 @@ class Config:
     fontconfig knows or of fonts:FOLDER, emoji, the pictures of Noto Color Emoji or of emoji:FILE with their names as
     captions, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with
     or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png), npz:FILE, arrays
-    `images` and `label`, or texture:FILE, squares of one picture; texture:brick, texture:grass and texture:gravel are
-    pictures of scikit-image."""
+    `images` and `label`, texture:FILE, squares of one picture; texture:brick, texture:grass and texture:gravel are
+    pictures of scikit-image; or density:NAME, points of the plane as images of two pixels, of gaussians, rings, spirals
+    or checkerboard."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""

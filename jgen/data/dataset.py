@@ -23,6 +23,7 @@ from jgen.data.config import OF_FILES, Config, Place, check_config, located
 from jgen.data.emoji import emoji_source
 from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
+from jgen.data.plane import plane_source
 from jgen.data.shapes import shapes_source
 from jgen.data.sources import Judge, Records, Source, Subjects, cache_dir
 from jgen.data.style import SIBLINGS
@@ -115,6 +116,8 @@ def open_source(config: Config, arrays: Arrays | None = None) -> Source:
         return folder_source(Path(config.name.removeprefix("folder:")).expanduser(), config)
     if config.name.startswith("texture:"):
         return texture_source(config.name.removeprefix("texture:"), config)
+    if config.name.startswith("density:"):
+        return plane_source(config.name.removeprefix("density:"), config)
     if config.name == "digits":
         return tfds_source(digits_builder(), config)
     if config.name == "shapes":

@@ -244,6 +244,20 @@ class Generator(nn.Module):
     def synthesise(self, ws: jax.Array, keys: jax.Array) -> jax.Array:
         return self.synthesis(ws, keys)
 
+    def mixed(
+        self,
+        latents: tuple[jax.Array, jax.Array],
+        one_hots: tuple[jax.Array | None, jax.Array | None],
+        keys: jax.Array,
+        psi: float | jax.Array,
+    ) -> jax.Array:
+        """Images whose first half of the layers has the w of the first latent, and the others that of the second."""
+        key_styles, key_noise = rng.split(keys, 2)
+        coarse, fine = (self.styles(z, one_hot, key_styles, False) for z, one_hot in zip(latents, one_hots))
+        first_half = jnp.arange(self.synthesis.layers)[None, :, None] < self.synthesis.layers // 2
+        mean = self.mean.value[None, None, :]
+        return self.synthesis(mean + psi * (jnp.where(first_half, coarse, fine) - mean), key_noise)
+
     def truncated(self, z: jax.Array, one_hot: jax.Array | None, keys: jax.Array, psi: float | jax.Array) -> jax.Array:
         """Images of w moved towards their mean: w_mean + psi (w - w_mean) (Karras et al. 2019, 1812.04948)."""
         key_styles, key_noise = rng.split(keys, 2)

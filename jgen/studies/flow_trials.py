@@ -19,9 +19,9 @@ import numpy as np
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Context, GenerativeModel, Phase, Roles
 from jgen.models.flow.dequantised import LOGIT_ALPHA
+from jgen.prob import densities
 from jgen.prob.dequantisation import dequantise, preprocess, quantise
 from jgen.prob.pixels import bits_per_dim
-from jgen.studies import densities
 from jgen.studies.contenders import CONTENDERS, Map, Shape, log_density, parameters_of, spec_of, width_for
 
 Row = dict[str, Any]

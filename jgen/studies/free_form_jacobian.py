@@ -67,8 +67,8 @@ def command(args: list[str]) -> int:
 
 def settings_of(a: Arguments) -> list[Row]:
     """What each row depends on. Raises `UserError` for unknown data or flows."""
+    from jgen.prob.densities import DENSITIES
     from jgen.studies.contenders import CONTENDERS, ON_POINTS_ALONE
-    from jgen.studies.densities import DENSITIES
     from jgen.studies.flow_trials import open_images
 
     names = [name.strip() for name in a.flows.split(";")] if a.flows else list(CONTENDERS)
@@ -99,8 +99,8 @@ def budget_of(setting: Row) -> str:
 def excess(row: Row) -> np.ndarray:
     """Nats by which a flow of points is worse than the density itself, the divergence of the two, by seed. For a flow
     that is not a bijection by construction, the density is first divided by its integral."""
+    from jgen.prob.densities import entropy
     from jgen.studies.contenders import CONTENDERS
-    from jgen.studies.densities import entropy
 
     nats = np.array(row["nats"]) - entropy(row["setting"]["data"])
     return nats if CONTENDERS[row["setting"]["name"]].bijective else nats + np.log(row["mass"])
@@ -115,7 +115,7 @@ def spread(values: Any, digits: int = 3) -> str:
 
 def table(rows: list[Row]) -> str:
     """Means and standard deviations over the seeds as Markdown: of points, then of images."""
-    from jgen.studies.densities import DENSITIES
+    from jgen.prob.densities import DENSITIES
 
     on_points = [row for row in rows if row["setting"]["data"] in DENSITIES]
     parts = [(point_table, on_points), (image_table, [row for row in rows if row not in on_points])]
@@ -140,7 +140,7 @@ HEAD = ["data", "budget", "flow", "Jacobian", "parameters", "steps", "examples/s
 
 
 def point_table(rows: list[Row]) -> str:
-    from jgen.studies.densities import entropy
+    from jgen.prob.densities import entropy
 
     lines = []
     for row in rows:
@@ -161,7 +161,7 @@ def image_table(rows: list[Row]) -> str:
 def draw(path: Path, rows: list[Row]) -> None:
     """Of each data set, how far each flow is from the truth with each budget, above samples of the first budget."""
     from jgen.compare.page import pyplot
-    from jgen.studies.densities import DENSITIES
+    from jgen.prob.densities import DENSITIES
 
     plt = pyplot()
     data = list(dict.fromkeys(row["setting"]["data"] for row in rows))
@@ -203,7 +203,7 @@ def draw_samples(part: Any, rows: list[Row], data: str) -> None:
     import jax
 
     from jgen.core import keys as rng
-    from jgen.studies.densities import DENSITIES, EXTENT, draw_points
+    from jgen.prob.densities import DENSITIES, EXTENT, draw_points
 
     shown = [(row["setting"]["name"], np.array(row["samples"])) for row in rows]
     if data in DENSITIES:

@@ -145,6 +145,8 @@ class Training:
             config.accumulation == 1 or not model.whole_batch,
             f"train.accumulation is {config.accumulation}: {model.name} has a loss of whole batches, it must be 1",
         )
+        if model.check_training is not None:
+            model.check_training(config.steps)
         if "label" in model.conditions:
             scored = ["validation"] * (config.validate_every > 0 and "validation" in dataset.splits)
             for split in ("train", *scored):

@@ -19,6 +19,9 @@ STANDARD = {
     "tiny": "8x8 digits, seconds to train; for tests",
 }
 
+# A density of the plane, which systems of dense networks learn: STANDARD | RINGS.
+RINGS = {"rings": "points of two rings in the plane, as images of two pixels; seconds on 2 CPU cores"}
+
 # Those of a system of textures.
 TEXTURES = {
     "brick": "crops of 256x256 of a brick wall, grey, of scikit-image",
@@ -78,6 +81,18 @@ def digits_training(steps: int, optimiser: Optimiser, **changes: Any) -> Config:
     preset: dict[str, Any] = {"batch_size": 64, "ema_decay": 0.999}
     preset |= {"log_every": 50, "validate_every": 250, "validation_images": 150}
     preset |= {"sample_every": 1000, "checkpoint_every": 500}
+    return Config(steps=steps, optimiser=optimiser, **preset | changes)
+
+
+def plane_training(steps: int, optimiser: Optimiser, **changes: Any) -> Config:
+    """Training on points of the plane, images of two pixels, in seconds on two CPU cores.
+
+    Args:
+      changes: fields of `Config` that differ from the preset.
+    """
+    preset: dict[str, Any] = {"batch_size": 256, "ema_decay": 0.995}
+    preset |= {"log_every": 100, "validate_every": 500, "validation_images": 1000}
+    preset |= {"sample_every": 0, "checkpoint_every": 500}
     return Config(steps=steps, optimiser=optimiser, **preset | changes)
 
 

@@ -208,6 +208,11 @@ def test_density_integrates_to_one_and_samples_follow_it(name):
     # First and second moments of what is sampled, within five standard errors.
     error = np.abs(products(x).mean(0) - mass @ products(grid))
     assert np.all(error < 5 * products(x).std(0) / np.sqrt(n) + 5e-3 * np.abs(products(x)).mean(0))
+    # Every coordinate's distribution by Kolmogorov and Smirnov.
+    for i, axis in enumerate(axes):
+        marginal = mass.reshape((points,) * size).sum(tuple(j for j in range(size) if j != i))
+        below = (np.cumsum(marginal) - marginal / 2) / marginal.sum()
+        assert scipy.stats.kstest(np.interp(x[:, i], axis, below), "uniform").pvalue > 1e-3
 
 
 SMALL = data_of(2, 2, 1, 3, num_classes=2)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import mistake
 from contract_cases import make_batch
 from specs import data_of
 
+import train
 from jgen.core import keys as rng
 from jgen.core.model import Context
 from jgen.errors import UserError
@@ -104,3 +106,13 @@ def test_samples_and_scores_are_those_of_the_level_of_the_step():
 def test_a_mistake_is_one_line(changes, message):
     with pytest.raises(UserError, match=f"^[^\n]*{message}[^\n]*$"):
         progan.make(dataclasses.replace(SMALL, **changes), DATA)
+
+
+def test_growth_that_ends_after_the_run_is_one_line(cache, tmp_path):
+    args = ["configs/gan/progan.py:tiny", "--workdir", str(tmp_path / "run"), "--model.grow-steps", "40"]
+    mistake(
+        lambda: train.command([*args, "--train.steps", "79"]),
+        "train.steps is 79: the last size has faded in after 80 steps",
+        "--model.grow-steps",
+    )
+    progan.make(dataclasses.replace(SMALL, grow_steps=10), DATA).check_training(2 * 10 * (len(SMALL.channels) - 1))

@@ -13,8 +13,10 @@ from jgen.core import keys as rng
 from jgen.core.generate import sample_images
 from jgen.core.model import Context
 from jgen.errors import UserError
+from jgen.models.gan import game as gan
 from jgen.models.gan import stylegan2
 from jgen.nn.stylegan2 import EqualisedConv, EqualisedDense, Generator, minibatch_deviation, modulated_conv
+from jgen.prob.pixels import to_uint8
 from jgen.train.config import Optimiser
 from jgen.train.presets import lazy_rates
 
@@ -180,6 +182,31 @@ def test_truncation_moves_samples_to_that_of_the_mean_w():
     assert np.abs(half - none).mean() < 0.8 * np.abs(whole - none).mean()
     with pytest.raises(UserError, match="truncation is -0.5: it must be zero or above"):
         sample_images(model, params, ctx, key, 8, truncation=-0.5)
+
+
+@pytest.mark.slow
+def test_mixed_styles_are_coarse_ones_of_one_sample_and_fine_ones_of_another():
+    model, params, ctx, _ = started()
+    keys = [rng.image_keys(jax.random.key(seed), jnp.arange(4)) for seed in (0, 1)]
+    conds = [{"label": np.array(label)} for label in ([0, 1, 2, 0], [2, 2, 1, 1])]
+    generator = model.phases[0].loss.args[0].generator
+    bound = generator.bind({"params": params["gen"], "batch_stats": ctx.extra["gen"]["trained"]})
+
+    @jax.jit
+    def mixtures(params):
+        mix = model.functions["mix_styles"]
+        return [mix(params, ctx, (keys[i], keys[j]), (conds[i], conds[j])) for i, j in ((0, 0), (0, 1))]
+
+    alone, mixed = mixtures(params)
+    np.testing.assert_allclose(alone, model.sample(params, ctx, keys[0], conds[0]).astype(int), atol=1)
+    z, one_hots = [rng.normal(k, (5,)) for k in keys], [jnp.eye(3)[cond["label"]] for cond in conds]
+    w = [np.asarray(bound.mapping(*pair)) for pair in zip(z, one_hots)]
+    layers = bound.synthesis.layers
+    ws = np.stack([w[0 if layer < layers // 2 else 1] for layer in range(layers)], axis=1)
+    _, key_noise = rng.split(gan.network_keys(keys[0], 1)[0], 2)
+    wanted = to_uint8(bound.synthesise(jnp.asarray(ws), key_noise), model.images.levels)
+    np.testing.assert_allclose(mixed, wanted.astype(int), atol=1)
+    assert np.any(mixed != alone)
 
 
 def test_lazy_rates_are_those_of_the_paper():

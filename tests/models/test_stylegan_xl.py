@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+from conftest import mistake
 from contract_cases import make_batch
 from gaussians import keys_of
 from naive_autoregressive import normal_params
@@ -358,3 +359,12 @@ def test_missing_features_are_one_line_that_says_what_to_install(monkeypatch, tm
         model.init(jax.random.key(0), make_batch(model, 2), {})
     with pytest.raises(UserError, match="^[^\n]*nowhere.pth[^\n]*$"):
         projected_discriminator.load_features(str(tmp_path / "nowhere.pth"))
+
+
+def test_growth_that_ends_after_the_run_is_one_line():
+    model = stylegan_xl.make(dataclasses.replace(SMALL, stages=(3, 3), stage_steps=50), DATA)
+    mistake(
+        lambda: model.check_training(50), "train.steps is 50: the last stage begins after 50", "--model.stage-steps"
+    )
+    model.check_training(51)
+    stylegan_xl.make(dataclasses.replace(SMALL, stages=(3,), stage_steps=50), DATA).check_training(1)

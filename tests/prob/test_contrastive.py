@@ -32,7 +32,7 @@ def on_devices(number, function, *arrays):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_losses_are_those_image_terms_plain_double_loop(devices):
+def test_losses_are_those_of_a_plain_double_loop(devices):
     losses = on_devices(devices, lambda a, b: contrastive_losses(a, b, SCALE), np.float32(A), np.float32(B))
     np.testing.assert_allclose(losses.ravel(), looped(A, B, SCALE), rtol=2e-5)
     alone = contrastive_losses(jnp.float32(A), jnp.float32(B), SCALE)
@@ -65,7 +65,7 @@ def test_the_mean_gradient_over_devices_is_that_of_the_whole_batch(devices):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_the_nearest_is_image_termsll_devices(devices):
+def test_the_nearest_is_of_all_devices(devices):
     places = on_devices(devices, nearest, np.float32(A), np.float32(B)).ravel()
     assert places.tolist() == [max(range(8), key=lambda j, i=i: float(A[i] @ B[j])) for i in range(8)]
 
@@ -93,3 +93,33 @@ def test_noise_contrast_recovers_a_known_log_ratio():
     np.testing.assert_allclose(theta, exact, rtol=1e-3, atol=1e-3)
     # At the optimum the loss is 2 log 2 - 2 JS(p, q), below that of a blind guess.
     assert float(loss(theta)) < float(loss(jnp.zeros(3))) - 0.1
+
+
+def test_noise_contrast_recovers_a_density_of_the_plane_and_its_normaliser():
+    """A correlated Gaussian beside the standard one: six coefficients by Newton's method, with expectations by
+    quadrature; the constant is that of a normalised density."""
+    axis, weights = np.polynomial.hermite_e.hermegauss(30)
+    noise = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    weights = np.outer(weights, weights).ravel() / weights.sum() ** 2
+    mean, root = np.array([0.4, -0.3]), np.array([[0.9, 0.0], [0.5, 0.7]])
+    precision = np.linalg.inv(root @ root.T)
+
+    def features(x):
+        return np.stack([x[:, 0] ** 0, x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2], axis=1)
+
+    of_data, of_noise = (np.float32(features(x)) for x in (mean + noise @ root.T, noise))
+
+    def loss(theta):
+        return jnp.sum(np.float32(weights) * noise_contrast(of_data @ theta, of_noise @ theta))
+
+    @jax.jit
+    def newton(theta):
+        return theta - jnp.linalg.solve(jax.hessian(loss)(theta), jax.grad(loss)(theta))
+
+    theta = jnp.zeros(6)
+    for _ in range(12):
+        theta = newton(theta)
+    constant = -0.5 * mean @ precision @ mean - np.log(np.linalg.det(root))
+    quadratic = 0.5 * (np.eye(2) - precision)
+    exact = [constant, *(precision @ mean), quadratic[0, 0], 2 * quadratic[0, 1], quadratic[1, 1]]
+    np.testing.assert_allclose(theta, exact, atol=2e-3)

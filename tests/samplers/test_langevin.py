@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import chi2, kstest
+from scipy.stats import chi2, chisquare, kstest
 
 from jgen.core import keys as rng
+from jgen.prob import densities
 from jgen.prob.importance import bootstrap_log_mean, log_mean
 from jgen.samplers.annealing import anneal, chains_at, hamiltonian_step
 from jgen.samplers.langevin import langevin, reflect, temperature_of
@@ -60,6 +61,26 @@ def test_chains_on_the_box_come_to_the_density_within_its_walls(name):
     )
     assert np.abs(x).max() <= 1
     assert kstest(x[:, 0], cdf(energy, -1.0, 1.0)).pvalue > 1e-3
+
+
+def grid_of_box(side):
+    """The middles of side^2 equal cells of the box [-1, 1]^2."""
+    return densities.grid(side) / densities.EXTENT
+
+
+def test_chains_in_the_plane_come_to_a_mixture_that_is_integrated_on_a_grid():
+    """Of three overlapping modes, in 16 cells of the box."""
+    density, side = densities.mixture(np.array([[-0.6, -0.4], [0.5, -0.5], [0.1, 0.6]]), 0.35), 64
+    gradient = jax.grad(lambda x: -jnp.sum(density.log_prob(x)))
+    noise, start = 0.1, 2 * rng.uniform(rng.fold_in(KEYS, 9), (2,)) - 1
+    x, _ = run(gradient, start, reflecting=True, steps=500, step_size=noise**2 / 2, noise=noise)
+    p = np.exp(np.asarray(density.log_prob(grid_of_box(side)), np.float64)).reshape(4, side // 4, 4, side // 4)
+    expected = p.sum(axis=(1, 3)) / p.sum()
+    column, row = np.clip(np.floor(2 * (x + 1)), 0, 3).astype(int).T
+    seen = np.zeros((4, 4))
+    np.add.at(seen, (row, column), 1)
+    assert np.ptp(expected) > 0.05
+    assert chisquare(seen.ravel(), NUM * expected.ravel()).pvalue > 1e-3
 
 
 def test_reflection_is_a_triangle_wave():
@@ -117,6 +138,29 @@ def test_annealed_weights_have_the_normaliser_on_the_box():
     )(start)
     close_to(log_w, np.sum(np.log(2 * np.sinh(slope) / slope)))
     assert np.abs(x).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["gaussians", "rings"])
+def test_annealed_weights_have_the_integral_of_densities_of_the_plane(name):
+    """exp(-U) is 7 times the density, squeezed into the box: its integral is known, and is what a grid has."""
+    density, scale = densities.DENSITIES[name](), densities.EXTENT
+
+    def energy(x):
+        return -density.log_prob(scale * x) - math.log(7)
+
+    def base(x):
+        return jnp.full(x.shape[0], 2 * math.log(2.0)) + 0.0 * x[:, 0]
+
+    side, keys = 400, KEYS[:400]
+    values = np.exp(-np.asarray(jax.jit(energy)(grid_of_box(side)), np.float64))
+    log_z = math.log(values.sum() * (2 / side) ** 2)
+    assert log_z == pytest.approx(math.log(7 / scale**2), abs=1e-3)
+    start = 2 * rng.uniform(rng.fold_in(keys, 2), (2,)) - 1
+    _, log_w, accepted = jax.jit(lambda x: anneal(base, energy, rng.fold_in(keys, 1), x, steps=150, reflecting=True))(
+        start
+    )
+    close_to(log_w, log_z)
+    assert 0.3 < np.mean(accepted) < 1
 
 
 def test_hamiltonian_steps_keep_their_distribution():

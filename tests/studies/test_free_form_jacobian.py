@@ -13,7 +13,8 @@ from conftest import mistake
 
 from jgen.core import keys as rng
 from jgen.nn.flow import ActNorm
-from jgen.studies import densities, flow_trials, free_form_jacobian
+from jgen.prob import densities
+from jgen.studies import flow_trials, free_form_jacobian
 from jgen.studies.contenders import CONTENDERS, log_density, parameters_of, width_for
 from jgen.train.config import Config, Optimiser
 from jgen.train.optimisers import make_optimiser
@@ -130,6 +131,22 @@ def test_the_schedule_in_the_state_is_that_of_the_options():
         for step in (0, 3, steps // 2, steps - 1):
             rate = flow_trials.Schedule(jnp.float32(steps), jnp.float32(0.01), jnp.float32(step)).rate()
             np.testing.assert_allclose(rate, wanted(step), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_equal_operations_are_steps_in_inverse_proportion_to_their_cost():
+    budget, batch_size, costs = 1e10, 32, {}
+    for name in ("RealNVP", "Free-form flow"):
+        one = flow_trials.trial(name, "checkerboard", 300, batch_size)
+        setting = {"minutes": 0.0, "teraflops": budget / 1e12, "batch_size": batch_size}
+        steps, costs[name] = flow_trials.steps_of(setting, one), flow_trials.flops_of(one)
+        assert steps % one.problem.per_call == 0
+        spent = steps * batch_size * costs[name]
+        assert abs(spent - budget) <= 0.5 * one.problem.per_call * batch_size * costs[name]
+    # Dense networks: of each weight, a product and a sum, forward and twice backward; and what is not a product.
+    products = 6 * parameters_of(CONTENDERS["RealNVP"].make(SHAPE, width_for(CONTENDERS["RealNVP"], SHAPE, 300)), SHAPE)
+    assert 0.8 < costs["RealNVP"] / products < 4
+    assert costs["RealNVP"] != costs["Free-form flow"]
 
 
 @pytest.mark.slow

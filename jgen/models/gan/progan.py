@@ -97,6 +97,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     grown = partial(by_level, c.grow_steps, games)
     return make_gan("progan", whole, c.sampling)._replace(
         phases=tuple(phases),
+        check_training=partial(check_training, c.grow_steps, top),
         sample=partial(grown, gan.sample),
         decode=partial(grown, gan.decode),
         invert=partial(grown, gan.invert),
@@ -161,6 +162,13 @@ def by_level(
     ctx = ctx._replace(step=jnp.maximum(jnp.asarray(ctx.step) - 1, 0))
     branches = [partial(function, game, **options) for game in games]
     return jax.lax.switch(level_of(grow_steps, len(games) - 1, ctx.step), branches, params, ctx, *inputs)
+
+
+def check_training(grow_steps: int, top: int, steps: int) -> None:
+    """Raises `UserError` for a run that would end before the last size has faded in."""
+    end = 2 * grow_steps * top
+    growth = f"the last size has faded in after {end} steps, 2 x {top} x grow_steps"
+    require(steps >= end, f"train.steps is {steps}: {growth}; train longer, or set a smaller --model.grow-steps")
 
 
 def check_config(config: Config, data: DataSpec) -> None:

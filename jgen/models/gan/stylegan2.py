@@ -123,7 +123,10 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         path = Phase(("gen",), partial(path_loss, game, c.path_weight * c.path_every), runs=every(c.path_every))
         model = model._replace(phases=(*model.phases, path._replace(name="path")), init=partial(init, game))
     return model._replace(
-        sample=partial(sample, game, c.sampling), check_sampling=check_sampling, numbers={"truncation": ()}
+        sample=partial(sample, game, c.sampling),
+        check_sampling=check_sampling,
+        numbers={"truncation": ()},
+        functions={**model.functions, "mix_styles": partial(mix_styles, game, c.sampling)},
     )
 
 
@@ -184,6 +187,24 @@ def sample(
     variables = {"params": params["gen"], "batch_stats": gan.sampling_statistics(ctx)}
     inputs = with_keys(key_gen, gan.draw_latents(game, keys), gan.one_hot(game, cond))
     return to_uint8(game.generator.apply(variables, *inputs, psi, method="truncated"), game.levels)
+
+
+def mix_styles(
+    game: Game,
+    defaults: Sampling,
+    params: Roles,
+    ctx: Context,
+    keys: tuple[jax.Array, jax.Array],
+    conds: tuple[Cond, Cond],
+) -> jax.Array:
+    """Images with the coarse styles of samples of the first keys and the fine styles of those of the second
+    (Karras et al. 2019, arXiv 1812.04948, figure 3); the noise is that of the first."""
+    variables = {"params": params["gen"], "batch_stats": gan.sampling_statistics(ctx)}
+    (key_gen,) = network_keys(keys[0], 1)
+    latents = tuple(gan.draw_latents(game, each) for each in keys)
+    one_hots = tuple(gan.one_hot(game, cond) for cond in conds)
+    x = game.generator.apply(variables, latents, one_hots, key_gen, defaults.truncation, method="mixed")
+    return to_uint8(x, game.levels)
 
 
 def check_sampling(o: Sampling) -> None:

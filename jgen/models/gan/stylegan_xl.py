@@ -132,6 +132,7 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
     return make_gan("stylegan_xl", game, c.sampling)._replace(
         init=partial(init, game),
         phases=tuple(phases),
+        check_training=partial(check_training, c.stage_steps, top),
         sample=partial(grown, whole, partial(sample, c.sampling)),
         check_sampling=check_sampling,
         numbers={"truncation": ()},
@@ -219,6 +220,13 @@ def sample(
 def validate(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """As of any GAN: the share of each image's logits that are on the right side."""
     return {name: jnp.mean(flags, axis=1) for name, flags in gan.validate(game, params, ctx, keys, batch).items()}
+
+
+def check_training(stage_steps: int, top: int, steps: int) -> None:
+    """Raises `UserError` for a run that would end before the last stage."""
+    begin = stage_steps * top
+    growth = f"the last stage begins after {begin} steps, {top} x stage_steps"
+    require(steps > begin, f"train.steps is {steps}: {growth}; train longer, or set a smaller --model.stage-steps")
 
 
 def check_config(config: Config, data: DataSpec) -> None:
