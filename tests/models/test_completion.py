@@ -9,6 +9,7 @@ from naive_autoregressive import normal_params
 
 from jgen.core.keys import image_keys
 from jgen.core.model import Context
+from jgen.errors import UserError
 from jgen.models.flow import ffjord
 from jgen.nn.velocity_field import VelocityField
 from jgen.samplers.langevin import langevin
@@ -72,3 +73,25 @@ def test_the_solver_of_a_continuous_flows_chains_has_order_4_and_the_adaptive_on
         errors = [np.abs(ffjord.inverse_by_steps(network, params, z, label, n) - exact).max() for n in (4, 8, 16)]
     assert errors[0] > errors[1] > errors[2] and errors[1] / errors[2] > 10  # 16 in the limit
     assert np.abs(exact - z).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "name,option",
+    [
+        ("realnvp", "noise"),
+        ("residual_flow", "steps"),
+        ("ffjord", "solver_steps"),
+        ("vaebm", "noise"),
+        ("flow_contrastive", "candidates"),
+    ],
+)
+def test_options_out_of_range_are_one_line(name, option):
+    case = make_case(name)
+    model, batch = case.model, make_batch(case.model)
+    shapes = jax.eval_shape(lambda key: model.init(key, batch, case.frozen), jax.random.key(0))
+    params, extra = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    ctx, keys = Context(jnp.int32(0), None, params, extra, case.frozen), image_keys(jax.random.key(1), jnp.arange(8))
+    mask = np.zeros((8, *model.images.shape[:2]), bool)
+    given = params, ctx, keys, batch["image"], mask, model.condition(batch)
+    with pytest.raises(UserError, match=f"^{option} is 0: it must be above zero$"):
+        jax.eval_shape(lambda: model.inpaint(*given, **{option: 0}))
