@@ -14,9 +14,9 @@ as listed in `jgen.nn.texture_statistics`, over the pyramid of `jgen.nn.steerabl
 them is in `jgen.models.classical.texture`.
 
 Differs from the paper: by default, descent by L-BFGS on all statistics at once, with the range as a penalty. The
-authors' projections onto each set of constraints in turn are `--sampling.method projections`, of one channel, from white noise;
-what differs there is in `jgen.nn.texture_projections`. Several crops, whose statistics are averaged; colours. Statistics
-are defined a little otherwise, as `jgen.nn.texture_statistics` says.
+authors' projections onto each set of constraints in turn are `--sampling.method projections`, of one channel, from
+white noise; what differs there is in `jgen.nn.texture_projections`. Several crops, whose statistics are averaged;
+colours. Statistics are defined a little otherwise, as `jgen.nn.texture_statistics` says.
 
 Measured: statistics of two samples of 256x256 after 200 evaluations are off by 1.34 % on brick, off by 0.45 % on grass
 and off by 0.58 % on gravel, where those of a held-out crop are off by 22.8 %, 25.0 % and 10.2 %: each after 10 steps of
