@@ -6,13 +6,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import mistake
+from conftest import mistake, real_images
 from PIL import Image
 from specs import data_of
 
 import jgen
 import train
-from jgen.data import dataset
 from jgen.data.grids import make_grid
 from jgen.data.pictures import to_display
 from jgen.studies import textures
@@ -26,7 +25,7 @@ def test_a_row_is_a_crop_and_the_first_sample_of_each_run_of_its_picture(cache, 
     other = shutil.copytree(run, tmp_path / "other")
     assert textures.command([str(run), str(other), "--out", str(out), "--seed", "3"]) == 0
     gen = jgen.load(run)
-    crop = dataset.load(gen.config.data).splits["train"].fetch(np.arange(1))["image"]
+    crop, _ = real_images(gen.config.data, 1, "train")
     sample = gen.sample(jax.random.key(3), 1)
     wanted = make_grid(to_display(np.concatenate([crop, sample, sample]), gen.model.images.levels), 3)
     np.testing.assert_array_equal(np.asarray(Image.open(out)), wanted[..., 0])
