@@ -2,7 +2,8 @@
 
 KIND is one of
   reconstructions  images of the data, each above what the model makes of its latents
-  interpolation    between pairs of images along the line between their latents, the images themselves at the ends
+  interpolation    between pairs of images along the line between their latents, the images themselves at the ends; of
+                   a conditional model, between images of one class, or with the text of the first
   traversal        a row per latent dimension, those that vary most over the data, moved from -3 to 3 about one image
   manifold         a grid over the two latent dimensions that vary most, at quantiles of a standard normal, with all
                    others at zero
@@ -117,8 +118,7 @@ def command(args: list[str]) -> int:
     draw, needed = FIGURES[a.kind]
     for capability in needed:
         require_capability(gen.model, capability)
-    others = [name for name in gen.model.conditions if name != "label"]
-    require(not others, f"{gen.model.name} is conditioned on {', '.join(others)}: figures are of classes only")
+    check_conditions(gen.model, a)
     conditional = "label" in gen.model.conditions
     require(a.label is None or conditional, f"--label is {a.label}: {gen.model.name} takes no classes")
     images, columns = draw(gen, open_splits(args[0], gen, a), a)
@@ -161,6 +161,13 @@ def check_arguments(a: Arguments) -> None:
             require(a.kind == kind or getattr(a, name) == getattr(Arguments, name), unread)
 
 
+def check_conditions(model: Any, a: Arguments) -> None:
+    """Raises `UserError` for a model that is conditioned on what this kind of figure cannot choose."""
+    others = ", ".join(name for name in model.conditions if name != "label")
+    known = f"{model.name} is conditioned on {others}: {a.kind} knows classes only"
+    require(not others or a.kind in OF_IMAGES, f"{known}; {', '.join(OF_IMAGES)} take what images have")
+
+
 def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
     """The splits of the run's data. Raises `UserError` where the data has changed since the training, or has no such
     split."""
@@ -174,12 +181,12 @@ def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
     return splits
 
 
-def data(gen: Any, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """`n` images of the split, as the model was trained on them, and their classes where it is conditional."""
+def data(gen: Any, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`n` images of the split, as the model was trained on them, and what it is conditioned on, {} for nothing."""
     split = splits[a.split]
     require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
     batch = fetch(gen, split, a.start + np.arange(n), a.seed)
-    return batch["image"], batch["label"] if gen.model.conditions else None
+    return batch["image"], {name: batch[name] for name in gen.model.conditions}
 
 
 def fetch(gen: Any, split: Split, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -199,8 +206,8 @@ def reconstructions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray,
     """Rows of images, each above its reconstructions."""
     import jax
 
-    images, label = data(gen, splits, a, a.rows * a.columns)
-    made = gen.reconstruct(jax.random.key(a.seed), images, label=label)
+    images, named = data(gen, splits, a, a.rows * a.columns)
+    made = gen.reconstruct(jax.random.key(a.seed), images, **named)
     return above(images, made, a), a.columns
 
 
@@ -214,9 +221,9 @@ def inversions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]
     """Rows of images, each above what is decoded from latents that were searched for it."""
     import jax
 
-    images, label = data(gen, splits, a, a.rows * a.columns)
+    images, named = data(gen, splits, a, a.rows * a.columns)
     key = jax.random.key(a.seed)  # of both: where a generator has noise of its own, the search was with the same
-    made = gen.decode(key, gen.invert(key, images, label=label), label=label)
+    made = gen.decode(key, gen.invert(key, images, **named), **named)
     return above(images, made, a), a.columns
 
 
@@ -261,17 +268,20 @@ def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, i
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
     # What the class says, a conditional model's latents do not: there both ends are of one class, found among more.
-    num = min(40 * a.rows, splits[a.split].num - a.start) if gen.model.conditions else 2 * a.rows
-    images, label = data(gen, splits, a, num)
-    if label is not None:
+    of_class = gen.model.conditions == ("label",)
+    num = min(40 * a.rows, splits[a.split].num - a.start) if of_class else 2 * a.rows
+    images, named = data(gen, splits, a, num)
+    if of_class:
+        label = named["label"]
         order = np.argsort(label, kind="stable")
         pairs = np.stack([order[:-1], order[1:]], axis=1)
         pairs = pairs[label[pairs[:, 0]] == label[pairs[:, 1]]]
         require(len(pairs) >= a.rows, f"{a.rows} pairs of one class are wanted: {num} images have {len(pairs)}")
         chosen = pairs[np.linspace(0, len(pairs) - 1, a.rows).astype(int)]
-        images, label = images[chosen.ravel()], label[chosen[:, 0]]
+        images, named = images[chosen.ravel()], {"label": label[chosen.ravel()]}
     first, second = images[0::2], images[1::2]
-    way = gen.interpolate(jax.random.key(a.seed), first, second, a.columns - 2, label=label)
+    both = {name: values[0::2] for name, values in named.items()}  # of a row: one class, or the first image's text
+    way = gen.interpolate(jax.random.key(a.seed), first, second, a.columns - 2, **both)
     rows = np.concatenate([first[:, None], way, second[:, None]], axis=1)
     return rows.reshape(-1, *first.shape[1:]), a.columns
 
@@ -283,8 +293,8 @@ def flat_latents(
     import jax
 
     num = min(SEEN, splits[a.split].num - a.start)
-    images, label = data(gen, splits, a, num)
-    leaves, tree = jax.tree.flatten(gen.encode(jax.random.key(a.seed), images, label=label))
+    images, named = data(gen, splits, a, num)
+    leaves, tree = jax.tree.flatten(gen.encode(jax.random.key(a.seed), images, **named))
     flat = np.concatenate([x.reshape(num, -1) for x in leaves], axis=1)
     cuts = np.cumsum([x[0].size for x in leaves])[:-1]
 
@@ -292,7 +302,7 @@ def flat_latents(
         parts = np.split(rows.astype(np.float32), cuts, axis=1)
         return jax.tree.unflatten(tree, [p.reshape(-1, *x.shape[1:]) for p, x in zip(parts, leaves)])
 
-    return flat, unflatten, label
+    return flat, unflatten, named.get("label")
 
 
 def latent_spread(
@@ -368,12 +378,16 @@ def completions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int
     """A row of images, a row of what is kept of them, and rows of completions."""
     import jax
 
-    images, label = data(gen, splits, a, a.columns)
+    images, named = data(gen, splits, a, a.columns)
     mask = kept_pixels(a, *gen.model.images.shape[:2])
-    repeated = np.tile(images, (a.rows, 1, 1, 1))
-    named = {} if label is None else {"label": np.tile(label, a.rows)}
-    made = gen.inpaint(jax.random.key(a.seed), repeated, mask, **named)
+    repeated = {name: repeat(values, a.rows) for name, values in named.items()}
+    made = gen.inpaint(jax.random.key(a.seed), repeat(images, a.rows), mask, **repeated)
     return np.concatenate([images, images * mask[None, :, :, None], made]), a.columns
+
+
+def repeat(values: np.ndarray, times: int) -> np.ndarray:
+    """All values (n, ...), so many times one after the other."""
+    return np.tile(values, (times, *[1] * (values.ndim - 1)))
 
 
 def kept_pixels(a: Arguments, height: int, width: int) -> np.ndarray:
@@ -416,13 +430,13 @@ def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, in
 
     from jgen.prob.degradation import make_degradation
 
-    images, label = data(gen, splits, a, a.columns)
+    images, named = data(gen, splits, a, a.columns)
     spec = gen.model.images
     measured = np.asarray(make_degradation(a.problem, spec)(jax.numpy.float32(images)))
     measured = measured + a.noise * np.random.default_rng(a.seed).standard_normal(measured.shape)
-    named = {} if label is None else {"label": np.tile(label, a.rows)}
-    given = np.tile(measured, (a.rows, 1, 1, 1))
-    made = gen.restore(jax.random.key(a.seed), given, problem=a.problem, noise=a.noise, **named)
+    repeated = {name: repeat(values, a.rows) for name, values in named.items()}
+    given = repeat(measured, a.rows)
+    made = gen.restore(jax.random.key(a.seed), given, problem=a.problem, noise=a.noise, **repeated)
     factor = spec.height // measured.shape[1]
     shown = np.clip(np.round(measured), 0, spec.levels - 1).astype(np.uint8).repeat(factor, 1).repeat(factor, 2)
     return np.concatenate([images, np.broadcast_to(shown, images.shape), made]), a.columns
@@ -455,6 +469,8 @@ FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, in
     "style_mixing": (style_mixing, ("sample",)),
     "prior": (prior, ("interpolate", "sample")),
 }
+# Kinds whose conditions are those that the images of the data have, whatever they are.
+OF_IMAGES = ("reconstructions", "interpolation", "completions", "restorations", "inversions")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def texture_errors(gen: Generator, images: np.ndarray) -> np.ndarray:
 
 def texture(gen: Generator, dataset: Dataset, arguments: Any, errors: np.ndarray) -> dict[str, Any]:
     """The errors of samples, and those of held-out crops: what another piece of the same texture has."""
-    crops = validation(gen, dataset, arguments)
+    crops = validation(gen, dataset, arguments)["held_out"]
     about = {"num": len(errors), "worst": float(errors.max()), "crops": crops["scores"]["error"]}
     return {"mean": float(errors.mean()), **about, "split": arguments.split, "num_crops": crops["protocol"]["num"]}
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -83,6 +84,28 @@ def test_an_interpolation_takes_no_more_images_than_there_are(run, tmp_path):
     """By default as well: the digits' test split has fewer than 40 for each of 8 rows."""
     assert draw(run, tmp_path, "--kind", "interpolation").shape == (8, 11, 8, 8)
     assert draw(run, tmp_path, "--kind", "interpolation", "--rows", "2", "--start", "257").shape == (2, 11, 8, 8)
+
+
+def test_an_interpolation_by_texts_has_one_text_a_row(monkeypatch):
+    """That of its first image, whose pair is the next image."""
+    images, text = np.arange(4 * 12).reshape(4, 2, 2, 3), np.arange(8).reshape(4, 2)
+    monkeypatch.setattr(figures, "fetch", lambda *_: {"image": images, "text": text})
+    given = {}
+
+    def interpolate(key, first, second, num, **named):
+        given.update(named, first=first, second=second)
+        return np.stack([first + 100] * num, axis=1)
+
+    model = SimpleNamespace(name="drawer", conditions=("text",))
+    gen, splits = SimpleNamespace(model=model, interpolate=interpolate), {"test": SimpleNamespace(num=4)}
+    cells, columns = figures.interpolation(gen, splits, figures.Arguments(kind="interpolation", rows=2, columns=4))
+    assert columns == 4 and cells.shape == (8, 2, 2, 3)
+    np.testing.assert_array_equal(given["text"], text[[0, 2]])
+    np.testing.assert_array_equal(cells[[0, 3, 4, 7]], images)
+    np.testing.assert_array_equal(cells[[1, 5]], images[[0, 2]] + 100)
+    figures.check_conditions(model, figures.Arguments(kind="interpolation"))
+    with pytest.raises(UserError, match="^drawer is conditioned on text: prior knows classes only; [^\n]*$"):
+        figures.check_conditions(model, figures.Arguments(kind="prior"))
 
 
 def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):

@@ -5,8 +5,7 @@ from dataclasses import replace
 from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
-from jgen.models.classical.texture import Sampling
-from jgen.models.classical.texture_portilla import Config
+from jgen.models.classical.texture_portilla import Config, Sampling
 from jgen.train.config import Config as Training
 from jgen.train.config import tiny_training
 from jgen.train.presets import TEXTURES

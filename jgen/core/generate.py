@@ -423,5 +423,7 @@ def require_capability(model: GenerativeModel, name: str) -> None:
     capability."""
     if name not in capabilities(model):
         can = ", ".join([*capabilities(model), *model.functions])
-        reason = f"{model.why_not[name]}; " if name in model.why_not else ""
+        scored = name == "classify" and "anomaly_score" in capabilities(model)
+        reason = model.why_not.get(name, "it is not conditioned on classes" if scored else "")
+        reason = f"{reason}; " if reason else ""
         raise NotSupported(f"{model.name} cannot {name}: {reason}it can {can or 'only be trained'}")

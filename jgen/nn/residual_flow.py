@@ -99,7 +99,28 @@ def invert(
     """x with x + g(x) = y, (B, H, W, C), and whether each image converged, bool (B,).
 
     An image is done once no entry changes by more than tolerance (1 + |x|): an image does not depend on its batch.
+    Derivatives are those of the equation at its solution, dx = (I + dg/dx)^-1 (dy - dg), by the same iteration.
     """
+
+    def solve(equation: Callable[[jax.Array], jax.Array], start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return iterate_to_fixed_point(residual, y, tolerance, iterations)
+
+    def solve_linear(linear: Callable[[jax.Array], jax.Array], right: jax.Array) -> jax.Array:
+        return iterate_to_fixed_point(lambda x: linear(x) - x, right, tolerance, iterations)[0]
+
+    def tangent_solve(linear: Callable[[jax.Array], jax.Array], right: jax.Array) -> jax.Array:
+        return jax.lax.custom_linear_solve(linear, right, solve_linear, transpose_solve=solve_linear)
+
+    def equation(x: jax.Array) -> jax.Array:
+        return x + residual(x) - y
+
+    return jax.lax.custom_root(equation, y, solve, tangent_solve, has_aux=True)
+
+
+def iterate_to_fixed_point(
+    residual: Callable[[jax.Array], jax.Array], y: jax.Array, tolerance: float, iterations: int
+) -> tuple[jax.Array, jax.Array]:
+    """x <- y - g(x) from x = y: `invert` without derivatives."""
 
     def change(x: jax.Array, new: jax.Array) -> jax.Array:
         error = jnp.abs(new - x) / (1 + jnp.abs(x))

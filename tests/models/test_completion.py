@@ -5,12 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import make_batch, make_case
+from naive_autoregressive import normal_params
 
 from jgen.core.keys import image_keys
 from jgen.core.model import Context
+from jgen.errors import UserError
+from jgen.models.flow import ffjord
+from jgen.nn.velocity_field import VelocityField
 from jgen.samplers.langevin import langevin
 
-QUICK = {"realnvp": {"steps": 2}, "dcgan": {"steps": 2}, "igebm": {"steps": 2}}
+QUICK = {
+    "realnvp": {"steps": 2},
+    "residual_flow": {"steps": 2},
+    "ffjord": {"steps": 2, "solver_steps": 2},
+    "dcgan": {"steps": 2},
+    "igebm": {"steps": 2},
+    "vaebm": {"steps": 2},
+    "flow_contrastive": {"steps": 2, "candidates": 2},
+}
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -49,7 +61,37 @@ def test_langevin_of_some_coordinates_has_the_conditional_distribution():
     assert abs(float(jnp.mean(x[:, 0])) - 1.2) < 0.04 and abs(float(jnp.var(x[:, 0])) - 0.36) < 0.035
 
 
-@pytest.mark.parametrize("name", ["residual_flow", "ffjord"])
-def test_a_flow_whose_inverse_has_no_gradient_completes_nothing(name):
-    model = make_case(name).model
-    assert model.inpaint is None and model.inpainting is None
+def test_the_solver_of_a_continuous_flows_chains_has_order_4_and_the_adaptive_ones_limit():
+    model = make_case("ffjord").model
+    network = VelocityField((16,), False, 10)
+    params = normal_params(jax.eval_shape(model.init, jax.random.key(0), make_batch(model), {})[0], gain=2.0)["flow"]
+    label = jnp.arange(4) % 10
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+        z = jnp.asarray(np.random.default_rng(0).normal(size=(4, *model.images.shape)))
+        exact = ffjord.inverse_transport(network, params, z, label, 1e-11)
+        errors = [np.abs(ffjord.inverse_by_steps(network, params, z, label, n) - exact).max() for n in (4, 8, 16)]
+    assert errors[0] > errors[1] > errors[2] and errors[1] / errors[2] > 10  # 16 in the limit
+    assert np.abs(exact - z).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "name,option",
+    [
+        ("realnvp", "noise"),
+        ("residual_flow", "steps"),
+        ("ffjord", "solver_steps"),
+        ("vaebm", "noise"),
+        ("flow_contrastive", "candidates"),
+    ],
+)
+def test_options_out_of_range_are_one_line(name, option):
+    case = make_case(name)
+    model, batch = case.model, make_batch(case.model)
+    shapes = jax.eval_shape(lambda key: model.init(key, batch, case.frozen), jax.random.key(0))
+    params, extra = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    ctx, keys = Context(jnp.int32(0), None, params, extra, case.frozen), image_keys(jax.random.key(1), jnp.arange(8))
+    mask = np.zeros((8, *model.images.shape[:2]), bool)
+    given = params, ctx, keys, batch["image"], mask, model.condition(batch)
+    with pytest.raises(UserError, match=f"^{option} is 0: it must be above zero$"):
+        jax.eval_shape(lambda: model.inpaint(*given, **{option: 0}))

@@ -1,6 +1,7 @@
 """Flow contrastive estimation: its densities, its phases, and what it stands on."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,10 @@ def test_of_candidates_the_likelier_under_the_energy_are_chosen():
     @jax.jit
     def energies(params):
         draws = [CASE.model.sample(params, ctx, keys, cond, candidates=number) for number in (1, 6)]
+        given = np.full((64, 8, 8, 1), 8, np.uint8)
+        mask = np.broadcast_to(np.arange(64).reshape(8, 8) < 16, (64, 8, 8))
+        chains = partial(CASE.model.inpaint, params, ctx, keys, given, mask, cond, steps=20)
+        draws += [chains(candidates=number) for number in (1, 6)]
         frozen, inner = frozen_context(ctx, "flow")
         f = []
         for images in draws:
@@ -93,8 +98,9 @@ def test_of_candidates_the_likelier_under_the_energy_are_chosen():
             f.append(CASE.model.energy(params, ctx, keys, images, cond) + q)
         return f
 
-    one, six = jax.device_get(energies(params))
+    one, six, completed, chosen = jax.device_get(energies(params))
     assert six.mean() < one.mean() - 2 * one.std() / 8
+    assert chosen.mean() < completed.mean() - 2 * completed.std() / 8
 
 
 def test_bad_input():

@@ -18,7 +18,7 @@ from jgen.errors import UserError
 from jgen.experiment import make_model
 from jgen.models.flow import residual_flow
 from jgen.models.flow.dequantised import preprocess
-from jgen.nn.residual_flow import LipschitzNetwork, apply_linear, constrain, lip_swish, start_vectors
+from jgen.nn.residual_flow import LipschitzNetwork, apply_linear, constrain, invert, lip_swish, start_vectors
 from jgen.nn.spectral_norm import operator_norm
 
 DATA = data_of(2, 4, 1, 8, num_classes=2)
@@ -78,6 +78,31 @@ def test_lipschitz_constants_of_random_pairs_are_below_one(convolutional):
         return jnp.sqrt(jnp.sum(change**2, axis=(1, 2, 3)) / jnp.sum((a - b) ** 2, axis=(1, 2, 3)))
 
     assert 0.01 < ratios(bounded).max() < 1 < ratios(params).min()
+
+
+def test_the_derivatives_of_an_inverse_are_the_inverse_jacobian():
+    """In both modes, beside a linear solve with the Jacobian of x + g(x); of a parameter, beside finite differences."""
+    W = 0.15 * np.random.default_rng(0).normal(size=(6, 6))
+
+    def residual(scale, x):
+        return jnp.tanh(scale * (x.reshape(-1, 6) @ W.T)).reshape(x.shape)
+
+    with jax.enable_x64(True):
+        y = jnp.asarray(np.random.default_rng(1).normal(size=(1, 2, 3, 1)))
+
+        def inverse(scale, flat):
+            return invert(lambda x: residual(scale, x), flat.reshape(y.shape), 1e-13, 500)[0].ravel()
+
+        flat, one = y.ravel(), jnp.asarray(1.3)
+        x = inverse(one, flat)
+        jacobian = jax.jacfwd(lambda x: x + residual(one, x.reshape(y.shape)).ravel())(x)
+        np.testing.assert_allclose(x + residual(one, x.reshape(y.shape)).ravel(), flat, atol=1e-12)
+        for mode in (jax.jacrev, jax.jacfwd):
+            np.testing.assert_allclose(jax.jit(mode(inverse, 1))(one, flat), np.linalg.inv(jacobian), atol=1e-10)
+        by_scale = jax.grad(lambda scale: jnp.sum(inverse(scale, flat) ** 2))(one)
+        h = 1e-5
+        ends = [np.sum(np.asarray(inverse(one + d, flat)) ** 2) for d in (-h, h)]
+        np.testing.assert_allclose(by_scale, (ends[1] - ends[0]) / (2 * h), rtol=1e-7)
 
 
 def test_the_derivative_of_lip_swish_is_below_one():

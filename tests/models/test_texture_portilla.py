@@ -12,9 +12,9 @@ from jgen.core import keys as rng
 from jgen.core.generate import sample_images, sampled_images
 from jgen.core.model import Context
 from jgen.errors import UserError
-from jgen.experiment import make_model
-from jgen.models.classical.texture import Sampling
-from jgen.models.classical.texture_portilla import Config
+from jgen.experiment import from_json, make_model, to_json
+from jgen.models.classical import texture
+from jgen.models.classical.texture_portilla import Config, Sampling
 from jgen.nn import texture_statistics as ts
 
 SIZE = 32
@@ -73,6 +73,33 @@ def test_a_sample_has_the_statistics_of_the_source(fitted, drawn):
     noise = sample_images(model, {}, ctx, jax.random.key(7), 2, steps=1)
     assert np.all(errors(model, ctx, noise) > 0.2)
     assert np.mean(drawn[0] != drawn[1]) > 0.5
+
+
+@pytest.mark.slow
+def test_projections_come_near_to_the_statistics_of_the_source(fitted):
+    """Within 5 % after 20 rounds, nearer than after one; of the source's range, and each image by its own key."""
+    model, ctx = fitted
+    few = sample_images(model, {}, ctx, jax.random.key(7), 1, method="projections", steps=1)
+    drawn = sample_images(model, {}, ctx, jax.random.key(7), 2, method="projections", steps=20)
+    early, late = errors(model, ctx, few), errors(model, ctx, drawn)
+    assert np.all(late < 0.05) and np.all(late < 0.5 * early[0])
+    assert np.mean(drawn[0] != drawn[1]) > 0.5
+    range_of = ctx.extra["statistics"]["least"][0] * 255 - 1, ctx.extra["statistics"]["greatest"][0] * 255 + 1
+    assert range_of[0] < drawn.min() < drawn.max() < range_of[1]
+
+
+def test_projections_are_of_one_channel():
+    model = make_model(CONFIG, data_of(SIZE, SIZE, 3, 256))
+    with pytest.raises(UserError, match="^method is projections: images have 3 channels, it takes 1$"):
+        sampled_images(model, {"method": "projections"})
+    with pytest.raises(UserError, match="it takes 1: set --model.sampling.method"):
+        make_model(replace(CONFIG, sampling=Sampling(method="projections")), data_of(SIZE, SIZE, 3, 256))
+
+
+def test_a_run_with_the_options_that_all_textures_had_loads():
+    document = to_json(CONFIG)
+    document["sampling"] = to_json(texture.Sampling(size=64, steps=9))
+    assert from_json(document) == replace(CONFIG, sampling=Sampling(size=64, steps=9))
 
 
 @pytest.mark.slow

@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import mistake
-from contract_cases import make_batch, make_case, make_run, step_batch
+from contract_cases import SYSTEMS, make_batch, make_case, make_run, step_batch
 from scipy.stats import kstest, logistic, norm
 
+from jgen.cli import import_config
 from jgen.core import keys as rng
 from jgen.core.model import Context, frozen_context
-from jgen.models.energy.vaebm import Config, Sampling, make
+from jgen.models.energy.vaebm import Config, Product, Sampling, energy_of, make
+from jgen.nn.energy import EnergyNetwork
 from jgen.prob.pixel_distribution import PixelDistribution
+from jgen.prob.pixels import to_float
 from jgen.train.step import gather_state
 
 CASE = make_case("vaebm")
@@ -67,6 +70,30 @@ def test_a_step_moves_one_chain_of_every_example():
     end = gather_state(CASE.model, state).extra["buffer"]
     for name, axes in (("z", (2,)), ("x", (2, 3, 4))):
         np.testing.assert_array_equal(np.any(start[name] != end[name], axis=axes).sum(axis=1), 1)
+
+
+def test_completions_are_drawn_towards_low_energies():
+    """Of an energy that is strong, completions have less of it than those of the VAE alone."""
+    num, batch = 32, make_batch(CASE.model)
+    params, extra = jax.jit(CASE.model.init)(jax.random.key(0), batch, CASE.frozen)
+    params = {"energy": {**params["energy"], "dense": jax.tree.map(lambda x: 100 * x, params["energy"]["dense"])}}
+    none = {"energy": {**params["energy"], "dense": jax.tree.map(jnp.zeros_like, params["energy"]["dense"])}}
+    ctx = Context(jnp.int32(0), None, params, extra, CASE.frozen)
+    keys, cond = rng.image_keys(jax.random.key(1), jnp.arange(num)), {"label": jnp.arange(num) % 10}
+    images, mask = np.full((num, 8, 8, 1), 5, np.uint8), np.zeros((num, 8, 8), bool)
+    mask[:, :2] = True
+    experiment = import_config(SYSTEMS["vaebm"]).get_config("tiny").model
+    network = EnergyNetwork(experiment.channels, experiment.blocks, experiment.convolutional, jnp.float32)
+    product = Product(experiment, VAE, network)
+
+    @jax.jit
+    def energies(drawn_with):
+        made = CASE.model.inpaint(drawn_with, ctx, keys, images, mask, cond, steps=60)
+        return made, energy_of(product, params, ctx, to_float(made, VAE.images.levels), cond)[0]
+
+    (made, low), (_, high) = energies(params), energies(none)
+    np.testing.assert_array_equal(np.asarray(made)[mask], images[mask])
+    assert np.mean(low) < np.mean(high) - 4 * np.std(high) / num**0.5
 
 
 def test_bad_input():

@@ -36,6 +36,27 @@ def test_latents_of_a_linear_decoder_have_the_posteriors_mean_and_covariance(noi
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.12 * covariance.max())
 
 
+def test_an_energy_weighs_the_decoders_images():
+    """Of a quadratic energy the distribution is still normal: its precision is the sum of all three."""
+    decode, W, mean = linear_decoder()
+    num, y, noise = 4000, np.asarray([6.0, 4.0, 0.0], np.float32), 0.1
+    mask = jnp.broadcast_to(jnp.asarray([[True, False, False]]), (num, 1, 3))
+    images = jnp.broadcast_to(jnp.asarray(y).reshape(1, 1, 3, 1), (num, 1, 3, 1))
+    a = np.asarray([0.0, 0.5, 0.25])  # E(x) = sum_i a_i (x_i - 7)^2 / 2
+
+    def weigh(x):
+        return 0.5 * jnp.sum(a[None, :] * (x.reshape(-1, 3) - 7.0) ** 2, axis=1)
+
+    keys = image_keys(jax.random.key(0), jnp.arange(num))
+    o = Inpainting(steps=400, noise=noise)
+    z = np.asarray(complete(decode, keys, 2, images, mask, LEVELS, o, weigh))
+    known = W[:1].astype(np.float64) / (noise * (LEVELS - 1))
+    covariance = np.linalg.inv(np.eye(2) + known.T @ known + W.T @ (a[:, None] * W))
+    towards = known.T @ (y[:1] - mean[:1]) / (noise * (LEVELS - 1)) + W.T @ (a * (7.0 - mean))
+    assert np.all(np.abs(z.mean(axis=0) - covariance @ towards) < 0.1 * np.sqrt(np.diag(covariance)))
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.12 * covariance.max())
+
+
 def test_a_chain_depends_on_its_own_key_and_image_alone():
     decode, _, _ = linear_decoder()
     keys = image_keys(jax.random.key(1), jnp.arange(4))

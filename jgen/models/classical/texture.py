@@ -70,10 +70,10 @@ class Texture(NamedTuple):
 
     images: ImageSpec
     kind: Kind
-    sampling: Sampling
+    sampling: Any  # a dataclass with the fields of `Sampling`, and perhaps others
 
 
-def make_texture(name: str, data: DataSpec, kind: Kind, sampling: Sampling) -> GenerativeModel:
+def make_texture(name: str, data: DataSpec, kind: Kind, sampling: Any) -> GenerativeModel:
     """A texture system of these statistics.
 
     Raises:
@@ -99,14 +99,14 @@ def make_texture(name: str, data: DataSpec, kind: Kind, sampling: Sampling) -> G
     )
 
 
-def check_sampling(texture: Texture, options: Sampling) -> None:
+def check_sampling(texture: Texture, options: Any) -> None:
     require(options.size >= 0, f"size is {options.size}: it must be above zero, or 0 for the data's")
     require(options.steps >= 1, f"steps is {options.steps}: it must be above zero")
     if options.size:
         texture.kind.check_size(options.size, options.size, "size")
 
 
-def sampled(texture: Texture, options: Sampling) -> ImageSpec:
+def sampled(texture: Texture, options: Any) -> ImageSpec:
     """What `sample` draws."""
     size = options.size
     return replace(texture.images, height=size, width=size) if size else texture.images
@@ -205,8 +205,11 @@ def sample(texture: Texture, params: Roles, ctx: Context, keys: jax.Array, cond:
 
     def one(key: jax.Array) -> jax.Array:
         u, _ = minimise(objective, jax.random.normal(key, gain.shape, jnp.float32), o.steps)
-        top = images.levels - 1
-        x = to_colours(colour, image_of(u))
-        return jnp.clip(jnp.round(x * top), 0, top).astype(jnp.uint8)
+        return to_levels(to_colours(colour, image_of(u)), images.levels)
 
     return jax.lax.map(one, keys)
+
+
+def to_levels(x: jax.Array, levels: int) -> jax.Array:
+    """uint8 images of floats from 0 to 1."""
+    return jnp.clip(jnp.round(x * (levels - 1)), 0, levels - 1).astype(jnp.uint8)

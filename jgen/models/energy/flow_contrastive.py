@@ -10,7 +10,7 @@
 Where V is at its maximum p is the density of the data, normalised, whatever q is; and q, as it comes nearer, makes a
 better contrast. Both are densities: `log_prob` is the flow's, a bound by its dequantisation, and `energy` the energy's,
 -log p as far as c is right. Samples are the flow's; with `candidates` above 1 each is chosen from so many of them in
-proportion to p / q, which tends to samples of the energy.
+proportion to p / q, which tends to samples of the energy. So are completions, by the flow's chains.
 
 Glossary: x dequantised image; f, "energy" network with c as its last bias; q, "flow"; q_0 the frozen flow.
 
@@ -25,6 +25,7 @@ began with 1.942 on the validation split; 199 steps of `python train.py configs/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -32,6 +33,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import (
     Batch,
@@ -69,6 +71,18 @@ class Scoring:
 
     samples: int = 1
     """Draws of the dequantisation noise: the more there are, the tighter the flow's bound."""
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Options of inpaint."""
+
+    steps: int = 200
+    """Steps of the annealing of the flow's chains."""
+    noise: float = 0.05
+    """Standard deviation of the known pixels about the flow's, in units of the range of levels."""
+    candidates: int = 1
+    """Completions by the flow of which each is chosen in proportion to p / q: 1 are the flow's, more the energy's."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,8 @@ def make(config: Config, data: DataSpec, *, flow: GenerativeModel) -> Generative
         likelihood=flow.likelihood,
         log_density=partial(log_density, pair),
         energy=partial(energy, pair),
+        inpaint=partial(inpaint, pair),
+        inpainting=Inpainting(),
     )
 
 
@@ -224,9 +240,51 @@ def sample(pair: Pair, params: Roles, ctx: Context, keys: jax.Array, cond: Cond,
             return x, jnp.zeros(x.shape[0])
         return x, log_p(pair, params, ctx, keys, x, cond)[0] - log_q(pair, params, ctx, keys, x, cond)
 
-    x, log_w = jax.lax.map(candidate, jnp.arange(o.candidates))
-    chosen = jax.vmap(jax.random.categorical)(key_choice, log_w.T)
-    return quantise(x[chosen, jnp.arange(keys.shape[0])], pair.levels)
+    return quantise(choose(candidate, o.candidates, key_choice), pair.levels)
+
+
+def choose(
+    candidate: Callable[[jax.Array], tuple[jax.Array, jax.Array]], candidates: int, keys: jax.Array
+) -> jax.Array:
+    """One of the candidates (B, ...) for each image, in proportion to its weight; candidate: number -> (x, log w)."""
+
+    def one(number: jax.Array) -> tuple[jax.Array, jax.Array, failures.Reports]:
+        with failures.collect() as reports:  # of a flow whose inverse may fail: a report must not leave the loop
+            return *candidate(number), reports
+
+    x, log_w, reports = jax.lax.map(one, jnp.arange(candidates))
+    for what, failed in reports.items():
+        failures.report(what, jnp.any(failed, axis=0))
+    chosen = jax.vmap(jax.random.categorical)(keys, log_w.T)
+    return x[chosen, jnp.arange(keys.shape[0])]
+
+
+def inpaint(
+    pair: Pair,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """The flow's completions, of which each is chosen in proportion to p / q at the middle of its levels."""
+    o, how = Inpainting(**options), pair.flow.inpaint
+    require_positive(candidates=o.candidates)
+    assert how is not None
+    key_chain, key_choice = rng.split(keys, 2)
+    flow, inner = flow_context(params, ctx)
+
+    def candidate(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = rng.fold_in(key_chain, number)
+        completed = how(flow, inner, own, images, mask, cond, steps=o.steps, noise=o.noise)
+        if o.candidates == 1:
+            return completed, jnp.zeros(completed.shape[0])
+        x = completed.astype(jnp.float32) + 0.5
+        return completed, log_p(pair, params, ctx, keys, x, cond)[0] - log_q(pair, params, ctx, keys, x, cond)
+
+    return choose(candidate, o.candidates, key_choice)
 
 
 def log_prob(

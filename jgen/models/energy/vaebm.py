@@ -54,7 +54,7 @@ from jgen.nn.energy import EnergyNetwork, check_network
 from jgen.prob.importance import log_mean
 from jgen.prob.likelihoods import LOG_2PI, sum_image
 from jgen.prob.pixels import dequantise_to_float, to_float, to_uint8
-from jgen.samplers import replay
+from jgen.samplers import latent_posterior, replay
 from jgen.samplers.annealing import anneal
 from jgen.samplers.langevin import langevin
 
@@ -80,6 +80,18 @@ class Scoring:
     """Annealed chains of each class, from which log Z is estimated."""
     steps: int = 500
     """Steps of the annealing."""
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Options of inpaint."""
+
+    steps: int = 200
+    """Steps of the annealing, each of two evaluations of the decoder and of the energy, with their gradients."""
+    noise: float = 0.05
+    """Standard deviation of the known pixels about those of the chains, in units of the range of levels."""
+    mean: bool = False
+    """Complete with the mean of the pixels given the latents rather than the pixels themselves."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,8 @@ def make(config: Config, data: DataSpec, *, vae: GenerativeModel) -> GenerativeM
         scoring=config.scoring,
         prepare_scoring=partial(prepare_scoring, product),
         likelihood="estimate",
+        inpaint=partial(inpaint, product),
+        inpainting=Inpainting(),
         by_example=("buffer",),
         if_not_finite=NOT_FINITE.format(size=config.step_size),
     )
@@ -253,6 +267,34 @@ def sample(product: Product, params: Roles, ctx: Context, keys: jax.Array, cond:
     failures.report(DIVERGED.format(size=product.config.step_size), diverged)
     x, mean = pixels(product, ctx, eps, cond)
     return to_uint8(mean if o.mean else x, product.vae.images.levels)
+
+
+def inpaint(
+    product: Product,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """By chains in the noise, of the density (3): see `jgen.samplers.latent_posterior`."""
+    o, levels = Inpainting(**options), product.vae.images.levels
+    key_noise, key_chain = rng.split(keys, 2)
+    start, restore = flatten(draw_noise(product, key_noise))
+    half = 0.5 * (levels - 1)
+
+    def decode(flat: jax.Array) -> jax.Array:
+        return half * (pixels(product, ctx, restore(flat), cond)[0] + 1.0)
+
+    def weigh(x: jax.Array) -> jax.Array:
+        return energy_of(product, params, ctx, x / half - 1.0, cond)[0]
+
+    chains, y = latent_posterior.Inpainting(o.steps, o.noise), images.astype(jnp.float32)
+    flat = latent_posterior.complete(decode, key_chain, start.shape[1], y, mask, levels, chains, weigh)
+    x, mean = pixels(product, ctx, restore(flat), cond)
+    return jnp.where(mask[..., None], images, to_uint8(mean if o.mean else x, levels))
 
 
 def prepare_scoring(product: Product, params: Roles, ctx: Context, **options: Any) -> Roles:

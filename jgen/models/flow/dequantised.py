@@ -59,14 +59,12 @@ class Bijection(NamedTuple):
     forward: (params, fixed, x, label) -> (latents, log_det).
     inverse: (params, fixed, latents, label) -> x.
     shapes:  shapes of the latents of one image.
-    inverse_has_gradient: whether `inverse` can be differentiated.
     """
 
     init: Callable[[jax.Array, Any, Any], tuple[Tree, Tree]]
     forward: Callable[[Tree, Tree, Any, Any], tuple[tuple[Any, ...], Any]]
     inverse: Callable[[Tree, Tree, tuple[Any, ...], Any], Any]
     shapes: tuple[tuple[int, int, int], ...]
-    inverse_has_gradient: bool = True
 
 
 class Dequantiser(NamedTuple):
@@ -152,8 +150,8 @@ def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeM
         log_density=partial(log_density, flow),
         encode=partial(encode, flow),
         decode=partial(decode, flow),
-        inpaint=partial(inpaint, flow) if flow.bijection.inverse_has_gradient else None,
-        inpainting=latent_posterior.Inpainting() if flow.bijection.inverse_has_gradient else None,
+        inpaint=partial(inpaint, flow),
+        inpainting=latent_posterior.Inpainting(),
         functions={"draw_dequantised": partial(draw_dequantised, flow)},
     )
 
@@ -258,18 +256,39 @@ def inpaint(
     **options: Any,
 ) -> jax.Array:
     """By chains in the latents: see `jgen.samplers.latent_posterior`."""
-    sizes = [math.prod(shape) for shape in flow.bijection.shapes]
+
+    def back(latents: tuple[Any, ...]) -> jax.Array:
+        return flow.bijection.inverse(params["flow"], ctx.extra.get("flow", {}), latents, cond.get("label"))
+
+    latents = latents_given(flow, back, keys, images, mask, latent_posterior.Inpainting(**options))
+    return jnp.where(mask[..., None], images, inverse(flow, params, ctx, latents, cond))
+
+
+def latents_given(
+    flow: Flow,
+    back: Callable[[tuple[Any, ...]], jax.Array],
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    o: latent_posterior.Inpainting,
+) -> tuple[Any, ...]:
+    """Latents of images whose pixels are near those of uint8 `images` where bool `mask` (B, H, W) is true.
+
+    Args:
+      back: the bijection's inverse, differentiable, without its preprocessing.
+    """
+    shapes, levels = flow.bijection.shapes, flow.images.levels
+    sizes = [math.prod(shape) for shape in shapes]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
 
-    def decode(z: jax.Array) -> jax.Array:
-        parts = jnp.split(z, ends[:-1], axis=1)
-        latents = tuple(part.reshape(-1, *shape) for part, shape in zip(parts, flow.bijection.shapes))
-        return dequantised_of(flow, params, ctx, latents, cond)
+    def latents_of(z: jax.Array) -> tuple[Any, ...]:
+        return tuple(part.reshape(-1, *shape) for part, shape in zip(jnp.split(z, ends[:-1], axis=1), shapes))
 
-    o, levels = latent_posterior.Inpainting(**options), flow.images.levels
+    def decode(z: jax.Array) -> jax.Array:
+        return preprocess(back(latents_of(z)), levels, flow.alpha, inverse=True)[0]
+
     middle = images.astype(jnp.float32) + 0.5  # of each level
-    z = latent_posterior.complete(decode, keys, sum(sizes), middle, mask, levels, o)
-    return jnp.where(mask[..., None], images, quantise(decode(z), levels))
+    return latents_of(latent_posterior.complete(decode, keys, sum(sizes), middle, mask, levels, o))
 
 
 def check_flow(data: DataSpec, halvings: int, config: Any) -> None:

@@ -23,6 +23,7 @@ the validation images: with the flow's speed their error grows, and `steps` 4 is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,7 @@ from jgen.models.flow.dequantised import (
     Flow,
     check_options,
     flow_of,
+    latents_given,
     make_flow,
     preprocess,
 )
@@ -48,7 +50,7 @@ from jgen.nn.velocity_field import VelocityField
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
 from jgen.prob.likelihoods import mean_image, normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
-from jgen.samplers import ode
+from jgen.samplers import latent_posterior, ode
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,18 @@ class Scoring:
     """Random directions in which the trace is measured; 0: the exact trace, with H W C derivatives."""
     tolerance: float = 1e-4
     """Error of a step of the solver, absolute and relative."""
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Options of inpaint."""
+
+    steps: int = 200
+    """Steps of the annealing, each of two evaluations of the flow with its gradient."""
+    noise: float = 0.05
+    """Standard deviation of the known pixels about the flow's, in units of the range of levels."""
+    solver_steps: int = 8
+    """Runge-Kutta steps of order 4 by which a chain evaluates the flow."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         log_prob=partial(log_prob, ffjord, samples=o.samples, probes=o.probes, tolerance=o.tolerance),
         likelihood="estimate",
         encode=partial(encode, ffjord),
+        inpaint=partial(inpaint, ffjord),
+        inpainting=Inpainting(),
     )
 
 
@@ -150,7 +166,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         return inverse_transport(network, params, latents[0], label, config.sampling.tolerance)
 
-    return Bijection(init, forward, back, (data.image.shape,), inverse_has_gradient=False)
+    return Bijection(init, forward, back, (data.image.shape,))
 
 
 def transport(
@@ -183,6 +199,15 @@ def inverse_transport(network: Any, params: Tree, z: jax.Array, label: Any, tole
     return ActNorm().apply({"params": params["actnorm"]}, x, True)[0]
 
 
+def inverse_by_steps(network: Any, params: Tree, z: jax.Array, label: Any, steps: int) -> jax.Array:
+    """Preprocessed images of latents by equal Runge-Kutta steps, which can be differentiated."""
+
+    def derivative(t: jax.Array, x: jax.Array) -> jax.Array:
+        return network.apply({"params": params["field"]}, x, jnp.full(x.shape[:1], t, x.dtype), label)
+
+    return ActNorm().apply({"params": params["actnorm"]}, runge_kutta(derivative, z, 1.0, 0.0, steps), True)[0]
+
+
 class Terms(NamedTuple):
     """A state on the way, and the integrals up to there: of the trace, ||f||^2 / D and ||J v||^2 / D, each (B,)."""
 
@@ -198,17 +223,24 @@ def integrate(field: ode.Field, x: jax.Array, v: jax.Array, steps: int) -> Terms
     Args:
       v: the probe of each image, of x's shape.
     """
-    h = 1.0 / steps
 
     def derivative(t: jax.Array, state: Terms) -> Terms:
         times = jnp.full(x.shape[:1], t, x.dtype)
         f, pushed = ode.pushforwards(lambda x: field(x, times), state.x, v[None])
         return Terms(f, sum_image(v * pushed[0]), mean_image(f**2), mean_image(pushed[0] ** 2))
 
-    def advanced(state: Terms, rate: Terms, step: float) -> Terms:
+    zeros = jnp.zeros(x.shape[:1], x.dtype)
+    return runge_kutta(derivative, Terms(x, zeros, zeros, zeros), 0.0, 1.0, steps)
+
+
+def runge_kutta(derivative: Callable[[jax.Array, Any], Any], state: Any, t_0: float, t_1: float, steps: int) -> Any:
+    """The state at t_1, a tree of arrays, of that at t_0, by equal steps of the classical method of order 4."""
+    h, dtype = (t_1 - t_0) / steps, jax.tree.leaves(state)[0].dtype
+
+    def advanced(state: Any, rate: Any, step: float) -> Any:
         return jax.tree.map(lambda a, b: a + step * b, state, rate)
 
-    def one(state: Terms, t: jax.Array) -> tuple[Terms, None]:
+    def one(state: Any, t: jax.Array) -> tuple[Any, None]:
         k_1 = derivative(t, state)
         k_2 = derivative(t + h / 2, advanced(state, k_1, h / 2))
         k_3 = derivative(t + h / 2, advanced(state, k_2, h / 2))
@@ -216,9 +248,7 @@ def integrate(field: ode.Field, x: jax.Array, v: jax.Array, steps: int) -> Terms
         rate = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k_1, k_2, k_3, k_4)
         return advanced(state, rate, h), None
 
-    zeros = jnp.zeros(x.shape[:1], x.dtype)
-    times = jnp.arange(steps, dtype=x.dtype) * h
-    return jax.lax.scan(one, Terms(x, zeros, zeros, zeros), times)[0]
+    return jax.lax.scan(one, state, t_0 + jnp.arange(steps, dtype=dtype) * h)[0]
 
 
 def training_terms(
@@ -302,6 +332,32 @@ def encode(ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, x: jax.
     z = solve(ffjord.network, params["flow"], y, cond.get("label"), 0.0, 1.0, tolerance)
     report(z, tolerance)
     return (z,)
+
+
+def inpaint(
+    ffjord: Ffjord,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """By chains in the latents, as other flows do, with a flow in equal steps: an adaptive solver has no gradient."""
+    o, label = Inpainting(**options), cond.get("label")
+    require_positive(solver_steps=o.solver_steps)
+
+    def back(latents: tuple[Any, ...]) -> jax.Array:
+        return inverse_by_steps(ffjord.network, params["flow"], latents[0], label, o.solver_steps)
+
+    chains = latent_posterior.Inpainting(o.steps, o.noise)
+    (z,) = latents_given(ffjord.flow, back, keys, images, mask, chains)
+    tolerance, levels = ffjord.config.sampling.tolerance, ffjord.flow.images.levels
+    x = inverse_transport(ffjord.network, params["flow"], z, label, tolerance)
+    report(x, tolerance)
+    completed = quantise(preprocess(x, levels, ffjord.config.logit_alpha, inverse=True)[0], levels)
+    return jnp.where(mask[..., None], images, completed)
 
 
 def report(x: jax.Array, tolerance: float) -> None:

@@ -41,6 +41,8 @@ from jgen.models.flow.dequantised import (
     Flow,
     check_flow,
     flow_of,
+    inverse,
+    latents_given,
     make_flow,
 )
 from jgen.nn.flow import ActNorm, apply_chain, init_chain
@@ -50,6 +52,7 @@ from jgen.prob.dequantisation import dequantise, importance_bound, preprocess, q
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
 from jgen.prob.roulette import draw_length, estimate_log_det, exact_log_det
+from jgen.samplers import latent_posterior
 
 # Power iterations, from the vectors of training, for what is sampled and scored: the average of the weights has others.
 CONVERGED = 50
@@ -141,6 +144,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         log_prob=partial(log_prob, residual, samples=o.samples, probes=o.probes, terms=o.terms),
         likelihood="estimate",
         encode=partial(encode, residual),
+        inpaint=partial(inpaint, residual),
     )
 
 
@@ -183,12 +187,12 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         z, log_det = transport(network, constrained, x, label, None)
         return (z,), log_det
 
-    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
         constrained, _ = constrain_all(config, params, fixed, CONVERGED)
-        return inverse_transport(network, constrained, latents[0], label, o.tolerance, o.iterations)
+        return inverse_and_report(network, constrained, latents[0], label, o.tolerance, o.iterations)
 
     shape = (images.height // halved, images.width // halved, images.channels * halved**2)
-    return Bijection(init, forward, inverse, (shape,), inverse_has_gradient=False)
+    return Bijection(init, forward, back, (shape,))
 
 
 def constrain_all(config: Config, params: Tree, fixed: Tree, iterations: int) -> tuple[Tree, Tree]:
@@ -246,23 +250,32 @@ def scales_of(params: Tree) -> list[str]:
     return [f"scale{number}" for number in range(len(params) - 1)]
 
 
-def inverse_transport(
+def inverse_and_report(
     network: LipschitzNetwork, params: Tree, z: jax.Array, label: Any, tolerance: float, iterations: int
 ) -> jax.Array:
     """Preprocessed images of latents; images whose fixed point is not found are reported with the block."""
+    x, done = inverse_transport(network, params, z, label, tolerance, iterations)
+    for scale, blocks in done.items():
+        for block, converged in enumerate(blocks):
+            what = f"the inverse of block {block} of {scale} did not converge in {iterations} iterations"
+            failures.report(f"{what} to a tolerance of {tolerance:g}", ~converged)
+    return x
+
+
+def inverse_transport(
+    network: LipschitzNetwork, params: Tree, z: jax.Array, label: Any, tolerance: float, iterations: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Preprocessed images of latents, and {scale: whether the fixed point was found, bool (blocks, B)}."""
 
     def step(y: jax.Array, weights: Tree) -> tuple[jax.Array, jax.Array]:
         x, done = invert(lambda x: network.apply({"params": weights["network"]}, x, label), y, tolerance, iterations)
         return ActNorm().apply({"params": weights["actnorm"]}, x, True)[0], done
 
-    x = ActNorm().apply({"params": params["actnorm"]}, z, True)[0]
+    x, found = ActNorm().apply({"params": params["actnorm"]}, z, True)[0], {}
     for scale in reversed(scales_of(params)):
-        x, done = jax.lax.scan(step, x, params[scale], reverse=True)
-        for block, converged in enumerate(done):
-            what = f"the inverse of block {block} of {scale} did not converge in {iterations} iterations"
-            failures.report(f"{what} to a tolerance of {tolerance:g}", ~converged)
+        x, found[scale] = jax.lax.scan(step, x, params[scale], reverse=True)
         x = unsqueeze(x) if scale != "scale0" else x
-    return x
+    return x, found
 
 
 def loss(
@@ -337,7 +350,7 @@ def sample(
     check_sampling(Sampling(temperature, tolerance, iterations))
     z = temperature * rng.normal(rng.split(keys, 1)[0], residual.flow.bijection.shapes[0])
     constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
-    x = inverse_transport(residual.network, constrained, z, cond.get("label"), tolerance, iterations)
+    x = inverse_and_report(residual.network, constrained, z, cond.get("label"), tolerance, iterations)
     levels = residual.flow.images.levels
     return quantise(preprocess(x, levels, residual.config.logit_alpha, inverse=True)[0], levels)
 
@@ -349,6 +362,28 @@ def encode(
     levels, alpha = residual.flow.images.levels, residual.config.logit_alpha
     y, _ = preprocess(dequantise(keys, x, ENCODE_MARGIN), levels, alpha)
     return (transport(residual.network, constrained, y, cond.get("label"), None, exact=False)[0],)
+
+
+def inpaint(
+    residual: ResidualFlow,
+    params: Roles,
+    ctx: Context,
+    keys: jax.Array,
+    images: jax.Array,
+    mask: jax.Array,
+    cond: Cond,
+    **options: Any,
+) -> jax.Array:
+    """By chains in the latents, as other flows do: the gradient of the inverse is that of its fixed points."""
+    o, label = residual.config.sampling, cond.get("label")
+    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+
+    def back(latents: tuple[Any, ...]) -> jax.Array:
+        return inverse_transport(residual.network, constrained, latents[0], label, o.tolerance, o.iterations)[0]
+
+    chains = latent_posterior.Inpainting(**options)
+    latents = latents_given(residual.flow, back, keys, images, mask, chains)
+    return jnp.where(mask[..., None], images, inverse(residual.flow, params, ctx, latents, cond))
 
 
 def check_sampling(o: Sampling) -> None:
