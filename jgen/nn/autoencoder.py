@@ -116,6 +116,19 @@ class DenseLayers(nn.Module):
         return h
 
 
+def check_layers(
+    network: str, height: int, width: int, widths: tuple[int, ...], blocks: int, hidden: tuple[int, ...]
+) -> None:
+    """Raises `UserError` for sizes that an encoder and a decoder cannot be built with, network "conv" or "dense"."""
+    if network == "conv":
+        check_conv(height, width, widths, blocks)
+        require(all(h > 0 for h in hidden), f"hidden is {hidden}: every width must be above zero")
+    else:
+        require(not hidden, f"hidden is {hidden}: it is for conv; a dense network's layers are widths")
+        require(all(w > 0 for w in widths), f"widths is {widths}: every width must be above zero")
+        require(blocks >= 0, f"blocks is {blocks}: it must be zero or above")
+
+
 def check_conv(height: int, width: int, widths: tuple[int, ...], blocks: int) -> None:
     """Raises `UserError` for sizes that a convolutional encoder and decoder cannot be built with."""
     require_positive(widths=widths)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Context, GenerativeModel, Loss, Phase, Roles
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.prob.dequantisation import dequantise, preprocess, quantise
 from jgen.prob.pixels import bits_per_dim
@@ -130,7 +130,7 @@ def make_model(flow: Map, shape: Shape) -> GenerativeModel:
         params, extra = flow.init(key, batch["image"])
         return {"flow": params}, {"flow": extra} if jax.tree.leaves(extra) else {}
 
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
         value, extra = flow.loss(params["flow"], ctx.extra.get("flow", {}), ctx.key, keys, batch["image"])
         return value, ({}, {} if extra is None else {"flow": extra})
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.variational_noise import VariationalNoise
 from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, preprocess, quantise, uniform
@@ -204,9 +204,7 @@ def bits(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch)
     return bits_per_dim(density(flow, params, ctx, x, select(batch, flow.conditions)) - log_q, flow.images.size)
 
 
-def loss(
-    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     return jnp.mean(bits(flow, params, ctx, keys, batch)), ({}, {})
 
 

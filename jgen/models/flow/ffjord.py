@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     ENCODE_MARGIN,
@@ -240,9 +240,7 @@ def training_terms(
     return bits_per_dim(nats, images.size), end.kinetic, end.jacobian
 
 
-def loss(
-    ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     bits, kinetic, jacobian = (jnp.mean(term) for term in training_terms(ffjord, params, keys, batch))
     value = bits + ffjord.config.kinetic * kinetic + ffjord.config.jacobian * jacobian
     return value, ({"bits_per_dim": bits, "kinetic": kinetic, "jacobian": jacobian}, {})

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     Bijection,
@@ -203,9 +203,7 @@ def decode_patches(
     return ActNorm().apply({"params": params["actnorm"]}, x, True)[0]
 
 
-def loss(
-    tar: TarFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(tar: TarFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """Bits per dimension of images with the noise of training, some without their label."""
     key_noise, key_label = rng.split(keys, 2)
     cond = select(batch, tar.flow.conditions)

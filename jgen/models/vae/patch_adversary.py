@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import ImageSpec, Phase, Roles, Tree
+from jgen.core.model import ImageSpec, Loss, Phase, Roles, Tree
 from jgen.errors import require, require_positive
 from jgen.nn.first_stage import Decoder, PatchDiscriminator
 from jgen.prob.adversarial import discriminator_loss
@@ -144,7 +144,7 @@ def last_gradients(
 
 def disc_loss(
     adversary: Adversary, reconstruct: Callable[..., Any], params: Roles, ctx: Any, keys: jax.Array, batch: Any
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+) -> Loss:
     """The discriminator's hinge loss, half of it as in the authors' code."""
     x, x_hat = reconstruct(params, ctx, keys, batch)
     real, fake = adversary.scores(params["disc"], x), adversary.scores(params["disc"], x_hat)
