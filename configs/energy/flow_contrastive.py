@@ -11,7 +11,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.energy.flow_contrastive import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, digits_training, mnist_training
 
 VARIANTS = STANDARD
 FACTS = Facts(free_form_jacobian=False, published="CIFAR-10: FID 37.3, 3.47 bits/dim of the flow")
@@ -42,6 +42,4 @@ def mnist(name: str) -> Experiment:
 
 def cifar10() -> Experiment:
     train = accelerator_training(100_000, replace(ADAM, clip_norm=10.0), batch_size=64)
-    return Experiment(
-        Config(sampling=Sampling(temperature=0.7)), Data(name="cifar10", flip=True, validation=0.0), train
-    )
+    return Experiment(Config(sampling=Sampling(temperature=0.7)), CIFAR10, train)

@@ -8,7 +8,7 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.residual_flow import Config, Sampling, Scoring
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD
 FACTS = Facts(
@@ -44,4 +44,4 @@ def cifar10() -> Experiment:
     model = Config(scales=3, blocks=16, widths=(512, 512), class_conditional=False, logit_alpha=0.05)
     optimiser = Optimiser(learning_rate=1e-3, warmup_steps=1000, clip_norm=10.0)
     train = accelerator_training(300_000, optimiser, batch_size=64, keep_every=50_000)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

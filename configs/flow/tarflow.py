@@ -8,7 +8,7 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.tarflow import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "cifar10": "32x32 CIFAR-10 by class, 8 blocks of 8 layers 512 wide; for an accelerator",
@@ -46,4 +46,4 @@ def cifar10() -> Experiment:
     )
     optimiser = Optimiser(learning_rate=1e-4, beta2=0.95, warmup_steps=5000, clip_norm=10.0)
     train = accelerator_training(400_000, optimiser, batch_size=256, keep_every=100_000)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.gan.gan import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, digits_training, mnist_training
 
 VARIANTS = STANDARD
 FACTS = Facts(free_form_jacobian=True)
@@ -35,5 +35,4 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     # The paper's generator of 8,000 units on CIFAR-10, rounded.
     model = Config(gen_widths=(1024, 1024), disc_widths=(1024, 1024), pieces=2, class_conditional=False)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(100_000, ADAM))
+    return Experiment(model, CIFAR10, accelerator_training(100_000, ADAM))

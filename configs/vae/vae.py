@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vae import Config, Sampling
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, Bernoulli decoder; 89.4 nats in an hour on 2 CPU cores",
@@ -57,4 +57,4 @@ def mnist_binary() -> Experiment:
 def cifar10() -> Experiment:
     model = Config(widths=(128, 256, 256), blocks=2, latent=256, kl_warmup_steps=10_000, sampling=MEANS)
     train = accelerator_training(200_000, cosine(3e-4, warmup_steps=1000, clip_norm=500.0))
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)
