@@ -15,11 +15,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jgen.distributed import Distributed, join_processes
 from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
+
+if TYPE_CHECKING:
+    from jgen.core.trained import TrainedModel
+    from jgen.generator import Generator
 
 DEFAULT = "configs/diffusion/vdm.py:digits"
 
@@ -110,7 +114,7 @@ class EditOptions:
     """Picture of the pixels of --image that stay, white, and of those that are drawn, black: inpainting."""
 
 
-def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
+def make_edit(gen: Generator, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
     """A sampler of edited versions of the given picture, and what identifies them; (None, {}) without a picture.
 
     Args:
@@ -159,7 +163,7 @@ def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, di
     return inpaint, {"image": image, "mask": keep}
 
 
-def unread_by_inpainting(gen: Any, parsed: Any) -> set[str]:
+def unread_by_inpainting(gen: Generator, parsed: Any) -> set[str]:
     """The options of sampling that `gen.inpaint` has no use for. Raises `UserError` where one of them was given."""
     if gen.model.inpainting is None:
         return set()
@@ -281,7 +285,7 @@ def read_condition(path: Path, spec: Any, background: str = "white") -> Any:
         raise UserError(f"{path} cannot be read as an array: {error}") from error
 
 
-def model_hash(gen: Any) -> str:
+def model_hash(gen: TrainedModel) -> str:
     """A hash of what a loaded model computes: its arrays, and those of the models that it stands on."""
     from jgen.core.model import FrozenModel
     from jgen.runs import fingerprint_of

@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "held_out": {"core", "errors", "prob", "data", "metrics", "embeddings", "generator"},
     "distributed": {"core", "errors"},
     "sampling": {"core", "errors", "data", "train", "cli", "generator"},
-    "cli": {"core", "errors", "data", "train", "experiment", "runs", "distributed"},
-    "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out", "embeddings"},
+    "cli": {"core", "errors", "data", "train", "experiment", "runs", "distributed", "generator"},
+    "sample_scores": {"core", "errors", "data", "metrics", "cli", "held_out", "embeddings", "generator", "cascade"},
     "evaluate": {"core", "errors", "data", "train", "metrics", "cli", "experiment", "cascade", "generator", "runs"}
     | {"held_out", "sample_scores", "distributed", "embeddings"},
     "convert": {"core", "errors", "prob", "nn", "models", "samplers", "data", "train", "cli", "experiment", "runs"},
@@ -51,7 +51,7 @@ MAY_IMPORT = {
         "models",
         "fonts",
     },
-    "fonts": {"core", "errors", "data", "cli"},
+    "fonts": {"core", "errors", "data", "cli", "generator"},
     "figures": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
     "compare": {"core", "errors", "prob", "data", "train", "cli", "experiment", "generator", "runs"},
 }

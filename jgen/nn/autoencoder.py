@@ -7,11 +7,10 @@ outermost layers are 3x3 convolutions: those, at full resolution above all, are 
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.errors import require, require_positive
 from jgen.nn.conv import Conv
@@ -34,7 +33,7 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 class ResidualBlock(nn.Module):
     """x + conv1x1(silu(conv3x3(silu(x)))), the last layer started at zero."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +47,7 @@ class ConvEncoder(nn.Module):
 
     widths: tuple[int, ...]
     blocks: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -68,7 +67,7 @@ class ConvDecoder(nn.Module):
     widths: tuple[int, ...]
     blocks: int
     out_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,7 +87,7 @@ class Upsample(nn.Module):
 
     features: int
     doublings: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +103,7 @@ class DenseLayers(nn.Module):
 
     widths: tuple[int, ...]
     blocks: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -23,8 +23,8 @@ from jgen.prob.dequantisation import dequantise, preprocess, quantise
 from jgen.prob.pixels import bits_per_dim
 from jgen.studies import densities
 from jgen.studies.contenders import CONTENDERS, Map, Shape, log_density, parameters_of, spec_of, width_for
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 PART = 500  # examples that are scored at once
 CALIBRATION = 1.0  # seconds of the processor over which the time of a step is measured
 PARTS = 5  # of a training on images, after each of which is validated

@@ -18,8 +18,8 @@ from jgen.data.dataset import Split
 from jgen.errors import require_positive, require_seed
 from jgen.studies import reporting
 from jgen.studies.mode_collapse import draw, table
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 MODES = 1000
 CONTESTS: dict[str, dict[str, Any]] = {  # options of a DCGAN
     "non-saturating": {"loss": "non_saturating", "disc_norm": "batch"},

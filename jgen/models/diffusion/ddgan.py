@@ -36,6 +36,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, every, select
@@ -110,7 +111,7 @@ class Discriminator(nn.Module):
 
     channels: tuple[int, ...]
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x_s: jax.Array, x_t: jax.Array, number: jax.Array, label: jax.Array | None) -> jax.Array:
@@ -138,7 +139,7 @@ class DiscriminatorBlock(nn.Module):
 
     features: int
     down: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, Tree, select
@@ -104,7 +105,7 @@ def flow_of(
     return Flow(bijection, data.image, config.logit_alpha, conditions, proposal, dequantiser)
 
 
-def variational(data: DataSpec, width: int, dtype: Any) -> Dequantiser:
+def variational(data: DataSpec, width: int, dtype: DTypeLike) -> Dequantiser:
     """The dequantiser of Flow++ (Ho et al. 2019, arXiv 1902.00275, section 3.1): noise by a flow given the image."""
     images = data.image
     network = VariationalNoise(images.levels, width, dtype=dtype)
@@ -169,7 +170,7 @@ def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
     return roles, {"flow": fixed} if jax.tree.leaves(fixed) else {}
 
 
-def forward(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> tuple[tuple[Any, ...], Any]:
+def forward(flow: Flow, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> tuple[tuple[Any, ...], Any]:
     """Latents and log_det of dequantised images."""
     x, log_det_preprocess = preprocess(x, flow.images.levels, flow.alpha)
     fixed = ctx.extra.get("flow", {})
@@ -188,13 +189,13 @@ def dequantised_of(flow: Flow, params: Roles, ctx: Context, latents: tuple[Any, 
     return preprocess(x, flow.images.levels, flow.alpha, inverse=True)[0]
 
 
-def density(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> jax.Array:
+def density(flow: Flow, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
     """log p(x) of dequantised images, nats (B,)."""
     latents, log_det = forward(flow, params, ctx, x, cond)
     return log_det + sum(sum_image(normal_log_prob(eps, 0.0, 0.0)) for eps in latents)
 
 
-def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: Any, cond: Cond) -> jax.Array:
+def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     return density(flow, params, ctx, x, cond)
 
 

@@ -151,10 +151,10 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     network = LipschitzNetwork(config.widths, config.convolutional, data.num_classes * config.class_conditional)
     o, halved, images = config.sampling, 2 ** (config.scales - 1), data.image
 
-    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+    def init(key: jax.Array, x: jax.Array, label: jax.Array | None) -> tuple[Tree, Tree]:
         params, fixed = {}, {}
 
-        def init_block(key: jax.Array, x: Any, number: Any) -> Any:
+        def init_block(key: jax.Array, x: jax.Array, number: Any) -> Any:
             (y, _), actnorm = ActNorm().init_with_output(key, x)
             key_network, key_vectors = jax.random.split(key)
             start = network.init(key_network, y, label)["params"]
@@ -170,12 +170,12 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         params["actnorm"] = ActNorm().init_with_output(key, x)[1]["params"]
         return params, fixed
 
-    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(params: Tree, fixed: Tree, x: jax.Array, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
         constrained, _ = constrain_all(config, params, fixed, CONVERGED)
         z, log_det = transport(network, constrained, x, label, None)
         return (z,), log_det
 
-    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
         constrained, _ = constrain_all(config, params, fixed, CONVERGED)
         return inverse_transport(network, constrained, latents[0], label, o.tolerance, o.iterations)
 
@@ -198,7 +198,12 @@ def constrain_all(config: Config, params: Tree, fixed: Tree, iterations: int) ->
 
 
 def transport(
-    network: LipschitzNetwork, params: Tree, x: jax.Array, label: Any, draws: Draws | None, exact: bool = True
+    network: LipschitzNetwork,
+    params: Tree,
+    x: jax.Array,
+    label: jax.Array | None,
+    draws: Draws | None,
+    exact: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Latents of preprocessed images and log_det: exact, by a roulette with `draws`, or with neither that of the
     actnorms alone.
@@ -239,7 +244,7 @@ def scales_of(params: Tree) -> list[str]:
 
 
 def inverse_transport(
-    network: LipschitzNetwork, params: Tree, z: jax.Array, label: Any, tolerance: float, iterations: int
+    network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
 ) -> jax.Array:
     """Preprocessed images of latents; images whose fixed point is not found are reported with the block."""
 

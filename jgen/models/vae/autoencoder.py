@@ -39,6 +39,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
@@ -185,7 +186,7 @@ def output(ae: Autoencoder, params: Roles, z: jax.Array) -> jax.Array:
     return ae.decoder.apply({"params": params["decoder"]}, z, None)
 
 
-def tied_output(params: Roles, z: jax.Array, dtype: Any) -> jax.Array:
+def tied_output(params: Roles, z: jax.Array, dtype: DTypeLike) -> jax.Array:
     """(B, latent) to float32 (B, H W C), by the transposed kernels of the encoder in reverse order."""
     enc, biases = params["encoder"], params["decoder"]
     layers = [enc["layers"][f"dense{level}"] for level in range(len(biases) - 1)]

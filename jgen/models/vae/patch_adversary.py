@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec, Loss, Phase, Roles, Tree
 from jgen.errors import require, require_positive
@@ -54,7 +55,7 @@ class Adversary(NamedTuple):
         return self.network.apply({"params": disc}, x)
 
 
-def make_adversary(config: Config, groups: int, dtype: Any, images: ImageSpec) -> Adversary:
+def make_adversary(config: Config, groups: int, dtype: DTypeLike, images: ImageSpec) -> Adversary:
     """The adversary of a first stage whose group normalisation has `groups` groups.
 
     Raises:
