@@ -68,12 +68,7 @@ class Arguments(held_out.Arguments, Comparing, Protocol):
 
 
 def score_samples(
-    gen: Generator,
-    stages: Cascade,
-    data: Dataset,
-    arguments: Arguments,
-    sampling: dict[str, Any],
-    compare: Compare | None,
+    gen: Generator, stages: Cascade, data: Dataset, arguments: Arguments, sampling: dict, compare: Compare | None
 ) -> dict[str, Any]:
     """Draws samples, some at a time, and compares them with real images, and with the texts that they were asked for
     with where the data can judge these.

@@ -21,6 +21,8 @@ from jgen.prob.bijectors import affine, assemble_lu, invert_lu
 
 SMALLEST_STD = 1e-6
 
+Mapped = tuple[jax.Array, jax.Array]  # y, and log |det dy/dx| of each example, (B,)
+
 
 def log_std(x: jax.Array) -> jax.Array:
     """log of the standard deviation of each channel over batch and positions: (B, H, W, C) to (C,)."""
@@ -69,7 +71,7 @@ class ActNorm(nn.Module):
     """y = s x + b by channel, started so that the first batch comes out with mean 0 and deviation 1 (table 1)."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
         log_scale, bias = standardising(self, lambda: x, x.shape[-1])
         log_det = spread(x.shape[1] * x.shape[2] * jnp.sum(log_scale), x)
         if inverse:
@@ -84,7 +86,7 @@ class InvertibleConv(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
         size = x.shape[-1]
 
         lu, start = jnp.zeros((size, size)), None
@@ -109,7 +111,7 @@ class Permutation(nn.Module):
     reverse: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
         zero = spread(jnp.zeros((), x.dtype), x)
         if self.reverse:
             return x[..., ::-1], zero
@@ -182,7 +184,7 @@ class LogisticMixture(nn.Module):
     mixtures: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, raw: jax.Array, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, raw: jax.Array, inverse: bool = False) -> Mapped:
         """x (B, H, W, C), raw (B, H, W, 3 K C), to y and log |dy/dx| of each entry, (B, H, W, C)."""
         logits, means, log_scales = jnp.split(raw.reshape(*x.shape, 3 * self.mixtures), 3, axis=-1)
         start = jnp.linspace(-1.5, 1.5, self.mixtures)
@@ -202,9 +204,7 @@ class GaussianPrior(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(
-        self, z: jax.Array, given: jax.Array | None, label: jax.Array | None, inverse: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, z: jax.Array, given: jax.Array | None, label: jax.Array | None, inverse: bool = False) -> Mapped:
         """z or eps (B, H, W, C), given or None, label int (B,) or None."""
         features, zeros = 2 * z.shape[-1], nn.initializers.zeros
         mean_and_log_std = jnp.zeros((1, 1, 1, 1), z.dtype)

@@ -33,7 +33,7 @@ from jax.typing import DTypeLike
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
 from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow, variational
-from jgen.nn.flow import ActNorm, LogisticMixture, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
+from jgen.nn.flow import ActNorm, LogisticMixture, Mapped, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
 from jgen.prob.bijectors import checkerboard, join_blocks, split_blocks, squeeze, swap_halves, unsqueeze
 from jgen.prob.likelihoods import sum_image
 
@@ -186,17 +186,13 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
                 x, _ = split_blocks(x)
         return params, {}
 
-    def by_checkerboard(
-        params: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def by_checkerboard(params: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool) -> Mapped:
         def step(v: Tree, x: jax.Array) -> tuple[Any, Any]:
             return coupling(scale).apply({"params": v[0]}, x, v[1], label, inverse)
 
         return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse, config.remat)
 
-    def by_channels(
-        params: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def by_channels(params: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool) -> Mapped:
         def step(v: Tree, x: jax.Array) -> tuple[Any, Any]:
             return coupling(scale + 1).apply({"params": v}, x, None, label, inverse)
 
