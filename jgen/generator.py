@@ -113,8 +113,7 @@ class Generator:
         Raises:
           UserError: n below 1, conditions out of range, options unknown or impossible.
         """
-        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
-        parts = list(self.sample_batches(key, n, **where, **named))
+        parts = list(self.sample_batches(key, n, start=start, batch_size=batch_size, progress=progress, **named))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def sample_batches(
@@ -178,8 +177,7 @@ class Generator:
         return {"log_z": np.asarray(arrays["log_z"], np.float64), "low": low, "high": high}
 
     def _scoring_extra(self, key: jax.Array, options: Any) -> Roles:
-        """What `model.prepare_scoring` returns, computed once for a key and options: all images and classes share
-        it."""
+        """What `model.prepare_scoring` returns, once for a key and options: all images and classes share it."""
         known = (np.asarray(jax.random.key_data(check_key(key))).tobytes(), options)
         if self._scored_with is None or self._scored_with[0] != known:
             self._scored_with = known, prepared_for_scoring(self.model, *self._placed, key, options)
@@ -245,13 +243,7 @@ class Generator:
         return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
     def _class_scores(
-        self,
-        key: jax.Array,
-        images: ArrayLike,
-        prior: ArrayLike | None,
-        by: str,
-        batch_size: int,
-        named: Mapping[str, Any],
+        self, key: jax.Array, images: ArrayLike, prior: ArrayLike | None, by: str, batch_size: int, named: dict
     ) -> np.ndarray:
         """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
         name = self._class_field()
@@ -263,9 +255,7 @@ class Generator:
         """The condition that is a class; "" without any."""
         return next((name for name in self.model.conditions if self.model.data.fields[name].is_class), "")
 
-    def _score(
-        self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: Mapping[str, Any]
-    ) -> np.ndarray:
+    def _score(self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: dict) -> np.ndarray:
         """`log_prob`, or -`energy`, float64 (n,)."""
         by = by or ("log_prob" if self.model.log_prob is not None else "energy")
         require(by in ("log_prob", "energy"), f"by is {by!r}: it must be log_prob or energy")
@@ -297,17 +287,14 @@ class Generator:
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "anomaly_score")
-        usual = None
-        if kind == "typicality" and reference is not None:
-            usual = -self._log_marginal(key, reference, by, batch_size, named)
+        given = None if reference is None or kind != "typicality" else reference
+        usual = None if given is None else -self._log_marginal(key, given, by, batch_size, named)
         compared = background if kind == "ratio" else None
         other = None if compared is None else compared.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
         return score_of(kind, nats, np.asarray(images), usual, other)
 
-    def _log_marginal(
-        self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: Mapping[str, Any]
-    ) -> np.ndarray:
+    def _log_marginal(self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: dict) -> np.ndarray:
         """log p(image) in nats, float64 (n,), the sum over classes where one is needed and none is given."""
         if not self._class_field() or self._class_field() in named:
             return self._score(key, images, by, batch_size, named)
@@ -348,20 +335,18 @@ class Generator:
         latents = self.encode(key_encode, images, batch_size=batch_size, **cond)
         return self.decode(key_decode, latents, batch_size=batch_size, **cond)
 
-    def interpolate(
-        self, key: jax.Array, first: ArrayLike, second: ArrayLike, num: int = 8, **named: Any
-    ) -> np.ndarray:
+    def interpolate(self, key: jax.Array, first: ArrayLike, second: ArrayLike, num: int = 8, **more: Any) -> np.ndarray:
         """Images between pairs of images, along the line between their latents, or, of a diffusion, along the great
         circle between the noise that its steps backwards make of them: uint8 (n, num, H, W, C).
 
         Args:
           first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
-          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
+          more: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
         """
         require_capability(self.model, "interpolate")
         require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
         key_first, key_second, key_decode = rng.split_key(key, 3)
-        cond, options = self._split(named)
+        cond, options = self._split(more)
         read = () if self.model.encode is not None else vars(self.model.inverting)
         to_latents = self.encode if self.model.encode is not None else self.invert
         own = {**cond, **{name: value for name, value in options.items() if name in read}}
