@@ -169,7 +169,7 @@ def load(
     step: int | Literal["best"] | None = None,
     ema: bool = True,
     frozen: Mapping[str, str | Path] | None = None,
-    dtype: str | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Generator:
     """A trained model from its run directory, or from a folder in diffusers' layout, such as Stable Diffusion's.
 

@@ -14,11 +14,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jgen.distributed import Distributed, end_at_once, expected_platform, join_processes
 from jgen.errors import UserError, exit_code, require
 from jgen.experiment import Experiment
+
+if TYPE_CHECKING:
+    from jgen.core.trained import TrainedModel
+    from jgen.generator import Generator
 
 DEFAULT = "configs/diffusion/vdm.py:digits"
 
@@ -109,7 +113,7 @@ class EditOptions:
     """Picture of the pixels of --image that stay, white, and of those that are drawn, black: inpainting."""
 
 
-def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
+def make_edit(gen: Generator, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
     """A sampler of edited versions of the given picture, and what identifies them; (None, {}) without a picture.
 
     Args:
@@ -158,7 +162,7 @@ def make_edit(gen: Any, parsed: Any, background: str = "white") -> tuple[Any, di
     return inpaint, {"image": image, "mask": keep}
 
 
-def unread_by_inpainting(gen: Any, parsed: Any) -> set[str]:
+def unread_by_inpainting(gen: Generator, parsed: Any) -> set[str]:
     """The options of sampling that `gen.inpaint` has no use for. Raises `UserError` where one of them was given."""
     if gen.model.inpainting is None:
         return set()
@@ -280,7 +284,7 @@ def read_condition(path: Path, spec: Any, background: str = "white") -> Any:
         raise UserError(f"{path} cannot be read as an array: {error}") from error
 
 
-def model_hash(gen: Any) -> str:
+def model_hash(gen: TrainedModel) -> str:
     """A hash of what a loaded model computes: its arrays, and those of the models that it stands on."""
     from jgen.core.model import FrozenModel
     from jgen.runs import fingerprint_of

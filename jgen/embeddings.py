@@ -13,9 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jgen.core.generate import brief, check_images, require_capability
+from jgen.core.model import GenerativeModel
 from jgen.core.tokens import encode_text
+from jgen.core.trained import TrainedModel
 from jgen.errors import require
 from jgen.prob.pixels import to_float
 
@@ -23,19 +26,19 @@ PROMPTS = ("a picture of a {}",)
 AT_ONCE = 250  # images or texts that are embedded at a time
 
 
-def compares(model: Any) -> bool:
+def compares(model: GenerativeModel) -> bool:
     """Whether a model embeds images and texts in one space."""
     return {"embed_image", "embed_text"} <= set(model.functions)
 
 
-def embed_images(gen: Any, images: Any, *, batch_size: int = AT_ONCE) -> np.ndarray:
+def embed_images(gen: TrainedModel, images: ArrayLike, *, batch_size: int = AT_ONCE) -> np.ndarray:
     """u, float32 (n, D), of uint8 images (n, H, W, C). Raises `NotSupported` for a model that does not embed images."""
     function = function_of(gen, "embed_image")
     array, levels = check_images(gen.model, images), gen.model.images.levels
     return in_batches(lambda part: function(gen.params, gen.ctx, to_float(part, levels)), array, batch_size)
 
 
-def embed_texts(gen: Any, texts: Sequence[str], *, batch_size: int = AT_ONCE) -> np.ndarray:
+def embed_texts(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = AT_ONCE) -> np.ndarray:
     """v, float32 (m, D), of texts.
 
     Raises:
@@ -48,13 +51,13 @@ def embed_texts(gen: Any, texts: Sequence[str], *, batch_size: int = AT_ONCE) ->
     return embed_tokens(gen, tokens, batch_size=batch_size)
 
 
-def embed_tokens(gen: Any, tokens: np.ndarray, *, batch_size: int = AT_ONCE) -> np.ndarray:
+def embed_tokens(gen: TrainedModel, tokens: np.ndarray, *, batch_size: int = AT_ONCE) -> np.ndarray:
     """v, float32 (m, D), of texts as the run's tokens, int32 (m, T)."""
     function = function_of(gen, "embed_text")
     return in_batches(lambda part: function(gen.params, gen.ctx, part), tokens, batch_size)
 
 
-def function_of(gen: Any, name: str) -> Callable[..., jax.Array]:
+def function_of(gen: TrainedModel, name: str) -> Callable[..., jax.Array]:
     """A function that the model lends, compiled. Raises `NotSupported` where it does not."""
     if name not in gen.model.functions:
         require_capability(gen.model, name)
@@ -70,7 +73,7 @@ def in_batches(function: Callable[[Any], jax.Array], array: np.ndarray, batch_si
 
 
 def class_scores(
-    gen: Any, images: Any, classes: Sequence[str], prompts: Sequence[str], batch_size: int = AT_ONCE
+    gen: TrainedModel, images: ArrayLike, classes: Sequence[str], prompts: Sequence[str], batch_size: int = AT_ONCE
 ) -> np.ndarray:
     """s u(x) . w_c in nats, float64 (n, classes): see the module's docstring.
 
@@ -100,7 +103,9 @@ def check_classes(classes: Sequence[str], prompts: Sequence[str]) -> None:
         require("{}" in prompt, f"prompts have {brief(prompt)!r}: it must have {{}} in place of a class")
 
 
-def retrieve(gen: Any, texts: Sequence[str], images: Any, num: int = 5, *, batch_size: int = AT_ONCE) -> np.ndarray:
+def retrieve(
+    gen: TrainedModel, texts: Sequence[str], images: ArrayLike, num: int = 5, *, batch_size: int = AT_ONCE
+) -> np.ndarray:
     """The places of the images that are nearest to each text, the nearest first: int (m, num).
 
     Args:

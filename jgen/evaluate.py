@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jgen import cli
 from jgen.core import parallel
@@ -35,6 +35,10 @@ from jgen.data.config import Config as Data
 from jgen.data.config import place_of
 from jgen.distributed import Distributed, working_together
 from jgen.errors import UserError, require, require_seed
+
+if TYPE_CHECKING:
+    from jgen.data.dataset import Dataset
+    from jgen.generator import Generator
 
 PATHS = ("inception", "efficientnet", "clip", "images", "out", "grid")
 
@@ -148,7 +152,7 @@ def evaluate(
     return {**record_of(gen, Path(run)), "trained": trained, "data_fingerprint": data.fingerprint, **scores}
 
 
-def is_compared(gen: Any, data: Any, arguments: Arguments) -> bool:
+def is_compared(gen: Generator, data: Dataset, arguments: Arguments) -> bool:
     """Whether images that the model makes are compared with real ones in a network's features."""
     if arguments.reconstruct or arguments.samples == 0 or is_texture(gen, arguments):
         return arguments.reconstruct
@@ -171,7 +175,7 @@ def require_same_scores(arguments: Arguments, scored: dict[str, Any]) -> None:
     parallel.require_same(identity | scored | program_identity())
 
 
-def judged_by_clip(gen: Any, data: Any, run: str) -> Any:
+def judged_by_clip(gen: Generator, data: Dataset, run: str) -> Any:
     """The data with the scores of a CLIP. Raises `UserError` where a model's samples are not asked for by texts."""
     import jgen
     from jgen import sample_scores
@@ -183,7 +187,7 @@ def judged_by_clip(gen: Any, data: Any, run: str) -> Any:
     return data
 
 
-def record_of(gen: Any, run: Path) -> dict[str, Any]:
+def record_of(gen: Generator, run: Path) -> dict[str, Any]:
     """What is scored, how it was trained, and by which command and on which machine it is scored."""
     import jax
 
@@ -212,21 +216,21 @@ def all_frozen(frozen: Any) -> list[Any]:
     return [[model.params, all_frozen(model.frozen)] for model in frozen.values()]
 
 
-def is_validated(gen: Any, arguments: Arguments) -> bool:
+def is_validated(gen: Generator, arguments: Arguments) -> bool:
     """Whether a run is scored by its model's validation scores: where it has no likelihood, and no images are asked
     for, as of a model that only compares or encodes."""
     model, draws_images = gen.model, arguments.samples > 0 or arguments.reconstruct
     return model.validate is not None and model.sample is None and model.log_prob is None and not draws_images
 
 
-def is_texture(gen: Any, arguments: Arguments) -> bool:
+def is_texture(gen: Generator, arguments: Arguments) -> bool:
     """Whether samples are scored by the model's own statistics, and not by distances in a network's features."""
     from jgen.sample_scores import TEXTURE
 
     return TEXTURE in gen.model.functions and not (arguments.inception or arguments.efficientnet)
 
 
-def check_capabilities(gen: Any, arguments: Arguments) -> None:
+def check_capabilities(gen: Generator, arguments: Arguments) -> None:
     """Raises `UserError` where a model cannot do what is to be scored, or nothing is, or by too few samples."""
     from jgen.core.generate import require_capability
     from jgen.embeddings import compares
@@ -249,7 +253,7 @@ def check_capabilities(gen: Any, arguments: Arguments) -> None:
         require_capability(gen.model, "reconstruct")
 
 
-def length_of_training(gen: Any, folder: Path) -> dict[str, Any]:
+def length_of_training(gen: Generator, folder: Path) -> dict[str, Any]:
     """Steps and minutes to the newest checkpoint of a run, of which `gen` may be an earlier one."""
     from jgen.train import checkpoints
 
@@ -301,7 +305,7 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
     }
 
 
-def check_split(dataset: Any, arguments: Arguments) -> None:
+def check_split(dataset: Dataset, arguments: Arguments) -> None:
     """Raises `UserError` for a split that the data lacks, or more images of it than there are."""
     from jgen.metrics.quality import FEWEST
 

@@ -29,7 +29,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,10 @@ from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.experiment import Experiment
 from jgen.prob.degradation import Problem
+
+if TYPE_CHECKING:
+    from jgen.core.model import Cond, GenerativeModel
+    from jgen.generator import Generator
 
 SEEN = 1000  # images from which is told how much a latent dimension varies, and what the mean latents of a class are
 
@@ -161,14 +165,14 @@ def check_arguments(a: Arguments) -> None:
             require(a.kind == kind or getattr(a, name) == getattr(Arguments, name), unread)
 
 
-def check_conditions(model: Any, a: Arguments) -> None:
+def check_conditions(model: GenerativeModel, a: Arguments) -> None:
     """Raises `UserError` for a model that is conditioned on what this kind of figure cannot choose."""
     others = ", ".join(name for name in model.conditions if name != "label")
     known = f"{model.name} is conditioned on {others}: {a.kind} knows classes only"
     require(not others or a.kind in OF_IMAGES, f"{known}; {', '.join(OF_IMAGES)} take what images have")
 
 
-def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
+def open_splits(run: str, gen: Generator, a: Arguments) -> Splits:
     """The splits of the run's data. Raises `UserError` where the data has changed since the training, or has no such
     split."""
     from jgen.data import dataset
@@ -181,7 +185,7 @@ def open_splits(run: str, gen: Any, a: Arguments) -> Splits:
     return splits
 
 
-def data(gen: Any, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def data(gen: Generator, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, Cond]:
     """`n` images of the split, as the model was trained on them, and what it is conditioned on, {} for nothing."""
     split = splits[a.split]
     require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
@@ -189,7 +193,7 @@ def data(gen: Any, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, di
     return batch["image"], {name: batch[name] for name in gen.model.conditions}
 
 
-def fetch(gen: Any, split: Split, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def fetch(gen: Generator, split: Split, rows: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """These examples of the split, their images as the model was trained on them."""
     import jax
 
@@ -202,7 +206,7 @@ def fetch(gen: Any, split: Split, rows: np.ndarray, seed: int) -> dict[str, np.n
     return {name: np.asarray(array) for name, array in batch.items()}
 
 
-def reconstructions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def reconstructions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """Rows of images, each above its reconstructions."""
     import jax
 
@@ -217,7 +221,7 @@ def above(images: np.ndarray, made: np.ndarray, a: Arguments) -> np.ndarray:
     return pairs.reshape(-1, *images.shape[1:])
 
 
-def inversions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def inversions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """Rows of images, each above what is decoded from latents that were searched for it."""
     import jax
 
@@ -227,7 +231,7 @@ def inversions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]
     return above(images, made, a), a.columns
 
 
-def truncation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def truncation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row of samples per truncation, in each column with the same key and class."""
     import jax
 
@@ -239,14 +243,15 @@ def truncation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]
     return np.concatenate(rows), a.columns
 
 
-def style_mixing(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def style_mixing(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row of samples behind an empty place, and rows that begin with a sample, of mixtures of the two's styles."""
     import jax
 
     from jgen.core import keys as rng
 
     mix = gen.model.functions.get("mix_styles")
-    require(mix is not None, f"{gen.model.name} has no styles to mix, as stylegan2 has")
+    if mix is None:
+        raise UserError(f"{gen.model.name} has no styles to mix, as stylegan2 has")
     require(a.columns >= 2, f"--columns is {a.columns}: style_mixing has 2 or more, the samples to the left among them")
     key, number = jax.random.key(a.seed), a.columns - 1 + a.rows
     label = np.arange(number) % gen.model.data.num_classes if gen.model.conditions else None
@@ -262,7 +267,7 @@ def style_mixing(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, in
     return np.concatenate([np.zeros_like(samples[:1]), samples[: a.columns - 1], below]), a.columns
 
 
-def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def interpolation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row per pair of images: the first, the way between their reconstructions, the second."""
     import jax
 
@@ -287,7 +292,7 @@ def interpolation(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, i
 
 
 def flat_latents(
-    gen: Any, splits: Splits, a: Arguments
+    gen: Generator, splits: Splits, a: Arguments
 ) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray | None]:
     """Latents of images of the data (n, d); (m, d) to latents as the model has them; the images' classes."""
     import jax
@@ -306,7 +311,7 @@ def flat_latents(
 
 
 def latent_spread(
-    gen: Any, splits: Splits, a: Arguments
+    gen: Generator, splits: Splits, a: Arguments
 ) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
     """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
     flat, unflatten, label = flat_latents(gen, splits, a)
@@ -314,7 +319,7 @@ def latent_spread(
     return flat[0], unflatten, np.argsort(-flat.std(axis=0), kind="stable"), class_
 
 
-def traversal(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def traversal(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row per latent dimension, moved from -3 to 3 while the others stay those of one image."""
     import jax
 
@@ -325,7 +330,7 @@ def traversal(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(-1, base.size)), label=label), a.columns
 
 
-def manifold(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def manifold(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """The plane of the two most varied latent dimensions at even quantiles of N(0, 1), the others at zero."""
     import jax
 
@@ -339,7 +344,7 @@ def manifold(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     return gen.decode(jax.random.key(a.seed), unflatten(points.reshape(side * side, -1)), label=label), side
 
 
-def attribute(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def attribute(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row per image of the first class, moved by the difference of the two classes' mean latents."""
     import jax
 
@@ -360,7 +365,7 @@ def attribute(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     return gen.decode(key, jax.tree.map(moved, gen.encode(key, images), direction)), a.columns
 
 
-def images_of_class(gen: Any, splits: Splits, a: Arguments) -> np.ndarray:
+def images_of_class(gen: Generator, splits: Splits, a: Arguments) -> np.ndarray:
     """`--rows` images of the first of the two classes. Raises `UserError` for impossible classes or too few images."""
     name, num_classes, wanted = gen.model.name, gen.model.data.num_classes, a.classes[0]
     require(num_classes > 0, "the run's data has no classes: an attribute is the difference of two")
@@ -374,13 +379,13 @@ def images_of_class(gen: Any, splits: Splits, a: Arguments) -> np.ndarray:
     return images
 
 
-def completions(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def completions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row of images, a row of what is kept of them, and rows of completions."""
     import jax
 
     images, named = data(gen, splits, a, a.columns)
     mask = kept_pixels(a, *gen.model.images.shape[:2])
-    repeated = {name: repeat(values, a.rows) for name, values in named.items()}
+    repeated: Cond = {name: repeat(values, a.rows) for name, values in named.items()}
     made = gen.inpaint(jax.random.key(a.seed), repeat(images, a.rows), mask, **repeated)
     return np.concatenate([images, images * mask[None, :, :, None], made]), a.columns
 
@@ -424,7 +429,7 @@ def written(height: int, width: int) -> np.ndarray:
     return np.asarray(picture) > 96
 
 
-def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def restorations(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """A row of images, a row of what is measured of them, and rows of restorations."""
     import jax
 
@@ -434,7 +439,7 @@ def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, in
     spec = gen.model.images
     measured = np.asarray(make_degradation(a.problem, spec)(jax.numpy.float32(images)))
     measured = measured + a.noise * np.random.default_rng(a.seed).standard_normal(measured.shape)
-    repeated = {name: repeat(values, a.rows) for name, values in named.items()}
+    repeated: Cond = {name: repeat(values, a.rows) for name, values in named.items()}
     given = repeat(measured, a.rows)
     made = gen.restore(jax.random.key(a.seed), given, problem=a.problem, noise=a.noise, **repeated)
     factor = spec.height // measured.shape[1]
@@ -442,7 +447,7 @@ def restorations(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, in
     return np.concatenate([images, np.broadcast_to(shown, images.shape), made]), a.columns
 
 
-def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
+def prior(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
     """Images of standard normal latents, of normal latents with the data's moments, and samples of the model."""
     import jax
 
@@ -456,7 +461,7 @@ def prior(gen: Any, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
 
 
 # What draws a figure, and the capabilities that it needs: `interpolate` where it moves continuous latents.
-FIGURES: dict[str, tuple[Callable[[Any, Splits, Arguments], tuple[np.ndarray, int]], tuple[str, ...]]] = {
+FIGURES: dict[str, tuple[Callable[[Generator, Splits, Arguments], tuple[np.ndarray, int]], tuple[str, ...]]] = {
     "reconstructions": (reconstructions, ("reconstruct",)),
     "interpolation": (interpolation, ("interpolate",)),
     "traversal": (traversal, ("interpolate",)),

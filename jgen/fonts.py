@@ -17,17 +17,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jgen import cli
 from jgen.core.files import check_writable, written_whole
+from jgen.core.model import Cond
 from jgen.core.progress import progress_bar
 from jgen.data.fonts import BASELINE, EM
 from jgen.data.image_files import read_picture
 from jgen.data.style import require_letter, style_condition
 from jgen.errors import UserError, require, require_seed
+
+if TYPE_CHECKING:
+    from jgen.generator import Generator
 
 UNITS = 1000  # of an em
 TRACED = 256  # pixels of a side at least, of the enlarged picture that is traced: edges are found within a pixel
@@ -152,7 +156,7 @@ def bearings(picture: np.ndarray) -> tuple[float, float]:
     return left, right
 
 
-def complete(gen: Any, pictures: PictureMap, seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
+def complete(gen: Generator, pictures: PictureMap, seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
     """All letters that a model knows: the pictures given as they are, the others drawn in their style.
 
     Pictures of another size than the model's are scaled to it; what it draws is scaled to theirs, if that is larger.
@@ -179,7 +183,7 @@ def complete(gen: Any, pictures: PictureMap, seed: int = 0, **options: Any) -> d
     missing = [number for number, letter in enumerate(letters) if letter not in pictures]
     drawn = {}
     if missing:
-        cond = {**style_condition(shown, fields), "label": np.array(missing)}
+        cond: Cond = {**style_condition(shown, fields), "label": np.array(missing)}
         images = gen.sample(jax.random.key(seed), len(missing), **cond, **options)[..., 0]
         drawn = {letters[number]: resized(image, max(side, model_side)) for number, image in zip(missing, images)}
     given = {letter: resized(picture, max(side, model_side)) for letter, picture in pictures.items()}

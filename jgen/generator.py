@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jgen import embeddings, texts
 from jgen.core import keys as rng
@@ -26,8 +27,9 @@ from jgen.core.generate import (
     run_over,
     sample_batches,
 )
-from jgen.core.model import Cond, Context, GenerativeModel, Roles
+from jgen.core.model import Cond, Context, GenerativeModel, Roles, Tree
 from jgen.core.tokens import encode_text
+from jgen.core.trained import Tokenizer
 from jgen.errors import require
 from jgen.experiment import Experiment
 from jgen.prob.anomaly import Kind, score_of
@@ -57,7 +59,7 @@ class Generator:
         config: Experiment,
         step: int,
         own_seconds: float = 0.0,
-        tokenizers: Mapping[str, Any] | None = None,
+        tokenizers: Mapping[str, Tokenizer] | None = None,
         frozen_seconds: Mapping[str, float] | None = None,
     ):
         self.model, self.params, self.ctx, self.config = model, params, ctx, config
@@ -111,8 +113,7 @@ class Generator:
         Raises:
           UserError: n below 1, conditions out of range, options unknown or impossible.
         """
-        where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
-        parts = list(self.sample_batches(key, n, **where, **named))
+        parts = list(self.sample_batches(key, n, start=start, batch_size=batch_size, progress=progress, **named))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def sample_batches(
@@ -152,7 +153,7 @@ class Generator:
         return np.concatenate(list(parts))
 
     def log_prob(
-        self, key: jax.Array, images: Any, *, batch_size: int = 64, progress: Progress = iter, **named: Any
+        self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, progress: Progress = iter, **named: Any
     ) -> np.ndarray:
         """Log-probability of uint8 images in nats, float32 (n,); `likelihood` says of what kind.
 
@@ -176,18 +177,17 @@ class Generator:
         return {"log_z": np.asarray(arrays["log_z"], np.float64), "low": low, "high": high}
 
     def _scoring_extra(self, key: jax.Array, options: Any) -> Roles:
-        """What `model.prepare_scoring` returns, computed once for a key and options: all images and classes share
-        it."""
+        """What `model.prepare_scoring` returns, once for a key and options: all images and classes share it."""
         known = (np.asarray(jax.random.key_data(check_key(key))).tobytes(), options)
         if self._scored_with is None or self._scored_with[0] != known:
             self._scored_with = known, prepared_for_scoring(self.model, *self._placed, key, options)
         return self._scored_with[1]
 
-    def bits_per_dim(self, key: jax.Array, images: Any, **named: Any) -> np.ndarray:
+    def bits_per_dim(self, key: jax.Array, images: ArrayLike, **named: Any) -> np.ndarray:
         """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
         return bits_per_dim(self.log_prob(key, images, **named), self.model.images.size)
 
-    def log_density(self, key: jax.Array, x: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+    def log_density(self, key: jax.Array, x: ArrayLike, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
         """Exact log-density in nats, float32 (n,), of dequantised images: floats (n, H, W, C) in [0, levels)."""
         require_capability(self.model, "log_density")
         array, spec = np.asarray(x, np.float32), self.model.images
@@ -197,23 +197,23 @@ class Generator:
         require(inside, f"x has values outside [0, {spec.levels}): log_density is of dequantised images")
         return self._run("log_density", key, {"image": array}, cond, batch_size=batch_size)
 
-    def energy(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+    def energy(self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
         """-log p of uint8 images in nats up to a constant, float32 (n,)."""
         require_capability(self.model, "energy")
         return self._run("energy", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def classify(self, key: jax.Array, images: Any, **options: Any) -> np.ndarray:
+    def classify(self, key: jax.Array, images: ArrayLike, **options: Any) -> np.ndarray:
         """The most probable class of each uint8 image, int32 (n,): see `class_log_probs`, of which the options are."""
         return np.argmax(self.class_log_probs(key, images, **options), axis=1).astype(np.int32)
 
     def class_log_probs(
         self,
         key: jax.Array,
-        images: Any,
+        images: ArrayLike,
         *,
         classes: Sequence[str] = (),
         prompts: Sequence[str] = embeddings.PROMPTS,
-        prior: Any = None,
+        prior: ArrayLike | None = None,
         by: str = "",
         batch_size: int = 64,
         **named: Any,
@@ -243,7 +243,7 @@ class Generator:
         return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
     def _class_scores(
-        self, key: jax.Array, images: Any, prior: Any, by: str, batch_size: int, named: Mapping[str, Any]
+        self, key: jax.Array, images: ArrayLike, prior: ArrayLike | None, by: str, batch_size: int, named: dict
     ) -> np.ndarray:
         """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
         name = self._class_field()
@@ -255,7 +255,7 @@ class Generator:
         """The condition that is a class; "" without any."""
         return next((name for name in self.model.conditions if self.model.data.fields[name].is_class), "")
 
-    def _score(self, key: jax.Array, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
+    def _score(self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: dict) -> np.ndarray:
         """`log_prob`, or -`energy`, float64 (n,)."""
         by = by or ("log_prob" if self.model.log_prob is not None else "energy")
         require(by in ("log_prob", "energy"), f"by is {by!r}: it must be log_prob or energy")
@@ -266,10 +266,10 @@ class Generator:
     def anomaly_score(
         self,
         key: jax.Array,
-        images: Any,
+        images: ArrayLike,
         kind: Kind = "likelihood",
         *,
-        reference: Any = None,
+        reference: ArrayLike | None = None,
         background: Generator | None = None,
         by: str = "",
         batch_size: int = 64,
@@ -287,25 +287,25 @@ class Generator:
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "anomaly_score")
-        if kind == "typicality" and reference is not None:
-            reference = -self._log_marginal(key, reference, by, batch_size, named)
+        given = None if reference is None or kind != "typicality" else reference
+        usual = None if given is None else -self._log_marginal(key, given, by, batch_size, named)
         compared = background if kind == "ratio" else None
         other = None if compared is None else compared.anomaly_score(key, images, batch_size=batch_size)
         nats = -self._log_marginal(key, images, by, batch_size, named)
-        return score_of(kind, nats, np.asarray(images), reference, other)
+        return score_of(kind, nats, np.asarray(images), usual, other)
 
-    def _log_marginal(self, key: Any, images: Any, by: str, batch_size: int, named: Mapping[str, Any]) -> np.ndarray:
+    def _log_marginal(self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: dict) -> np.ndarray:
         """log p(image) in nats, float64 (n,), the sum over classes where one is needed and none is given."""
         if not self._class_field() or self._class_field() in named:
             return self._score(key, images, by, batch_size, named)
         return np.logaddexp.reduce(self._class_scores(key, images, None, by, batch_size, named), axis=1)
 
-    def encode(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> Any:
+    def encode(self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, **cond: Any) -> Any:
         """Latents of uint8 images: a tree of arrays (n, ...)."""
         require_capability(self.model, "encode")
         return self._run("encode", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
-    def decode(self, key: jax.Array, latents: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+    def decode(self, key: jax.Array, latents: Tree, *, batch_size: int = 64, **named: Any) -> np.ndarray:
         """uint8 images (n, H, W, C) of latents such as `encode` or `invert` returns.
 
         Args:
@@ -316,7 +316,7 @@ class Generator:
         require_capability(self.model, "decode")
         return self._run("decode", key, {"latents": check_latents(self.model, latents)}, named, batch_size=batch_size)
 
-    def invert(self, key: jax.Array, images: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+    def invert(self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, **named: Any) -> np.ndarray:
         """Latents (n, ...) that `decode` turns into images close to given ones, uint8. They are searched for by
         gradient; for a diffusion, its steps are taken backwards from the image to noise (DDIM inversion).
 
@@ -328,25 +328,25 @@ class Generator:
         require_capability(self.model, "invert")
         return self._run("invert", key, {"image": check_images(self.model, images)}, named, batch_size=batch_size)
 
-    def reconstruct(self, key: jax.Array, images: Any, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
+    def reconstruct(self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
         """`decode` of `encode`: uint8 (n, H, W, C)."""
         require_capability(self.model, "reconstruct")
         key_encode, key_decode = rng.split_key(key, 2)
         latents = self.encode(key_encode, images, batch_size=batch_size, **cond)
         return self.decode(key_decode, latents, batch_size=batch_size, **cond)
 
-    def interpolate(self, key: jax.Array, first: Any, second: Any, num: int = 8, **named: Any) -> np.ndarray:
+    def interpolate(self, key: jax.Array, first: ArrayLike, second: ArrayLike, num: int = 8, **more: Any) -> np.ndarray:
         """Images between pairs of images, along the line between their latents, or, of a diffusion, along the great
         circle between the noise that its steps backwards make of them: uint8 (n, num, H, W, C).
 
         Args:
           first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
-          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
+          more: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
         """
         require_capability(self.model, "interpolate")
         require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
         key_first, key_second, key_decode = rng.split_key(key, 3)
-        cond, options = self._split(named)
+        cond, options = self._split(more)
         read = () if self.model.encode is not None else vars(self.model.inverting)
         to_latents = self.encode if self.model.encode is not None else self.invert
         own = {**cond, **{name: value for name, value in options.items() if name in read}}
@@ -370,8 +370,8 @@ class Generator:
     def inpaint(
         self,
         key: jax.Array,
-        images: Any,
-        mask: Any,
+        images: ArrayLike,
+        mask: ArrayLike,
         *,
         start: int = 0,
         batch_size: int = 64,
@@ -404,7 +404,7 @@ class Generator:
     def edit(
         self,
         key: jax.Array,
-        images: Any,
+        images: ArrayLike,
         *,
         start: int = 0,
         batch_size: int = 64,
@@ -423,7 +423,7 @@ class Generator:
         where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
         return self._run("edit", key, {"image": check_images(self.model, images)}, named, **where)
 
-    def restore(self, key: jax.Array, measurements: Any, *, batch_size: int = 64, **named: Any) -> np.ndarray:
+    def restore(self, key: jax.Array, measurements: ArrayLike, *, batch_size: int = 64, **named: Any) -> np.ndarray:
         """Draws uint8 images (n, H, W, C) that agree with given low-resolution, grey or noisy ones.
 
         Args:

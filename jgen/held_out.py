@@ -1,6 +1,6 @@
 """Scores of a trained model on held-out images: their likelihood, and its reconstructions of them.
 
-`arguments`, here, are those of `jgen.evaluate`: of them split, num, likelihood_images, seed and batch_size are read.
+`arguments`, here, are those of `jgen.evaluate`, of which `Arguments` has what is read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -30,12 +30,34 @@ from jgen.prob.pixels import bits_per_dim
 AT_ONCE = 1000  # images that are read and binarised at once
 
 
+class Arguments(Protocol):
+    """What is scored: see `jgen.evaluate.Arguments`."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def num(self) -> int: ...
+
+    @property
+    def likelihood_images(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def prompts(self) -> tuple[str, ...]: ...
+
+
 def progress(title: str) -> Callable[[range], Iterable[int]]:
     """Shows on the console how far batches have come, and the time left."""
     return partial(progress_bar, desc=title, unit="batch")
 
 
-def split_as_seen(gen: Generator, dataset: Dataset, arguments: Any, num: int) -> tuple[jax.Array, Batch]:
+def split_as_seen(gen: Generator, dataset: Dataset, arguments: Arguments, num: int) -> tuple[jax.Array, Batch]:
     """A key for scoring, and the first examples of the split as the model sees them; num 0: all."""
     split, parts = dataset.splits[arguments.split], []
     if "label" in gen.model.conditions:
@@ -51,7 +73,7 @@ def split_as_seen(gen: Generator, dataset: Dataset, arguments: Any, num: int) ->
     return key_score, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def sampling_conditions(gen: Generator, dataset: Dataset, arguments: Any, num: int) -> Cond:
+def sampling_conditions(gen: Generator, dataset: Dataset, arguments: Arguments, num: int) -> Cond:
     """The conditions of `num` samples to be scored: the classes in turn, or else those of the split's examples."""
     fields = gen.model.data.fields
     if all(fields[name].is_class for name in gen.model.conditions):
@@ -63,7 +85,7 @@ def sampling_conditions(gen: Generator, dataset: Dataset, arguments: Any, num: i
 
 
 def reconstruction(
-    gen: Generator, dataset: Dataset, arguments: Any
+    gen: Generator, dataset: Dataset, arguments: Arguments
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """The model's reconstructions of the split's images, their classes if any, and their errors.
 
@@ -94,7 +116,7 @@ def code_use(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
     return {"codes": len(counts), "codes_used": len(p), "perplexity": np.exp(-np.sum(p * np.log(p)))}
 
 
-def validation(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, Any]:
+def validation(gen: Generator, dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
     """The model's own validation scores of held-out images, under `held_out`, averaged over all; some depend on the
     images of their batch."""
     key_score, batch = split_as_seen(gen, dataset, arguments, 0)
@@ -105,7 +127,7 @@ def validation(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, An
     return {"held_out": {"scores": means, "protocol": {**protocol, "seed": arguments.seed}}}
 
 
-def comparison(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, Any]:
+def comparison(gen: Generator, dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
     """How a model that compares images with texts, such as CLIP, does on all of the split: retrieval of images by their
     texts and the other way around, and zero-shot classification where there are classes; {} of other models.
 
@@ -124,7 +146,7 @@ def comparison(gen: Generator, dataset: Dataset, arguments: Any) -> dict[str, An
     return {"retrieval": scores, "zero_shot": zero_shot(gen, dataset, batch, arguments)}
 
 
-def zero_shot(gen: Generator, dataset: Dataset, batch: Batch, arguments: Any) -> dict[str, Any] | None:
+def zero_shot(gen: Generator, dataset: Dataset, batch: Batch, arguments: Arguments) -> dict[str, Any] | None:
     """Accuracy of classification by prompts with the classes' names, over the images that are of a class; None where
     the data has no names of classes, and its texts name none."""
     field = gen.config.model.text
@@ -151,14 +173,14 @@ def texture_errors(gen: Generator, images: np.ndarray) -> np.ndarray:
     return np.asarray(function(gen.params, gen.ctx, images), np.float64)
 
 
-def texture(gen: Generator, dataset: Dataset, arguments: Any, errors: np.ndarray) -> dict[str, Any]:
+def texture(gen: Generator, dataset: Dataset, arguments: Arguments, errors: np.ndarray) -> dict[str, Any]:
     """The errors of samples, and those of held-out crops: what another piece of the same texture has."""
     crops = validation(gen, dataset, arguments)["held_out"]
     about = {"num": len(errors), "worst": float(errors.max()), "crops": crops["scores"]["error"]}
     return {"mean": float(errors.mean()), **about, "split": arguments.split, "num_crops": crops["protocol"]["num"]}
 
 
-def likelihood(gen: Generator, dataset: Dataset, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+def likelihood(gen: Generator, dataset: Dataset, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
     """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
     key_score, batch = split_as_seen(gen, dataset, arguments, arguments.likelihood_images)
     images, cond = batch["image"], gen.model.condition(batch)

@@ -1,8 +1,7 @@
 """Scores of samples: their distances to real images, and the classes that a classifier assigns them.
 
-`arguments`, here, are those of `jgen.evaluate`: of them split, num, seed, inception, efficientnet and memorisation are
-read, and by `score_samples` also samples, batch_size and grid. Processes that work together divide the images that are
-drawn and that networks see; the first compares them.
+`arguments`, here, are those of `jgen.evaluate`, of which `Arguments` has what is read. Processes that work together
+divide the images that are drawn and that networks see; the first compares them.
 """
 
 from __future__ import annotations
@@ -12,16 +11,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from jgen import cli, embeddings
+from jgen import cli, embeddings, held_out
 from jgen.core import parallel
 from jgen.core.progress import progress_bar
 from jgen.data.config import Config as Data
 from jgen.data.sources import Judge
 from jgen.errors import require
+
+if TYPE_CHECKING:
+    from jgen.cascade import Cascade
+    from jgen.data.dataset import Dataset
+    from jgen.generator import Generator
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 CHUNK = 1000  # samples held at a time
@@ -31,8 +35,40 @@ Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
 TEXTURE = "texture_error"  # the function of a system of textures, and its score
 
 
+class Comparing(Protocol):
+    """What samples are compared with, and how: see `jgen.evaluate.Arguments`."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def num(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def inception(self) -> str: ...
+
+    @property
+    def efficientnet(self) -> str: ...
+
+    @property
+    def memorisation(self) -> bool: ...
+
+
+class Arguments(held_out.Arguments, Comparing, Protocol):
+    """The same, and which samples are drawn."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def grid(self) -> str: ...
+
+
 def score_samples(
-    gen: Any, stages: Any, data: Any, arguments: Any, sampling: dict[str, Any], compare: Compare | None
+    gen: Generator, stages: Cascade, data: Dataset, arguments: Arguments, sampling: dict, compare: Compare | None
 ) -> dict[str, Any]:
     """Draws samples, some at a time, and compares them with real images, and with the texts that they were asked for
     with where the data can judge these.
@@ -43,7 +79,6 @@ def score_samples(
     """
     import jax
 
-    from jgen import held_out
     from jgen.data.pictures import to_display
 
     key, num = jax.random.key(arguments.seed), arguments.samples
@@ -92,14 +127,14 @@ def score_samples(
     return {"sampling": {"num": num, "seed": arguments.seed, **took, "options": sampling}, **scores}
 
 
-def write_first(path: str, images: np.ndarray, cond: dict[str, np.ndarray], data: Any) -> None:
+def write_first(path: str, images: np.ndarray, cond: dict[str, np.ndarray], data: Dataset) -> None:
     """A grid of the first images, with the names of their classes where they have any."""
     if parallel.is_main_process():
         label = cond["label"][: len(images)] if "label" in cond else None
         write_grid(Path(path), images, label, data.spec.label_names)
 
 
-def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:
+def judged_texts(gen: Generator, data: Dataset, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:
     """The texts that samples are conditioned on, of the fields that the data can judge.
 
     Raises:
@@ -111,7 +146,7 @@ def judged_texts(gen: Any, data: Any, cond: dict[str, np.ndarray]) -> dict[str, 
     return texts
 
 
-def with_clip_score(data: Any, clip: Any) -> dict[str, Judge]:
+def with_clip_score(data: Dataset, clip: Generator) -> dict[str, Judge]:
     """The judges of a data set, that of CLIP's texts with the CLIP score beside its own.
 
     The score of an image and a text is 100 max(u . v, 0), of their embeddings (Hessel et al. 2021, arXiv 2104.08718,
@@ -151,7 +186,7 @@ def mean_scores(parts: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
     return {"num": sum(len(next(iter(part.values()))) for part in ordered), **means}
 
 
-def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) -> Compare:
+def make_comparison(dataset: Dataset, config: Data, arguments: Comparing, by_class: bool) -> Compare:
     """(fetch, num, their classes or None, whether they were asked for by class) to the scores of samples: distances to
     real images, and agreement with a classifier; fetch(start, stop) gives uint8 samples 0 .. 255.
 
@@ -206,7 +241,7 @@ def make_comparison(dataset: Any, config: Data, arguments: Any, by_class: bool) 
     return compare
 
 
-def load_reader(dataset: Any, config: Data, arguments: Any, by_class: bool) -> Any:
+def load_reader(dataset: Dataset, config: Data, arguments: Comparing, by_class: bool) -> Any:
     """The classifier for samples, whose features are used where no network is given; None where it is not wanted."""
     from jgen.metrics import classifier
 
@@ -221,7 +256,7 @@ def load_reader(dataset: Any, config: Data, arguments: Any, by_class: bool) -> A
     return classifier.load(dataset, recipe, CLASSIFIERS.parent / "classifiers")
 
 
-def load_real(dataset: Any, config: Data, arguments: Any, network: Any) -> tuple[Any, Any, Any]:
+def load_real(dataset: Dataset, config: Data, arguments: Comparing, network: Any) -> tuple[Any, Any, Any]:
     """Features of the split's real images, and, for memorisation, of all of train and test."""
     import jax
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,11 +12,12 @@ import numpy as np
 
 from jgen.core import keys as rng
 from jgen.core.generate import check_key, require_capability
+from jgen.core.trained import TrainedModel
 from jgen.errors import require
 
 
 def complete_text(
-    gen: Any,
+    gen: TrainedModel,
     key: jax.Array,
     text: str = "",
     n: int = 1,
@@ -48,18 +49,18 @@ def complete_text(
     return [tokenizer.decode(row) for row in np.asarray(draw(gen.params, gen.ctx, keys, tokens, np.full(n, known)))]
 
 
-def text_log_prob(gen: Any, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+def text_log_prob(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
     """log p of texts, nats, float32 (n,). Raises as `score`."""
     return score(gen, texts, batch_size)[0]
 
 
-def perplexity(gen: Any, texts: Sequence[str], *, batch_size: int = 256) -> float:
+def perplexity(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = 256) -> float:
     """exp of the mean nats of a token, over all tokens of the texts, their ends included. Raises as `score`."""
     log_p, counts = score(gen, texts, batch_size)
     return float(np.exp(-log_p.sum(dtype=np.float64) / counts.sum()))
 
 
-def score(gen: Any, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def score(gen: TrainedModel, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """log p of each text in nats, float32 (n,), and how many tokens it has after its start, (n,).
 
     Raises:
@@ -74,7 +75,7 @@ def score(gen: Any, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, 
     return log_p, np.count_nonzero(tokens, axis=1) - 1  # padding is 0
 
 
-def function_of(gen: Any, name: str) -> tuple[Any, Any]:
+def function_of(gen: TrainedModel, name: str) -> tuple[Callable[..., jax.Array], Any]:
     """A function of texts that the generator's model lends, and the tokenizer of its texts."""
     if name not in gen.model.functions:
         require_capability(gen.model, name)

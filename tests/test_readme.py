@@ -103,9 +103,11 @@ def test_every_command_runs(python, pictures, tmp_path):
     shutil.rmtree(tmp_path / "runs")
 
 
-def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
-    """Parsed, not run; a run's own options are those of its model."""
+def test_every_evaluation_and_comparison_that_the_documents_advise_is_a_command():
+    """Parsed, not run; a run's own options are those of its model. Blocks that are generated from results/ have the
+    commands of their commits."""
     text = "".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+    text = re.sub(r"<!-- ([^/][^>]*) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
     lines = [
         line.split("  #")[0].strip("`") for line in re.findall(r"python -m jgen\.(?:evaluate|compare) [^\n`]+", text)
     ]
@@ -122,7 +124,7 @@ def test_every_evaluation_and_comparison_in_the_documents_is_still_a_command():
             del words[own[0] : own[0] + 2]
         parse(kinds[name], words, "", "")
         seen.append(name)
-    assert seen.count("evaluate") > 15 and seen.count("compare") >= 3
+    assert seen.count("evaluate") > 5 and seen.count("compare") >= 2
 
 
 def test_the_list_has_a_line_a_system_and_one_a_variant_of_a_system(capsys):
@@ -139,11 +141,6 @@ def test_the_list_has_a_line_a_system_and_one_a_variant_of_a_system(capsys):
             assert lines == [[f"{name}:{variant}", line] for variant, line in variants[name].items()]
     with pytest.raises(UserError, match="^--list nothing: there is no such system; the systems are .*ddpm"):
         train.command(["--list", "nothing"])
-
-
-def test_tables_are_those_of_the_results(python):
-    done = python("benchmarks/tables.py", "--check", check=False)
-    assert done.returncode == 0, f"{done.stderr}: python benchmarks/tables.py writes README.md and docs/ from results/"
 
 
 def is_link(name):

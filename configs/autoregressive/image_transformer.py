@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.image_transformer import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn in 17 levels, by class; strided attention; under 3 minutes on 2 CPU cores",
@@ -54,5 +54,4 @@ def cifar10() -> Experiment:
     model = Config(features=256, layers=128, heads=2, hidden=512, key_features=128, attention="strided", stride=128)
     model = replace(model, dropout=0.25, class_conditional=False, remat=True, dtype="bfloat16")
     optimiser = cosine(3.5e-4, warmup_steps=5000, clip_norm=1.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(375_000, optimiser, batch_size=16, ema_decay=0.9995))
+    return Experiment(model, CIFAR10, accelerator_training(375_000, optimiser, batch_size=16, ema_decay=0.9995))

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.pixel_iqn import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn in 17 levels, by class; under 3 minutes on 2 CPU cores",
@@ -43,5 +43,4 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     model = Config(features=192, blocks=15, hidden=768, quantile_features=256, dropout=0.1, class_conditional=False)
     optimiser = cosine(4e-4, warmup_steps=1000, clip_norm=1.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(200_000, optimiser, ema_decay=0.9995))
+    return Experiment(model, CIFAR10, accelerator_training(200_000, optimiser, ema_decay=0.9995))

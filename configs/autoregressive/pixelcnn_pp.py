@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.autoregressive.pixelcnn_pp import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "digits": "8x8 digits of scikit-learn in 17 levels, by class; under 3 minutes on 2 CPU cores",
@@ -50,5 +50,4 @@ def mnist_binary() -> Experiment:
 
 def cifar10() -> Experiment:
     optimiser = cosine(4e-4, warmup_steps=1000, clip_norm=1.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(Config(), data, accelerator_training(200_000, optimiser, ema_decay=0.9995))
+    return Experiment(Config(), CIFAR10, accelerator_training(200_000, optimiser, ema_decay=0.9995))

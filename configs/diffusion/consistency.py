@@ -8,7 +8,7 @@ from jgen.experiment import Experiment
 from jgen.models.diffusion.consistency import Config
 from jgen.nn import unet
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 2.83 in one step, 2.46 in two")
@@ -42,4 +42,4 @@ def cifar10() -> Experiment:
     model = Config(network=network, class_conditional=False)
     optimiser = Optimiser(learning_rate=1e-4, warmup_steps=5000)
     training = accelerator_training(400_000, optimiser, keep_every=50_000, batch_size=1024, ema_decay=0.99993)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), training)
+    return Experiment(model, CIFAR10, training)

@@ -8,7 +8,7 @@ from jgen.experiment import Experiment
 from jgen.models.diffusion.ddgan import Config
 from jgen.nn import unet
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, digits_training, mnist_training
 
 VARIANTS = STANDARD | {"cifar10": "32x32 CIFAR-10, unconditional, in 4 steps; for an accelerator"}
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 3.75 (4 evaluations)")
@@ -28,19 +28,19 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     network = replace(unet.DIGITS, attention=())
-    sizes = {"latent": 32, "mapping_width": 64, "mapping_layers": 2, "disc_channels": (32, 64)}
-    model = Config(network=network, beta_max=10.0, r1_weight=0.05, r1_every=1, **sizes)
+    small = Config(network=network, latent=32, mapping_width=64, mapping_layers=2, disc_channels=(32, 64))
+    model = replace(small, beta_max=10.0, r1_weight=0.05, r1_every=1)
     return Experiment(model, Data(name="digits"), digits_training(2000, QUICK_DISC, ema_decay=0.995))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    sizes = {"latent": 8, "mapping_width": 16, "disc_channels": (8, 8), "num_timesteps": 2}
-    return replace(digits, model=replace(digits.model, network=unet.TINY, **sizes), train=tiny_training(digits.train))
+    small = replace(digits.model, network=unet.TINY, latent=8, mapping_width=16, disc_channels=(8, 8))
+    return replace(digits, model=replace(small, num_timesteps=2), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    sizes = {"latent": 64, "mapping_width": 128, "mapping_layers": 3, "disc_channels": (32, 64, 128)}
-    model = Config(network=unet.MNIST, r1_weight=0.05, **sizes)
+    small = Config(network=unet.MNIST, latent=64, mapping_width=128, mapping_layers=3, disc_channels=(32, 64, 128))
+    model = replace(small, r1_weight=0.05)
     return Experiment(model, Data(name=name), mnist_training(10_000, QUICK_DISC))
 
 
@@ -48,5 +48,4 @@ def cifar10() -> Experiment:
     # The authors' command: batches of 256, 1,800 epochs, EMA 0.9999, R1 of weight 0.02 in every 15th step.
     network = unet.Config(channels=(128, 256, 256, 256), dropout=0.0)
     model = Config(network=network, class_conditional=False)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(351_562, ADAM, batch_size=256))
+    return Experiment(model, CIFAR10, accelerator_training(351_562, ADAM, batch_size=256))

@@ -9,7 +9,7 @@ from jgen.models.diffusion.ddpm import Config
 from jgen.nn import unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "cifar10": "32x32 CIFAR-10, unconditional, the paper's 35.7M-parameter U-Net; for an accelerator",
@@ -47,5 +47,4 @@ def cifar10() -> Experiment:
     network = unet.Config(channels=(128, 256, 256, 256), attention=(16,), head_dim=256)
     model = Config(network=network, class_conditional=False, sampling=sampling)
     optimiser = Optimiser(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(800_000, optimiser, keep_every=100_000))
+    return Experiment(model, CIFAR10, accelerator_training(800_000, optimiser, keep_every=100_000))

@@ -10,7 +10,7 @@ from jgen.models.diffusion.dit import Config
 from jgen.nn import dit
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "cifar10": "32x32 CIFAR-10 by class, DiT-B/2; for an accelerator",
@@ -47,6 +47,5 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     # The paper's optimiser: AdamW at 1e-4 without decay, EMA 0.9999, flips; batches of 256.
     model = Config(ddpm.Config(network=dit.base(patch=2), sampling=Sampling(sampler="ancestral", steps=250)))
-    data = Data(name="cifar10", flip=True, validation=0.0)
     training = accelerator_training(400_000, Optimiser(learning_rate=1e-4), batch_size=256, keep_every=50_000)
-    return Experiment(model, data, training)
+    return Experiment(model, CIFAR10, training)

@@ -8,12 +8,11 @@ from dataclasses import replace
 from jgen.compare.facts import Facts
 from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
-from jgen.models.diffusion import ddpm, flow_matching
-from jgen.models.diffusion.latent import Config
+from jgen.models.diffusion import ddpm, flow_matching, latent
 from jgen.nn import dit, unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, accelerator_training, choose, cosine, described, digits_training, mnist_training
 
 VARIANTS = described("latents of {} by class") | {
     "imagenet256": "32x32 latents of 256x256 ImageNet by class, DiT-XL/2 of 675M parameters; for accelerators",
@@ -27,9 +26,9 @@ def get_config(variant: str) -> Experiment:
     return replace(experiment, frozen={"autoencoder": f"runs/autoencoder_kl-{variant}"})
 
 
-def flow(network: unet.Config) -> Config:
+def flow(network: unet.Config) -> latent.Config:
     heun = Sampling(sampler="heun", steps=25, guidance_scale=1.5, clip=False)
-    return Config(flow_matching.Config(network=network, dequantise=False, sampling=heun))
+    return latent.Config(flow_matching.Config(network=network, dequantise=False, sampling=heun))
 
 
 def digits() -> Experiment:
@@ -39,7 +38,7 @@ def digits() -> Experiment:
 
 def tiny(digits: Experiment) -> Experiment:
     objective = ddpm.Config(unet.TINY, num_timesteps=10, schedule="cosine", sampling=Sampling(steps=3, clip=False))
-    return replace(digits, model=Config(objective), train=tiny_training(digits.train))
+    return replace(digits, model=latent.Config(objective), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
@@ -48,9 +47,8 @@ def mnist(name: str) -> Experiment:
 
 
 def cifar10() -> Experiment:
-    network = unet.Config(channels=(192, 384), attention=(8, 4))
     training = accelerator_training(300_000, Optimiser(learning_rate=1e-4), batch_size=256, keep_every=50_000)
-    return Experiment(flow(network), Data(name="cifar10", flip=True, validation=0.0), training)
+    return Experiment(flow(unet.Config(channels=(192, 384), attention=(8, 4))), CIFAR10, training)
 
 
 def imagenet256() -> Experiment:
@@ -59,4 +57,4 @@ def imagenet256() -> Experiment:
     network = dit.extra_large(patch=2, dtype="bfloat16", remat=True)
     objective = ddpm.Config(network=network, bound_variance="learned", sampling=replace(sampling, guidance_scale=1.5))
     training = accelerator_training(7_000_000, Optimiser(learning_rate=1e-4), batch_size=256, keep_every=100_000)
-    return Experiment(Config(objective), Data(name="imagenet2012", size=256, flip=True), training)
+    return Experiment(latent.Config(objective), Data(name="imagenet2012", size=256, flip=True), training)

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.diffusion.noisy_classifier import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "cifar10": "32x32 CIFAR-10; for an accelerator",
@@ -37,7 +37,7 @@ def mnist(name: str) -> Experiment:
 
 def cifar10() -> Experiment:
     training = accelerator_training(100_000, Optimiser("adamw", learning_rate=3e-4, weight_decay=0.05), batch_size=256)
-    return Experiment(Config(), Data(name="cifar10", flip=True, validation=0.0), training)
+    return Experiment(Config(), CIFAR10, training)
 
 
 def imagenet64() -> Experiment:

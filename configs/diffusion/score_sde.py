@@ -9,7 +9,7 @@ from jgen.models.diffusion.score_sde import Config
 from jgen.nn import unet
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: 2.99 bits/dim, FID 2.20")
@@ -44,5 +44,4 @@ def cifar10() -> Experiment:
     network = unet.Config(channels=(128, 256, 256, 256), blocks=4, attention=(16,))
     model = Config(network=network, class_conditional=False)
     optimiser = Optimiser(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(1_300_000, optimiser, keep_every=100_000))
+    return Experiment(model, CIFAR10, accelerator_training(1_300_000, optimiser, keep_every=100_000))

@@ -20,29 +20,29 @@ VARIANTS = described("{} from {}, by class", "4x4", "14x14", "16x16") | {
     "imagenet256": "256x256 ImageNet from 64x64, the paper's 312M-parameter U-Net; for accelerators",
 }
 FACTS = Facts(free_form_jacobian=True, compared=False)  # it makes images of smaller ones only
+CHAIN = ddpm.Config(label_dropout=0.0, bound_variance="learned")
+VELOCITY = replace(CHAIN, schedule="cosine", prediction="v")
 
 
 def get_config(variant: str) -> Experiment:
     return choose(variant, digits=digits, mnist=mnist, tiny=tiny, cifar10=cifar10, imagenet256=imagenet256)
 
 
-def adm(network: unet.Config, steps: int, **options: object) -> Config:
+def adm(network: unet.Config, steps: int, chain: ddpm.Config = CHAIN) -> Config:
     sampling = Sampling(sampler="ancestral", steps=steps, variance="learned")
-    options |= {"bound_variance": "learned", "label_dropout": 0.0, "sampling": sampling}
-    return Config(ddpm.Config(network=replace(network, architecture="adm"), **options))
+    return Config(replace(chain, network=replace(network, architecture="adm"), sampling=sampling))
 
 
 def digits() -> Experiment:
-    model = adm(unet.DIGITS, 25, schedule="cosine", prediction="v")
-    return Experiment(model, Data(low_resolution=2), digits_training(2000, cosine(1e-3, warmup_steps=100)))
+    return Experiment(adm(unet.DIGITS, 25, VELOCITY), Data(low_resolution=2), digits_training(2000, cosine(1e-3, 100)))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    return replace(digits, model=adm(unet.TINY, 4, num_timesteps=10), train=tiny_training(digits.train))
+    return replace(digits, model=adm(unet.TINY, 4, replace(CHAIN, num_timesteps=10)), train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    model, optimiser = adm(unet.MNIST, 25, schedule="cosine", prediction="v"), cosine(5e-4, 200, clip_norm=1.0)
+    model, optimiser = adm(unet.MNIST, 25, VELOCITY), cosine(5e-4, 200, clip_norm=1.0)
     return Experiment(model, Data(name=name, low_resolution=2), mnist_training(10_000, optimiser))
 
 

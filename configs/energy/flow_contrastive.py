@@ -12,6 +12,7 @@ from jgen.experiment import Experiment
 from jgen.models.energy.flow_contrastive import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import (
+    CIFAR10,
     RINGS,
     STANDARD,
     accelerator_training,
@@ -55,6 +56,4 @@ def rings() -> Experiment:
 
 def cifar10() -> Experiment:
     train = accelerator_training(100_000, replace(ADAM, clip_norm=10.0), batch_size=64)
-    return Experiment(
-        Config(sampling=Sampling(temperature=0.7)), Data(name="cifar10", flip=True, validation=0.0), train
-    )
+    return Experiment(Config(sampling=Sampling(temperature=0.7)), CIFAR10, train)

@@ -9,6 +9,7 @@ from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.ffjord import Config, Sampling, Scoring
 from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import (
+    CIFAR10,
     RINGS,
     STANDARD,
     accelerator_training,
@@ -57,4 +58,4 @@ def cifar10() -> Experiment:
     model = Config(widths=(64, 64, 64), class_conditional=False, logit_alpha=0.05)
     optimiser = Optimiser(learning_rate=1e-3, warmup_steps=1000, clip_norm=10.0)
     train = accelerator_training(100_000, optimiser, batch_size=200, keep_every=25_000)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

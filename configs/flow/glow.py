@@ -8,7 +8,7 @@ from jgen.experiment import Experiment
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.glow import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "mnist": "28x28 MNIST by class; 1.13 bits/dim after 51 minutes on 2 CPU cores",
@@ -47,4 +47,4 @@ def cifar10() -> Experiment:
     model = Config(scales=3, depth=32, width=512, class_conditional=False, sampling=Sampling(temperature=0.7))
     optimiser = Optimiser(learning_rate=5e-4, warmup_steps=5000, clip_norm=100.0)
     train = accelerator_training(800_000, optimiser, batch_size=64, keep_every=100_000)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

@@ -9,6 +9,7 @@ from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.realnvp import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import (
+    CIFAR10,
     RINGS,
     STANDARD,
     accelerator_training,
@@ -60,4 +61,4 @@ def cifar10() -> Experiment:
     model = Config(scales=3, couplings=3, width=64, blocks=8, class_conditional=False)
     optimiser = Optimiser(learning_rate=5e-4, warmup_steps=5000, clip_norm=100.0)
     train = accelerator_training(800_000, optimiser, batch_size=64, keep_every=100_000)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

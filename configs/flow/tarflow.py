@@ -9,6 +9,7 @@ from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.models.flow.tarflow import Config, Sampling
 from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import (
+    CIFAR10,
     RINGS,
     STANDARD,
     accelerator_training,
@@ -62,4 +63,4 @@ def cifar10() -> Experiment:
     )
     optimiser = Optimiser(learning_rate=1e-4, beta2=0.95, warmup_steps=5000, clip_norm=10.0)
     train = accelerator_training(400_000, optimiser, batch_size=256, keep_every=100_000)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.gan.biggan import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, digits_training, mnist_training
 
 VARIANTS = STANDARD | {"cifar10": "32x32 CIFAR-10 by class; for an accelerator"}
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10 by class: FID 14.73")
@@ -39,5 +39,4 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     # Widths and optimiser of the authors' PyTorch code for CIFAR-10: four discriminator steps, no attention.
     model = Config(channels=(256, 256, 256, 256), attention=(), disc_steps=4)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(125_000, ADAM, batch_size=50))
+    return Experiment(model, CIFAR10, accelerator_training(125_000, ADAM, batch_size=50))

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.gan.dcgan import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "mnist": "28x28 MNIST by class; 99.8 % of samples classified as their class, after 15 minutes on 2 CPU cores",
@@ -56,5 +56,4 @@ def mnist(name: str) -> Experiment:
 def cifar10() -> Experiment:
     # The paper's batches of 128.
     model = Config(channels=(128, 256, 512), conditioning="none", norm_momentum=0.99)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(100_000, ADAM))
+    return Experiment(model, CIFAR10, accelerator_training(100_000, ADAM))

@@ -7,7 +7,15 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.gan.gan import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training, plane_training
+from jgen.train.presets import (
+    CIFAR10,
+    STANDARD,
+    accelerator_training,
+    choose,
+    digits_training,
+    mnist_training,
+    plane_training,
+)
 
 VARIANTS = STANDARD | {
     "gaussians": "a mixture of 8 Gaussians in the plane, as images of two pixels; seconds on 2 CPU cores",
@@ -42,5 +50,4 @@ def gaussians() -> Experiment:
 def cifar10() -> Experiment:
     # The paper's generator of 8,000 units on CIFAR-10, rounded.
     model = Config(gen_widths=(1024, 1024), disc_widths=(1024, 1024), pieces=2, class_conditional=False)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(100_000, ADAM))
+    return Experiment(model, CIFAR10, accelerator_training(100_000, ADAM))

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.gan.progan import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, digits_training, mnist_training
 
 VARIANTS = STANDARD | {"cifar10": "32x32 CIFAR-10, unconditional, the paper's widths; for an accelerator"}
 FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 15.52 (C)")
@@ -36,5 +36,4 @@ def mnist(name: str) -> Experiment:
 
 def cifar10() -> Experiment:
     model = Config(channels=(128, 256, 512, 512), latent=512, grow_steps=20_000, class_conditional=False)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(300_000, ADAM, batch_size=64))
+    return Experiment(model, CIFAR10, accelerator_training(300_000, ADAM, batch_size=64))

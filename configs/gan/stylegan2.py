@@ -20,21 +20,20 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     # As for CIFAR-10, and for the same reason: without mixing and path lengths small images are more varied.
-    small = {"channels": (16, 32), "latent": 32, "style": 32, "mapping_layers": 2}
-    model = Config(**small, mixing=0.0, path_weight=0.0, group=8, r1_weight=0.01, ada_rate=1e-3)
+    small = Config(channels=(16, 32), latent=32, style=32, mapping_layers=2)
+    model = replace(small, mixing=0.0, path_weight=0.0, group=8, r1_weight=0.01, ada_rate=1e-3)
     train = digits_training(4500, lazy_rates(ADAM, gen=1, disc=16), ema_decay=0.998)
     return Experiment(model, Data(name="digits"), train)
 
 
 def tiny(digits: Experiment) -> Experiment:
-    small = {"channels": (4, 8), "latent": 4, "style": 4, "mapping_layers": 1, "group": 2}
-    model = replace(digits.model, **small, mixing=0.5, path_weight=2.0, ada_rate=0.05)
+    small = replace(digits.model, channels=(4, 8), latent=4, style=4, mapping_layers=1, group=2)
+    model = replace(small, mixing=0.5, path_weight=2.0, ada_rate=0.05)
     return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
-    small = {"channels": (32, 64, 128), "latent": 128, "style": 128, "mapping_layers": 2}
-    model = Config(**small, r1_weight=0.5)
+    model = Config(channels=(32, 64, 128), latent=128, style=128, mapping_layers=2, r1_weight=0.5)
     return Experiment(model, Data(name=name), mnist_training(10_000, lazy_rates(ADAM, gen=4, disc=16)))
 
 

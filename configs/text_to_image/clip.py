@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 from jgen.compare.facts import Facts
-from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.text_to_image.clip import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import cosine, digits_training
+from jgen.train.presets import SHAPES, TINY_SHAPES, cosine, digits_training
 
 VARIANTS = {
     "shapes": "32x32 rendered shapes with captions, held-out pairs of shape and colour; under 3 minutes on 2 CPU cores",
@@ -31,9 +30,8 @@ def shapes() -> Experiment:
         text_heads=4,
         text_layers=2,
     )
-    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
     train = digits_training(1000, cosine(1e-3, warmup_steps=100, clip_norm=1.0), batch_size=128, validation_images=512)
-    return Experiment(model, data, train)
+    return Experiment(model, SHAPES, train)
 
 
 def tiny() -> Experiment:
@@ -41,5 +39,4 @@ def tiny() -> Experiment:
     model = Config(
         embedding=16, channels=(8, 8), blocks=1, groups=4, pool_heads=2, text_width=16, text_heads=2, text_layers=1
     )
-    data = Data(name="shapes", text_length=136)  # bytes of the longest caption
-    return replace(base, model=model, data=data, train=tiny_training(base.train))
+    return replace(base, model=model, data=TINY_SHAPES, train=tiny_training(base.train))

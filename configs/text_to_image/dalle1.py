@@ -7,11 +7,10 @@ autoencoder with codes, --frozen.autoencoder RUN. To choose among candidates, sa
 from dataclasses import replace
 
 from jgen.compare.facts import Facts
-from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.text_to_image.dalle1 import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import cosine, digits_training
+from jgen.train.presets import SHAPES, TINY_SHAPES, cosine, digits_training
 
 VARIANTS = {
     "shapes": "codes of 32x32 rendered shapes and their captions, held-out pairs of shape and colour; under 10 minutes"
@@ -29,15 +28,13 @@ def get_config(variant: str) -> Experiment:
 
 def shapes() -> Experiment:
     model = Config(features=128, layers=4, heads=4, hidden=512)
-    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
     return Experiment(
-        model, data, digits_training(800, optimiser, batch_size=32, validation_images=512, ema_decay=0.99)
+        model, SHAPES, digits_training(800, optimiser, batch_size=32, validation_images=512, ema_decay=0.99)
     )
 
 
 def tiny() -> Experiment:
     base = shapes()
     model = replace(base.model, features=8, layers=2, heads=2, hidden=16, attention="strided", dropout=0.1)
-    data = Data(name="shapes", text_length=136)  # bytes of the longest caption
-    return replace(base, model=model, data=data, train=tiny_training(base.train))
+    return replace(base, model=model, data=TINY_SHAPES, train=tiny_training(base.train))

@@ -7,14 +7,13 @@ configs/text_to_image/dalle2_prior.py:shapes; or give the runs of others, --froz
 from dataclasses import replace
 
 from jgen.compare.facts import Facts
-from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.diffusion import ddpm, edm
 from jgen.models.text_to_image.dalle2_decoder import Config
 from jgen.nn import dit
 from jgen.samplers.diffusion import Sampling
 from jgen.train.config import tiny_training
-from jgen.train.presets import cosine, digits_training
+from jgen.train.presets import SHAPES, TINY_SHAPES, cosine, digits_training
 
 VARIANTS = {
     "shapes": "32x32 rendered shapes given their CLIP embeddings; some 12 minutes of CPU time",
@@ -34,18 +33,16 @@ def get_config(variant: str) -> Experiment:
 def shapes() -> Experiment:
     network = dit.Config(patch=4, features=96, layers=6, heads=3)
     # Most of a picture is grey, and what stands where is decided at more noise than edges are.
-    noise = {"sigma_data": 0.25, "sigma_max": 40.0, "p_mean": -0.3, "p_std": 1.3}
-    objective = edm.Config(network=network, class_conditional=False, sampling=DDIM, **noise)
-    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
+    noise = edm.Config(sigma_data=0.25, sigma_max=40.0, p_mean=-0.3, p_std=1.3)
+    objective = replace(noise, network=network, class_conditional=False, sampling=DDIM)
     train = digits_training(2000, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
-    return Experiment(Config(objective), data, train)
+    return Experiment(Config(objective), SHAPES, train)
 
 
 def tiny() -> Experiment:
     base = shapes()
     network = dit.Config(patch=8, features=8, layers=1, heads=2)
+    chain = ddpm.Config(num_timesteps=10, prediction="x0")  # noise has more dimensions
     sampling = Sampling(steps=3, guidance_scale=2.0)
-    options = {"class_conditional": False, "num_timesteps": 10, "prediction": "x0"}  # noise has more dimensions
-    objective = ddpm.Config(network=network, sampling=sampling, **options)
-    data = Data(name="shapes", text_length=136)  # bytes of the longest caption
-    return replace(base, model=Config(objective), data=data, train=tiny_training(base.train))
+    objective = replace(chain, network=network, class_conditional=False, sampling=sampling)
+    return replace(base, model=Config(objective), data=TINY_SHAPES, train=tiny_training(base.train))

@@ -7,11 +7,10 @@ CLIP, --frozen.clip RUN. Then configs/text_to_image/dalle2_decoder.py draws imag
 from dataclasses import replace
 
 from jgen.compare.facts import Facts
-from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.text_to_image.dalle2_prior import Config, Sampling
 from jgen.train.config import tiny_training
-from jgen.train.presets import cosine, digits_training
+from jgen.train.presets import SHAPES, TINY_SHAPES, cosine, digits_training
 
 VARIANTS = {
     "shapes": "CLIP embeddings of 32x32 rendered shapes given captions, by diffusion; some 10 minutes of CPU time",
@@ -29,11 +28,10 @@ def get_config(variant: str) -> Experiment:
 
 def shapes() -> Experiment:
     model = Config(features=128, layers=4, heads=4, hidden=512)
-    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word
     train = digits_training(
         1500, cosine(1e-3, warmup_steps=100, clip_norm=1.0), batch_size=128, validation_images=512, ema_decay=0.99
     )
-    return Experiment(model, data, train)
+    return Experiment(model, SHAPES, train)
 
 
 def shapes_autoregressive() -> Experiment:
@@ -46,5 +44,4 @@ def tiny() -> Experiment:
     base = shapes()
     sampling = Sampling(steps=3, guidance_scale=2.0)
     model = replace(base.model, features=8, layers=1, heads=2, hidden=16, sampling=sampling)
-    data = Data(name="shapes", text_length=136)  # bytes of the longest caption
-    return replace(base, model=model, data=data, train=tiny_training(base.train))
+    return replace(base, model=model, data=TINY_SHAPES, train=tiny_training(base.train))

@@ -31,8 +31,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def fonts() -> Experiment:
-    sizes = {"head_dim": 32, "groups": 8, "dropout": 0.0}
-    network = unet.Config(channels=(24, 48, 96), blocks=1, attention=(8,), **sizes)
+    network = unet.Config(channels=(24, 48, 96), blocks=1, attention=(8,), head_dim=32, groups=8, dropout=0.0)
     # Ink covers 7 % of a picture. Which letter it is is given: what is left to decide is the shape of its strokes.
     objective = edm.Config(network=network, sampling=FAST, sigma_data=0.45, sigma_max=40.0, p_mean=-0.5, p_std=1.3)
     model = Config(objective, style_channels=(24, 48, 96), style_width=96)

@@ -8,7 +8,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.autoencoder import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, accelerator_training, choose, cosine, described, digits_training, mnist_training
 
 VARIANTS = described("{} as {} numbers", "8", "16", "128") | {
     "digits": "8x8 digits of scikit-learn as 8 numbers, dense; under a minute on 2 CPU cores",
@@ -57,4 +57,4 @@ def mnist(name: str, **changes: Any) -> Experiment:
 
 def cifar10() -> Experiment:
     model, optimiser = Config(widths=(128, 256, 256), blocks=2, latent=128), cosine(3e-4, warmup_steps=1000)
-    return Experiment(model, Data("cifar10", flip=True, validation=0.0), accelerator_training(100_000, optimiser))
+    return Experiment(model, CIFAR10, accelerator_training(100_000, optimiser))

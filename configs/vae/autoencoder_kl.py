@@ -9,7 +9,7 @@ from jgen.models.vae.autoencoder_kl import Config
 from jgen.models.vae.patch_adversary import Config as Adversary
 from jgen.nn import first_stage
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
+from jgen.train.presets import SHAPES, accelerator_training, choose, cosine, described, digits_training, mnist_training
 
 VARIANTS = described("{} as {} latents of 4 channels", "4x4", "7x7", "8x8") | {
     "shapes": "32x32 rendered shapes as 8x8 latents of 4 channels",
@@ -42,8 +42,7 @@ def mnist(name: str) -> Experiment:
 
 def shapes() -> Experiment:
     network = first_stage.Config(channels=(16, 32, 64), blocks=1, attention=False, groups=8)
-    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # as models of their captions have it
-    return Experiment(Config(network, kl_weight=1e-4), data, digits_training(2000, cosine(1e-3, warmup_steps=100)))
+    return Experiment(Config(network, kl_weight=1e-4), SHAPES, digits_training(2000, cosine(1e-3, warmup_steps=100)))
 
 
 def cifar10() -> Experiment:

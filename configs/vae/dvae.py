@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.dvae import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
+from jgen.train.presets import SHAPES, accelerator_training, choose, cosine, described, digits_training, mnist_training
 
 VARIANTS = described("{} as {} codes", "4x4", "7x7", "8x8") | {
     "shapes": "32x32 rendered shapes as 8x8 codes, the first stage of dalle1; under 3 minutes on 2 CPU cores",
@@ -29,10 +29,9 @@ def digits() -> Experiment:
 def shapes() -> Experiment:
     model = Config(widths=(32, 64), blocks=1, num_codes=256, likelihood="normal", scale=0.2)
     model = replace(model, kl_warmup=300, temperature_steps=1000)
-    data = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # those of dalle1
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
     train = digits_training(1500, optimiser, batch_size=32, validation_images=512, ema_decay=0.998)
-    return Experiment(model, data, train)
+    return Experiment(model, SHAPES, train)
 
 
 def tiny(digits: Experiment) -> Experiment:

@@ -8,6 +8,7 @@ from jgen.experiment import Experiment
 from jgen.models.vae.vae import Config, Sampling
 from jgen.train.config import tiny_training
 from jgen.train.presets import (
+    CIFAR10,
     RINGS,
     STANDARD,
     accelerator_training,
@@ -74,4 +75,4 @@ def rings() -> Experiment:
 def cifar10() -> Experiment:
     model = Config(widths=(128, 256, 256), blocks=2, latent=256, kl_warmup_steps=10_000, sampling=MEANS)
     train = accelerator_training(200_000, cosine(3e-4, warmup_steps=1000, clip_norm=500.0))
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(model, CIFAR10, train)

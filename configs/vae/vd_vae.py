@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vd_vae import Config
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {
     "mnist_binary": "28x28 MNIST binarised anew in every epoch, unconditional, Bernoulli decoder",
@@ -22,15 +22,15 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    blocks = {"encoder_blocks": ((8, 2), (4, 2), (1, 1)), "decoder_blocks": ((1, 1), (4, 2), (8, 3))}
-    model = replace(SMALL, **blocks, mixtures=5)
+    encoder, decoder = ((8, 2), (4, 2), (1, 1)), ((1, 1), (4, 2), (8, 3))
+    model = replace(SMALL, encoder_blocks=encoder, decoder_blocks=decoder, mixtures=5)
     optimiser = replace(cosine(2e-3, warmup_steps=100, clip_norm=1.0), skip_norm=10.0)
     return Experiment(model, Data(name="digits"), digits_training(2000, optimiser))
 
 
 def tiny(digits: Experiment) -> Experiment:
-    small = {"encoder_blocks": ((8, 1), (4, 1)), "decoder_blocks": ((4, 1), (8, 1)), "width": 8, "mixtures": 2}
-    return replace(digits, model=replace(digits.model, **small), train=tiny_training(digits.train))
+    model = replace(digits.model, encoder_blocks=((8, 1), (4, 1)), decoder_blocks=((4, 1), (8, 1)), width=8, mixtures=2)
+    return replace(digits, model=model, train=tiny_training(digits.train))
 
 
 def mnist(name: str) -> Experiment:
@@ -51,4 +51,4 @@ def cifar10() -> Experiment:
     optimiser = Optimiser(name="adamw", learning_rate=2e-4, warmup_steps=100, beta2=0.9, weight_decay=0.01)
     optimiser = replace(optimiser, clip_norm=200.0, skip_norm=400.0)
     train = accelerator_training(1_000_000, optimiser, batch_size=32, keep_every=100_000)
-    return Experiment(Config(), Data(name="cifar10", flip=True, validation=0.0), train)
+    return Experiment(Config(), CIFAR10, train)

@@ -7,7 +7,7 @@ from jgen.data.config import Config as Data
 from jgen.experiment import Experiment
 from jgen.models.vae.vlae import Config
 from jgen.train.config import tiny_training
-from jgen.train.presets import STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, STANDARD, accelerator_training, choose, cosine, digits_training, mnist_training
 
 VARIANTS = STANDARD | {"mnist_binary": "28x28 MNIST, dynamically binarised, unconditional"}
 FACTS = Facts(free_form_jacobian=False, published="CIFAR-10: <= 2.95 bits/dim")
@@ -47,5 +47,4 @@ def cifar10() -> Experiment:
     model = Config(widths=(128, 256, 256), blocks=2, latent=256, context=96, window=3, pixel_features=192)
     model = replace(model, pixel_blocks=6, flow_units=8, free_bits=30.72)
     optimiser = cosine(3e-4, warmup_steps=1000, clip_norm=1.0)
-    data = Data(name="cifar10", flip=True, validation=0.0)
-    return Experiment(model, data, accelerator_training(200_000, optimiser))
+    return Experiment(model, CIFAR10, accelerator_training(200_000, optimiser))

@@ -12,7 +12,7 @@ from jgen.models.vae.patch_adversary import Config as Adversary
 from jgen.models.vae.vqgan import Config
 from jgen.nn import first_stage
 from jgen.train.config import Optimiser, tiny_training
-from jgen.train.presets import accelerator_training, choose, cosine, described, digits_training, mnist_training
+from jgen.train.presets import CIFAR10, accelerator_training, choose, cosine, described, digits_training, mnist_training
 
 VARIANTS = described("{} as {} codes", "4x4", "7x7", "8x8") | {
     "imagenet256": "256x256 ImageNet as 16x16 codes of 1024, as the paper's f16; for accelerators",
@@ -46,7 +46,7 @@ def cifar10() -> Experiment:
     network = first_stage.Config((128, 256, 256), latent_channels=64)
     model = Config(network, num_codes=512, adversary=Adversary(weight=0.8, start=20_000))
     training = accelerator_training(200_000, Optimiser(learning_rate=1e-4, beta1=0.5), batch_size=64)
-    return Experiment(model, Data(name="cifar10", flip=True, validation=0.0), training)
+    return Experiment(model, CIFAR10, training)
 
 
 def imagenet256() -> Experiment:

@@ -131,7 +131,7 @@ def branches_cost(branches: Any, path: Path, runs: int, executions: Mapping[Path
 
 def xla_count(program: core.ClosedJaxpr) -> float:
     """X: XLA's own count, before optimisation, so that it does not depend on the libraries that a backend calls."""
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in open_jaxpr(program).invars]
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.in_avals]
     analysis = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes).cost_analysis()
     return float((analysis or {}).get("flops", 0.0))  # a program that only moves data has none
 

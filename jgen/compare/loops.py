@@ -15,24 +15,25 @@ from jax.extend import core
 
 from jgen.errors import require
 
-Path = tuple[Any, ...]
-Counts = dict[Path, Any]  # executions, int32 scalars
+Program = core.Jaxpr | core.ClosedJaxpr
+Path = tuple[int | str, ...]
+Counts = dict[Path, Any]  # executions, int32 scalars of JAX, or 0
 CALLS = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # parameters that hold the program of a call, such as jit's
 
 
-def inner_programs(equation: Any) -> Iterator[tuple[int, Any]]:
+def inner_programs(equation: core.JaxprEqn) -> Iterator[tuple[int, Program]]:
     """(number, jaxpr) of the programs that an equation holds, open or closed."""
     values = (v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values())
     programs = (v for group in values for v in group if isinstance(v, (core.Jaxpr, core.ClosedJaxpr)))
     yield from enumerate(programs)
 
 
-def open_jaxpr(program: Any) -> Any:
+def open_jaxpr(program: Program) -> core.Jaxpr:
     """The jaxpr without its constants."""
-    return getattr(program, "jaxpr", program)
+    return program.jaxpr if isinstance(program, core.ClosedJaxpr) else program
 
 
-def has_loop(program: Any, names: Sequence[str] = ("while", "scan")) -> bool:
+def has_loop(program: Program, names: Sequence[str] = ("while", "scan")) -> bool:
     """Whether a program holds one of these primitives at any depth."""
     return any(
         equation.primitive.name in names or any(has_loop(inner, names) for _, inner in inner_programs(equation))
@@ -40,7 +41,7 @@ def has_loop(program: Any, names: Sequence[str] = ("while", "scan")) -> bool:
     )
 
 
-def has_while(program: Any) -> bool:
+def has_while(program: Program) -> bool:
     """Whether a program holds a loop whose length is known only when it runs."""
     return has_loop(program, ("while",))
 
@@ -57,7 +58,7 @@ def count_executions(program: core.ClosedJaxpr, values: Sequence[Any]) -> dict[P
     return {path: int(count) for path, count in jax.device_get(list(counts.items()))}
 
 
-def evaluate(program: Any, inputs: Sequence[Any], path: Path) -> tuple[list[Any], Counts]:
+def evaluate(program: Program, inputs: Sequence[Any], path: Path) -> tuple[list[Any], Counts]:
     """The outputs of a jaxpr and the executions of what it holds. It can be traced."""
     jaxpr = open_jaxpr(program)
     counts: Counts = {}
@@ -78,7 +79,7 @@ def evaluate(program: Any, inputs: Sequence[Any], path: Path) -> tuple[list[Any]
     return [read(variable) for variable in jaxpr.outvars], counts
 
 
-def apply_primitive(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+def apply_primitive(equation: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of an equation without a `while`."""
     primitive = equation.primitive
     parameters = primitive.get_bind_params(equation.params)
@@ -90,7 +91,7 @@ def apply_primitive(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     return outputs if primitive.multiple_results else [outputs]
 
 
-def evaluate_equation(equation: Any, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
+def evaluate_equation(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
     """`evaluate` of an equation that holds a `while`."""
     rules = {"while": evaluate_while, "scan": evaluate_scan, "cond": evaluate_cond}
     name = equation.primitive.name
@@ -103,7 +104,7 @@ def evaluate_equation(equation: Any, inputs: list[Any], path: Path) -> tuple[lis
     return evaluate(program, inputs, (*path, number))
 
 
-def zero_counts(program: Any, inputs: Sequence[Any], path: Path) -> Counts:
+def zero_counts(program: Program, inputs: Sequence[Any], path: Path) -> Counts:
     """The counters of a program that has not run."""
     counts = jax.eval_shape(lambda *values: evaluate(program, values, path)[1], *inputs)
     return {name: jnp.int32(0) for name in counts}
@@ -114,7 +115,7 @@ def add_counts(one: Counts, other: Counts) -> Counts:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
-def evaluate_while(equation: Any, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
+def evaluate_while(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
     """A `while` with the executions of its body and its condition, the last, false one included."""
     params = equation.params
     cond, body = params["cond_jaxpr"], params["body_jaxpr"]
@@ -146,7 +147,7 @@ def select_examples(go_on: Any, new: Any, old: Any) -> Any:
     return jnp.where(go_on.reshape(*go_on.shape, *(1,) * (new.ndim - go_on.ndim)), new, old)
 
 
-def evaluate_scan(equation: Any, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
+def evaluate_scan(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
     """A `scan` with the executions of what its body holds, summed over its iterations."""
     params, body = equation.params, equation.params["jaxpr"]
     num_xs = count_sliced(equation.invars, open_jaxpr(body).invars)
@@ -167,14 +168,14 @@ def count_sliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     return sum(out.aval.ndim > into.aval.ndim for out, into in zip(outside, inside))
 
 
-def evaluate_cond(equation: Any, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
+def evaluate_cond(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
     """A conditional with the executions of its branches and of what they hold."""
     index, *operands = inputs
     branches = list(enumerate(equation.params["branches"]))
     names = [{(*path, number), *zero_counts(branch, operands, (*path, number))} for number, branch in branches]
     zeros = {name: jnp.int32(0) for name in set().union(*names)}
 
-    def run(number: int, branch: Any) -> Any:
+    def run(number: int, branch: Program) -> Any:
         def chosen(*operands: Any) -> Any:
             outputs, counts = evaluate(branch, operands, (*path, number))
             return outputs, {**zeros, **counts, (*path, number): jnp.int32(1)}

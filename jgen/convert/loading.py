@@ -37,7 +37,7 @@ class Options:
     seed: int = 0
 
 
-def load_folder(folder: Path, dtype: Any = "float32") -> tuple[Any, ...]:
+def load_folder(folder: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> tuple[Any, ...]:
     """The arguments of the `Generator` of a folder's model, in memory: nothing is written.
 
     Args:

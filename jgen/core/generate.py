@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jgen.core import failures, parallel
 from jgen.core import keys as rng
@@ -364,7 +365,7 @@ def check_key(key: Any) -> jax.Array:
     return key
 
 
-def check_images(model: GenerativeModel, images: Any) -> np.ndarray:
+def check_images(model: GenerativeModel, images: ArrayLike) -> np.ndarray:
     """The images as uint8 (n, H, W, C). Raises `UserError` for another type, another shape or values out of range."""
     spec = model.images
     shape = f"(n, {', '.join(map(str, spec.shape))})"

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 # Purposes of a key: see `stream`.
 INIT = 0x80000001  # the start of the parameters, of the run's seed
@@ -76,12 +77,12 @@ def fold_in(keys: jax.Array, data: Any) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
-def normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def normal(keys: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Standard normal (B, *shape)."""
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
-def uniform(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def uniform(keys: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Uniform on [0, 1), (B, *shape)."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(keys)
 

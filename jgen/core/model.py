@@ -131,7 +131,8 @@ def frozen_context(ctx: Context, role: str) -> tuple[Roles, Context]:
     return model.params, Context(ctx.step, key, model.params, model.extra, model.frozen)
 
 
-LossFn = Callable[[Roles, Context, Any, Batch], tuple[Any, tuple[dict[str, Any], Roles]]]
+Loss = tuple[jax.Array, tuple[dict[str, Any], Roles]]  # a loss, its metrics, the roles of `extra` that change
+LossFn = Callable[[Roles, Context, jax.Array, Batch], Loss]
 
 
 def always(step: int) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import numpy as np
 
 from jgen.core.generate import brief
 from jgen.core.model import ArraySpec, DataSpec
+from jgen.core.trained import Tokenizer
 from jgen.errors import UserError, require
 
 PADDING, START, END = 0, 1, 2  # a text is a start, its tokens, an end, and padding
@@ -27,7 +27,7 @@ def token_field(data: DataSpec, name: str, least: int = END + 1) -> ArraySpec:
     return spec
 
 
-def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
+def encode_text(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
     """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for an empty
     one.
 
@@ -35,7 +35,7 @@ def encode_text(tokenizer: Any, name: str, text: str) -> np.ndarray:
       name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
     """
     require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
-    tokens: np.ndarray = tokenizer.encode(text)
+    tokens = tokenizer.encode(text)
     left_out = tokenizer.left_out(text)
     if left_out:
         words = f"{name} is {brief(text)!r}: it is cut to the {tokenizer.length} tokens of the model's texts"

@@ -306,7 +306,9 @@ def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config:
         cached = {field: train_bpe(texts, config.vocabulary, config.text_length)}
         save_tokenizers(path, cached)
         sync(path.parent)
-    return replace(cached[field], length=config.text_length)
+    own = cached[field]
+    assert isinstance(own, Tokenizer)
+    return replace(own, length=config.text_length)
 
 
 def tokenised(source: Source, tokenizers: Mapping[str, AnyTokenizer]) -> Source:

@@ -51,7 +51,6 @@ def emoji_source(config: Config) -> Source:
     size = config.size or 64
     require(size >= SMALLEST, f"data.size is {size}: emoji need {SMALLEST} pixels or more")
     require(not config.flip, "data.flip is set: names of emoji say left and right, which it would swap")
-    require(not config.test, f"data.test is {config.test}: emoji have a test split of their own, by name")
     for name in config.fields:
         require(name == "text", f"data.fields has {name!r}: emoji have text")
     _, _, file = config.name.partition(":")

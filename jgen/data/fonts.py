@@ -57,7 +57,6 @@ def font_source(config: Config) -> Source:
     size = config.size or 32
     require(size >= SMALLEST, f"data.size is {size}: letters need {SMALLEST} pixels or more")
     require(not config.flip, "data.flip is set: it would mirror letters")
-    require(not config.test, f"data.test is {config.test}: fonts have a test split of their own, by family")
     require(not config.fields, f"data.fields has {config.fields[0] if config.fields else ''!r}: fonts have none")
     _, _, folder = config.name.partition(":")
     where = f"folder {folder}" if folder else "fontconfig"

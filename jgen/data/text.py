@@ -20,6 +20,7 @@ import numpy as np
 
 from jgen.core.files import written_whole
 from jgen.core.tokens import END, PADDING, START
+from jgen.core.trained import Tokenizer as AnyTokenizer
 from jgen.data.clip_text import KIND, ClipTokenizer
 from jgen.errors import UserError, require
 
@@ -108,9 +109,6 @@ class Tokenizer:
         except (ValueError, KeyError, TypeError, IndexError, UserError) as error:
             raise UserError(f"this is no tokenizer: {error or type(error).__name__}") from error
         return tokenizer
-
-
-AnyTokenizer = Tokenizer | ClipTokenizer
 
 
 def join_pairs(alphabet: list[Any], merges: Iterable[tuple[int, int]]) -> list[Any]:

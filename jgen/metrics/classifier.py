@@ -157,7 +157,7 @@ def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, floa
     def step(params: Any, state: Any, number: Any, images: Any, labels: Any) -> tuple[Any, Any]:
         keys = jax.random.split(jax.random.fold_in(key, number), len(images))
 
-        def shifted(k: Any, image: Any) -> Any:
+        def shifted(k: jax.Array, image: Any) -> Any:
             by = jax.random.randint(k, (2,), 0, 2 * recipe.shift + 1)
             margin = (recipe.shift, recipe.shift)
             padded = jnp.pad(image, (margin, margin, (0, 0)), mode="edge")

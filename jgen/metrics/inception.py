@@ -54,20 +54,20 @@ def join(*parts: Any) -> Any:
     return jnp.concatenate(parts, axis=-1)
 
 
-def block_a(layer: Layer, x: Any, name: str, pool: int) -> Any:
+def block_a(layer: Layer, x: jax.Array, name: str, pool: int) -> Any:
     five = layer(f"{name}.branch5x5_2", layer(f"{name}.branch5x5_1", x, 48), 64, (5, 5))
     three = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 64), 96, (3, 3))
     three = layer(f"{name}.branch3x3dbl_3", three, 96, (3, 3))
     return join(layer(f"{name}.branch1x1", x, 64), five, three, layer(f"{name}.branch_pool", mean_pool(x), pool))
 
 
-def block_b(layer: Layer, x: Any, name: str) -> Any:
+def block_b(layer: Layer, x: jax.Array, name: str) -> Any:
     double = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 64), 96, (3, 3))
     double = layer(f"{name}.branch3x3dbl_3", double, 96, (3, 3), 2, "VALID")
     return join(layer(f"{name}.branch3x3", x, 384, (3, 3), 2, "VALID"), double, max_pool(x, 2, "VALID"))
 
 
-def block_c(layer: Layer, x: Any, name: str, width: int) -> tuple[Any, Any]:
+def block_c(layer: Layer, x: jax.Array, name: str, width: int) -> tuple[Any, Any]:
     seven = layer(f"{name}.branch7x7_2", layer(f"{name}.branch7x7_1", x, width), width, (1, 7))
     seven = layer(f"{name}.branch7x7_3", seven, 192, (7, 1))
     double = layer(f"{name}.branch7x7dbl_1", x, width)
@@ -79,14 +79,14 @@ def block_c(layer: Layer, x: Any, name: str, width: int) -> tuple[Any, Any]:
     return join(first, seven, double, layer(f"{name}.branch_pool", mean_pool(x), 192)), first
 
 
-def block_d(layer: Layer, x: Any, name: str) -> Any:
+def block_d(layer: Layer, x: jax.Array, name: str) -> Any:
     three = layer(f"{name}.branch3x3_2", layer(f"{name}.branch3x3_1", x, 192), 320, (3, 3), 2, "VALID")
     seven = layer(f"{name}.branch7x7x3_2", layer(f"{name}.branch7x7x3_1", x, 192), 192, (1, 7))
     seven = layer(f"{name}.branch7x7x3_3", seven, 192, (7, 1))
     return join(three, layer(f"{name}.branch7x7x3_4", seven, 192, (3, 3), 2, "VALID"), max_pool(x, 2, "VALID"))
 
 
-def block_e(layer: Layer, x: Any, name: str, pool: Callable[[Any], Any]) -> Any:
+def block_e(layer: Layer, x: jax.Array, name: str, pool: Callable[[Any], Any]) -> Any:
     three = layer(f"{name}.branch3x3_1", x, 384)
     three = join(*(layer(f"{name}.branch3x3_2{p}", three, 384, k) for p, k in (("a", (1, 3)), ("b", (3, 1)))))
     double = layer(f"{name}.branch3x3dbl_2", layer(f"{name}.branch3x3dbl_1", x, 448), 384, (3, 3))
@@ -94,7 +94,7 @@ def block_e(layer: Layer, x: Any, name: str, pool: Callable[[Any], Any]) -> Any:
     return join(layer(f"{name}.branch1x1", x, 320), three, double, layer(f"{name}.branch_pool", pool(x), 192))
 
 
-def network(layer: Layer, x: Any) -> tuple[Any, Any, Any]:
+def network(layer: Layer, x: jax.Array) -> tuple[Any, Any, Any]:
     """(features (B, 2048), spatial features (B, 17, 17, 7), logits (B, 1008)) of (B, 299, 299, 3).
 
     Args:
@@ -119,14 +119,14 @@ def network(layer: Layer, x: Any) -> tuple[Any, Any, Any]:
     return features, spatial, layer("fc", features, CLASSES)
 
 
-def max_pool(x: Any, stride: int, padding: str) -> Any:
+def max_pool(x: jax.Array, stride: int, padding: str) -> Any:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
-def mean_pool(x: Any) -> Any:
+def mean_pool(x: jax.Array) -> Any:
     """3x3, over the pixels that there are: padding is not counted."""
 
-    def total(y: Any) -> Any:
+    def total(y: jax.Array) -> Any:
         return jax.lax.reduce_window(y, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
@@ -136,7 +136,9 @@ def apply(weights: Weights, images: Any) -> tuple[Any, Any, Any]:
     """`network` with weights, of uint8 images (B, H, W, 1 or 3). The logits are without the bias, as the published
     inception score takes them."""
 
-    def layer(name: str, x: Any, features: int, kernel: tuple = (1, 1), stride: int = 1, padding: str = "SAME") -> Any:
+    def layer(
+        name: str, x: jax.Array, features: int, kernel: tuple = (1, 1), stride: int = 1, padding: str = "SAME"
+    ) -> Any:
         if name == "fc":
             return x @ weights["fc.weight"].T
         w = weights[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
@@ -153,7 +155,9 @@ def layout() -> dict[str, tuple[int, ...]]:
     """{name: shape} of all weights, as PyTorch orders them."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def layer(name: str, x: Any, features: int, kernel: tuple = (1, 1), stride: int = 1, padding: str = "SAME") -> Any:
+    def layer(
+        name: str, x: jax.Array, features: int, kernel: tuple = (1, 1), stride: int = 1, padding: str = "SAME"
+    ) -> Any:
         if name == "fc":
             shapes.update({"fc.weight": (features, FEATURES), "fc.bias": (features,)})
             return jnp.zeros((len(x), features))

@@ -6,11 +6,12 @@ is normalised (AdaGN, section 3), and residual blocks halve and double the resol
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.nn.attention import SelfAttention2D, attention
@@ -32,7 +33,7 @@ class AdmBlock(nn.Module):
     features: int
     groups: int
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     resample: Resample = ""
 
     @nn.compact
@@ -66,7 +67,7 @@ class AdmEncoder(nn.Module):
     groups: int
     dropout_rate: float
     num_classes: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, keys: jax.Array | None) -> jax.Array:
@@ -110,7 +111,7 @@ class AttentionPool(nn.Module):
 
     head_dim: int
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

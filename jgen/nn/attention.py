@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.backend import cuda_capability, for_cpu
 from jgen.nn.cpu.attention import attention as attention_cpu
@@ -46,7 +45,7 @@ class SelfAttention2D(nn.Module):
 
     head_dim: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     eps: float = 1e-5
 
     @nn.compact

@@ -7,11 +7,10 @@ outermost layers are 3x3 convolutions: those, at full resolution above all, are 
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.errors import require, require_positive
 from jgen.nn.conv import Conv
@@ -34,7 +33,7 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 class ResidualBlock(nn.Module):
     """x + conv1x1(silu(conv3x3(silu(x)))), the last layer started at zero."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +47,7 @@ class ConvEncoder(nn.Module):
 
     widths: tuple[int, ...]
     blocks: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -68,7 +67,7 @@ class ConvDecoder(nn.Module):
     widths: tuple[int, ...]
     blocks: int
     out_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,7 +87,7 @@ class Upsample(nn.Module):
 
     features: int
     doublings: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +103,7 @@ class DenseLayers(nn.Module):
 
     widths: tuple[int, ...]
     blocks: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -114,6 +113,19 @@ class DenseLayers(nn.Module):
             for block in range(self.blocks):
                 h = h + nn.relu(nn.Dense(features, dtype=self.dtype, name=f"level{level}_block{block}")(h))
         return h
+
+
+def check_layers(
+    network: str, height: int, width: int, widths: tuple[int, ...], blocks: int, hidden: tuple[int, ...]
+) -> None:
+    """Raises `UserError` for sizes that an encoder and a decoder cannot be built with, network "conv" or "dense"."""
+    if network == "conv":
+        check_conv(height, width, widths, blocks)
+        require(all(h > 0 for h in hidden), f"hidden is {hidden}: every width must be above zero")
+    else:
+        require(not hidden, f"hidden is {hidden}: it is for conv; a dense network's layers are widths")
+        require(all(w > 0 for w in widths), f"widths is {widths}: every width must be above zero")
+        require(blocks >= 0, f"blocks is {blocks}: it must be zero or above")
 
 
 def check_conv(height: int, width: int, widths: tuple[int, ...], blocks: int) -> None:

@@ -10,11 +10,10 @@ evaluation, and so does the way back in all: at dimension i it computes the unit
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from jgen.nn.masked_convolution import Mask, group_mask
 
@@ -29,7 +28,7 @@ class MaskedDense(nn.Module):
     inputs: int
     features: int
     mask: Mask
-    kernel_init: Any = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def setup(self) -> None:
         shape = (self.dims * self.inputs, self.dims * self.features)

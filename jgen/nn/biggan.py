@@ -17,11 +17,10 @@ Kernels start orthogonal.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import parallel
 from jgen.core.model import ImageSpec
@@ -33,7 +32,7 @@ class ConditionalBatchNorm(nn.Module):
     """BatchNorm over all devices whose scale, around 1, and bias are linear in a condition."""
 
     momentum: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
@@ -44,7 +43,7 @@ class ConditionalBatchNorm(nn.Module):
         return y * (1.0 + scale) + bias
 
 
-def batch_norm(train: bool, momentum: float, affine: bool, dtype: Any, name: str) -> nn.BatchNorm:
+def batch_norm(train: bool, momentum: float, affine: bool, dtype: DTypeLike, name: str) -> nn.BatchNorm:
     """Batch normalisation over all devices."""
     return nn.BatchNorm(
         use_running_average=not train,
@@ -60,7 +59,7 @@ def batch_norm(train: bool, momentum: float, affine: bool, dtype: Any, name: str
 class SelfAttention(nn.Module):
     """Self-attention over the positions of (B, H, W, C), H and W even, C at least 8."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -87,7 +86,7 @@ class GeneratorBlock(nn.Module):
     features: int
     up: bool
     momentum: float
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
@@ -113,7 +112,7 @@ class DiscriminatorBlock(nn.Module):
 
     features: int
     down: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -145,7 +144,7 @@ class Generator(nn.Module):
     embedding: int
     images: ImageSpec
     momentum: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:
@@ -179,7 +178,7 @@ class Discriminator(nn.Module):
     channels: tuple[int, ...]
     depth: int
     attention: tuple[int, ...]
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:

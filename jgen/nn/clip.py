@@ -9,11 +9,10 @@ the one query.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.attention import attention
 from jgen.nn.conv import Conv
@@ -28,7 +27,7 @@ class AttentionPool(nn.Module):
 
     heads: int
     outputs: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,7 +54,7 @@ class ImageEncoder(nn.Module):
     groups: int
     heads: int
     outputs: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,7 +81,7 @@ class TextEncoder(nn.Module):
     heads: int
     layers: int
     outputs: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         def embed(number: int, std: float) -> nn.Embed:

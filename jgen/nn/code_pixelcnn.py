@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import Cond, ImageSpec
@@ -70,7 +71,7 @@ class ConditioningStack(nn.Module):
     features: int
     blocks: int
     doublings: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, codes: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ class CausalAttention(nn.Module):
     features: int
     heads: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         self.norm = nn.LayerNorm(dtype=self.dtype)
@@ -129,7 +130,7 @@ class OutputBlock(nn.Module):
     features: int
     hidden: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         self.wide = nn.Dense(self.hidden, dtype=self.dtype)
@@ -173,7 +174,7 @@ class CodePixelCNN(nn.Module):
     num_classes: int = 0
     local: bool = False
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         f, rate, dtype = self.features, self.dropout_rate, self.dtype

@@ -16,21 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from jgen.core.backend import for_cpu
 from jgen.nn.cpu import patches, scanned, strided, winograd3x3
 
 CpuForm = Literal["auto", "scan", "patches", "plain"]
 Padding = tuple[tuple[int, int], tuple[int, int]]
-Formulation = Callable[[Any, Any], Any]
+Formulation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, cpu: CpuForm = "auto") -> Any:
+def conv(
+    x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Padding | None = None, cpu: CpuForm = "auto"
+) -> jax.Array:
     """Convolution of x (B, H, W, C) with a kernel (m, n, C, O), to (B, h, w, O).
 
     Args:
@@ -59,7 +63,7 @@ def conv(x: Any, kernel: Any, stride: int = 1, padding: Padding | None = None, c
     )
 
 
-def grouped_conv(x: Any, kernel: Any, groups: int) -> Any:
+def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
     """Convolution of x (B, H, W, C), keeping the size, in which each group of outputs sees its own inputs alone.
 
     On CPU it is a convolution for each group, since the gradient of XLA's grouped convolution takes 25 to 80 times as
@@ -78,7 +82,7 @@ def grouped_conv(x: Any, kernel: Any, groups: int) -> Any:
     )
 
 
-def conv_transpose(y: Any, kernel: Any, stride: int = 2) -> Any:
+def conv_transpose(y: jax.Array, kernel: jax.Array, stride: int = 2) -> jax.Array:
     """Transpose of `conv` with the same kernel (m, n, C, O) and stride: y (B, h, w, O) to (B, H, W, C).
 
     H is (h - 1) stride + m - 2 ((m - 1) // 2), and W likewise: with 4x4 kernels and stride 2, it doubles the size.
@@ -96,12 +100,12 @@ def conv_transpose(y: Any, kernel: Any, stride: int = 2) -> Any:
     )
 
 
-def _default_padding(kernel: Any) -> Padding:
+def _default_padding(kernel: jax.Array) -> Padding:
     rows, columns = ((size - 1) // 2 for size in kernel.shape[:2])
     return (rows, rows), (columns, columns)
 
 
-def _check_form(kernel: Any, stride: int, padding: Padding, cpu: CpuForm) -> None:
+def _check_form(kernel: jax.Array, stride: int, padding: Padding, cpu: CpuForm) -> None:
     rows, columns = kernel.shape[:2]
     keeps_size = stride == 1 and rows == columns and rows % 2 == 1 and padding == _default_padding(kernel)
     serves = {"auto": True, "scan": keeps_size, "patches": stride == 1, "plain": True}
@@ -109,7 +113,9 @@ def _check_form(kernel: Any, stride: int, padding: Padding, cpu: CpuForm) -> Non
         raise ValueError(f"cpu is {cpu!r}: it does not serve a {rows}x{columns} kernel, stride {stride}, {padding}")
 
 
-def _cpu_formulation(x: Any, kernel: Any, stride: int, padding: Padding, cpu: CpuForm) -> Formulation | None:
+def _cpu_formulation(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, cpu: CpuForm
+) -> Formulation | None:
     """The function of (x, kernel) that is fastest on CPU; None for XLA's convolution."""
     size, (channels, features) = kernel.shape[:2], kernel.shape[2:]
     if cpu == "scan":
@@ -134,13 +140,13 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     use_bias: bool = True
-    kernel_init: Any = nn.linear.default_kernel_init
-    dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.linear.default_kernel_init
+    dtype: DTypeLike = jnp.float32
     cpu: CpuForm = "auto"
     padding: Padding | None = None
 
     @nn.compact
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) to (B, h, w, features) of `dtype`."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
@@ -158,11 +164,11 @@ class ConvTranspose(nn.Module):
     kernel_size: int = 4
     stride: int = 2
     use_bias: bool = True
-    kernel_init: Any = nn.linear.default_kernel_init
-    dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.linear.default_kernel_init
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, y: Any) -> Any:
+    def __call__(self, y: jax.Array) -> jax.Array:
         """(B, h, w, C) to (B, H, W, features) of `dtype`."""
         shape = (self.kernel_size, self.kernel_size, self.features, y.shape[-1])
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
@@ -170,6 +176,6 @@ class ConvTranspose(nn.Module):
         return _add_bias(self, x) if self.use_bias else x
 
 
-def _add_bias(layer: Conv | ConvTranspose, y: Any) -> Any:
+def _add_bias(layer: Conv | ConvTranspose, y: jax.Array) -> jax.Array:
     bias = layer.param("bias", nn.initializers.zeros, (layer.features,), jnp.float32)
     return y + bias.astype(layer.dtype)[None, None, None, :]

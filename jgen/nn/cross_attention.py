@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.attention import attention
 from jgen.nn.normalization import GroupNorm
@@ -43,7 +44,7 @@ class CrossAttention(nn.Module):
     """
 
     heads: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     out_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
@@ -67,7 +68,7 @@ class TransformerBlock(nn.Module):
     """Self-attention, attention to the tokens and a gated feed-forward network, each added to (B, N, C)."""
 
     heads: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, tokens: Tokens) -> jax.Array:
@@ -90,7 +91,7 @@ class SpatialTransformer(nn.Module):
 
     head_dim: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     depth: int = 1
 
     @nn.compact

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import parallel
 from jgen.core.model import ImageSpec
@@ -27,7 +28,7 @@ class Generator(nn.Module):
     channels: tuple[int, ...]
     images: ImageSpec
     momentum: float
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool = True) -> jax.Array:
@@ -54,7 +55,7 @@ class Discriminator(nn.Module):
     norm: bool
     conditioning: str
     momentum: float
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
@@ -77,7 +78,7 @@ def extra_large(**sizes: Any) -> Config:
     return Config(features=1152, layers=28, heads=16, **sizes)
 
 
-def dense(features: int, dtype: Any, name: str, zero: bool = False) -> nn.Dense:
+def dense(features: int, dtype: DTypeLike, name: str, zero: bool = False) -> nn.Dense:
     """A linear layer as the paper initialises it: Xavier's uniform weights, or zeros."""
     init = nn.initializers.zeros if zero else nn.initializers.xavier_uniform()
     return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)

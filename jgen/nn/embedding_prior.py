@@ -9,11 +9,12 @@ their own.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import Cond
 from jgen.nn.cross_attention import Tokens
@@ -68,7 +69,7 @@ class DiffusionPrior(nn.Module):
     heads: int
     layers: int
     hidden: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.prefix = TextPrefix(self.features, self.length)

@@ -11,11 +11,10 @@ without jumps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.errors import require, require_positive
@@ -26,7 +25,7 @@ from jgen.nn.spectral_norm import SpectralLayer
 class ClassAffine(nn.Module):
     """(1 + g_y) h + b_y of (B, ..., C) and one_hot (B, classes), which start at zero; h itself for None."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array, one_hot: jax.Array | None) -> jax.Array:
@@ -48,7 +47,7 @@ class EnergyBlock(nn.Module):
     features: int
     down: bool
     kernel_size: int = 3
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool) -> jax.Array:
@@ -74,7 +73,7 @@ class EnergyNetwork(nn.Module):
     channels: tuple[int, ...]
     blocks: int
     convolutional: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:

@@ -8,11 +8,12 @@ for parameter encoder and decoder are those of diffusers' `AutoencoderKL`, and w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.errors import require, require_positive
@@ -58,7 +59,7 @@ class Block(nn.Module):
 
     features: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,7 +142,7 @@ class PatchDiscriminator(nn.Module):
 
     channels: tuple[int, ...]
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.conv import conv
 from jgen.prob import mixture_cdf
@@ -20,8 +21,10 @@ from jgen.prob.bijectors import affine, assemble_lu, invert_lu
 
 SMALLEST_STD = 1e-6
 
+Mapped = tuple[jax.Array, jax.Array]  # y, and log |det dy/dx| of each example, (B,)
 
-def log_std(x: Any) -> Any:
+
+def log_std(x: jax.Array) -> jax.Array:
     """log of the standard deviation of each channel over batch and positions: (B, H, W, C) to (C,)."""
     return jnp.log(jnp.std(x, axis=(0, 1, 2)) + SMALLEST_STD)
 
@@ -34,17 +37,17 @@ def network_dtype(name: str) -> Any:
     return jnp.bfloat16 if name == "bfloat16" else None
 
 
-def cast(x: Any, dtype: Any) -> Any:
+def cast(x: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """x as `dtype`; None leaves it."""
     return x if dtype is None else x.astype(dtype)
 
 
-def spread(value: Any, x: Any) -> Any:
+def spread(value: Any, x: jax.Array) -> jax.Array:
     """One value an example, () or (), as (B,)."""
     return jnp.broadcast_to(value, x.shape[:1])
 
 
-def embed(num_classes: int, features: int, label: Any) -> Any:
+def embed(num_classes: int, features: int, label: jax.Array | None) -> Any:
     """A learned vector by class, started at zero: int (B,) to (B, features)."""
     return nn.Embed(num_classes, features, embedding_init=nn.initializers.zeros, name="classes")(label)
 
@@ -68,7 +71,7 @@ class ActNorm(nn.Module):
     """y = s x + b by channel, started so that the first batch comes out with mean 0 and deviation 1 (table 1)."""
 
     @nn.compact
-    def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
         log_scale, bias = standardising(self, lambda: x, x.shape[-1])
         log_det = spread(x.shape[1] * x.shape[2] * jnp.sum(log_scale), x)
         if inverse:
@@ -83,7 +86,7 @@ class InvertibleConv(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
         size = x.shape[-1]
 
         lu, start = jnp.zeros((size, size)), None
@@ -108,7 +111,7 @@ class Permutation(nn.Module):
     reverse: bool = False
 
     @nn.compact
-    def __call__(self, x: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
         zero = spread(jnp.zeros((), x.dtype), x)
         if self.reverse:
             return x[..., ::-1], zero
@@ -120,7 +123,7 @@ class Permutation(nn.Module):
         return jax.random.permutation(self.make_rng("params"), size)
 
 
-def convolve(x: Any, kernel: Any, dtype: Any) -> Any:
+def convolve(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """x (B, H, W, C), kernel (k, k, C, O), to (B, H, W, O), computed in `dtype`; with None, in the type of x.
 
     Couplings are differentiated inside the scan of `apply_chain`.
@@ -138,15 +141,15 @@ class ScaledConv(nn.Module):
     features: int
     size: int = 3
     num_classes: int = 0
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Any, label: Any = None) -> Any:
+    def __call__(self, x: jax.Array, label: jax.Array | None = None) -> jax.Array:
         """x (B, H, W, C), label int (B,) or None, to (B, H, W, features)."""
         init = nn.initializers.normal(0.05)
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
 
-        def unscaled() -> Any:
+        def unscaled() -> jax.Array:
             return convolve(x, kernel, self.dtype).astype(kernel.dtype)
 
         log_scale, bias = standardising(self, unscaled, self.features)
@@ -162,10 +165,10 @@ class ZeroConv(nn.Module):
 
     features: int
     size: int = 3
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: jax.Array) -> jax.Array:
         zeros = nn.initializers.zeros
         kernel = self.param("kernel", zeros, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,))
@@ -181,7 +184,7 @@ class LogisticMixture(nn.Module):
     mixtures: int
 
     @nn.compact
-    def __call__(self, x: Any, raw: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, x: jax.Array, raw: jax.Array, inverse: bool = False) -> Mapped:
         """x (B, H, W, C), raw (B, H, W, 3 K C), to y and log |dy/dx| of each entry, (B, H, W, C)."""
         logits, means, log_scales = jnp.split(raw.reshape(*x.shape, 3 * self.mixtures), 3, axis=-1)
         start = jnp.linspace(-1.5, 1.5, self.mixtures)
@@ -201,7 +204,7 @@ class GaussianPrior(nn.Module):
     num_classes: int = 0
 
     @nn.compact
-    def __call__(self, z: Any, given: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, z: jax.Array, given: jax.Array | None, label: jax.Array | None, inverse: bool = False) -> Mapped:
         """z or eps (B, H, W, C), given or None, label int (B,) or None."""
         features, zeros = 2 * z.shape[-1], nn.initializers.zeros
         mean_and_log_std = jnp.zeros((1, 1, 1, 1), z.dtype)
@@ -221,7 +224,9 @@ class GaussianPrior(nn.Module):
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (variables of one layer, x) -> (y, log_det)
 
 
-def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: Any, settings: Any) -> tuple[Any, Any]:
+def init_chain(
+    init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: jax.Array, settings: Any
+) -> tuple[Any, Any]:
     """Variables of a chain, each layer initialised on the output of the one before; and the output of the last.
 
     Args:
@@ -229,7 +234,7 @@ def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: An
       settings: an array (depth,), one setting a layer.
     """
 
-    def one(x: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+    def one(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
         key, setting = inputs
         (y, _), variables = init(key, x, setting)
         return y, variables
@@ -238,7 +243,7 @@ def init_chain(init: Callable[[jax.Array, Any, Any], Any], key: jax.Array, x: An
     return stacked, x
 
 
-def apply_chain(step: Step, stacked: Any, x: Any, inverse: bool = False, remat: bool = False) -> tuple[Any, Any]:
+def apply_chain(step: Step, stacked: Any, x: jax.Array, inverse: bool = False, remat: bool = False) -> tuple[Any, Any]:
     """(y, log_det) of a chain, from its first layer to its last, or back with `inverse`.
 
     Args:

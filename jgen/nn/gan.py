@@ -8,11 +8,11 @@ discriminator  [x, y] -> [dense -> maxout]* -> dense -> one number;  maxout: the
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 
@@ -22,7 +22,7 @@ class Generator(nn.Module):
 
     widths: tuple[int, ...]
     images: ImageSpec
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
 
     widths: tuple[int, ...]
     pieces: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None) -> jax.Array:

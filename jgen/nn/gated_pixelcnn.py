@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.errors import require, require_positive
@@ -73,7 +74,7 @@ class GatedLayer(nn.Module):
     num_classes: int
     residual: bool
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
     local: bool = False
 
     def setup(self) -> None:
@@ -145,7 +146,7 @@ class GatedPixelCNN(nn.Module):
     embedding: int = 0
     num_classes: int = 0
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     outputs: int = 0
 
     def setup(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.nn.dropout import dropout
@@ -30,7 +31,7 @@ class PointwiseBlock(nn.Module):
     features: int
     groups: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f = self.features
@@ -57,7 +58,7 @@ class LocalPixelCNN(nn.Module):
     blocks: int
     window: int
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         C, f, dtype = self.channels, self.features, self.dtype

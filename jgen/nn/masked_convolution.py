@@ -14,12 +14,13 @@ pixel group g sees the groups up to g with mask B, those before g with mask A.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jgen.core.backend import for_cpu
 from jgen.nn.conv import conv
@@ -48,7 +49,7 @@ class VerticalConv(nn.Module):
     features: int
     size: int
     mask: Mask
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         rows = self.size // 2 + (self.mask == "B")
@@ -84,7 +85,7 @@ class HorizontalConv(nn.Module):
     mask: Mask
     groups: int = 1
     runs: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         # With one group mask A leaves nothing of the own pixel.
@@ -137,7 +138,7 @@ class MaskedConv(nn.Module):
     size: int
     mask: Mask
     groups: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.above = VerticalConv(self.inputs, self.features, self.size, "A", self.dtype)

@@ -12,7 +12,7 @@ from jgen.core.backend import for_cpu
 from jgen.nn.cpu.group_norm import group_norm as group_norm_cpu
 
 
-def group_norm(x: Any, scale: Any, bias: Any, groups: int, eps: float = 1e-5, silu: bool = False) -> Any:
+def group_norm(x: jax.Array, scale: Any, bias: Any, groups: int, eps: float = 1e-5, silu: bool = False) -> Any:
     """Group normalisation (Wu & He 2018, arXiv 1803.08494) of (B, H, W, C), then SiLU if asked.
 
     The arithmetic is float32, the result of x's type.
@@ -40,7 +40,7 @@ class GroupNorm(nn.Module):
     silu: bool = False
 
     @nn.compact
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         return group_norm(x, scale, bias, self.groups, self.eps, self.silu)

@@ -10,11 +10,10 @@ It serves `jgen.samplers.sequence` with one position at a time.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import Cond
 from jgen.nn.sparse_attention import Pattern
@@ -47,7 +46,7 @@ class PixelTransformer(nn.Module):
     vocabulary: int = 0
     text_length: int = 0
     transformations: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         def embed(number: int, parts: int = 1) -> nn.Embed:

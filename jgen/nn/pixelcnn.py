@@ -7,11 +7,10 @@ A masked convolution, then residual blocks of ReLU and convolution (figure 5: 1 
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.nn.dropout import dropout
@@ -30,7 +29,7 @@ class ResidualBlock(nn.Module):
     groups: int
     num_classes: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f, groups, dtype = self.features, self.groups, self.dtype
@@ -75,7 +74,7 @@ class PixelCNN(nn.Module):
     size: int = 3
     num_classes: int = 0
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         C, wide, dtype = self.channels, 2 * self.features, self.dtype

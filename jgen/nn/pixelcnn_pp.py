@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.nn.dropout import dropout
@@ -50,7 +51,7 @@ class GatedResnetBlock(nn.Module):
     has_skip: bool
     num_classes: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f, dtype = self.features, self.dtype
@@ -166,7 +167,7 @@ class Resolution(nn.Module):
     scales: int
     num_classes: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f, dtype, is_coarsest = self.features, self.dtype, self.scales == 1
@@ -328,7 +329,7 @@ class PixelCNNPP(nn.Module):
     scales: int
     num_classes: int = 0
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         inputs, f, dtype = self.channels + 1, self.features, self.dtype

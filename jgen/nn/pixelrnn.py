@@ -25,6 +25,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.nn.dropout import dropout
@@ -92,7 +93,7 @@ class RowLSTM(nn.Module):
     size: int
     groups: int
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f = self.features
@@ -153,7 +154,7 @@ class DiagonalLSTM(nn.Module):
     features: int
     groups: int
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f = self.features
@@ -206,7 +207,7 @@ class DiagonalBiLSTM(nn.Module):
     features: int
     groups: int
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f, rest = self.features, (self.num_classes, self.dtype)
@@ -262,7 +263,7 @@ class ResidualBlock(nn.Module):
     groups: int
     num_classes: int
     dropout_rate: float
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         f, groups, classes, dtype = self.features, self.groups, self.num_classes, self.dtype
@@ -301,7 +302,7 @@ class PixelRNN(nn.Module):
     size: int = 3
     num_classes: int = 0
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         C, wide, dtype = self.channels, 2 * self.features, self.dtype

@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.nn.resampling import average_pool, nearest
@@ -36,7 +37,7 @@ class Generator(nn.Module):
     images: ImageSpec
     level: int
     alpha: Any = 1.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array, one_hot: jax.Array | None) -> jax.Array:
@@ -73,7 +74,7 @@ class Discriminator(nn.Module):
     group: int
     level: int
     alpha: Any = 1.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None) -> jax.Array:

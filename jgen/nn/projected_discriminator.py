@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jgen.core import parallel
 from jgen.errors import require
@@ -121,7 +122,7 @@ class Head(nn.Module):
     width: int
     embedding: int
     momentum: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:
@@ -157,7 +158,7 @@ class ProjectedDiscriminator(nn.Module):
     width: int
     embedding: int
     momentum: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None, train: bool = True) -> jax.Array:

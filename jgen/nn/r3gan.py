@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.nn.conv import Conv, grouped_conv
@@ -52,7 +53,7 @@ class Block(nn.Module):
     expansion: int
     group: int
     gain: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,7 +82,7 @@ class Generator(nn.Module):
     group: int
     embedding: int
     images: ImageSpec
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array, one_hot: jax.Array | None) -> jax.Array:
@@ -117,7 +118,7 @@ class Discriminator(nn.Module):
     expansion: int
     group: int
     embedding: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None) -> jax.Array:
@@ -143,7 +144,7 @@ class Discriminator(nn.Module):
         return jnp.sum(out * embedded, axis=-1)
 
 
-def changed(h: jax.Array, features: int, dtype: Any, name: str) -> jax.Array:
+def changed(h: jax.Array, features: int, dtype: DTypeLike, name: str) -> jax.Array:
     """h with `features` channels: by a 1x1 convolution where it has others."""
     if h.shape[-1] == features:
         return h

@@ -68,7 +68,7 @@ def is_kernel(name: str) -> bool:
     return name.startswith("kernel")
 
 
-def start_vectors(key: jax.Array, params: Any, sides: tuple[int, int]) -> Any:
+def start_vectors(key: jax.Array, params: Any, sides: tuple[int, ...]) -> Any:
     """{kernel: an output of norm 1 for one image}, which power iterations start from.
 
     Args:

@@ -6,11 +6,10 @@ for sampling, of one row and of one pixel, in the layouts (W, B, C) and (B, C).
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.conv import CpuForm, conv
 from jgen.nn.cpu.patches import product
@@ -31,7 +30,7 @@ class ShiftedConv(nn.Module):
     left: int = 1
     stride: int = 1
     gain: float = 1.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         start = nn.initializers.variance_scaling(self.gain**2, "fan_in", "truncated_normal")
@@ -85,7 +84,7 @@ class ShiftedConvTranspose(nn.Module):
     inputs: int
     features: int
     columns: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         # An output sees one pixel of the input, or two: variances are as of a 1 x 1 convolution.

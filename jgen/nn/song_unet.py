@@ -26,6 +26,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.nn.attention import attention
@@ -60,7 +61,7 @@ class SongBlock(nn.Module):
     resample: Literal["", "down", "up"] = ""
     head_dim: int = 0
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, keys: jax.Array | None) -> jax.Array:
@@ -101,7 +102,7 @@ class FilteredConv(nn.Module):
 
     features: int
     taps: Sequence[int]
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -127,7 +128,7 @@ class SongUNet(nn.Module):
     dropout_rate: float
     num_classes: int
     out_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     base: int = 0
     remat: bool = False
     architecture: Literal["ddpmpp", "ncsnpp"] = "ddpmpp"

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.conv import CpuForm, Padding, conv
 
@@ -92,7 +93,7 @@ class SpectralLayer(nn.Module):
     features: int
     kernel_size: int = 0
     use_bias: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     stride: int = 1
     padding: Padding | None = None
     cpu: CpuForm = "auto"

@@ -10,11 +10,10 @@ Tokens carry no number of their glyph: what attends to them gives the same for e
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.conv import Conv
 from jgen.nn.cross_attention import LAYER_EPS, Tokens
@@ -37,7 +36,7 @@ class StyleEncoder(nn.Module):
     features: int
     characters: int
     groups: int = 8
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, glyphs: jax.Array, characters: jax.Array) -> Tokens:

@@ -20,11 +20,11 @@ LeakyReLU has the slope 0.2 and is multiplied by sqrt 2.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
@@ -54,7 +54,7 @@ class EqualisedDense(nn.Module):
     features: int
     multiplier: float = 1.0
     bias: float | None = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,7 +76,7 @@ class EqualisedConv(nn.Module):
     kernel_size: int = 3
     down: bool = False
     use_bias: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,7 +117,7 @@ class StyledConv(nn.Module):
 
     features: int
     up: bool
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, w: jax.Array, keys: jax.Array) -> jax.Array:
@@ -137,7 +137,7 @@ class ToImage(nn.Module):
     """Modulated 1x1 convolution to the channels of an image, float32."""
 
     channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -171,7 +171,7 @@ class Synthesis(nn.Module):
 
     channels: tuple[int, ...]
     images: ImageSpec
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def layers(self) -> int:
@@ -212,7 +212,7 @@ class Generator(nn.Module):
     mixing: float
     images: ImageSpec
     mean_decay: float = 0.995
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.mapping = Mapping(self.width, self.mapping_layers)
@@ -282,7 +282,7 @@ class DiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions, the second of which halves the size, and a filtered shortcut, divided by sqrt 2."""
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -303,7 +303,7 @@ class Discriminator(nn.Module):
     channels: tuple[int, ...]
     mapping_layers: int
     group: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, one_hot: jax.Array | None) -> jax.Array:

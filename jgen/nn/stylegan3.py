@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.nn.resampling import nearest
@@ -177,7 +178,7 @@ class FourierInput(nn.Module):
     """
 
     band: Band
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, w: jax.Array) -> jax.Array:
@@ -214,7 +215,7 @@ class FilteredLayer(nn.Module):
     """Modulated convolution, bias and filtered LeakyReLU; to an image a 1x1 convolution and bias alone."""
 
     spec: LayerSpec
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -241,7 +242,7 @@ class Synthesis(nn.Module):
 
     networks: tuple[tuple[LayerSpec, ...], ...]
     level: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, w: jax.Array) -> jax.Array:
@@ -276,7 +277,7 @@ class Generator(nn.Module):
     classes: int
     doublings: int = 0
     mean_decay: float = 0.998
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.mapping = Mapping(self.width, self.mapping_layers)

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.transformer import Cache, CausalTransformer
 
@@ -36,7 +37,7 @@ class AutoregressiveLayer(nn.Module):
     hidden: int
     num_classes: int = 0
     remat: bool = False
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         init = nn.initializers.normal(0.3)  # beside embeddings of standardised patches

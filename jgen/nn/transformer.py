@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.errors import require, require_positive
@@ -53,7 +54,7 @@ class DecoderBlock(nn.Module):
     pattern: Pattern = Pattern("full")
     dropout_rate: float = 0.0
     output_scale: float = 1.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         def dense(features: int, scale: float = 1.0) -> nn.Dense:
@@ -124,7 +125,7 @@ class CausalTransformer(nn.Module):
     patterns: tuple[Pattern, ...] = (Pattern("full"),)
     dropout_rate: float = 0.0
     remat: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.norm = nn.LayerNorm(dtype=self.dtype)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
 from jgen.core.model import ImageSpec
@@ -76,7 +77,7 @@ class ResnetBlock(nn.Module):
     features: int
     groups: int
     dropout_rate: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     eps: float = 1e-5
 
     @nn.compact
@@ -120,7 +121,7 @@ class UNet(nn.Module):
     dropout_rate: float
     num_classes: int
     out_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     base: int = 0
     adm: bool = False
     padding: str = "even"

@@ -6,11 +6,12 @@ encoder's features and the latents.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, DenseLayers
@@ -28,7 +29,7 @@ class Encoder(nn.Module):
     hidden: tuple[int, ...]
     latent: int
     num_classes: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, label: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +59,7 @@ class Decoder(nn.Module):
     num_classes: int
     images: ImageSpec
     scale: Literal["none", "fixed", "shared", "pixel"]
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array, label: jax.Array | None) -> jax.Array:

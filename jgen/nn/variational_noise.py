@@ -7,11 +7,11 @@ section 3.1).
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.nn.conv import Conv
 from jgen.nn.flow import ZeroConv, cast
@@ -31,7 +31,7 @@ class VariationalNoise(nn.Module):
     levels: int
     width: int
     couplings: int = 4
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, eps: jax.Array) -> tuple[jax.Array, jax.Array]:

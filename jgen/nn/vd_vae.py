@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from jgen.core.model import ImageSpec
 from jgen.errors import require
@@ -81,7 +83,7 @@ class Bottleneck(nn.Module):
     """f of the module's docstring: (B, h, w, C) to (B, h, w, features) of `dtype`, the last 1x1 convolution apart."""
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,7 +100,7 @@ class Block(nn.Module):
 
     features: int
     scale: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -115,7 +117,7 @@ class BottomUp(nn.Module):
     levels: tuple[Level, ...]
     width: int
     bottleneck: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[int, jax.Array]:
@@ -142,7 +144,7 @@ class StochasticBlock(nn.Module):
     latent: int
     bottleneck: int
     scale: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -164,7 +166,7 @@ class StochasticBlock(nn.Module):
         x = Block(self.bottleneck, self.scale, self.dtype, name="block")(x)
         return x, Layer(z, prior, posterior)
 
-    def gaussian(self, h: jax.Array, name: str, kernel_init: Any) -> Gaussian:
+    def gaussian(self, h: jax.Array, name: str, kernel_init: Initializer) -> Gaussian:
         # What a divergence reads is computed in full precision. Half of it is the logarithm of a standard deviation.
         out = nn.Dense(2 * self.latent, dtype=jnp.float32, kernel_init=kernel_init, name=name)(h)
         mean, log_std = jnp.split(out, 2, axis=-1)
@@ -185,7 +187,7 @@ class TopDown(nn.Module):
     outputs: int
     bias_height: int
     num_classes: int = 0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

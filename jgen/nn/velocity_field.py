@@ -7,18 +7,17 @@ which the authors' code calls "concatsquash".
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 
 class ConcatSquash(nn.Module):
     """(x, c (B, K)) to `features` channels: a 3x3 convolution of (B, H, W, C), or a dense layer of (B, C)."""
 
     features: int
-    kernel_init: Any = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Roles, frozen_context
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, frozen_context
 from jgen.errors import require
 from jgen.prob.pixels import bits_per_dim
 
@@ -30,7 +30,7 @@ def images_of(model: GenerativeModel, role: str, ctx: Context, keys: jax.Array, 
     return model.decode(frozen, inner, keys, codes, model.condition(cond))
 
 
-def code_loss(log_p: jax.Array, codes: ImageSpec) -> tuple[jax.Array, tuple[dict, Roles]]:
+def code_loss(log_p: jax.Array, codes: ImageSpec) -> Loss:
     """What a phase's loss returns, of log-probabilities (B,) of a grid of codes: nats a code, a mean over images."""
     mean = jnp.mean(log_p)
     return -mean / codes.size, ({"bits_per_code": bits_per_dim(mean, codes.size)}, {})

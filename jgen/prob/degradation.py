@@ -7,27 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core.model import ImageSpec
-from jgen.errors import require, require_choice
+from jgen.errors import require
 
 Problem = Literal["super_resolution", "colourisation", "denoising"]
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 
 
-def make_degradation(problem: str, images: ImageSpec, factor: int = 2) -> Callable[[jax.Array], jax.Array]:
+def make_degradation(problem: Problem, images: ImageSpec, factor: int = 2) -> Callable[[jax.Array], jax.Array]:
     """The map from images (B, H, W, C) to their measurements.
 
     Args:
       factor: of super_resolution, whose measurements are the means of blocks of factor x factor pixels.
     Raises:
-      UserError: an unknown problem, or one that these images do not have.
+      UserError: a problem that these images do not have.
     """
-    require_choice("problem", problem, get_args(Problem))
     if problem == "super_resolution":
         height, width = images.height, images.width
         fits = factor >= 2 and height % factor == 0 and width % factor == 0

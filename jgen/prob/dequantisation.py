@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jgen.core import keys as rng
 from jgen.prob.bijectors import logit
@@ -31,7 +32,7 @@ def dequantise(keys: jax.Array, images: jax.Array, margin: float = 0.0) -> jax.A
     return jnp.minimum(level + (margin + (1.0 - 2.0 * margin) * u), jnp.nextafter(level + 1.0, 0.0))
 
 
-def preprocess(x: Any, levels: int, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
+def preprocess(x: jax.Array | np.ndarray, levels: int, alpha: float, inverse: bool = False) -> tuple[Any, Any]:
     """x in [0, levels) to x / levels - 1/2, or for alpha > 0 to the logit of x / levels; or back: (y, log_det)."""
     constant = jnp.full(x.shape[:1], x[0].size * math.log(levels), x.dtype)
     if inverse:
@@ -66,7 +67,7 @@ def truncated_normal(std: float) -> Proposal:
     return propose
 
 
-def quantise(x: Any, levels: int) -> Any:
+def quantise(x: jax.Array, levels: int) -> Any:
     """Dequantised images back to uint8 images: floor(x), clipped to 0 .. levels - 1."""
     return jnp.clip(jnp.floor(x), 0, levels - 1).astype(jnp.uint8)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
+from numpy.typing import ArrayLike
 
 from jgen.errors import require
 
@@ -31,7 +32,7 @@ def mean_image(x: jax.Array) -> jax.Array:
     return jnp.mean(x.reshape(x.shape[0], -1), axis=1)
 
 
-def normal_log_prob(x: Any, mean: Any, logvar: Any) -> Any:
+def normal_log_prob(x: jax.Array, mean: Any, logvar: Any) -> Any:
     """Elementwise log N(x; mean, exp(logvar)), nats."""
     return -0.5 * (LOG_2PI + logvar + (x - mean) ** 2 * jnp.exp(-logvar))
 
@@ -95,11 +96,11 @@ def discretised_logistic_log_prob(level: jax.Array, mean: jax.Array, scale: Any,
     return jnp.where(level == 0, below, jnp.where(level == levels - 1, above, inside))
 
 
-def log_prior(prior: Any, num: int) -> np.ndarray:
+def log_prior(prior: ArrayLike | None, num: int) -> np.ndarray:
     """The logarithm of the probabilities of classes, float64 (num,), of None all alike. Raises `UserError` for others
     than `num`, or that do not sum to 1."""
     weights = np.full(num, 1.0 / num) if prior is None else np.asarray(prior, np.float64)
     fits = weights.shape == (num,) and bool(np.all(weights >= 0)) and abs(weights.sum() - 1.0) < 1e-3
-    require(fits, f"prior is {prior}: it must be {num} probabilities, which sum to 1")
+    require(fits, f"prior is {prior!s}: it must be {num} probabilities, which sum to 1")
     with np.errstate(divide="ignore"):
         return np.log(weights)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.prob.likelihoods import sum_image
 
@@ -27,7 +28,7 @@ def draw_length(key: jax.Array, exact_terms: int, stop: float) -> jax.Array:
     return exact_terms + jax.random.geometric(key, stop, dtype=jnp.int32)
 
 
-def weight(k: Any, exact_terms: int, stop: float, dtype: Any = jnp.float32) -> Any:
+def weight(k: jax.Array, exact_terms: int, stop: float, dtype: DTypeLike = jnp.float32) -> Any:
     """1 / P(N >= k) of `draw_length`, for k from 1."""
     return (1.0 - stop) ** -jnp.maximum(k - exact_terms - 1, 0).astype(dtype)
 
@@ -46,7 +47,7 @@ def estimate_log_det(
     stopped = jax.lax.stop_gradient((params, x))
     _, multiply = jax.vjp(lambda x: residual(stopped[0], x), stopped[1])
 
-    def add_term(k: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    def add_term(k: jax.Array, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         power, total, neumann = carry  # v^T J^(k-1), the series and its derivative's factor up to k - 1
         signed = jnp.where(k % 2 == 1, 1.0, -1.0).astype(x.dtype) * weight(k, exact_terms, stop, x.dtype)
         neumann = neumann + signed * power

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from jgen.errors import require, require_positive, require_seed
 from jgen.metrics.decisions import auroc
 from jgen.prob.anomaly import KINDS, score_of
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from jgen.generator import Generator
 NOISE = "noise"  # uniform pixels, beside sets of data
 
 
@@ -75,7 +77,7 @@ def command(args: list[str]) -> int:
     return reporting.report(figure, rows, draw, table)
 
 
-def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
+def compare(setting: Row, gen: Generator, background: Generator | None, kinds: list[str]) -> Row:
     """{kind: AUROC} of the run's own test images against those of another set, and the mean nats of both."""
     import jax
 
@@ -109,7 +111,7 @@ def compare(setting: Row, gen: Any, background: Any, kinds: list[str]) -> Row:
     }
 
 
-def first_images(gen: Any, split: Any, num: int) -> np.ndarray:
+def first_images(gen: Generator, split: Any, num: int) -> np.ndarray:
     """The first images of a split as the model sees its own, or all of one that has fewer."""
     from jgen.figures import fetch
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from jgen import cli
 from jgen.errors import require, require_seed
 from jgen.metrics.decisions import calibration_error
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from jgen.generator import Generator
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def scores_of(model: Any, wanted: str) -> list[str]:
     return [name for name in names if wanted in ("all", name)] or names
 
 
-def measure(setting: Row, gen: Any) -> Row:
+def measure(setting: Row, gen: Generator) -> Row:
     """The scores of one run by one score, or of the network trained on that run's data."""
     import jax
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ import numpy as np
 from jgen import cli
 from jgen.errors import require_positive
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
 HALF_WIDTH = 1 / math.sqrt(1 / 3 - 2 / math.pi**2)  # of the raised cosine whose standard deviation is 1
 # The grid. At every shift the densities cross between two of its places: at one, |p - q| would have no derivative.
@@ -59,7 +59,7 @@ def command(args: list[str]) -> int:
     return reporting.report(figure, scores.score_all(record, settings, measure), draw, table)
 
 
-def measure(setting: dict[str, Any]) -> dict[str, Any]:
+def measure(setting: Row) -> Row:
     """The divergence of a setting at each shift, and its derivative by the shift; None for infinite ones."""
 
     def at(shift: jax.Array) -> jax.Array:
@@ -124,7 +124,7 @@ def kl_sum(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(some & ~jnp.isfinite(log_q)), jnp.inf, total)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as a Markdown table: the gradient at some shifts."""
     lines = ["| densities | divergence | largest value | " + " | ".join(f"gradient at {s:g}" for s in IN_TABLE) + " |"]
     lines.append("| --- " * (3 + len(IN_TABLE)) + "|")
@@ -138,7 +138,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, rows: list[Row]) -> None:
     """Values above gradients over the shift, a column a family of densities."""
     from jgen.compare.page import pyplot
 

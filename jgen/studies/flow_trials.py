@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Context, GenerativeModel, Loss, Phase, Roles
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.prob import densities
 from jgen.prob.dequantisation import dequantise, preprocess, quantise
 from jgen.prob.pixels import bits_per_dim
 from jgen.studies.contenders import CONTENDERS, Map, Shape, log_density, parameters_of, spec_of, width_for
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 PART = 500  # examples that are scored at once
 CALIBRATION = 1.0  # seconds of the processor over which the time of a step is measured
 PARTS = 5  # of a training on images, after each of which is validated
@@ -130,7 +130,7 @@ def make_model(flow: Map, shape: Shape) -> GenerativeModel:
         params, extra = flow.init(key, batch["image"])
         return {"flow": params}, {"flow": extra} if jax.tree.leaves(extra) else {}
 
-    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+    def loss(params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
         value, extra = flow.loss(params["flow"], ctx.extra.get("flow", {}), ctx.key, keys, batch["image"])
         return value, ({}, {} if extra is None else {"flow": extra})
 

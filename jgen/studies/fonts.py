@@ -20,17 +20,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jgen import cli
-from jgen.core.model import ArraySpec, DataSpec
+from jgen.core.model import ArraySpec, Cond, DataSpec
 from jgen.data.fonts import LETTERS
 from jgen.errors import require, require_seed
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from jgen.data.dataset import Dataset
+    from jgen.generator import Generator
 GLYPHS = (1, 5, 30)  # style glyphs that are shown
 SHOWN = 3  # fonts in the pictures
 PARAGRAPH = (
@@ -113,7 +116,7 @@ def command(args: list[str]) -> int:
     return 0
 
 
-def open_data(run: str, gen: Any) -> Any:
+def open_data(run: str, gen: Generator) -> Dataset:
     """The letters that the run was trained on, without style glyphs beside them."""
     from jgen.data import dataset
     from jgen.train.run_directory import read_config
@@ -122,7 +125,7 @@ def open_data(run: str, gen: Any) -> Any:
     return dataset.reopen(replace(gen.config.data, style=0), fingerprint, run, gen.tokenizers)[1]
 
 
-def glyphs_of(data: Any, split: str) -> np.ndarray:
+def glyphs_of(data: Dataset, split: str) -> np.ndarray:
     """uint8 (fonts, 52, H, W), the letters of a split's fonts."""
     images = data.splits[split].fetch(np.arange(data.splits[split].num))["image"]
     return images.reshape(-1, len(LETTERS), *images.shape[1:3])
@@ -136,7 +139,7 @@ def choose(glyphs: np.ndarray, num: int, seed: int) -> Task:
     return Task(chosen, glyphs[chosen], order)
 
 
-def draw_letters(gen: Any, task: Task, glyphs: int, seed: int) -> np.ndarray:
+def draw_letters(gen: Generator, task: Task, glyphs: int, seed: int) -> np.ndarray:
     """The model's letters from the first style glyphs, uint8 (fonts, 22, H, W)."""
     import jax
     from tqdm import tqdm
@@ -147,7 +150,7 @@ def draw_letters(gen: Any, task: Task, glyphs: int, seed: int) -> np.ndarray:
     return images[..., 0].reshape(task.truth.shape)
 
 
-def conditions(gen: Any, task: Task, glyphs: int) -> dict[str, np.ndarray]:
+def conditions(gen: Generator, task: Task, glyphs: int) -> Cond:
     """The fields `label`, `style` and `style_label` of all letters that are drawn."""
     most, absent = gen.model.data.fields["style"].shape[0], len(LETTERS)
     shown = min(glyphs, most)
@@ -172,7 +175,7 @@ def copy_nearest(train: np.ndarray, task: Task, glyphs: int) -> np.ndarray:
     return np.stack(copied)
 
 
-def readers(data: Any) -> Callable[[], tuple[Any, Any]]:
+def readers(data: Dataset) -> Callable[[], tuple[Any, Any]]:
     """Gives the classifier of letters, trained on the training fonts, and that of the test fonts, trained on theirs."""
     from jgen.metrics import classifier
     from jgen.sample_scores import CLASSIFIERS
@@ -186,7 +189,7 @@ def readers(data: Any) -> Callable[[], tuple[Any, Any]]:
     return load
 
 
-def by_font(data: Any) -> Any:
+def by_font(data: Dataset) -> Any:
     """The test split as a data set whose class is the font: train and test are all of its letters."""
     test, letters = data.splits["test"], len(LETTERS)
 
@@ -215,7 +218,7 @@ def judge(made: np.ndarray, task: Task, of_letters: Any, of_fonts: Any) -> Row:
     }
 
 
-def show(alphabets: Path, paragraphs: Path, gen: Any, task: Task, seed: int) -> None:
+def show(alphabets: Path, paragraphs: Path, gen: Generator, task: Task, seed: int) -> None:
     """Writes the two pictures, of some of the task's fonts."""
     from jgen import fonts
     from jgen.data.grids import make_grid

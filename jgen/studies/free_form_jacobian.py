@@ -18,8 +18,8 @@ import numpy as np
 from jgen import cli
 from jgen.errors import require, require_positive, require_seed
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 COLOURS = {"triangular": "#3b6fb6", "block triangular": "#6bb0c9", "symmetric": "#8a6bb1", "free-form": "#d1622b"}
 
 

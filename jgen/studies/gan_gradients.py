@@ -22,8 +22,8 @@ import numpy as np
 from jgen import cli
 from jgen.errors import require, require_positive, require_seed
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 EPOCHS = (1, 10, 25)
 NORMS = ("batch", "none")  # of the discriminator
 LOSSES = {"minimax": "E log(1 - D(G(z)))", "non_saturating": "-E log D(G(z))"}

@@ -18,15 +18,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from jgen import cli, figures
+from jgen.core.model import Cond
 from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from jgen.generator import Generator
 MASKS = get_args(figures.Mask)
 
 
@@ -75,7 +78,7 @@ def command(args: list[str]) -> int:
     return reporting.report(figure, rows, draw, table)
 
 
-def mask_of(gen: Any, name: figures.Mask, kept: float, seed: int) -> np.ndarray:
+def mask_of(gen: Generator, name: figures.Mask, kept: float, seed: int) -> np.ndarray:
     """The mask (H, W) of this name."""
     arguments = figures.Arguments(mask=name, kept=kept, seed=seed)
     return figures.kept_pixels(arguments, *gen.model.images.shape[:2])
@@ -91,7 +94,7 @@ def serves(model: Any, mask: np.ndarray) -> bool:
     return True
 
 
-def measure(setting: Row, gen: Any) -> Row:
+def measure(setting: Row, gen: Generator) -> Row:
     """The scores of one run under one mask."""
     import jax
 
@@ -102,7 +105,7 @@ def measure(setting: Row, gen: Any) -> Row:
     _, data = dataset.reopen(gen.config.data, fingerprint, setting["run"], gen.tokenizers)
     draws, mask = setting["completions"], mask_of(gen, setting["mask"], setting["kept"], setting["seed"])
     batch = figures.fetch(gen, data.splits["test"], np.arange(setting["samples"] // draws), setting["seed"])
-    repeated = {name: np.repeat(batch[name], draws, axis=0) for name in gen.model.conditions}
+    repeated: Cond = {name: np.repeat(batch[name], draws, axis=0) for name in gen.model.conditions}
     images = np.repeat(batch["image"], draws, axis=0)
     made = gen.inpaint(jax.random.key(setting["seed"]), images, mask, batch_size=100, **repeated)
     assert np.array_equal(made[:, mask], images[:, mask])

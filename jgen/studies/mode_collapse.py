@@ -22,8 +22,8 @@ from jgen import cli
 from jgen.core import keys as rng
 from jgen.errors import require, require_positive, require_seed
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 STD = 0.02  # of each mode
 RADIUS = 0.7  # of the ring, and half of the grid's width
 POINTS = 2500  # samples that are counted

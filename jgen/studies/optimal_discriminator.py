@@ -29,6 +29,7 @@ from jgen.core import keys as rng
 from jgen.errors import require_positive, require_seed
 from jgen.studies import reporting
 from jgen.studies.divergences import TITLES, divergence
+from jgen.studies.reporting import Row
 
 SHIFTS = (0.5, 1.0, 2.0, 4.0)  # between p and q, whose discriminator is trained
 EVERY = 50  # steps between two values of V
@@ -40,7 +41,6 @@ LOSSES = ("minimax", "non_saturating")
 STARTS = (0.0, 4.0)  # means of the generator at first: between the modes, and beside one of them
 SEEDS = 3  # of a game
 PLACES = 1001  # of the grid of an integral
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jgen import cli
 from jgen.core.model import ArraySpec, Context, DataSpec, GenerativeModel, ImageSpec
 from jgen.errors import require, require_positive, require_seed
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
 LEVELS, CLASSES = 256, 10
 
@@ -78,7 +79,7 @@ def command(args: list[str]) -> int:
     return reporting.report(figure, rows, draw, table)
 
 
-def measure(setting: dict[str, Any]) -> dict[str, Any]:
+def measure(setting: Row) -> Row:
     """The receptive field of a setting, by JSON.
 
     Returns:
@@ -157,7 +158,7 @@ def random_parameters(shapes: Any, gen: np.random.Generator, without: tuple[str,
     return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| network | configuration | pixels before | unseen | unseen, % |", "| --- " * 5 + "|"]
     for row in rows:
@@ -167,7 +168,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, rows: list[Row]) -> None:
     """Each receptive field as a picture: the pixels before the centre by their derivative, those unseen in red."""
     from jgen.compare.page import pyplot
 

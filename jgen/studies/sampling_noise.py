@@ -17,6 +17,7 @@ from jgen import cli
 from jgen.errors import require, require_positive, require_seed
 from jgen.samplers.diffusion import Sampling
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
 
 # (name, options): "none" leaves out the noise of the ancestral step and nothing else.
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -65,7 +66,7 @@ def command(args: list[str]) -> int:
     return reporting.report(figure, rows, draw, table)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| noise | FD | precision | recall | diversity | nearest | copies, % |", "| --- " * 7 + "|"]
     for row in rows:
@@ -75,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, rows: list[Row]) -> None:
     """Bars of what the settings differ in, with what unseen images have as a line."""
     from jgen.compare.page import pyplot
 

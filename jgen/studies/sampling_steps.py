@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from jgen import cli
 from jgen.errors import require, require_seed
 from jgen.samplers.diffusion import Sampler, Sampling, evaluations
 from jgen.studies import reporting
+from jgen.studies.reporting import Row
+
+if TYPE_CHECKING:
+    from jgen.generator import Generator
 
 COUNTS = (1, 2, 3, 5, 8, 12, 18, 35, 70, 125, 250)
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # of the adaptive solver
@@ -67,7 +71,7 @@ def command(args: list[str]) -> int:
         for name, options in settings_of(each.gen.model.sampling, chosen, a.guidance_scale)
     ]
 
-    def score_one(setting: dict[str, Any]) -> dict[str, Any]:
+    def score_one(setting: Row) -> Row:
         run, options = opened[setting["run"]], setting["options"]
         count = mean_evaluations(run.gen, options, a.seed)
         return {"evaluations": count, **scores.score(run, options, a.samples, a.seed)}
@@ -109,8 +113,9 @@ def points_of(sampler: Sampler) -> Iterator[dict[str, Any]]:
             yield {"steps": fitting[-1]}
 
 
-def mean_evaluations(gen: Any, options: dict[str, Any], seed: int, num: int = 100) -> float:
+def mean_evaluations(gen: Generator, options: dict[str, Any], seed: int, num: int = 100) -> float:
     """Evaluations of the network for an image; where they depend on it, their mean over `num` images."""
+    assert gen.model.evaluations is not None
     count = gen.model.evaluations(dataclasses.replace(gen.model.sampling, **options))
     if count:
         return float(count)
@@ -124,7 +129,7 @@ def mean_evaluations(gen: Any, options: dict[str, Any], seed: int, num: int = 10
     return float(np.mean(count_evaluations(gen.params, gen.ctx, keys, gen.conditions(num))))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as a Markdown table, by system, sampler and number of evaluations."""
     lines = ["| system | sampler | evaluations | FD | precision | recall | diversity | class accuracy, % |"]
     lines.append("| --- " * 8 + "|")
@@ -136,12 +141,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(path: Path, rows: list[Row]) -> None:
     """Fréchet distance and recall over the number of evaluations, a curve per system and sampler."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()
-    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    curves: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["evaluations"]):
         curves.setdefault((row["setting"]["system"], row["setting"]["name"]), []).append(row)
     fig, axes = plt.subplots(1, 2, figsize=(13.5, 5.4), layout="constrained")

@@ -23,9 +23,8 @@ from jgen.data.pictures import to_display
 from jgen.data.transforms import make_transform
 from jgen.generator import Generator
 from jgen.metrics.neighbours import nearest_distances
+from jgen.studies.reporting import Row
 from jgen.train.run_directory import environment, read_config, read_json, write_json
-
-Row = dict[str, Any]
 
 
 class Opened(NamedTuple):
@@ -139,7 +138,7 @@ def score_all(out: Path, settings: Iterable[Row], score_one: Callable[[Row], Row
     Returns:
       the rows of these settings, in their order.
     """
-    document: dict[str, Any] = read_json(out) if out.exists() else {"rows": []}
+    document: Row = read_json(out) if out.exists() else {"rows": []}
     rows = document["rows"]
     settings = [json.loads(json.dumps(setting)) for setting in settings]
     present = [row["setting"] for row in rows]

@@ -9,17 +9,17 @@ several losses. FOLDER has stacked_digits.json and stacked_digits.png.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jgen import cli
 from jgen.data.dataset import Split
-from jgen.errors import require_choice, require_positive, require_seed
+from jgen.errors import require_positive, require_seed
 from jgen.studies import reporting
 from jgen.studies.mode_collapse import draw, table
+from jgen.studies.reporting import Row
 
-Row = dict[str, Any]
 MODES = 1000
 CONTESTS: dict[str, dict[str, Any]] = {  # options of a DCGAN
     "non-saturating": {"loss": "non_saturating", "disc_norm": "batch"},
@@ -45,8 +45,8 @@ class Arguments:
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
-    data: str = "digits"
-    """digits or mnist."""
+    data: Literal["digits", "mnist"] = "digits"
+    """What is stacked."""
     steps: int = 1500
     """Steps of each loss, each one update of the generator."""
     every: int = 500
@@ -59,7 +59,6 @@ class Arguments:
 
 def command(args: list[str]) -> int:
     a = cli.parse(Arguments, args, "python -m jgen.studies.stacked_digits", __doc__ or "")
-    require_choice("--data", a.data, ("digits", "mnist"))
     require_positive(**{"--steps": a.steps, "--every": a.every, "--samples": a.samples})
     require_seed(a.seed, "--seed")
     record, figure = reporting.open_record(a.out, "stacked_digits")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from jgen.train.config import Config, Optimiser
+from jgen.data.config import Config as Data
+from jgen.train.config import Config, Optimiser, tiny_training
 
 T = TypeVar("T")  # jgen.experiment.Experiment, which is above this package
 
@@ -22,7 +23,12 @@ STANDARD = {
 # A density of the plane, which systems of dense networks learn: STANDARD | RINGS.
 RINGS = {"rings": "points of two rings in the plane, as images of two pixels; seconds on 2 CPU cores"}
 
-# Those of a system of textures.
+# Images that several systems see.
+CIFAR10 = Data(name="cifar10", flip=True, validation=0.0)  # all of the training images
+SHAPES = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word of the captions
+TINY_SHAPES = Data(name="shapes", text_length=136)  # the bytes of the longest caption
+
+# The VARIANTS of a system of textures.
 TEXTURES = {
     "brick": "crops of 256x256 of a brick wall, grey, of scikit-image",
     "grass": "crops of 256x256 of grass, grey, of scikit-image",
@@ -116,6 +122,13 @@ def accelerator_training(steps: int, optimiser: Optimiser, **changes: Any) -> Co
     preset: dict[str, Any] = {"batch_size": 128, "ema_decay": 0.9999}
     preset |= {"log_every": 100, "validate_every": 1000, "sample_every": 10_000, "checkpoint_every": 5000}
     return Config(steps=steps, optimiser=optimiser, **preset | changes)
+
+
+def texture_training(variant: str) -> Config:
+    """Statistics of a picture of 512x512 pixels, which are three crops and one to test with: a step sees all three."""
+    if variant == "tiny":
+        return replace(tiny_training(Config()), samples_per_class=1, sample_every=0)
+    return Config(steps=10, batch_size=3, log_every=1, samples_per_class=0)  # a grid would take minutes
 
 
 def lazy_rates(optimiser: Optimiser, **every: int) -> Optimiser:

@@ -146,7 +146,7 @@ def test_an_installed_font_is_taken(tmp_path, monkeypatch):
     [
         ({"size": 4}, ["data.size is 4", "8 pixels"]),
         ({"flip": True}, ["data.flip is set", "left and right"]),
-        ({"test": "x"}, ["data.test is x"]),
+        ({"test": "x"}, ["data.test is x", "only folder:PATH"]),
         ({"fields": ("label",)}, ["data.fields has 'label'"]),
         ({"background": "no colour"}, ["data.background is 'no colour'"]),
         ({"name": "emoji:nowhere.ttf"}, ["emoji:nowhere.ttf: there is no such file"]),

@@ -95,7 +95,7 @@ def test_splits_share_no_family_and_examples_are_letters_of_fonts(folder):
     ({"name": "fonts:{few}"}, "1 fonts of folder .* have all letters: train, validation and test need one family"),
     ({"name": "fonts:{few}", "size": 4}, "data.size is 4: letters need 8 pixels or more"),
     ({"name": "fonts:{few}", "flip": True}, "data.flip is set: it would mirror letters"),
-    ({"name": "fonts:{few}", "test": "elsewhere"}, "data.test is elsewhere: fonts have a test split of their own"),
+    ({"name": "fonts:{few}", "test": "elsewhere"}, "data.test is elsewhere: only folder:PATH and npz:FILE take one"),
     ({"name": "fonts:{few}", "fields": ("style",)}, "data.fields has 'style'"),
 ])  # fmt: skip
 def test_what_cannot_serve_is_one_line(tmp_path, monkeypatch, options, words):

@@ -67,7 +67,7 @@ def system_of(generator=lambda x_t, z, number, label: 0.0 * x_t, discriminator=N
     chain = ddgan.make_chain(ddgan.variance_preserving(0.1, 20.0), steps)
     config = dataclasses.replace(SMALL, num_timesteps=steps)
     networks = Generator(generator), discriminator or Discriminator()
-    return ddgan.Ddgan(config, DATA.image, chain, *networks, ("label",))
+    return ddgan.Ddgan(config, DATA, chain, *networks, ("label",))
 
 
 def moments(steps=T):

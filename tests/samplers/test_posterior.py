@@ -115,7 +115,6 @@ def test_degradations_by_numpy():
     [
         (("super_resolution", ImageSpec(4, 6, 3, 256), 3), "factor is 3: it must be 2 or above and divide the sides"),
         (("colourisation", ImageSpec(4, 6, 1, 256)), "problem is colourisation: images have 1 channel, it takes 3"),
-        (("deblurring", ImageSpec(4, 6, 1, 256)), "problem is 'deblurring': it must be one of"),
     ],
 )
 def test_problems_that_images_do_not_have(given, words):

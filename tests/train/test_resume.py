@@ -38,6 +38,14 @@ def start(args, devices):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
+def wait_until(holds, process=None, every=0.005):
+    """Returns when something holds, when the process has ended, or after some two minutes."""
+    for _ in range(round(120 / every)):
+        if holds() or (process is not None and process.poll() is not None):
+            return
+        time.sleep(every)
+
+
 def kill_in_the_middle(args, run, devices, rng, while_saving, in_start_up=False):
     """Starts a training, lets it get on a little, and kills it: (whether it did, whether within a save)."""
     metrics, folder = run / "metrics.jsonl", run / "checkpoints"
@@ -48,17 +56,13 @@ def kill_in_the_middle(args, run, devices, rng, while_saving, in_start_up=False)
     there = unfinished()
     before = metrics.stat().st_size if metrics.exists() else 0
     process = start(args, devices)
-    deadline = time.time() + 120
     if in_start_up:
         time.sleep(rng.uniform(0.5, 4.0))
-    while not in_start_up and process.poll() is None and time.time() < deadline:
-        if metrics.exists() and metrics.stat().st_size > before:  # it is training
-            break
-        time.sleep(0.01)
+    else:
+        wait_until(lambda: metrics.exists() and metrics.stat().st_size > before, process)  # it is training
     time.sleep(rng.uniform(0, 0.4))
-    while while_saving and process.poll() is None and time.time() < deadline:
-        if list((run / "checkpoints").glob("*orbax-checkpoint-tmp*")):
-            break
+    if while_saving:
+        wait_until(lambda: any(folder.glob("*orbax-checkpoint-tmp*")), process, every=0.0005)
     killed = process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -165,9 +169,7 @@ def test_signals_save_and_say_how_to_go_on(short_run, tmp_path, number, code):
     command = [sys.executable, *TINY, "--train.steps", "100000", "--workdir", str(run)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     size = (run / "metrics.jsonl").stat().st_size
-    while (run / "metrics.jsonl").stat().st_size <= size:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: (run / "metrics.jsonl").stat().st_size > size, process)
     process.send_signal(number)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == code
@@ -233,9 +235,7 @@ def test_a_slow_save_holds_the_metrics_of_its_own_step(short_run, tmp_path, monk
 
     def slow(manager, step, **kwargs):
         before = (run / "metrics.jsonl").stat().st_size
-        deadline = time.time() + 30
-        while step == 40 and (run / "metrics.jsonl").stat().st_size == before and time.time() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: step != 40 or (run / "metrics.jsonl").stat().st_size > before)
         return save(manager, step, **kwargs)
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", slow)

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Roles, select, select_first
 from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require, require_labels
 from jgen.models.autoregressive.raster import Raster, make_raster_model, nll_per_dim
@@ -152,9 +152,7 @@ def log_likelihood(
     return categorical_log_prob(logits, x)
 
 
-def loss(
-    system: System, raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(system: System, raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_t, key_drop = rng.split(keys, 2)
     x, t, augmentation = batch["image"], None, system.config.augmentation
     if augmentation != "none":

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
 from jgen.errors import require, require_labels, require_positive
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
 from jgen.nn.quantile_head import QuantileHead
@@ -158,9 +158,7 @@ def quantile_losses(
     return jnp.mean(losses, axis=(1, 2, 3, 4))
 
 
-def loss(
-    system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(system: System, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_tau, key_drop = rng.split(keys, 2)
     return jnp.mean(quantile_losses(system, params, key_tau, batch, key_drop)), ({}, {})
 

@@ -23,6 +23,7 @@ from jgen.core.model import (
     Context,
     DataSpec,
     GenerativeModel,
+    Loss,
     LossFn,
     Phase,
     Roles,
@@ -134,16 +135,14 @@ def make_pixelcnn_model(
     return make_raster_model(name, raster, init, "pixelcnn", check_sampling=check, functions=functions)
 
 
-def nll_per_dim(raster: Raster, log_p: jax.Array) -> tuple[jax.Array, tuple[dict, Roles]]:
+def nll_per_dim(raster: Raster, log_p: jax.Array) -> Loss:
     """(loss, (metrics, new extra)) of a phase, from log p(x) in nats, (B,): the mean negative log likelihood per
     dimension in nats, and the metric "bits_per_dim"."""
     mean, size = jnp.mean(log_p), raster.data.image.size
     return -mean / size, ({"bits_per_dim": bits_per_dim(mean, size)}, {})
 
 
-def nll_loss(
-    raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def nll_loss(raster: Raster, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     (key_drop,) = rng.split(keys, 1)
     return nll_per_dim(
         raster, raster.log_likelihood(params, batch["image"], select(batch, raster.conditions), key_drop)

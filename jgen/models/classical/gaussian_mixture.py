@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.prob import gaussian_mixture as gm
 from jgen.prob.dequantisation import dequantise, importance_bound, preprocess, quantise
@@ -183,9 +183,7 @@ def log_density(pixels: Pixels, params: Roles, ctx: Context, keys: jax.Array, x:
     return density(pixels, ctx, x, row_of(pixels, cond, len(x)))
 
 
-def loss(
-    pixels: Pixels, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(pixels: Pixels, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     row, mixture = row_of(pixels, batch, batch["image"].shape[0]), mixture_in(pixels, ctx)
     z, log_det = standardised(pixels, ctx, dequantise(keys, batch["image"]))
     log_p, responsibilities = gm.log_density(pixels.covariance, mixture, z, row)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import defaults_of, require
 from jgen.samplers.lbfgs import minimise
 
@@ -157,9 +157,7 @@ def distance(texture: Texture, phi: Tree, to: Tree) -> jax.Array:
     return squares(error) / squares(jax.tree.map(jnp.divide, to, scales))
 
 
-def loss(
-    texture: Texture, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(texture: Texture, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """e of the crops, by what is known before them; the new means."""
     known = ctx.extra["statistics"]
     values = statistics_of(texture, ctx.extra["colour"], to_floats(texture, batch["image"]))

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, make_conditional_network
@@ -163,9 +163,7 @@ def teacher_step(
     return x + 0.5 * length * (first + slope(x + length * first, low))
 
 
-def loss(
-    model: Consistency, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(model: Consistency, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     config, cond = model.config, model.network.cond(batch)
     key_level, key_eps, key_drop = rng.split(keys, 3)
     n = num_levels(config, ctx.step)

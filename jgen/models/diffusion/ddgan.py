@@ -36,9 +36,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, every, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, every, select
 from jgen.errors import require, require_labels, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conv import Conv
@@ -49,8 +50,6 @@ from jgen.prob.diffusion_bound import clean_at_zero, posterior
 from jgen.prob.pixels import to_float
 from jgen.prob.process import Process, per_image, variance_preserving
 from jgen.samplers.system import with_states
-
-Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Discriminator(nn.Module):
 
     channels: tuple[int, ...]
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x_s: jax.Array, x_t: jax.Array, number: jax.Array, label: jax.Array | None) -> jax.Array:
@@ -140,7 +139,7 @@ class DiscriminatorBlock(nn.Module):
 
     features: int
     down: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
@@ -200,7 +199,7 @@ class Ddgan(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`."""
 
     config: Config
-    images: ImageSpec
+    data: DataSpec
     chain: Chain
     generator: Generator
     discriminator: Discriminator
@@ -220,7 +219,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     generator = Generator(unet, config.mapping_width, config.mapping_layers)
     discriminator = Discriminator(config.disc_channels, num_classes, jnp.dtype(config.network.dtype))
     conditions = ("label",) if config.class_conditional else ()
-    gan = Ddgan(config, data.image, chain, generator, discriminator, conditions)
+    gan = Ddgan(config, data, chain, generator, discriminator, conditions)
     model = GenerativeModel(
         name="ddgan",
         data=data,
@@ -249,7 +248,7 @@ def phases_of(gan: Ddgan) -> tuple[Phase, ...]:
 
 def init(gan: Ddgan, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
     key_gen, key_disc = jax.random.split(key)
-    x, number = to_float(batch["image"][:1], gan.images.levels), jnp.ones(1, jnp.int32)
+    x, number = to_float(batch["image"][:1], gan.data.image.levels), jnp.ones(1, jnp.int32)
     label = batch["label"][:1] if gan.conditions else None
     gen = gan.generator.init(key_gen, x, jnp.ones((1, gan.config.latent)), number, label, None)
     disc = gan.discriminator.init(key_disc, x, x, number, label)
@@ -285,7 +284,7 @@ def draw_pairs(gan: Ddgan, params: Roles, keys: jax.Array, batch: Batch, train: 
     key_step, key_pair, key_fake = rng.split(keys, 3)
     cond = select(batch, gan.conditions)
     number = rng.randint(key_step, 1, gan.config.num_timesteps + 1)
-    real, x_t = draw_pair(gan.chain, number, key_pair, to_float(batch["image"], gan.images.levels))
+    real, x_t = draw_pair(gan.chain, number, key_pair, to_float(batch["image"], gan.data.image.levels))
     fake = reverse_step(gan, params, key_fake, x_t, number, cond, train)
     return Pairs(real, fake, x_t, number, cond)
 
@@ -332,7 +331,7 @@ def states(gan: Ddgan, params: Roles, ctx: Context, keys: jax.Array, cond: Cond)
         x_s = reverse_step(gan, params, rng.fold_in(key_steps, i), x_t, number, cond, False)
         return x_s, x_s
 
-    start = rng.normal(key_start, gan.images.shape)
+    start = rng.normal(key_start, gan.data.image.shape)
     return jax.lax.scan(step, start, jnp.arange(gan.config.num_timesteps, 0, -1))[1]
 
 

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, NetworkConfig, check_label_dropout, make_conditional_network
@@ -185,9 +185,7 @@ def chain_bits(
     return bits_per_dim(-chain_term(images, x_0, estimate, rows, logvar, levels), size)
 
 
-def loss(
-    ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_error, key_drop, key_label = rng.split(keys, 3)
     cond = ddpm.network.cond_for_training(key_label, batch, ddpm.config.label_dropout)
     square, bound = errors(ddpm, params, key_error, batch, cond, key_drop)

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.augmentation import SIZE, augment
@@ -157,7 +157,7 @@ def errors(
     return mean_image((output - (x_0 - c.skip * x) / c.out) ** 2)
 
 
-def loss(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(edm: Edm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_error, key_drop, key_label, key_augment = rng.split(keys, 4)
     cond = edm.network.cond_for_training(key_label, batch, edm.config.label_dropout)
     return jnp.mean(errors(edm, params, key_error, batch, cond, key_drop, key_augment)), ({}, {})

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, frozen_context
 from jgen.errors import defaults_of, require
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, NetworkConfig, check_label_dropout, make_conditional_network
@@ -146,9 +146,7 @@ def velocity(
     return flow.network(params, x_t, TIME_SCALE * t, cond, drop)
 
 
-def loss(
-    flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(flow: FlowMatching, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_pairs, key_time, key_drop, key_label = rng.split(keys, 4)
     cond = flow.network.cond(batch)
     x_0, eps = pairs(flow, ctx, key_pairs, batch, cond)

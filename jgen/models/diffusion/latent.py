@@ -25,7 +25,18 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Loss,
+    Phase,
+    Roles,
+    frozen_context,
+)
 from jgen.core.parts import in_parts
 from jgen.errors import defaults_of, require
 from jgen.models.diffusion.objectives import Objective, make_objective
@@ -135,9 +146,7 @@ def with_latents(latent: Latent, ctx: Context, keys: jax.Array, batch: Batch) ->
     return {**batch, "image": scaled(latent, ctx, keys, batch["image"])}
 
 
-def loss(
-    latent: Latent, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(latent: Latent, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_encode, key_loss = rng.split(keys, 2)
     return phase.loss(params, ctx, key_loss, with_latents(latent, ctx, key_encode, batch))
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require
 from jgen.nn import unet
 from jgen.nn.adm import AdmEncoder
@@ -113,9 +113,7 @@ def apply(
     return classifier.network.apply({"params": params["classifier"]}, x, t, key_drop)
 
 
-def loss(
-    classifier: NoisyClassifier, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(classifier: NoisyClassifier, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_noise, key_drop = rng.split(keys, 2)
     nll, correct = scores(classifier, params, key_noise, batch, key_drop)
     return jnp.mean(nll), ({"accuracy": jnp.mean(correct)}, {})

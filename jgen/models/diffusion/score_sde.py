@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
 from jgen.prob import process as processes
@@ -153,9 +153,7 @@ def errors(
     return mean_image((predict_noise(sde, params, x_t, t, cond, key_drop) - eps) ** 2)
 
 
-def loss(
-    sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(sde: ScoreSde, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_error, key_drop, key_label = rng.split(keys, 3)
     cond = sde.network.cond_for_training(key_label, batch, sde.config.label_dropout)
     return jnp.mean(errors(sde, params, key_error, batch, cond, key_drop)), ({}, {})

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
@@ -235,7 +235,7 @@ def end_losses(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array) -> t
     return prior, -jnp.sum(log_p, axis=(1, 2))
 
 
-def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """The bound, in bits per dimension."""
     key_eps, key_ends, key_drop, key_label = rng.split(keys, 4)
     cond = vdm.network.cond_for_training(key_label, batch, vdm.config.label_dropout)

@@ -42,6 +42,7 @@ from jgen.core.model import (
     DataSpec,
     FrozenModel,
     GenerativeModel,
+    Loss,
     Phase,
     Roles,
     every,
@@ -209,17 +210,13 @@ def log_ratios(
     return h[:num], h[num:], spectral
 
 
-def energy_loss(
-    pair: Pair, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def energy_loss(pair: Pair, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     data, noise, spectral = log_ratios(pair, params, ctx, keys, batch, train=True)
     accuracy = 0.5 * (jnp.mean(data > 0) + jnp.mean(noise < 0))
     return jnp.mean(noise_contrast(data, noise)), ({"accuracy": accuracy}, {"spectral": spectral})
 
 
-def flow_loss(
-    pair: Pair, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def flow_loss(pair: Pair, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     data, noise, _ = log_ratios(pair, params, ctx, keys, batch, train=False)
     return -jnp.mean(noise_contrast(data, noise)), ({}, {})
 

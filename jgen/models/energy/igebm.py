@@ -37,7 +37,7 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.energy import EnergyNetwork, check_network
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
@@ -182,7 +182,7 @@ def to_box(x: jax.Array, levels: int) -> jax.Array:
     return x * (2.0 / levels) - 1.0
 
 
-def loss(ebm: Ebm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(ebm: Ebm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c, num = ebm.config, keys.shape[0]
     key_data, key_take, key_new, key_chain = rng.split(keys, 4)
     real = to_box(dequantise(key_data, batch["image"]), ebm.data.image.levels)

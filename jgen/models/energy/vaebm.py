@@ -43,6 +43,7 @@ from jgen.core.model import (
     Context,
     DataSpec,
     GenerativeModel,
+    Loss,
     Phase,
     Roles,
     frozen_context,
@@ -237,9 +238,7 @@ def flatten(eps: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
     return jnp.concatenate([eps["z"], eps["x"].reshape(eps["x"].shape[0], -1)], axis=1), restore
 
 
-def loss(
-    product: Product, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(product: Product, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c, num = product.config, keys.shape[0]
     key_data, key_take, key_new, key_chain = rng.split(keys, 4)
     real = dequantise_to_float(key_data, batch["image"], product.vae.images.levels)

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.variational_noise import VariationalNoise
 from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, preprocess, quantise, uniform
@@ -102,7 +103,7 @@ def flow_of(
     return Flow(bijection, data.image, config.logit_alpha, conditions, proposal, dequantiser)
 
 
-def variational(data: DataSpec, width: int, dtype: Any) -> Dequantiser:
+def variational(data: DataSpec, width: int, dtype: DTypeLike) -> Dequantiser:
     """The dequantiser of Flow++ (Ho et al. 2019, arXiv 1902.00275, section 3.1): noise by a flow given the image."""
     images = data.image
     network = VariationalNoise(images.levels, width, dtype=dtype)
@@ -167,7 +168,7 @@ def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, 
     return roles, {"flow": fixed} if jax.tree.leaves(fixed) else {}
 
 
-def forward(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> tuple[tuple[Any, ...], Any]:
+def forward(flow: Flow, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> tuple[tuple[Any, ...], Any]:
     """Latents and log_det of dequantised images."""
     x, log_det_preprocess = preprocess(x, flow.images.levels, flow.alpha)
     fixed = ctx.extra.get("flow", {})
@@ -186,13 +187,13 @@ def dequantised_of(flow: Flow, params: Roles, ctx: Context, latents: tuple[Any, 
     return preprocess(x, flow.images.levels, flow.alpha, inverse=True)[0]
 
 
-def density(flow: Flow, params: Roles, ctx: Context, x: Any, cond: Cond) -> jax.Array:
+def density(flow: Flow, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
     """log p(x) of dequantised images, nats (B,)."""
     latents, log_det = forward(flow, params, ctx, x, cond)
     return log_det + sum(sum_image(normal_log_prob(eps, 0.0, 0.0)) for eps in latents)
 
 
-def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: Any, cond: Cond) -> jax.Array:
+def log_density(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     return density(flow, params, ctx, x, cond)
 
 
@@ -202,9 +203,7 @@ def bits(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch)
     return bits_per_dim(density(flow, params, ctx, x, select(batch, flow.conditions)) - log_q, flow.images.size)
 
 
-def loss(
-    flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     return jnp.mean(bits(flow, params, ctx, keys, batch)), ({}, {})
 
 

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     ENCODE_MARGIN,
@@ -153,24 +153,31 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     trace."""
     network = VelocityField(config.widths, config.convolutional, data.num_classes * config.class_conditional)
 
-    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+    def init(key: jax.Array, x: jax.Array, label: jax.Array | None) -> tuple[Tree, Tree]:
         (y, _), variables = ActNorm().init_with_output(key, x)
         t = jnp.zeros(y.shape[0])
         return {"actnorm": variables["params"], "field": network.init(key, y, t, label)["params"]}, {}
 
-    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(params: Tree, fixed: Tree, x: jax.Array, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
         keys = rng.image_keys(rng.seed_key(0), jnp.arange(x.shape[0]))  # that an exact trace does not read
         z, log_det = transport(network, params, x, label, keys, config.scoring.tolerance, 0, config.probe)
         return (z,), log_det
 
-    def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
         return inverse_transport(network, params, latents[0], label, config.sampling.tolerance)
 
     return Bijection(init, forward, back, (data.image.shape,))
 
 
 def transport(
-    network: Any, params: Tree, x: jax.Array, label: Any, keys: jax.Array, tolerance: float, probes: int, kind: Any
+    network: Any,
+    params: Tree,
+    x: jax.Array,
+    label: jax.Array | None,
+    keys: jax.Array,
+    tolerance: float,
+    probes: int,
+    kind: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Latents of preprocessed images and log_det, by the adaptive solver; probes 0: the exact trace."""
     x, log_det = ActNorm().apply({"params": params["actnorm"]}, x)
@@ -183,17 +190,19 @@ def transport(
     return z, log_det + integral
 
 
-def solve(network: Any, params: Tree, x: jax.Array, label: Any, t_0: float, t_1: float, tolerance: float) -> jax.Array:
+def solve(
+    network: Any, params: Tree, x: jax.Array, label: jax.Array | None, t_0: float, t_1: float, tolerance: float
+) -> jax.Array:
     """x at t_1 of x at t_0, both (B, H, W, C), by the adaptive solver."""
 
-    def derivative(t: jax.Array, x: jax.Array, label: Any) -> jax.Array:
+    def derivative(t: jax.Array, x: jax.Array, label: jax.Array | None) -> jax.Array:
         own = None if label is None else label[None]
         return network.apply({"params": params["field"]}, x[None], jnp.asarray(t, x.dtype)[None], own)[0]
 
     return ode.solve(derivative, x, t_0, t_1, tolerance, label)[0]
 
 
-def inverse_transport(network: Any, params: Tree, z: jax.Array, label: Any, tolerance: float) -> jax.Array:
+def inverse_transport(network: Any, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float) -> jax.Array:
     """Preprocessed images of latents, by the adaptive solver."""
     x = solve(network, params, z, label, 1.0, 0.0, tolerance)
     return ActNorm().apply({"params": params["actnorm"]}, x, True)[0]
@@ -270,9 +279,7 @@ def training_terms(
     return bits_per_dim(nats, images.size), end.kinetic, end.jacobian
 
 
-def loss(
-    ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     bits, kinetic, jacobian = (jnp.mean(term) for term in training_terms(ffjord, params, keys, batch))
     value = bits + ffjord.config.kinetic * kinetic + ffjord.config.jacobian * jacobian
     return value, ({"bits_per_dim": bits, "kinetic": kinetic, "jacobian": jacobian}, {})

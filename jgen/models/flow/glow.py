@@ -30,6 +30,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require_positive
@@ -89,10 +90,10 @@ class Network(nn.Module):
     width: int
     features: int
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Any, label: Any) -> Any:
+    def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
         h = nn.relu(ScaledConv(self.width, 3, self.num_classes, self.dtype, name="conv1")(x, label))
         h = nn.relu(ScaledConv(self.width, 1, dtype=self.dtype, name="conv2")(h))
         return ZeroConv(self.features, dtype=self.dtype, name="conv3")(h).astype(x.dtype)
@@ -108,10 +109,10 @@ class Coupling(nn.Module):
     coupling: str
     mixtures: int
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, x: jax.Array, label: jax.Array | None, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
         x_a, x_b = jnp.split(x, 2, axis=-1)
         size, mixtures = x_b.shape[-1], self.mixtures if self.coupling == "mixture" else 0
         features = size if self.coupling == "additive" else (2 + 3 * mixtures) * size
@@ -137,7 +138,7 @@ class Step(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(self, x: jax.Array, label: jax.Array | None, inverse: bool = False) -> tuple[jax.Array, jax.Array]:
         c = self.config
         mix = (
             InvertibleConv(name="mix") if c.permutation == "invertible_1x1" else Permutation(c.permutation == "reverse")
@@ -172,10 +173,10 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     last = config.scales - 1
     priors = [GaussianPrior(0 if scale < last else classes) for scale in range(config.scales)]
 
-    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+    def init(key: jax.Array, x: Any, label: jax.Array | None) -> tuple[Tree, Tree]:
         params, fixed = {}, {}
 
-        def init_step(key: jax.Array, x: Any, number: Any) -> Any:
+        def init_step(key: jax.Array, x: jax.Array, number: Any) -> Any:
             return step.init_with_output(key, x, label)
 
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
@@ -188,14 +189,18 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
                 fixed[f"scale{scale}"] = steps["fixed"]
         return params, fixed
 
-    def run(params: Tree, fixed: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+    def run(
+        params: Tree, fixed: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool
+    ) -> tuple[Any, Any]:
         stacked = {"params": params[f"scale{scale}"]["steps"], "fixed": fixed.get(f"scale{scale}", {})}
         return apply_chain(lambda v, x: step.apply(v, x, label, inverse), stacked, x, inverse, config.remat)
 
-    def standardise(params: Tree, scale: int, z: Any, given: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+    def standardise(
+        params: Tree, scale: int, z: jax.Array, given: jax.Array | None, label: jax.Array | None, inverse: bool
+    ) -> tuple[Any, Any]:
         return priors[scale].apply({"params": params[f"scale{scale}"]["prior"]}, z, given, label, inverse)
 
-    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(params: Tree, fixed: Tree, x: Any, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
         latents, total = [], jnp.zeros(x.shape[:1], x.dtype)
         for scale in range(config.scales):
             x, log_det_steps = run(params, fixed, scale, squeeze(x), label, False)
@@ -205,7 +210,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
             total = total + log_det_steps + log_det_prior
         return tuple(latents), total
 
-    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
         x = None
         for scale in reversed(range(config.scales)):
             z, _ = standardise(params, scale, latents[scale], x, label, True)

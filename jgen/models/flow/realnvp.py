@@ -28,11 +28,12 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core.model import DataSpec, GenerativeModel, ImageSpec, Tree
 from jgen.errors import require, require_positive
 from jgen.models.flow.dequantised import Bijection, Sampling, Scoring, check_flow, flow_of, make_flow, variational
-from jgen.nn.flow import ActNorm, LogisticMixture, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
+from jgen.nn.flow import ActNorm, LogisticMixture, Mapped, ScaledConv, ZeroConv, apply_chain, init_chain, network_dtype
 from jgen.prob.bijectors import checkerboard, join_blocks, split_blocks, squeeze, swap_halves, unsqueeze
 from jgen.prob.likelihoods import sum_image
 
@@ -75,10 +76,10 @@ class Network(nn.Module):
     blocks: int
     features: int
     num_classes: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Any, label: Any) -> Any:
+    def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
         h = ScaledConv(self.width, 3, self.num_classes, self.dtype, name="conv_in")(x, label)
         for block in range(self.blocks):
             r = ScaledConv(self.width, dtype=self.dtype, name=f"block{block}_conv1")(nn.relu(h))
@@ -97,7 +98,9 @@ class Coupling(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: Any, parity: Any, label: Any, inverse: bool = False) -> tuple[Any, Any]:
+    def __call__(
+        self, x: jax.Array, parity: Any, label: jax.Array | None, inverse: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         log_det_norm = jnp.zeros(x.shape[:1], x.dtype)
         if self.config.actnorm and not inverse:
             x, log_det_norm = ActNorm(name="actnorm")(x)
@@ -107,17 +110,23 @@ class Coupling(nn.Module):
             x, log_det_norm = ActNorm(name="actnorm")(x, True)
         return x, log_det_norm + log_det
 
-    def by_checkerboard(self, x: Any, parity: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+    def by_checkerboard(
+        self, x: jax.Array, parity: Any, label: jax.Array | None, inverse: bool
+    ) -> tuple[jax.Array, jax.Array]:
         mask = checkerboard(x.shape[1], x.shape[2], parity).astype(x.dtype)
         return self.transform(x, x * mask, 1 - mask, label, inverse)
 
-    def by_channels(self, x: Any, parity: None, label: Any, inverse: bool) -> tuple[Any, Any]:
+    def by_channels(
+        self, x: jax.Array, parity: None, label: jax.Array | None, inverse: bool
+    ) -> tuple[jax.Array, jax.Array]:
         x_a, x_b = jnp.split(swap_halves(x) if inverse else x, 2, axis=-1)
         y_b, log_det = self.transform(x_b, x_a, jnp.ones((1, 1, 1, 1), x.dtype), label, inverse)
         y = jnp.concatenate([x_a, y_b], axis=-1)
         return y if inverse else swap_halves(y), log_det
 
-    def transform(self, x: Any, given: Any, changed: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
+    def transform(
+        self, x: jax.Array, given: jax.Array, changed: jax.Array, label: jax.Array | None, inverse: bool
+    ) -> tuple[jax.Array, jax.Array]:
         """m(x) exp(log_s) + t where `changed` is 1, and x where it is 0, with m, log_s and t of `given`; or its
         inverse; and log_det."""
         c, size = self.config, x.shape[-1]
@@ -161,7 +170,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     def parities(scale: int) -> Any:
         return jnp.arange(config.couplings + (scale == last)) % 2
 
-    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+    def init(key: jax.Array, x: jax.Array, label: jax.Array | None) -> tuple[Tree, Tree]:
         def init_coupling(halvings: int, masked: bool) -> Any:
             init_with_output = coupling(halvings).init_with_output
             return lambda key, x, parity: init_with_output(key, x, parity if masked else None, label)
@@ -177,19 +186,19 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
                 x, _ = split_blocks(x)
         return params, {}
 
-    def by_checkerboard(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
-        def step(v: Tree, x: Any) -> tuple[Any, Any]:
+    def by_checkerboard(params: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool) -> Mapped:
+        def step(v: Tree, x: jax.Array) -> tuple[Any, Any]:
             return coupling(scale).apply({"params": v[0]}, x, v[1], label, inverse)
 
         return apply_chain(step, (params[f"scale{scale}"]["checkerboard"], parities(scale)), x, inverse, config.remat)
 
-    def by_channels(params: Tree, scale: int, x: Any, label: Any, inverse: bool) -> tuple[Any, Any]:
-        def step(v: Tree, x: Any) -> tuple[Any, Any]:
+    def by_channels(params: Tree, scale: int, x: jax.Array, label: jax.Array | None, inverse: bool) -> Mapped:
+        def step(v: Tree, x: jax.Array) -> tuple[Any, Any]:
             return coupling(scale + 1).apply({"params": v}, x, None, label, inverse)
 
         return apply_chain(step, params[f"scale{scale}"]["channels"], x, inverse, config.remat)
 
-    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(params: Tree, fixed: Tree, x: jax.Array, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
         latents, total = [], jnp.zeros(x.shape[:1], x.dtype)
         for scale in range(last):
             x, log_det_checkerboard = by_checkerboard(params, scale, x, label, False)
@@ -200,7 +209,7 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         z, log_det_checkerboard = by_checkerboard(params, last, x, label, False)
         return (*latents, z), total + log_det_checkerboard
 
-    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
         x, _ = by_checkerboard(params, last, latents[last], label, True)
         for scale in reversed(range(last)):
             x, _ = by_channels(params, scale, join_blocks(x, latents[scale]), label, True)

@@ -24,7 +24,7 @@ training images); 2,000 steps of `python train.py configs/flow/residual_flow.py:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     ENCODE_MARGIN,
@@ -135,13 +135,13 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
       UserError: images that the scales cannot split, or options out of their range.
     """
     check_config(config, data)
-    residual, o = make_residual_flow(config, data), config.scoring
+    residual = make_residual_flow(config, data)
     return make_flow("residual_flow", data, residual.flow, config)._replace(
         phases=(Phase(trains=("flow",), loss=partial(loss, residual)),),
-        sample=partial(sample, residual, **vars(config.sampling)),
+        sample=partial(sample, residual),
         check_sampling=check_sampling,
         validate=partial(validate, residual),
-        log_prob=partial(log_prob, residual, samples=o.samples, probes=o.probes, terms=o.terms),
+        log_prob=partial(log_prob, residual),
         likelihood="estimate",
         encode=partial(encode, residual),
         inpaint=partial(inpaint, residual),
@@ -162,10 +162,10 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     network = LipschitzNetwork(config.widths, config.convolutional, data.num_classes * config.class_conditional)
     o, halved, images = config.sampling, 2 ** (config.scales - 1), data.image
 
-    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
+    def init(key: jax.Array, x: jax.Array, label: jax.Array | None) -> tuple[Tree, Tree]:
         params, fixed = {}, {}
 
-        def init_block(key: jax.Array, x: Any, number: Any) -> Any:
+        def init_block(key: jax.Array, x: jax.Array, number: Any) -> Any:
             (y, _), actnorm = ActNorm().init_with_output(key, x)
             key_network, key_vectors = jax.random.split(key)
             start = network.init(key_network, y, label)["params"]
@@ -176,18 +176,17 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
 
         for scale, key_scale in enumerate(jax.random.split(key, config.scales)):
             x = squeeze(x) if scale else x
-            (params[f"scale{scale}"], fixed[f"scale{scale}"]), x = init_chain(
-                init_block, key_scale, x, jnp.arange(config.blocks)
-            )
+            weights, x = init_chain(init_block, key_scale, x, jnp.arange(config.blocks))
+            params[f"scale{scale}"], fixed[f"scale{scale}"] = weights
         params["actnorm"] = ActNorm().init_with_output(key, x)[1]["params"]
         return params, fixed
 
-    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(params: Tree, fixed: Tree, x: jax.Array, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
         constrained, _ = constrain_all(config, params, fixed, CONVERGED)
         z, log_det = transport(network, constrained, x, label, None)
         return (z,), log_det
 
-    def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
         constrained, _ = constrain_all(config, params, fixed, CONVERGED)
         return inverse_and_report(network, constrained, latents[0], label, o.tolerance, o.iterations)
 
@@ -210,7 +209,12 @@ def constrain_all(config: Config, params: Tree, fixed: Tree, iterations: int) ->
 
 
 def transport(
-    network: LipschitzNetwork, params: Tree, x: jax.Array, label: Any, draws: Draws | None, exact: bool = True
+    network: LipschitzNetwork,
+    params: Tree,
+    x: jax.Array,
+    label: jax.Array | None,
+    draws: Draws | None,
+    exact: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Latents of preprocessed images and log_det: exact, by a roulette with `draws`, or with neither that of the
     actnorms alone.
@@ -251,7 +255,7 @@ def scales_of(params: Tree) -> list[str]:
 
 
 def inverse_and_report(
-    network: LipschitzNetwork, params: Tree, z: jax.Array, label: Any, tolerance: float, iterations: int
+    network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
 ) -> jax.Array:
     """Preprocessed images of latents; images whose fixed point is not found are reported with the block."""
     x, done = inverse_transport(network, params, z, label, tolerance, iterations)
@@ -263,7 +267,7 @@ def inverse_and_report(
 
 
 def inverse_transport(
-    network: LipschitzNetwork, params: Tree, z: jax.Array, label: Any, tolerance: float, iterations: int
+    network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Preprocessed images of latents, and {scale: whether the fixed point was found, bool (blocks, B)}."""
 
@@ -278,9 +282,7 @@ def inverse_transport(
     return x, found
 
 
-def loss(
-    residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     config, images = residual.config, residual.flow.images
     key_noise, key_probe = rng.split(keys, 2)
     label = select(batch, residual.flow.conditions).get("label")
@@ -295,25 +297,17 @@ def loss(
 def validate(
     residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> dict[str, jax.Array]:
-    o, cond = residual.config.scoring, select(batch, residual.flow.conditions)
-    nats = log_prob(residual, params, ctx, keys, batch["image"], cond, samples=1, probes=o.probes, terms=o.terms)
+    cond = select(batch, residual.flow.conditions)
+    nats = log_prob(residual, params, ctx, keys, batch["image"], cond, samples=1)
     return {"bits_per_dim": bits_per_dim(nats, residual.flow.images.size)}
 
 
 def log_prob(
-    residual: ResidualFlow,
-    params: Roles,
-    ctx: Context,
-    keys: jax.Array,
-    x: jax.Array,
-    cond: Cond,
-    *,
-    samples: int,
-    probes: int,
-    terms: int,
+    residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
     """An estimate of log P(x) in nats, float32 (B,): in expectation, or with probes 0, a lower bound."""
-    check_scoring(Scoring(samples, probes, terms))
+    o = replace(residual.config.scoring, **options)
+    check_scoring(o)
     key_noise, key_probe = rng.split(keys, 2)
     images, label = residual.flow.images, cond.get("label")
     constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
@@ -324,33 +318,26 @@ def log_prob(
 
     def log_density(x: jax.Array) -> jax.Array:
         x, log_det = preprocess(x, images.levels, residual.config.logit_alpha)
-        if not probes:
+        if not o.probes:
             return log_det + density(x, None)
 
         def estimate(number: jax.Array) -> jax.Array:
             key = jax.random.fold_in(ctx.key, number)
-            return density(x, Draws(key, rng.fold_in(key_probe, number), terms))
+            return density(x, Draws(key, rng.fold_in(key_probe, number), o.terms))
 
-        return log_det + jnp.mean(jax.lax.map(estimate, jnp.arange(probes)), axis=0)
+        return log_det + jnp.mean(jax.lax.map(estimate, jnp.arange(o.probes)), axis=0)
 
-    return importance_bound(log_density, key_noise, x, samples)
+    return importance_bound(log_density, key_noise, x, o.samples)
 
 
 def sample(
-    residual: ResidualFlow,
-    params: Roles,
-    ctx: Context,
-    keys: jax.Array,
-    cond: Cond,
-    *,
-    temperature: float,
-    tolerance: float,
-    iterations: int,
+    residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    check_sampling(Sampling(temperature, tolerance, iterations))
-    z = temperature * rng.normal(rng.split(keys, 1)[0], residual.flow.bijection.shapes[0])
+    o = replace(residual.config.sampling, **options)
+    check_sampling(o)
+    z = o.temperature * rng.normal(rng.split(keys, 1)[0], residual.flow.bijection.shapes[0])
     constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
-    x = inverse_and_report(residual.network, constrained, z, cond.get("label"), tolerance, iterations)
+    x = inverse_and_report(residual.network, constrained, z, cond.get("label"), o.tolerance, o.iterations)
     levels = residual.flow.images.levels
     return quantise(preprocess(x, levels, residual.config.logit_alpha, inverse=True)[0], levels)
 

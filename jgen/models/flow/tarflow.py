@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, select
 from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.flow.dequantised import (
     Bijection,
@@ -164,21 +164,21 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
     p, layer = config.patch, make_layer(config, data)
     shape = (data.image.height // p, data.image.width // p, layer.size)
 
-    def init(key: jax.Array, x: Any, label: Any) -> tuple[Tree, Tree]:
-        def init_layer(key: jax.Array, x: Any, number: Any) -> Any:
+    def init(key: jax.Array, x: jax.Array, label: jax.Array | None) -> tuple[Tree, Tree]:
+        def init_layer(key: jax.Array, x: jax.Array, number: Any) -> Any:
             return layer.init_with_output(key, x, label)
 
         (x, _), actnorm = ActNorm().init_with_output(key, x)
         stacked, _ = init_chain(init_layer, key, to_patches(x, p), jnp.arange(config.blocks))
         return {"actnorm": actnorm["params"], "blocks": stacked["params"]}, {}
 
-    def forward(params: Tree, fixed: Tree, x: Any, label: Any) -> tuple[tuple[Any, ...], Any]:
+    def forward(params: Tree, fixed: Tree, x: jax.Array, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
         x, log_det_actnorm = ActNorm().apply({"params": params["actnorm"]}, x)
         blocks = {"params": params["blocks"]}
         z, log_det = apply_chain(lambda v, x: layer.apply(v, x, label), blocks, to_patches(x, p))
         return (z.reshape(-1, *shape),), log_det_actnorm + log_det
 
-    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: Any) -> Any:
+    def inverse(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
         return decode_patches(layer, params, latents[0], label, p)
 
     return Bijection(init, forward, inverse, (shape,))
@@ -188,14 +188,14 @@ def decode_patches(
     layer: AutoregressiveLayer,
     params: Tree,
     z: jax.Array,
-    label: Any,
+    label: jax.Array | None,
     patch: int,
     weights: jax.Array | None = None,
     weak_temperature: float = 1.0,
 ) -> jax.Array:
     """Images (B, H, W, C) of latents (B, H / p, W / p, p p C); weights and weak_temperature: see `invert`."""
 
-    def step(variables: Any, z: Any) -> tuple[Any, Any]:
+    def step(variables: Any, z: jax.Array) -> tuple[Any, Any]:
         return invert(layer, variables, z, label, weights, weak_temperature), jnp.zeros(z.shape[0], z.dtype)
 
     x, _ = apply_chain(step, {"params": params["blocks"]}, z.reshape(z.shape[0], -1, z.shape[-1]), inverse=True)
@@ -203,9 +203,7 @@ def decode_patches(
     return ActNorm().apply({"params": params["actnorm"]}, x, True)[0]
 
 
-def loss(
-    tar: TarFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(tar: TarFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """Bits per dimension of images with the noise of training, some without their label."""
     key_noise, key_label = rng.split(keys, 2)
     cond = select(batch, tar.flow.conditions)

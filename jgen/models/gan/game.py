@@ -30,6 +30,7 @@ from jgen.core.model import (
     Context,
     DataSpec,
     GenerativeModel,
+    Loss,
     Phase,
     Roles,
     Tree,
@@ -42,8 +43,6 @@ from jgen.prob import adversarial
 from jgen.prob.likelihoods import sum_image
 from jgen.prob.pixels import to_float, to_uint8
 from jgen.samplers import latent_posterior
-
-Loss = tuple[jax.Array, tuple[dict, Roles]]  # what a phase's loss returns
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, every, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, every, select
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.models.gan import game as gan
-from jgen.models.gan.game import Game, Loss, Penalty, make_gan, network_keys, require_halvings
+from jgen.models.gan.game import Game, Penalty, make_gan, network_keys, require_halvings
 from jgen.nn.adaptive_augmentation import augment, require_augmentable
 from jgen.nn.stylegan2 import Discriminator, Generator
 from jgen.prob.pixels import to_uint8

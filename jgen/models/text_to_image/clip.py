@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, frozen_context
 from jgen.core.tokens import END, token_field
 from jgen.errors import require, require_positive
 from jgen.nn.clip import ImageEncoder, TextEncoder
@@ -185,9 +185,7 @@ def compare(clip: Clip, params: Roles, ctx: Context, batch: Batch) -> tuple[jax.
     return u, v, contrastive_losses(u, v, scale(params, ctx))
 
 
-def loss(
-    clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     _, _, losses = compare(clip, params, ctx, batch)
     return jnp.mean(losses), ({"scale": scale(params, ctx)}, {})
 
@@ -230,3 +228,19 @@ def check_clip(clip: GenerativeModel, data: DataSpec, text: str, lends: tuple[st
     require(same, f"frozen.clip was trained on {clip.images}: the data is {data.image}")
     theirs, own = clip.data.fields.get(text), data.fields[text]
     require(theirs == own, f"frozen.clip was trained on {text} of {theirs}: the data has {own}")
+
+
+def image_embedding(clip: GenerativeModel, ctx: Context, images: jax.Array) -> jax.Array:
+    """u(x), float32 (B, D), of uint8 images, by the frozen model `clip` of a context."""
+    x = to_float(images, clip.images.levels)
+    return jax.lax.stop_gradient(clip.functions["embed_image"](*frozen_context(ctx, "clip"), x))
+
+
+def text_embedding(clip: GenerativeModel, ctx: Context, tokens: jax.Array) -> jax.Array:
+    """v(c), float32 (B, D), of tokens (B, T), by the same."""
+    return jax.lax.stop_gradient(clip.functions["embed_text"](*frozen_context(ctx, "clip"), tokens))
+
+
+def text_features(clip: GenerativeModel, ctx: Context, tokens: jax.Array) -> Tokens:
+    """The features of tokens (B, T), by the same."""
+    return jax.lax.stop_gradient(clip.functions["encode_text"](*frozen_context(ctx, "clip"), tokens))

@@ -39,20 +39,20 @@ from jgen.core.model import (
     DataSpec,
     GenerativeModel,
     ImageSpec,
+    Loss,
     Phase,
     Roles,
-    frozen_context,
     select_first,
 )
 from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require
-from jgen.models.text_to_image.clip import check_clip
+from jgen.models.text_to_image.clip import check_clip, image_embedding, text_embedding
 from jgen.nn.sparse_attention import MASKED, Pattern, check_patterns, make_patterns
 from jgen.nn.text_image_transformer import TextImageTransformer, TextTransformer
 from jgen.nn.transformer import check_transformer
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.code_prior import check_autoencoder, code_scores, codes_of, images_of
-from jgen.prob.pixels import bits_per_dim, to_float
+from jgen.prob.pixels import bits_per_dim
 from jgen.samplers.sequence import sample_sequence
 from jgen.samplers.truncation import Sampling as Truncation
 from jgen.samplers.truncation import check_sampling as check_truncated
@@ -108,7 +108,6 @@ class Dalle(NamedTuple):
     codes: ImageSpec
     network: TextImageTransformer
     text_network: TextTransformer
-    images: ImageSpec
 
 
 def make(
@@ -142,7 +141,7 @@ def make(
     }
     network = TextImageTransformer(patterns=patterns, **sizes)
     text_network = TextTransformer(patterns=(Pattern("full"),) * len(patterns), **sizes)
-    dalle = Dalle(config, autoencoder, clip, codes, network, text_network, data.image)
+    dalle = Dalle(config, autoencoder, clip, codes, network, text_network)
     return GenerativeModel(
         name="dalle1",
         data=data,
@@ -184,9 +183,7 @@ def score(
     return log_probs(dalle, params, codes, batch[dalle.config.text], key_drop)
 
 
-def loss(
-    dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_encode, key_drop = rng.split(keys, 2)
     log_text, log_codes = (jnp.mean(x) for x in score(dalle, params, ctx, key_encode, batch, key_drop))
     w, length = dalle.config.text_weight, dalle.network.text_length
@@ -221,10 +218,8 @@ def sample(dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, cond: Con
 def clip_products(dalle: Dalle, ctx: Context, images: jax.Array, cond: Cond) -> jax.Array:
     """u(x) . v(c), float32 (B,), of uint8 images and their texts."""
     assert dalle.clip is not None
-    params, inner = frozen_context(ctx, "clip")
-    embed_image, embed_text = (dalle.clip.functions[f"embed_{kind}"] for kind in ("image", "text"))
-    u = embed_image(params, inner, to_float(images, dalle.images.levels))
-    return jnp.sum(u * embed_text(params, inner, cond[dalle.config.text]), axis=-1)
+    u, v = image_embedding(dalle.clip, ctx, images), text_embedding(dalle.clip, ctx, cond[dalle.config.text])
+    return jnp.sum(u * v, axis=-1)
 
 
 def text_log_prob(dalle: Dalle, params: Roles, ctx: Context, tokens: jax.Array) -> jax.Array:

@@ -39,14 +39,32 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
+from jgen.core.model import (
+    ArraySpec,
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    frozen_context,
+)
 from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require, require_latents, require_positive
 from jgen.models.diffusion.objectives import Objective, make_objective
-from jgen.models.text_to_image.clip import EMBEDDINGS, check_clip, to_unit, width_of
+from jgen.models.text_to_image.clip import (
+    EMBEDDINGS,
+    check_clip,
+    image_embedding,
+    text_embedding,
+    text_features,
+    to_unit,
+    width_of,
+)
 from jgen.nn.cross_attention import Tokens
 from jgen.prob.interpolation import slerp
-from jgen.prob.pixels import to_float
 from jgen.samplers import diffusion
 
 CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP lends
@@ -177,22 +195,10 @@ def init(decoder: Decoder, key: jax.Array, batch: Batch, frozen: Any) -> tuple[R
     key_embedding, key_model = rng.split_key(key, 2)
     own = {"embedding": decoder.layer.init(key_embedding, jnp.zeros((1, decoder.embedding)))["params"]}
     ctx = Context(jnp.int32(0), None, own, frozen=frozen)
-    z = image_embedding(decoder, ctx, batch["image"][:1])  # networks are initialised with one example
+    z = image_embedding(decoder.clip, ctx, batch["image"][:1])  # networks are initialised with one example
     cond = condition(decoder, own, ctx, z, {decoder.config.text: batch[decoder.config.text][:1]})
     params, extra = decoder.model.init(key_model, {**batch, **cond}, frozen)
     return {**params, **own}, extra
-
-
-def image_embedding(decoder: Decoder, ctx: Context, images: jax.Array) -> jax.Array:
-    """u(x), float32 (B, D), of uint8 images."""
-    x = to_float(images, decoder.model.images.levels)
-    return jax.lax.stop_gradient(decoder.clip.functions["embed_image"](*frozen_context(ctx, "clip"), x))
-
-
-def text_embedding(decoder: Decoder, ctx: Context, tokens: jax.Array) -> jax.Array:
-    """v(c), float32 (B, D), of tokens (B, T)."""
-    v: jax.Array = decoder.clip.functions["embed_text"](*frozen_context(ctx, "clip"), tokens)
-    return v
 
 
 def condition(
@@ -216,8 +222,7 @@ def condition(
         features, mask = jnp.zeros((len(z), length, decoder.width)), jnp.zeros((len(z), length), bool)
         nothing = mask
         if text in given:
-            encode = partial(decoder.clip.functions["encode_text"], *frozen_context(ctx, "clip"))
-            encoded: Tokens = jax.lax.stop_gradient(encode(jnp.asarray(given[text])))
+            encoded = text_features(decoder.clip, ctx, jnp.asarray(given[text]))
             features, mask = encoded.features, ~nothing if encoded.mask is None else encoded.mask
             mask = mask if keep is None else mask & keep[:, None]
         context = Tokens(*(jnp.concatenate(parts, axis=1) for parts in ((own, features), (counts, mask))))
@@ -226,19 +231,17 @@ def condition(
     return {**others, "vector": vector, "context": context, "negative_context": negative}
 
 
-def loss(
-    decoder: Decoder, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(decoder: Decoder, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_drop, key_loss = rng.split(keys, 2)
     keep = ~rng.bernoulli(key_drop, decoder.config.text_dropout)
-    z = image_embedding(decoder, ctx, batch["image"])
+    z = image_embedding(decoder.clip, ctx, batch["image"])
     return phase.loss(params, ctx, key_loss, condition(decoder, params, ctx, z, batch, keep))
 
 
 def validate(decoder: Decoder, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """The objective's scores, given the embeddings of the images themselves."""
     assert decoder.model.validate is not None
-    z = image_embedding(decoder, ctx, batch["image"])
+    z = image_embedding(decoder.clip, ctx, batch["image"])
     return decoder.model.validate(params, ctx, keys, condition(decoder, params, ctx, z, batch))
 
 
@@ -260,8 +263,7 @@ def given_text(
     asked = {"guidance_scale": own["prior_guidance_scale"], "candidates": own["candidates"]}
     z = decoder.prior.functions["draw_embedding"](prior, inner, key_prior, {text: cond[text]}, **asked)
     function = getattr(decoder.model, name, None) or decoder.model.functions[name]
-    result: jax.Array = function(params, ctx, key_image, *rest, condition(decoder, params, ctx, z, cond), **options)
-    return result
+    return function(params, ctx, key_image, *rest, condition(decoder, params, ctx, z, cond), **options)
 
 
 def invert(
@@ -269,7 +271,7 @@ def invert(
 ) -> dict[str, jax.Array]:
     """{"embedding": z (B, D), "noise": x_T (B, H, W, C)} of images, whose text, where it is given, is attended to."""
     assert decoder.model.invert is not None
-    z = image_embedding(decoder, ctx, images)
+    z = image_embedding(decoder.clip, ctx, images)
     own = condition(decoder, params, ctx, z, cond)
     return {"embedding": z, "noise": decoder.model.invert(params, ctx, keys, images, own, **options)}
 
@@ -291,8 +293,7 @@ def decode(
     key_start, key_steps = rng.split(keys, 2)
     noise = latents["noise"] if "noise" in latents else rng.normal(key_start, decoder.model.images.shape)
     own = condition(decoder, params, ctx, jnp.asarray(z), cond)
-    images: jax.Array = decoder.model.decode(params, ctx, key_steps, noise, own, **options)
-    return images
+    return decoder.model.decode(params, ctx, key_steps, noise, own, **options)
 
 
 def edit(
@@ -307,9 +308,9 @@ def edit(
     others = {name: value for name, value in cond.items() if name not in (text, source)}
     latents = invert(decoder, params, ctx, keys, images, others, **way)
     if text in cond:
-        v = text_embedding(decoder, ctx, jnp.asarray(cond[text]))
+        v = text_embedding(decoder.clip, ctx, jnp.asarray(cond[text]))
         if source in cond:
-            v = v - text_embedding(decoder, ctx, jnp.asarray(cond[source]))
+            v = v - text_embedding(decoder.clip, ctx, jnp.asarray(cond[source]))
         z = to_unit(latents["embedding"])
         latents["embedding"] = slerp(z, to_unit(v), jnp.full(len(z), o.strength))
     return decode(decoder, params, ctx, keys, latents, others, **way, eta=o.eta)

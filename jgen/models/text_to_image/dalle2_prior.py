@@ -32,7 +32,6 @@ Measured: mse 0.095 of embeddings whose mean square is 1, at random times, on th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -41,16 +40,22 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.core.tokens import token_field
-from jgen.errors import defaults_of, require, require_choice, require_positive, require_temperature
-from jgen.models.text_to_image.clip import EMBEDDINGS, check_clip, width_of
+from jgen.errors import defaults_of, require, require_positive, require_temperature
+from jgen.models.text_to_image.clip import (
+    EMBEDDINGS,
+    check_clip,
+    image_embedding,
+    text_embedding,
+    text_features,
+    width_of,
+)
 from jgen.nn.embedding_prior import CodePrior, DiffusionPrior, Text
 from jgen.nn.transformer import check_transformer
 from jgen.prob import principal_components
 from jgen.prob.autoregressive import categorical_log_prob
 from jgen.prob.code_prior import code_loss, code_scores
-from jgen.prob.pixels import to_float
 from jgen.prob.principal_components import Components
 from jgen.prob.process import add_noise, cosine
 from jgen.samplers import diffusion
@@ -122,7 +127,6 @@ class Prior(NamedTuple):
     embedding: int
     codes: ImageSpec
     network: DiffusionPrior | CodePrior
-    images: ImageSpec
 
     @property
     def scale(self) -> float:
@@ -151,7 +155,7 @@ def make(config: Config, data: DataSpec, *, clip: GenerativeModel) -> Generative
     else:
         sizes |= {"key_features": config.features, "text_length": length, "dtype": jnp.dtype(config.dtype)}
         network = CodePrior(shape=codes.shape, levels=codes.levels, products=PRODUCTS, **sizes)
-    prior = Prior(config, clip, dimensions, codes, network, data.image)
+    prior = Prior(config, clip, dimensions, codes, network)
     return GenerativeModel(
         name="dalle2_prior",
         data=data,
@@ -190,18 +194,10 @@ def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles
     return {"prior": params}, {"statistics": statistics, "components": components._asdict()}
 
 
-def image_embedding(prior: Prior, ctx: Context, images: jax.Array) -> jax.Array:
-    """u(x), float32 (B, D), of uint8 images."""
-    embed: Callable[..., jax.Array] = prior.clip.functions["embed_image"]
-    return jax.lax.stop_gradient(embed(*frozen_context(ctx, "clip"), to_float(images, prior.images.levels)))
-
-
 def text_of(prior: Prior, ctx: Context, tokens: jax.Array, given: jax.Array) -> Text:
     """What the transformer reads of texts, int32 (B, T); given: bool (B,), of which it reads anything."""
-    clip, inner = frozen_context(ctx, "clip")
-    encoded = prior.clip.functions["encode_text"](clip, inner, tokens)
-    v = prior.clip.functions["embed_text"](clip, inner, tokens)
-    return jax.lax.stop_gradient(Text(encoded, prior.scale * v, given))
+    v = text_embedding(prior.clip, ctx, tokens)
+    return Text(text_features(prior.clip, ctx, tokens), prior.scale * v, given)
 
 
 def errors(prior: Prior, params: Roles, keys: jax.Array, z: jax.Array, text: Text) -> jax.Array:
@@ -215,8 +211,7 @@ def errors(prior: Prior, params: Roles, keys: jax.Array, z: jax.Array, text: Tex
 
 def denoise(prior: Prior, params: Roles, z_t: jax.Array, t: jax.Array, text: Text) -> jax.Array:
     """The embedding times sqrt(D), float32 (B, D), that is predicted at times t (B,) in (0, 1]."""
-    z_0: jax.Array = prior.network.apply({"params": params["prior"]}, z_t, t, text)
-    return z_0
+    return prior.network.apply({"params": params["prior"]}, z_t, t, text)
 
 
 def codes_log_prob(prior: Prior, params: Roles, ctx: Context, z: jax.Array, text: Text) -> jax.Array:
@@ -233,22 +228,18 @@ def product_of(z: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.clip(jnp.floor((product + 1.0) * (PRODUCTS / 2)), 0, PRODUCTS - 1).astype(jnp.int32)
 
 
-def loss(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_noise, key_drop = rng.split(keys, 2)
     given = ~rng.bernoulli(key_drop, prior.config.text_dropout)
-    z, text = image_embedding(prior, ctx, batch["image"]), text_of(prior, ctx, batch[prior.config.text], given)
+    z, text = image_embedding(prior.clip, ctx, batch["image"]), text_of(prior, ctx, batch[prior.config.text], given)
     if prior.config.kind == "diffusion":
         return jnp.mean(errors(prior, params, key_noise, z, text)), ({}, {})
     return code_loss(codes_log_prob(prior, params, ctx, z, text), prior.codes)
 
 
-def moments(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def moments(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """The running means over all steps so far."""
-    z = image_embedding(prior, ctx, batch["image"])
+    z = image_embedding(prior.clip, ctx, batch["image"])
     v = text_of(prior, ctx, batch[prior.config.text], jnp.ones(len(z), bool)).embedding / prior.scale
     products = jax.nn.one_hot(product_of(z, v), PRODUCTS)
     now = {"mean": jnp.mean(z, axis=0), "second": z.T @ z / len(z), "products": jnp.mean(products, axis=0)}
@@ -257,9 +248,7 @@ def moments(
     return jnp.float32(0.0), ({}, {"statistics": statistics})
 
 
-def fit(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def fit(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     """The principal components of the moments."""
     mean, second = (ctx.extra["statistics"][name] for name in ("mean", "second"))
     components, share = principal_components.principal_components(mean, second, prior.codes.width)
@@ -269,7 +258,7 @@ def fit(
 def validate(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """At a random time, the squared error; or nats of an embedding's codes."""
     given = jnp.ones(len(batch["image"]), bool)
-    z, text = image_embedding(prior, ctx, batch["image"]), text_of(prior, ctx, batch[prior.config.text], given)
+    z, text = image_embedding(prior.clip, ctx, batch["image"]), text_of(prior, ctx, batch[prior.config.text], given)
     if prior.config.kind == "diffusion":
         return {"mse": errors(prior, params, keys, z, text)}
     return code_scores(codes_log_prob(prior, params, ctx, z, text), prior.codes)
@@ -343,7 +332,6 @@ def check_sampling(config: Config, o: Sampling) -> None:
 
 def check_config(config: Config, dimensions: int) -> None:
     """Raises `UserError` for options out of range, or of the other kind."""
-    require_choice("kind", config.kind, ("diffusion", "autoregressive"))
     for name, kind in READ_BY.items():
         same = kind == config.kind or getattr(config, name) == getattr(Config, name)
         require(same, f"{name} is {getattr(config, name)}: a prior that is {config.kind} does not read it")

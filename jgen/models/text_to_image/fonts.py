@@ -39,7 +39,7 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import require, require_positive
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.nn.style_encoder import PATCH, StyleEncoder, without_style
@@ -158,9 +158,7 @@ def updated_content(content: Roles, batch: Batch) -> Roles:
     return jax.tree.map(lambda old, x: DECAY * old + (1 - DECAY) * x, content, new)
 
 
-def loss(
-    system: Fonts, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(system: Fonts, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     value, (metrics, extra) = phase.loss(params, ctx, keys, with_context(system, params, ctx.extra, batch))
     return value, (metrics, {**extra, "content": updated_content(ctx.extra["content"], batch)})
 

@@ -32,7 +32,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles, frozen_context
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    ImageSpec,
+    Loss,
+    Phase,
+    Roles,
+    frozen_context,
+)
 from jgen.errors import defaults_of, require, require_positive
 from jgen.models.diffusion import latent
 from jgen.models.text_to_image.text_diffusion import check_negative
@@ -265,9 +276,7 @@ def errors(sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, ba
     return mean_image((output_of(sd, params, z_t, t, cond) - target) ** 2)
 
 
-def loss(
-    sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_error, key_drop = rng.split(keys, 2)
     given = embedded(sd, ctx.extra, batch[TEXT])
     drop = rng.bernoulli(key_drop, sd.config.text_dropout)

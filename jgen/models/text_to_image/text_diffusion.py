@@ -36,7 +36,18 @@ import numpy as np
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context
+from jgen.core.model import (
+    ArraySpec,
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    frozen_context,
+)
 from jgen.core.tokens import END, START, token_field
 from jgen.errors import require, require_positive
 from jgen.models.diffusion import latent
@@ -187,9 +198,7 @@ def with_context(system: TextDiffusion, params: Roles, ctx: Context, given: Cond
     return {**given, "context": context, "negative_context": negative_context}
 
 
-def loss(
-    system: TextDiffusion, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(system: TextDiffusion, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     return phase.loss(params, ctx, keys, with_context(system, params, ctx, batch))
 
 

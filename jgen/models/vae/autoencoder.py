@@ -39,11 +39,12 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require, require_latents, require_positive
-from jgen.nn.autoencoder import ConvEncoder, DenseLayers, check_conv
+from jgen.nn.autoencoder import ConvEncoder, DenseLayers, check_layers
 from jgen.nn.vae import Decoder
 from jgen.prob.likelihoods import bernoulli_log_prob, flatten, mean_image, sum_image
 from jgen.prob.pixels import to_uint8
@@ -185,7 +186,7 @@ def output(ae: Autoencoder, params: Roles, z: jax.Array) -> jax.Array:
     return ae.decoder.apply({"params": params["decoder"]}, z, None)
 
 
-def tied_output(params: Roles, z: jax.Array, dtype: Any) -> jax.Array:
+def tied_output(params: Roles, z: jax.Array, dtype: DTypeLike) -> jax.Array:
     """(B, latent) to float32 (B, H W C), by the transposed kernels of the encoder in reverse order."""
     enc, biases = params["encoder"], params["decoder"]
     layers = [enc["layers"][f"dense{level}"] for level in range(len(biases) - 1)]
@@ -233,9 +234,7 @@ def sparsity_penalty(config: Config, z: jax.Array, extra: Roles) -> jax.Array:
     return jnp.sum(jnp.abs(z), axis=-1) if config.sparsity == "l1" else jnp.zeros(z.shape[0])
 
 
-def loss(
-    ae: Autoencoder, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(ae: Autoencoder, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c = ae.config
     x = intensities(batch["image"], ae.images.levels)
     z = codes(ae, params, corrupt(c, keys, x))
@@ -279,13 +278,7 @@ def check_config(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     c = config
     require_positive(latent=c.latent)
-    if c.network == "conv":
-        check_conv(images.height, images.width, c.widths, c.blocks)
-        require(all(h > 0 for h in c.hidden), f"hidden is {c.hidden}: every width must be above zero")
-    else:
-        require(not c.hidden, f"hidden is {c.hidden}: it is for conv; a dense network's layers are widths")
-        require(all(w > 0 for w in c.widths), f"widths is {c.widths}: every width must be above zero")
-        require(c.blocks >= 0, f"blocks is {c.blocks}: it must be zero or above")
+    check_layers(c.network, images.height, images.width, c.widths, c.blocks, c.hidden)
     if c.tied:
         require(c.network == "dense", f"tied is True: the network must be dense, it is {c.network}")
         require(c.blocks == 0 or not c.widths, f"tied is True: blocks must be 0, it is {c.blocks}")

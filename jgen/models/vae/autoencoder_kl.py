@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Roles
 from jgen.errors import require, require_latents
 from jgen.models.vae import patch_adversary as adversaries
 from jgen.nn import first_stage as networks
@@ -133,9 +133,7 @@ def reconstruct(
     return x, decoded(kl, params, ctx, encode_continuous(kl, params, ctx, keys, x))
 
 
-def loss(
-    kl: AutoencoderKl, has_adversary: bool, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(kl: AutoencoderKl, has_adversary: bool, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     x = to_float(batch["image"], kl.images.levels)
     mean, logvar = posterior(kl, params, x)
     z = draw(kl, keys, mean, logvar)

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require, require_latents, require_positive
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
 from jgen.prob.likelihoods import mean_image, normal_log_prob, sum_image
@@ -180,9 +180,7 @@ def kl_weight_at(config: Config, step: jax.Array) -> jax.Array:
     return config.kl_weight * jnp.clip(step / max(config.kl_warmup, 1), 0.0, 1.0)
 
 
-def loss(
-    dvae: Dvae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(dvae: Dvae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c, x = dvae.config, to_float(batch["image"], dvae.images.levels)
     logits = logits_of(dvae, params, batch["image"])
     tau, beta = temperature_at(c, ctx.step), kl_weight_at(c, ctx.step)

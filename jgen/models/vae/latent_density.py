@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, frozen_context, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, frozen_context, select
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.prob import gaussian_mixture
 from jgen.prob.gaussian_mixture import Mixture, spread_out
@@ -159,9 +159,7 @@ def mixture_in(density: Density, ctx: Context) -> Mixture:
     return COVARIANCE.mixture_of(ctx.extra["mixture"], density.config.covariance_floor)
 
 
-def loss(
-    density: Density, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(density: Density, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     z, row = codes_of(density, ctx, keys, batch), row_of(density, batch, batch["image"].shape[0])
     log_p, responsibilities = log_density_of_codes(density, ctx, z, row)
     z, g = standardise(z, ctx.extra["units"]), gaussian_mixture.step_size(ctx.step, density.config.power)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from jgen.core.model import ImageSpec, Phase, Roles, Tree
+from jgen.core.model import ImageSpec, Loss, Phase, Roles, Tree
 from jgen.errors import require, require_positive
 from jgen.nn.first_stage import Decoder, PatchDiscriminator
 from jgen.prob.adversarial import discriminator_loss
@@ -54,7 +55,7 @@ class Adversary(NamedTuple):
         return self.network.apply({"params": disc}, x)
 
 
-def make_adversary(config: Config, groups: int, dtype: Any, images: ImageSpec) -> Adversary:
+def make_adversary(config: Config, groups: int, dtype: DTypeLike, images: ImageSpec) -> Adversary:
     """The adversary of a first stage whose group normalisation has `groups` groups.
 
     Raises:
@@ -144,7 +145,7 @@ def last_gradients(
 
 def disc_loss(
     adversary: Adversary, reconstruct: Callable[..., Any], params: Roles, ctx: Any, keys: jax.Array, batch: Any
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+) -> Loss:
     """The discriminator's hinge loss, half of it as in the authors' code."""
     x, x_hat = reconstruct(params, ctx, keys, batch)
     real, fake = adversary.scores(params["disc"], x), adversary.scores(params["disc"], x_hat)

@@ -39,10 +39,10 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
 from jgen.errors import require, require_labels, require_latents, require_positive, require_temperature
 from jgen.models.vae.bounds import Sampling, Scoring, bound, check_options
-from jgen.nn.autoencoder import check_conv
+from jgen.nn.autoencoder import check_layers
 from jgen.nn.vae import Decoder, Encoder
 from jgen.prob.likelihoods import normal_kl, normal_log_prob
 from jgen.prob.pixel_distribution import PixelDistribution
@@ -241,7 +241,7 @@ def elbo_terms(terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
 
 
-def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c = vae.config
     x, cond = batch["image"], vae.condition(batch)
     terms = bound_terms(vae, params, keys, posterior(vae, params, x, cond), x, cond, c.num_samples)
@@ -340,13 +340,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     images = data.image
     require_positive(latent=config.latent, num_samples=config.num_samples, initial_scale=config.initial_scale)
-    if config.network == "conv":
-        check_conv(images.height, images.width, config.widths, config.blocks)
-        require(all(h > 0 for h in config.hidden), f"hidden is {config.hidden}: every width must be above zero")
-    else:
-        require(not config.hidden, f"hidden is {config.hidden}: it is for conv; a dense network's layers are widths")
-        require(all(w > 0 for w in config.widths), f"widths is {config.widths}: every width must be above zero")
-        require(config.blocks >= 0, f"blocks is {config.blocks}: it must be zero or above")
+    check_layers(config.network, images.height, images.width, config.widths, config.blocks, config.hidden)
     require(
         images.levels == 2 or config.decoder != "bernoulli",
         f"decoder is bernoulli, but images have {images.levels} levels: it is for 2; set --data.binarise or a decoder",

@@ -36,17 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import (
-    Batch,
-    Cond,
-    Context,
-    DataSpec,
-    GenerativeModel,
-    Phase,
-    Roles,
-    select,
-    select_first,
-)
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
 from jgen.errors import require, require_labels, require_latents, require_positive, require_temperature
 from jgen.models.vae.bounds import Sampling, Scoring, bound, check_options
 from jgen.nn.vd_vae import Blocks, BottomUp, ChooseLatents, Gaussian, Layer, TopDown, check_blocks, levels_of
@@ -230,9 +220,7 @@ def scores(vae: VdVae, params: Roles, keys: jax.Array, batch: Batch) -> dict[str
     return values | {"bits_per_dim": bits_per_dim(terms.elbo, vae.data.image.size)}
 
 
-def loss(
-    vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vae: VdVae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     metrics = {name: jnp.mean(value) for name, value in scores(vae, params, keys, batch).items()}
     return -metrics["elbo"] / vae.data.image.size, (metrics, {})
 

@@ -45,7 +45,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
 from jgen.errors import (
     defaults_of,
     require,
@@ -258,9 +258,7 @@ def scores(vlae: Vlae, terms: Terms) -> dict[str, jax.Array]:
     return values | {"bits_per_dim": bits_per_dim(terms.elbo, vlae.data.image.size)}
 
 
-def loss(
-    vlae: Vlae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vlae: Vlae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_z, key_drop = rng.split(keys, 2)
     x, cond = batch["image"], select(batch, vlae.conditions)
     terms = bound_terms(vlae, params, key_z, posterior(vlae, params, x, cond), x, cond, key_drop)

@@ -31,6 +31,7 @@ from jgen.core.model import (
     DataSpec,
     GenerativeModel,
     ImageSpec,
+    Loss,
     Phase,
     Roles,
     select,
@@ -148,9 +149,7 @@ def code_log_prob(
     return categorical_log_prob(prior.network.apply({"params": params["prior"]}, codes, label, key_drop), codes)
 
 
-def loss(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_encode, key_drop = rng.split(keys, 2)
     return code_loss(code_log_prob(prior, params, ctx, key_encode, batch, key_drop), prior.codes)
 

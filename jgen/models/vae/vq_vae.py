@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require_latents
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
 from jgen.prob.codebook import centres, check_codebook, nearest, quantise, start_at_vectors, straight_through
@@ -154,7 +154,7 @@ def decoded(vq: VqVae, params: Roles, z: jax.Array) -> jax.Array:
     return vq.decoder.apply({"params": params["decoder"]}, z)
 
 
-def loss(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vq: VqVae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c = vq.config
     z_e = encoded(vq, params, batch["image"])
     quantised = quantise(ctx.extra["codebook"], keys, z_e, c.decay, c.revival)

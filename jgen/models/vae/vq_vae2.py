@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require, require_latents, require_positive
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, Upsample, check_conv
 from jgen.prob.codebook import Book, centres, check_codebook, nearest, quantise, start_at_vectors, straight_through
@@ -180,9 +180,7 @@ def decoded(vq: VqVae2, params: Roles, e: Vectors) -> jax.Array:
     return vq.decoder.apply({"params": params["decoder"]}, *e)
 
 
-def loss(
-    vq: VqVae2, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vq: VqVae2, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c, x = vq.config, to_float(batch["image"], vq.images.levels)
     key_top, key_bottom = rng.split(keys, 2)
     h, z_t = encoder_of(vq, params, "top", x)

@@ -40,6 +40,7 @@ from jgen.core.model import (
     DataSpec,
     GenerativeModel,
     ImageSpec,
+    Loss,
     Phase,
     Roles,
     frozen_context,
@@ -148,9 +149,7 @@ def code_log_prob(
     return categorical_log_prob(prior.network.apply({"params": params["prior"]}, bottom, cond, key_drop), bottom)
 
 
-def loss(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_encode, key_drop = rng.split(keys, 2)
     return code_loss(code_log_prob(prior, params, ctx, key_encode, batch, key_drop), prior.codes)
 

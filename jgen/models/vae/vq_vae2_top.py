@@ -36,6 +36,7 @@ from jgen.core.model import (
     DataSpec,
     GenerativeModel,
     ImageSpec,
+    Loss,
     Phase,
     Roles,
     select,
@@ -120,9 +121,7 @@ def code_log_prob(
     return categorical_log_prob(logits, top)
 
 
-def loss(
-    prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     key_encode, key_drop = rng.split(keys, 2)
     return code_loss(code_log_prob(prior, params, ctx, key_encode, batch, key_drop), prior.codes)
 

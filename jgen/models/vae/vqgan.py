@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Roles
 from jgen.core.parts import in_parts
 from jgen.errors import require_latents
 from jgen.models.vae import patch_adversary as adversaries
@@ -147,9 +147,7 @@ def reconstruct(vq: Vqgan, params: Roles, ctx: Context, keys: jax.Array, batch: 
     return x, decode_nearest(vq, params, ctx, encoded(vq, params, x))
 
 
-def loss(
-    vq: Vqgan, has_adversary: bool, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
-) -> tuple[jax.Array, tuple[dict, Roles]]:
+def loss(vq: Vqgan, has_adversary: bool, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c = vq.config
     x = to_float(batch["image"], vq.images.levels)
     z_e = encoded(vq, params, x)

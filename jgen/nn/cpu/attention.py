@@ -6,8 +6,6 @@ as long.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +13,7 @@ MASKED = -1e30  # in place of a logit: finite, so that gradients of masked keys 
 CHUNK = 1 << 19  # attention weights that are computed at a time: 2 MiB, what a core's cache holds
 
 
-def attention(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D); of the keys where
     mask, bool (B, M), is true, or of all.
 
@@ -30,19 +28,19 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
 
 
 @jax.custom_vjp
-def _attend(q: Any, k: Any, v: Any) -> Any:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of scaled queries, float32."""
     return _forward(q, k, v)[0]
 
 
-def _forward(q: Any, k: Any, v: Any) -> tuple[Any, tuple[Any, ...]]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     size = _chunk_size(q, k)
     chunks = tuple(_to_chunks(x, size) for x in (q, k, v))
     out, logsumexp = jax.lax.map(_forward_chunk, chunks)
     return _from_chunks(out, q.shape[0]), (*chunks, out, logsumexp)
 
 
-def _backward(residuals: tuple[Any, ...], g: Any) -> tuple[Any, ...]:
+def _backward(residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, ...]:
     size = residuals[0].shape[1]
     gradients = jax.lax.map(_backward_chunk, (*residuals, _to_chunks(g, size)))
     return tuple(_from_chunks(x, g.shape[0]) for x in gradients)
@@ -51,7 +49,7 @@ def _backward(residuals: tuple[Any, ...], g: Any) -> tuple[Any, ...]:
 _attend.defvjp(_forward, _backward)
 
 
-def _forward_chunk(chunk: tuple[Any, ...]) -> tuple[Any, Any]:
+def _forward_chunk(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     """The output (size, L, D) and the log-sum-exp of the logits (size, L)."""
     q, k, v = chunk
     logits = jnp.einsum("nqd,nkd->nqk", q, k)
@@ -61,7 +59,7 @@ def _forward_chunk(chunk: tuple[Any, ...]) -> tuple[Any, Any]:
     return jnp.einsum("nqk,nkd->nqd", weights, v) / total, (top + jnp.log(total))[..., 0]
 
 
-def _backward_chunk(chunk: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+def _backward_chunk(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of q, k and v."""
     q, k, v, out, logsumexp, g = chunk
     delta = jnp.sum(g * out, axis=-1)
@@ -75,18 +73,18 @@ def _backward_chunk(chunk: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     return dq, dk, jnp.einsum("nkq,nqd->nkd", weights_t, g)
 
 
-def _to_chunks(x: Any, size: int) -> Any:
+def _to_chunks(x: jax.Array, size: int) -> jax.Array:
     """(B, L, heads, D) to (chunks, size, L, D)."""
     batch, length, heads, width = x.shape
     return x.transpose(0, 2, 1, 3).reshape(-1, size, length, width)
 
 
-def _from_chunks(x: Any, batch: int) -> Any:
+def _from_chunks(x: jax.Array, batch: int) -> jax.Array:
     """(chunks, size, L, D) to (B, L, heads, D)."""
     return x.reshape(batch, -1, *x.shape[2:]).transpose(0, 2, 1, 3)
 
 
-def _chunk_size(q: Any, k: Any) -> int:
+def _chunk_size(q: jax.Array, k: jax.Array) -> int:
     """The largest divisor of batch x heads whose attention weights fit into CHUNK."""
     pairs = q.shape[0] * q.shape[2]
     limit = max(1, CHUNK // (q.shape[1] * k.shape[1]))

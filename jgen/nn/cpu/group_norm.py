@@ -6,25 +6,28 @@ Autodiff of the statistics reads the activations more often than it needs to.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def group_norm(x: Any, scale: Any, bias: Any, groups: int, eps: float, silu: bool) -> Any:
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool) -> jax.Array:
     """See `jgen.nn.normalization.group_norm`. Statistics come from one pass of per-channel sums."""
     a, c, _, _ = _coefficients(x, scale, bias, groups, eps)
     return _apply(x, a, c, silu)
 
 
-def _forward(x: Any, scale: Any, bias: Any, groups: int, eps: float, silu: bool) -> tuple[Any, tuple[Any, ...]]:
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     a, c, mean, rstd = _coefficients(x, scale, bias, groups, eps)
     return _apply(x, a, c, silu), (x, scale, a, c, mean, rstd)
 
 
-def _backward(groups: int, eps: float, silu: bool, residuals: tuple[Any, ...], g: Any) -> tuple[Any, Any, Any]:
+def _backward(
+    groups: int, eps: float, silu: bool, residuals: tuple[jax.Array, ...], g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, a, c, mean, rstd = residuals
     channels = x.shape[-1]
     size = x.shape[1] * x.shape[2] * (channels // groups)
@@ -48,7 +51,9 @@ def _backward(groups: int, eps: float, silu: bool, residuals: tuple[Any, ...], g
 group_norm.defvjp(_forward, _backward)
 
 
-def _coefficients(x: Any, scale: Any, bias: Any, groups: int, eps: float) -> tuple[Any, Any, Any, Any]:
+def _coefficients(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(a, c, mean, rstd): y = a x + c with a and c (B, C); the groups' means and 1 / standard deviation, (B, G)."""
     channels = x.shape[-1]
     size = x.shape[1] * x.shape[2] * (channels // groups)
@@ -63,16 +68,16 @@ def _coefficients(x: Any, scale: Any, bias: Any, groups: int, eps: float) -> tup
     return *jax.lax.optimization_barrier((a, c)), mean, rstd
 
 
-def _sum_groups(per_channel: Any, groups: int) -> Any:
+def _sum_groups(per_channel: jax.Array, groups: int) -> jax.Array:
     """(B, C) to (B, G)."""
     return per_channel.reshape(per_channel.shape[0], groups, -1).sum(-1)
 
 
-def _to_channels(per_group: Any, channels: int) -> Any:
+def _to_channels(per_group: jax.Array, channels: int) -> jax.Array:
     """(B, G) to (B, C)."""
     return jnp.repeat(per_group, channels // per_group.shape[1], axis=1)
 
 
-def _apply(x: Any, a: Any, c: Any, silu: bool) -> Any:
+def _apply(x: jax.Array, a: jax.Array, c: jax.Array, silu: bool) -> jax.Array:
     y = x.astype(jnp.float32) * a[:, None, None, :] + c[:, None, None, :]
     return (y * jax.nn.sigmoid(y) if silu else y).astype(x.dtype)

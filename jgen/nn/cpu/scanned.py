@@ -8,8 +8,6 @@ its patches are faster still.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +20,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 @jax.custom_vjp
-def conv(x: Any, kernel: Any) -> Any:
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution that keeps the size: x (B, H, W, C), kernel (k, k, C, O), k odd, to (B, H, W, O)."""
     size, _, channels, features = kernel.shape
     side = _patch_side(channels, features)
@@ -31,11 +29,11 @@ def conv(x: Any, kernel: Any) -> Any:
     return _conv_by_output_patches(x, kernel) if side == "output" else _convolve(x, kernel, size // 2)
 
 
-def _forward(x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return conv(x, kernel), (x, kernel)
 
 
-def _backward(residuals: tuple[Any, Any], g: Any) -> tuple[Any, Any]:
+def _backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     size, _, channels, features = kernel.shape
     side = _patch_side(channels, features)
@@ -64,17 +62,17 @@ def _patch_side(channels: int, features: int) -> str:
     return "output" if CHANNEL_RATIO * features <= channels else "none"
 
 
-def _convolve(x: Any, kernel: Any, padding: int) -> Any:
+def _convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((padding, padding),) * 2, dimension_numbers=_NHWC)
 
 
-def _patches(x: Any, size: int) -> Any:
+def _patches(x: jax.Array, size: int) -> jax.Array:
     """(B, H, W, C) to (B H W, size^2 C): the pixels around each position, rows before columns before channels."""
     p = size // 2
     return extract_patches(x, size, size, ((p, p), (p, p))).reshape(-1, size * size * x.shape[-1])
 
 
-def _sum_patches(patches: Any, shape: tuple[int, ...], size: int) -> Any:
+def _sum_patches(patches: jax.Array, shape: tuple[int, ...], size: int) -> jax.Array:
     """The transpose of the linear map `_patches`: (B H W, size^2 C) summed into (B, H, W, C), `shape` with any C."""
     parts = jnp.split(patches.reshape(*shape[:3], -1), size * size, axis=-1)
     zero, p = jnp.zeros((), patches.dtype), size // 2
@@ -85,13 +83,13 @@ def _sum_patches(patches: Any, shape: tuple[int, ...], size: int) -> Any:
     return total
 
 
-def _conv_by_output_patches(x: Any, kernel: Any) -> Any:
+def _conv_by_output_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution as one product of every position with the whole kernel."""
     size, _, channels, _ = kernel.shape
     flipped = jnp.flip(kernel, (0, 1)).transpose(2, 0, 1, 3).reshape(channels, -1)
     return _sum_patches(x.reshape(-1, channels) @ flipped, x.shape, size)
 
 
-def _flip(kernel: Any) -> Any:
+def _flip(kernel: jax.Array) -> jax.Array:
     """The kernel (k, k, O, C) with which the gradient of the output is convolved to that of the input."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)

@@ -12,18 +12,16 @@ use Winograd's algorithm: see winograd4x4.py.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
 from jgen.nn.cpu import winograd4x4
 
 _PADDING = ((1, 1), (1, 1))
-Residuals = tuple[Any, Any]
+Residuals = tuple[jax.Array, jax.Array]
 
 
 @jax.custom_vjp
-def conv_down(x: Any, kernel: Any) -> Any:
+def conv_down(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """dT/dy, the convolution: x (B, 2h, 2w, C), kernel (4, 4, C, O), to (B, h, w, O)."""
     if winograd4x4.is_faster(x.dtype, x.shape[1] // 2, x.shape[2] // 2, *kernel.shape[2:]):
         return winograd4x4.conv_down(x, kernel)
@@ -31,7 +29,7 @@ def conv_down(x: Any, kernel: Any) -> Any:
 
 
 @jax.custom_vjp
-def conv_up(y: Any, kernel: Any) -> Any:
+def conv_up(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """dT/dx, the transposed convolution: y (B, h, w, O), kernel (4, 4, C, O), to (B, 2h, 2w, C)."""
     if winograd4x4.is_faster(y.dtype, *y.shape[1:3], *kernel.shape[2:]):
         return winograd4x4.conv_up(y, kernel)
@@ -46,7 +44,7 @@ def conv_up(y: Any, kernel: Any) -> Any:
 
 
 @jax.custom_vjp
-def weight_gradient(x: Any, y: Any) -> Any:
+def weight_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     """dT/dk: x (B, 2h, 2w, C), y (B, h, w, O), to (4, 4, C, O)."""
     height, width = y.shape[1:3]
     wide = winograd4x4.is_faster(x.dtype, height, width, x.shape[-1], y.shape[-1])
@@ -57,29 +55,29 @@ def weight_gradient(x: Any, y: Any) -> Any:
     )
 
 
-def _down_forward(x: Any, kernel: Any) -> tuple[Any, Residuals]:
+def _down_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Residuals]:
     return conv_down(x, kernel), (x, kernel)
 
 
-def _down_backward(residuals: Residuals, y: Any) -> tuple[Any, Any]:
+def _down_backward(residuals: Residuals, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     return conv_up(y, kernel), weight_gradient(x, y)
 
 
-def _up_forward(y: Any, kernel: Any) -> tuple[Any, Residuals]:
+def _up_forward(y: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Residuals]:
     return conv_up(y, kernel), (y, kernel)
 
 
-def _up_backward(residuals: Residuals, x: Any) -> tuple[Any, Any]:
+def _up_backward(residuals: Residuals, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     y, kernel = residuals
     return conv_down(x, kernel), weight_gradient(x, y)
 
 
-def _weight_forward(x: Any, y: Any) -> tuple[Any, Residuals]:
+def _weight_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, Residuals]:
     return weight_gradient(x, y), (x, y)
 
 
-def _weight_backward(residuals: Residuals, kernel: Any) -> tuple[Any, Any]:
+def _weight_backward(residuals: Residuals, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, y = residuals
     return conv_up(y, kernel), conv_down(x, kernel)
 

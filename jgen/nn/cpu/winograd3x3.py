@@ -17,8 +17,6 @@ both axes would need still fewer products, but four times as many kernels to com
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +26,10 @@ MIN_FEATURES_WEIGHT_GRADIENT = 64  # the same for the weight gradient, in output
 MIN_PIXELS = 256  # height x width below which the gain is not worth compiling the kernels
 _FILTER_TRANSFORM = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
 _NHWC = ("NHWC", "HWIO", "NHWC")
+Residuals = tuple[jax.Array, jax.Array]
 
 
-def is_faster(x: Any, features: int) -> bool:
+def is_faster(x: jax.Array, features: int) -> bool:
     """Whether `conv` serves x (B, H, W, C) and `features` output channels, and is faster than XLA's convolution."""
     _, height, width, channels = x.shape
     suits = height % 4 == 0 and height * width >= MIN_PIXELS and min(channels, features) >= MIN_CHANNELS
@@ -38,25 +37,25 @@ def is_faster(x: Any, features: int) -> bool:
 
 
 @jax.custom_vjp
-def conv(x: Any, kernel: Any) -> Any:
+def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """3x3 convolution padded with zeros: x (B, H, W, C), H divisible by 4, kernel (3, 3, C, O), to (B, H, W, O)."""
     products = [_conv_1x3(d, g[None]) for d, g in zip(_transform_inputs(x), _transform_filters(kernel))]
     return _transform_outputs(products)
 
 
-def _conv_1x3(x: Any, kernel: Any) -> Any:
+def _conv_1x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((0, 0), (1, 1)), dimension_numbers=_NHWC)
 
 
-def _conv_3x3(x: Any, kernel: Any) -> Any:
+def _conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
 
 
-def _forward(x: Any, kernel: Any) -> tuple[Any, Any]:
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Residuals]:
     return conv(x, kernel), (x, kernel)
 
 
-def _backward(residuals: Any, g: Any) -> tuple[Any, Any]:
+def _backward(residuals: Residuals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     return conv(g, flipped), _weight_gradient(x, g)
@@ -65,7 +64,7 @@ def _backward(residuals: Any, g: Any) -> tuple[Any, Any]:
 conv.defvjp(_forward, _backward)
 
 
-def _weight_gradient(x: Any, g: Any) -> Any:
+def _weight_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     """The gradient of the kernel (3, 3, C, O), from x (B, H, W, C) and the gradient g (B, H, W, O) of the output."""
     width, channels, features = x.shape[2], x.shape[3], g.shape[3]
     if features < MIN_FEATURES_WEIGHT_GRADIENT:
@@ -82,7 +81,7 @@ def _weight_gradient(x: Any, g: Any) -> Any:
     return _transpose_filters(products)
 
 
-def _transform_inputs(x: Any) -> list[Any]:
+def _transform_inputs(x: jax.Array) -> list[jax.Array]:
     """The six D, each (B, H / 4, W, C), of x (B, H, W, C)."""
     padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))))
     last = padded.shape[1] - 5
@@ -91,18 +90,18 @@ def _transform_inputs(x: Any) -> list[Any]:
     return [4 * d0 - 5 * d2 + d4, a + b, a - b, c + e, c - e, 4 * d1 - 5 * d3 + d5]
 
 
-def _transform_filters(kernel: Any) -> list[Any]:
+def _transform_filters(kernel: jax.Array) -> list[jax.Array]:
     """The six G, each (3, C, O), of a kernel (3, 3, C, O)."""
     return list(jnp.tensordot(_FILTER_TRANSFORM, kernel, 1))
 
 
-def _transpose_filters(m: list[Any]) -> Any:
+def _transpose_filters(m: list[jax.Array]) -> jax.Array:
     """The transpose of the linear map `_transform_filters`."""
     a, b, c, e = (m[1] + m[2]) / 6, (m[2] - m[1]) / 6, (m[3] + m[4]) / 24, (m[3] - m[4]) / 12
     return jnp.stack([m[0] / 4 - a + c, b + e, 4 * c - a + m[5]], axis=0)
 
 
-def _transform_outputs(m: list[Any]) -> Any:
+def _transform_outputs(m: list[jax.Array]) -> jax.Array:
     """The output (B, H, W, O) from the six products, each (B, H / 4, W, O)."""
     a, b, c, e = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
     joined = jnp.stack([m[0] + a + c, b + 2 * e, a + 4 * c, b + 8 * e + m[5]], axis=2)
@@ -110,7 +109,7 @@ def _transform_outputs(m: list[Any]) -> Any:
     return joined.reshape(batch, 4 * quarter, width, features)
 
 
-def _transpose_outputs(g: Any) -> list[Any]:
+def _transpose_outputs(g: jax.Array) -> list[jax.Array]:
     """The transpose of the linear map `_transform_outputs`."""
     g = jax.lax.optimization_barrier(g)
     y0, y1, y2, y3 = (jax.lax.slice_in_dim(g, start, None, 4, 1) for start in range(4))

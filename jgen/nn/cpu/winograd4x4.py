@@ -15,23 +15,24 @@ The functions compute the same as those of strided.py, for outputs of even heigh
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 MIN_CHANNELS = 16  # with fewer input or output channels, moving the data costs more than the products saved
 MIN_CHANNELS_WEIGHT_GRADIENT = 128  # the same for the weight gradient, in input channels
 
 
-def is_faster(dtype: Any, height: int, width: int, channels: int, features: int) -> bool:
+def is_faster(dtype: DTypeLike, height: int, width: int, channels: int, features: int) -> bool:
     """Whether this form serves outputs (B, height, width, features) of a kernel (4, 4, channels, features), and is
     faster than XLA's convolution."""
     suits = height % 2 == width % 2 == 0 and dtype == jnp.float32
     return suits and min(channels, features) >= MIN_CHANNELS
 
 
-def conv_down(x: Any, kernel: Any) -> Any:
+def conv_down(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x (B, 2h, 2w, C), kernel (4, 4, C, O), to (B, h, w, O)."""
     batch, height, width, channels = x.shape
     features = kernel.shape[-1]
@@ -47,19 +48,19 @@ def conv_down(x: Any, kernel: Any) -> Any:
     return joined.reshape(batch, height // 2, width // 2, features)
 
 
-def _product(d: Any, g: Any) -> Any:
+def _product(d: jax.Array, g: jax.Array) -> jax.Array:
     """(B, h, w, C) times (C, O), as one matrix product."""
     return (d.reshape(-1, d.shape[-1]) @ g).reshape(*d.shape[:3], g.shape[-1])
 
 
-def conv_up(y: Any, kernel: Any) -> Any:
+def conv_up(y: jax.Array, kernel: jax.Array) -> jax.Array:
     """y (B, h, w, O), kernel (4, 4, C, O), to (B, 2h, 2w, C)."""
     batch, height, width, _ = y.shape
     shape = jax.ShapeDtypeStruct((batch, 2 * height, 2 * width, kernel.shape[2]), y.dtype)
     return jax.linear_transpose(lambda x: conv_down(x, kernel), shape)(y)[0]
 
 
-def weight_gradient(x: Any, y: Any) -> Any:
+def weight_gradient(x: jax.Array, y: jax.Array) -> jax.Array:
     """x (B, 2h, 2w, C), y (B, h, w, O), to (4, 4, C, O)."""
     batch, height, width, channels = x.shape
     features = y.shape[-1]
@@ -77,40 +78,40 @@ def weight_gradient(x: Any, y: Any) -> Any:
     return _join_kernel([_transpose_filters(*column) for column in zip(*rows)], channels, features)
 
 
-def _transform_inputs(d: Any, axis: int) -> tuple[Any, Any, Any]:
+def _transform_inputs(d: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The factors (d0 - d1, d1, d2 - d1) of all tiles along an axis of 2 t + 1 entries."""
     count = d.shape[axis]
     d0, d1, d2 = (jax.lax.slice_in_dim(d, start, count - 2 + start, 2, axis) for start in range(3))
     return d0 - d1, d1, d2 - d1
 
 
-def _transform_filters(g0: Any, g1: Any) -> tuple[Any, Any, Any]:
+def _transform_filters(g0: jax.Array, g1: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return g0, g0 + g1, g1
 
 
-def _transform_outputs(m0: Any, m1: Any, m2: Any) -> tuple[Any, Any]:
+def _transform_outputs(m0: jax.Array, m1: jax.Array, m2: jax.Array) -> tuple[jax.Array, jax.Array]:
     return m0 + m1, m1 + m2
 
 
-def _transpose_outputs(y: Any, axis: int) -> tuple[Any, Any, Any]:
+def _transpose_outputs(y: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The transpose of the linear map `_transform_outputs`, over all tiles along an axis."""
     y0, y1 = (jax.lax.slice_in_dim(y, start, None, 2, axis) for start in (0, 1))
     return y0, y0 + y1, y1
 
 
-def _transpose_filters(m0: Any, m1: Any, m2: Any) -> tuple[Any, Any]:
+def _transpose_filters(m0: jax.Array, m1: jax.Array, m2: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The transpose of the linear map `_transform_filters`."""
     return m0 + m1, m1 + m2
 
 
-def _split_kernel(kernel: Any) -> Any:
+def _split_kernel(kernel: jax.Array) -> jax.Array:
     """(4, 4, C, O) to [row][column] of (4 C, O): the 2x2 convolution."""
     channels, features = kernel.shape[2:]
     parts = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
     return parts.reshape(2, 2, 4 * channels, features)
 
 
-def _join_kernel(parts: Any, channels: int, features: int) -> Any:
+def _join_kernel(parts: Sequence[Sequence[jax.Array]], channels: int, features: int) -> jax.Array:
     """The inverse of `_split_kernel`, from [column][row]."""
     joined = jnp.stack([jnp.stack([parts[column][row] for column in (0, 1)]) for row in (0, 1)])
     joined = joined.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
