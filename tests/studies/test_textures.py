@@ -1,5 +1,6 @@
-"""The picture of textures: what stands where in it, and its mistakes."""
+"""The picture of textures: what stands where in it, and its mistakes; scores of a run."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -12,16 +13,34 @@ from specs import data_of
 
 import jgen
 import train
+from jgen import evaluate
 from jgen.data.grids import make_grid
 from jgen.data.pictures import to_display
 from jgen.studies import textures
 
 
-def test_a_row_is_a_crop_and_the_first_sample_of_each_run_of_its_picture(cache, tmp_path):
-    run, out = tmp_path / "texture", tmp_path / "textures.png"
-    train.command(
-        ["configs/classical/texture_portilla.py:tiny", "--workdir", str(run), "--train.samples-per-class", "0"]
-    )
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "texture"
+    config = "configs/classical/texture_portilla.py:tiny"
+    train.command([config, "--workdir", str(folder), "--train.samples-per-class", "0"])
+    return folder
+
+
+@pytest.mark.slow
+def test_samples_are_scored_beside_crops_that_were_held_out(run, tmp_path):
+    out = tmp_path / "score.json"
+    evaluate.command([str(run), "--samples", "2", "--out", str(out)])
+    scores, gen = json.loads(out.read_text())["texture_error"], jgen.load(run)
+    error = jax.jit(gen.model.functions["texture_error"], static_argnums=3)
+    crops, _ = real_images(gen.config.data, scores["num_crops"])
+    made = gen.sample(jax.random.key(0), 2)
+    np.testing.assert_allclose(scores["crops"], np.mean(error(gen.params, gen.ctx, crops, True)), rtol=1e-4)
+    np.testing.assert_allclose(scores["mean"], np.mean(error(gen.params, gen.ctx, made, False)), rtol=1e-3)
+
+
+def test_a_row_is_a_crop_and_the_first_sample_of_each_run_of_its_picture(run, tmp_path):
+    out = tmp_path / "textures.png"
     other = shutil.copytree(run, tmp_path / "other")
     assert textures.command([str(run), str(other), "--out", str(out), "--seed", "3"]) == 0
     gen = jgen.load(run)

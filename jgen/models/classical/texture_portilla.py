@@ -22,6 +22,7 @@ Measured: statistics of two samples of 256x256 after 200 evaluations are off by 
 and off by 0.58 % on gravel, where those of a held-out crop are off by 22.8 %, 25.0 % and 10.2 %: each after 10 steps of
 `python train.py configs/classical/texture_portilla.py:brick`, configs/classical/texture_portilla.py:grass or
 configs/classical/texture_portilla.py:gravel, in seconds; a sample takes about a minute on two busy CPU cores.
+50 rounds of projections leave brick off by 2.22 % and gravel by 0.63 %.
 """
 
 from __future__ import annotations
