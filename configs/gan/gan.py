@@ -10,7 +10,7 @@ from jgen.train.config import Optimiser, tiny_training
 from jgen.train.presets import STANDARD, accelerator_training, choose, digits_training, mnist_training, plane_training
 
 VARIANTS = STANDARD | {
-    "gaussians": "a mixture of 8 Gaussians in the plane, as images of two pixels; seconds on 2 CPU cores",
+    "gaussians": "a mixture of 8 Gaussians in the plane, as images of two pixels",
 }
 FACTS = Facts(free_form_jacobian=True)
 ADAM = Optimiser(learning_rate=2e-4, beta1=0.5)
