@@ -18,7 +18,7 @@ from jgen.train.presets import (
 )
 
 VARIANTS = STANDARD | {
-    "gaussians": "a mixture of 8 Gaussians in the plane, as images of two pixels; seconds on 2 CPU cores",
+    "gaussians": "a mixture of 8 Gaussians in the plane, as images of two pixels",
 }
 FACTS = Facts(free_form_jacobian=True)
 ADAM = Optimiser(learning_rate=2e-4, beta1=0.5)

@@ -1,4 +1,4 @@
-"""A density of the plane as a set of images of two pixels: what flows, energies and adversaries learn in seconds.
+"""A density of the plane as a set of images of two pixels: what flows, energies and adversaries are tried on.
 
 density:NAME   gaussians, rings, spirals or checkerboard of `jgen.prob.densities`
 

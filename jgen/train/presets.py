@@ -21,7 +21,7 @@ STANDARD = {
 }
 
 # A density of the plane, which systems of dense networks learn: STANDARD | RINGS.
-RINGS = {"rings": "points of two rings in the plane, as images of two pixels; seconds on 2 CPU cores"}
+RINGS = {"rings": "points of two rings in the plane, as images of two pixels"}
 
 # Images that several systems see.
 CIFAR10 = Data(name="cifar10", flip=True, validation=0.0)  # all of the training images
@@ -91,7 +91,7 @@ def digits_training(steps: int, optimiser: Optimiser, **changes: Any) -> Config:
 
 
 def plane_training(steps: int, optimiser: Optimiser, **changes: Any) -> Config:
-    """Training on points of the plane, images of two pixels, in seconds on two CPU cores.
+    """Training on points of the plane, images of two pixels.
 
     Args:
       changes: fields of `Config` that differ from the preset.

@@ -59,7 +59,7 @@ def test_a_flow_on_correlated_gaussians_reaches_their_entropy():
 
 
 @pytest.mark.slow
-def test_an_energys_normaliser_is_the_sum_over_all_images_and_it_learns_two_rings(cache, tmp_path):
+def test_an_energys_normaliser_is_the_sum_over_all_images_and_training_brings_it_nearer(cache, tmp_path):
     """Of the variant `rings`, after a part of its training, with what is learned beside the uniform distribution."""
     experiment = import_config(SYSTEMS["igebm"]).get_config("rings")
     train = replace(experiment.train, steps=200, checkpoint_every=200, samples_per_class=0)
