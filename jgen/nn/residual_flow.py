@@ -103,7 +103,8 @@ def invert(
     """
 
     def solve(equation: Callable[[jax.Array], jax.Array], start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return iterate_to_fixed_point(residual, y, tolerance, iterations)
+        x, done = iterate_to_fixed_point(residual, y, tolerance, iterations)
+        return x, done.astype(x.dtype)  # JAX 0.10 has no tangent for a bool here
 
     def solve_linear(linear: Callable[[jax.Array], jax.Array], right: jax.Array) -> jax.Array:
         return iterate_to_fixed_point(lambda x: linear(x) - x, right, tolerance, iterations)[0]
@@ -114,7 +115,8 @@ def invert(
     def equation(x: jax.Array) -> jax.Array:
         return x + residual(x) - y
 
-    return jax.lax.custom_root(equation, y, solve, tangent_solve, has_aux=True)
+    x, done = jax.lax.custom_root(equation, y, solve, tangent_solve, has_aux=True)
+    return x, done > 0
 
 
 def iterate_to_fixed_point(
