@@ -12,6 +12,7 @@ parameters are stacked, and one block's program serves all: a network of 128 lay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,6 +39,9 @@ class Cache(NamedTuple):
     values: jax.Array
     prefix_keys: jax.Array
     prefix_values: jax.Array
+
+
+Carry = tuple[jax.Array, list[Cache]]  # features of a position, and the caches
 
 
 class DecoderBlock(nn.Module):
@@ -78,11 +82,15 @@ class DecoderBlock(nn.Module):
         return self.finish(x, causal_attention(q, k, v), None), (k, v)
 
     def step(
-        self, x: jax.Array, sources: list[Source], temperature: jax.Array | None = None
-    ) -> tuple[jax.Array, KeyValue]:
-        """One position, (B, features), given the keys and values before it, (B, K, heads, D) with masks that broadcast
-        to (B, heads, K); with its own key and value, (B, heads, D). temperature: (B,), of the attention's softmax."""
+        self, x: jax.Array, remember: Callable[..., tuple[list[Source], Any]], temperature: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """One position, (B, features), and what `remember` returns second.
+
+        remember: (key, value) of the position, (B, heads, D), to the keys and values before it, (B, K, heads, D) with
+        masks that broadcast to (B, heads, K), and anything else. temperature: (B,), of the attention's softmax.
+        """
         q, k, v = self.project(x)
+        sources, remembered = remember(k, v)
         if temperature is not None:
             q = q / temperature[:, None, None].astype(q.dtype)
         grouped: list[Source] = [
@@ -91,7 +99,7 @@ class DecoderBlock(nn.Module):
         ]
         own_q, own_k, own_v = (part[:, None, None] for part in (q, k, v))
         attended = attend(own_q, own_k, own_v, grouped)
-        return self.finish(x, attended[:, 0, 0], None), (k, v)
+        return self.finish(x, attended[:, 0, 0], None), remembered
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values (..., heads, D) of (..., features)."""
@@ -133,7 +141,7 @@ class CausalTransformer(nn.Module):
 
         def init(key: jax.Array, block: DecoderBlock) -> Any:
             keys = jax.random.split(key, self.repeats)
-            return jax.vmap(lambda key: block.init(key, x, [], method="step")["params"])(keys)
+            return jax.vmap(lambda key: block.init(key, x, lambda k, v: ([], None), method="step")["params"])(keys)
 
         self.stacked = [self.param(f"blocks_{i}", init, block) for i, block in enumerate(self.blocks())]
 
@@ -148,11 +156,11 @@ class CausalTransformer(nn.Module):
         sizes = (self.features, self.heads, self.hidden, self.key_features)
         return [DecoderBlock(*sizes, p, self.dropout_rate, scale, self.dtype, parent=None) for p in self.patterns]
 
-    def scan(self, function: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    def scan(self, function: Any, x: Any) -> tuple[Any, Any]:
         """x through all blocks; function(block, parameters, x, place, i) -> (x, what to stack), of block number `place`
         among those of pattern i."""
 
-        def layers(x: jax.Array, inputs: tuple) -> tuple[jax.Array, list]:
+        def layers(x: Any, inputs: tuple) -> tuple[Any, list]:
             stacked, place = inputs
             outputs = []
             for i, (block, params) in enumerate(zip(self.blocks(), stacked)):
@@ -199,16 +207,28 @@ class CausalTransformer(nn.Module):
         Only the keys and values that it attends to are read, and its own are written. temperature: see `DecoderBlock`.
         """
 
-        def layer(block: DecoderBlock, params: Any, x: jax.Array, place: jax.Array, i: int) -> tuple[jax.Array, Any]:
-            sources = read(caches[i], self.patterns[i], place, position)
-            return block.apply(params, x, sources, temperature, method="step")
+        def layer(block: DecoderBlock, params: Any, carry: Carry, place: jax.Array, i: int) -> tuple[Carry, None]:
+            x, caches = carry
 
-        x, of_position = self.scan(layer, cast(x, self.dtype))
-        after = []
-        for cache, (k, v) in zip(caches, of_position):
-            keys, values = cache.keys.at[:, position].set(k), cache.values.at[:, position].set(v)
-            after.append(cache._replace(keys=keys, values=values))
-        return self.norm(x), after
+            def remember(k: jax.Array, v: jax.Array) -> tuple[list[Source], Cache]:
+                cache = write(caches[i], place, position, k, v)
+                return read(cache, self.patterns[i], place, position), cache
+
+            x, cache = block.apply(params, x, remember, temperature, method="step")
+            return (x, [*caches[:i], cache, *caches[i + 1 :]]), None
+
+        x, caches = self.scan(layer, (cast(x, self.dtype), caches))[0]
+        return self.norm(x), caches
+
+
+def write(cache: Cache, place: jax.Array, position: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
+    """The cache with a position's key and value in block number `place`, (B, heads, D).
+
+    It is written before it is read: XLA, where a read could come after, copies the cache for every position.
+    """
+    start = (place, position, 0, 0, 0)
+    keys, values = (jax.lax.dynamic_update_slice(x, new[None, None], start) for x, new in zip(cache, (k, v)))
+    return cache._replace(keys=keys, values=values)
 
 
 def read(cache: Cache, pattern: Pattern, place: jax.Array, position: jax.Array) -> list[Source]:
