@@ -49,7 +49,7 @@ def mnist(name: str) -> Experiment:
 
 
 def rings() -> Experiment:
-    # T = 0.02, about as of the digits. After 1,000 steps the density is one broad bump, 1.52 nats from the rings', where
+    # T = 0.02, about as of digits. After 1,000 steps the density is one broad bump, 1.52 nats from the rings', where
     # the uniform one is at 1.94: layers of norm 1 may be too smooth for rings this thin.
     model = Config(channels=(64, 64), blocks=1, convolutional=False, steps=20, step_size=0.01, noise=0.02)
     model = replace(model, alpha=0.0, buffer_size=4096, class_conditional=False, sampling=Sampling(steps=1000))
