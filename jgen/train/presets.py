@@ -20,7 +20,7 @@ STANDARD = {
     "tiny": "8x8 digits, seconds to train; for tests",
 }
 
-# A density of the plane, which systems of dense networks learn: STANDARD | RINGS.
+# A density of the plane: STANDARD | RINGS.
 RINGS = {"rings": "points of two rings in the plane, as images of two pixels"}
 
 # Images that several systems see.
