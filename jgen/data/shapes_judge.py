@@ -8,6 +8,7 @@ is like no shape is an object of none, which no caption asks for.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import permutations
@@ -217,6 +218,22 @@ def shows(picture: Sequence[Thing], statement: Statement) -> tuple[bool, bool]:
     return has_objects, False
 
 
+def attributes(picture: Sequence[Thing], statement: Statement) -> tuple[float, float, float]:
+    """The shares of the statement's objects whose shape, whose colour and whose size, where it is named, the picture's
+    objects have, these in the order in which they have most; NaN where there are more or fewer objects."""
+    things = statement.things
+    if len(picture) != len(things):
+        return math.nan, math.nan, math.nan
+
+    def right(shown: Sequence[Thing]) -> list[tuple[bool, bool, bool]]:
+        pairs = zip(things, shown)
+        return [(a.shape == b.shape, a.colour == b.colour, a.size in (None, b.size)) for a, b in pairs]
+
+    most = np.array(max(map(right, permutations(picture)), key=lambda shares: sum(map(sum, shares))), float)
+    sizes = [share for share, thing in zip(most[:, 2], things) if thing.size is not None]
+    return most[:, 0].mean(), most[:, 1].mean(), float(np.mean(sizes)) if sizes else math.nan
+
+
 def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of pictures by the captions that they were asked for with: float (n,), of which the mean is a share.
 
@@ -225,7 +242,8 @@ def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
     Returns:
       aligned: 1 where every object, size, relation and position that the caption names is in the picture, and no other
         object is; aligned_1 to aligned_3: the same of captions of so many objects, NaN of others; number: 1 where there
-        are as many objects; objects: 1 where they have the shapes, colours and sizes that the caption names.
+        are as many objects; objects: 1 where they have the shapes, colours and sizes that the caption names; shapes,
+        colours, sizes: where there are as many objects, the share of them that has each, else NaN: see `attributes`.
     Raises:
       UserError: a text that is no caption of the set.
     """
@@ -237,4 +255,5 @@ def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
     for number in range(1, MOST_OBJECTS + 1):
         scores[f"aligned_{number}"] = np.where(named == number, outcome[:, 1], np.nan)
     scores["number"] = np.array([float(len(picture) == number) for picture, number in zip(pictures, named)])
-    return {**scores, "objects": outcome[:, 0]}
+    shares = np.array([attributes(*pair) for pair in zip(pictures, statements)], float).reshape(-1, 3)
+    return {**scores, "objects": outcome[:, 0], **dict(zip(("shapes", "colours", "sizes"), shares.T))}

@@ -106,6 +106,11 @@ def test_the_judge_tells_words_from_pictures():
         image += covered[..., None] * (PALETTE[colour] - 128.0)
     shown = np.repeat(np.round(image).astype(np.uint8)[None], len(two), axis=0)
     np.testing.assert_array_equal(judge(list(two), shown)["aligned"], list(two.values()))
+    texts = ["a large red ring above a blue square", "a small blue square below a green triangle", "a red circle"]
+    shares = judge(texts, shown[: len(texts)])
+    np.testing.assert_array_equal(shares["shapes"], [0.5, 0.5, np.nan])
+    np.testing.assert_array_equal(shares["colours"], [1.0, 0.5, np.nan])
+    np.testing.assert_array_equal(shares["sizes"], [0.0, 0.0, np.nan])
     noise = np.random.default_rng(0).integers(0, 256, (len(two), 32, 32, 3), np.uint8)
     assert not judge(list(two), noise)["aligned"].any()
 
