@@ -17,7 +17,7 @@ from jgen.train.config import tiny_training
 from jgen.train.presets import SHAPES, TINY_SHAPES, accelerator_training, cosine, digits_training
 
 VARIANTS = {
-    "shapes": "32x32 rendered shapes with captions; some 21 minutes of CPU time",
+    "shapes": "32x32 rendered shapes with captions; some 70 minutes of CPU time",
     "shapes_latent": "8x8 latents of them, on a frozen CLIP and a frozen autoencoder: Stable Diffusion's shape",
     "emoji": "64x64 pictures of Noto Color Emoji by their names; for an accelerator",
     "tiny": "the same, seconds to train; for tests",
@@ -33,7 +33,7 @@ def get_config(variant: str) -> Experiment:
 
 def shapes() -> Experiment:
     # Convolutions at full resolution draw an object alike wherever it stands. A transformer of 4x4 patches has to learn
-    # it for every place within a patch: after four times the steps it drew blobs.
+    # it for every place within a patch: after as many steps it drew blobs.
     network = unet.Config(channels=(16, 48, 96), blocks=1, attention=(8,), head_dim=32, groups=8, dropout=0.0)
     # Most of a picture is grey, and what stands where is decided at more noise than edges are.
     objective = replace(EDM, network=network, sigma_data=0.25, sigma_max=40.0, p_mean=-0.5, p_std=1.3)

@@ -18,10 +18,10 @@ Glossary: x_t noisy image; D the denoiser; c a context: features (B, L, D) and w
 Differs from the papers: tokens after the end of a text are not attended to; the text encoder is causal, as CLIP's;
 prompt-to-prompt takes texts of as many tokens, and shares the weights of cross-attention alone, in every step.
 
-Measured: text alignment 0.4 % on the shapes' test split, whose pairs of shape and colour training does not show (the
-share of samples that show all that their captions say), and 48 % have as many objects: colours and sides follow the
-text, shapes do not yet. 500 samples, dpmpp_2m, 16 steps, without guidance; 4,700 steps of
-`python train.py configs/text_to_image/text_diffusion.py:shapes`. See docs/text_to_image.md.
+Measured: text alignment 1.0 % on the shapes' test split, whose pairs of shape and colour training does not show (the
+share of samples that show all that their captions say); 57 % have as many objects, of which 92 % have the colour, 95 %
+the size and 17 % the shape that is named: shapes do not follow the text yet. 500 samples, dpmpp_2m, 16 steps, guidance 2;
+4,500 steps of `python train.py configs/text_to_image/text_diffusion.py:shapes`. See docs/text_to_image.md.
 """
 
 from __future__ import annotations
