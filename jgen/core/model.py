@@ -178,8 +178,6 @@ class GenerativeModel(NamedTuple):
     data:        the images it is about and the fields beside them.
     init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` that of a context.
     phases:      what one training step does, in order.
-    check_training: (steps) -> None, raises UserError for a run of so many steps that it would end before the model is
-                 whole, as of networks that grow. None where a run may be of any length.
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
                  classifier, a text encoder, an autoencoder without a prior).
     trajectory:  (params, ctx, keys, cond, **sampling) -> uint8 (B, n, H, W, C): images on the way to the sample, which
@@ -229,6 +227,8 @@ class GenerativeModel(NamedTuple):
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     prepare: (params, ctx, keys, cond) -> the roles of `extra` to sample with, computed once before sampling (standing
                  batch statistics).
+    check_training: (steps) -> None, raises UserError for a run of so many steps that it would end before the model is
+                 whole, as of networks that grow. None where a run may be of any length.
     functions:   {name: function}, what the model lends to models that stand on it, with the signatures
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
@@ -274,7 +274,6 @@ class GenerativeModel(NamedTuple):
     data: DataSpec
     init: Callable[..., tuple[Roles, Roles]]
     phases: tuple[Phase, ...]
-    check_training: Callable[[int], None] | None = None
     sample: Callable[..., Any] | None = None
     trajectory: Callable[..., Any] | None = None
     sampling: Any = None
@@ -308,6 +307,7 @@ class GenerativeModel(NamedTuple):
     restore: Callable[..., Any] | None = None
     restoring: Any = None
     prepare: Callable[..., Roles] | None = None
+    check_training: Callable[[int], None] | None = None
     functions: Mapping[str, Callable[..., Any]] = {}
     shared: tuple[str, ...] = ()
     averages: tuple[str, ...] | None = None
