@@ -273,8 +273,8 @@ def document_with(text: str, rows: dict[str, str], order: list[str], others: boo
     place = re.compile("(<!-- scaling -->\n)(.*?)(<!-- /scaling -->)", re.DOTALL)
     old = place.search(text)
     assert old is not None
-    kept = {line.split(" | ")[0].removeprefix("| "): line for line in old[2].splitlines()[2:]} if others else {}
-    rows = kept | rows
+    earlier = {line.split(" | ")[0].removeprefix("| "): line for line in old[2].splitlines()[2:]} if others else {}
+    rows = earlier | rows
     lines = [f"| {' | '.join(HEAD)} |", f"| {' | '.join(['---'] * len(HEAD))} |"]
     table = "\n".join([*lines, *(rows[name] for name in order if name in rows)])
     return place.sub(lambda match: f"{match[1]}{table}\n{match[3]}", text)

@@ -422,9 +422,9 @@ def start_backend(several: bool) -> None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         where = f" on JAX_PLATFORMS={platforms}" if platforms else ""
         raise UserError(f"JAX does not start{where}: {reason}") from error
-    wanted, found = expected_platform(), jax.default_backend()
+    wanted, actual = expected_platform(), jax.default_backend()
     fallen = f"JAX finds no {wanted} in process {jax.process_index()} of {jax.process_count()} and runs it on CPU"
-    require(not several or found == wanted or found != "cpu", f"{fallen}; JAX_PLATFORMS=cpu has all run on CPU")
+    require(not several or actual == wanted or actual != "cpu", f"{fallen}; JAX_PLATFORMS=cpu has all run on CPU")
 
 
 def runs_on_cpu() -> bool:

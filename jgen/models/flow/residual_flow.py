@@ -257,7 +257,7 @@ def scales_of(params: Tree) -> list[str]:
 def inverse_and_report(
     network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
 ) -> jax.Array:
-    """Preprocessed images of latents; images whose fixed point is not found are reported with the block."""
+    """Preprocessed images of latents; images whose fixed point does not converge are reported with the block."""
     x, done = inverse_transport(network, params, z, label, tolerance, iterations)
     for scale, blocks in done.items():
         for block, converged in enumerate(blocks):
@@ -269,17 +269,17 @@ def inverse_and_report(
 def inverse_transport(
     network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Preprocessed images of latents, and {scale: whether the fixed point was found, bool (blocks, B)}."""
+    """Preprocessed images of latents, and {scale: whether the fixed point converged, bool (blocks, B)}."""
 
     def step(y: jax.Array, weights: Tree) -> tuple[jax.Array, jax.Array]:
         x, done = invert(lambda x: network.apply({"params": weights["network"]}, x, label), y, tolerance, iterations)
         return ActNorm().apply({"params": weights["actnorm"]}, x, True)[0], done
 
-    x, found = ActNorm().apply({"params": params["actnorm"]}, z, True)[0], {}
+    x, converged = ActNorm().apply({"params": params["actnorm"]}, z, True)[0], {}
     for scale in reversed(scales_of(params)):
-        x, found[scale] = jax.lax.scan(step, x, params[scale], reverse=True)
+        x, converged[scale] = jax.lax.scan(step, x, params[scale], reverse=True)
         x = unsqueeze(x) if scale != "scale0" else x
-    return x, found
+    return x, converged
 
 
 def loss(residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:

@@ -20,8 +20,8 @@ prompt-to-prompt takes texts of as many tokens, and shares the weights of cross-
 
 Measured: text alignment 1.0 % on the shapes' test split, whose pairs of shape and colour training does not show (the
 share of samples that show all that their captions say); 57 % have as many objects, of which 92 % have the colour, 95 %
-the size and 17 % the shape that is named: shapes do not follow the text yet. 500 samples, dpmpp_2m, 16 steps, guidance 2;
-4,500 steps of `python train.py configs/text_to_image/text_diffusion.py:shapes`. See docs/text_to_image.md.
+the size and 17 % the shape that is named: shapes do not follow the text yet. 500 samples, dpmpp_2m, 16 steps, with
+guidance 2; 4,500 steps of `python train.py configs/text_to_image/text_diffusion.py:shapes`. See docs/text_to_image.md.
 """
 
 from __future__ import annotations
