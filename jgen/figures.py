@@ -273,10 +273,10 @@ def interpolation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndar
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
     # What the class says, a conditional model's latents do not: there both ends are of one class, found among more.
-    of_class = gen.model.conditions == ("label",)
-    num = min(40 * a.rows, splits[a.split].num - a.start) if of_class else 2 * a.rows
+    by_class = gen.model.conditions == ("label",)
+    num = min(40 * a.rows, splits[a.split].num - a.start) if by_class else 2 * a.rows
     images, named = data(gen, splits, a, num)
-    if of_class:
+    if by_class:
         label = named["label"]
         order = np.argsort(label, kind="stable")
         pairs = np.stack([order[:-1], order[1:]], axis=1)

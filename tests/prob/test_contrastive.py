@@ -107,10 +107,10 @@ def test_noise_contrast_recovers_a_density_of_the_plane_and_its_normaliser():
     def features(x):
         return np.stack([x[:, 0] ** 0, x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2], axis=1)
 
-    of_data, of_noise = (np.float32(features(x)) for x in (mean + noise @ root.T, noise))
+    data_features, noise_features = (np.float32(features(x)) for x in (mean + noise @ root.T, noise))
 
     def loss(theta):
-        return jnp.sum(np.float32(weights) * noise_contrast(of_data @ theta, of_noise @ theta))
+        return jnp.sum(np.float32(weights) * noise_contrast(data_features @ theta, noise_features @ theta))
 
     @jax.jit
     def newton(theta):

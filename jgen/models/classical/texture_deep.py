@@ -86,9 +86,9 @@ def make_network(config: Config, data: DataSpec) -> gram.Network:
     return gram.vgg_network(config.weights)
 
 
-def spectrum(statistics: Tree, height: int, width: int) -> jax.Array:
+def spectrum(target: Tree, height: int, width: int) -> jax.Array:
     """The gain of 1 / f, (C, height, width), which leaves the variance as it is."""
     radius = np.hypot(*np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij"))
     gain = 1 / np.maximum(radius, 1 / max(height, width))
     scaled = jnp.asarray(gain / np.sqrt(np.mean(gain**2)), jnp.float32)
-    return jnp.broadcast_to(scaled[None], (len(statistics["maps"][0]), height, width))
+    return jnp.broadcast_to(scaled[None], (len(target["maps"][0]), height, width))

@@ -85,8 +85,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     def statistics(colour: Tree, z: jax.Array, source: bool) -> Tree:
         return texture_statistics.statistics(form, z)
 
-    def spectrum(found: Tree, height: int, width: int) -> jax.Array:
-        return texture_statistics.spectrum(form, found, height, width)
+    def spectrum(target: Tree, height: int, width: int) -> jax.Array:
+        return texture_statistics.spectrum(form, target, height, width)
 
     def check_size(height: int, width: int, what: str) -> None:
         texture_statistics.check_size(form, height, width, what)
