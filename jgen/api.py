@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jgen.core import backend, parallel
-from jgen.core.model import Context, DataSpec, GenerativeModel
+from jgen.core.model import Context, DataSpec, Frozen, GenerativeModel
 from jgen.core.options import check_types
 from jgen.data.config import located
 from jgen.errors import require, require_seed
@@ -246,7 +246,7 @@ def state_template(model: GenerativeModel, experiment: Experiment, frozen: Mappi
     batch["index"] = np.zeros(num, np.int32)
     optimisers = role_optimisers(model, config)
 
-    def template(batch: Any, frozen: Any) -> Any:
+    def template(batch: Any, frozen: Frozen) -> Any:
         return init_state(model, optimisers, jax.random.key(0), batch, ema_enabled(config), frozen)
 
     return jax.eval_shape(template, with_place(batch), frozen)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from jgen import cli
 from jgen.core import parallel
 from jgen.core.files import check_writable
+from jgen.core.model import frozen_parameters
 from jgen.data.config import Config as Data
 from jgen.data.config import place_of
 from jgen.distributed import Distributed, working_together
@@ -205,15 +206,10 @@ def record_of(gen: Generator, run: Path) -> dict[str, Any]:
         "best": gen.model.best,
         "batch_size": gen.config.train.batch_size,
         "ema": bool(gen.ctx.averaged),
-        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, all_frozen(gen.ctx.frozen)))),
+        "parameters": sum(x.size for x in jax.tree.leaves((gen.params, frozen_parameters(gen.ctx.frozen)))),
         "command": "python -m jgen.evaluate " + shlex.join(sys.argv[1:]),
         "environment": environment(),
     }
-
-
-def all_frozen(frozen: Any) -> list[Any]:
-    """The parameters of the models that a model stands on, and of those that they stand on in turn."""
-    return [[model.params, all_frozen(model.frozen)] for model in frozen.values()]
 
 
 def is_validated(gen: Generator, arguments: Arguments) -> bool:

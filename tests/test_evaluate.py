@@ -435,7 +435,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--samples", "0", "--sampling.steps", "3"], ["--sampling", "--samples 0"]),
         (["RUN", "RUN", "--grid", "x.png"], ["one run"]),
         (["RUN", "--step", "never"], ["--step", "best"]),
-        (["RUN", "--reconstruct"], ["ddpm cannot reconstruct: it can sample"]),
+        (["RUN", "--reconstruct"], ["ddpm cannot reconstruct: that takes encode and decode; it can sample"]),
         (["RUN", "--reconstruct", "--num", "49"], ["--num is 49", "at least 50 reconstructions"]),
         ([*FILE, "--num", "-1"], ["--num is -1"]),
         ([*FILE, "--step", "3"], ["--step is about runs"]),

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from contract_cases import SYSTEMS, make_case
 
 import train
 from jgen import evaluate
-from jgen.cli import import_config, import_file, load_config, parse
+from jgen.cli import DEFAULT, import_config, import_file, load_config, parse
 from jgen.compare import __main__ as compare
 from jgen.errors import UserError
 
@@ -21,15 +22,19 @@ FEW = ["--train.steps", "2", "--train.batch-size", "4", "--train.validation-imag
 FEW += ["--train.samples-per-class", "1"]
 
 
-def small_diffusion(config, words):
-    """Options of a small network and few steps of sampling, of the digits in the size that a command asks for."""
-    size = words[words.index("--data.size") + 1] if "--data.size" in words else "8"
-    options = {"blocks": "1", "channels": "8", "attention": size, "head-dim": "8", "groups": "4"}
-    if "noisy_classifier" in config:
-        return [word for name, value in options.items() for word in (f"--model.{name}", value)]
-    system = "model.objective" if any(name in config for name in ("adm", "upsampler")) else "model"
-    network = [word for name, value in options.items() for word in (f"--{system}.network.{name}", value)]
-    return [*network, f"--{system}.sampling.steps", "2"]
+def few_steps(words, pictures):
+    """A command of training as tests run it: few steps, of the system's tiny variant where its data are the embedded
+    digits, otherwise on pictures, into the folder that the command itself would take."""
+    config = words[1] if len(words) > 1 and not words[1].startswith("-") else DEFAULT
+    experiment, _ = load_config(config, ROOT)
+    path, _, variant = config.partition(":")
+    variant = variant or next(iter(import_config(ROOT / path).VARIANTS))
+    words = ["train.py", f"{path}:tiny" if experiment.data.name == "digits" else config, *words[2:], *FEW]
+    if "--workdir" not in words:
+        words += ["--workdir", f"runs/{Path(path).stem}-{variant}"]
+    if experiment.data.name != "digits" and "--data.name" not in words:
+        words += ["--data.name", f"folder:{pictures}"]
+    return words
 
 
 def commands():
@@ -78,11 +83,7 @@ def test_every_command_runs(python, pictures, tmp_path):
         places |= {"npz:FILE": f"npz:{tmp_path / 'mine.npz'}"}
         words = [places.get(word, word) for word in words[1:]]
         if words[0] == "train.py" and "--list" not in words and "--help" not in words:
-            config = next((w for w in words[1:2] if not w.startswith("-")), "configs/diffusion/vdm.py")
-            words += FEW + (small_diffusion(config, words) if "diffusion" in config else [])
-            experiment, _ = load_config(config, ROOT)
-            if experiment.data.name != "digits" and "--data.name" not in words:
-                words += ["--data.name", f"folder:{pictures}"]
+            words = few_steps(words, pictures)
         if words[:2] == ["-m", "jgen.evaluate"] and "--images" not in words:
             words += ["--samples", "60"]
         if words[:2] == ["-m", "jgen.compare"]:  # it takes an hour

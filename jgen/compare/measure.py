@@ -20,6 +20,7 @@ from typing import Any
 from jgen import cli
 from jgen.compare.systems import Training, data_spec, load_training
 from jgen.core.files import check_writable
+from jgen.core.model import Context, Frozen, frozen_parameters
 from jgen.errors import UserError, require, require_positive
 from jgen.train.run_directory import read_json
 
@@ -87,7 +88,7 @@ def measure(training: Training, size: int | None, seconds: float) -> dict[str, A
     state, frozen = initial_state(program)
     frozen = parallel.replicate(frozen)
     params, extra = parallel.replicate((state.params, state.extra))
-    num_parameters = sum(x.size for x in jax.tree.leaves((params, parameters_of(frozen))))
+    num_parameters = sum(x.size for x in jax.tree.leaves((params, frozen_parameters(frozen))))
     figures = time_training(program, place_state(model, state), frozen, seconds)
     batch_size = training.experiment.train.batch_size
     figures |= {"batch_size": batch_size, "images_per_second": batch_size / figures["step_seconds"]}
@@ -103,12 +104,7 @@ def measure(training: Training, size: int | None, seconds: float) -> dict[str, A
     }
 
 
-def parameters_of(frozen: Any) -> list[Any]:
-    """The parameters of frozen models, and of those that they stand on."""
-    return [(model.params, parameters_of(model.frozen)) for model in frozen.values()]
-
-
-def time_training(program: Any, state: Any, frozen: Any, seconds: float) -> dict[str, float]:
+def time_training(program: Any, state: Any, frozen: Frozen, seconds: float) -> dict[str, float]:
     """Seconds of a step, and of compiling.
 
     Where phases come and go, each set that runs together is timed by itself, and a step is their mean, weighted by how
@@ -152,14 +148,13 @@ def step_seconds(train: Callable[[], Any], seconds: float) -> float:
     return (time.perf_counter() - start) / done
 
 
-def time_sampling(program: Any, params: Any, extra: Any, frozen: Any, seconds: float) -> dict[str, float]:
+def time_sampling(program: Any, params: Any, extra: Any, frozen: Frozen, seconds: float) -> dict[str, float]:
     """Seconds until the first sample, compiling included, and samples per second."""
     import jax
     import jax.numpy as jnp
 
     from jgen.compare.program import random_conditions
     from jgen.core.generate import prepared, sample_images
-    from jgen.core.model import Context
 
     model, key, cond = program.part.model, jax.random.key(0), random_conditions(program, SAMPLED)
     ctx = prepared(model, params, Context(jnp.int32(0), None, params, extra, frozen), key)

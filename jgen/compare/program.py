@@ -14,7 +14,7 @@ import numpy as np
 from jgen.compare.systems import Training, data_spec
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import ArraySpec, Batch, DataSpec, FrozenModel, GenerativeModel
+from jgen.core.model import ArraySpec, Batch, DataSpec, Frozen, FrozenModel, GenerativeModel
 from jgen.data.style import SIBLINGS
 from jgen.data.transforms import added_fields, make_transform
 from jgen.experiment import make_model
@@ -112,13 +112,13 @@ def make_program(training: Training, size: int | None = None) -> Program:
     transform = make_transform(part.training.experiment.data, part.data, train=True)
     decay, accumulation = average_decay(config), config.accumulation
 
-    def init(key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> Any:
+    def init(key: jax.Array, batch: Batch, frozen: Frozen) -> Any:
         return init_state(model, optimisers, key, batch, ema_enabled(config), frozen)
 
     def local(number: int) -> Callable[..., Any]:
         active = active_phases(model, number)
 
-        def run(state: Any, frozen: Any, batch: Batch) -> Any:
+        def run(state: Any, frozen: Frozen, batch: Batch) -> Any:
             repeats = batches_per_step(model)
             batch = jax.tree.map(lambda x: x.reshape(repeats, x.shape[0] // repeats, *x.shape[1:]), batch)
             whole, per_example = split_per_example(model, state.extra)

@@ -404,6 +404,16 @@ def check_latents(model: GenerativeModel, latents: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(latents), arrays)
 
 
+# What a capability that is made of other functions takes, said to who asks a model without it.
+TAKES = {
+    "reconstruct": "that takes encode and decode",
+    "interpolate": "that takes continuous latents, from encode or invert, and decode",
+    "classify": "that takes a likelihood or an energy given a class",
+    "retrieve": "that takes embed_image and embed_text",
+    "anomaly_score": "that takes a likelihood or an energy",
+}
+
+
 def capabilities(model: GenerativeModel) -> list[str]:
     """What a model can do, by the names of the API."""
     names = [name for name in INPUTS if getattr(model, name) is not None]
@@ -424,7 +434,6 @@ def require_capability(model: GenerativeModel, name: str) -> None:
     capability."""
     if name not in capabilities(model):
         can = ", ".join([*capabilities(model), *model.functions])
-        scored = name == "classify" and "anomaly_score" in capabilities(model)
-        reason = model.why_not.get(name, "it is not conditioned on classes" if scored else "")
+        reason = model.why_not.get(name, TAKES.get(name, ""))
         reason = f"{reason}; " if reason else ""
         raise NotSupported(f"{model.name} cannot {name}: {reason}it can {can or 'only be trained'}")

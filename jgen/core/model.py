@@ -102,6 +102,9 @@ class FrozenModel(NamedTuple):
     frozen: Mapping[str, FrozenModel] = {}
 
 
+Frozen = Mapping[str, FrozenModel]  # {role: arrays of the run}, what a model stands on
+
+
 class Context(NamedTuple):
     """What a loss or a sampler may read beside the parameters. It is read-only and has these fields only.
 
@@ -120,8 +123,13 @@ class Context(NamedTuple):
     key: Any = None
     ema: Roles = {}
     extra: Roles = {}
-    frozen: Mapping[str, FrozenModel] = {}
+    frozen: Frozen = {}
     averaged: Any = True
+
+
+def frozen_parameters(frozen: Frozen) -> list[Any]:
+    """The parameters of the models that a model stands on, and of those that they stand on in turn."""
+    return [[model.params, frozen_parameters(model.frozen)] for model in frozen.values()]
 
 
 def frozen_context(ctx: Context, role: str) -> tuple[Roles, Context]:
@@ -272,7 +280,7 @@ class GenerativeModel(NamedTuple):
 
     name: str
     data: DataSpec
-    init: Callable[..., tuple[Roles, Roles]]
+    init: Callable[[jax.Array, Batch, Frozen], tuple[Roles, Roles]]
     phases: tuple[Phase, ...]
     sample: Callable[..., Any] | None = None
     trajectory: Callable[..., Any] | None = None

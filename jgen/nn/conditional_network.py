@@ -12,14 +12,14 @@ is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, DataSpec, FrozenModel, ImageSpec, Roles, select, select_first
+from jgen.core.model import Batch, Cond, DataSpec, Frozen, ImageSpec, Roles, select, select_first
 from jgen.errors import require, require_labels
 from jgen.nn import dit, unet
 from jgen.nn.cross_attention import Tokens
@@ -99,7 +99,7 @@ class ConditionalNetwork(NamedTuple):
         large = jax.image.resize(small, (*x.shape[:3], small.shape[-1]), "linear")
         return jnp.concatenate([x, large], axis=-1)
 
-    def init_roles(self, key: jax.Array, batch: Batch, frozen: Mapping[str, FrozenModel]) -> tuple[Roles, Roles]:
+    def init_roles(self, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
         """`init` of a system without other parameters: new ones, or the teacher's where all shapes agree."""
         params = self.init(key, batch)
         if "teacher" in frozen:

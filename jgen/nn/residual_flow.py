@@ -1,5 +1,6 @@
-"""Networks with a Lipschitz constant below 1, and the inverse of x + g(x) with such a g (Chen et al. 2019, arXiv
-1906.02735; Behrmann et al. 2019, arXiv 1811.00995; Gouk et al. 2018, arXiv 1804.04368).
+"""Networks with a Lipschitz constant below 1, the inverse of x + g(x) with such a g, and chains of them with their log
+determinant (Chen et al. 2019, arXiv 1906.02735; Behrmann et al. 2019, arXiv 1811.00995; Gouk et al. 2018, arXiv
+1804.04368).
 
     a layer       W <- W / max(1, |W| / c),  |W| its norm as a linear map, by power iteration
     LipSwish      z sigmoid(softplus(beta) z) / 1.1, whose derivative is below 1
@@ -12,17 +13,22 @@ with its padding, not of the kernel as a matrix.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jgen.core import keys as rng
+from jgen.core.model import Tree
 from jgen.nn.conv import conv
-from jgen.nn.flow import embed
+from jgen.nn.flow import ActNorm, apply_chain, embed
 from jgen.nn.spectral_norm import operator_norm
+from jgen.prob.bijectors import squeeze, unsqueeze
+from jgen.prob.roulette import draw_length, estimate_log_det, exact_log_det
 
 MAX_SWISH_DERIVATIVE = 1.1  # of z sigmoid(z): 1.0998
+STOP = 0.5  # probability with which the roulette ends after each term that is not certain, as in the authors' code
 
 
 def lip_swish(z: jax.Array, beta: Any) -> jax.Array:
@@ -140,3 +146,88 @@ def iterate_to_fixed_point(
 
     _, x, done = jax.lax.while_loop(unfinished, iterate, (0, y, jnp.zeros(y.shape[:1], bool)))
     return x, done
+
+
+class Draws(NamedTuple):
+    """What a roulette draws from: the key that all images share, and keys of the images (B,); in how many certain
+    terms."""
+
+    key: jax.Array
+    keys: jax.Array
+    terms: int
+
+
+def constrain_all(params: Tree, fixed: Tree, bound: float, iterations: int) -> tuple[Tree, Tree]:
+    """The parameters with every layer's norm below the bound, and the next vectors of the power iterations."""
+    constrained, vectors = dict(params), {}
+
+    def one(block: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+        weights, own = block
+        network, own = constrain(weights["network"], own, bound, iterations)
+        return {**weights, "network": network}, own
+
+    for scale, own in fixed.items():
+        constrained[scale], vectors[scale] = jax.lax.map(one, (params[scale], own))
+    return constrained, vectors
+
+
+def transport(
+    network: LipschitzNetwork,
+    params: Tree,
+    x: jax.Array,
+    label: jax.Array | None,
+    draws: Draws | None,
+    exact: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """Latents of preprocessed images and log_det: exact, by a roulette with `draws`, or with neither that of the
+    actnorms alone.
+
+    Args:
+      params: constrained.
+    """
+
+    def residual(weights: Tree, x: jax.Array) -> jax.Array:
+        return network.apply({"params": weights}, x, label)
+
+    def step(block: tuple[Tree, jax.Array], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weights, number = block
+        x, log_det = ActNorm().apply({"params": weights["actnorm"]}, x)
+        if draws is not None:
+            v = rng.normal(rng.fold_in(draws.keys, number), x.shape[1:], x.dtype)
+            length = draw_length(jax.random.fold_in(draws.key, number), draws.terms, STOP)
+            y, change = estimate_log_det(residual, weights["network"], x, v, length, draws.terms, STOP)
+        elif exact:
+            y, change = exact_log_det(residual, weights["network"], x)
+        else:
+            y, change = x + residual(weights["network"], x), jnp.zeros_like(log_det)
+        return y, log_det + change
+
+    total, first = jnp.zeros(x.shape[:1], x.dtype), 0
+    for scale in scales_of(params):
+        x = squeeze(x) if first else x
+        blocks = jax.tree.leaves(params[scale])[0].shape[0]
+        x, log_det = apply_chain(step, (params[scale], first + jnp.arange(blocks)), x)
+        total, first = total + log_det, first + blocks
+    z, log_det = ActNorm().apply({"params": params["actnorm"]}, x)
+    return z, total + log_det
+
+
+def scales_of(params: Tree) -> list[str]:
+    """The names of the scales in order."""
+    return [f"scale{number}" for number in range(len(params) - 1)]
+
+
+def inverse_transport(
+    network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Preprocessed images of latents, and {scale: whether the fixed point converged, bool (blocks, B)}."""
+
+    def step(y: jax.Array, weights: Tree) -> tuple[jax.Array, jax.Array]:
+        x, done = invert(lambda x: network.apply({"params": weights["network"]}, x, label), y, tolerance, iterations)
+        return ActNorm().apply({"params": weights["actnorm"]}, x, True)[0], done
+
+    x, converged = ActNorm().apply({"params": params["actnorm"]}, z, True)[0], {}
+    for scale in reversed(scales_of(params)):
+        x, converged[scale] = jax.lax.scan(step, x, params[scale], reverse=True)
+        x = unsqueeze(x) if scale != "scale0" else x
+    return x, converged

@@ -21,6 +21,7 @@ from jgen.core.model import DataSpec, ImageSpec
 from jgen.models.flow import ffjord, glow, realnvp, residual_flow, tarflow
 from jgen.models.flow.dequantised import Bijection
 from jgen.nn.flow import ActNorm, apply_chain, init_chain
+from jgen.nn.residual_flow import Draws, constrain_all, transport
 from jgen.nn.velocity_field import VelocityField
 from jgen.prob.likelihoods import mean_image, normal_log_prob, sum_image
 from jgen.prob.roulette import exact_log_det
@@ -175,7 +176,7 @@ def make_ffjord(shape: Shape, width: int) -> Map:
     def loss(params: Any, extra: Any, key: jax.Array, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
         x, log_det = ActNorm().apply({"params": params["actnorm"]}, x)
         v = ode.probe_directions(keys, shape, 1, config.probe)[:, 0]
-        end = ffjord.integrate(lambda x, t: network.apply({"params": params["field"]}, x, t, None), x, v, config.steps)
+        end = ode.integrate(lambda x, t: network.apply({"params": params["field"]}, x, t, None), x, v, config.steps)
         nats = sum_image(normal_log_prob(end.x, 0.0, 0.0)) + end.trace + log_det
         size = math.prod(shape)
         penalty = config.kinetic * end.kinetic + config.jacobian * end.jacobian
@@ -215,9 +216,9 @@ def make_residual(shape: Shape, width: int, exact: bool = False) -> Map:
     network = residual_flow.make_residual_flow(config, data).network
 
     def loss(params: Any, extra: Any, key: jax.Array, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
-        constrained, vectors = residual_flow.constrain_all(config, params, extra, config.power_iterations)
-        draws = None if exact else residual_flow.Draws(key, keys, config.terms)
-        z, log_det = residual_flow.transport(network, constrained, x, None, draws)
+        constrained, vectors = constrain_all(params, extra, config.lipschitz, config.power_iterations)
+        draws = None if exact else Draws(key, keys, config.terms)
+        z, log_det = transport(network, constrained, x, None, draws)
         return -jnp.mean(sum_image(normal_log_prob(z, 0.0, 0.0)) + log_det), vectors
 
     return from_bijection(residual_flow.make_bijection(config, data), shape, loss)

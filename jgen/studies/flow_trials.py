@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, GenerativeModel, Loss, Phase, Roles
+from jgen.core.model import Batch, Context, Frozen, GenerativeModel, Loss, Phase, Roles
 from jgen.models.flow.dequantised import LOGIT_ALPHA
 from jgen.prob import densities
 from jgen.prob.dequantisation import dequantise, preprocess, quantise
@@ -126,7 +126,7 @@ def problem_of(setting: Row) -> Problem:
 def make_model(flow: Map, shape: Shape) -> GenerativeModel:
     """What the training step trains."""
 
-    def init(key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    def init(key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
         params, extra = flow.init(key, batch["image"])
         return {"flow": params}, {"flow": extra} if jax.tree.leaves(extra) else {}
 

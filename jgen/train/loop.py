@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jgen.core import keys as rng
 from jgen.core import parallel
 from jgen.core.generate import prepared, run_over, sample_images
-from jgen.core.model import Batch, Cond, Context, FrozenModel, GenerativeModel, Roles
+from jgen.core.model import Batch, Cond, Context, Frozen, GenerativeModel, Roles
 from jgen.core.progress import progress_bar
 from jgen.data.batches import batch_positions, train_batches
 from jgen.data.config import Config as DataConfig
@@ -65,7 +65,7 @@ def starting_state(
     data: DataConfig,
     dataset: Dataset,
     seed: int,
-    frozen: Mapping[str, FrozenModel],
+    frozen: Frozen,
 ) -> TrainState:
     """The state before step 0, from the first batch of training data."""
     split = dataset.splits["train"]
@@ -74,7 +74,7 @@ def starting_state(
     key = rng.seed_key(seed)
     transform = make_transform(data, dataset.spec, train=True)
 
-    def init(batch: Batch, frozen: Mapping[str, FrozenModel]) -> TrainState:
+    def init(batch: Batch, frozen: Frozen) -> TrainState:
         first_step = rng.phase_key(rng.stream(key, rng.RUN), 0, rng.DATA, 0)  # as the first step will see them
         keys = rng.image_keys(first_step, jax.numpy.arange(config.batch_size))
         return init_state(model, optimisers, key, transform(keys, batch), ema_enabled(config), frozen)
@@ -137,7 +137,7 @@ class Training:
         data: DataConfig,
         seed: int,
         directory: RunDirectory,
-        frozen: Mapping[str, FrozenModel] | None = None,
+        frozen: Frozen | None = None,
         newest: int | None = None,
     ):
         self.started = time.monotonic()

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Batch, Context, FrozenModel, GenerativeModel, Phase, Roles, always
+from jgen.core.model import Batch, Context, Frozen, GenerativeModel, Phase, Roles, always
 from jgen.errors import require
 from jgen.train.optimisers import RoleOptimiser
 from jgen.train.packing import Packed, pack, pack_roles, unpack, unpack_on_host, unpack_roles
@@ -62,7 +62,7 @@ def init_state(
     key: jax.Array,
     batch: Batch,
     ema: bool,
-    frozen: Mapping[str, FrozenModel] | None = None,
+    frozen: Frozen | None = None,
 ) -> TrainState:
     """The state before the first step. `batch` is a global batch, for initialisation that depends on data.
 
@@ -159,7 +159,7 @@ def make_train_step(
         return parallel.pmap(partial(local_step, *parts, active), (None, 0, None, 1), (None, 0, None), donate=(0, 1))
 
     def step(
-        state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, step_count: int | None = None
+        state: TrainState, frozen: Frozen, batch: Batch, step_count: int | None = None
     ) -> tuple[TrainState, Metrics]:
         if step_count is None:
             step_count = int(state.step) if has_conditional_phases else 0
@@ -202,7 +202,7 @@ def make_train_steps(
         return parallel.pmap(partial(local_steps, one, active), split, (None, 0, None), donate=(0, 1))
 
     def steps(
-        state: TrainState, frozen: Mapping[str, FrozenModel], batch: Batch, step_count: int
+        state: TrainState, frozen: Frozen, batch: Batch, step_count: int
     ) -> tuple[TrainState, tuple[Metrics, ...]]:
         shape = (count, repeats)
         batch = jax.tree.map(lambda x: x.reshape(*shape, x.shape[0] // (count * repeats), *x.shape[1:]), batch)
@@ -231,7 +231,7 @@ def local_steps(
     active: tuple[tuple[int, ...], ...],
     state: TrainState,
     per_example: Roles,
-    frozen: Mapping[str, FrozenModel],
+    frozen: Frozen,
     batch: Batch,
 ) -> tuple[TrainState, Roles, tuple[Metrics, ...]]:
     """Consecutive training steps on one device, the body of `make_train_steps`' pmap.
@@ -290,7 +290,7 @@ def local_step(
     active: tuple[int, ...],
     state: TrainState,
     per_example: Roles,
-    frozen: Mapping[str, FrozenModel],
+    frozen: Frozen,
     batch: Batch,
 ) -> tuple[TrainState, Roles, Metrics]:
     """One training step on one device, the body of `make_train_step`'s pmap, which runs the phases `active`.

@@ -131,7 +131,7 @@ def test_steps_of_training_integrate_a_linear_flow_and_its_regularisation():
     with jax.enable_x64(True):
         v = ode.probe_directions(keys_of(n), DATA.image.shape, 1, "gaussian")[:, 0].astype(jnp.float64)
         for steps in (4, 8, 16):
-            end = jax.jit(lambda x, v, s=steps: ffjord.integrate(linear_field, x, v, s))(jnp.asarray(x), v)
+            end = jax.jit(lambda x, v, s=steps: ode.integrate(linear_field, x, v, s))(jnp.asarray(x), v)
             end = jax.tree.map(np.asarray, end)
             errors.append(np.abs(end.x[0].ravel() - scipy.linalg.expm(MATRIX) @ x[0].ravel()).max())
     assert all(12 < a / b < 20 for a, b in zip(errors, errors[1:]))  # of order 4

@@ -18,7 +18,17 @@ from jgen.errors import UserError
 from jgen.experiment import make_model
 from jgen.models.flow import residual_flow
 from jgen.models.flow.dequantised import preprocess
-from jgen.nn.residual_flow import LipschitzNetwork, apply_linear, constrain, invert, lip_swish, start_vectors
+from jgen.nn.residual_flow import (
+    Draws,
+    LipschitzNetwork,
+    apply_linear,
+    constrain,
+    constrain_all,
+    invert,
+    lip_swish,
+    start_vectors,
+    transport,
+)
 from jgen.nn.spectral_norm import operator_norm
 
 DATA = data_of(2, 4, 1, 8, num_classes=2)
@@ -116,17 +126,17 @@ def test_the_derivative_of_lip_swish_is_below_one():
 def test_the_flow_by_roulette_has_the_exact_determinants_mean_and_gradient():
     model, params, ctx = make_case()
     residual, draws = residual_flow.make_residual_flow(CONFIG, DATA), 4000
-    constrained, _ = residual_flow.constrain_all(CONFIG, params["flow"], ctx.extra["flow"], 50)
+    constrained, _ = constrain_all(params["flow"], ctx.extra["flow"], CONFIG.lipschitz, 50)
     x, _ = preprocess(batch()["image"][:1] + np.float32(0.5), 8, 0.0)
     label = jnp.zeros(1, jnp.int32)
 
     def nats(constrained, x, draws):
-        z, log_det = residual_flow.transport(residual.network, constrained, x, label, draws)
+        z, log_det = transport(residual.network, constrained, x, label, draws)
         return log_det[0] - 0.5 * jnp.sum(z**2)
 
     def estimate(key):
         key, own = jax.random.split(key)
-        own_draws = residual_flow.Draws(key, own[None], 2)
+        own_draws = Draws(key, own[None], 2)
         return jax.value_and_grad(nats, (0, 1))(constrained, x, own_draws)
 
     flat = jax.jit(lambda keys: jax.tree.map(lambda a: a.reshape(len(keys), -1), jax.vmap(estimate)(keys)))

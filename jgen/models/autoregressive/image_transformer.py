@@ -26,13 +26,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Roles, select, select_first
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Loss, Roles, select, select_first
 from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require, require_labels
 from jgen.models.autoregressive.raster import Raster, make_raster_model, nll_per_dim
@@ -134,7 +134,7 @@ def make_network(config: Config, data: DataSpec) -> PixelTransformer:
     )
 
 
-def init(system: System, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(system: System, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     cond = select_first(batch, system.conditions)
     return {"transformer": system.network.init(key, batch["image"][:1], cond)["params"]}, {}
 

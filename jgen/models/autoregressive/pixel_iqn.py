@@ -35,7 +35,19 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import require, require_labels, require_positive
 from jgen.nn.gated_pixelcnn import GatedPixelCNN, check_network
 from jgen.nn.quantile_head import QuantileHead
@@ -130,7 +142,7 @@ def make_trunk(config: Config, data: DataSpec) -> GatedPixelCNN:
     )
 
 
-def init(system: System, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(system: System, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_trunk, key_head = rng.split_key(key, 2)
     label = select_first(batch, system.conditions).get("label")
     trunk = system.trunk.init(key_trunk, batch["image"][:1], label)["params"]

@@ -22,6 +22,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     Loss,
     LossFn,
@@ -112,7 +113,7 @@ def make_pixelcnn_model(
     """
     conditions = ("label",) if config.class_conditional else ()
 
-    def init(key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+    def init(key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
         label = select_first(batch, conditions).get("label")
         return {"pixelcnn": network.init(key, batch["image"][:1], label)["params"]}, {}
 

@@ -37,7 +37,19 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, select
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    ImageSpec,
+    Loss,
+    Phase,
+    Roles,
+    select,
+)
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.prob import gaussian_mixture as gm
 from jgen.prob.dequantisation import dequantise, importance_bound, preprocess, quantise
@@ -126,7 +138,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(pixels: Pixels, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(pixels: Pixels, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_noise, key_centres, key_start = jax.random.split(key, 3)
     num, components = batch["image"].shape[0], pixels.config.components
     require(components <= num, f"components is {components}: a batch has {num} images, from which they start")

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import defaults_of, require
 from jgen.samplers.lbfgs import minimise
 
@@ -112,7 +112,7 @@ def sampled(texture: Texture, options: Any) -> ImageSpec:
     return replace(texture.images, height=size, width=size) if size else texture.images
 
 
-def init(texture: Texture, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(texture: Texture, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     x = to_floats(texture, batch["image"])
     flat = x.reshape(-1, x.shape[-1])
     mean = jnp.mean(flat, axis=0)

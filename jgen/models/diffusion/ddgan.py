@@ -39,7 +39,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, every, select
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Loss, Phase, Roles, every, select
 from jgen.errors import require, require_labels, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conv import Conv
@@ -246,7 +246,7 @@ def phases_of(gan: Ddgan) -> tuple[Phase, ...]:
     return penalised._replace(runs=lazy), plain._replace(runs=lambda step: not lazy(step)), gen
 
 
-def init(gan: Ddgan, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(gan: Ddgan, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_gen, key_disc = jax.random.split(key)
     x, number = to_float(batch["image"][:1], gan.data.image.levels), jnp.ones(1, jnp.int32)
     label = batch["label"][:1] if gan.conditions else None

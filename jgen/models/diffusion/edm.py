@@ -25,13 +25,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.augmentation import SIZE, augment
@@ -113,7 +113,7 @@ def make(
     )
 
 
-def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(edm: Edm, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     return {edm.network.role: edm.network.init(key, batch, vector_size=SIZE if edm.config.augment else 0)}, {}
 
 

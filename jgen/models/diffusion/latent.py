@@ -30,6 +30,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     ImageSpec,
     Loss,
@@ -115,7 +116,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
     )
 
 
-def init(latent: Latent, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(latent: Latent, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_model, key_encode = jax.random.split(key)
     ctx = Context(jnp.int32(0), None, frozen=frozen)
     keys = rng.image_keys(key_encode, jnp.arange(len(batch["image"])))

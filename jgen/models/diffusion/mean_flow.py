@@ -29,7 +29,7 @@ import numpy as np
 
 from jgen.core import backend
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
@@ -100,7 +100,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     return with_states(model, partial(states, flow), lambda o: o.steps)
 
 
-def init(flow: MeanFlow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(flow: MeanFlow, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     return {flow.network.role: flow.network.init(key, batch, vector_size=EMBEDDING)}, {}
 
 

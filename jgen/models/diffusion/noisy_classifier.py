@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
+from jgen.core.model import Batch, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require
 from jgen.nn import unet
 from jgen.nn.adm import AdmEncoder
@@ -87,7 +87,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(classifier: NoisyClassifier, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(classifier: NoisyClassifier, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     x = to_float(batch["image"][:1], classifier.images.levels)
     return {"classifier": classifier.network.init(key, x, jnp.ones(1), None)["params"]}, {}
 

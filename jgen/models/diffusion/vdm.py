@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import defaults_of, require, require_positive
 from jgen.nn import unet as networks
 from jgen.nn.conditional_network import ConditionalNetwork, check_label_dropout, make_conditional_network
@@ -128,7 +128,7 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
     return with_samplers(model, denoising_by_class(*where, classifier=classifier))
 
 
-def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(vdm: Vdm, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_unet, key_schedule = rng.split_key(key, 2)
     ends = {"gamma_0": jnp.float32(vdm.config.gamma_0), "gamma_1": jnp.float32(vdm.config.gamma_1)}
     return {

@@ -40,6 +40,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     FrozenModel,
     GenerativeModel,
     Loss,
@@ -154,7 +155,7 @@ def make(config: Config, data: DataSpec, *, flow: GenerativeModel) -> Generative
     )
 
 
-def init(pair: Pair, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(pair: Pair, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     start: FrozenModel = frozen["flow"]
     x, one_hot = jnp.zeros((1, *batch["image"].shape[1:])), one_hot_of(pair, select_first(batch, pair.conditions))
     variables = pair.network.init(key, x, one_hot)

@@ -37,7 +37,19 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.energy import EnergyNetwork, check_network
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
@@ -154,7 +166,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(ebm: Ebm, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(ebm: Ebm, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_network, key_buffer = jax.random.split(key)
     x, num = batch["image"], batch["image"].shape[0]
     slots = replay.slots_of(ebm.config.buffer_size, num)

@@ -42,6 +42,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     Loss,
     Phase,
@@ -175,7 +176,7 @@ def draw_noise(product: Product, keys: jax.Array) -> dict[str, jax.Array]:
     return {"z": eps_z, "x": eps_x}
 
 
-def init(product: Product, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(product: Product, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_network, key_buffer = jax.random.split(key)
     num = batch["image"].shape[0]
     slots = replay.slots_of(product.config.buffer_size, num)

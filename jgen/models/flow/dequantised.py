@@ -20,7 +20,20 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, Tree, select
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    ImageSpec,
+    Loss,
+    Phase,
+    Roles,
+    Tree,
+    select,
+)
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.nn.variational_noise import VariationalNoise
 from jgen.prob.dequantisation import Proposal, dequantise, importance_bound, preprocess, quantise, uniform
@@ -157,7 +170,7 @@ def make_flow(name: str, data: DataSpec, flow: Flow, config: Any) -> GenerativeM
     )
 
 
-def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(flow: Flow, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_flow, key_noise = jax.random.split(key)
     keys = rng.image_keys(key_noise, jnp.arange(batch["image"].shape[0]))
     x, _ = preprocess(dequantise(keys, batch["image"]), flow.images.levels, flow.alpha)

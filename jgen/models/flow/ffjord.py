@@ -23,8 +23,7 @@ the validation images: with the flow's speed their error grows, and `steps` 4 is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -48,7 +47,7 @@ from jgen.models.flow.dequantised import (
 from jgen.nn.flow import ActNorm
 from jgen.nn.velocity_field import VelocityField
 from jgen.prob.dequantisation import dequantise, importance_bound, quantise
-from jgen.prob.likelihoods import mean_image, normal_log_prob, sum_image
+from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
 from jgen.samplers import latent_posterior, ode
 
@@ -127,14 +126,13 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """
     check_config(config, data)
     ffjord = make_ffjord(config, data)
-    o = config.scoring
     return make_flow("ffjord", data, ffjord.flow, config)._replace(
         functions={},  # an adaptive solver's samples have no gradient in the parameters
         phases=(Phase(trains=("flow",), loss=partial(loss, ffjord)),),
-        sample=partial(sample, ffjord, **vars(config.sampling)),
+        sample=partial(sample, ffjord),
         check_sampling=check_sampling,
         validate=partial(validate, ffjord),
-        log_prob=partial(log_prob, ffjord, samples=o.samples, probes=o.probes, tolerance=o.tolerance),
+        log_prob=partial(log_prob, ffjord),
         likelihood="estimate",
         encode=partial(encode, ffjord),
         inpaint=partial(inpaint, ffjord),
@@ -144,14 +142,17 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 def make_ffjord(config: Config, data: DataSpec) -> Ffjord:
     """What the functions below are bound to."""
-    network = VelocityField(config.widths, config.convolutional, data.num_classes * config.class_conditional)
-    return Ffjord(config, network, flow_of(data, make_bijection(config, data), config))
+    return Ffjord(config, make_network(config, data), flow_of(data, make_bijection(config, data), config))
+
+
+def make_network(config: Config, data: DataSpec) -> VelocityField:
+    return VelocityField(config.widths, config.convolutional, data.num_classes * config.class_conditional)
 
 
 def make_bijection(config: Config, data: DataSpec) -> Bijection:
     """The flow between images (B, H, W, C) and latents of the same shape, by the adaptive solver, with the exact
     trace."""
-    network = VelocityField(config.widths, config.convolutional, data.num_classes * config.class_conditional)
+    network = make_network(config, data)
 
     def init(key: jax.Array, x: jax.Array, label: jax.Array | None) -> tuple[Tree, Tree]:
         (y, _), variables = ActNorm().init_with_output(key, x)
@@ -214,50 +215,8 @@ def inverse_by_steps(network: Any, params: Tree, z: jax.Array, label: Any, steps
     def derivative(t: jax.Array, x: jax.Array) -> jax.Array:
         return network.apply({"params": params["field"]}, x, jnp.full(x.shape[:1], t, x.dtype), label)
 
-    return ActNorm().apply({"params": params["actnorm"]}, runge_kutta(derivative, z, 1.0, 0.0, steps), True)[0]
-
-
-class Terms(NamedTuple):
-    """A state on the way, and the integrals up to there: of the trace, ||f||^2 / D and ||J v||^2 / D, each (B,)."""
-
-    x: jax.Array
-    trace: jax.Array
-    kinetic: jax.Array
-    jacobian: jax.Array
-
-
-def integrate(field: ode.Field, x: jax.Array, v: jax.Array, steps: int) -> Terms:
-    """The flow from t = 0 to 1 in equal steps of the classical Runge-Kutta method of order 4, differentiable.
-
-    Args:
-      v: the probe of each image, of x's shape.
-    """
-
-    def derivative(t: jax.Array, state: Terms) -> Terms:
-        times = jnp.full(x.shape[:1], t, x.dtype)
-        f, pushed = ode.pushforwards(lambda x: field(x, times), state.x, v[None])
-        return Terms(f, sum_image(v * pushed[0]), mean_image(f**2), mean_image(pushed[0] ** 2))
-
-    zeros = jnp.zeros(x.shape[:1], x.dtype)
-    return runge_kutta(derivative, Terms(x, zeros, zeros, zeros), 0.0, 1.0, steps)
-
-
-def runge_kutta(derivative: Callable[[jax.Array, Any], Any], state: Any, t_0: float, t_1: float, steps: int) -> Any:
-    """The state at t_1, a tree of arrays, of that at t_0, by equal steps of the classical method of order 4."""
-    h, dtype = (t_1 - t_0) / steps, jax.tree.leaves(state)[0].dtype
-
-    def advanced(state: Any, rate: Any, step: float) -> Any:
-        return jax.tree.map(lambda a, b: a + step * b, state, rate)
-
-    def one(state: Any, t: jax.Array) -> tuple[Any, None]:
-        k_1 = derivative(t, state)
-        k_2 = derivative(t + h / 2, advanced(state, k_1, h / 2))
-        k_3 = derivative(t + h / 2, advanced(state, k_2, h / 2))
-        k_4 = derivative(t + h, advanced(state, k_3, h))
-        rate = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k_1, k_2, k_3, k_4)
-        return advanced(state, rate, h), None
-
-    return jax.lax.scan(one, state, t_0 + jnp.arange(steps, dtype=dtype) * h)[0]
+    x = ode.runge_kutta(derivative, z, 1.0, 0.0, steps)
+    return ActNorm().apply({"params": params["actnorm"]}, x, True)[0]
 
 
 def training_terms(
@@ -274,7 +233,7 @@ def training_terms(
     def field(x: jax.Array, t: jax.Array) -> jax.Array:
         return ffjord.network.apply({"params": params["flow"]["field"]}, x, t, label)
 
-    end = integrate(field, x, v, config.steps)
+    end = ode.integrate(field, x, v, config.steps)
     nats = sum_image(normal_log_prob(end.x, 0.0, 0.0)) + end.trace + log_det + log_det_preprocess
     return bits_per_dim(nats, images.size), end.kinetic, end.jacobian
 
@@ -287,16 +246,20 @@ def loss(ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 def validate(ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """By the adaptive solver: the loss does not show the error of the steps of training."""
-    cond, tolerance = select(batch, ffjord.flow.conditions), ffjord.config.scoring.tolerance
-    nats = log_prob(ffjord, params, ctx, keys, batch["image"], cond, samples=1, probes=1, tolerance=tolerance)
+    cond = select(batch, ffjord.flow.conditions)
+    nats = log_prob(ffjord, params, ctx, keys, batch["image"], cond, samples=1, probes=1)
     return {"bits_per_dim": bits_per_dim(nats, ffjord.flow.images.size)}
 
 
-def sample(
-    ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, *, temperature: float, tolerance: float
-) -> jax.Array:
-    check_sampling(Sampling(temperature, tolerance))
-    z = temperature * rng.normal(rng.split(keys, 1)[0], ffjord.flow.images.shape)
+def sample(ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
+    o = replace(ffjord.config.sampling, **options)
+    check_sampling(o)
+    z = o.temperature * rng.normal(rng.split(keys, 1)[0], ffjord.flow.images.shape)
+    return image_of(ffjord, params, z, cond, o.tolerance)
+
+
+def image_of(ffjord: Ffjord, params: Roles, z: jax.Array, cond: Cond, tolerance: float) -> jax.Array:
+    """uint8 images of latents, by the adaptive solver."""
     x = inverse_transport(ffjord.network, params["flow"], z, cond.get("label"), tolerance)
     report(x, tolerance)
     levels = ffjord.flow.images.levels
@@ -304,31 +267,23 @@ def sample(
 
 
 def log_prob(
-    ffjord: Ffjord,
-    params: Roles,
-    ctx: Context,
-    keys: jax.Array,
-    x: jax.Array,
-    cond: Cond,
-    *,
-    samples: int,
-    probes: int,
-    tolerance: float,
+    ffjord: Ffjord, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
     """An estimate of log P(x) in nats, float32 (B,): in expectation, but for the solver's error, a lower bound."""
-    require_positive(samples=samples)
-    ode.check_ode(tolerance, probes)
+    o = replace(ffjord.config.scoring, **options)
+    require_positive(samples=o.samples)
+    ode.check_ode(o.tolerance, o.probes)
     key_noise, key_probe = rng.split(keys, 2)
     images, kind = ffjord.flow.images, ffjord.config.probe
 
     def log_density(x: jax.Array) -> jax.Array:
         x, log_det_preprocess = preprocess(x, images.levels, ffjord.config.logit_alpha)
         label = cond.get("label")
-        z, log_det = transport(ffjord.network, params["flow"], x, label, key_probe, tolerance, probes, kind)
+        z, log_det = transport(ffjord.network, params["flow"], x, label, key_probe, o.tolerance, o.probes, kind)
         return sum_image(normal_log_prob(z, 0.0, 0.0)) + log_det + log_det_preprocess
 
-    nats = importance_bound(log_density, key_noise, x, samples)
-    report(nats, tolerance)
+    nats = importance_bound(log_density, key_noise, x, o.samples)
+    report(nats, o.tolerance)
     return nats
 
 
@@ -360,10 +315,7 @@ def inpaint(
 
     chains = latent_posterior.Inpainting(o.steps, o.noise)
     (z,) = latents_given(ffjord.flow, back, keys, images, mask, chains)
-    tolerance, levels = ffjord.config.sampling.tolerance, ffjord.flow.images.levels
-    x = inverse_transport(ffjord.network, params["flow"], z, label, tolerance)
-    report(x, tolerance)
-    completed = quantise(preprocess(x, levels, ffjord.config.logit_alpha, inverse=True)[0], levels)
+    completed = image_of(ffjord, params, z, cond, ffjord.config.sampling.tolerance)
     return jnp.where(mask[..., None], images, completed)
 
 

@@ -45,18 +45,24 @@ from jgen.models.flow.dequantised import (
     latents_given,
     make_flow,
 )
-from jgen.nn.flow import ActNorm, apply_chain, init_chain
-from jgen.nn.residual_flow import LipschitzNetwork, constrain, invert, start_vectors
-from jgen.prob.bijectors import squeeze, unsqueeze
+from jgen.nn.flow import ActNorm, init_chain
+from jgen.nn.residual_flow import (
+    Draws,
+    LipschitzNetwork,
+    constrain,
+    constrain_all,
+    inverse_transport,
+    start_vectors,
+    transport,
+)
+from jgen.prob.bijectors import squeeze
 from jgen.prob.dequantisation import dequantise, importance_bound, preprocess, quantise
 from jgen.prob.likelihoods import normal_log_prob, sum_image
 from jgen.prob.pixels import bits_per_dim
-from jgen.prob.roulette import draw_length, estimate_log_det, exact_log_det
 from jgen.samplers import latent_posterior
 
 # Power iterations, from the vectors of training, for what is sampled and scored: the average of the weights has others.
 CONVERGED = 50
-STOP = 0.5  # probability with which the roulette ends after each term that is not certain, as in the authors' code
 
 
 @dataclass(frozen=True)
@@ -119,15 +125,6 @@ class ResidualFlow(NamedTuple):
     flow: Flow
 
 
-class Draws(NamedTuple):
-    """What a roulette draws from: the key that all images share, and keys of the images (B,); in how many certain
-    terms."""
-
-    key: jax.Array
-    keys: jax.Array
-    terms: int
-
-
 def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A residual flow for the image shape, levels and classes of `data`.
 
@@ -182,76 +179,16 @@ def make_bijection(config: Config, data: DataSpec) -> Bijection:
         return params, fixed
 
     def forward(params: Tree, fixed: Tree, x: jax.Array, label: jax.Array | None) -> tuple[tuple[Any, ...], Any]:
-        constrained, _ = constrain_all(config, params, fixed, CONVERGED)
+        constrained, _ = constrain_all(params, fixed, config.lipschitz, CONVERGED)
         z, log_det = transport(network, constrained, x, label, None)
         return (z,), log_det
 
     def back(params: Tree, fixed: Tree, latents: tuple[Any, ...], label: jax.Array | None) -> Any:
-        constrained, _ = constrain_all(config, params, fixed, CONVERGED)
+        constrained, _ = constrain_all(params, fixed, config.lipschitz, CONVERGED)
         return inverse_and_report(network, constrained, latents[0], label, o.tolerance, o.iterations)
 
     shape = (images.height // halved, images.width // halved, images.channels * halved**2)
     return Bijection(init, forward, back, (shape,))
-
-
-def constrain_all(config: Config, params: Tree, fixed: Tree, iterations: int) -> tuple[Tree, Tree]:
-    """The parameters with every layer's norm below the bound, and the next vectors of the power iterations."""
-    constrained, vectors = dict(params), {}
-
-    def one(block: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-        weights, own = block
-        network, own = constrain(weights["network"], own, config.lipschitz, iterations)
-        return {**weights, "network": network}, own
-
-    for scale, own in fixed.items():
-        constrained[scale], vectors[scale] = jax.lax.map(one, (params[scale], own))
-    return constrained, vectors
-
-
-def transport(
-    network: LipschitzNetwork,
-    params: Tree,
-    x: jax.Array,
-    label: jax.Array | None,
-    draws: Draws | None,
-    exact: bool = True,
-) -> tuple[jax.Array, jax.Array]:
-    """Latents of preprocessed images and log_det: exact, by a roulette with `draws`, or with neither that of the
-    actnorms alone.
-
-    Args:
-      params: constrained.
-    """
-
-    def residual(weights: Tree, x: jax.Array) -> jax.Array:
-        return network.apply({"params": weights}, x, label)
-
-    def step(block: tuple[Tree, jax.Array], x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        weights, number = block
-        x, log_det = ActNorm().apply({"params": weights["actnorm"]}, x)
-        if draws is not None:
-            v = rng.normal(rng.fold_in(draws.keys, number), x.shape[1:], x.dtype)
-            length = draw_length(jax.random.fold_in(draws.key, number), draws.terms, STOP)
-            y, change = estimate_log_det(residual, weights["network"], x, v, length, draws.terms, STOP)
-        elif exact:
-            y, change = exact_log_det(residual, weights["network"], x)
-        else:
-            y, change = x + residual(weights["network"], x), jnp.zeros_like(log_det)
-        return y, log_det + change
-
-    total, first = jnp.zeros(x.shape[:1], x.dtype), 0
-    for scale in scales_of(params):
-        x = squeeze(x) if first else x
-        blocks = jax.tree.leaves(params[scale])[0].shape[0]
-        x, log_det = apply_chain(step, (params[scale], first + jnp.arange(blocks)), x)
-        total, first = total + log_det, first + blocks
-    z, log_det = ActNorm().apply({"params": params["actnorm"]}, x)
-    return z, total + log_det
-
-
-def scales_of(params: Tree) -> list[str]:
-    """The names of the scales in order."""
-    return [f"scale{number}" for number in range(len(params) - 1)]
 
 
 def inverse_and_report(
@@ -266,28 +203,12 @@ def inverse_and_report(
     return x
 
 
-def inverse_transport(
-    network: LipschitzNetwork, params: Tree, z: jax.Array, label: jax.Array | None, tolerance: float, iterations: int
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Preprocessed images of latents, and {scale: whether the fixed point converged, bool (blocks, B)}."""
-
-    def step(y: jax.Array, weights: Tree) -> tuple[jax.Array, jax.Array]:
-        x, done = invert(lambda x: network.apply({"params": weights["network"]}, x, label), y, tolerance, iterations)
-        return ActNorm().apply({"params": weights["actnorm"]}, x, True)[0], done
-
-    x, converged = ActNorm().apply({"params": params["actnorm"]}, z, True)[0], {}
-    for scale in reversed(scales_of(params)):
-        x, converged[scale] = jax.lax.scan(step, x, params[scale], reverse=True)
-        x = unsqueeze(x) if scale != "scale0" else x
-    return x, converged
-
-
 def loss(residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     config, images = residual.config, residual.flow.images
     key_noise, key_probe = rng.split(keys, 2)
     label = select(batch, residual.flow.conditions).get("label")
     x, log_det_preprocess = preprocess(dequantise(key_noise, batch["image"]), images.levels, config.logit_alpha)
-    constrained, vectors = constrain_all(config, params["flow"], ctx.extra["flow"], config.power_iterations)
+    constrained, vectors = constrain_all(params["flow"], ctx.extra["flow"], config.lipschitz, config.power_iterations)
     draws = Draws(ctx.key, key_probe, config.terms) if config.log_det == "roulette" else None
     z, log_det = transport(residual.network, constrained, x, label, draws)
     nats = sum_image(normal_log_prob(z, 0.0, 0.0)) + log_det + log_det_preprocess
@@ -310,7 +231,7 @@ def log_prob(
     check_scoring(o)
     key_noise, key_probe = rng.split(keys, 2)
     images, label = residual.flow.images, cond.get("label")
-    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+    constrained, _ = constrain_all(params["flow"], ctx.extra["flow"], residual.config.lipschitz, CONVERGED)
 
     def density(x: jax.Array, draws: Draws | None) -> jax.Array:
         z, log_det = transport(residual.network, constrained, x, label, draws)
@@ -336,7 +257,7 @@ def sample(
     o = replace(residual.config.sampling, **options)
     check_sampling(o)
     z = o.temperature * rng.normal(rng.split(keys, 1)[0], residual.flow.bijection.shapes[0])
-    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+    constrained, _ = constrain_all(params["flow"], ctx.extra["flow"], residual.config.lipschitz, CONVERGED)
     x = inverse_and_report(residual.network, constrained, z, cond.get("label"), o.tolerance, o.iterations)
     levels = residual.flow.images.levels
     return quantise(preprocess(x, levels, residual.config.logit_alpha, inverse=True)[0], levels)
@@ -345,7 +266,7 @@ def sample(
 def encode(
     residual: ResidualFlow, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond
 ) -> tuple[Any, ...]:
-    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+    constrained, _ = constrain_all(params["flow"], ctx.extra["flow"], residual.config.lipschitz, CONVERGED)
     levels, alpha = residual.flow.images.levels, residual.config.logit_alpha
     y, _ = preprocess(dequantise(keys, x, ENCODE_MARGIN), levels, alpha)
     return (transport(residual.network, constrained, y, cond.get("label"), None, exact=False)[0],)
@@ -363,7 +284,7 @@ def inpaint(
 ) -> jax.Array:
     """By chains in the latents, as other flows do: the gradient of the inverse is that of its fixed points."""
     o, label = residual.config.sampling, cond.get("label")
-    constrained, _ = constrain_all(residual.config, params["flow"], ctx.extra["flow"], CONVERGED)
+    constrained, _ = constrain_all(params["flow"], ctx.extra["flow"], residual.config.lipschitz, CONVERGED)
 
     def back(latents: tuple[Any, ...]) -> jax.Array:
         return inverse_transport(residual.network, constrained, latents[0], label, o.tolerance, o.iterations)[0]

@@ -29,6 +29,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     Loss,
     Phase,
@@ -207,7 +208,7 @@ def make_gan(
     )
 
 
-def init(game: Game, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(game: Game, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_gen, key_disc, key_state = jax.random.split(key, 3)
     x, label = to_float(batch["image"][:1], game.levels), one_hot(game, select_first(batch, game.conditions))
     keys = rng.image_keys(key, jnp.arange(1))

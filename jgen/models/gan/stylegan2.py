@@ -42,7 +42,20 @@ import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, Tree, every, select
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    Tree,
+    every,
+    select,
+)
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.models.gan import game as gan
 from jgen.models.gan.game import Game, Penalty, make_gan, network_keys, require_halvings
@@ -130,7 +143,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(game: Game, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(game: Game, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     params, extra = gan.init(game, key, batch, frozen)
     return params, extra | {"path_length": jnp.zeros(())}
 

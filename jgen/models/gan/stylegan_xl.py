@@ -37,7 +37,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Phase, Roles, Tree, frozen_context
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Phase, Roles, Tree, frozen_context
 from jgen.errors import defaults_of, require, require_labels, require_positive
 from jgen.models.gan import game as gan
 from jgen.models.gan.game import Game, make_gan, require_halvings, without_noise
@@ -142,7 +142,7 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
     )
 
 
-def init(game: Game, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(game: Game, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     """As of any GAN, but with the random convolutions among what is not trained."""
     load_features(game.discriminator.features)  # what is missing is named before anything is traced
     params, extra = gan.init(game, key, batch, frozen)

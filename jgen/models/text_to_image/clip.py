@@ -28,14 +28,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
 from jgen.core import parallel
-from jgen.core.model import Batch, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles, frozen_context
+from jgen.core.model import (
+    Batch,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    ImageSpec,
+    Loss,
+    Phase,
+    Roles,
+    frozen_context,
+)
 from jgen.core.tokens import END, token_field
 from jgen.errors import require, require_positive
 from jgen.nn.clip import ImageEncoder, TextEncoder
@@ -135,7 +146,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     require(fits, f"channels has {len(config.channels)} levels: images of {least} pixels cannot be halved as often")
 
 
-def init(clip: Clip, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(clip: Clip, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_image, key_text = rng.split_key(key, 2)
     x = to_float(batch["image"][:1], clip.images.levels)
     params = {

@@ -37,6 +37,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     ImageSpec,
     Loss,
@@ -158,7 +159,7 @@ def make(
     )
 
 
-def init(dalle: Dalle, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(dalle: Dalle, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     codes = jnp.zeros((1, *dalle.codes.shape), jnp.int32)
     cond = select_first(batch, (dalle.config.text,))
     return {"transformer": dalle.network.init(key, codes, cond)["params"]}, {}

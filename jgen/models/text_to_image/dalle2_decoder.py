@@ -45,6 +45,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     Loss,
     Phase,
@@ -191,7 +192,7 @@ def make(
     )
 
 
-def init(decoder: Decoder, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(decoder: Decoder, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_embedding, key_model = rng.split_key(key, 2)
     own = {"embedding": decoder.layer.init(key_embedding, jnp.zeros((1, decoder.embedding)))["params"]}
     ctx = Context(jnp.int32(0), None, own, frozen=frozen)

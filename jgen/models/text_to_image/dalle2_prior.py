@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.core.tokens import token_field
 from jgen.errors import defaults_of, require, require_positive, require_temperature
 from jgen.models.text_to_image.clip import (
@@ -181,7 +181,7 @@ def phases_of(prior: Prior) -> tuple[Phase, ...]:
     )
 
 
-def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     ctx = Context(jnp.int32(0), None, frozen=frozen)
     D, K = prior.embedding, prior.codes.width
     text = text_of(prior, ctx, batch[prior.config.text][:1], jnp.ones(1, bool))

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 
 from jgen.core import failures
 from jgen.core import keys as rng
-from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles
+from jgen.core.model import ArraySpec, Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, Loss, Phase, Roles
 from jgen.errors import require, require_positive
 from jgen.models.diffusion.objectives import Objective, make_objective
 from jgen.nn.style_encoder import PATCH, StyleEncoder, without_style
@@ -125,7 +125,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(system: Fonts, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(system: Fonts, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_style, key_diffusion = rng.split_key(key, 2)
     one = {**batch, **{name: jnp.asarray(batch[name])[:1] for name in STYLE}}
     glyphs = to_float(one["style"], system.levels)

@@ -37,6 +37,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     ImageSpec,
     Loss,
@@ -200,7 +201,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     require(known, f"the data has {', '.join(data.fields) or 'no fields'}: {wanted}")
 
 
-def init(sd: StableDiffusion, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(sd: StableDiffusion, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_unet, *keys = jax.random.split(key, 1 + len(sd.encoders))
     tokens = jnp.zeros((1, sd.config.text_encoder.length), jnp.int32)
     extra: Roles = {"latent_scale": jnp.float32(1.0 / sd.config.scaling_factor)}

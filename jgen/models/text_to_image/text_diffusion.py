@@ -42,6 +42,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     Loss,
     Phase,
@@ -163,7 +164,7 @@ def make(
     )
 
 
-def init(system: TextDiffusion, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(system: TextDiffusion, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_text, key_diffusion = rng.split_key(key, 2)
     own: Roles = {}
     if system.encoder is not None:

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require, require_latents, require_positive
 from jgen.nn.autoencoder import ConvEncoder, DenseLayers, check_layers
 from jgen.nn.vae import Decoder
@@ -145,7 +145,7 @@ def make_decoder(config: Config, images: ImageSpec) -> Decoder | None:
     return None if config.tied else Decoder(images=images, scale="none", **sizes)
 
 
-def init(ae: Autoencoder, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(ae: Autoencoder, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_d = jax.random.split(key)
     x = intensities(batch["image"], ae.images.levels)
     enc = ae.encoder.init(key_e, x[:1])["params"]

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Roles
 from jgen.errors import require, require_latents
 from jgen.models.vae import patch_adversary as adversaries
 from jgen.nn import first_stage as networks
@@ -94,7 +94,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(kl: AutoencoderKl, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(kl: AutoencoderKl, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_d, key_disc = jax.random.split(key, 3)
     x = to_float(batch["image"][:1], kl.images.levels)
     roles = {"encoder": kl.encoder.init(key_e, x)["params"]}

@@ -29,14 +29,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require, require_latents, require_positive
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
 from jgen.prob.likelihoods import mean_image, normal_log_prob, sum_image
@@ -142,7 +142,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(dvae: Dvae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(dvae: Dvae, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_d = rng.split_key(key, 2)
     x = to_float(batch["image"][:1], dvae.images.levels)
     z = jnp.zeros((1, *dvae.grid, dvae.config.num_codes))

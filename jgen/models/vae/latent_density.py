@@ -40,7 +40,19 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, frozen_context, select
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    frozen_context,
+    select,
+)
 from jgen.errors import defaults_of, require, require_labels, require_positive, require_temperature
 from jgen.prob import gaussian_mixture
 from jgen.prob.gaussian_mixture import Mixture, spread_out
@@ -124,7 +136,7 @@ def codes_of(density: Density, ctx: Context, keys: jax.Array | None, batch: Batc
     return z
 
 
-def init(density: Density, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(density: Density, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_codes, key_centres = jax.random.split(key)
     keys = rng.image_keys(key_codes, jnp.arange(batch["image"].shape[0]))
     z = codes_of(density, Context(jnp.int32(0), key_codes, frozen=frozen), keys, batch)

@@ -39,7 +39,19 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import require, require_labels, require_latents, require_positive, require_temperature
 from jgen.models.vae.bounds import Sampling, Scoring, bound, check_options
 from jgen.nn.autoencoder import check_layers
@@ -47,19 +59,10 @@ from jgen.nn.vae import Decoder, Encoder
 from jgen.prob.likelihoods import normal_kl, normal_log_prob
 from jgen.prob.pixel_distribution import PixelDistribution
 from jgen.prob.pixels import to_float
+from jgen.samplers import gibbs
 
 AT_ONCE = 1024  # images decoded at once in the importance-weighted bound
 MIN_LOG_SCALE = -7.0  # of a learned scale on [-1, 1]: an eighth of the width of one of 256 levels
-
-
-@dataclass(frozen=True)
-class Inpainting:
-    """Options of inpaint."""
-
-    steps: int = 200
-    """Steps of the Markov chain, each an evaluation of the encoder and two of the decoder."""
-    warmup_steps: int = 20
-    """Of them, the first steps, which accept every proposal."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,6 @@ class Vae(NamedTuple):
     encoder: Encoder
     decoder: Decoder
 
-    def condition(self, batch: Batch) -> Cond:
-        return select(batch, self.conditions)
-
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("label",) if self.config.class_conditional else ()
@@ -141,7 +141,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         decode=partial(decode, vae),
         functions=noise_functions(vae),
         inpaint=partial(inpaint, vae),
-        inpainting=Inpainting(),
+        inpainting=gibbs.Inpainting(),
     )
 
 
@@ -175,7 +175,7 @@ def make_networks(config: Config, data: DataSpec) -> tuple[Encoder, Decoder]:
     return Encoder(latent=config.latent, **sizes), Decoder(images=data.image, scale=kind, **sizes)
 
 
-def init(vae: Vae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(vae: Vae, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_d = jax.random.split(key)
     label = select_first(batch, vae.conditions).get("label")
     x = to_float(batch["image"][:1], vae.data.image.levels)
@@ -243,11 +243,9 @@ def elbo_terms(terms: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
     c = vae.config
-    x, cond = batch["image"], vae.condition(batch)
+    x, cond = batch["image"], select(batch, vae.conditions)
     terms = bound_terms(vae, params, keys, posterior(vae, params, x, cond), x, cond, c.num_samples)
-    weight = c.beta * jnp.ones(())
-    if c.kl_warmup_steps:
-        weight = weight * jnp.minimum(1.0, (ctx.step + 1) / c.kl_warmup_steps)
+    weight = c.beta * (jnp.minimum(1.0, (ctx.step + 1) / c.kl_warmup_steps) if c.kl_warmup_steps else 1.0)
     metrics = elbo_terms(terms)
     if c.objective == "elbo":  # equation 4
         losses = weight * jnp.sum(jnp.maximum(terms["kl"], c.free_bits), axis=-1) - metrics["reconstruction"]
@@ -258,7 +256,7 @@ def loss(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -
 
 
 def validate(vae: Vae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    num, x, cond = vae.config.num_samples, batch["image"], vae.condition(batch)
+    num, x, cond = vae.config.num_samples, batch["image"], select(batch, vae.conditions)
     terms = bound_terms(vae, params, keys, posterior(vae, params, x, cond), x, cond, num)
     scores = elbo_terms(terms)
     if num > 1:
@@ -310,28 +308,23 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """Metropolis within Gibbs (Mattei & Frellsen 2018, arXiv 1802.04826, algorithm 1): z ~ p(z|x) by proposals from
-    q(z|x) and unknown pixels from p(x|z), in turn, so that the chain has the model's conditional distribution."""
-    o = Inpainting(**options)
-    require(0 <= o.warmup_steps < o.steps, f"warmup_steps is {o.warmup_steps}: it must be from 0 and below steps")
+    """By the conditional distribution of the model: `jgen.samplers.gibbs`."""
     known, label = mask[..., None], cond.get("label")
     key_start, key_steps = rng.split(keys, 2)
 
-    def step(carry: tuple[jax.Array, jax.Array], number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        z, x = carry
-        key_eps, key_accept, key_x = rng.split(rng.fold_in(key_steps, number), 3)
+    def propose(keys: jax.Array, z: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         mu, logvar = posterior(vae, params, x, cond)
-        eps = jnp.stack([rng.normal(key_eps, z.shape[1:]), (z - mu) * jnp.exp(-0.5 * logvar)])
+        eps = jnp.stack([rng.normal(keys, z.shape[1:]), (z - mu) * jnp.exp(-0.5 * logvar)])
         log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, eps, x, cond)
         log_w = log_p_x + log_ratio
-        accept = jnp.log(rng.uniform(key_accept, ())) < log_w[0] - log_w[1]
-        proposal = mu + jnp.exp(0.5 * logvar) * eps[0]
-        z = jnp.where(((number < o.warmup_steps) | accept)[:, None], proposal, z)
-        return (z, jnp.where(known, images, pixels(vae, params, z, label).draw(key_x))), None
+        return mu + jnp.exp(0.5 * logvar) * eps[0], log_w[0] - log_w[1]
+
+    def draw(keys: jax.Array, z: jax.Array) -> jax.Array:
+        return pixels(vae, params, z, label).draw(keys)
 
     z = rng.normal(key_start, (vae.config.latent,))
     x = jnp.where(known, images, pixels(vae, params, z, label).show())
-    (z, x), _ = jax.lax.scan(step, (z, x), jnp.arange(o.steps))
+    z, x = gibbs.complete(key_steps, (z, x), images, mask, propose, draw, gibbs.Inpainting(**options))
     shown = pixels(vae, params, z, label).show() if vae.config.sampling.mean else x
     return jnp.where(known, images, shown)
 

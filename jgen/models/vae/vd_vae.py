@@ -36,7 +36,19 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import require, require_labels, require_latents, require_positive, require_temperature
 from jgen.models.vae.bounds import Sampling, Scoring, bound, check_options
 from jgen.nn.vd_vae import Blocks, BottomUp, ChooseLatents, Gaussian, Layer, TopDown, check_blocks, levels_of
@@ -147,7 +159,7 @@ def make_networks(config: Config, data: DataSpec) -> tuple[BottomUp, TopDown]:
     return BottomUp(levels=levels_of(config.encoder_blocks, spec), **sizes), decoder
 
 
-def init(vae: VdVae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(vae: VdVae, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_d = jax.random.split(key)
     label = select_first(batch, vae.conditions).get("label")
     x = to_float(batch["image"][:1], vae.data.image.levels)

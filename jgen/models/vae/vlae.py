@@ -45,7 +45,19 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, Loss, Phase, Roles, select, select_first
+from jgen.core.model import (
+    Batch,
+    Cond,
+    Context,
+    DataSpec,
+    Frozen,
+    GenerativeModel,
+    Loss,
+    Phase,
+    Roles,
+    select,
+    select_first,
+)
 from jgen.errors import (
     defaults_of,
     require,
@@ -188,7 +200,7 @@ def make_networks(config: Config, data: DataSpec) -> Vlae:
     )
 
 
-def init(vlae: Vlae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(vlae: Vlae, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_f, key_d, key_p = jax.random.split(key, 4)
     label, x = select_first(batch, vlae.conditions).get("label"), batch["image"][:1]
     z = jnp.zeros((1, vlae.config.latent))

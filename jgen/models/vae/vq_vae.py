@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jgen.core import keys as rng
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Phase, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Phase, Roles
 from jgen.errors import require_latents
 from jgen.nn.autoencoder import ConvDecoder, ConvEncoder, check_conv
 from jgen.prob.codebook import centres, check_codebook, nearest, quantise, start_at_vectors, straight_through
@@ -134,7 +134,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(vq: VqVae, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(vq: VqVae, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     c = vq.config
     key_e, key_d, key_book = jax.random.split(key, 3)
     x = to_float(batch["image"], vq.images.levels)

@@ -38,6 +38,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     ImageSpec,
     Loss,
@@ -127,7 +128,7 @@ def make(config: Config, data: DataSpec, *, top: GenerativeModel) -> GenerativeM
     )
 
 
-def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_prior, key_stack = jax.random.split(key)
     top, bottom = (jnp.zeros((1, *spec.shape), jnp.int32) for spec in prior.top.codes)
     local, stack = prior.stack.init_with_output(key_stack, top)

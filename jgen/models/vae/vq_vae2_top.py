@@ -34,6 +34,7 @@ from jgen.core.model import (
     Cond,
     Context,
     DataSpec,
+    Frozen,
     GenerativeModel,
     ImageSpec,
     Loss,
@@ -107,7 +108,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
     )
 
 
-def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     codes = jnp.zeros((1, *prior.codes.shape), jnp.int32)
     return {"prior": prior.network.init(key, codes, select_first(batch, prior.conditions))["params"]}, {}
 

@@ -24,12 +24,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jgen.core.model import Batch, Cond, Context, DataSpec, GenerativeModel, ImageSpec, Loss, Roles
+from jgen.core.model import Batch, Cond, Context, DataSpec, Frozen, GenerativeModel, ImageSpec, Loss, Roles
 from jgen.core.parts import in_parts
 from jgen.errors import require_latents
 from jgen.models.vae import patch_adversary as adversaries
@@ -106,7 +106,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     )
 
 
-def init(vq: Vqgan, key: jax.Array, batch: Batch, frozen: Any) -> tuple[Roles, Roles]:
+def init(vq: Vqgan, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
     key_e, key_d, key_disc, key_book = jax.random.split(key, 4)
     x = to_float(batch["image"], vq.images.levels)
     roles = {"encoder": vq.encoder.init(key_e, x[:1])["params"]}
