@@ -35,7 +35,7 @@ from jgen.experiment import make_model  # noqa: E402
 from jgen.nn import condition_unet, efficientnet, perceptual  # noqa: E402
 from jgen.nn.cross_attention import Tokens  # noqa: E402
 from jgen.train.config import ema_enabled  # noqa: E402
-from jgen.train.loop import role_optimisers, with_place  # noqa: E402
+from jgen.train.loop import role_optimisers, with_position  # noqa: E402
 from jgen.train.step import init_state  # noqa: E402
 
 IMAGES = {  # and classes
@@ -93,7 +93,7 @@ def zero_weights() -> dict[str, np.ndarray]:
 
 
 def shapes_of(name: str, variant: str) -> tuple[Any, Any, Any]:
-    """The experiment, its model, and the shapes of the arrays of those that it stands on."""
+    """The experiment, its model, and the shapes of the arrays of those that it depends on."""
     experiment = import_config(SYSTEMS[name]).get_config(variant)
     data, below = data_of(experiment.data), {}
     for role, run in experiment.frozen.items():
@@ -111,7 +111,7 @@ def batch_of(data: DataSpec, num: int) -> dict[str, np.ndarray]:
     """A batch of zeros."""
     batch = {name: np.zeros((num, *spec.shape), spec.dtype) for name, spec in data.fields.items()}
     image = np.zeros((num, *data.image.shape), np.uint8)
-    return with_place({**batch, "image": image, "index": np.arange(num, dtype=np.int32)})
+    return with_position({**batch, "image": image, "index": np.arange(num, dtype=np.int32)})
 
 
 def bytes_of(tree: Any) -> int:

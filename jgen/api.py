@@ -31,7 +31,7 @@ def make(
     """The model of an experiment, as pure functions, over data of that specification.
 
     Args:
-      frozen: the models that it stands on, by role.
+      frozen: the models that it depends on, by role.
     Raises:
       UserError: whatever is wrong with the options, the data or the frozen models, in one line.
     """
@@ -71,8 +71,8 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     started = (workdir / "config.json").exists()
     wanted = read_config(workdir)["frozen_fingerprints"] if started else {}
     roles = frozen_roles(experiment.model)
-    places = {role: place for role, place in experiment.frozen.items() if place or roles.get(role, True)}
-    frozen = runs.load_frozen(places, wanted, load)
+    paths = {role: path for role, path in experiment.frozen.items() if path or roles.get(role, True)}
+    frozen = runs.load_frozen(paths, wanted, load)
     runs.check_tokenizers(dataset.tokenizers, frozen)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
     loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
@@ -141,13 +141,13 @@ def open_directory(
 
 
 def run_identity(experiment: Experiment, data: str, frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that must be equal in all processes of a training, by name. Paths may differ, and so may options that
-    do not change the result.
+    """{name: value} that must be identical in all processes of a training; paths, and options that do not affect the
+    result, are excluded.
 
     Args:
       data: the hash of the data.
     """
-    from jgen.runs import MOVED  # of which the hash of the data tells what matters
+    from jgen.runs import MOVED  # options that locate the data, whose content is compared by hash
 
     shared: tuple[str, ...] = (
         "train.steps",
@@ -177,8 +177,8 @@ def load(
       step: the checkpoint to load, or "best", the stored one with the best validation score; default: the newest
         undamaged one.
       ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
-      frozen: {role: run directory} of its frozen runs, if they have moved and are not beside it; also for a role that
-        it was trained without, such as a classifier that guides sampling.
+      frozen: {role: run directory} in place of the recorded ones, where a frozen run has moved and is not in the same
+        parent folder; also of a role that the run was trained without, such as a classifier that guides sampling.
       dtype: float32 (the default) or bfloat16, the arithmetic of a Stable Diffusion folder; a run's is set in its
         config.
     Raises:
@@ -194,26 +194,27 @@ def load(
         from jgen.convert.loading import load_folder
 
         given = [name for name, value in (("step", step), ("frozen", frozen)) if value is not None]
-        require(not given and ema, f"{path} is no run of jgen: {', '.join(given) or 'ema'} is of runs only")
+        own = f"{', '.join(given) or 'ema'} applies to runs of jgen only"
+        require(not given and ema, f"{path} is a diffusers folder: {own}")
         return Generator(*load_folder(path, dtype or "float32"))
     require(dtype is None, f"dtype is {dtype}: {path} is a run, whose config.json says what its arithmetic is")
     experiment, data = runs.load_experiment(path)
     wanted = read_config(path)["frozen_fingerprints"]
     saved = {role: place for role, place in experiment.frozen.items() if role in wanted}
     optional = [role for role, needed in frozen_roles(experiment.model).items() if not needed]
-    stands_on = runs.load_frozen(runs.find_frozen(path, saved, frozen or {}, optional), wanted, load)
+    depends_on = runs.load_frozen(runs.find_frozen(path, saved, frozen or {}, optional), wanted, load)
     for role, digest in wanted.items():
-        same = stands_on[role].fingerprint == digest
+        same = depends_on[role].fingerprint == digest
         require(same, f"frozen {role} has changed since {path} was trained on it, or is another run")
     tokenizers = runs.tokenizers_of(path)
-    runs.check_tokenizers(tokenizers, stands_on)
-    model = runs.model_of(experiment.model, data, stands_on)
-    arrays = runs.frozen_arrays(stands_on)
+    runs.check_tokenizers(tokenizers, depends_on)
+    model = runs.model_of(experiment.model, data, depends_on)
+    arrays = runs.frozen_arrays(depends_on)
     step = chosen_step(path, step, model)
     state, meta = checkpoints.read(path / "checkpoints", step, state_template(model, experiment, arrays))
     params = averaged(state) if ema else state.params
     ctx = Context(state.step, None, params, state.extra, arrays, ema and bool(state.ema))
-    return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, runs.frozen_seconds(stands_on))
+    return Generator(model, params, ctx, experiment, step, meta["seconds"], tokenizers, runs.frozen_seconds(depends_on))
 
 
 def chosen_step(path: Path, step: int | Literal["best"] | None, model: GenerativeModel) -> int:
@@ -237,7 +238,7 @@ def chosen_step(path: Path, step: int | Literal["best"] | None, model: Generativ
 
 def state_template(model: GenerativeModel, experiment: Experiment, frozen: Mapping[str, Any]) -> Any:
     """The shapes and types of a run's state; nothing is computed."""
-    from jgen.train.loop import role_optimisers, with_place
+    from jgen.train.loop import role_optimisers, with_position
     from jgen.train.step import init_state
 
     config, num = experiment.train, experiment.train.batch_size
@@ -249,4 +250,4 @@ def state_template(model: GenerativeModel, experiment: Experiment, frozen: Mappi
     def template(batch: Any, frozen: Frozen) -> Any:
         return init_state(model, optimisers, jax.random.key(0), batch, ema_enabled(config), frozen)
 
-    return jax.eval_shape(template, with_place(batch), frozen)
+    return jax.eval_shape(template, with_position(batch), frozen)

@@ -285,7 +285,7 @@ def read_condition(path: Path, spec: Any, background: str = "white") -> Any:
 
 
 def model_hash(gen: TrainedModel) -> str:
-    """A hash of what a loaded model computes: its arrays, and those of the models that it stands on."""
+    """A hash of what a loaded model computes: its arrays, and those of the models that it depends on."""
     from jgen.core.model import FrozenModel
     from jgen.runs import fingerprint_of
 
@@ -303,7 +303,7 @@ def digest_of(given: dict[str, Any]) -> dict[str, str]:
 
 
 def frozen_option(experiment: Experiment) -> list[Any]:
-    """The command line's --frozen.ROLE RUN, to be fields of a dataclass; none for a run that stands on no other."""
+    """The command line's --frozen.ROLE RUN, to be fields of a dataclass; none for a run that depends on no other."""
     import tyro
 
     from jgen.experiment import frozen_roles

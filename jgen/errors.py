@@ -1,4 +1,4 @@
-"""The two errors that a user of jgen meets, and the checks that raise them."""
+"""`UserError`, `NotSupported`, and the checks that raise them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def require_positive(**values: Any) -> None:
 
 
 def require_seed(seed: int, name: str = "seed") -> None:
-    """Raises `UserError` for a seed that would be cut to 32 bits, and then be that of another run."""
+    """Raises `UserError` for a seed outside [0, 2**32), which JAX would truncate to that of another run."""
     require(0 <= seed < 2**32, f"{name} is {seed}: it must be from 0 to {2**32 - 1}")
 
 
@@ -56,7 +56,7 @@ def require_temperature(temperature: float, name: str = "temperature") -> None:
 
 
 def require_labels(num_classes: int, name: str, value: Any, off: Any) -> None:
-    """Raises `UserError` for an option that asks for classes, any value but `off`, where the data has none."""
+    """Raises `UserError` if the data has no classes and the option `name` is not `off`."""
     option = name.replace("_", "-")
     flag = f"--model.no-{option}" if off is False else f"--model.{option} {off}"
     require(num_classes > 0 or value == off, f"{name} is {value!r}, but the data has no labels: set {flag}")
@@ -76,9 +76,9 @@ def require_latents(latents: Any, wanted: tuple[int, ...], name: str = "latents"
 
 @contextmanager
 def defaults_of(part: str) -> Iterator[None]:
-    """Around checks of an option's defaults in a Config: their errors also name the option that sets each.
+    """Context manager around checks of the default options in a Config: appends the command-line flag to a `UserError`.
 
-    A default that cannot serve is found when the model is made, not after an hour of training, at the first grid.
+    So a default that cannot serve is found when the model is made, not after an hour of training, at the first grid.
     """
     try:
         yield

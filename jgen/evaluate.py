@@ -33,7 +33,7 @@ from jgen.core import parallel
 from jgen.core.files import check_writable
 from jgen.core.model import frozen_parameters
 from jgen.data.config import Config as Data
-from jgen.data.config import place_of
+from jgen.data.config import data_location
 from jgen.distributed import Distributed, working_together
 from jgen.errors import UserError, require, require_seed
 
@@ -102,7 +102,7 @@ def evaluate(
 
     Args:
       scoring, sampling: options of the model, such as the number of importance samples, or of a sampler's steps.
-      frozen: {role: run directory} of the runs that it stands on, as `jgen.load` takes it.
+      frozen: {role: run directory} of the runs that it depends on, as `jgen.load` takes it.
     Raises:
       UserError: no run, data that is gone or has changed since the training, no such split, images fewer than asked
         for, or nothing to score: before anything is sampled or scored.
@@ -122,7 +122,7 @@ def evaluate(
     stages = Cascade(gen, *upsamplers)
     last, place = [(gen, run), *zip(upsamplers, arguments.cascade)][-1]
     fingerprint = read_config(Path(place))["data_fingerprint"]
-    config, data = dataset.reopen(last.config.data, fingerprint, place, last.tokenizers, place_of(arguments.data))
+    config, data = dataset.reopen(last.config.data, fingerprint, place, last.tokenizers, data_location(arguments.data))
     require(data.spec.image == last.model.images, f"{data.name} has {data.spec.image}: {place} has {last.model.images}")
     check_split(data, arguments)
     scored = {"model": [*map(cli.model_hash, (gen, *upsamplers))], "data": data.fingerprint}

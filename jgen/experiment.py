@@ -31,7 +31,7 @@ class Experiment:
 
 
 def frozen_roles(config: Any) -> dict[str, bool]:
-    """{role: whether it must be given} of the models that a system stands on: the keyword arguments of its `make`."""
+    """{role: whether it must be given} of the models that a system depends on: the keyword arguments of its `make`."""
     parameters = inspect.signature(make_of(config)).parameters.values()
     return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
 
@@ -46,7 +46,7 @@ def make_of(config: Any) -> Any:
 def check_roles(config: Any, frozen: Iterable[str]) -> None:
     """Raises `UserError` for a role that a system does not take, or one that it needs and is not given."""
     given, roles = set(frozen), frozen_roles(config)
-    takes = f"this system takes {', '.join(roles)}" if roles else "this system stands on no other"
+    takes = f"this system takes {', '.join(roles)}" if roles else "this system depends on no other"
     for role in sorted(given):
         require(role in roles, f"frozen has {role!r}: {takes}")
     for role, needed in roles.items():
@@ -57,7 +57,7 @@ def make_model(config: Any, data: DataSpec, frozen: Mapping[str, GenerativeModel
     """The model of a system's Config, by `make(config, data, *, role=model, ...)` of the module that defines it.
 
     Args:
-      frozen: the models that this one stands on, by role.
+      frozen: the models that this one depends on, by role.
     Raises:
       UserError: whatever is wrong with the Config, the data or the frozen models, in one line.
     """

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from jgen.core.files import check_writable
-from jgen.data.config import Place
+from jgen.data.config import DataLocation
 from jgen.data.dataset import Split
 from jgen.errors import UserError, require, require_positive, require_seed
 from jgen.experiment import Experiment
@@ -98,7 +98,7 @@ class Arguments:
     """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
-    data: Place = field(default_factory=Place)
+    data: DataLocation = field(default_factory=DataLocation)
     """Current location of the run's data, if it has moved since training."""
 
 

@@ -1,4 +1,4 @@
-"""The model of a run directory, and the earlier runs that it stands on."""
+"""The model of a run directory, and the earlier runs that it depends on."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ MOVED = ("data.name", "data.test")  # which may change as long as the data's has
 
 
 class FrozenRun(NamedTuple):
-    """A trained model that another stands on: functions, arrays, their hash, and {hash of the arrays: seconds of
-    training} of this run and of those that it stands on. place: the run directory; tokenizers: of the texts that it
+    """A trained model that another depends on: functions, arrays, their hash, and {hash of the arrays: seconds of
+    training} of this run and of those that it depends on. place: the run directory; tokenizers: of the texts that it
     reads, by field."""
 
     model: GenerativeModel
@@ -91,12 +91,12 @@ def model_of(config: Any, data: DataSpec, frozen: FrozenRuns) -> GenerativeModel
 
 
 def check_shared(model: GenerativeModel, frozen: FrozenRuns) -> None:
-    """Raises `UserError` where a frozen run stands on another run than this model does, of a role that they share."""
+    """Raises `UserError` where a frozen run depends on another run than this model does, of a role that they share."""
     for role in model.shared:
         for other, run in frozen.items():
             if role in run.arrays.frozen:
                 theirs, own = fingerprint_of(run.arrays.frozen[role])[:8], frozen[role].fingerprint[:8]
-                stands = f"frozen.{other} stands on the {role} {theirs}, and frozen.{role} is {own}"
+                stands = f"frozen.{other} depends on the {role} {theirs}, and frozen.{role} is {own}"
                 require(theirs == own, f"{stands}: it must be the same run at the same step")
 
 
@@ -106,12 +106,12 @@ def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:
 
 
 def frozen_seconds(frozen: FrozenRuns) -> dict[str, float]:
-    """Seconds of training of all runs that a run stands on, by the hash of their arrays, so that each counts once."""
+    """Seconds of training of all runs that a run depends on, by the hash of their arrays, so that each counts once."""
     return {fingerprint: seconds for run in frozen.values() for fingerprint, seconds in run.seconds.items()}
 
 
 def fingerprint_of(model: FrozenModel) -> str:
-    """SHA-256 of the arrays of a frozen model, and of those that it stands on."""
+    """SHA-256 of the arrays of a frozen model, and of those that it depends on."""
     digest = hashlib.sha256()
     # The name is that of the one role that runs of jgen 0.1 had: their hashes stay what they are.
     for path, leaf in jax.tree_util.tree_leaves_with_path({"first_stage": (model.params, model.extra)}):
@@ -158,7 +158,7 @@ def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[...,
 
 
 def check_tokenizers(tokenizers: Mapping[str, AnyTokenizer], frozen: FrozenRuns) -> None:
-    """Raises `UserError` where a run makes other tokens of its texts than a run that it stands on, and that reads them.
+    """Raises `UserError` where a run tokenizes its texts unlike a run that it depends on and that reads them.
 
     Args:
       tokenizers: the run's, by field.
@@ -197,11 +197,11 @@ def find_frozen(
       optional: roles that its system can do without: a run that was trained without one takes it when it is given, such
         as a classifier that guides sampling.
     Raises:
-      UserError: a run that is at none of these places, or a role that the run does not stand on.
+      UserError: a run that is at none of these places, or a role that the run does not depend on.
     """
     takes = [*saved, *(role for role in optional if role not in saved)]
     for role in given:
-        known = f"it takes {', '.join(takes)}" if takes else "it stands on no other run"
+        known = f"it takes {', '.join(takes)}" if takes else "it depends on no other run"
         require(role in takes, f"frozen has {role!r}, which {run} does not take: {known}")
     places = {}
     for role, place in ({role: "" for role in takes if given.get(role)} | dict(saved)).items():
@@ -214,7 +214,7 @@ def find_frozen(
         places[role] = next((one for one in candidates if one.is_dir()), candidates[0])
         require(
             places[role].is_dir(),
-            f"{run} stands on the run {place}, which is neither there nor at {beside}: give its place with"
+            f"{run} depends on the run {place}, which is neither there nor at {beside}: give its place with"
             f" --frozen.{role}, or jgen.load({str(run)!r}, frozen={{{role!r}: ...}})",
         )
     return places

@@ -40,7 +40,7 @@ def write_samples(
 
     Args:
       given: conditions by field; sampling: options of the model's sampler.
-      frozen: {role: run directory} of the runs that it stands on, as `jgen.load` takes it.
+      frozen: {role: run directory} of the runs that it depends on, as `jgen.load` takes it.
       make_edit: `cli.make_edit` of the command line: how samples are made of a picture, where one is given.
     Raises:
       UserError: no run, conditions out of range, impossible options, paths that cannot be written, or processes that

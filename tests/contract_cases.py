@@ -17,7 +17,7 @@ from jgen.data.text import NUM_BYTES
 from jgen.data.transforms import added_fields
 from jgen.experiment import make_model
 from jgen.train.config import Config, Optimiser
-from jgen.train.loop import with_place
+from jgen.train.loop import with_position
 from jgen.train.optimisers import average_decay, make_optimiser
 from jgen.train.packing import pack_roles
 from jgen.train.step import batches_per_step, init_state, make_train_step, place_state
@@ -30,7 +30,7 @@ SGD = Optimiser(name="sgd", learning_rate=0.01, beta1=0.0)
 
 
 class Case(NamedTuple):
-    """A model, and the arrays of those that it stands on."""
+    """A model, and the arrays of those that it depends on."""
 
     model: object
     frozen: dict
@@ -57,7 +57,7 @@ def system_of(run: str) -> str:
 
 
 def train_below(python, tmp_path, path):
-    """The options that name the runs a system stands on, after short trainings of these, and of what they stand on."""
+    """The options that name the frozen runs of a system, after short trainings of these, and of their frozen runs."""
     options = []
     for role, place in import_config(path).get_config("tiny").frozen.items():
         below, run = SYSTEMS[system_of(place)], tmp_path / system_of(place)
@@ -83,7 +83,7 @@ def data_of(data) -> DataSpec:
 
 
 def freeze(case: Case) -> FrozenModel:
-    """A model with its first weights, as one that another stands on."""
+    """A model with its first weights, as one that another depends on."""
     params, extra = jax.jit(case.model.init)(jax.random.key(5), make_batch(case.model), case.frozen)
     return FrozenModel(params, extra, case.frozen)
 
@@ -99,7 +99,7 @@ def make_batch(model, size: int = BATCH, seed: int = 0) -> dict:
     batch = {"image": image, "index": np.arange(size, dtype=np.int32)}
     for name, field in model.data.fields.items():
         batch[name] = rng.integers(0, max(field.num_values, 1), (size, *field.shape)).astype(field.dtype)
-    return with_place(batch)
+    return with_position(batch)
 
 
 AVERAGED = Config(ema_decay=0.9)
@@ -135,4 +135,4 @@ def step_batch(model, seed: int = 0) -> dict:
     """As many batches as a step of the model takes, one after another; of several processes, this one's rows."""
     parts = [make_batch(model, seed=seed * 100 + r) for r in range(batches_per_step(model))]
     rows = parallel.local_rows(BATCH)
-    return {name: np.concatenate([part[name][rows] for part in parts]) for name in parts[0] if name != "place"}
+    return {name: np.concatenate([part[name][rows] for part in parts]) for name in parts[0] if name != "position"}

@@ -57,7 +57,7 @@ def model_of(experiment, name):
     data, frozen = spec_of(experiment.data), {}
     for role, run in experiment.frozen.items():
         stem, _, variant = run.removeprefix("runs/").rpartition("-")
-        assert stem in SYSTEMS, f"{name} stands on {run}: add configs/<family>/{stem}.py, which trains it"
+        assert stem in SYSTEMS, f"{name} depends on {run}: add configs/<family>/{stem}.py, which trains it"
         below = get(stem, variant)
         assert spec_of(below.data) == data
         frozen[role] = model_of(below, f"{stem}:{variant}")

@@ -80,7 +80,7 @@ def test_they_go_on_and_say_which_version_began_them(old):
         assert document["frozen_fingerprints"] == ({"autoencoder": first} if first else {})
         assert runs.load_experiment(run) == (longer, data)
         assert json.loads((run / "environment.json").read_text())["resumed"][0]["step"] == 6
-    # The prior still stands on the autoencoder as it was at step 6.
+    # The prior still depends on the autoencoder as it was at step 6.
     prior, autoencoder = jgen.load(old / "vq_prior-tiny"), jgen.load(old / "vq_vae-tiny", step=6)
     jax.tree.map(np.testing.assert_array_equal, prior.ctx.frozen["autoencoder"].params, autoencoder.params)
 

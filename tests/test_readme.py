@@ -157,7 +157,7 @@ def test_a_system_says_in_its_file_what_it_reached():
     scores = {path: json.loads(path.read_text()) for path in (ROOT / "results").glob("score_*.json")}
     systems = {path.stem for path in (ROOT / "jgen" / "models").glob("*/*.py") if "\ndef make(" in path.read_text()}
     every, systems = set(systems), systems - PUBLISHED
-    systems -= {name for name in systems & set(SYSTEMS) if is_link(name)}  # scored with what stands on it
+    systems -= {name for name in systems & set(SYSTEMS) if is_link(name)}  # scored with what depends on it
     scored = {score["system"] for score in scores.values()}
     missing = [f"results/score_{name}_<data>.json" for name in sorted(systems - scored)]
     assert not missing, f"add {', '.join(missing)}: train it, then python -m jgen.evaluate RUN --out FILE"

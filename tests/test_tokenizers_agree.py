@@ -70,7 +70,7 @@ def test_a_frozen_clip_of_other_captions_is_refused(cache, tmp_path):
     on_a = experiment("text_diffusion", tmp_path, text_encoder="of_a")
     assert jgen.fit(on_a, run, images, text=captions["of_a"]) == "trained"
     assert jgen.load(run).sample(jax.random.key(0), 1, text="aa", steps=1).shape == (1, 32, 32, 3)
-    # A tokenizer that changed, of the run itself and of the one that it stands on.
+    # A tokenizer that changed, of the run itself and of the one that it depends on.
     own = load_tokenizers(run / "tokenizers.json")
     save_tokenizers(run / "tokenizers.json", {"text": of_x})
     changed = "tokenizers.json: the tokenizer of text is not the one that"

@@ -27,7 +27,7 @@ KEY = jax.random.key(3)
 
 @pytest.fixture(scope="module")
 def trained(cache, tmp_path_factory):
-    """toy -> a finished run of it, for tests to read, beside those of the toys that it stands on."""
+    """toy -> a finished run of it, for tests to read, beside those of the toys that it depends on."""
     folder = tmp_path_factory.mktemp("toys")
 
     @functools.cache
@@ -173,7 +173,7 @@ def test_without_a_score_no_checkpoint_is_best(trained):
 
 @pytest.fixture
 def moved(trained, tmp_path):
-    """A folder with a run that stands on two others, all of which have been moved since."""
+    """A folder with a run that depends on two others, all of which have been moved since."""
     before = tmp_path / "before"
     for name in ("classifier", "latent_prior"):
         shutil.copytree(trained(name), before / name)
@@ -200,7 +200,7 @@ def test_frozen_runs_are_known_by_their_roles_and_hashes(moved, trained):
     assert set(prints) == {"classifier", "autoencoder"} and all(len(digest) == 64 for digest in prints.values())
     # One that is gone, or another, is refused; elsewhere it is found where it is said to be.
     shutil.rmtree(moved / "classifier")
-    gone = f"{moved / 'guided'} stands on the run {moved.parent / 'before' / 'classifier'}, which is neither there nor"
+    gone = f"{moved / 'guided'} depends on the run {moved.parent / 'before' / 'classifier'}, which is neither there nor"
     mistake(lambda: jgen.load(moved / "guided"), gone, "--frozen.classifier")
     assert jgen.fit(experiment_of("classifier", seed=1), moved / "classifier") == "trained"
     changed = "frozen classifier has changed since"

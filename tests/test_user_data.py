@@ -20,7 +20,7 @@ from jgen import cli
 from jgen.core import progress
 from jgen.data import dataset as datasets
 from jgen.data.config import Config as Data
-from jgen.data.config import Place
+from jgen.data.config import DataLocation
 from jgen.metrics import quality
 from jgen.train.run_directory import read_config
 
@@ -87,7 +87,7 @@ def test_data_that_moved_is_accepted_when_it_is_the_same(named, tmp_path, monkey
     assert document["experiment"]["data"]["name"] == f"folder:{folder / 'moved'}"
     gen = jgen.load(folder / "run")
     (folder / "moved").rename(folder / "again")
-    place = Place(name="folder:again")
+    place = DataLocation(name="folder:again")
     _, reopened = datasets.reopen(gen.config.data, document["data_fingerprint"], "run", gen.tokenizers, place)
     assert reopened.fingerprint == document["data_fingerprint"]
 

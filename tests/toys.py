@@ -428,7 +428,7 @@ def flow_map(tell_first=False):
         return network.apply({"params": params["network"]}, x, t)
 
     def loss(params, ctx, keys, batch):
-        t = (jax.random.uniform(ctx.key) + batch["place"]) % 1.0  # low-discrepancy times: one offset for the batch
+        t = (jax.random.uniform(ctx.key) + batch["position"]) % 1.0  # low-discrepancy times: one offset for the batch
         x, eps = flat(batch["image"]), rng.normal(keys, (IMAGES.size,))
         x_t = (1 - t)[:, None] * x + t[:, None] * eps
         with plain_forms():
@@ -445,7 +445,7 @@ def flow_map(tell_first=False):
 
 
 class Toy(NamedTuple):
-    """A toy's maker, and the toys that it stands on by role."""
+    """A toy's maker, and the toys that it depends on by role."""
 
     make: Any
     stands_on: dict[str, str] = {}

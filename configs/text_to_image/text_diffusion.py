@@ -1,6 +1,6 @@
 """Diffusion given texts (Nichol et al. 2022, arXiv 2112.10741; Rombach et al. 2022, arXiv 2112.10752).
 
-shapes_latent stands on two runs: python train.py configs/text_to_image/clip.py:shapes and python train.py
+shapes_latent depends on two runs: python train.py configs/text_to_image/clip.py:shapes and python train.py
 configs/vae/autoencoder_kl.py:shapes. Captioned folders of your own: --data.name folder:PATH.
 """
 

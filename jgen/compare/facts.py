@@ -3,7 +3,7 @@
 FACTS = Facts(...)
     what no measurement gives: see `Facts`.
 FROZEN = {role: configuration}
-    which configuration trains each frozen run that the system stands on, {"autoencoder": "configs/vae/vq_vae.py"}: its
+    which configuration trains each frozen run that the system depends on, {"autoencoder": "configs/vae/vq_vae.py"}: its
     variant of the same name, unless another is given after a colon.
 at_height(experiment, own, height)
     the experiment for images of another height than the data's `own`, for a system with options that scale with it.

@@ -19,13 +19,13 @@ from jgen.data.style import SIBLINGS
 from jgen.data.transforms import added_fields, make_transform
 from jgen.experiment import make_model
 from jgen.train.config import ema_enabled
-from jgen.train.loop import role_optimisers, with_place
+from jgen.train.loop import role_optimisers, with_position
 from jgen.train.optimisers import average_decay
 from jgen.train.step import active_phases, batches_per_step, init_state, local_step, make_train_step, split_per_example
 
 
 class Part(NamedTuple):
-    """A model with a transformed batch of random examples, and the models that it stands on."""
+    """A model with a transformed batch of random examples, and the models that it depends on."""
 
     training: Training
     model: GenerativeModel
@@ -41,7 +41,7 @@ def make_part(training: Training, size: int | None = None) -> Part:
       size: height and width of the images; default: those of the data. Where a frozen model's data has images of other
         sizes, they scale alike.
     Raises:
-      UserError: images that the model, or one that it stands on, cannot be made for.
+      UserError: images that the model, or one that it depends on, cannot be made for.
     """
     own = data_spec(training)
     data, experiment = own, training.experiment
@@ -54,7 +54,7 @@ def make_part(training: Training, size: int | None = None) -> Part:
     model = make_model(experiment.model, data, {role: part.model for role, part in frozen.items()})
     examples = random_examples(training, data, experiment.train.batch_size)
     keys = rng.image_keys(jax.random.key(0), examples["index"])
-    batch = jax.jit(make_transform(experiment.data, data, train=True))(keys, with_place(examples))
+    batch = jax.jit(make_transform(experiment.data, data, train=True))(keys, with_position(examples))
     return Part(training, model, data, batch, frozen)
 
 
@@ -133,7 +133,7 @@ def make_program(training: Training, size: int | None = None) -> Program:
 
 
 def init_frozen(part: Part, key: jax.Array) -> dict[str, FrozenModel]:
-    """The arrays of the models that a part stands on, drawn at random."""
+    """The arrays of the models that a part depends on, drawn at random."""
     arrays = {}
     for role, inner in part.frozen.items():
         below = init_frozen(inner, key)

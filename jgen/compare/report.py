@@ -138,7 +138,7 @@ def level_lines(levels: list[int]) -> list[str]:
 
 
 def staged_lines(compared: list[Row]) -> list[str]:
-    """A remark on systems that stand on frozen models."""
+    """A remark on systems that depend on frozen models."""
     texts = []
     for row in compared:
         *frozen, _ = row.get("trainings") or [*filter(None, [row.get("first_stage")]), ""]

@@ -51,7 +51,7 @@ def train_words(training: Training, run: Path, steps: int, seed: int, frozen: di
     The learning rate rises for at most a tenth of the steps, whatever the configuration's own training needs.
 
     Args:
-      frozen: {role: run directory} of the models that it stands on.
+      frozen: {role: run directory} of the models that it depends on.
     """
     part = str(-(-steps // CHECKPOINTS))
     warmup = training.experiment.train.optimiser.warmup_steps

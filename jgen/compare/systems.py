@@ -23,7 +23,7 @@ def same_at_every_height(experiment: Experiment, own: int, height: int) -> Exper
 
 @dataclass(frozen=True)
 class Training:
-    """A configuration, and the trainings of the frozen models that it stands on.
+    """A configuration, and the trainings of the frozen models that it depends on.
 
     config:    its path from the root and its variant, "configs/vae/vq_prior.py:digits".
     name:      "vq_prior-digits".
@@ -39,7 +39,7 @@ class Training:
     at_height: Callable[[Experiment, int, int], Experiment] = same_at_every_height
 
     def in_order(self) -> list[Training]:
-        """This training after all that it stands on, directly or not, each once."""
+        """This training after all that it depends on, directly or not, each once."""
         before = [each for inner in self.frozen.values() for each in inner.in_order()]
         return list({training.config: training for training in [*before, self]}.values())
 
@@ -77,9 +77,9 @@ def load_training(config: str, within: tuple[str, ...] = ()) -> Training:
     """The training of "configs/<family>/<system>.py:variant".
 
     Args:
-      within: the configurations that stand on this one.
+      within: the configurations that depend on this one.
     Raises:
-      UserError: no such configuration; frozen runs that no configuration is declared to train, or that stand on
+      UserError: no such configuration; frozen runs that no configuration is declared to train, or that depend on
         themselves.
     """
     experiment, name = cli.load_config(config, ROOT)
@@ -88,13 +88,14 @@ def load_training(config: str, within: tuple[str, ...] = ()) -> Training:
     module = cli.import_config(path)
     variant = variant or next(iter(module.VARIANTS))
     config = f"{relative_to_root(path)}:{variant}"
-    chain = " stands on ".join([*within, config])
-    require(config not in within, f"{chain}: a system cannot stand on itself")
+    chain = " depends on ".join([*within, config])
+    require(config not in within, f"{chain}: a system cannot depend on itself")
     sources, frozen = getattr(module, "FROZEN", {}), {}
     for role, run in experiment.frozen.items():
         if not run:  # of a role that may be left out
             continue
-        require(role in sources, f"{config} stands on {run}: its FROZEN does not say which configuration trains {role}")
+        missing = f"{config} depends on {run}: its FROZEN does not say which configuration trains {role}"
+        require(role in sources, missing)
         source = sources[role] if ":" in sources[role] else f"{sources[role]}:{variant}"
         frozen[role] = load_training(source, (*within, config))
     facts = getattr(module, "FACTS", Facts())

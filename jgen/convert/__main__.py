@@ -6,9 +6,9 @@ python -m jgen.convert RUN FOLDER --to-diffusers
 FOLDER holds config.json and diffusion_pytorch_model.safetensors of a DiTTransformer2DModel, a UNet2DModel or an
 AutoencoderKL, or is the folder of a pipeline: transformer/ with or without vae/, or unet/, and scheduler/, or that of
 Stable Diffusion 1.x, 2.x or XL. Of a pipeline with a vae/, two runs are made: RUN-vae is the autoencoder, and RUN
-stands on it; --to-diffusers writes such a run as one pipeline again. A run that is to be scored or trained on takes the
-data that it is for (--data), and options of training (--train): then python train.py RUN. To sample,
-jgen.load(FOLDER) is enough.
+depends on it; --to-diffusers writes such a run as one pipeline again. For a run that is to be scored or trained on,
+give its data (--data) and options of training (--train), then python train.py RUN. To sample, jgen.load(FOLDER) is
+enough.
 """
 
 from __future__ import annotations

@@ -97,13 +97,13 @@ def write_transformer(folder: Path, run: str, gen: Any, objective: ddpm.Config, 
 
 
 def autoencoder_of(run: str, gen: Any) -> autoencoder_kl.Config:
-    """The configuration of the autoencoder that a run stands on."""
+    """The configuration of the autoencoder that a run depends on."""
     from jgen.runs import find_frozen, load_experiment
 
     place = find_frozen(Path(run).expanduser(), gen.config.frozen, {})["autoencoder"]
     config = load_experiment(place)[0].model
     known = isinstance(config, autoencoder_kl.Config)
-    require(known, f"{run} stands on {place}, which is no autoencoder_kl: {kl_names.NAME} is one")
+    require(known, f"{run} depends on {place}, which is no autoencoder_kl: {kl_names.NAME} is one")
     return config
 
 

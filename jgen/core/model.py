@@ -17,7 +17,7 @@ from jgen.core import keys as rng
 
 Tree = Any  # a pytree of arrays
 Roles = dict[str, Tree]  # {role: tree}; a role names the parameters of one network, such as "gen" or "disc"
-Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "index": int32 (B,), "place": float32 (B,), <field>: ...}
+Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "index": int32 (B,), "position": float32 (B,), <field>: ...}
 Cond = dict[str, Any]  # {field: array (B, ...)}: what a model is conditioned on, {} without
 # What `log_prob` may be, and the word for it in a table; a model without it says "none".
 LIKELIHOODS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
@@ -95,22 +95,23 @@ class DataSpec:
 
 
 class FrozenModel(NamedTuple):
-    """The arrays of an earlier run that a model stands on: averaged parameters, state, and its own frozen models."""
+    """The arrays of an earlier run that a model depends on: averaged parameters, state, and its own frozen models."""
 
     params: Roles
     extra: Roles
     frozen: Mapping[str, FrozenModel] = {}
 
 
-Frozen = Mapping[str, FrozenModel]  # {role: arrays of the run}, what a model stands on
+Frozen = Mapping[str, FrozenModel]  # {role: arrays of the run}, what a model depends on
 
 
 class Context(NamedTuple):
     """What a loss or a sampler may read beside the parameters. It is read-only and has these fields only.
 
     step:     int32 scalar, the number of steps taken before this one.
-    key:      one PRNG key for draws that all examples of a phase, or all images of a call, share: the length of a
-              roulette, the offset of low-discrepancy times. All other draws take the keys of the examples.
+    key:      one PRNG key for draws that all examples of a phase, or all images of a call, share, such as the length at
+              which a Russian-roulette estimator is truncated, or the offset of stratified diffusion times. All other
+              draws take the keys of the examples.
     ema:      {role: tree}, the moving average of the parameters; of a role that has none, the parameters themselves.
     extra:    {role: tree}, state that is updated without gradients (batch statistics, codebooks, replay buffers).
     frozen:   {role: FrozenModel}, the arrays of earlier runs, never copied into the state or the average: see
@@ -128,7 +129,7 @@ class Context(NamedTuple):
 
 
 def frozen_parameters(frozen: Frozen) -> list[Any]:
-    """The parameters of the models that a model stands on, and of those that they stand on in turn."""
+    """The parameters of the models that a model depends on, and of those that they depend on in turn."""
     return [[model.params, frozen_parameters(model.frozen)] for model in frozen.values()]
 
 
@@ -157,8 +158,9 @@ class Phase(NamedTuple):
     """One gradient update within a training step: which roles it trains, and with which loss.
 
     loss(params, ctx, keys, batch) -> (scalar, (metrics, new_extra)). The loss and the metrics are means over the
-    examples given. `new_extra` holds the roles of `extra` that changed, whole. It is averaged over devices and
-    accumulation steps, so that statistics which are means over examples come out as over the whole batch; a role in
+    examples given; the scalar is logged as `loss`, followed by the phase's name in a model of several phases.
+    `new_extra` holds the roles of `extra` that changed, whole. It is averaged over devices and accumulation steps, so
+    that statistics which are means over examples come out as over the whole batch; a role in
     `GenerativeModel.by_example` belongs to the examples instead, and is not averaged.
 
     trains:  the roles whose parameters are updated; () for a phase that only updates `extra`, without a gradient.
@@ -196,13 +198,13 @@ class GenerativeModel(NamedTuple):
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
     evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
-                 None where it is not what a sample costs, as in autoregressive models.
-    numbers:     {option of `sampling`: values with a program of their own}: one program takes all other values of the
-                 option, as a number of JAX's ({"guidance_scale": (0.0, 1.0)}).
+                 None where network evaluations do not measure the cost of sampling, as in autoregressive models.
+    numbers:     {option of `sampling`: values that are compiled as constants}: the options that are passed as traced
+                 scalars, so that all other values share one program ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
-    unconditional: the functions to which `cond` may lack fields of `conditions`, and be {}.
-    optional:    {name: field}, further entries that `cond` may have, each of the kind of that field: negative_text,
-                 what guidance leads away from in the place of no condition; source_text, of the image to stay near.
+    unconditional: names of the functions for which every field of `cond` is optional.
+    optional:    {name: field}, further optional entries of `cond`, with the specification of that field: negative_text
+                 (a negative prompt), source_text (the caption of the image that is edited).
     validate:    (params, ctx, keys, batch) -> {name: float32 (B,)}, scores per example at the time of validation.
     best:        (validation score, "min" or "max") by which one checkpoint is better than another; None where no score
                  tells, as in an adversarial game.
@@ -220,30 +222,30 @@ class GenerativeModel(NamedTuple):
     invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, or
                  by the sampler's steps backwards, of a model that has no `encode`.
     inverting:   a frozen dataclass with the default of every option of `invert`.
-    interpolation: (a, b, w) -> the latents between two arrays (B, ...), w (B,) from 0 to 1, leaf by leaf; None: the
-                 line. Latents of a model without `encode` are those of `invert`, and it must say how.
-    codes:       where `encode` gives discrete codes, a tuple of int (B, h, w, c) or one: the specification of each
-                 grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
+    interpolation: (a, b, w) -> interpolated latents, applied leaf by leaf; w (B,) in [0, 1]. None: linear. Required
+                 where latents come from `invert`.
+    codes:       where `encode` returns discrete codes, one int array (B, h, w, c) or a tuple of them: the ImageSpec of
+                 each grid; `levels` is the size of the codebook, and may be above 256. () where latents are not codes.
     inpaint:     (params, ctx, keys, images, mask, cond, **inpainting) -> uint8 images; bool (B, H, W), true where a
                  pixel is kept.
     inpainting:  a frozen dataclass with the default of every option of `inpaint`; None: they are those of `sampling`.
     edit:        (params, ctx, keys, images, cond, **editing) -> uint8 images like those given, changed towards `cond`.
     editing:     a frozen dataclass with the default of every option of `edit`.
-    restore:     (params, ctx, keys, measurement, cond, **restoring) -> uint8 images (B, H, W, C) of which float arrays
-                 (B, ...), in 0 .. levels - 1, are linear measurements (`jgen.prob.degradation`).
+    restore:     (params, ctx, keys, measurement, cond, **restoring) -> uint8 images (B, H, W, C) reconstructed from
+                 linear measurements of them (`jgen.prob.degradation`), float (B, ...) on the pixel scale
+                 0 .. levels - 1.
     restoring:   a frozen dataclass with the default of every option of `restore`.
     check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
     prepare: (params, ctx, keys, cond) -> the roles of `extra` to sample with, computed once before sampling (standing
                  batch statistics).
-    check_training: (steps) -> None, raises UserError for a run of so many steps that it would end before the model is
-                 whole, as of networks that grow. None where a run may be of any length.
-    functions:   {name: function}, what the model lends to models that stand on it, with the signatures
+    check_training: (steps) -> None, raises UserError where `steps` are too few to finish the schedule by which networks
+                 grow. None where a run may be of any length.
+    functions:   {name: function}, what the model lends to models that depend on it, with the signatures
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
-                 encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1], and
-                 energy(params, ctx, x, cond) -> (B,), -log p in nats up to a constant of floats in [-1, 1];
-                 draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE makes an image of, and
+                 encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1];
+                 draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE makes an image of;
                  pixels_of_noise(params, ctx, eps_z, eps_x, cond) -> that image before it is rounded, on about [-1, 1],
                  and its mean, float (B, H, W, C);
                  draw_dequantised(params, ctx, keys, cond, temperature) -> float (B, H, W, C) in about [0, levels),
@@ -259,20 +261,21 @@ class GenerativeModel(NamedTuple):
                  at half the log signal-to-noise ratio (B,);
                  conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
                  before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
-                 embed_image(params, ctx, x), embed_text(params, ctx, tokens) -> (B, features), of length 1, and
-                 scale(params, ctx) -> (), what their products are multiplied with to be logits;
+                 embed_image(params, ctx, x) -> (B, features), L2-normalised;
+                 embed_text(params, ctx, tokens) -> (B, features), L2-normalised;
+                 scale(params, ctx) -> (), the logit scale (inverse temperature) of their products;
                  draw_embedding(params, ctx, keys, cond, **sampling) -> (B, features), of images of that condition;
                  encode_text(params, ctx, tokens) -> jgen.nn.cross_attention.Tokens, the features of each token;
-                 text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T), and
+                 text_log_prob(params, ctx, tokens) -> float32 (B,), nats of texts as tokens (B, T);
                  complete_text(params, ctx, keys, tokens, known, temperature, top_k, top_p) -> int32 (B, T), texts that
                  begin with the first `known`, (B,), of the tokens, the start included.
-    shared:      the roles that the frozen models which stand on one, too, must have in common with this one: a prior of
-                 another CLIP is refused.
+    shared:      frozen roles that must be the same run here and in every frozen model that has that role: a prior
+                 trained on a different CLIP is refused.
     averages:    the roles whose average is kept, to sample and score with; None for all.
     by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
                  batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
-    whole_batch: whether the loss of an example is about all others of the batch, as a contrastive loss is: a step's
-                 batch may be split over devices, which `jgen.core.parallel` joins, but not accumulated in parts.
+    whole_batch: whether the loss depends on the whole batch, as a contrastive loss does. Such a loss gathers the batch
+                 over the devices (`jgen.core.parallel`), and cannot be accumulated over microbatches.
     if_not_finite: advice in the message of a run that stops because its numbers are not finite; "" for none.
     why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
                  the message of `NotSupported`.

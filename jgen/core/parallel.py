@@ -1,4 +1,4 @@
-"""The one place that knows of several devices and processes.
+"""The only module that calls `pmap` and collectives.
 
 Arrays that are the same everywhere (the state, frozen parameters) are passed whole and come back whole; arrays with a
 batch axis are split over the devices. Nothing else in jgen sees a device axis, and no model takes the name of one: a

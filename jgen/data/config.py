@@ -20,28 +20,30 @@ class Config:
     """Which images, and what is done to them."""
 
     name: str = "digits"
-    """digits, shapes, which have captions and are of 32 pixels or of `size` 64, fonts, the letters of those that
-    fontconfig knows or of fonts:FOLDER, emoji, the pictures of Noto Color Emoji or of emoji:FILE with their names as
-    captions, any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...), folder:PATH, a folder of pictures, with
-    or without sub-folders as classes and captions as text files beside the pictures (1.txt for 1.png), npz:FILE, arrays
-    `images` and `label`, texture:FILE, squares of one picture; texture:brick, texture:grass and texture:gravel are
-    pictures of scikit-image; or density:NAME, points of the plane as images of two pixels, of gaussians, rings, spirals
-    or checkerboard."""
+    """One of: digits (8x8); any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...); folder:PATH (pictures,
+    sub-folders as classes, captions as text files such as 1.txt for 1.png); npz:FILE (arrays `images` and `label`);
+    shapes (32x32, or 64x64 with `size` 64, with captions); fonts (letters of installed fonts) or fonts:FOLDER; emoji
+    (Noto Color Emoji, their names as captions) or emoji:FILE; texture:FILE (squares of one picture) or texture:brick,
+    texture:grass, texture:gravel; density:NAME (points of the plane as images of two pixels: gaussians, rings, spirals,
+    checkerboard)."""
     dir: str = ""
     """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""
-    """The test split of folder:PATH or npz:FILE: another folder or file; default: its own, else a tenth of them."""
+    """The test split of folder:PATH or npz:FILE: another folder or file; default: the set's own test split, else a
+    tenth of its images."""
     background: str = "white"
     """What shows through transparent pixels of picture files: a colour such as white, black or #8090a0."""
     size: int = 0
     """Resize the shorter side to this and crop the centre square; 0 keeps the images as they are. Of texture:FILE, the
     side of the squares that are cut from the picture; 0: about half of its shorter side."""
     validation: float = 0.1
-    """Part of train, from its end, kept for validation (sets with a validation split of their own use that)."""
+    """Fraction of the training images held out for validation, the last ones; ignored if the set has a validation
+    split."""
     binarise: Literal["none", "threshold", "dynamic", "static"] = "none"
-    """Binary pixels: x >= 128, drawn anew each time with probability x / 255, or drawn once per image."""
+    """Binary pixels. threshold: x >= 128; dynamic: Bernoulli(x / 255), drawn at every use; static: Bernoulli(x / 255),
+    drawn once per image."""
     levels: int = 0
-    """Number of values that a pixel takes, 2 to 256, by cutting the range evenly; 0: all that the set has."""
+    """Number of values that a pixel takes, 2 to 256, quantised uniformly; 0: the set's own number."""
     flip: bool = False
     """Mirror training images left to right at random."""
     low_resolution: int = 0
@@ -60,7 +62,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataLocation:
     """Current location of a run's data, if it has moved since training."""
 
     name: str = ""
@@ -71,9 +73,9 @@ class Place:
     """The test folder or file."""
 
 
-def place_of(config: Config) -> Place:
+def data_location(config: Config) -> DataLocation:
     """The current location of a run's data by options of the data; "" leaves the run's own."""
-    return Place(config.name, config.dir, config.test)
+    return DataLocation(config.name, config.dir, config.test)
 
 
 def located(config: Config) -> Config:

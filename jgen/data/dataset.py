@@ -19,7 +19,7 @@ import numpy as np
 from jgen.core.model import ArraySpec, DataSpec
 from jgen.data.arrays import GIVEN, Arrays, array_source, file_arrays
 from jgen.data.cache import decoded, sync
-from jgen.data.config import OF_FILES, Config, Place, check_config, located
+from jgen.data.config import OF_FILES, Config, DataLocation, check_config, located
 from jgen.data.emoji import emoji_source
 from jgen.data.folders import folder_source
 from jgen.data.fonts import font_source
@@ -200,7 +200,7 @@ def reopen(
     fingerprint: str,
     run: str | Path,
     tokenizers: Mapping[str, AnyTokenizer] | None = None,
-    place: Config | Place | None = None,
+    place: Config | DataLocation | None = None,
 ) -> tuple[Config, Dataset]:
     """The data that a run was trained on: where it is said to be now, or where it was then, or, if that folder of TFDS
     sets is gone, where the environment says.

@@ -20,7 +20,7 @@ import numpy as np
 from jgen.core.model import ArraySpec
 from jgen.errors import UserError, require
 
-RESERVED = ("image", "index", "place")  # of every batch
+RESERVED = ("image", "index", "position")  # of every batch
 Path = tuple[str, ...]  # the names from an example to a feature in it
 
 

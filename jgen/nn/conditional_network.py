@@ -157,7 +157,8 @@ def make_conditional_network(
     """The network of `config.network` over the images of `data`, with one class more than there are, for "no class".
 
     Args:
-      small_t: whether t is of order 1, not a step 1 .. T: see `unet.make_unet`.
+      small_t: whether the t that is passed is of order 1 (a time in [0, 1], ln(sigma) / 4), not a step 1 .. T. It
+        permits NCSN++, and a transformer then embeds 1000 t.
       outputs: numbers that the network gives for each channel of each pixel.
     Raises:
       UserError: sizes that the network cannot be built with, or classes of data that has none.

@@ -49,8 +49,8 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
     architecture: Literal["ddpm", "ddpmpp", "ncsnpp", "adm"] = "ddpm"
-    """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp for EDM only; adm: of
-    Dhariwal & Nichol 2021."""
+    """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp only for systems whose
+    times are of order 1 (EDM, score SDEs, consistency models); adm: of Dhariwal & Nichol 2021."""
     base: int = 0
     """Width of the first convolution (adm: always that of the first level); the embedding of time and class is four
     times as wide. 0: the width of the first level."""
@@ -226,14 +226,15 @@ def make_unet(
     Args:
       num_classes: of the class embedding, a null class included; 0 for none.
       out_channels: 0 takes those of the images.
-      small_t: whether t is of order 1, as the Fourier features of NCSN++ need it, and not a step 1 .. T.
+      small_t: whether t is of order 1, as the Fourier features of NCSN++ need it, not a step 1 .. T.
     Raises:
       UserError: sizes that the U-Net cannot be built with, or NCSN++ for a model whose t is not small.
     """
     check_unet(config, images)
     require(
         small_t or config.architecture != "ncsnpp",
-        "architecture is 'ncsnpp': it embeds times of order 1, and this model's run to 1000; use 'ddpm' or 'ddpmpp'",
+        "architecture is 'ncsnpp': it embeds times of order 1, and this model's run to 1000; use 'ddpm' or 'ddpmpp'"
+        " (in a system of your own: small_t=True)",
     )
     sizes: dict[str, Any] = {
         "channels": config.channels,

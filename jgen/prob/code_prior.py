@@ -56,6 +56,6 @@ def check_autoencoder(model: GenerativeModel, data: DataSpec, role: str, grids: 
 
 
 def check_conditions(model: GenerativeModel, role: str, class_conditional: bool) -> None:
-    """Raises `UserError` where a frozen model is conditioned on the class and the model that stands on it is not."""
+    """Raises `UserError` where a frozen model is conditioned on the class and the model that depends on it is not."""
     needs = f"class_conditional is False, but the {role}, {model.name}, needs the class to decode"
     require(not model.conditions or class_conditional, needs)

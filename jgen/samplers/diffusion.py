@@ -53,7 +53,8 @@ class Sampling:
     """Number of times at which the network is evaluated (heun, predictor_corrector: twice at each; guidance
     doubles it)."""
     spacing: Literal["uniform", "shifted", "log_snr", "karras", "trailing", "leading", "linspace"] = "uniform"
-    """Spacing of the times; trailing, leading and linspace are for models that were trained on a chain of steps."""
+    """Spacing of the times; karras: EDM's, with rho 7; trailing, leading and linspace are for models trained on a chain
+    of steps."""
     times: tuple[float, ...] = ()
     """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
     shift: float = 1.0
@@ -64,7 +65,8 @@ class Sampling:
     """What ddim and plms end at: data without noise, or the first step of the chain, with its noise (set_alpha_to_one
     false in diffusers)."""
     low: float = 0.01
-    """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode."""
+    """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode: EDM's
+    sigma_min."""
     eta: float = 0.0
     """Stochasticity of ddim: 0 is deterministic, 1 is ancestral."""
     variance: Literal["beta", "beta_tilde", "none", "learned"] = "beta_tilde"

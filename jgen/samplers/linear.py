@@ -193,7 +193,8 @@ class Churn(NamedTuple):
 def heun(process: Process, times: Any, churn: Churn | None = None) -> Table:
     """Heun's method on the probability flow in t (Karras et al. 2022, algorithms 1 and 2): 2 n - 1 evaluations.
 
-    With `churn`, noise is added before each step, which then begins at a later time.
+    With `churn`, noise is added before each step but the first, unlike in algorithm 2, and the step then begins at a
+    later time.
     """
     p = steps_of(process, times)
     start, gain, noise = p.t, np.ones_like(p.t), None

@@ -42,7 +42,7 @@ class Scoring:
     probes: int = 1
     """Random directions in which the divergence is measured; 0: the exact divergence, with H W C derivatives."""
     low: float = 0.001
-    """Noise, as sigma / alpha, that dequantised images are taken to have."""
+    """Noise, as sigma / alpha, that dequantised images are taken to have; not the `low` of sampling."""
 
 
 Conditional = Callable[..., jax.Array]  # (x_t, t, cond=...) -> x_0

@@ -1,8 +1,11 @@
 """Sampling and likelihood shared by all diffusion systems. A system itself defines only its networks, loss and
 denoiser.
 
-denoising = denoising_by_class(network, config, denoise, process)
+denoising = denoising_by_class(network, config, denoise, lambda params: process)
 model = with_samplers(GenerativeModel(name=..., init=..., phases=...), denoising)
+model = with_flow_likelihood(model, denoising, config.scoring)  # where the system has no bound of its own
+
+`scoring` is a `jgen.samplers.ode.Scoring`; `jgen/models/diffusion/score_sde.py` is such a system.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ class Denoising(NamedTuple):
     """A denoiser and how it is sampled from.
 
     denoise:       (params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), at times t (B,) in (0, 1].
-    process:       (params) -> the noise process (`jgen.prob.process.Process`), which may be learned.
+    noise_process: (params) -> the noise process (`jgen.prob.process.Process`), which may be learned; without a context,
+                   unlike the function `process` of the contract.
     sampling:      default options of sampling.
     without_class: cond -> the null condition, of the same shapes, for classifier-free guidance.
     guidable:      whether the model supports guidance.
@@ -71,7 +75,7 @@ class Denoising(NamedTuple):
     """
 
     denoise: Callable[..., jax.Array]
-    process: Callable[[Roles], Process]
+    noise_process: Callable[[Roles], Process]
     images: ImageSpec
     sampling: Sampling
     without_class: Callable[[Cond], Cond]
@@ -98,7 +102,7 @@ def denoising_by_class(
     network: ConditionalNetwork,
     config: ClassConditionalConfig,
     denoise: Callable[..., jax.Array],
-    process: Callable[[Roles], Process],
+    noise_process: Callable[[Roles], Process],
     num_timesteps: int = 0,
     guide: GenerativeModel | None = None,
     classifier: GenerativeModel | None = None,
@@ -108,7 +112,7 @@ def denoising_by_class(
     """The denoiser of a U-Net that may be conditioned on the class: see `Denoising`."""
     return Denoising(
         denoise=denoise,
-        process=process,
+        noise_process=noise_process,
         images=network.images,
         sampling=config.sampling,
         without_class=network.without_class,
@@ -155,7 +159,7 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
         restoring=Restoring(),
         functions={
             "denoise": denoising.denoise,
-            "process": lambda params, ctx: denoising.process(params),
+            "process": lambda params, ctx: denoising.noise_process(params),
             "count_evaluations": partial(count_evaluations, denoising),
         },
     )
@@ -234,7 +238,7 @@ def check_classifier(classifier: GenerativeModel, model: GenerativeModel) -> Non
 
 def guided(denoising: Denoising, params: Roles, ctx: Context, o: Sampling) -> Conditional:
     """(x_t, t, {"cond": condition, "null": null condition}) -> x_0 with guidance; [x_0, v] for learned variances."""
-    process, channels = denoising.process(params), o.guidance_channels
+    process, channels = denoising.noise_process(params), o.guidance_channels
     strong = partial(denoising.denoise, params, ctx)
     if o.variance == "learned":
         assert denoising.with_variance is not None
@@ -272,7 +276,7 @@ def guided_draw(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Samples x_0 with guidance, and the denoised estimate at each step: see `draw`."""
     noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
-    process, steps = denoising.process(params), denoising.num_timesteps
+    process, steps = denoising.noise_process(params), denoising.num_timesteps
     return draw(guided(denoising, params, ctx, o), both, process, o, noise, key_steps, steps)
 
 
@@ -307,7 +311,7 @@ def edit(
     """SDEdit (Meng et al. 2022, arXiv 2108.01073): sampling from the images with the noise of a time on the way."""
     o = replace(editing_of(denoising.sampling), **options)
     noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
-    process = denoising.process(params)
+    process = denoising.noise_process(params)
     times = last_times(times_of(o, process, denoising.num_timesteps), o.strength)
     first = jnp.full(len(noise), times[0], jnp.float32)
     x_t = add_noise(process, to_float(images, denoising.images.levels), first, noise)
@@ -336,7 +340,7 @@ def invert(
     """DDIM inversion: the noise, float (B, H, W, C), that DDIM's steps, each taken backwards, make of images."""
     o = by_ddim(denoising, steps, guidance_scale)
     both = {"cond": cond, "null": denoising.without_class(cond)}
-    process, denoise = denoising.process(params), guided(denoising, params, ctx, o)
+    process, denoise = denoising.noise_process(params), guided(denoising, params, ctx, o)
     times = times_of(o, process, denoising.num_timesteps)
     x = to_float(images, denoising.images.levels) * jnp.asarray(process.alpha(times[-1:])[0], jnp.float32)
 
@@ -361,7 +365,7 @@ def decode(
     require_latents(noise, denoising.images.shape)
     o = by_ddim(denoising, steps, guidance_scale, eta)
     both = {"cond": cond, "null": denoising.without_class(cond)}
-    process = denoising.process(params)
+    process = denoising.noise_process(params)
     x_0, _ = draw(guided(denoising, params, ctx, o), both, process, o, noise, keys, denoising.num_timesteps)
     return to_images(x_0, denoising.images.levels, failure_of(o))
 
@@ -374,7 +378,7 @@ def count_evaluations(
     noise, _, both = inputs_of_draw(denoising, keys, cond)
     if o.sampler != "ode":
         return jnp.full(len(keys), evaluations_per_call(o) * evaluations(o))
-    counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.process(params), o, noise)[1]
+    counts = draw_adaptively(guided(denoising, params, ctx, o), both, denoising.noise_process(params), o, noise)[1]
     return evaluations_per_call(o) * counts
 
 
@@ -390,7 +394,7 @@ def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond
 def energy(denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x: jax.Array, cond: Cond) -> jax.Array:
     """The bound on -log P(x) up to a constant, nats (B,): see `jgen.samplers.denoising_error`."""
     levels, steps = denoising.images.levels, denoising.num_timesteps
-    where = plain_denoiser(denoising, params, ctx, cond), denoising.process(params)
+    where = plain_denoiser(denoising, params, ctx, cond), denoising.noise_process(params)
     return denoising_error(*where, to_float(x, levels), keys, levels, num_timesteps=steps)
 
 
@@ -412,7 +416,7 @@ def inpaint(
     """uint8 images that are given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
     o, levels, known = Inpainting(**options), denoising.images.levels, mask[..., None]
     posterior.check_inpainting(o)
-    process, y = denoising.process(params), to_float(images, levels)
+    process, y = denoising.noise_process(params), to_float(images, levels)
     sampling = replace(denoising.sampling, guidance_scale=o.guidance_scale, variance="beta_tilde")
     check_sampling_options(denoising, sampling)
     both, guide = {"cond": cond, "null": denoising.without_class(cond)}, guided(denoising, params, ctx, sampling)
@@ -444,7 +448,7 @@ def restore(
     degradation = make_degradation(o.problem, spec, o.factor)
     wanted = jax.eval_shape(degradation, jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)).shape[1:]
     require_latents(measurement, wanted, "measurements")
-    process, y = denoising.process(params), to_float(measurement, spec.levels)
+    process, y = denoising.noise_process(params), to_float(measurement, spec.levels)
     where = plain_denoiser(denoising, params, ctx, cond), process, usual_times(denoising, process, o.steps)
     noise = 2.0 * o.noise / (spec.levels - 1)
     x_0 = posterior.by_gradient(*where, y, degradation, spec.shape, keys, o.step_size, noise)
@@ -477,6 +481,6 @@ def log_prob(
     """An estimate of log P(x) in nats, float32 (B,), x uint8 (B, H, W, C): see `ode.log_prob`."""
     o = replace(scoring, **options)
     denoiser = partial(denoising.denoise, params, ctx)
-    nats = ode.log_prob(denoiser, denoising.process(params), x, cond, keys, denoising.images.levels, o)
+    nats = ode.log_prob(denoiser, denoising.noise_process(params), x, cond, keys, denoising.images.levels, o)
     failures.report(f"the solver of the likelihood did not converge at tolerance {o.tolerance:g}", ~jnp.isfinite(nats))
     return nats

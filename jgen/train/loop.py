@@ -46,9 +46,9 @@ from jgen.train.step import (
 )
 
 MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is stopped
-SAMPLED_AT_ONCE = 128  # images of a grid
-MOST_ROWS = 16  # classes in it
-RUN_AHEAD = 8  # steps given to the device before their metrics are read; one call at least
+SAMPLED_AT_ONCE = 128  # batch size of a sample grid
+MOST_ROWS = 16  # classes that it shows
+RUN_AHEAD = 8  # steps dispatched ahead of reading their metrics, at least one call
 
 
 class Interrupted(Exception):
@@ -69,7 +69,7 @@ def starting_state(
 ) -> TrainState:
     """The state before step 0, from the first batch of training data."""
     split = dataset.splits["train"]
-    first = with_place(split.fetch(batch_positions(seed, 0, config.batch_size, split.num)))
+    first = with_position(split.fetch(batch_positions(seed, 0, config.batch_size, split.num)))
     optimisers = role_optimisers(model, config)
     key = rng.seed_key(seed)
     transform = make_transform(data, dataset.spec, train=True)
@@ -82,10 +82,10 @@ def starting_state(
     return jax.jit(init, compiler_options=parallel.compiler_options())(first, frozen)
 
 
-def with_place(batch: Batch) -> Batch:
+def with_position(batch: Batch) -> Batch:
     """A batch with the place of each example in it: i / B, float32 (B,)."""
     num = len(batch["index"])
-    return {**batch, "place": np.arange(num, dtype=np.float32) / np.float32(num)}
+    return {**batch, "position": np.arange(num, dtype=np.float32) / np.float32(num)}
 
 
 def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, RoleOptimiser]:
@@ -125,8 +125,8 @@ def deferred_signals() -> Iterator[list[int]]:
 class Training:
     """A run to `config.steps`, from the checkpoint of step `newest` or from the start.
 
-    `frozen` holds the arrays of the earlier runs that the model stands on, on the host. Of several processes, the first
-    writes the directory, scores and samples; all of them train.
+    `frozen` holds the arrays of the model's frozen models, on the host. Of several processes, the first writes the
+    directory, scores and samples; all of them train.
     """
 
     def __init__(
@@ -225,15 +225,15 @@ class Training:
         return train_batches(split, self.seed, batch * repeats, first, stop, rows=rows, workers=workers)
 
     def call_length(self, step: int) -> int:
-        """Steps of the next call after so many: those of `steps_per_call`, or one at a time where something is due
-        before their end, so that no more than two programs are compiled."""
+        """Number of steps in the next compiled call, given `step` completed steps: `steps_per_call`, or 1 if a
+        validation, sample grid or checkpoint is due within them. So at most two programs are compiled."""
         config, num = self.config, self.config.steps_per_call
         due = (config.validate_every, config.sample_every, config.checkpoint_every)
         ends = [config.steps, *((step // every + 1) * every for every in due if every > 0)]
         return num if step + num <= min(ends) else 1
 
     def call(self, before: int, batches: list[Batch]) -> None:
-        """The steps after so many on these batches, in one call."""
+        """Runs the steps that follow step `before`, one per batch, in one compiled call."""
         metrics: Any
         if len(batches) == 1:
             self.state, metrics = self.step(self.state, self.frozen, batches[0], before)
@@ -243,7 +243,7 @@ class Training:
         self.pending.append((before, metrics))
 
     def stopped(self, before: int, step: int, received: list[int]) -> bool:
-        """Whether to stop after the call that ended with this step, before the last one.
+        """Whether to stop early after `step` because of a signal; always false at the last step.
 
         Several processes agree on it only when a line of metrics is due, every `log_every` steps: agreeing is a
         collective that each of them waits for, and in every step it would keep the host from running ahead.
@@ -348,7 +348,7 @@ class Training:
 
     def held_out(self, split: Split, num: int, key: jax.Array) -> Batch:
         """The first examples of a split as the model sees them, on the host."""
-        batch = with_place(split.fetch(np.arange(num)))
+        batch = with_position(split.fetch(np.arange(num)))
         batch = self.validation_transform(rng.image_keys(key, batch["index"]), batch)
         return {name: np.asarray(array) for name, array in batch.items()}
 
@@ -358,8 +358,8 @@ class Training:
     def grid_conditions(self) -> tuple[int, Cond]:
         """Rows of a sample grid, and the conditions of its images.
 
-        A row per class, of many classes some from first to last; for a model with other conditions, a row a held-out
-        example; ten rows without conditions.
+        Class-conditional: a row per class, at most 16, evenly spaced. Other conditions: a row per held-out example.
+        Unconditional: ten rows.
         """
         model, columns = self.model, self.config.samples_per_class
         if not model.conditions:

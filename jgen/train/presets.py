@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from jgen.data.config import Config as Data
+from jgen.errors import require
 from jgen.train.config import Config, Optimiser, tiny_training
 
 T = TypeVar("T")  # jgen.experiment.Experiment, which is above this package
@@ -70,6 +71,7 @@ def choose(
         return mnist(variant)
     if variant == "tiny":
         return tiny(digits())
+    require(variant in ("digits", *others), f"VARIANTS lists {variant}, but get_config gives `choose` no {variant}=")
     return digits() if variant == "digits" else others[variant]()
 
 

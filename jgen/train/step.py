@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 class Carry(NamedTuple):
     """What one phase of a step passes to the next.
 
-    packed:   `params` flattened for the optimisers, see `pack`.
+    packed:   `params` as the optimisers see them: small leaves concatenated, large ones unchanged; see `pack`.
     accepted: bool scalar, False once any phase of this step was rejected.
     """
 
@@ -128,7 +128,7 @@ def make_train_step(
     accumulation: int = 1,
     transform: Callable[[jax.Array, Batch], Batch] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One step of `model` on all devices, compiled once (once for every set of phases that a step may run).
+    """Builds the training step of `model` on all devices, compiled once per distinct set of active phases.
 
     Args:
       optimisers: {role: optimiser}.
@@ -142,9 +142,10 @@ def make_train_step(
       previous step is done.
       `batch` holds `batches_per_step(model)` global batches, concatenated along the first axis; with several processes,
       this process's rows of each. Repeat r of every phase uses batch r: a phase without repeats uses the first batch.
-      `metrics` are scalars: the loss and the model's own metrics, averaged over the global batch; `grad_norm`, the norm
-      of the averaged gradient (all float32); and `skipped`, `skipped_in_a_row` (int32). For a repeated phase they come
-      from its last repeat, and a phase that does not run reports none.
+      `metrics` are scalars: the loss and the model's own metrics, averaged over the global batch; `grad_norm`, the
+      global norm, before clipping, of the gradients of all roles that the phase trains, averaged over devices and
+      microbatches (all float32); and `skipped`, `skipped_in_a_row` (int32). For a repeated phase they come from its
+      last repeat, and a phase that does not run reports none.
       A step is skipped (only `step` and `skipped` change) if a loss, a gradient norm or the new `extra` is not finite,
       or if a role's gradient norm exceeds its optimiser's `skip_norm`.
     """
@@ -189,8 +190,8 @@ def make_train_steps(
 
     Returns:
       steps(state, frozen, batch, step_count) -> (state, metrics). `batch` holds the batches of the steps, concatenated;
-      `step_count` is the first one's. `metrics` has one dictionary for each run of consecutive steps with the same
-      active phases; its arrays have a leading axis over those steps. `metrics_by_step` takes them apart.
+      `step_count` is the first one's. `metrics` has one dictionary per group of consecutive steps with the same active
+      phases; its arrays have a leading axis over those steps. `metrics_by_step` takes them apart.
     """
     parts = (model, optimisers, ema_decay, accumulation, transform)
     repeats = batches_per_step(model)
@@ -307,8 +308,8 @@ def local_step(
     ema = unpack_roles(state.ema, state.params)  # unused if no loss reads it: XLA then removes it
     before = pack_roles(state.params)
     carry = Carry(state.params, before, state.opt, state.extra, {}, jnp.bool_(True))
-    # Repeats are always unrolled. On CPU so are the microbatches (`map_microbatches`), because a convolution's gradient
-    # inside a loop is 30 times slower there.
+    # Repeats are unrolled on every backend; microbatches on CPU only (`map_microbatches`), where the gradient of a
+    # convolution inside a loop is 30 times slower.
     for phase_index in active:
         phase = model.phases[phase_index]
         for repeat in range(phase.repeats):
@@ -323,11 +324,11 @@ def local_step(
 
 
 def split_repeat(batch: Batch, repeat: int, index: jax.Array, transform: Any, state: TrainState) -> Batch:
-    """The examples of one repeat, after `transform`, with the field "place": their index in the global batch divided by
-    its size, in [0, 1)."""
+    """The examples of one repeat, after `transform`, with the field "position": their index in the global batch divided
+    by its size, in [0, 1)."""
     one = jax.tree.map(lambda x: x[repeat], batch)
     total = index.shape[0] * parallel.axis_size()
-    one = {**one, "place": index.astype(jnp.float32) / total}
+    one = {**one, "position": index.astype(jnp.float32) / total}
     if transform is None:
         return one
     return transform(rng.image_keys(rng.phase_key(state.key, state.step, rng.DATA, repeat), index), one)
@@ -408,13 +409,13 @@ def keep_if_accepted(
 
 
 def accumulate_gradients(
-    model: GenerativeModel, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, parts: int
+    model: GenerativeModel, phase: Phase, params: Roles, ctx: Context, keys: jax.Array, batch: Batch, accumulation: int
 ) -> tuple[Roles, tuple[jax.Array, Metrics, Roles, Roles]]:
-    """Gradients of a phase on one device, computed in `parts` microbatches.
+    """Gradients of a phase on one device, computed in `accumulation` microbatches.
 
     Returns:
-      the roles of the new extra that hold one entry per example; and loss, metrics, the other roles of the new extra
-      and gradients, which are means over the parts.
+      (per_example, (loss, metrics, new_extra, gradients)): the roles in `model.by_example` of the new `extra`; and what
+      is averaged over the microbatches.
     """
     trained = {role: params[role] for role in phase.trains}
     per_example = {role: tree for role, tree in ctx.extra.items() if role in model.by_example}
@@ -434,17 +435,16 @@ def accumulate_gradients(
         parallel.require_averageable(means, "extra")
         return {role: tree for role, tree in new.items() if role not in means}, (value, metrics, means, gradients)
 
-    if parts == 1:
+    if accumulation == 1:
         return one_part(keys, batch, per_example)
-    return map_microbatches(one_part, (keys, batch, per_example), parts)
+    return map_microbatches(one_part, (keys, batch, per_example), accumulation)
 
 
-def map_microbatches(one_part: Callable[..., tuple[Any, Any]], inputs: Any, parts: int) -> tuple[Any, Any]:
-    """Applies `one_part` to equal slices of the inputs' leading axis; concatenates its first result and averages its
-    second."""
-    # `optax.MultiSteps` would make each part a step of its own, so statistics and metrics could not be averaged over
-    # parts.
-    cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), inputs)
+def map_microbatches(one_part: Callable[..., tuple[Any, Any]], inputs: Any, num: int) -> tuple[Any, Any]:
+    """Applies `one_part` to `num` equal slices of the inputs' leading axis; concatenates its first result and averages
+    its second."""
+    # `optax.MultiSteps` would make each microbatch a step of its own, so statistics and metrics could not be averaged.
+    cut = jax.tree.map(lambda x: x.reshape(num, x.shape[0] // num, *x.shape[1:]), inputs)
 
     def part(number: int) -> Any:
         return jax.tree.map(lambda x: x[number], cut)
@@ -452,7 +452,7 @@ def map_microbatches(one_part: Callable[..., tuple[Any, Any]], inputs: Any, part
     own, totals = one_part(*part(0))
     if parallel.unrolls_loops():
         per_example = [own]
-        for number in range(1, parts):
+        for number in range(1, num):
             own, values = one_part(*part(number))
             per_example.append(own)
             totals = jax.tree.map(jnp.add, totals, values)
@@ -465,7 +465,7 @@ def map_microbatches(one_part: Callable[..., tuple[Any, Any]], inputs: Any, part
 
         totals, rest = jax.lax.scan(add, totals, jax.tree.map(lambda x: x[1:], cut))
         joined = jax.tree.map(lambda first, x: jnp.concatenate([first, x.reshape(-1, *x.shape[2:])]), own, rest)
-    return joined, jax.tree.map(lambda x: x / parts, totals)
+    return joined, jax.tree.map(lambda x: x / num, totals)
 
 
 def as_scalars(metrics: Metrics) -> Metrics:

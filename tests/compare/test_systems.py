@@ -1,4 +1,4 @@
-"""Which systems there are, and what each stands on: asked from configurations, here from toy ones."""
+"""Which systems there are, and what each depends on: asked from configurations, here from toy ones."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def get_config(variant):
 
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
-    """Writes a configuration that stands on others: (name, {role: configuration}, what else the file declares)."""
+    """Writes a configuration that depends on others: (name, {role: configuration}, what else the file declares)."""
     monkeypatch.setattr(systems, "ROOT", tmp_path)
     (tmp_path / "configs" / "toy").mkdir(parents=True)
 
@@ -55,7 +55,7 @@ def test_a_frozen_run_may_be_of_another_variant(configs):
 
 def test_a_role_that_no_configuration_trains_is_a_mistake(configs):
     alone = configs("alone", {"autoencoder": "x"}, declares=False)
-    message = "stands on runs/any name: its FROZEN does not say which configuration trains autoencoder"
+    message = "depends on runs/any name: its FROZEN does not say which configuration trains autoencoder"
     with pytest.raises(UserError, match=message):
         systems.load_training(f"{alone}:digits")
 
@@ -63,7 +63,7 @@ def test_a_role_that_no_configuration_trains_is_a_mistake(configs):
 def test_a_system_cannot_stand_on_itself(configs):
     configs("one", {"teacher": "configs/toy/two.py"})
     two = configs("two", {"teacher": "configs/toy/one.py"})
-    with pytest.raises(UserError, match="one.py:digits stands on .*two.py:digits: a system cannot stand on itself"):
+    with pytest.raises(UserError, match="one.py:digits depends on .*two.py:digits: a system cannot depend on itself"):
         systems.load_training(f"{two}:digits")
 
 

@@ -13,7 +13,7 @@ import jgen
 from jgen.core.model import ArraySpec
 from jgen.data import dataset as datasets
 from jgen.data.arrays import given_arrays
-from jgen.data.config import Config, Place
+from jgen.data.config import Config, DataLocation
 from jgen.errors import UserError
 from jgen.train.run_directory import read_config
 
@@ -91,7 +91,7 @@ def test_a_file_says_its_levels_and_a_test_file_is_named(tmp_path, own_cache):
         ({"images": IMAGES[:5]}, ["are 5", "at least 10"]),
         ({"pictures": IMAGES}, ["no array `images`", "pictures"]),
         ({"images": IMAGES, "levels": 7}, ["up to 255", "0 to 6"]),
-        ({"images": IMAGES, "place": LABELS}, ["'place'"]),
+        ({"images": IMAGES, "position": LABELS}, ["'position'"]),
     ],
 )
 def test_arrays_that_are_no_set(tmp_path, own_cache, arrays, words):
@@ -120,7 +120,7 @@ def test_a_run_of_arrays_goes_on_with_the_same_and_is_scored_from_a_file(tmp_pat
         datasets.reopen(gen.config.data, "", run)
     config = npz(tmp_path / "x.npz", images=IMAGES, label=names, **extra)
     fingerprint = read_config(run)["data_fingerprint"]
-    place = Place(name=config.name)
+    place = DataLocation(name=config.name)
     assert datasets.reopen(gen.config.data, fingerprint, run, gen.tokenizers, place)[1].fingerprint == fingerprint
     same = replace(longer, data=replace(experiment.data, name=config.name), train=replace(experiment.train, steps=4))
     assert jgen.fit(same, run) == "trained"  # the file holds what was given

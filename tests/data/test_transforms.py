@@ -102,7 +102,7 @@ def test_other_fields_pass_through_untouched(digits):
     fields = {
         "text": np.arange(400 * 3, dtype=np.int32).reshape(400, 3),
         "mask": np.random.default_rng(0).integers(0, 256, (400, 8, 8, 1), np.uint8),
-        "place": np.linspace(0, 1, 400, dtype=np.float32),
+        "position": np.linspace(0, 1, 400, dtype=np.float32),
     }
     config = Config(flip=True, binarise="dynamic", low_resolution=4)
     batch = digits.splits["train"].fetch(np.arange(400)) | fields

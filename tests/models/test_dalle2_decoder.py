@@ -270,7 +270,8 @@ def test_a_prior_on_another_clip_is_refused():
     with pytest.raises(UserError, match="^[^\n]*$") as caught:
         model_of(CONFIG, DATA, frozen)
     theirs, ours = fingerprint_of(other)[:8], fingerprint_of(own)[:8]
-    assert caught.match(f"frozen.prior stands on the clip {theirs}, and frozen.clip is {ours}: it must be the same run")
+    differs = f"frozen.prior depends on the clip {theirs}, and frozen.clip is {ours}: it must be the same run"
+    assert caught.match(differs)
 
 
 SMALL = {"network": replace(unet.TINY, channels=(8,)), "class_conditional": False}

@@ -1,4 +1,4 @@
-"""Flow contrastive estimation: its densities, its phases, and what it stands on."""
+"""Flow contrastive estimation: its densities, its phases, and what it depends on."""
 
 from dataclasses import replace
 from functools import partial

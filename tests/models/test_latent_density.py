@@ -1,4 +1,4 @@
-"""The mixture over codes against scikit-learn's, SciPy's densities and closed forms; what it can stand on."""
+"""The mixture over codes against scikit-learn's, SciPy's densities and closed forms; what it can depend on."""
 
 from dataclasses import replace
 

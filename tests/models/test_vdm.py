@@ -142,5 +142,5 @@ def test_each_role_has_its_own_gradient(network):
 
 
 def test_times_of_a_batch_are_evenly_spaced():
-    t = np.sort(np.asarray(vdm.spread_times(CTX, {"place": jnp.arange(8) / 8})))
+    t = np.sort(np.asarray(vdm.spread_times(CTX, {"position": jnp.arange(8) / 8})))
     np.testing.assert_allclose(np.diff(t), 1 / 8, atol=1e-6)

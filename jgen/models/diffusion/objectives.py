@@ -23,7 +23,7 @@ def make_objective(objective: Objective, data: DataSpec, **frozen: GenerativeMod
     """The model of an objective.
 
     Args:
-      frozen: the models that it stands on, by role.
+      frozen: the models that it depends on, by role.
     Raises:
       UserError: no objective, or whatever is wrong with its options, the data or the frozen models.
     """

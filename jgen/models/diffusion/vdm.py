@@ -249,7 +249,7 @@ def loss(vdm: Vdm, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -
 
 def spread_times(ctx: Context, batch: Batch) -> jax.Array:
     """Times (B,), evenly spaced over the global batch from a random offset that all examples share."""
-    return (jax.random.uniform(ctx.key) + batch["place"]) % 1.0
+    return (jax.random.uniform(ctx.key) + batch["position"]) % 1.0
 
 
 def bound(vdm: Vdm, params: Roles, keys: jax.Array, images: jax.Array, cond: Cond, times: int) -> jax.Array:

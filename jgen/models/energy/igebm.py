@@ -160,7 +160,6 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
         prepare_scoring=partial(prepare_scoring, ebm),
         energy=partial(energy, ebm),
         inpaint=partial(inpaint, ebm),
-        functions={"energy": partial(lent_energy, ebm)},
         by_example=("buffer",),
         if_not_finite=NOT_FINITE.format(size=config.step_size),
     )
@@ -222,10 +221,6 @@ def nats(ebm: Ebm, params: Roles, ctx: Context, x: jax.Array, label: jax.Array |
     """f(x, y) / T, (B,), of x in [-1, 1]."""
     temperature = temperature_of(ebm.config.step_size, ebm.config.noise)
     return network_energy(ebm, params, ctx, x, label)[0] / temperature
-
-
-def lent_energy(ebm: Ebm, params: Roles, ctx: Context, x: jax.Array, cond: Cond) -> jax.Array:
-    return nats(ebm, params, ctx, x, cond.get("label"))
 
 
 def energy(ebm: Ebm, params: Roles, ctx: Context, keys: jax.Array, images: jax.Array, cond: Cond) -> jax.Array:

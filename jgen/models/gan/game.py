@@ -1,7 +1,7 @@
 """What all generative adversarial networks share: everything but the networks and the options of their losses.
 
-    a step: k updates of D on L_D(D(x), D(G(z))) + w P(D), then one update of G on L_G(D(G(z)), D(x))
-                                                                                    (Goodfellow 2014, algorithm 1)
+    a step: k updates of D on L_D(D(x), D(G(z))) + w P(D), then one update of G on L_G(D(G(z)), D(x)), of which D(x) is
+            read by the relativistic loss only                                     (Goodfellow 2014, algorithm 1)
     losses L_D, L_G and penalties P are those of jgen/prob/adversarial.py; a penalty that is computed only every n-th
     step, its weight multiplied by n, is a phase of its own (Karras 2020, arXiv 1912.04958, appendix B)
 
@@ -67,7 +67,7 @@ class Penalty(NamedTuple):
     """A penalty on the discriminator's gradient: one of `adversarial.PENALTIES`, or "none".
 
     weight: of the penalty; for R1 and R2, of half the squared gradient.
-    every:  n; above 1, it is computed only every n-th step, its weight multiplied by n.
+    every:  n; above 1, it is an update of D by itself, once every n steps, with n times the weight.
     """
 
     kind: str = "none"
@@ -123,11 +123,14 @@ class Game(NamedTuple):
     A network with running statistics (the collection "batch_stats") takes as its last argument `train`, whether to use
     the batch's own statistics and to update the running ones; True by default.
 
+    data:              the images and their fields.
+    conditions:        the fields that the networks are conditioned on, ("label",) or ().
     generator:         (*inputs) -> x, float32 (B, H, W, C) in about [-1, 1].
     discriminator:     (x, one_hot (B, classes) or None) -> logits D(x), float32 (B,), or (B, n) of n discriminators,
                        over which losses are averaged.
     latent:            dimension of z ~ N(0, I).
     loss:              one of `adversarial.LOSSES`.
+    penalty:           on the gradient of D.
     inputs:            (keys, z, one_hot) -> the inputs of the generator; the keys are for its noise.
     init_disc_state:   (key, parameters of D) -> entries of extra["disc"] beside "norm" and "boundary".
     transform_disc:    (parameters of D, extra["disc"]) -> the parameters to use, and entries of extra["disc"] that
@@ -140,7 +143,7 @@ class Game(NamedTuple):
     prepare_real:      transforms real images before use, such as a reduction of resolution; the shape stays.
     at_step:           (game, step) -> the game at a step of training, for networks that change with it.
     classify:          whether D has logits of the classes, (x, one_hot, classify=True) -> (B, classes), whose
-                       cross-entropy both networks lower beside their losses (Odena 2017, 1610.09585).
+                       cross-entropy is added to the losses of both networks (Odena 2017, 1610.09585).
     """
 
     data: DataSpec

@@ -150,7 +150,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
     sd = StableDiffusion(config, process, network, encoders, autoencoder, latents, data.image)
     denoising = Denoising(
         denoise=partial(denoise, sd),
-        process=lambda params: process,
+        noise_process=lambda params: process,
         images=latents,
         sampling=config.sampling,
         without_class=without_text,

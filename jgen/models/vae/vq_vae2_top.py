@@ -5,7 +5,7 @@
     loss         - log p(t | h), a mean over images and codes
 
 Top codes alone are no image, so that there is no `sample`: `functions["sample_codes"](params, ctx, keys, cond,
-temperature)` draws top codes, int32 (B, h, w, 1), for the prior of the bottom codes, which stands on this run
+temperature)` draws top codes, int32 (B, h, w, 1), for the prior of the bottom codes, which depends on this run
 (`jgen.models.vae.vq_vae2_bottom`). `encode` and `decode` are the autoencoder's; `validate` scores the top codes, in
 nats.
 
