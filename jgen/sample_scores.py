@@ -288,14 +288,18 @@ def load_real(dataset: Dataset, config: Data, arguments: Comparing, network: Any
 
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, named: Sequence[str] = ()) -> None:
-    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row per class.
+    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row per class; of points of the
+    plane, all.
 
     Args:
       named: the names of the classes, which are drawn; () draws none.
     """
-    from jgen.data.grids import make_grid
+    from jgen.data.grids import are_points, make_grid
     from jgen.data.pictures import write_png
 
+    if are_points(images):
+        write_png(path, make_grid(images, 1))
+        return
     classes = [np.arange(len(images))] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
     columns = min(10, *(len(places) for places in classes))
     rows = [classes[0][:100]] if labels is None else [places[:columns] for places in classes[:10]]

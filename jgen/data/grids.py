@@ -10,17 +10,21 @@ import numpy as np
 GROUND, INK = 64, 255  # grey values of what is between images, and of names
 FONT_SIZE, LINE = 11, 14  # pixels; height of a line of text
 WIDEST = 160  # pixels that names beside rows take at most
+PLOT, DOT = 512, 3  # pixels of a side of a scatter plot and of a point in it
 
 
 def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, names: Sequence[str] = ()) -> np.ndarray:
     """A contact sheet of (n, H, W, C), row by row, uint8 (height, width, C).
 
-    Pixels are enlarged by a whole number, 0 meaning as many times as makes an image at least 48 pixels high.
+    Pixels are enlarged by a whole number, 0 meaning as many times as makes an image at least 48 pixels high. Images of
+    two pixels are points of the plane, and are drawn as a scatter plot: `scatter`.
 
     Args:
       names: of the images' classes: beside the rows where each row is of one class, else below every image; () draws
         none.
     """
+    if are_points(images):
+        return scatter(images)
     n, height, width, channels = images.shape
     scale = scale or max(1, -(-48 // height))
     height, width = height * scale, width * scale
@@ -39,6 +43,22 @@ def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, na
     for row, text in enumerate(beside):
         put(sheet, text, gap + row * cell_h + max(0, (height - LINE) // 2), gap)
     return sheet
+
+
+def are_points(images: np.ndarray) -> bool:
+    """Whether images (n, H, W, C) are points of the plane, (n, 1, 2, 1)."""
+    return images.shape[1:] == (1, 2, 1)
+
+
+def scatter(points: np.ndarray) -> np.ndarray:
+    """A scatter plot, uint8 (512, 512, 1), of points (n, 1, 2, 1) with coordinates 0 .. 255: the first pixel to the
+    right, the second upwards."""
+    x, y = (points.reshape(-1, 2).astype(np.int64) * (PLOT - DOT) // 255).T
+    plot = np.zeros((PLOT, PLOT, 1), np.uint8)
+    for row in range(DOT):
+        for column in range(DOT):
+            plot[PLOT - 1 - y - row, x + column] = INK
+    return plot
 
 
 def put(sheet: np.ndarray, text: np.ndarray, top: int, left: int) -> None:

@@ -390,6 +390,6 @@ def test_texts_that_do_not_fit(loaded, capsys):
 
 
 def test_options_of_runs_are_not_those_of_folders(folders):
-    mistake(lambda: jgen.load(folders[1], step=3), "is no run of jgen", "step is of runs only")
-    mistake(lambda: jgen.load(folders[1], ema=False), "ema is of runs only")
+    mistake(lambda: jgen.load(folders[1], step=3), "is a diffusers folder: step applies to runs of jgen only")
+    mistake(lambda: jgen.load(folders[1], ema=False), "ema applies to runs of jgen only")
     mistake(lambda: sample.command([str(folders[1]), "--text", TEXT]), "pipeline in diffusers' layout", "jgen.convert")

@@ -7,6 +7,7 @@ from scipy.stats import chisquare
 
 from jgen.data import dataset
 from jgen.data.config import Config
+from jgen.data.grids import make_grid
 from jgen.data.plane import NUM_TRAIN, plane_source, to_pixels
 from jgen.prob import densities
 
@@ -51,3 +52,11 @@ def test_an_example_is_a_function_of_its_split_and_number(cache):
 )
 def test_mistakes_are_one_line(options, words):
     mistake(lambda: dataset.load(Config(**{"name": "density:rings", **options})), *words)
+
+
+def test_grids_of_points_are_scatter_plots():
+    corners = np.array([[0, 0], [255, 0], [0, 255], [255, 255]], np.uint8).reshape(4, 1, 2, 1)
+    for image, (row, column) in zip(corners, [(511, 0), (511, 511), (0, 0), (0, 511)]):
+        plot = make_grid(image[None], 1)
+        assert plot.shape == (512, 512, 1) and plot[row, column] > 0 and (plot > 0).sum() == 9
+    assert (make_grid(corners, 2) > 0).sum() == 36
