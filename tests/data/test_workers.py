@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import final_arrays
 
 from jgen.data import dataset as datasets
 from jgen.data.batches import train_batches
@@ -89,3 +90,46 @@ def runs(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+STREAMED = """
+import train
+from jgen import cli
+from jgen.data import dataset
+dataset.memory_limit = lambda: 0
+if __name__ == "__main__":
+    cli.main(train.command)
+"""
+
+
+@pytest.mark.slow
+def test_a_streamed_training_that_is_killed_ends_in_the_same_bits(prepared, start_python, tmp_path):
+    (tmp_path / "streamed.py").write_text(STREAMED)
+    args = ["configs/vae/vae.py:tiny", "--data.name", "petite", "--data.dir", str(prepared), "--data.size", "8"]
+    args += ["--train.steps", "300", "--train.checkpoint-every", "20", "--train.log-every", "5"]
+    args += ["--train.validate-every", "100", "--train.sample-every", "0", "--train.data-workers", "2", "--workdir"]
+
+    def begin(run):
+        return start_python(str(tmp_path / "streamed.py"), *args, str(run))
+
+    def finish(run):
+        process = begin(run)
+        assert process.communicate() and process.returncode == 0
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(whole)
+    assert '"streamed-' in (whole / "config.json").read_text()  # the hash of data that is not held in memory
+    metrics = broken / "metrics.jsonl"
+    for _ in range(4):
+        before = metrics.stat().st_size if metrics.exists() else 0
+        process = begin(broken)
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > before):
+            time.sleep(0.005)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finish(broken)
+    (arrays, lines), (again, lines_again) = final_arrays(whole), final_arrays(broken)
+    assert lines == lines_again and arrays.keys() == again.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, again[name], err_msg=name)
