@@ -288,8 +288,8 @@ def load_real(dataset: Dataset, config: Data, arguments: Comparing, network: Any
 
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, named: Sequence[str] = ()) -> None:
-    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row per class; of points of the
-    plane, all.
+    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row per class; all points of
+    the plane.
 
     Args:
       named: the names of the classes, which are drawn; () draws none.

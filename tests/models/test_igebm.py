@@ -16,6 +16,7 @@ from jgen.core import failures
 from jgen.core import keys as rng
 from jgen.core.model import Context
 from jgen.models.energy.igebm import Config, Scoring, make
+from jgen.nn.energy import EnergyNetwork
 from jgen.train.step import gather_state
 
 DATA = data_of(2, 1, 1, 3, num_classes=2)
@@ -30,6 +31,20 @@ def small():
     params, extra = jax.jit(model.init)(jax.random.key(0), batch, {})
     params = jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     return model, params, Context(jnp.int32(0), jax.random.key(5), params, extra)
+
+
+def test_the_input_scale_is_that_of_the_networks_argument(small):
+    model, params, ctx = small
+    scaled = make(replace(CONFIG, input_scale=0.5), DATA)
+    keys, labels = rng.image_keys(jax.random.key(1), jnp.arange(3)), {"label": jnp.array([0, 1, 1])}
+    # The middle of three levels is at x = 0, and of the two others, at +-2/3, a network of half the scale sees +-1/3.
+    images = jnp.array([[0, 1], [2, 0], [1, 2]], jnp.uint8).reshape(3, 2, 1, 1)
+    x = (images.astype(jnp.float32) - 1) / 3
+    state = {"params": params["energy"], "batch_stats": ctx.extra["spectral"]}
+    network = EnergyNetwork(CONFIG.channels, CONFIG.blocks, CONFIG.convolutional)
+    wanted = network.apply(state, x, jax.nn.one_hot(labels["label"], 2), False) / (0.1**2 / (2 * 0.02))
+    np.testing.assert_allclose(scaled.energy(params, ctx, keys, images, labels), wanted, rtol=1e-5)
+    assert not np.allclose(model.energy(params, ctx, keys, images, labels), wanted, rtol=1e-2)
 
 
 @pytest.mark.slow

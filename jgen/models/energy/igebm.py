@@ -96,6 +96,8 @@ class Config:
     """Residual blocks of each entry of channels but the first."""
     convolutional: bool = True
     """Convolutions, or dense layers, which small images are faster with."""
+    input_scale: float = 1.0
+    """Factor on x before the network, whose slope spectral normalisation bounds: images of few pixels need more."""
     steps: int = 60
     """Langevin steps of a chain in a training step."""
     step_size: float = 10.0
@@ -184,7 +186,8 @@ def network_energy(
 ) -> tuple[jax.Array, Any]:
     """f(x, y), float32 (B,), of x in [-1, 1], and the state of the spectral norms, updated where `train`."""
     variables = {"params": params["energy"], "batch_stats": ctx.extra["spectral"]}
-    values, new = ebm.network.apply(variables, x, ebm.one_hot(label), train, mutable=["batch_stats"])
+    scaled = ebm.config.input_scale * x
+    values, new = ebm.network.apply(variables, scaled, ebm.one_hot(label), train, mutable=["batch_stats"])
     return values, new["batch_stats"]
 
 
@@ -326,7 +329,7 @@ def check_config(config: Config, data: DataSpec) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
     c = config
     require_positive(steps=c.steps, step_size=c.step_size, noise=c.noise)
-    require_positive(buffer_size=c.buffer_size)
+    require_positive(buffer_size=c.buffer_size, input_scale=c.input_scale)
     require(0 <= c.restart <= 1, f"restart is {c.restart}: it must be from 0 to 1")
     require(0 <= c.alpha < math.inf, f"alpha is {c.alpha}: it must be zero or above, and finite")
     check_network(data.image, c.channels, c.blocks, c.convolutional)
