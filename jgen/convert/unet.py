@@ -104,6 +104,7 @@ def fields_of(network: unet.Config, size: tuple[int, int], channels: int, num_em
     kind, base = network.architecture, network.base
     require(kind == "ddpm", f"the network's architecture is {kind}: {NAME} has ddpm only")
     require(base in (0, network.channels[0]), f"base is {base}: {NAME} has the width of the first level only")
+    require(network.patch == 1, f"patch is {network.patch}: {NAME} has convolutions of single pixels only")
     attends = [size[0] // 2**level in network.attention for level in range(len(network.channels))]
     return Fields(
         sample_size=size[0] if size[0] == size[1] else size,

@@ -14,20 +14,7 @@ from jax.typing import DTypeLike
 
 from jgen.errors import require, require_positive
 from jgen.nn.conv import Conv
-
-
-def space_to_depth(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) to (B, H / 2, W / 2, 4 C): every 2x2 pixels become one."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-
-
-def depth_to_space(x: jax.Array) -> jax.Array:
-    """(B, H, W, 4 C) to (B, 2 H, 2 W, C): the inverse of `space_to_depth`."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+from jgen.nn.resampling import depth_to_space, space_to_depth
 
 
 class ResidualBlock(nn.Module):

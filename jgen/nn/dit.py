@@ -30,6 +30,7 @@ from jgen.nn.attention import attention
 from jgen.nn.cross_attention import CrossAttention, Tokens
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import MAX_PERIOD, sinusoidal_embedding
+from jgen.nn.resampling import depth_to_space, space_to_depth
 
 UNROLLED = 8  # blocks at most that are compiled one by one, which runs faster
 TIME_FEATURES = 256  # of the embedding of t
@@ -193,16 +194,13 @@ class DiT(nn.Module):
 
 def to_patches(x: jax.Array, patch: int) -> jax.Array:
     """(B, H, W, C) to (B, H W / p^2, p p C), patches in raster order and pixels in raster order within each."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+    h = space_to_depth(x, patch)
+    return h.reshape(h.shape[0], -1, h.shape[-1])
 
 
 def from_patches(x: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
     """The inverse of `to_patches`; grid: patches down and across."""
-    batch, (rows, columns) = x.shape[0], grid
-    x = x.reshape(batch, rows, columns, patch, patch, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * patch, columns * patch, -1)
+    return depth_to_space(x.reshape(x.shape[0], *grid, -1), patch)
 
 
 def positions(rows: int, columns: int, features: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Resizing feature maps: by a filter, by repetition, by averaging."""
+"""Resizing feature maps: by a filter, by repetition, by averaging, or through channels."""
 
 from __future__ import annotations
 
@@ -39,6 +39,20 @@ def nearest(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def space_to_depth(x: jax.Array, size: int = 2) -> jax.Array:
+    """(B, H, W, C) to (B, H / size, W / size, size^2 C): squares of pixels, in raster order, become channels."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size**2 * channels)
+
+
+def depth_to_space(x: jax.Array, size: int = 2) -> jax.Array:
+    """(B, H, W, size^2 C) to (B, size H, size W, C): the inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, size, size, channels // size**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, size * height, size * width, channels // size**2)
 
 
 def average_pool(x: jax.Array, height: int, width: int) -> jax.Array:

@@ -26,7 +26,7 @@ from jgen.nn.cross_attention import SpatialTransformer, Tokens
 from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.normalization import GroupNorm
-from jgen.nn.resampling import nearest
+from jgen.nn.resampling import depth_to_space, nearest, space_to_depth
 from jgen.nn.song_unet import SongUNet
 
 
@@ -58,6 +58,10 @@ class Config:
     """Zeros around what a stride-2 convolution halves: on both sides, or at the end as in the paper's code (ddpm)."""
     norm_eps: float = 1e-5
     """Added to the variance by group normalisation (ddpm)."""
+    patch: int = 1
+    """Side of the squares of pixels that are folded into channels before the first convolution, and unfolded after the
+    last (Hoogeboom et al. 2023, arXiv 2301.11093): full resolution is where a small U-Net's time goes. Levels, and the
+    heights in `attention`, are those after folding (ddpm, adm)."""
     remat: bool = False
     """Compute the features inside blocks anew for the gradient, in place of keeping them: less memory, a third more
     time."""
@@ -110,6 +114,7 @@ class UNet(nn.Module):
     base:        width of the first convolution; 0: that of the first level.
     adm:         blocks and changes of resolution are those of ADM (jgen/nn/adm.py).
     padding, eps: of `Config`; without `adm`.
+    patch:       of `Config`.
     remat:       whether blocks compute their features anew for the gradient, so that only their inputs are kept.
     """
 
@@ -127,6 +132,7 @@ class UNet(nn.Module):
     padding: str = "even"
     eps: float = 1e-5
     remat: bool = False
+    patch: int = 1
 
     @property
     def width(self) -> int:
@@ -159,7 +165,7 @@ class UNet(nn.Module):
         def attend(h: jax.Array, name: str) -> jax.Array:
             return attention_type(self.head_dim, self.groups, self.dtype, *attention_options, name=name)(h, *inputs)
 
-        h = Conv(self.width, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        h = Conv(self.width, dtype=self.dtype, name="conv_in")(space_to_depth(x.astype(self.dtype), self.patch))
         skips = [h]
         for level, features in enumerate(self.channels):
             for block in range(self.blocks):
@@ -192,7 +198,9 @@ class UNet(nn.Module):
                     h = Conv(features, dtype=self.dtype, name=name)(nearest(h))
 
         h = GroupNorm(self.groups, self.eps, silu=True, name="norm_out")(h)
-        return Conv(self.out_channels, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
+        outputs = self.out_channels * self.patch**2
+        h = Conv(outputs, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
+        return depth_to_space(h, self.patch)
 
     def layers(self, context: Tokens | None) -> tuple[tuple[Any, Any], tuple[Any, ...], tuple[Any, ...]]:
         """The types of blocks and of attention, the last options of attention, and its inputs beside features."""
@@ -250,7 +258,7 @@ def make_unet(
         "remat": config.remat,
     }
     if config.architecture in ("ddpm", "adm"):
-        own: dict[str, Any] = {"padding": config.padding, "eps": config.norm_eps}
+        own: dict[str, Any] = {"padding": config.padding, "eps": config.norm_eps, "patch": config.patch}
         return UNet(**sizes, **own, adm=config.architecture == "adm")
     return SongUNet(**sizes, architecture=config.architecture)
 
@@ -258,8 +266,11 @@ def make_unet(
 def check_unet(config: Config, images: ImageSpec) -> None:
     """Raises `UserError` for sizes that the U-Net cannot be built with."""
     channels, head_dim, groups = config.channels, config.head_dim, config.groups
-    height, width = images.shape[:2]
-    require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups)
+    patch, (height, width) = config.patch, images.shape[:2]
+    require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups, patch=patch)
+    folds = config.architecture in ("ddpm", "adm")
+    own = f"patch is {patch}: only the architectures ddpm and adm read it, and this is {config.architecture}"
+    require(folds or patch == 1, own)
     require_positive(base=config.base or channels[0], norm_eps=config.norm_eps)
     for name in ("padding", "norm_eps"):
         value, own = getattr(config, name), config.architecture == "ddpm"
@@ -268,12 +279,12 @@ def check_unet(config: Config, images: ImageSpec) -> None:
     require(config.base % groups == 0, f"base is {config.base}: it must be divisible by groups = {groups}")
     require(0 <= config.dropout < 1, f"dropout is {config.dropout}: it must be at least 0 and below 1")
     levels = len(channels)
-    factor = 2 ** (levels - 1)
+    factor, folded = patch * 2 ** (levels - 1), f" of patches of {patch}" if patch > 1 else ""
     require(
         height % factor == 0 and width % factor == 0,
-        f"images are {height}x{width}: {levels} U-Net levels need sizes divisible by {factor}",
+        f"images are {height}x{width}: {levels} U-Net levels{folded} need sizes divisible by {factor}",
     )
-    heights = [height // 2**level for level in range(levels)]
+    heights = [height // patch // 2**level for level in range(levels)]
     for size in config.attention:
         require(size in heights, f"attention is at height {size}: the U-Net's levels have the heights {heights}")
     for features, size in zip(channels, heights):

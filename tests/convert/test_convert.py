@@ -417,3 +417,4 @@ def test_networks_that_diffusers_lacks():
     mistake(lambda: dit_names.fields_of(DIT, (8, 4), 1, 1, 10), "8x4", "square")
     mistake(lambda: unet_names.fields_of(adm, (8, 8), 1, 0), "architecture is adm")
     mistake(lambda: unet_names.fields_of(base, (8, 8), 1, 0), "base is 16")
+    mistake(lambda: unet_names.fields_of(replace(UNET, patch=2), (8, 8), 1, 0), "patch is 2")

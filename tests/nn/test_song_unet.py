@@ -168,6 +168,21 @@ def test_the_base_width_is_that_of_the_first_level_unless_given():
             assert shapes["time1"]["kernel"].shape == (width, 4 * width)
 
 
+@pytest.mark.parametrize("architecture", ["ddpm", "adm"])
+def test_patches_are_pixels_of_a_coarser_image(architecture):
+    config, x = replace(TINY, architecture=architecture, attention=(4,)), jnp.asarray(normal(2, 8, 8, 3))
+    folded = make_unet(replace(config, patch=2), ImageSpec(8, 8, 3, 256), 3, out_channels=5)
+    coarse = make_unet(config, ImageSpec(4, 4, 12, 256), 3, out_channels=20)
+    params = random_params(coarse, resampling.space_to_depth(x), T, LABEL, None)
+    out = coarse.apply({"params": params}, resampling.space_to_depth(x), T, LABEL, None)
+    again = folded.apply({"params": params}, x, T, LABEL, None)
+    assert again.shape == (2, 8, 8, 5)
+    for row in range(2):
+        for column in range(2):  # channels are pixels of the square, in raster order
+            own = out[..., 5 * (2 * row + column) :][..., :5]
+            np.testing.assert_allclose(again[:, row::2, column::2], own, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes,message",
     [
@@ -175,6 +190,9 @@ def test_the_base_width_is_that_of_the_first_level_unless_given():
         ({"base": -4}, "base is -4: it must be above zero"),
         ({"architecture": "ncsnpp"}, "architecture is 'ncsnpp': it embeds times of order 1"),
         ({"architecture": "ddpmpp", "attention": (5,)}, "attention is at height 5"),
+        ({"architecture": "ddpmpp", "patch": 2}, "patch is 2: only the architectures ddpm and adm read it"),
+        ({"patch": 3}, "images are 8x8: 2 U-Net levels of patches of 3 need sizes divisible by 6"),
+        ({"patch": 2, "attention": (8,)}, r"attention is at height 8: the U-Net's levels have the heights \[4, 2\]"),
     ],
 )
 def test_sizes_that_no_network_can_have(changes, message):
