@@ -32,7 +32,7 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     network = Network(32, 2, first_kernel=3, attention=1, heads=2, hidden=64, embedding=16, dropout=0.5)
-    train = digits_training(800, cosine(1e-3, warmup_steps=100, clip_norm=1.0))
+    train = digits_training(1200, cosine(1e-3, warmup_steps=100, clip_norm=1.0))
     return Experiment(Config(network), Data(name="digits"), train)
 
 
