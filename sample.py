@@ -1,8 +1,8 @@
 """Sample from a trained run: python sample.py RUN --num 64 [--label 3] [--text "..."] [--steps 50] --out grid.png
 
---out takes a grid (.png), raw arrays (.npz) or a folder. Stopped and started again, it goes on where it was.
+--out writes a grid (.png), raw arrays (.npz) or a folder of PNGs. An interrupted command resumes when it is run again.
 
-The options of a run's sampler, and what it can be conditioned on: python sample.py RUN --help
+For the options of a run's sampler and the run's conditions: python sample.py RUN --help
 """
 
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ class Arguments:
     num: int = 64
     """Number of images."""
     seed: int = 0
-    """Seed; image i of a seed is the same whatever --num and --batch-size."""
+    """Random seed; image i does not depend on --num or --batch-size."""
     out: str = "samples.png"
     """A grid (.png), raw arrays (.npz), or a folder of PNGs."""
     start: int = 0
-    """Number of the first image."""
+    """Index of the first image."""
     batch_size: int = 64
-    """Images at a time."""
+    """Number of images generated at a time."""
     columns: int = 0
-    """Columns of a grid; 0: about as many as rows."""
+    """Columns of the grid; 0: about as many as rows."""
     trajectory: str = ""
-    """Animated picture (.gif, .webp, .png) of how the first 64 images come about, step by step, written beside them."""
+    """File (.gif, .webp, .png) for an animation of the sampling steps of the first 64 images, in addition to --out."""
     step: int | Literal["best"] | None = None
-    """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
+    """Step of the checkpoint, or best: the kept one with the best validation score; default: the newest."""
     ema: bool = True
     """Use the moving average of the weights."""
     cascade: tuple[str, ...] = ()
-    """Run directories of upsamplers: each enlarges what the one before it draws, the first what this run draws."""
+    """Run directories of upsamplers, applied to this run's samples one after another."""
     distributed: Distributed = Distributed()
 
 

@@ -1,9 +1,9 @@
 """Train an image generator: python train.py CONFIG[:VARIANT] --workdir RUN [--option value ...]
 
-Without arguments: a class-conditional diffusion model (VDM) on 8x8 digits. Running the same command again resumes it,
-and so does the run in place of CONFIG: python train.py RUN --train.steps N.
+Without arguments, it trains a class-conditional diffusion model (VDM) on 8x8 digits. Running the same command again
+resumes the run; so does naming the run instead of CONFIG: python train.py RUN --train.steps N.
 --model options depend on CONFIG: `python train.py CONFIG --help`. `--list` shows the configurations and their variants
-(the first is the default), `--list SYSTEM`, such as `--list dcgan`, describes them.
+(the first is the default); `--list SYSTEM`, such as `--list dcgan`, describes the variants of one system.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def train(experiment: Experiment, workdir: Path, distributed: Distributed | None
     try:
         with leaving_at_once(Interrupted):
             outcome = jgen.fit(experiment, workdir)
-            parallel.wait_for_all("trained")  # JAX lets no process end minutes before another
+            parallel.wait_for_all("trained")  # JAX does not let a process end minutes before the others
     except Interrupted as stop:
         print(f"stopped at step {stop.step} of {steps}; saved. To go on, run the same command again.", file=sys.stderr)
         return stop.code

@@ -1,20 +1,20 @@
-"""Whether jgen is right and fast on this machine's accelerator: one command, one table.
+"""Checks and times jgen on this machine's accelerator: one command, one table.
 
     python benchmarks/accelerator.py [--minutes 8] [--only right,unet_bfloat16] [--out FILE.json] [--small]
 
-1. right   losses, gradients and samples of every system's `tiny` beside the CPU's, in float32 and bfloat16; the same
-           bits in a second run; a training that is resumed ends in the same bits
-2. fast    training steps and samplers beside PyTorch on the same device (the same network, weights, batch, precision),
-           with torch.compile; operations a second over the measured peak of matrix products; memory; time to compile;
-           where the time of training steps goes, from the profiler
-3. loop    the rate of train.py's loop beside that of the bare step
+1. right   losses, gradients and samples of every system's `tiny` compared with the CPU's, in float32 and bfloat16;
+           a second run gives the same bits; a resumed training ends in the same bits
+2. fast    training steps and samplers compared with PyTorch on the same device (the same network, weights, batch,
+           precision), with torch.compile; operations per second relative to the measured peak of matrix products;
+           memory; compile time; where the time of training steps goes, from the profiler
+3. loop    the rate of train.py's loop compared with that of the bare step
 
-The record is written after every part, and where its file is there already, of the same device and commit, what is
-measured anew replaces what it has; the command ends within --minutes, and what it had no time for is named, not called
-wrong. Every part runs in processes of its own: one that fails costs itself. It needs JAX, Flax, Optax, Orbax and NumPy,
-and measures without a peer where PyTorch is missing; a system that needs another package that is missing, such as
-diffrax, is passed over and named; tensorflow-datasets, grain and tyro are not used. --small takes small networks and
-some of the systems: a minute or two on two CPU cores.
+The record is written after every part. If its file already exists, for the same device and commit, new measurements
+replace those in it. The command ends within --minutes; what there was no time for is listed and does not count as a
+failure. Every part runs in its own processes, so a failure does not affect the other parts. It needs JAX, Flax, Optax,
+Orbax and NumPy; without PyTorch it measures jgen alone; a system that needs another missing package, such as diffrax,
+is skipped and named; tensorflow-datasets, grain and tyro are not used. --small uses small networks and some of the
+systems: a minute or two on two CPU cores.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Session:
         print(f"[{time.monotonic() - self.started:4.0f} s, {left // 60}:{left % 60:02d} left] {text}", flush=True)
 
     def server(self, name: str, **environment: str) -> Server:
-        """A process of its own for requests; what it prints is in the folder."""
+        """Starts a separate process for requests; its output goes to the folder."""
         server = Server(sys.executable, self.folder / f"{name}.log", environment)
         with self.lock:
             self.servers.append(server)
@@ -79,12 +79,12 @@ class Session:
 
 
 def begin(session: Session) -> Server:
-    """What the device is, and its peaks; the record of an earlier run on the same device is gone on with."""
+    """Records the device and its peaks; continues the record of an earlier run on the same device."""
     import json
 
     from jgen.train.run_directory import commit, processor
 
-    # Half of the device's memory: PyTorch's process has the other.
+    # Half of the device's memory: PyTorch's process has the other half.
     jax_server = session.server("jgen", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
     session.say("starting JAX; the peaks of the device")
     about = jax_server.ask("costs.device", session.left(), small=session.args.small)
@@ -103,12 +103,12 @@ def begin(session: Session) -> Server:
 
 
 def outcome_of(error: Failed) -> dict[str, Any]:
-    """What the record says of a request without a result: it failed, or the time was up, which is no fault."""
+    """The record's entry for a request without a result: it failed, or the time was up, which is not an error."""
     return {"late" if isinstance(error, Late) else "failed": str(error)}
 
 
 def check_right(session: Session, reserve: float) -> None:
-    """Every system on the CPU, then on the device, several at a time."""
+    """Runs every system on the CPU, then on the device, several at a time."""
     pairs = max(1, min(7, (os.cpu_count() or 1) // 2))
     until = session.left(reserve)
     device = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()}
@@ -168,13 +168,13 @@ def check_right(session: Session, reserve: float) -> None:
 
 
 def check_resume(session: Session, reserve: float) -> None:
-    """One training straight through and one that is stopped and gone on with, each start a process of its own."""
+    """Compares an uninterrupted training with one that is stopped and resumed; each start is a separate process."""
     flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()}
     environment = {} if session.record["backend"] == "cpu" else flags
     hashes = []
     try:
         for run, steps in (("straight", 20), ("stopped", 10), ("stopped", 20)):
-            # One cache of compiled programs, as users have: another compilation may choose other kernels.
+            # A shared cache of compiled programs, as users have: compiling again may choose other kernels.
             cache = {"JGEN_CACHE": str(session.folder / "fit_cache")}
             server = session.server(f"fit_{run}_{steps}", **environment, **cache, **GROWING)
             place = str(session.folder / run)
@@ -230,7 +230,7 @@ def time_cases(session: Session, jax_server: Server, reserve: float) -> None:
 
 
 def prepare(session: Session, server: Server, where: dict[str, Any], reserve: float) -> dict[str, Any]:
-    """jgen's side of a case; where it fails on an accelerator, once more without kernels of cuDNN."""
+    """jgen's side of a case; if it fails on an accelerator, it is repeated without cuDNN's kernels."""
     try:
         return server.ask("fast.prepare", session.left(reserve), **where)
     except Failed as error:
@@ -250,7 +250,7 @@ def time_peer(
     budget: float,
     reserve: float,
 ) -> None:
-    """One variant of PyTorch's side; graphs are CUDA's."""
+    """One variant of PyTorch's side; "graphs" means CUDA graphs."""
     if variant == "graphs" and session.record["backend"] != "gpu":
         return
     try:
@@ -267,7 +267,7 @@ def time_peer(
 
 
 def check_loop(session: Session) -> None:
-    """The loop of train.py beside the bare step."""
+    """Times the loop of train.py against the bare step."""
     for name in ("ddpm", "vae"):
         if session.left() < 10:
             session.say(f"loop {name}: no time is left for it")
@@ -290,7 +290,7 @@ def run(session: Session) -> None:
     fast = not session.args.only or any(name not in ("right", "resume", "loop") for name in session.args.only)
     loop = session.wants("loop")
     reserve = 0.6 * total if fast and not small else 30.0 * loop
-    # The two wait for the compiler more than for the device: they go together.
+    # Both wait for the compiler more than for the device, so they run at the same time.
     parts = [check_right] if session.wants("right") else []
     parts += [check_resume] if session.wants("right", "resume") else []
     threads = [threading.Thread(target=part, args=(session, reserve)) for part in parts]
@@ -306,13 +306,13 @@ def run(session: Session) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0, help="to end in")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit in minutes")
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help="right, resume, fast, loop, or cases: vae,..."
     )
     parser.add_argument("--out", help="JSON file for the record")
-    parser.add_argument("--small", action="store_true", help="small networks, for CPUs")
-    parser.add_argument("--logs", help="folder for what the processes print")
+    parser.add_argument("--small", action="store_true", help="use small networks, for CPUs")
+    parser.add_argument("--logs", help="folder for the output of the processes")
     args = parser.parse_args()
     if args.only:
         from on_device.cases import CASES

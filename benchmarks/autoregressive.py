@@ -1,9 +1,9 @@
-"""Cached sampling from Gated PixelCNN beside naive sampling, jgen's own and PyTorch's: the same network and weights.
+"""Cached sampling from Gated PixelCNN compared with naive sampling in jgen and PyTorch: same network and weights.
 
     python benchmarks/autoregressive.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_gated_pixelcnn.json]
 
-Naive sampling runs the network over the whole image for every pixel. Its passes are all alike, so PASSES of the 784 are
-timed, and the time scaled to 784.
+Naive sampling runs the network over the whole image for every pixel. All passes take the same time, so only PASSES of
+the 784 are timed and the time is scaled to 784.
 """
 
 from __future__ import annotations

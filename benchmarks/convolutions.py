@@ -1,7 +1,7 @@
-"""Convolutions' gradients in XLA's form and in those for CPU: python benchmarks/convolutions.py
+"""Gradients of convolutions: XLA's form against the forms for CPU: python benchmarks/convolutions.py
 
-Milliseconds of a gradient, the fastest of several rounds: of four convolutions inside `lax.scan` and one after another,
-and of a convolution of stride 2 and its transpose. Compile time is not counted. Run on CPU.
+Milliseconds per gradient, the fastest of several rounds, for four convolutions inside `lax.scan` and unrolled, and for
+a convolution of stride 2 and its transpose. Compile time is not counted. Run on CPU.
 """
 
 from __future__ import annotations

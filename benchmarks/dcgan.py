@@ -1,4 +1,4 @@
-"""jgen's DCGAN beside the same networks in PyTorch: the same weights and inputs.
+"""jgen's DCGAN compared with the same networks in PyTorch: the same weights and inputs.
 
     python benchmarks/dcgan.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_dcgan.json]
 
@@ -94,7 +94,7 @@ def make_peer(variant: str, folder: Path) -> Side:
         optimisers[1].zero_grad(set_to_none=True)
         loss.backward()
         optimisers[1].step()
-        disc.requires_grad_(False)  # spares it the weight gradients that the generator's update has no use for
+        disc.requires_grad_(False)  # skips the weight gradients, which the generator's update does not need
         loss = softplus(-run_disc(run_gen(latents()))).mean()
         optimisers[0].zero_grad(set_to_none=True)
         loss.backward()

@@ -1,9 +1,9 @@
-"""Images that a set which does not fit into memory gives in a second: python benchmarks/decoding.py --out FILE
+"""Images per second from a data set that does not fit into memory: python benchmarks/decoding.py --out FILE
 
-Pictures of 500 x 375 pixels, as ImageNet's are on the average, are written as JPEG files (smooth colours with grain, 65
-to 70 KB each) and read as training reads them: decoded, resized to 64 or 256 pixels and cut, in batches of 64, by
-threads or by processes (`train.data_workers`). Rounds are interleaved, and the median of three counts. The CPU time of
-an image says what more cores would give.
+Pictures of 500 x 375 pixels, the average size in ImageNet, are written as JPEG files (smooth colours with grain, 65 to
+70 KB each) and read as in training: decoded, resized to 64 or 256 pixels and cropped, in batches of 64, by threads or
+by processes (`train.data_workers`). Rounds are interleaved; the result is the median of three. The CPU time per image
+tells how the rate scales with more cores.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_pictures(folder: Path, num: int) -> None:
 
 
 def images_per_second(split: dataset.Split, workers: int, num_batches: int) -> float:
-    """Of the batches after the first two, which wait for processes to start."""
+    """The rate of the batches after the first two, which wait for processes to start."""
     batches = train_batches(split, 0, BATCH, 0, num_batches + 2, workers=workers)
     for _ in range(2):
         next(batches)
@@ -49,7 +49,7 @@ def images_per_second(split: dataset.Split, workers: int, num_batches: int) -> f
 
 
 def cpu_milliseconds(split: dataset.Split) -> float:
-    """CPU time of an image, all threads of this process together."""
+    """CPU time per image, summed over all threads of this process."""
     start = time.process_time()
     split.fetch(np.arange(BATCH))
     return 1e3 * (time.process_time() - start) / BATCH
@@ -58,11 +58,11 @@ def cpu_milliseconds(split: dataset.Split) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[0, os.cpu_count() or 1], help="processes; 0: threads"
+        "--workers", type=int, nargs="+", default=[0, os.cpu_count() or 1], help="numbers of processes; 0: threads"
     )
     parser.add_argument("--pictures", type=int, default=320, help="number of JPEG files")
-    parser.add_argument("--batches", type=int, default=10, help="batches that are timed")
-    parser.add_argument("--out", help="a JSON file for the record")
+    parser.add_argument("--batches", type=int, default=10, help="number of timed batches")
+    parser.add_argument("--out", help="JSON file for the record")
     options = parser.parse_args()
     dataset.memory_limit = lambda: 0  # so that it is streamed
     record: dict[str, object] = {

@@ -1,9 +1,9 @@
-"""jgen's DDPM beside diffusers' UNet2DModel: the same network, weights and inputs.
+"""jgen's DDPM compared with diffusers' UNet2DModel: the same network, weights and inputs.
 
     python benchmarks/diffusion.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_diffusion.json]
 
 Tasks: one denoising step (the network's forward pass), a training step (noising, loss, gradient, Adam, moving average),
-and 50 steps of DDIM from noise to images. The side other_jgen (asked for with --sides) is jgen with the JAX of
+and 50 steps of DDIM from noise to images. The side other_jgen (only if named in --sides) is jgen with the JAX of
 --peer-python.
 """
 

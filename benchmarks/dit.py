@@ -1,10 +1,10 @@
-"""jgen's DiT beside diffusers' DiTTransformer2DModel: the same network, weights and inputs.
+"""jgen's DiT compared with diffusers' DiTTransformer2DModel: the same network, weights and inputs.
 
     python benchmarks/dit.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_dit.json]
 
 Tasks: one denoising step (the network's forward pass) and a training step (noising, labels dropped at a rate of 0.1,
-loss, gradient, Adam, moving average). diffusers embeds time and class anew in every block, with weights of its own for
-each, as its users have it; here they are the same in all.
+loss, gradient, Adam, moving average). diffusers embeds time and class again in every block, with separate weights for
+each block, as its users have it; here these weights are the same in all blocks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""jgen's Glow beside normflows': the same layers, weights and images.
+"""jgen's Glow compared with normflows': the same layers, weights and images.
 
     python benchmarks/flow.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_glow.json]
 
@@ -45,7 +45,7 @@ def make_jgen(folder: Path) -> Side:
     batch = {"image": images(), "index": np.arange(BATCH, dtype=np.int32)}
     state = jax.jit(lambda b: init_state(model, optimisers, jax.random.key(0), b, True))(batch)
     params = shaken(state.params, 0.02)
-    for scale in range(SCALES - 1):  # normflows' priors do not depend on what flows on
+    for scale in range(SCALES - 1):  # normflows' priors do not depend on the remaining channels
         given = params["flow"][f"scale{scale}"]["prior"]["given"]
         given["kernel"] = np.zeros_like(given["kernel"])
     save_weights(folder, {"params": params["flow"], "fixed": jax.device_get(state.extra["flow"])})

@@ -1,9 +1,10 @@
-"""The training loop beside the bare compiled step: what logging, data, checkpoints and the progress bar cost.
+"""The training loop compared with the bare compiled step: the cost of logging, data, checkpoints and progress bar.
 
     python benchmarks/loop.py [--config configs/diffusion/ddpm.py:mnist] [--steps 200] [--out results/FILE.json]
 
-The bare step runs on one batch of images; the loop runs as train.py does, from the data on disk, with metrics,
-checkpoints and their hashes, in chunks that take turns with chunks of the bare step. Compile time stands apart.
+The bare step runs on one batch of images; the loop runs as in train.py, from the data on disk, with metrics,
+checkpoints and their hashes, in chunks that alternate with chunks of the bare step. Compile time is reported
+separately.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ sys.path[:0] = [str(ROOT)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="configs/diffusion/ddpm.py:mnist")
-    parser.add_argument("--steps", type=int, default=50, help="steps of a chunk")
+    parser.add_argument("--steps", type=int, default=50, help="steps per chunk")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--out", help="JSON file for the outcome")
+    parser.add_argument("--out", help="JSON file for the results")
     args = parser.parse_args()
 
     from jgen import cli
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def measure(experiment: Any, dataset: Any, steps: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds a step of every chunk of so many steps: of the bare step, and of the loop."""
+    """Seconds per step for each chunk of so many steps: of the bare step, and of the loop."""
     import jax
     import numpy as np
 

@@ -1,9 +1,9 @@
-"""Time per pixel of every autoregressive model's sampler, by the size of the image.
+"""Time per pixel of every autoregressive model's sampler, as a function of image size.
 
     python benchmarks/pixel_times.py [--sizes 8 16 32] [--num 16] [--rounds 5] [--out results/pixel_times.json]
 
-Networks of the `digits` variants with weights of a start, images of one channel in 17 levels. A sampler that evaluates
-its network over the whole image for every pixel takes a time per pixel that rises with the image's area.
+Networks of the `digits` variants with initial weights, images of one channel in 17 levels. If a sampler evaluates its
+network over the whole image for every pixel, its time per pixel grows with the image's area.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ sys.path[:0] = [str(ROOT)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32])
-    parser.add_argument("--num", type=int, default=16, help="images at a time")
+    parser.add_argument("--num", type=int, default=16, help="images generated at a time")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", help="JSON file for the outcome")
+    parser.add_argument("--out", help="JSON file for the results")
     args = parser.parse_args()
 
     from jgen import cli
@@ -38,7 +38,7 @@ def main() -> None:
     names = sorted(path.stem for path in (ROOT / "configs" / "autoregressive").glob("*.py"))
     samplers = {(name, size): compile_sampler(name, size, args.num) for name in names for size in args.sizes}
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in samplers}
-    for _ in range(args.rounds):  # in turn, so that what else the machine does falls on all of them
+    for _ in range(args.rounds):  # in turn, so that other work on the machine affects all of them
         for key, sample in samplers.items():
             start = time.perf_counter()
             sample()
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def compile_sampler(name: str, size: int, num: int):
-    """A compiled sampler of `num` images, as a function without arguments, which was called once."""
+    """A compiled sampler of `num` images, as a function without arguments, already called once."""
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -1,12 +1,12 @@
-"""What training needs on a device, of every configuration for accelerators: python benchmarks/scaling.py [NAME ...]
+"""Memory per device for training every configuration for accelerators: python benchmarks/scaling.py [NAME ...]
 
-Writes the table of docs/scaling.md. Nothing is computed: programs are traced for their shapes. Bytes of the parameters,
-of what the optimiser keeps and of the average are the training state's; the memory of an example is what its gradient
-holds at a time, as JAX sees it before XLA, which never writes much of what is computed element by element.
+Writes the table of docs/scaling.md. Nothing is computed: programs are traced for their shapes. The training state is
+the bytes of the parameters, of the optimiser's state and of the moving average; the memory of an example is the peak
+memory of its gradient as JAX traces it, before XLA's fusion, which avoids storing many elementwise results.
 
-NAME, such as dit:cifar10 or stable_diffusion_unet, measures these alone and leaves the other rows as they are.
---compile has XLA compile their gradients here, too, and prints what an example takes by `memory_analysis()`.
---check exits where the document has another table.
+Given names, such as dit:cifar10 or stable_diffusion_unet, it measures only these and keeps the other rows.
+--compile also compiles their gradients with XLA and prints the memory of an example by `memory_analysis()`.
+--check only exits with an error if the document has a different table.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ SYSTEMS = {path.stem: path for path in sorted((ROOT / "configs").glob("*/*.py"))
 MEMORY = (8, 16, 24, 40, 80)  # GB of devices
 BATCH = 512
 COMPILED_BATCHES = (4, 8)  # of the programs that XLA compiles
-RESERVED = 0.1  # of it, for the runtime and for fragments
+RESERVED = 0.1  # fraction of the memory kept for the runtime and fragmentation
 LINKS = {"NVLink, 450 GB/s": 450e9, "100 Gb/s": 12.5e9}
-# Published U-Nets of latents that `jgen.convert` reads, and that no configuration trains: sizes, side of the latents.
+# Published latent U-Nets that `jgen.convert` reads and no configuration trains: configuration, side of the latents.
 UNETS = {
     "stable_diffusion_unet": (condition_unet.Config(), 64),
     "stable_diffusion_unet, remat": (condition_unet.Config(remat=True), 64),
@@ -67,11 +67,11 @@ UNETS = {
         128,
     ),
 }
-TEXT_LENGTH = 77  # tokens that they attend to
+TEXT_LENGTH = 77  # tokens that these U-Nets attend to
 
 
 def variants() -> list[tuple[str, str]]:
-    """(system, variant) of all configurations for accelerators over data whose shape is known here."""
+    """(system, variant) of all configurations for accelerators whose data shape is known here."""
     named = []
     for name, path in SYSTEMS.items():
         for variant, text in import_config(path).VARIANTS.items():
@@ -88,12 +88,12 @@ def data_of(config: Any) -> DataSpec:
 
 
 def zero_weights() -> dict[str, np.ndarray]:
-    """In place of the trained network of the perceptual loss, of which only the shapes are needed."""
+    """Stands in for the trained network of the perceptual loss, of which only the shapes are needed."""
     return {name: np.zeros(shape, np.float32) for name, shape in efficientnet.layout().items()}
 
 
 def shapes_of(name: str, variant: str) -> tuple[Any, Any, Any]:
-    """The experiment, its model, and the shapes of the arrays of those that it depends on."""
+    """The experiment, its model, and the array shapes of its frozen models."""
     experiment = import_config(SYSTEMS[name]).get_config(variant)
     data, below = data_of(experiment.data), {}
     for role, run in experiment.frozen.items():
@@ -119,7 +119,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def measure(name: str, variant: str, compiled: bool) -> dict[str, Any]:
-    """Bytes of the state, bytes that an example takes while its gradient is computed, its operations, in training."""
+    """In training: bytes of the state, bytes per example while its gradient is computed, operations per example."""
     experiment, model, frozen = shapes_of(name, variant)
     train, data = experiment.train, data_of(experiment.data)
     optimisers = role_optimisers(model, train)
@@ -145,7 +145,7 @@ def measure(name: str, variant: str, compiled: bool) -> dict[str, Any]:
 
 
 def measure_unet(name: str, compiled: bool) -> dict[str, Any]:
-    """`measure` of a U-Net of `UNETS` with Adam and an average, trained to predict noise."""
+    """`measure` for a U-Net of `UNETS` with Adam and a moving average, trained to predict noise."""
     config, size = UNETS[name]
     network = condition_unet.ConditionUNet(config, 4)
 
@@ -182,14 +182,14 @@ def measure_unet(name: str, compiled: bool) -> dict[str, Any]:
 
 
 def example_costs(gradient: Any, compiled: bool) -> tuple[float, float, float]:
-    """Bytes of intermediate results that an example adds to a gradient, its operations, and its bytes by XLA, if
-    `compiled`.
+    """Bytes of intermediate results per example in a gradient, operations per example, and, if `compiled`, bytes
+    per example by XLA.
 
     Args:
       gradient: number of examples -> a function and its arguments.
     """
     with plain_forms():
-        # Batches so large that examples take more than what has the size of the parameters.
+        # Batches so large that the examples need more memory than arrays of the parameters' size.
         programs = [jax.make_jaxpr(function)(*args) for function, args in (gradient(BATCH), gradient(2 * BATCH))]
         one, two = ((live_bytes(program), count(program)) for program in programs)
         by_xla = 0.0
@@ -200,13 +200,13 @@ def example_costs(gradient: Any, compiled: bool) -> tuple[float, float, float]:
 
 
 def xla_bytes(function: Any, args: tuple[Any, ...]) -> int:
-    """Bytes that the compiled program needs beside its arguments and results."""
+    """Bytes that the compiled program needs besides its arguments and results."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     return jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 
 def phase_gradient(model: Any, phase: Any, state: Any, frozen: Any) -> Any:
-    """batch -> the gradient of a phase, and its arguments."""
+    """A function of a batch that returns the gradient function of a phase and its arguments."""
 
     def of(batch: Any) -> tuple[Any, tuple[Any, ...]]:
         num = len(batch["index"])
@@ -224,7 +224,7 @@ def phase_gradient(model: Any, phase: Any, state: Any, frozen: Any) -> Any:
 
 
 def per_example_of(model: Any, state: Any, num: int) -> Any:
-    """The state's extra roles for so many examples."""
+    """The extra roles of the state, for this number of examples."""
 
     def cut(role: str, tree: Any) -> Any:
         if role not in model.by_example:
@@ -235,7 +235,7 @@ def per_example_of(model: Any, state: Any, num: int) -> Any:
 
 
 def fitting(row: dict[str, Any]) -> list[int]:
-    """Examples at a time that fit on devices of `MEMORY`, beside the state and the gradients."""
+    """Number of examples that fit on devices of `MEMORY`, besides the state and the gradients."""
     fixed = 2 * row["params"] + row["optimiser"] + row["average"] + row["rest"]
     free = [(1 - RESERVED) * size * 1e9 - fixed for size in MEMORY]
     return [max(0, int(size // max(row["example"], 1.0))) for size in free]
@@ -256,7 +256,7 @@ def cells(row: dict[str, Any]) -> str:
 
 
 def measured_row(name: str, compiled: bool) -> str | None:
-    """The row of a configuration, or of one of `UNETS`; None where it cannot be measured here."""
+    """The row of a configuration, or of one of `UNETS`; None if it cannot be measured here."""
     system, _, variant = name.partition(":")
     try:
         row = measure_unet(name, compiled) if name in UNETS else measure(system, variant, compiled)
@@ -269,7 +269,7 @@ def measured_row(name: str, compiled: bool) -> str | None:
 
 
 def document_with(text: str, rows: dict[str, str], order: list[str], others: bool) -> str:
-    """The document with these rows in its table, beside those that it has if `others`."""
+    """The document with these rows in its table; with `others`, its existing rows are kept."""
     place = re.compile("(<!-- scaling -->\n)(.*?)(<!-- /scaling -->)", re.DOTALL)
     old = place.search(text)
     assert old is not None
@@ -282,8 +282,8 @@ def document_with(text: str, rows: dict[str, str], order: list[str], others: boo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="configurations, such as dit:cifar10; none: all")
-    parser.add_argument("--compile", action="store_true", help="print memory by XLA, too")
+    parser.add_argument("names", nargs="*", help="configurations, such as dit:cifar10; default: all")
+    parser.add_argument("--compile", action="store_true", help="also print the memory by XLA")
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -295,7 +295,7 @@ def main() -> None:
     for name in options.names or order:
         row = measured_row(name, options.compile)
         rows |= {name: row} if row is not None else {}
-        if not options.check and options.names:  # one after the other: each takes a while
+        if not options.check and options.names:  # write after each: it takes a while
             path.write_text(document_with(path.read_text(), rows, order, others=True))
     before = path.read_text()
     text = document_with(before, rows, order, others=bool(options.names))

@@ -1,11 +1,12 @@
-"""Programs timed side by side: what every benchmark shares.
+"""Programs timed side by side: code shared by the benchmarks.
 
-Each side runs in a process of its own and waits while the others work, so that JAX and PyTorch may come from different
-Python environments and neither keeps threads on the other's cores. Rounds are interleaved; in each, every side's first
-run is not counted, since it finds the caches full of another's data (unless it takes longer than 20 s, when it is the
-only one). A ratio is jgen's median over that of the peer's fastest variant. First runs, which compile, stand apart. All
-sides allocate with huge pages. Memory is the most that a side has held so far, earlier tasks included: on a GPU of
-its memory, else of its process, compiling included. Before anything is timed, the sides must give the same output.
+Each side runs in its own process and waits while the others work, so that JAX and PyTorch may come from different
+Python environments and neither keeps threads on the other's cores. Rounds are interleaved; in each round, every side's
+first run is not counted, since it finds the caches full of another side's data (unless it takes longer than 20 s; then
+it is the only run). A ratio is jgen's median over that of the peer's fastest variant. First runs, which compile, are
+reported separately. All sides allocate with huge pages. Memory is the peak so far of a side, including earlier tasks:
+on a GPU the device's memory, else that of the process, including compilation. Before anything is timed, the outputs of
+all sides must agree.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
-LONG = 20.0  # seconds above which a run is made once a round
+LONG = 20.0  # seconds; longer runs are made once per round
 
 
 @dataclass(frozen=True)
 class Side:
-    """What a side offers for timing."""
+    """One of the programs to be timed."""
 
     tasks: dict[str, Callable[[], Any]]
-    """Each runs once, to the end."""
+    """Functions that each run a task once and wait for its end."""
     output: np.ndarray
-    """What its network gives, to be held against the other sides'."""
+    """The output of its network, to be compared with the other sides'."""
     about: dict[str, Any]
-    """Versions, device, threads; "runs" for a task that is only 1/runs of the whole, whose time is multiplied by it."""
+    """Versions, device, threads; "runs" if the task is only 1/runs of the whole: its time is multiplied by "runs"."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,20 @@ class Benchmark:
     peers: dict[str, tuple[str, ...]]
     """{peer: its variants}. Sides whose names begin with "jgen" run in this Python, the others in --peer-python.
 
-    "other_jgen" is there for another JAX, and timed only where --sides names it.
+    "other_jgen" is jgen with another JAX, timed only if --sides names it.
     """
     make_side: Callable[[str, Any, Path], Side]
-    """(side, setting, folder) to a Side. The side "jgen" is made first, and leaves its weights in the folder."""
+    """Maps (side, setting, folder) to a Side. The side "jgen" is made first and saves its weights in the folder."""
     tolerance: float
     """The largest absolute difference of outputs."""
     settings: dict[str, Any] = field(default_factory=lambda: {"": None})
-    """{how it is called: a value that the sides are made for}: one row of the table each."""
+    """{name: the value passed to the sides}: one row of the table each."""
     long_after: dict[str, str] = field(default_factory=dict)
-    """{a long task: an earlier one}: of a peer only the variant that was the fastest in the earlier one is timed."""
+    """{long task: earlier task}: for the long task only each peer's fastest variant in the earlier task is timed."""
 
 
 def save_weights(folder: Path, tree: Any) -> None:
-    """Leaves a tree of arrays for the other sides."""
+    """Saves a tree of arrays for the other sides."""
     import jax
 
     flat = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -75,7 +76,7 @@ def save_weights(folder: Path, tree: Any) -> None:
 
 
 def load_weights(folder: Path) -> dict[str, Any]:
-    """The tree that jgen's side left, as nested dictionaries."""
+    """The tree that jgen's side saved, as nested dictionaries."""
     tree: dict[str, Any] = {}
     for name, array in np.load(folder / "weights.npz").items():
         *parts, last = name.split("/")
@@ -110,7 +111,7 @@ def about_torch(*packages: str) -> dict[str, Any]:
 
 
 def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
-    """A worker: reads a task a line, runs it once, answers with its seconds. The first run of each compiles."""
+    """A worker: reads one task per line, runs it once, answers with its seconds. The first run of each compiles."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     if "jgen" in name:
         from jgen.cli import keep_memory
@@ -127,7 +128,7 @@ def serve(benchmark: Benchmark, name: str, setting: str, folder: Path) -> None:
 
 
 def peak_gib() -> float:
-    """Most memory that this side has held so far: of its GPU, else of its process."""
+    """Peak memory of this side so far: of its GPU, else of its process."""
     jax, torch = (sys.modules.get(name) for name in ("jax", "torch"))
     if jax is not None and "peak_bytes_in_use" in (stats := jax.local_devices()[0].memory_stats() or {}):
         return stats["peak_bytes_in_use"] / 2**30
@@ -170,7 +171,7 @@ class Worker:
 
 
 def check_outputs(benchmark: Benchmark, folder: Path) -> float:
-    """The largest difference between jgen's output and another's. Ends the program where they are not the same."""
+    """The largest difference between jgen's output and another's. Ends the program if it exceeds the tolerance."""
     ours = np.load(folder / "jgen.npy")
     others = [np.load(path) for path in folder.glob("*.npy") if path.name != "jgen.npy"]
     difference = max(float(np.abs(ours - other).max()) for other in others)
@@ -181,7 +182,7 @@ def check_outputs(benchmark: Benchmark, folder: Path) -> float:
 
 
 def time_task(task: str, workers: dict[str, Worker], rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Counted seconds of every side, and those of its first run, which compiles."""
+    """Seconds of every side's counted runs, and of its first run, which compiles."""
     first = {name: worker.run(task) for name, worker in workers.items()}
     times: dict[str, list[float]] = {name: [] for name in workers}
     for number in range(rounds):
@@ -247,8 +248,8 @@ def main(benchmark: Benchmark, doc: str) -> None:
     parser.add_argument("--settings", nargs="+", choices=benchmark.settings, default=list(benchmark.settings))
     parser.add_argument("--tasks", nargs="+", choices=benchmark.tasks, default=list(benchmark.tasks))
     plain = [variant for variant in variants if variant != "other_jgen"]
-    parser.add_argument("--sides", nargs="+", choices=variants, default=plain, help="of the peers")
-    parser.add_argument("--out", help="JSON file for the outcome")
+    parser.add_argument("--sides", nargs="+", choices=variants, default=plain, help="variants of the peers to time")
+    parser.add_argument("--out", help="JSON file for the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()

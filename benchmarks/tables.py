@@ -1,6 +1,6 @@
 """Writes the tables of README.md and docs/ from results/: python benchmarks/tables.py [--check]
 
-Every number of a table stands in a JSON file with the command, commit and machine that gave it.
+Every number in a table comes from a JSON file that also has the command, commit and machine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ DOCUMENTS = (
     "docs/free_form_jacobian.md",
     "docs/fonts.md",
 )
-# Records of jgen 0.1 do not name the validation score by which checkpoints are compared: it is the first of these.
+# Records of jgen 0.1 do not name the validation score that compares checkpoints: it is the first of these they have.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
 
 # Title, record, and the published FID, precision and recall of ImageNet 512x512 (Peebles & Xie 2023, table 3).
@@ -111,7 +111,7 @@ def speed() -> str:
 
 
 def loop() -> str:
-    """What the training loop's rate is beside that of the bare compiled step."""
+    """The training loop's rate compared with that of the bare compiled step."""
     sentences = []
     for path, document in read("loop_*.json"):
         looped, bare = median(document["loop"]), median(document["bare"])
@@ -142,7 +142,7 @@ def pixel_times() -> str:
 
 
 def systems() -> str:
-    """One row per system: its name and paper, its configuration, and the first score that was measured of it."""
+    """One row per system: its name and paper, its configuration, and the first score measured for it."""
     measured: dict[str, str] = {}
     for path, document in read("score_*.json"):
         score = scored(document)[0].partition(",")[0].partition(";")[0]
@@ -163,7 +163,7 @@ def systems() -> str:
 
 
 def scores() -> str:
-    """One row a scored run, and the commands of each."""
+    """One row per scored run, and the commands of each."""
     lines, commands = [], []
     for path, document in read("score_*.json"):
         score, kind = scored(document)
@@ -181,17 +181,17 @@ def scores() -> str:
 
 
 def training_of(document: dict[str, Any]) -> Training:
-    """The configuration that a scored run was trained by."""
+    """The configuration that a scored run was trained with."""
     return load_training(latest(document)["command"][1])
 
 
 def configured_by(document: dict[str, Any]) -> str:
-    """The name of the configuration file that a scored run was trained by, which is not always its model's."""
+    """The name of the configuration file that a scored run was trained with, which is not always its model's."""
     return Path(training_of(document).config.partition(":")[0]).stem
 
 
 def guidance() -> str:
-    """One row for each way of guidance and upsampling: scores on the digits, and published ones of ImageNet 512x512."""
+    """One row per method of guidance and upsampling: scores on the digits, and published ones of ImageNet 512x512."""
     lines, commands = [], []
     for title, name, published in GUIDANCE:
         for path, document in read(f"{name}.json"):
@@ -213,7 +213,7 @@ def guidance() -> str:
 
 
 def scored(document: dict[str, Any]) -> tuple[str, str]:
-    """The scores of a run, and of what they are: kind of likelihood, protocol."""
+    """The scores of a run, with the kind of likelihood and the protocol."""
     cells, kinds = [], []
     if likelihood := document.get("likelihood"):
         names = {"samples": "K", "num": "N"}
@@ -249,7 +249,7 @@ def scored(document: dict[str, Any]) -> tuple[str, str]:
 
 
 def reconstruction(scores: dict[str, Any]) -> str:
-    """How near a model's reconstructions are to held-out images, and the use of its codes."""
+    """The errors of a model's reconstructions of held-out images, and the use of its codes."""
     distance = f"r{scores['quality']['network']} {scores['quality']['frechet_distance']['value']:.2f}"
     error = "exact" if scores["psnr"] is None else f"PSNR **{scores['psnr']:.2f} dB**"
     text = f"{error}, {distance}"
@@ -268,7 +268,7 @@ def trained(document: dict[str, Any]) -> str:
 
 
 def by_checkpoint(path: str) -> str:
-    """Of a run without a validation score: its best and last kept checkpoint by class accuracy, "" without a record."""
+    """For runs without a validation score: the best and last kept checkpoint by class accuracy; "" without a record."""
     if not (ROOT / path).is_file():
         return ""
     checkpoints = json.loads((ROOT / path).read_text())
@@ -284,7 +284,7 @@ def short(commit: str | None) -> str:
 
 
 def starts(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The environment of each start of a run's training; that of a later one holds only what changed."""
+    """The environment of each start of a run's training; later entries hold only what changed."""
     return [document["training"], *document["training"].get("resumed", [])]
 
 
@@ -304,7 +304,7 @@ def origin(document: dict[str, Any]) -> str:
 
 
 def best_and_last(document: dict[str, Any]) -> str:
-    """The best and the last validation score of a run, "" where it has none that has a best."""
+    """The best and the last validation score of a run; "" if it has no score that is compared."""
     validation = document["validation"]
     score = document.get("best")
     if "best" not in document:
@@ -318,7 +318,7 @@ def best_and_last(document: dict[str, Any]) -> str:
 
 
 def comparison(data: str) -> str:
-    """The whole report of a comparison; its titles a level lower than in its own file."""
+    """The whole report of a comparison, with headings one level lower than in its own file."""
     path = ROOT / "results" / f"comparison-{data}" / "comparison.md"
     if not path.is_file():
         return ""
@@ -327,7 +327,7 @@ def comparison(data: str) -> str:
 
 
 def study(name: str) -> str:
-    """The table of a study's record, with what gave it."""
+    """The table of a study's record, with its runs, commands and environment."""
     path = ROOT / "results" / "studies" / f"{name}.json"
     if not path.is_file():
         return ""
@@ -343,7 +343,7 @@ def study(name: str) -> str:
 
 
 def of_rows(rows: list[dict[str, Any]]) -> str:
-    """What the rows of a study are of."""
+    """The systems and checkpoints in the rows of a study."""
     setting = rows[0]["setting"]
     if "run" in setting:
         return of_runs(rows)
@@ -353,22 +353,22 @@ def of_rows(rows: list[dict[str, Any]]) -> str:
 
 
 def of_runs(rows: list[dict[str, Any]]) -> str:
-    """The runs that the rows of a study are of, and what of them."""
-    settings = [row["setting"] for row in rows if row["setting"].get("score") != "network"]  # which is no run
+    """The runs in the rows of a study, and their checkpoints."""
+    settings = [row["setting"] for row in rows if row["setting"].get("score") != "network"]  # which is not a run
     runs = dict.fromkeys(f"{setting['system']} at step {setting['step']}" for setting in settings)
     samples = f"{settings[0]['samples']} samples per row, " * bool(settings[0]["samples"])
     return f"Of {', '.join(runs)}; {samples}seed {settings[0]['seed']}"
 
 
 def of_networks(rows: list[dict[str, Any]]) -> str:
-    """The same of a study of networks with random parameters."""
+    """The same for a study of networks with random parameters."""
     setting = rows[0]["setting"]
     pixels = f"{setting['size']} x {setting['size']} pixels"
     return f"Of images of {pixels}; {setting['draws']} random networks per row, seed {setting['seed']}"
 
 
 def main() -> None:
-    """Writes the tables, or with --check exits where a document has others."""
+    """Writes the tables, or with --check exits with an error if a document has different ones."""
     blocks = {"systems": systems(), "speed": speed(), "scores": scores()}
     for folder in sorted((ROOT / "results").glob("comparison-*")):
         data = folder.name.partition("-")[2]

@@ -1,11 +1,11 @@
-"""jgen's VAE beside pythae's: the same dense network, weights and images, trained for a pass over them.
+"""jgen's VAE compared with pythae's: the same dense network, weights and images, trained for one pass over them.
 
     python benchmarks/vae.py [--peer-python PYTHON] [--rounds 5] [--out results/speed_vae.json]
 
 A pass is what training does with 12,800 binary 28x28 images: their shuffled order, batches (of 64, pythae's default,
-and of 128), the bound's gradient, Adam; of jgen also with 20 steps in a compiled call ("train_in_calls", where the
-peers do what they do in "train"). "pythae" is its own trainer; "bare" is its model in a loop of nothing else, over
-tensors laid ready in their order.
+and of 128), the bound's gradient, Adam; for jgen also with 20 steps in one compiled call ("train_in_calls", where the
+peers do the same as in "train"). "pythae" is pythae's own trainer; "bare" is its model in a minimal loop over tensors
+prepared in their order.
 """
 
 from __future__ import annotations

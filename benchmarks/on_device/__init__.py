@@ -1,1 +1,1 @@
-"""What `benchmarks/accelerator.py` measures, in processes of its own: see `servers`."""
+"""The measurements of `benchmarks/accelerator.py`, which run in separate processes: see `servers`."""

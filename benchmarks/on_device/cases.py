@@ -1,5 +1,5 @@
-"""The networks that are timed beside PyTorch, and their sizes. A further one: an entry here, a function in `jgen_sides`
-and, for a peer, one in `torch_sides`, both of the entry's name."""
+"""The networks that are timed against PyTorch, and their sizes. To add one, write an entry here, a function with the
+entry's name in `jgen_sides` and, for a peer, one in `torch_sides`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 
 # Largest relative distance (norm of the difference over the norm) between the outputs of jgen and of its peer.
 SAME = {"float32": 2e-2, "bfloat16": 6e-2}
-CLASSES = 1000  # of the cases that are conditioned on one
+CLASSES = 1000  # for class-conditional cases
 
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides make.
+    """A network that both sides build.
 
-    full, small:    sizes, which are the arguments of both functions; `small` is for a run on CPU.
-    precisions:     "float32", in which GPUs use TF32 as both libraries are told to, and "bfloat16"; the small run takes
+    full, small:    sizes, the arguments of both functions; `small` is for runs on CPU.
+    precisions:     "float32", for which both libraries are set to use TF32 on GPUs, and "bfloat16"; the small run uses
                     the last.
-    variants:       of the peer, {size: names}.
+    variants:       the peer's variants, {size: names}.
     """
 
     title: str

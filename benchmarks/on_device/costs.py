@@ -1,4 +1,4 @@
-"""What a device can do, what a program needs, and where its time goes."""
+"""Peak rates of a device, operations and memory of a program, and where its time goes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def device(small: bool) -> dict[str, Any]:
 
 
 def matrix_rate(precision: str, size: int, products: int = 8) -> float:
-    """TFLOP/s of products of square random matrices, chained in one program: the best of five runs."""
+    """TFLOP/s of products of square random matrices, chained in one program; the best of five runs."""
     import jax
     import jax.numpy as jnp
 
@@ -76,11 +76,11 @@ def best_seconds(run: Callable[[], Any], runs: int = 5) -> float:
 def matrix_flops(function: Callable[..., Any], *args: Any) -> float:
     """Operations of the matrix products and convolutions in one call of a function: 2 for each multiplication.
 
-    The formulas' own: layers in their plain form, a loop's body as often as it runs, and of a convolution over an input
-    with zeros between its pixels (the gradient of one with strides) only the products with what is not zero.
+    Counted from the formulas: layers in their plain form, a loop's body as often as it runs, and for a convolution over
+    an input with zeros between its pixels (the gradient of a strided convolution) only the products with nonzeros.
 
     Args:
-      args: arrays, or `jax.ShapeDtypeStruct` in their place.
+      args: arrays or `jax.ShapeDtypeStruct`.
     """
     import jax
 
@@ -115,9 +115,9 @@ def count(program: Any) -> float:
 
 
 def live_bytes(program: Any) -> int:
-    """Most bytes of intermediate results that a jaxpr holds at a time, each from where it is computed to its last use.
+    """Peak bytes of the intermediate results of a jaxpr, each held from where it is computed to its last use.
 
-    Before XLA, which never writes much of what is computed element by element: a bound from above.
+    This is before XLA's fusion, which avoids storing many elementwise results, so it is an upper bound.
     """
     from jgen.compare.loops import inner_programs, open_jaxpr
 
@@ -140,11 +140,11 @@ def live_bytes(program: Any) -> int:
 
 
 def program_memory(run: Callable[[], Any]) -> float | None:
-    """GiB that the largest program which a call compiles needs: arguments, results and what it computes with."""
+    """GiB needed by the largest program that a call compiles: arguments, results and temporaries."""
     import jax
 
-    live_executables = getattr(jax.devices()[0].client, "live_executables", list)  # not of every version
-    held = list(live_executables())  # held, or a new one could have the address of one that is gone
+    live_executables = getattr(jax.devices()[0].client, "live_executables", list)  # not in every version
+    held = list(live_executables())  # held, since a new one could get the address of a deleted one
     before = {id(each) for each in held}
     run()
     sizes = []
@@ -153,7 +153,7 @@ def program_memory(run: Callable[[], Any]) -> float | None:
             continue
         try:
             stats = each.get_compiled_memory_stats()
-        except Exception:  # a backend that does not say
+        except Exception:  # a backend without this information
             continue
         used = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
         sizes.append(used - stats.alias_size_in_bytes)
@@ -164,8 +164,8 @@ def traced_costs(run: Callable[[], Any], runs: int) -> dict[str, Any]:
     """The largest costs of a few runs of a compiled program, from the profiler's trace of the device.
 
     Returns:
-      "costs": [{"name", "ms" a run, "share"}], the largest first; "busy": the share of the time in which the device
-      computed. {"missing": reason} where the trace has no events of the device.
+      "costs": [{"name", "ms" per run, "share"}], the largest first; "busy": the share of the time in which the device
+      computed. {"missing": reason} if the trace has no events of the device.
     """
     import jax
 
@@ -182,7 +182,7 @@ def traced_costs(run: Callable[[], Any], runs: int) -> dict[str, Any]:
 
 
 def summary(data: Any, runs: int, wall: float) -> dict[str, Any]:
-    """`traced_costs` of a trace that took so many seconds."""
+    """`traced_costs` for a trace of the given duration in seconds."""
     by_name: dict[str, float] = defaultdict(float)
     on_device = [plane for plane in data.planes if plane.name.startswith(("/device:GPU", "/device:TPU"))]
     for plane in on_device:
@@ -200,8 +200,7 @@ def summary(data: Any, runs: int, wall: float) -> dict[str, Any]:
 
 
 def kind_of(event: Any) -> str:
-    """What an event of the device is: the operation of the program that it belongs to, without numbers, and its
-    kernel."""
+    """The name of a device event: the program's operation that it belongs to, without numbers, and its kernel."""
     stats = {name: value for name, value in event.stats}
     kernel = re.sub(r"[_.]?\d+$", "", event.name.split("(")[0].split("<")[0])[:60]
     operation = re.sub(r"[._]\d+", "", str(stats.get("hlo_op", "")))[:60]
@@ -209,7 +208,7 @@ def kind_of(event: Any) -> str:
 
 
 def median_seconds(run: Callable[[int], Any], seconds: float, rounds: int = 5) -> list[float]:
-    """Seconds of one run, in rounds of as many runs as fill the time together; run(n) runs n times and waits."""
+    """Seconds per run, for rounds of as many runs as together fill the time; run(n) runs n times and waits."""
     start = time.perf_counter()
     run(1)
     once = time.perf_counter() - start

@@ -18,7 +18,7 @@ FORMS = contextlib.ExitStack()
 
 
 def plan(small: bool) -> list[dict[str, Any]]:
-    """The cases in the order of their precisions, as they are timed."""
+    """The cases in the order in which they are timed, by precision."""
     rows = []
     for name, case in cases.CASES.items():
         for precision in case.precisions[-1:] if small else case.precisions:
@@ -55,7 +55,7 @@ def prepare(case: str, precision: str, small: bool, folder: str) -> dict[str, An
 
 
 def use_plain_forms() -> None:
-    """From here on layers of this process use the plain operations of XLA."""
+    """From now on the layers in this process use XLA's plain operations."""
     from jgen.core.backend import plain_forms
 
     HELD.clear()
@@ -63,7 +63,7 @@ def use_plain_forms() -> None:
 
 
 def jax_peak() -> float | None:
-    """Most memory of the device that this process has held; of a CPU, of the process."""
+    """Peak device memory of this process; on CPU, peak memory of the process."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -73,7 +73,7 @@ def jax_peak() -> float | None:
 
 
 def prepare_torch(case: str, precision: str, small: bool, folder: str, variant: str) -> dict[str, Any]:
-    """Makes PyTorch's side, and holds its output against jgen's."""
+    """Makes PyTorch's side, and compares its output with jgen's."""
     import torch
     import torch._dynamo
 
@@ -106,6 +106,6 @@ def measure(task: str, seconds: float) -> list[float]:
 
 
 def trace(task: str, runs: int) -> dict[str, Any]:
-    """The largest costs of a task of jgen's."""
+    """The largest costs of one of jgen's tasks."""
     run = HELD["tasks"][task].run
     return costs.traced_costs(lambda: run(runs), runs)

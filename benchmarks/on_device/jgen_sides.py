@@ -1,4 +1,4 @@
-"""jgen's side of the cases: what train.py and sample.py run, on random images."""
+"""jgen's side of the cases: the programs of train.py and sample.py, on random images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IN_A_CALL = 20  # steps of the dense VAE
 
 
 class Task(NamedTuple):
-    """run(n): does it n times and waits. images: of one time. flops: of one time, in matrix products."""
+    """run(n) runs the task n times and waits. images, flops (of matrix products): per run."""
 
     run: Callable[[int], Any]
     images: int
@@ -49,7 +49,7 @@ class Side(NamedTuple):
 
 
 def start(model: GenerativeModel, batch: dict[str, np.ndarray], training: Config) -> tuple[TrainState, Any]:
-    """The first state, and the step."""
+    """The initial state, and the step."""
     roles = {role for phase in model.phases for role in phase.trains}
     optimisers = {role: make_optimiser(training, role) for role in roles}
     averages = training.ema_decay > 0
@@ -66,7 +66,7 @@ def with_params(state: TrainState, params: Any) -> TrainState:
 
 
 def training_task(state: TrainState, step: Any, batch: dict[str, np.ndarray]) -> Task:
-    """Steps on one batch. It takes the state over."""
+    """Steps on one batch. It takes ownership of the state."""
     flops = matrix_flops(lambda state, batch: step(state, {}, batch, 0)[1], state, batch)
     held = [parallel.replicate(state)]
 
@@ -97,7 +97,7 @@ def unet(
     batch: int,
     drawn: int,
 ) -> Side:
-    """A training step with dropout, Adam and the average of the weights; 50 steps of DDIM."""
+    """A training step with dropout, Adam and the moving average of the weights; 50 steps of DDIM."""
     network = networks.Config(tuple(channels), 2, (16,), head_dim, groups, dropout=0.1, dtype=dtype)
     data = DataSpec(ImageSpec(size, size, 3, 256))
     model = ddpm.make(ddpm.Config(network=network, class_conditional=False), data)
@@ -120,7 +120,7 @@ def unet(
 
 
 def denoiser(config: ddpm.Config, images: ImageSpec, x: np.ndarray) -> tuple[Any, GenerativeModel, Any, Any]:
-    """The first state of a class-conditional diffusion, its model, its step and its batch of images x."""
+    """The initial state of a class-conditional diffusion model, the model, its step and its batch of images x."""
     data = DataSpec(images, {"label": ArraySpec((), "int32", cases.CLASSES)})
     model, examples = ddpm.make(config, data), {**batch_of(x), "label": cases.labels(len(x))}
     state, step = start(model, examples, AVERAGED)
@@ -128,7 +128,7 @@ def denoiser(config: ddpm.Config, images: ImageSpec, x: np.ndarray) -> tuple[Any
 
 
 def dit_(folder: Path, dtype: Any, *, size: int, features: int, layers: int, heads: int, batch: int) -> Side:
-    """A training step by the class, Adam and the average of the weights; one evaluation of the network."""
+    """A class-conditional training step, Adam and the moving average of the weights; one evaluation of the network."""
     network, images = dit.Config(2, features, layers, heads, dtype=dtype), ImageSpec(size, size, 4, levels=0)
     x, t = cases.latent_inputs(batch, size)
     state, _, step, examples = denoiser(ddpm.Config(network=network), images, x)
@@ -158,7 +158,7 @@ def adm_(
     attention: tuple[int, ...],
     batch: int,
 ) -> Side:
-    """A training step by the class with learned variances, Adam and the average of the weights."""
+    """A class-conditional training step with learned variances, Adam and the moving average of the weights."""
     sizes: dict[str, Any] = {"channels": tuple(channels), "blocks": blocks, "attention": tuple(attention)}
     head_dim, groups = min(64, channels[0]), min(32, channels[0])
     network = networks.Config(**sizes, head_dim=head_dim, groups=groups, dtype=dtype, architecture="adm")
@@ -173,7 +173,7 @@ def adm_(
 
 
 def dcgan_(folder: Path, dtype: Any, *, size: int, channels: tuple[int, ...], latent: int, batch: int) -> Side:
-    """An update of the discriminator and one of the generator, Adam, the average of the weights."""
+    """An update of the discriminator and one of the generator, Adam, the moving average of the weights."""
     config = dcgan.Config(channels=tuple(channels), latent=latent, conditioning="none", dtype=dtype)
     model = dcgan.make(config, DataSpec(ImageSpec(size, size, 3, 256)))
     training = Config(optimiser=Optimiser(beta1=0.5), ema_decay=0.999)
@@ -228,7 +228,7 @@ def gated_pixelcnn(
 
 
 def vae_(folder: Path, dtype: Any, *, size: int, hidden: int, latent: int, batch: int) -> Side:
-    """A training step: the bound of binary images, Adam; alone, and as one of 20 in a call."""
+    """A training step: the bound of binary images, Adam; as a single call, and as one of 20 in a call."""
     config = vae.Config(network="dense", widths=(hidden,), blocks=0, latent=latent, decoder="bernoulli", dtype=dtype)
     model = vae.make(config, DataSpec(ImageSpec(size, size, 1, 2)))
     examples = batch_of(cases.random_images(batch, size, 1, 2))
@@ -252,7 +252,7 @@ def vae_(folder: Path, dtype: Any, *, size: int, hidden: int, latent: int, batch
 
 
 def glow_(folder: Path, dtype: Any, *, size: int, scales: int, depth: int, width: int, batch: int) -> Side:
-    """A training step: uniform dequantisation, the density, Adam, the average of the weights."""
+    """A training step: uniform dequantisation, the density, Adam, the moving average of the weights."""
     config = glow.Config(scales=scales, depth=depth, width=width, class_conditional=False, dtype=dtype)
     model = glow.make(config, DataSpec(ImageSpec(size, size, 3, 256)))
     images = cases.random_images(batch, size, 3)
@@ -271,5 +271,5 @@ SIDES |= {"dit_b": dit_, "dit_xl": dit_, "adm": adm_}
 
 
 def make(case: str, precision: str, small: bool, folder: Path) -> Side:
-    """jgen's side of a case; it leaves its weights in the folder."""
+    """jgen's side of a case; it saves its weights in the folder."""
     return partial(SIDES[case], folder, precision)(**cases.CASES[case].sizes(small))

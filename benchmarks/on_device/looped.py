@@ -1,4 +1,4 @@
-"""The training loop beside the bare step, on random images in memory: see `benchmarks/loop.py`."""
+"""The training loop compared with the bare step, on random images in memory: see `benchmarks/loop.py`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NAMES = {"ddpm": "configs/diffusion/ddpm.py", "vae": "configs/vae/vae.py"}
 
 
 def measure(name: str, small: bool) -> dict[str, Any]:
-    """Milliseconds a step of the bare step and of the loop, and the rate of the loop over that of the bare step.
+    """Milliseconds per step of the bare step and of the loop, and the rate of the loop over that of the bare step.
 
-    The networks are those of the `mnist` variants, so small that a GPU waits for the host where anything can make it
-    wait, in batches of 128; if `small`, of the `tiny` ones.
+    The networks are those of the `mnist` variants, in batches of 128: so small that any delay of the host makes a GPU
+    wait. If `small`, they are those of the `tiny` variants.
     """
     import loop
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def line(facts: dict[str, Any]) -> str:
-    """A task's time in a line."""
+    """A task's time as one line."""
     seconds = statistics.median(facts["seconds"])
     text = f"{1e3 * seconds:.4g} ms"
     if "images" in facts:
@@ -24,7 +24,7 @@ def is_wrong(record: dict[str, Any]) -> bool:
 
 
 def best_peer(entry: dict[str, Any], task: str) -> tuple[str, dict[str, Any]] | None:
-    """The fastest variant of PyTorch in a task, and its facts."""
+    """PyTorch's fastest variant of a task, and its record."""
     timed = {v: f["tasks"][task] for v, f in entry["torch"].items() if "seconds" in f["tasks"].get(task, {})}
     if not timed:
         return None
@@ -72,7 +72,7 @@ def rows_of(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def goal_of(record: dict[str, Any], entry: dict[str, Any], task: str, ratio: float | None, use: float) -> str:
-    """What was aimed at, and whether it was reached; of an accelerator only."""
+    """The goals, and whether they were reached; for accelerators only."""
     if record["backend"] == "cpu" or record["small"]:
         return ""
     goals = entry["goals"]

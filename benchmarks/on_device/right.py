@@ -1,8 +1,8 @@
 """Whether a device computes what the CPU does: losses, gradients and samples of every system's `tiny`, and resuming.
 
-The CPU draws the parameters and computes first, with its own formulations; the device follows with the plain operations
-that other backends run. Where the device is a CPU too, it takes those plain operations, so that the comparison is of
-what an accelerator would be asked for.
+The CPU draws the parameters and computes first, with its own implementations; then the device computes with the plain
+operations of the other backends. If the device is a CPU too, it also uses those plain operations, so that the
+comparison tests what an accelerator would run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 NUM = 8
-# Largest differences: of the loss, relative where it is above 1; of the gradient's norm, relative; of the gradient, as
-# the norm of the difference over its norm; the share of pixels that may differ by more than a level.
+# Largest allowed differences: of the loss (relative if it is above 1); of the gradient's norm, relative; of the
+# gradient, as the norm of the difference over its norm; the share of pixels that may differ by more than a level.
 LIMITS = {
     "float32": {"loss": 1e-4, "gradient_norm": 1e-4, "gradient": 1e-3, "pixels": 0.01},
     "bfloat16": {"loss": 0.03, "gradient_norm": 0.1, "gradient": 0.25, "pixels": 1.0},  # one step of rounding is 0.4 %
@@ -24,7 +24,7 @@ LIMITS = {
 
 
 def systems(small: bool) -> list[list[str]]:
-    """[system, type] of all cases: float32 first; if `small`, a system of three families each, and one in bfloat16."""
+    """[system, type] of all cases: float32 first; if `small`, one system of each of three families, one in bfloat16."""
     from contract_cases import SYSTEMS
 
     names = list(SYSTEMS)
@@ -36,7 +36,7 @@ def systems(small: bool) -> list[list[str]]:
 
 
 def has_type(name: str) -> bool:
-    """Whether a system has an option for the type of its arithmetic; no, where a package that it needs is missing."""
+    """Whether a system has an option for the type of its arithmetic; False if a package that it needs is missing."""
     try:
         model = tiny(name).model
     except ModuleNotFoundError:
@@ -72,7 +72,7 @@ def make_system(name: str, dtype: str) -> tuple[Any, Any]:
 
 
 def outputs(model: Any, arrays: Any) -> dict[str, np.ndarray]:
-    """Losses (phases,), all gradients end to end, and sampled images, each computed twice: "NAME" and "NAME again"."""
+    """Losses (phases,), gradients concatenated, and sampled images, each computed twice: "NAME" and "NAME again"."""
     import jax
     import jax.numpy as jnp
     from contract_cases import make_batch
@@ -118,7 +118,7 @@ IN_PLAIN_FORMS = [True]  # unset in the process that computes the reference
 
 
 def reference(name: str, dtype: str, folder: str) -> None:
-    """Draws parameters on this device, computes on it, and leaves both in the folder."""
+    """Draws parameters on this device, computes with them, and saves parameters and results in the folder."""
     import jax
     from contract_cases import make_batch, make_case
 
@@ -126,7 +126,7 @@ def reference(name: str, dtype: str, folder: str) -> None:
     model, _ = make_system(name, dtype)
     frozen = make_case(name).frozen
     params, extra = jax.jit(model.init)(jax.random.key(0), make_batch(model), frozen)
-    # Layers that start at zero hide the gradients of those behind them.
+    # Layers initialised to zero hide the gradients of the layers before them.
     params = jax.tree.map(lambda x: x + 0.02 * np.cos(np.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     arrays = (params, extra, frozen)
     leaves = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(arrays))}
@@ -175,7 +175,7 @@ def differ(held: dict[str, np.ndarray], what: str) -> bool:
 
 
 def fit(run: str, steps: int) -> str:
-    """Trains a small U-Net on random images to so many steps, from where the run is: a hash of all its arrays."""
+    """Trains a small U-Net on random images up to this step, resuming the run if there is one: a hash of its arrays."""
     import hashlib
 
     import jax

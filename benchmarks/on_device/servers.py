@@ -1,7 +1,7 @@
-"""Processes that measure, one request at a time: a request that fails, hangs or kills its process costs only itself.
+"""Processes that measure, one request at a time; one that fails, hangs or kills its process does not affect others.
 
 A request names a function of this package, such as "fast.prepare", and its arguments; the answer is its result, as
-JSON. JAX and PyTorch live in processes of their own, so that neither holds memory that the other asks for.
+JSON. JAX and PyTorch run in separate processes, so that neither holds memory that the other needs.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ PATHS = [str(ROOT), str(BENCHMARKS), str(ROOT / "tests"), str(ROOT / "tests" / "
 
 
 class Failed(Exception):
-    """A request that gave no result; its text is one line."""
+    """A request gave no result; the message is one line."""
 
 
 class Missing(Failed):
-    """A request that needs a package that is not installed; its text is the package's name."""
+    """A request needs a package that is not installed; the message is the package's name."""
 
 
 class Late(Failed):
-    """A request that was stopped, as it took longer than it was given."""
+    """A request was stopped because it exceeded its time limit."""
 
 
 class Server:
-    """A process that answers requests; it is started by the first, and anew after one that it did not survive.
+    """A process that answers requests; it is started by the first request, and restarted after one that ended it.
 
     Args:
-      log: file for what it prints.
-      environment: variables beside those of this process.
-      start: seconds that it may take to start.
+      log: file for its output.
+      environment: variables in addition to those of this process.
+      start: time limit for its start, in seconds.
     """
 
     def __init__(self, python: str, log: Path, environment: dict[str, str] | None = None):
@@ -52,7 +52,7 @@ class Server:
 
         Raises:
           Missing: it imports a package that is not installed.
-          Late: it took longer than so many seconds.
+          Late: it took longer than the given seconds.
           Failed: it raised an error, or ended its process.
         """
         if self.process is None:
@@ -101,7 +101,7 @@ class Server:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a file that is not empty."""
+    """The last nonempty line of a file."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it printed nothing"
 
@@ -127,7 +127,7 @@ def serve() -> None:
 
 
 def missing_package(error: Exception) -> str:
-    """The package that an import did not find, "" for any other error, one of this repository's modules included."""
+    """The package that an import did not find; "" for other errors, including a missing module of this repository."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ""
     package = error.name.partition(".")[0]

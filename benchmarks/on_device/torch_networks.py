@@ -1,6 +1,6 @@
-"""Networks in plain PyTorch, layer for layer jgen's, that need no package beside it: a U-Net, a dense VAE and Glow.
+"""Networks in plain PyTorch that match jgen's layer by layer and need no other package: a U-Net, a dense VAE and Glow.
 
-Submodules have the names of jgen's parameters, so that `take` copies these by name. NCHW, channels-last in memory.
+Submodules have the names of jgen's parameters, so that `take` copies parameters by name. NCHW, channels-last in memory.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 class Table(nn.Module):
-    """Vectors by number."""
+    """Embedding vectors of integers."""
 
     def __init__(self, num: int, width: int):
         super().__init__()
@@ -233,7 +233,7 @@ class Half(nn.Module):
 
 
 class VAE(nn.Module):
-    """Binary pixels (B, P) of 0 and 1 to minus the bound, nats an image (scalar)."""
+    """Binary pixels (B, P) of 0 and 1 to the negative bound, nats per image (scalar)."""
 
     def __init__(self, pixels: int, hidden: int, latent: int):
         super().__init__()
@@ -307,7 +307,7 @@ class GlowStep(nn.Module):
 
 
 class Glow(nn.Module):
-    """x (B, 3, H, W) about 0 to its log density, nats (B,): `jgen.models.flow.glow` without classes."""
+    """x (B, 3, H, W), centred at 0, to its log density, nats (B,): `jgen.models.flow.glow` without classes."""
 
     def __init__(self, scales: int, depth: int, width: int):
         super().__init__()

@@ -26,7 +26,7 @@ LAST = torch.channels_last
 
 
 class Task(NamedTuple):
-    """run(n): does it n times and waits; what it takes counts `times` times, of a task that is a part of the whole."""
+    """run(n) runs the task n times and waits; if it is only a part of the whole, its time is multiplied by `times`."""
 
     run: Callable[[int], Any]
     times: float = 1.0
@@ -70,7 +70,7 @@ def nchw(images: np.ndarray) -> torch.Tensor:
 
 
 def stepping(loss: Callable[[], Any], network: Any, average: Any, betas: tuple[float, float] = (0.9, 0.999)) -> Any:
-    """A function that does a step of Adam on the loss, and moves the average if there is one."""
+    """A function that does a step of Adam on the loss, and updates the moving average if there is one."""
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-4, betas=betas, fused=True)
     weights = list(network.parameters())
     averages = [] if average is None else list(average.parameters())
@@ -190,7 +190,7 @@ def dcgan(
 
     def train() -> None:
         update_disc()
-        disc.requires_grad_(False)  # spares it the weight gradients that the generator's update has no use for
+        disc.requires_grad_(False)  # skips the weight gradients, which the generator's update does not need
         update_gen()
         disc.requires_grad_(True)
 
