@@ -18,7 +18,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Without dropout the bound of validation images is 1.71 bits/dim at best, in place of 1.68.
+    # Without dropout the bound of validation images is 1.71 bits/dim at best, instead of 1.68.
     model = Config(widths=(32, 64), latent=16, window=2, dropout=0.2, class_conditional=True)
     return Experiment(model, Data(name="digits"), digits_training(1500, cosine(2e-3, warmup_steps=100, clip_norm=1.0)))
 

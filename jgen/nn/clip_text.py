@@ -35,7 +35,7 @@ class Config:
     features: int = 768
     """Width of the transformer."""
     heads: int = 12
-    """Heads of attention."""
+    """Attention heads."""
     layers: int = 12
     """Blocks."""
     hidden: int = 3072
@@ -49,7 +49,7 @@ class Config:
     end: int = 49407
     """The token that ends a text."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters stay float32."""
+    """Dtype of the network's computation; parameters stay float32."""
 
 
 class TextFeatures(NamedTuple):

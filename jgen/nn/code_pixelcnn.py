@@ -47,7 +47,7 @@ class Config:
     attention: int = 0
     """Layers of causal attention, spread evenly over the gated layers; 0: none."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     output_blocks: int = 1
     """Residual 1 x 1 blocks before the logits."""
     hidden: int = 128
@@ -57,7 +57,7 @@ class Config:
     dropout: float = 0.0
     """Dropout rate in gated layers, attention and output blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes, logits and losses stay float32."""
 
 
 class ConditioningStack(nn.Module):

@@ -1,6 +1,6 @@
 """The U-Net of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023, arXiv 2307.01952).
 
-DDPM's residual blocks (jgen/nn/unet.py), with transformer blocks that attend to the tokens of a text in place of
+DDPM's residual blocks (jgen/nn/unet.py), with transformer blocks that attend to the tokens of a text instead of
 self-attention (jgen/nn/cross_attention.py): as many at each level as `depths` says. Levels have heads of their own.
 Parameter for parameter it is diffusers' `UNet2DConditionModel` as versions 1.x, 2.x and XL were published with it.
 
@@ -52,9 +52,9 @@ class Config:
     norm_eps: float = 1e-5
     """Added to the variance by group normalisation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters and statistics stay float32."""
+    """Dtype of the network's computation; parameters and statistics stay float32."""
     remat: bool = False
-    """Compute the features inside blocks anew for the gradient, in place of keeping them."""
+    """Compute the features inside blocks anew for the gradient, instead of keeping them."""
 
 
 NUM_SIZES = 6  # numbers that XL is told of an image

@@ -128,7 +128,7 @@ class ConditionalNetwork(NamedTuple):
         return jax.tree.map(chosen, self.without_class(cond), cond)
 
     def without_class(self, cond: Cond) -> Cond:
-        """The condition with the null label in place of every label, the negative context in place of the other, and a
+        """The condition with the null label instead of every label, the negative context instead of the other, and a
         vector of zeros."""
         null = {**cond}
         if "label" in cond:

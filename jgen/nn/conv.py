@@ -54,7 +54,7 @@ def conv(
     if formulation is not None:
         return formulation(x, kernel)
     missing = [max(-high, 0) for _, high in padding]
-    if any(missing):  # taps of zeros in place of a padding below zero, for which JAX 0.10 has wrong gradients on CPU
+    if any(missing):  # taps of zeros instead of a padding below zero, for which JAX 0.10 has wrong gradients on CPU
         kernel = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
         (above, below), (left, right) = padding
         padding = (above, max(below, 0)), (left, max(right, 0))

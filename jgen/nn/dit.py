@@ -48,7 +48,7 @@ class Config:
     layers: int = 12
     """Blocks."""
     heads: int = 12
-    """Heads of attention."""
+    """Attention heads."""
     mlp_ratio: float = 4.0
     """Width of a block's MLP, as a multiple of `features`."""
     dropout: float = 0.0
@@ -56,7 +56,7 @@ class Config:
     remat: bool = False
     """Compute the blocks' features anew for the gradient, so that only their inputs take memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the network's computation; parameters, statistics and losses stay float32."""
 
 
 def small(**sizes: Any) -> Config:

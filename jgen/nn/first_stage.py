@@ -42,7 +42,7 @@ class Config:
     groups: int = 32
     """Groups of group normalisation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the network's computation; parameters, statistics and losses stay float32."""
 
     @property
     def factor(self) -> int:
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Images (B, H, W, C) to how real each patch looks, float32 (B, h, w) (Isola et al. 2017, arXiv 1611.07004).
 
-    4x4 convolutions of stride 2, one for each of `channels`, then one of 3x3. Group normalisation is in place of batch
+    4x4 convolutions of stride 2, one for each of `channels`, then one of 3x3. Group normalisation is instead of batch
     normalisation, so that an image's score does not depend on its batch.
     """
 

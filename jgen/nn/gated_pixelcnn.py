@@ -8,7 +8,7 @@ pixels to the left and, through a 1 x 1 convolution, what the vertical stack fou
 The horizontal stack has residual connections; the logits come from it by two ReLU and 1 x 1 convolution layers. Where a
 layer is conditioned on features at every location, V_f h and V_g h are 1 x 1 convolutions of them (section 2.3).
 
-It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one pixel at a time.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class GatedPixelCNN(nn.Module):
     features: width of each stack, a multiple of the channels; hidden: of the output's middle layer, likewise.
     blocks: gated layers of `size` x `size` after the first of `first_size` x `first_size`.
     embedding: see `PixelEmbedding`. num_classes: 0 for none; the label is then ignored.
-    outputs: features of each channel of a pixel in place of its logits, float32 (B, H, W, C, outputs); 0: the logits.
+    outputs: features of each channel of a pixel instead of its logits, float32 (B, H, W, C, outputs); 0: the logits.
     """
 
     levels: int

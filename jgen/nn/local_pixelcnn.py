@@ -7,7 +7,8 @@ The window of a pixel has `window` rows above, and columns on both sides, and th
 (2 window + 1) x (window + 1) pixels around it, those that come before it in raster order. One masked convolution reads
 it whole, without a blind spot; the layers after it are 1 x 1, so the receptive field does not grow with their number.
 
-It serves `jgen.samplers.autoregressive` with one row and one pixel at a time, with the features in place of a label.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one pixel at a time, with the features instead of a
+label.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ size. Images enter with ImageNet's mean and deviation; grey ones are repeated to
 64 pixels are magnified first, as is usual for LPIPS, since the network was not trained on smaller ones.
 
 Differs from LPIPS: no learned weights of the channels (the authors' baseline), so that it does not use human
-judgements; another network than VGG; a mean over the maps in place of their sum. d lies between 0 and 4.
+judgements; another network than VGG; a mean over the maps instead of their sum. d lies between 0 and 4.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The network of PixelCNN (van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv 1601.06759), with its blind spot.
 
 A masked convolution, then residual blocks of ReLU and convolution (figure 5: 1 x 1 to half the width, masked n x n,
-1 x 1 back), then two layers of ReLU and 1 x 1 convolution to the logits (table 1). It serves
-`jgen.samplers.autoregressive` with one row and one pixel at a time.
+1 x 1 back), then two layers of ReLU and 1 x 1 convolution to the logits (table 1). It supports sampling by
+`jgen.samplers.autoregressive`, one row and one pixel at a time.
 """
 
 from __future__ import annotations

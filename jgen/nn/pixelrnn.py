@@ -13,7 +13,7 @@ Both layers compute, from the input x of a position and the states before it,
 As x encodes only the pixels before a position, the mirror image would miss the last pixel of the row above. It
 therefore also takes the image, which it reads only in rows above.
 
-It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one pixel at a time.
 """
 
 from __future__ import annotations

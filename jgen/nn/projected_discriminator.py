@@ -39,7 +39,7 @@ from jgen.nn.efficientnet import Stage
 from jgen.nn.spectral_norm import SpectralLayer
 from jgen.nn.stylegan2 import EqualisedDense, activate
 
-RANDOM = "random"  # in place of a path: an untrained network
+RANDOM = "random"  # instead of a path: an untrained network
 RANDOM_STAGES = tuple(Stage(1, 3, 2, 1, width) for width in (8, 12, 16, 24))
 LEVELS = 4
 SMALLEST_STEP = 2**5  # the size that images are enlarged to is a multiple of the deepest features' pixels

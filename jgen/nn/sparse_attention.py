@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jgen.errors import require
 
-MASKED = -1e30  # in place of a logit: finite, so that gradients of masked positions are zero and not NaN
+MASKED = -1e30  # instead of a logit: finite, so that gradients of masked positions are zero and not NaN
 
 
 # Keys (B, ..., heads, D), their values, and a mask of those that are attended to, None for all.

@@ -79,7 +79,7 @@ def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:
 
 
 class SpectralLayer(nn.Module):
-    """W / sigma(W) in place of W, for a convolution or a dense layer.
+    """W / sigma(W) instead of W, for a convolution or a dense layer.
 
     u is the variable "u" of the collection "batch_stats", since it is updated as running statistics are: where `train`
     is true.

@@ -5,7 +5,7 @@
     mapping            z and the embedding of y, each divided by its root mean square -> [dense, LeakyReLU]* -> w
     modulation         y_o = d_o sum_i W_oi * (s_i x_i),  s = A w + 1,  d_o = (sum_ik (s_i W_oik)^2 + eps)^(-1/2)
                        (equations 1 to 3). The weights W are those of all examples: their inputs are scaled by s and
-                       their outputs by d, in place of a convolution for each example.
+                       their outputs by d, instead of a convolution for each example.
     synthesis          a learned constant -> [modulated 3x3 convolution, noise times a learned strength, bias,
                        LeakyReLU]*, doubling the size with the filter (1, 3, 3, 1); images of all sizes are made by
                        modulated 1x1 convolutions without d, enlarged and summed                (figure 7)

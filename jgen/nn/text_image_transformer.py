@@ -1,7 +1,7 @@
 """One causal transformer over a text and the codes of an image (Ramesh et al. 2021, arXiv 2102.12092, section 2.2).
 
 The sequence is T text tokens, then the N = h w codes row by row. Text attends to the text before it, codes to all of
-the text and to the codes before them. A place of the text without a token has an embedding of its own in place of the
+the text and to the codes before them. A place of the text without a token has an embedding of its own instead of the
 padding token's. Each token is predicted from those before it, the codes from all of the text too.
 
 A text is a start, tokens, an end, and padding: so a start or padding is never predicted within it, the last place can

@@ -47,7 +47,7 @@ class Config:
     dropout: float = 0.1
     """Dropout rate in the residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the network's computation; parameters, statistics and losses stay float32."""
     architecture: Literal["ddpm", "ddpmpp", "ncsnpp", "adm"] = "ddpm"
     """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp only for systems whose
     times are of order 1 (EDM, score SDEs, consistency models); adm: of Dhariwal & Nichol 2021."""
@@ -63,7 +63,7 @@ class Config:
     last (Hoogeboom et al. 2023, arXiv 2301.11093): full resolution is where a small U-Net's time goes. Levels, and the
     heights in `attention`, are those after folding (ddpm, adm)."""
     remat: bool = False
-    """Compute the features inside blocks anew for the gradient, in place of keeping them: less memory, a third more
+    """Compute the features inside blocks anew for the gradient, instead of keeping them: less memory, a third more
     time."""
 
 

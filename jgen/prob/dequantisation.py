@@ -2,7 +2,7 @@
 
     log P(image) = log E_u p(image + u) >= E_u log p(image + u),   u uniform on [0, 1)^D,
 
-where p is a density of dequantised images x, floats in [0, levels). With u of another density q on [0, 1)^D in place of
+where p is a density of dequantised images x, floats in [0, levels). With u of another density q on [0, 1)^D instead of
 the uniform one, log P(image) >= E_u log p(image + u) - log q(u) (Ho et al. 2019, arXiv 1902.00275, equation 12).
 """
 

@@ -56,7 +56,7 @@ class Sampling:
     """Spacing of the times; karras: EDM's, with rho 7; trailing, leading and linspace are for models trained on a chain
     of steps."""
     times: tuple[float, ...] = ()
-    """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
+    """Explicit times, decreasing within (0, 1], instead of steps and spacing."""
     shift: float = 1.0
     """Shift s of the spacing `shifted`: above 1 spends more steps on noise."""
     offset: int = 0
@@ -314,7 +314,7 @@ def predictor_corrector(
 
         x <- x + e score + sqrt(2 e) z,  e = 2 r^2 (snr sigma_t)^2,  r^2 = alpha_t^2 / alpha_s^2
 
-    The paper has |z| / |score| in place of sigma_t, averaged over a batch in the authors' code, to which it is close
+    The paper has |z| / |score| instead of sigma_t, averaged over a batch in the authors' code, to which it is close
     where noise dominates. With sigma_t an image does not depend on its batch, and the size of a step is not random:
     with norms per image, 8x8 images of Gaussian pixels came out with a tenth too much variance.
     Two evaluations of the denoiser at each time.

@@ -1,4 +1,4 @@
-"""Guidance of denoisers: D = D_weak + scale (D_strong - D_weak) in place of D_strong.
+"""Guidance of denoisers: D = D_weak + scale (D_strong - D_weak) instead of D_strong.
 
 Guided predictions of x_0, of eps, of v and of a velocity are the same, since each is a line in the others.
 
@@ -6,7 +6,7 @@ Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) has the model wi
 autoguidance (Karras et al. 2024, arXiv 2406.02507) a smaller model, or one that was trained less. Outside an interval
 of the noise the strong model is better unguided (Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
-Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2) has a classifier of noisy images in place of
+Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2) has a classifier of noisy images instead of
 a weak model: the score of p(x_t) p(y | x_t)^scale, D + scale sigma^2 / alpha grad log p(y | x_t).
 """
 

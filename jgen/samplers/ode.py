@@ -38,7 +38,7 @@ class Scoring:
     """Options of the likelihood by the probability flow."""
 
     tolerance: float = 1e-4
-    """Error of a step of the solver, absolute and relative."""
+    """Absolute and relative error tolerance of a solver step."""
     probes: int = 1
     """Random directions in which the divergence is measured; 0: the exact divergence, with H W C derivatives."""
     low: float = 0.001

@@ -53,7 +53,7 @@ from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classif
 from jgen.samplers.posterior import Inpainting, Restoring
 
 # The scales are traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate one
-# model in place of two.
+# model instead of two.
 NUMBERS = {"guidance_scale": (0.0, 1.0), "classifier_scale": (0.0,)}
 OVERFLOW = "the sample has non-finite values"
 

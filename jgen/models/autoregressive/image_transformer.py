@@ -50,11 +50,11 @@ class Config:
     """A causal transformer over pixels."""
 
     features: int = 256
-    """Width of the sequence; a multiple of the heads."""
+    """Width of the transformer; a multiple of the number of heads."""
     layers: int = 12
-    """Blocks of attention and a feed-forward network; an even number where attention is strided or fixed."""
+    """Blocks, each of attention and a feed-forward network; an even number where attention is strided or fixed."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 1024
     """Width of the feed-forward networks."""
     key_features: int = 256
@@ -71,13 +71,13 @@ class Config:
     """Distribution augmentation: random rotations and reflections of training images, given to the network as a
     condition; dihedral: all eight."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     text: str = ""
     """Field of text tokens that are prepended to the image, such as text or caption; empty: none."""
     remat: bool = False
     """Rematerialise activations in the backward pass: about a third more operations, memory for one layer at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -85,9 +85,9 @@ class Config:
     dropout: float = 0.0
     """Dropout rate in the gated layers of convolutions."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the arithmetic of the convolutions; parameters, quantile functions and losses stay float32."""
+    """Dtype of the convolutions' computation; parameters, quantile functions and losses stay float32."""
 
 
 class System(NamedTuple):

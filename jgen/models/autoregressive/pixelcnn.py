@@ -49,7 +49,7 @@ class Config:
     class_conditional: bool = False
     """Condition on the label; the paper does not."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

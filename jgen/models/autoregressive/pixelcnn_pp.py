@@ -61,9 +61,9 @@ class Config:
     dropout: float = 0.5
     """Dropout rate in the residual blocks."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, the mixture and losses stay float32."""
+    """Dtype of the network's computation; parameters, the mixture and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

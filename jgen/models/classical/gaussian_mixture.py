@@ -19,7 +19,7 @@ its posterior probability given the pixels that are known, and the others from i
 
 Glossary: x dequantised image; z standardised logits; h class; o and u the known and the unknown pixels.
 
-Differs from Richardson & Weiss: EM in place of gradient descent; classes; logits of dequantised pixels. It is the
+Differs from Richardson & Weiss: EM instead of gradient descent; classes; logits of dequantised pixels. It is the
 simplest row of the table, which a deep model must be better than.
 
 Measured: bound 2.145 bits/dim on the 8x8 digits in 17 levels, Fréchet distance 38.3 (FD-digits), where training images
@@ -64,7 +64,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """The components' standard deviations are multiplied by it: below 1 favours images near their means; above 0."""
+    """Factor on the components' standard deviations, above 0; below 1 favours images near their means."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Config:
     power: float = 0.6
     """Exponent of the step size (step + 2)^-power of stepwise EM, from 0 to 1; 0 is EM on each batch by itself."""
     logit_alpha: float = 1e-6
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
     """Components by class."""
     sampling: Sampling = field(default_factory=Sampling)

@@ -60,7 +60,7 @@ class Config:
 
     network: networks.Config = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     sigma_data: float = 0.5
     """Standard deviation of the data in [-1, 1]."""
     sigma_min: float = 0.002

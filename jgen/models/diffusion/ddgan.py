@@ -17,10 +17,10 @@ Glossary: x_0 data in [-1, 1]; `number` the step i; x_t, x_s the images after i 
 G, D, "gen", "disc" generator and discriminator.
 
 Differs from the paper: G is DDPM's U-Net (jgen/nn/unet.py), not NCSN++; the mapped latent is added to its embedding of
-the time, where the paper has adaptive group normalisation; D has strided convolutions in place of smoothed
-downsampling, and no minibatch standard deviation, with which an example would depend on its batch; both networks may be
-conditioned on the class: D by its embedding of the time, and by a projection of that on its features (arXiv
-1802.05637); time begins at 0, not at 0.001.
+the time, where the paper has adaptive group normalisation; D has strided convolutions instead of smoothed downsampling,
+and no minibatch standard deviation, with which an example would depend on its batch; both networks may be conditioned
+on the class: D by its embedding of the time, and by a projection of that on its features (arXiv 1802.05637); time
+begins at 0, not at 0.001.
 
 Measured: a classifier assigns 97.5 % of samples to the class that they were conditioned on, Fréchet distance 34.2 on
 the 8x8 digits (FD-digits) in four evaluations; 2,000 steps of `python train.py configs/diffusion/ddgan.py:digits`.

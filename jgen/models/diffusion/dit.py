@@ -29,7 +29,7 @@ from jgen.samplers.diffusion import Sampling
 
 @dataclass(frozen=True)
 class Config:
-    """A transformer in place of the U-Net."""
+    """A transformer instead of the U-Net."""
 
     objective: Objective
     """What is learned, by which network, and how it is sampled."""

@@ -52,7 +52,7 @@ class Config:
 
     network: NetworkConfig = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     path: Literal["linear", "cosine"] = "linear"

@@ -11,7 +11,7 @@ Classifier-free guidance is part of what is learned: v is replaced by w v + (1 -
 
 Glossary: x_0 data in [-1, 1]; eps noise; t > r the times; sg stops the gradient.
 
-Differs from the paper: the network is DDPM's U-Net in place of a transformer; c is of a mean over pixels, not a sum.
+Differs from the paper: the network is DDPM's U-Net instead of a transformer; c is of a mean over pixels, not a sum.
 
 Measured: Fréchet distance 42.3 on the 8x8 digits (FD-digits) in one evaluation, a classifier assigns 99.9 % of samples
 to the class that they were conditioned on; 2,000 steps of `python train.py configs/diffusion/mean_flow.py:digits`.
@@ -58,7 +58,7 @@ class Config:
 
     network: networks.Config = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label."""
     guidance: float = 1.0

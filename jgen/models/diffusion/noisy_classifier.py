@@ -54,7 +54,7 @@ class Config:
     dropout: float = 0.1
     """Dropout rate in the residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits and losses stay float32."""
 
 
 class NoisyClassifier(NamedTuple):

@@ -72,7 +72,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the flow's bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Config:
     flow_every: int = 1
     """Steps in which the energy is trained for each in which the flow is, too."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the energy's network's arithmetic; parameters, energies and the flow stay float32."""
+    """Dtype of the energy network's computation; parameters, energies and the flow stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -16,7 +16,7 @@ expectation below log Z_y, and log P too high. `gen.normaliser` gives its interv
 Glossary: x dequantised image, x+ of the data, x- of a chain; y class; f energy of the network; s step size; D pixels.
 
 Differs from the paper: a chain keeps its class while it is in the buffer; chains are reflected at the walls of the box
-in place of being clipped to it, and images are dequantised, so that (1) is a density; SiLU in place of leaky ReLU; no
+instead of being clipped to it, and images are dequantised, so that (1) is a density; SiLU instead of leaky ReLU; no
 clipping of gradients inside the chains; each example of a batch owns its part of the buffer.
 
 Measured: a classifier assigns 95.9 % of samples to the class that they were conditioned on, Fréchet distance 25.6 on
@@ -79,7 +79,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
     chains: int = 32
     """Annealed chains of each class, from which log Z is estimated."""
     steps: int = 1000
@@ -111,9 +111,9 @@ class Config:
     alpha: float = 1.0
     """Weight of the squared energies in the loss."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, energies and chains stay float32."""
+    """Dtype of the network's computation; parameters, energies and chains stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

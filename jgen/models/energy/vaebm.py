@@ -117,7 +117,7 @@ class Config:
     alpha: float = 0.0
     """Weight of the squared energies in the loss."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the energy's network's arithmetic; parameters, energies and the VAE stay float32."""
+    """Dtype of the energy network's computation; parameters, energies and the VAE stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -63,7 +63,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
 
 
 class Bijection(NamedTuple):

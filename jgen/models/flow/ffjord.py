@@ -10,9 +10,9 @@
 Glossary: x images, dequantised, as logits, standardised by channel; z latents; v a probe; D their dimensions.
 
 Differs from the papers: training takes a number of Runge-Kutta steps of order 4, as Finlay et al. do, and
-differentiates these, in place of an adaptive solver and its adjoint; scores and samples are by an adaptive solver, each
+differentiates these, instead of an adaptive solver and its adjoint; scores and samples are by an adaptive solver, each
 image with steps of its own. One scale, without squeezing; the network also depends on the class; it may be dense. The
-Jacobian's norm is that of J v, in place of v^T J: both have the same mean.
+Jacobian's norm is that of J v, instead of v^T J: both have the same mean.
 
 Measured: 2.199 bits/dim on the 8x8 digits in 17 levels, given the class, an estimate with one probe and tolerance 1e-4;
 a classifier assigns 99.7 % of samples at temperature 0.8 to the class they were conditioned on; FD 27.3 (22.6 for
@@ -59,7 +59,7 @@ class Sampling:
     temperature: float = 1.0
     """Standard deviation of the latents: 1 samples from the model, below 1 trades diversity for likelier images."""
     tolerance: float = 1e-4
-    """Error of a step of the solver, absolute and relative."""
+    """Absolute and relative error tolerance of a solver step."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
     probes: int = 1
     """Random directions in which the trace is measured; 0: the exact trace, with H W C derivatives."""
     tolerance: float = 1e-4
-    """Error of a step of the solver, absolute and relative."""
+    """Absolute and relative error tolerance of a solver step."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Config:
     jacobian: float = 0.01
     """Weight of the Jacobian's squared norm in the loss; 0 for none."""
     logit_alpha: float = 0.0
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -5,7 +5,7 @@
 a step     y = s x + b                                    actnorm                                    (table 1)
            y = W x,  W = P L (U + diag(s))                invertible 1x1 convolution                 (equations 9 to 11)
            y_b = (x_b + t(x_a)) s(x_a),  y_a = x_a        coupling, s = sigmoid(raw + 2) or 1        (table 1)
-           with m(x_b; x_a) in place of x_b               Flow++, arXiv 1902.00275, section 3.2
+           with m(x_b; x_a) instead of x_b               Flow++, arXiv 1902.00275, section 3.2
 a scale    squeeze, `depth` steps, then half of the channels is factored out as latents z            (figure 2b)
 a prior    eps = (z - mean) / std, mean and std predicted from the half that is not factored out
 
@@ -72,13 +72,13 @@ class Config:
     dequantisation: Literal["uniform", "variational"] = "uniform"
     """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.0
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
+    """Dtype of the coupling networks' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
-    """Compute the features inside steps anew for the gradient, in place of keeping them: less memory, a third more
+    """Compute the features inside steps anew for the gradient, instead of keeping them: less memory, a third more
     time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
@@ -100,7 +100,7 @@ class Network(nn.Module):
 
 
 class Coupling(nn.Module):
-    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a); with coupling mixture, m(x_b; x_a) in place of x_b.
+    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a); with coupling mixture, m(x_b; x_a) instead of x_b.
 
     m is the logit of the distribution function of a mixture of logistics.
     """

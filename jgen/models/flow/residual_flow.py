@@ -12,7 +12,7 @@ output may depend on each input. The length of a block's series is one draw for 
 Glossary: x, y images, dequantised, as logits, standardised; g the residual; v a probe; c the bound of a layer's norm.
 
 Differs from the paper: no activation before g's first layer and no dense layers at the end; power iterations are of a
-fixed number, in place of a tolerance; the gradient is by automatic differentiation of one product s^T J v, which stores
+fixed number, instead of a tolerance; the gradient is by automatic differentiation of one product s^T J v, which stores
 the activations of one evaluation of g, where the authors' code computes it in the forward pass; log det can also be
 exact, from the whole Jacobian, in training too; the class is a bias in g's first layer; norms are of the spectral kind
 alone.
@@ -82,11 +82,11 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
     probes: int = 1
     """Random directions in which each determinant is estimated; 0: the exact one, with H W C derivatives."""
     terms: int = 20
-    """Terms of the power series that are always there, beside those of the roulette."""
+    """Terms of the power series that are always computed, before those of the roulette."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ class Config:
     log_det: Literal["roulette", "exact"] = "roulette"
     """Determinants of training: estimated by a Russian roulette, or exact, with H W C derivatives."""
     terms: int = 2
-    """Terms of the power series that are always there in training, beside those of the roulette."""
+    """Terms of the power series that are always computed in training, before those of the roulette."""
     logit_alpha: float = 0.0
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -16,7 +16,7 @@ the paper trains for likelihoods. With Gaussian noise, images are bounded with n
 Glossary: x images, y images with noise, z latents; mu, alpha of the affine maps; log_det nats (B,).
 
 Differs from the paper: a layer normalisation stands before each block's last projection, and of its matrices those
-that end a residual branch start smaller; blocks end in reversed order, in place of a permutation and its inverse; an
+that end a residual branch start smaller; blocks end in reversed order, instead of a permutation and its inverse; an
 actnorm (Kingma & Dhariwal 2018) standardises the channels of the first batch before the blocks, and embeddings of
 places and classes start larger; the logit of Dinh et al. (2017) is an option with uniform noise. The volume-preserving
 variant of the blocks is left out.
@@ -88,7 +88,7 @@ class Config:
     features: int = 256
     """Width of the transformers; a multiple of the heads."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 1024
     """Width of the feed-forward networks."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
@@ -96,13 +96,13 @@ class Config:
     noise_std: float = 0.05
     """Standard deviation sigma of Gaussian noise, of images in [-1, 1]."""
     logit_alpha: float = 0.0
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x, with uniform noise; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x, with uniform noise; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the transformers' arithmetic; parameters, latents, determinants and losses stay float32."""
+    """Dtype of the transformers' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
     """Rematerialise activations in the backward pass: about a third more operations, memory for one layer at a time."""
     sampling: Sampling = field(default_factory=Sampling)

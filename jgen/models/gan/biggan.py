@@ -72,7 +72,7 @@ class Config:
     loss: Literal["non_saturating", "hinge", "relativistic"] = "hinge"
     """Adversarial loss of discriminator and generator: see `jgen/prob/adversarial.py`."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each update of the generator, each on a different batch."""
+    """k: updates of the discriminator for each generator update, each on a different batch."""
     orthogonality: float = 1e-4
     """beta: strength of the orthogonal regularisation of the generator's kernels; 0: none."""
     class_conditional: bool = True
@@ -80,7 +80,7 @@ class Config:
     norm_momentum: float = 0.9
     """Decay of the running statistics of batch normalisation, which validation uses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the networks' computation; parameters, statistics and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -132,7 +132,7 @@ def draw_truncated(game: Game, keys: jax.Array, truncation: float | jax.Array) -
 def prepare(
     game: Game, truncation: float, params: Roles, ctx: Context, keys: jax.Array, cond: Cond
 ) -> dict[str, Roles]:
-    """Standing statistics: those of the one batch of `keys`, in place of the running ones."""
+    """Standing statistics: those of the one batch of `keys`, instead of the running ones."""
     (key_gen,) = network_keys(keys, 1)
     fresh = game._replace(generator=game.generator.clone(momentum=0.0))
     z = draw_truncated(game, keys, truncation)

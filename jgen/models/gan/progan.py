@@ -13,7 +13,7 @@ Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator a
 S `grow_steps`; level 0 is the lowest size.
 
 Differs from the paper: images of all levels are of the full size, with equal pixels, so that the penalty's gradient is
-in these; the class is projected on D's features, in place of an auxiliary classifier; batches have one size.
+in these; the class is projected on D's features, instead of an auxiliary classifier; batches have one size.
 
 Measured: a classifier assigns 95.1 % of samples to the class that they were conditioned on, Fréchet distance 43.1 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.53; 1,220 steps of
@@ -60,11 +60,11 @@ class Config:
     drift: float = 1e-3
     """Weight of E D(x)^2 in the discriminator's loss; 0: none."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each update of the generator, each on a different batch."""
+    """k: updates of the discriminator for each generator update, each on a different batch."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters and losses stay float32."""
+    """Dtype of the networks' computation; parameters and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

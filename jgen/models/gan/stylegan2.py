@@ -22,7 +22,7 @@ gamma `r1_weight`; psi `truncation`.
 Differs from the papers: the number of doublings is an option, so that images of 28x28 begin at 7x7; images are enlarged
 before a convolution, where the authors filter behind it; groups of the minibatch deviation are of neighbours; the
 mixing layer is drawn for each example; the path length is of the whole batch; a begins with that of the first step, and
-is that of the steps before; sign D(x) is averaged with decay 3/4, in place of over four steps; the average of the
+is that of the steps before; sign D(x) is averaged with decay 3/4, instead of over four steps; the average of the
 weights has a mean w of its own.
 
 Measured: a classifier assigns 91.3 % of samples to the class that they were conditioned on, Fréchet distance 72.4 on
@@ -106,7 +106,7 @@ class Config:
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters and losses stay float32."""
+    """Dtype of the networks' computation; parameters and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -81,7 +81,7 @@ class Config:
     text_layers: int = 4
     """Its blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters, embeddings and losses stay float32."""
+    """Dtype of the networks' computation; parameters, embeddings and losses stay float32."""
 
 
 class Clip(NamedTuple):

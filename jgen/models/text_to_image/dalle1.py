@@ -14,7 +14,7 @@ codes.
 
 Differs from the paper: the text's loss is divided by the places of a text, not by its tokens without padding, so that
 it is a mean over examples; padding after the end is certain and not learned; attention is dense, or the strided pair of
-Child et al. (2019) in place of rows, columns and a convolution; texts are not lowercased, and no BPE dropout.
+Child et al. (2019) instead of rows, columns and a convolution; texts are not lowercased, and no BPE dropout.
 
 Measured: text alignment 1.0 % on the shapes' test split (65 % have as many objects as their captions say), and 17.50
 nats a caption, whose entropy is 17.46 (docs/dalle.md); 800 steps of
@@ -76,11 +76,11 @@ class Config:
     text: str = "text"
     """Field of text tokens, such as text or caption."""
     features: int = 256
-    """Width of the sequence; a multiple of the heads."""
+    """Width of the transformer; a multiple of the number of heads."""
     layers: int = 8
-    """Blocks of attention and a feed-forward network; an even number where attention is strided."""
+    """Blocks, each of attention and a feed-forward network; an even number where attention is strided."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 1024
     """Width of the feed-forward networks."""
     attention: Literal["dense", "strided"] = "dense"
@@ -92,7 +92,7 @@ class Config:
     remat: bool = False
     """Rematerialise activations in the backward pass: about a third more operations, memory for one layer at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -69,7 +69,7 @@ from jgen.prob.interpolation import slerp
 from jgen.samplers import diffusion
 
 CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP lends
-NAMES = ("vector", "context", "negative_context")  # what the objective is conditioned on in place of embedding and text
+NAMES = ("vector", "context", "negative_context")  # what the objective is conditioned on instead of embedding and text
 # What is that of the objective's model as it stands.
 SHARED = ("inpainting", "inverting", "decoding", "interpolation", "evaluations", "numbers", "best")
 EDITED_BY = ("steps", "guidance_scale", "eta", "strength", "sampler")  # the options that `edit` reads

@@ -91,11 +91,11 @@ class Config:
     text: str = "text"
     """Field of text tokens, such as text or caption, that the CLIP reads."""
     features: int = 512
-    """Width of the sequence; a multiple of the heads."""
+    """Width of the transformer; a multiple of the number of heads."""
     layers: int = 8
-    """Blocks of attention and a feed-forward network."""
+    """Blocks, each of attention and a feed-forward network."""
     heads: int = 8
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 2048
     """Width of the feed-forward networks."""
     text_dropout: float = 0.1
@@ -107,7 +107,7 @@ class Config:
     fit_steps: int = 100
     """First steps, of whose embeddings the principal components are (autoregressive)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

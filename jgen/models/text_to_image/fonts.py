@@ -46,7 +46,7 @@ from jgen.nn.style_encoder import PATCH, StyleEncoder, without_style
 from jgen.prob.pixels import to_float
 from jgen.samplers.diffusion import Sampling
 
-# What the objective is conditioned on in place of the style: tokens, and the content glyph, which it takes as an image
+# What the objective is conditioned on instead of the style: tokens, and the content glyph, which it takes as an image
 # of low resolution that is as large as the other.
 CONTEXT = ("context", "negative_context", "low_resolution")
 DECAY = 0.999  # d: a mean of the last thousand steps

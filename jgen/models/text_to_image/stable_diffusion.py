@@ -237,7 +237,7 @@ def with_context(sd: StableDiffusion, extra: Roles, cond: Cond) -> Cond:
 
 
 def without_text(cond: Cond) -> Cond:
-    """The condition with what is negative in place of what is given."""
+    """The condition with what is negative instead of what is given."""
     parts = [part for part in ("context", "pooled") if part in cond]
     return {**cond, **{part: cond[f"negative_{part}"] for part in parts}}
 

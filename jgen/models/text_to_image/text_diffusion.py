@@ -58,7 +58,7 @@ from jgen.nn.clip import TextEncoder
 from jgen.nn.cross_attention import Tokens
 from jgen.samplers.diffusion import Sampling
 
-CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the text
+CONTEXT = ("context", "negative_context")  # what the objective is conditioned on instead of the text
 # What is that of the objective's model as it stands.
 SHARED = (
     "sampling",

@@ -87,7 +87,7 @@ class Config:
     sparsity_target: float = 0.05
     """Mean activation that the kl penalty asks of every code."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, codes and losses stay float32."""
+    """Dtype of the network's computation; parameters, codes and losses stay float32."""
 
 
 class Encoder(nn.Module):

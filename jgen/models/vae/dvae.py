@@ -16,7 +16,7 @@ prior, which is uniform, so its images show the codebook. A prior over the codes
 (`jgen.models.vae.vq_prior`, or with a text before them `jgen.models.text_to_image.dalle1`).
 
 Differs from the paper: halving and doubling go through channels (`jgen.nn.autoencoder`), and residual blocks use SiLU
-and start at zero; b has a least value, which natural images can do without; beta is 1 by default in place of 6.6. The
+and start at zero; b has a least value, which natural images can do without; beta is 1 by default instead of 6.6. The
 likelihood is a density and not normalised over uint8 images, so there is no `log_prob`.
 
 Measured: PSNR 20.25 dB of 297 test images of the 8x8 digits from their likeliest codes, perplexity 21.2 of 64; 1,500
@@ -69,9 +69,9 @@ class Config:
     a flat background."""
     scale: float = 0.0
     """Scale b of a value's likelihood, in units of logits; 0: learned, which makes a flat background ever more exact
-    in place of the rest."""
+    instead of the rest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits of codes and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits of codes and losses stay float32."""
 
 
 class Encoder(nn.Module):

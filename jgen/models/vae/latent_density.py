@@ -66,7 +66,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """The components' standard deviations are multiplied by it: below 1 favours codes near their means; above 0."""
+    """Factor on the components' standard deviations, above 0; below 1 favours codes near their means."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Decoders: Bernoulli for binary images; a Gaussian or a logistic with the decoder
 are probabilities of uint8 images: `log_prob` is the bound (2), and with `samples=K` the bound (3), in nats.
 
 Images: `sample` draws from the model, the decoder's noise included, since that is the distribution that `log_prob`
-scores; `mean=True` returns the decoder's mean in place of a draw, which looks smoother. `decode` returns means.
+scores; `mean=True` returns the decoder's mean instead of a draw, which looks smoother. `decode` returns means.
 
 Glossary: x image; z latent; mu, logvar of the encoder; eps standard normal; kl_j divergence of latent dimension j.
 
@@ -96,9 +96,9 @@ class Config:
     kl_warmup_steps: int = 0
     """Steps over which the weight of the KL divergence rises from zero to beta."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, latents and losses stay float32."""
+    """Dtype of the network's computation; parameters, latents and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -83,9 +83,9 @@ class Config:
     mixtures: int = 10
     """Logistics in the distribution of a pixel (logistic_mixture only)."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, latents and losses stay float32."""
+    """Dtype of the network's computation; parameters, latents and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

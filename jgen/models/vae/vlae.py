@@ -31,7 +31,7 @@ over examples.
 Measured: bound 1.726 bits/dim on the 8x8 digits in 17 levels (K = 1, given the class), a classifier assigns 98.1 % of
 samples to the class they were conditioned on, FD 22.7 (22.6 for training images), 1,500 steps of
 `python train.py configs/vae/vlae.py:digits`. A smaller window leaves more to z: with `--model.window 1` the KL
-divergence of validation images is 5.0 nats in place of 3.0, the bound 1.753 bits/dim, FD 25.1.
+divergence of validation images is 5.0 nats instead of 3.0, the bound 1.753 bits/dim, FD 25.1.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ class Config:
     """Nats of an image's KL divergence that are not penalised. The paper's 0.01 nats per data dimension correspond to
     0.01 H W C."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of encoder's and decoder's arithmetic; parameters, latents, prior and losses stay float32."""
+    """Dtype of the encoder's and decoder's computation; parameters, latents, prior and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -64,7 +64,7 @@ class Config:
     revival: float = 0.1
     """Codes used less often than this fraction of 1 / num_codes are moved to an encoded vector; 0: never."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, codebooks and losses stay float32."""
+    """Dtype of the network's computation; parameters, codebooks and losses stay float32."""
 
 
 class Encoder(nn.Module):

@@ -67,7 +67,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature_top: float = 1.0
-    """The logits of the top codes are divided by it: below 1 favours the likelier codes; above 0."""
+    """Divisor of the top codes' logits, above 0; below 1 favours likelier codes."""
     temperature_bottom: float = 1.0
     """The same of the bottom codes."""
 
@@ -80,7 +80,7 @@ class Config:
     conditioning_blocks: int = 4
     """Residual blocks of the stack that reads the top codes."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

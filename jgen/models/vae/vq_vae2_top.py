@@ -65,7 +65,7 @@ class Config:
 
     network: code_pixelcnn.Config = field(default_factory=code_pixelcnn.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
 
 
 class Prior(NamedTuple):

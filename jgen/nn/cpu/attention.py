@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30  # in place of a logit: finite, so that gradients of masked keys are zero and not NaN
+MASKED = -1e30  # instead of a logit: finite, so that gradients of masked keys are zero and not NaN
 CHUNK = 1 << 19  # attention weights that are computed at a time: 2 MiB, what a core's cache holds
 
 
