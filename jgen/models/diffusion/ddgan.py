@@ -18,9 +18,9 @@ G, D, "gen", "disc" generator and discriminator.
 
 Differs from the paper: G is DDPM's U-Net (jgen/nn/unet.py), not NCSN++; the mapped latent is added to its embedding of
 the time, where the paper has adaptive group normalisation; D has strided convolutions instead of smoothed downsampling,
-and no minibatch standard deviation, with which an example would depend on its batch; both networks may be conditioned
-on the class: D by its embedding of the time, and by a projection of that on its features (arXiv 1802.05637); time
-begins at 0, not at 0.001.
+and no minibatch standard deviation, which would make an example depend on its batch; both networks may be
+class-conditional: in D the class is added to the embedding of the time, which is also projected on D's features (arXiv
+1802.05637); time begins at 0, not at 0.001.
 
 Measured: a classifier assigns 97.5 % of samples to the class that they were conditioned on, Fréchet distance 34.2 on
 the 8x8 digits (FD-digits) in four evaluations; 2,000 steps of `python train.py configs/diffusion/ddgan.py:digits`.
@@ -66,11 +66,11 @@ class Config:
     class_conditional: bool = True
     """Condition both networks on the label."""
     num_timesteps: int = 4
-    """T: steps of the diffusion, and evaluations of the generator for an image."""
+    """T: steps of the diffusion, each one evaluation of the generator in sampling."""
     beta_min: float = 0.1
-    """Rate of the noise at t = 0."""
+    """Rate beta of the noise at t = 0."""
     beta_max: float = 20.0
-    """Rate of the noise at t = 1."""
+    """Rate beta of the noise at t = 1."""
     latent: int = 100
     """Dimensions of z."""
     mapping_width: int = 256
@@ -80,7 +80,7 @@ class Config:
     disc_channels: tuple[int, ...] = (128, 256, 512, 512)
     """Width of each level of the discriminator, from full resolution down."""
     r1_weight: float = 0.02
-    """Weight w of half the discriminator's squared gradient on real pairs; 0: none."""
+    """Weight w of half the squared gradient of the discriminator on real pairs; 0: no penalty."""
     r1_every: int = 15
     """n: the penalty is added in every n-th step, with the same weight."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -120,7 +120,7 @@ class Discriminator(nn.Module):
         e = nn.leaky_relu(nn.Dense(width, dtype=self.dtype, name="time1")(e), 0.2)
         e = nn.Dense(width, dtype=self.dtype, name="time2")(e)
         if self.num_classes:
-            # As large as the embedding of the time, where flax's default would be lost beside it.
+            # As large as the embedding of the time; with flax's default it would be negligible.
             normal = nn.initializers.normal(1.0)
             e = e + nn.Embed(self.num_classes, width, embedding_init=normal, dtype=self.dtype, name="classes")(label)
         e = nn.leaky_relu(e, 0.2)
@@ -270,7 +270,7 @@ def reverse_step(
 
 
 class Pairs(NamedTuple):
-    """What D is shown of a batch: the real and the generated x_s of the same x_t, after `number` - 1 steps."""
+    """D's inputs for a batch: the real and the generated x_s of the same x_t, after `number` - 1 steps."""
 
     real: jax.Array
     fake: jax.Array

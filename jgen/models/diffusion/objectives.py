@@ -1,4 +1,4 @@
-"""Systems that are another system of diffusion with a network, a condition or a space of their own."""
+"""For systems that combine another diffusion system's objective with their own network, condition or space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAKE: dict[type, Callable[..., GenerativeModel]] = {
     flow_matching.Config: flow_matching.make,
 }
 
-# A `Config` of ddpm, edm or flow_matching: the command line shows the options of the one that a configuration has.
+# A `Config` of ddpm, edm or flow_matching: the command line shows the options of the configured one.
 Objective = Any
 
 

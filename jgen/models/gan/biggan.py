@@ -72,7 +72,7 @@ class Config:
     loss: Literal["non_saturating", "hinge", "relativistic"] = "hinge"
     """Adversarial loss of discriminator and generator: see `jgen/prob/adversarial.py`."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each generator update, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     orthogonality: float = 1e-4
     """beta: strength of the orthogonal regularisation of the generator's kernels; 0: none."""
     class_conditional: bool = True

@@ -72,7 +72,7 @@ class Config:
     penalty_every: int = 1
     """n: above 1, the penalty is an update of its own, once every n steps, with n times the weight."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each generator update, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     conditioning: Literal["none", "projection", "concatenation", "auxiliary"] = "projection"
     """How the discriminator is conditioned on the class; auxiliary (AC-GAN): it predicts the class and does not
     take it as an input; none: both networks are unconditional."""

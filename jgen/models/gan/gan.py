@@ -47,7 +47,7 @@ class Config:
     loss: Literal["minimax", "non_saturating"] = "non_saturating"
     """Loss of the generator."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each generator update, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -60,7 +60,7 @@ class Config:
     drift: float = 1e-3
     """Weight of E D(x)^2 in the discriminator's loss; 0: none."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each generator update, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
