@@ -13,10 +13,9 @@ Glossary: x_a, x_b halves of the channels; z latents, eps the same standardised;
 
 Differs from the paper: with classes, the last scale's mean and std depend on the class, as in the authors' code, and
 the class also adds a bias to the first hidden layer of every coupling; the logit of section 4.1 of Dinh et al. (2017)
-is an option; activations are recomputed in the backward pass from the inputs of steps, and only where `remat` asks
-for it, not from the latents. Two things are in the authors' code only and
-left out: a learned scale exp(3 logs) of convolutions initialised at zero, and a channel that marks the border in
-padding.
+is an option; activations are recomputed in the backward pass from the inputs of steps, not from the latents, and only
+if `remat` is set. Two features that only the authors' code has are left out: a learned scale exp(3 logs) of
+convolutions initialised at zero, and a channel that marks the border in padding.
 
 Measured: 1.128 bits/dim on MNIST, 8 bit, 6,500 steps of `python train.py configs/flow/glow.py:mnist`; of its samples at
 temperature 0.8, a classifier assigns 92 % to the class that they were conditioned on.
@@ -62,7 +61,7 @@ class Config:
     width: int = 512
     """Channels of the two hidden layers in a coupling's network."""
     coupling: Literal["affine", "additive", "mixture"] = "affine"
-    """Whether a coupling scales and shifts, only shifts, or first maps by a mixture of logistics (Flow++)."""
+    """Couplings: scale and shift, shift only, or additionally map by a mixture of logistics first (Flow++)."""
     mixtures: int = 8
     """Components of each mixture of logistics, with coupling mixture."""
     permutation: Literal["invertible_1x1", "shuffle", "reverse"] = "invertible_1x1"
@@ -70,7 +69,7 @@ class Config:
     actnorm: bool = True
     """Scale and shift channels before every permutation, initialised from the first batch."""
     dequantisation: Literal["uniform", "variational"] = "uniform"
-    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
+    """Dequantisation noise: uniform, or from a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.0
     """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
@@ -78,7 +77,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the coupling networks' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
-    """Compute the features inside steps anew for the gradient, instead of keeping them: less memory, a third more
+    """Recompute the activations inside steps in the backward pass instead of storing them: less memory, a third more
     time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)

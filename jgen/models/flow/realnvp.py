@@ -45,17 +45,17 @@ class Config:
     scales: int = 3
     """Scales, each half as high and wide as the one before: the sides of an image must be multiples of 2^(scales-1)."""
     couplings: int = 3
-    """Couplings with each kind of mask in a scale; the last scale has one more, with checkerboard masks only."""
+    """Couplings per scale with each kind of mask; the last scale has one more, and checkerboard masks only."""
     width: int = 64
     """Channels of the residual networks at the images' own size; twice as many after each squeeze."""
     blocks: int = 8
     """Residual blocks of a network."""
     mixtures: int = 0
-    """Components of the mixture of logistics by which a coupling maps before it scales (Flow++); 0: none."""
+    """Components of the mixture of logistics that a coupling maps by before it scales (Flow++); 0: none."""
     actnorm: bool = True
     """Scale and shift channels before every coupling, initialised from the first batch."""
     dequantisation: Literal["uniform", "variational"] = "uniform"
-    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
+    """Dequantisation noise: uniform, or from a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.05
     """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
@@ -63,8 +63,8 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the coupling networks' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
-    """Compute the features inside couplings anew for the gradient, instead of keeping them: less memory, a third more
-    time."""
+    """Recompute the activations inside couplings in the backward pass instead of storing them: less memory, a third
+    more time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

@@ -6,7 +6,7 @@
         non_saturating   max_G E log D(G(z)): the same fixed point, with larger gradients early              (section 3)
     For a fixed G the best D is p / (p + q), of the densities p of data and q of samples, and
     V(D*, G) = 2 JS(p, q) - 2 log 2                                                  (proposition 1, and equation 6)
-    With classes, y stands beside z and beside x as one-hot (Mirza & Osindero 2014, arXiv 1411.1784).
+    With classes, z and x are concatenated with one-hot y (Mirza & Osindero 2014, arXiv 1411.1784).
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator, D a probability: the
 sigmoid of the network's output; k `disc_steps`.
@@ -43,7 +43,7 @@ class Config:
     disc_widths: tuple[int, ...] = (240, 240)
     """Maxout units of the discriminator's hidden layers."""
     pieces: int = 5
-    """Linear functions that a maxout unit is the largest of."""
+    """Linear functions of which a maxout unit takes the largest."""
     loss: Literal["minimax", "non_saturating"] = "non_saturating"
     """Loss of the generator."""
     disc_steps: int = 1
