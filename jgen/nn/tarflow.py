@@ -2,7 +2,7 @@
 
     layer   z_0 = x_0,  z_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)),  log_det = -sum_i alpha_i           (x to z)
     back    x_0 = z_0,  x_i = exp(alpha_i(x_<i)) z_i + mu_i(x_<i), one i after another
-    guided  mu + w (mu - mu_weak) instead of mu, and the same of alpha, w a weight by position       (section 2.6)
+    guided  mu + w (mu - mu_weak) instead of mu, and the same of alpha, w a weight by position        (section 2.6)
 
 x_i is patch i of N. The transformer sees patch i at position i, whose output is mu and alpha of patch i + 1. Layers of
 a chain alternate in direction: each reverses the order of what it gives. The weak moments are those without a class,

@@ -1,6 +1,6 @@
 """Completing images by latents: chains in the latent space of a decoder G, annealed towards what is known of an image.
 
-    p(z | y) ~ N(z; 0, I) exp(-E(G(z))) prod_known N(y; G(z), sigma^2),    G(z) instead of the unknown pixels      (1)
+    p(z | y) ~ N(z; 0, I) exp(-E(G(z))) prod_known N(y; G(z), sigma^2),    G(z) instead of the unknown pixels       (1)
 
 The chains start at draws of N(0, I), where G makes samples of the model, and end at (1) after Hamiltonian steps through
 the distributions between (`jgen.samplers.annealing`): of long annealing they have the distribution (1), and of short

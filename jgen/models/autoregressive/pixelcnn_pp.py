@@ -2,8 +2,7 @@
 
     model     p(x | h) = prod_i p(x_i | x_1, ..., x_{i-1}, h), pixels row by row, all channels of a pixel at once
     pixel     P(x_i) = sum_k w_k prod_c P_k(x_ic | x_i<c), a mixture of K logistics cut into the levels   (equation 2)
-              whose means are shifted by the pixel's earlier channels: m_c = mu_c + sum_{d<c} a_cd x_d       (equation
-              3)
+              whose means are shifted by earlier channels: m_c = mu_c + sum_{d<c} a_cd x_d                (equation 3)
     network   two streams of gated residual blocks, one of the rows above, one also of the pixels to the left, at
               resolutions that halve and double again, with short-cut connections       (sections 2.3, 2.4, figure 2)
     loss      -log p(x | h), a mean over images and dimensions; log_prob is exact

@@ -5,7 +5,7 @@
 a step     y = s x + b                                    actnorm                                    (table 1)
            y = W x,  W = P L (U + diag(s))                invertible 1x1 convolution                 (equations 9 to 11)
            y_b = (x_b + t(x_a)) s(x_a),  y_a = x_a        coupling, s = sigmoid(raw + 2) or 1        (table 1)
-           with m(x_b; x_a) instead of x_b               Flow++, arXiv 1902.00275, section 3.2
+           with m(x_b; x_a) instead of x_b                Flow++, arXiv 1902.00275, section 3.2
 a scale    squeeze, `depth` steps, then half of the channels is factored out as latents z            (figure 2b)
 a prior    eps = (z - mean) / std, mean and std predicted from the half that is not factored out
 

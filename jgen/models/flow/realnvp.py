@@ -3,7 +3,7 @@
     log p(x) = log N(z; 0, I) + log |det dz/dx|,   x = logit(alpha + (1 - 2 alpha) image)            (equations 1 to 3)
 
 coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
-               with m(x; b x) instead of x, if `mixtures`          (Flow++, arXiv 1902.00275, section 3.2)
+               with m(x; b x) instead of x, if `mixtures`           (Flow++, arXiv 1902.00275, section 3.2)
 a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
                are factored out; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
 

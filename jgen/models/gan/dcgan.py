@@ -4,7 +4,7 @@
        -> 4x4 transposed convolution of stride 2 -> tanh
     D: x -> 4x4 convolution of stride 2, LeakyReLU 0.2 -> [convolution, BatchNorm, LeakyReLU]* -> dense -> logit
     a step: k updates of D on L_D(D(x), D(G(z))) + penalty, then one update of G on L_G(D(G(z)), D(x)), where only the
-            relativistic loss uses D(x)                                  (Goodfellow 2014, algorithm 1)
+            relativistic loss uses D(x)                                            (Goodfellow 2014, algorithm 1)
 
     losses      minimax, non-saturating, least squares, hinge, Wasserstein, relativistic: jgen/prob/adversarial.py
     Lipschitz   weight clipping |w| <= c (1701.07875); gradient penalty (1704.00028); R1 and R2 (1801.04406);

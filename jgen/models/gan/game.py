@@ -1,7 +1,7 @@
 """What all generative adversarial networks share: everything but the networks and the options of their losses.
 
     a step: k updates of D on L_D(D(x), D(G(z))) + w P(D), then one update of G on L_G(D(G(z)), D(x)), where only the
-            relativistic loss uses D(x)                                     (Goodfellow 2014, algorithm 1)
+            relativistic loss uses D(x)                                            (Goodfellow 2014, algorithm 1)
     losses L_D, L_G and penalties P are those of jgen/prob/adversarial.py; a penalty that is computed only every n-th
     step, with n times the weight, is a phase of its own (Karras 2020, arXiv 1912.04958, appendix B)
 

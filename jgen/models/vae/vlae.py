@@ -16,12 +16,12 @@ structure; with one that covers the whole image, z would be unused. Equivalently
 q(z|x) is a prior N(0, I) on eps with an inverse autoregressive flow as posterior, q(eps|x) = q(z|x) |det d z / d eps|;
 the bound is the same for every draw (section 3.2).
 
-Latents: `encode` gives eps = f^-1(mu), float32 (B, latent), of which the prior is N(0, I). Decoding is stochastic:
-`decode`, and hence reconstruction and interpolation, samples from p(x|z) at `pixel_temperature`; a different key gives
-different details.
+Latents: `encode` gives eps = f^-1(mu), float32 (B, latent), whose prior is N(0, I). Decoding is stochastic: `decode`,
+and hence reconstruction and interpolation, samples from p(x|z) at `pixel_temperature`; a different key gives different
+details.
 
-Glossary: x image; z latent, eps the noise that the prior makes it of; mu, logvar of the encoder; f the flow
-(`jgen.nn.autoregressive_flow`); window see `jgen.nn.local_pixelcnn`.
+Glossary: x image; z latent, eps the noise that the prior maps to z; mu, logvar of the encoder; f the flow
+(`jgen.nn.autoregressive_flow`); for the window see `jgen.nn.local_pixelcnn`.
 
 Differs from the paper: z is a vector on every data set; the decoder reads its window by one convolution, where the
 paper stacks small ones; a class, where there is one, is given to encoder, prior and decoder; pixels with more than two
@@ -102,7 +102,7 @@ class Config:
     latent: int = 32
     """Dimensions of z."""
     context: int = 32
-    """Decoder features of z per pixel; the PixelCNN reads them together with its window."""
+    """Features per pixel that the decoder computes from z; the PixelCNN reads them together with its window."""
     window: int = 2
     """Receptive field: `window` rows above, `window` columns on each side, and `window` pixels to the left."""
     pixel_features: int = 64
@@ -114,7 +114,7 @@ class Config:
     flow_layers: int = 2
     """Autoregressive layers of the prior; 0: a standard normal."""
     flow_units: int = 16
-    """Units for every dimension in each hidden layer of the prior's networks."""
+    """Units per dimension in each hidden layer of the prior's networks."""
     flow_depth: int = 2
     """Hidden layers in each of the prior's networks."""
     free_bits: float = 0.0

@@ -7,7 +7,7 @@
 
 Glossary: x an image; k its codes, k_<i those above and to the left; h the class as a one-hot vector.
 
-A sample is what the autoencoder decodes from sampled codes, without pixel noise, so there is no `log_prob` of images;
+A sample is decoded by the autoencoder from sampled codes, without pixel noise, so there is no `log_prob` of images;
 `validate` scores the codes. Differs from the paper: the codes enter the network as learned vectors, not as numbers.
 
 Measured: a classifier assigns 94.4 % of samples to the class that they were conditioned on, on MNIST, 6,000 steps of
@@ -99,7 +99,7 @@ class Prior(NamedTuple):
 
 
 def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> GenerativeModel:
-    """A distribution over images, as a distribution over the codes of a frozen autoencoder.
+    """A distribution over images, given by a distribution over the codes of a frozen autoencoder.
 
     Args:
       autoencoder: any model that has one grid of `codes`, with its `encode` and `decode`.
