@@ -1,7 +1,7 @@
 """Blocks of the networks of Dhariwal & Nichol 2021 (arXiv 2105.05233): the U-Net ADM, and its half as a classifier.
 
-What ADM has over DDPM's U-Net (jgen/nn/unet.py, whose `architecture` adm it is): time and class scale and shift what
-is normalised (AdaGN, section 3), and residual blocks halve and double the resolution, as BigGAN's do.
+ADM differs from DDPM's U-Net as follows (jgen/nn/unet.py, `architecture` adm): time and class scale and shift the
+normalised features (AdaGN, section 3), and residual blocks halve and double the resolution, as in BigGAN.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class AdmBlock(nn.Module):
 
 
 class AdmEncoder(nn.Module):
-    """The way down of ADM and its middle, then attention pooling: (x (B, H, W, C), t (B,)) to logits, float32 (B, K).
+    """ADM's encoder and middle, then attention pooling: (x (B, H, W, C), t (B,)) to logits, float32 (B, K).
 
     The fields are those of `jgen.nn.unet.UNet`; num_classes: K.
     """

@@ -140,7 +140,7 @@ def adaptive(
         return field(y[None], jnp.asarray(t, y.dtype)[None])[0]
 
     end, steps = solve(derivative, x, 1.0, low, tolerance, cond)
-    # Dormand and Prince's step evaluates the field 6 times, Bogacki and Shampine's 3; the first size of a step, twice.
+    # Dormand and Prince's step evaluates the field 6 times, Bogacki and Shampine's 3; the initial step size takes two.
     evaluations = (6 if tolerance < LOW_ORDER_FROM else 3) * steps + 3
     return denoise(end, jnp.full(x.shape[:1], low, x.dtype), cond), evaluations
 

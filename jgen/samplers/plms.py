@@ -39,8 +39,7 @@ def plms(denoiser: Denoiser, process: Process, times: Any, x: jax.Array, end: fl
     """
     p, n = steps_of(process, times, end), len(times)
     again = n > 1
-    # The row of an evaluation: its time, the step that follows, and whether that step starts from the first step's
-    # start.
+    # The row of an evaluation: its time, the step that follows, and whether that step is the first one repeated.
     at = np.array([0, *[1] * again, *range(1, n)])
     step = np.array([0, *[0] * again, *range(1, n)])
     repeats = np.arange(len(at)) == 1

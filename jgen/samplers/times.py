@@ -64,7 +64,7 @@ def make_times(
 def times_by_noise(process: Process, spacing: str, steps: int, low: float) -> Any:
     """Times from 1 to where sigma / alpha is `low`, evenly spaced in a function of sigma / alpha."""
     require(low > 0, f"low is {low}: it must be above zero")
-    # If alpha(1) is 0, sigma / alpha is infinite: the spacing then starts just before the end.
+    # If alpha(1) is 0, sigma / alpha is infinite there: times are then spaced from just before 1.
     ends = [half_log_snr(process, np.array([t]))[0] for t in (1.0, 0.999)]
     lib = library(ends[0])
     first = lib.where(ends[0] < NOISE_ALONE, ends[1], ends[0])

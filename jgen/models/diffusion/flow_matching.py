@@ -43,7 +43,7 @@ from jgen.samplers.diffusion import Sampling, check_sampling, draw
 from jgen.samplers.guidance import require_same_process
 from jgen.samplers.system import denoising_by_class, with_flow_likelihood, with_samplers
 
-TIME_SCALE = 1000.0  # of t in [0, 1], for an embedding that was made for steps 1 .. 1000
+TIME_SCALE = 1000.0  # of t in [0, 1], for an embedding that is designed for steps 1 .. 1000
 PATHS = {"linear": processes.linear, "cosine": processes.cosine}
 
 

@@ -34,7 +34,7 @@ from jgen.prob.pixels import to_float
 from jgen.prob.process import add_noise, cosine, half_log_snr
 from jgen.samplers.guidance import NOISE_RANGE
 
-TIME_SCALE = 50.0  # of lambda, for an embedding that was made for steps 1 .. 1000
+TIME_SCALE = 50.0  # of lambda, for an embedding that is designed for steps 1 .. 1000
 
 
 @dataclass(frozen=True)

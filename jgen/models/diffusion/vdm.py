@@ -41,7 +41,7 @@ from jgen.prob.process import Process, from_log_snr, per_image
 from jgen.samplers.diffusion import Sampling
 from jgen.samplers.system import denoising_by_class, with_samplers
 
-TIME_SCALE = 1000.0  # of (gamma - gamma_0) / (gamma_1 - gamma_0), for an embedding that was made for steps 1 .. 1000
+TIME_SCALE = 1000.0  # of (gamma - gamma_0) / (gamma_1 - gamma_0), for an embedding that is designed for steps 1 .. 1000
 
 
 @dataclass(frozen=True)
