@@ -43,7 +43,7 @@ def mnist_binary() -> Experiment:
 
 
 def cifar10() -> Experiment:
-    # 7 columns of 4 rows, the own one among them: the largest window of the paper's lossy codes of CIFAR-10.
+    # 7 columns of 4 rows, including the own row: the largest window of the paper's lossy codes of CIFAR-10.
     model = Config(widths=(128, 256, 256), blocks=2, latent=256, context=96, window=3, pixel_features=192)
     model = replace(model, pixel_blocks=6, flow_units=8, free_bits=30.72)
     optimiser = cosine(3e-4, warmup_steps=1000, clip_norm=1.0)

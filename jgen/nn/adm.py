@@ -104,9 +104,9 @@ class AdmEncoder(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """What the mean of all positions attends to (Radford et al. 2021, arXiv 2103.00020): (B, H, W, C) to (B, features).
+    """Attention pooling: the mean of all positions attends to them (Radford et al. 2021, 2103.00020), to (B, features).
 
-    The mean stands in front of the positions, all with learned embeddings of their place.
+    The input is (B, H, W, C). The mean precedes the positions, and all have learned position embeddings.
     """
 
     head_dim: int

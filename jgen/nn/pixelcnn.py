@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
         return h + self.up(dropout(nn.relu(y), keys, self.dropout_rate))
 
     def row(self, window: jax.Array, label: jax.Array | None) -> jax.Array:
-        """What a row takes from the rows above it, (n // 2, W, B, f) to (W, B, f)."""
+        """The contribution of the rows above to a row, (n // 2, W, B, f) to (W, B, f)."""
         return self.conv.row(window) + to_bias(self.classes(label), 0)
 
     def pixel(self, left: jax.Array, h: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
