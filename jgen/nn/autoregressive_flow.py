@@ -51,7 +51,8 @@ class MaskedDense(nn.Module):
 class Made(nn.Module):
     """One layer of the flow: (z (B, dims), label int (B,) or None) to (eps, log_det), float32 (B, dims) and (B,).
 
-    units: in each of `depth` hidden layers, for every dimension; num_classes: 0 for none. It starts as the identity.
+    units: in each of `depth` hidden layers, for every dimension; num_classes: 0 for none. It is initialised as the
+    identity.
     """
 
     dims: int
@@ -100,7 +101,7 @@ class Made(nn.Module):
         return z
 
     def class_bias(self, label: jax.Array | None) -> jax.Array:
-        """What the class adds to the first hidden layer, (B or 1, dims * units)."""
+        """The class's contribution to the first hidden layer, (B or 1, dims * units)."""
         return self.classes(label) if self.num_classes else jnp.zeros((1, self.dims * self.units))
 
 

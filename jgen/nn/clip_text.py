@@ -55,8 +55,8 @@ class Config:
 class TextFeatures(NamedTuple):
     """The encoder's outputs for tokens (B, T).
 
-    last: after the last normalisation, (B, T, features).  before_last: the last block's input, not normalised. pooled:
-    the end token's of `last`, (B, features), or (B, projection).
+    last: after the last normalisation, (B, T, features).  before_last: the last block's input, not normalised.
+    pooled: the end token's of `last`, (B, features), or (B, projection).
     """
 
     last: jax.Array

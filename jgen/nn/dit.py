@@ -4,7 +4,7 @@
     c         MLP(embedding of t) + embedding of the class, (B, E)
     adaLN     (shift, scale, gate) for attention and for the MLP, from one linear layer of SiLU(c), zero at first
     block     h + gate * attention(LN(h) (1 + scale) + shift), the same with the MLP              (figure 3, adaLN-Zero)
-    context   between the two h + attention(h, tokens), where there are tokens (Chen et al. 2024, arXiv 2310.00426)
+    context   between the two, h + attention(h, tokens), if there are tokens (Chen et al. 2024, arXiv 2310.00426)
     output    LN(h) (1 + scale) + shift, a linear layer to the patch's pixels, zero at first
 
 Every block is the identity at first, and the output is 0. The blocks' parameters are stacked, and all blocks share one
@@ -100,7 +100,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array, keys: jax.Array | None, context: Tokens | None = None) -> jax.Array:
-        """x (B, L, E); c (B, E) after its SiLU; keys (B,) are dropout's, None for none; context: of cross-attention."""
+        """x (B, L, E); c (B, E) after its SiLU; keys (B,) are for dropout, None for none; context: of
+        cross-attention."""
         o, dtype = self.config, jnp.dtype(self.config.dtype)
         batch, length, width = x.shape
         key_attention, key_mlp = (None, None) if keys is None else rng.split(keys, 2)
@@ -124,7 +125,7 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """(x (B, H, W, C), t (B,), label (B,) or None, dropout keys (B,) or None) to float32 (B, H, W, out_channels).
 
-    num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
+    num_classes: 0 for no class embedding; else the number of embeddings, including a null class if there is one.
     time_scale:  factor on t before its embedding, which is designed for steps 1 .. 1000.
 
     vector (B, D), if given, is a further condition, such as how an image was augmented. If a context is given, such as
@@ -219,7 +220,7 @@ def make_dit(config: Config, images: ImageSpec, num_classes: int, out_channels: 
     """The transformer over images.
 
     Args:
-      num_classes: of the class embedding, a null class included; 0 for none.
+      num_classes: of the class embedding, including a null class; 0 for none.
       out_channels: 0 takes those of the images.
       small_t: whether t is of order 1, not a step 1 .. T.
     Raises:

@@ -1,7 +1,7 @@
 """Causal transformers that predict the embedding of an image from a text (Ramesh et al. 2022, arXiv 2204.06125).
 
     diffusion       text features, text embedding, time, noised embedding, query: the last one's output is the embedding
-    autoregressive  text features, text embedding, product with it, then codes: each is predicted from what is before it
+    autoregressive  text features, text embedding, product with it, then codes: each is predicted from what precedes it
 
 (section 2.2). Masked positions of the text, and a missing text, are replaced by learned parameters.
 """

@@ -48,7 +48,7 @@ def spread(value: Any, x: jax.Array) -> jax.Array:
 
 
 def embed(num_classes: int, features: int, label: jax.Array | None) -> Any:
-    """A learned vector by class, started at zero: int (B,) to (B, features)."""
+    """A learned vector per class, initialised at zero: int (B,) to (B, features)."""
     return nn.Embed(num_classes, features, embedding_init=nn.initializers.zeros, name="classes")(label)
 
 

@@ -172,7 +172,7 @@ class GatedPixelCNN(nn.Module):
     # One row and one pixel at a time: see jgen.samplers.autoregressive.
 
     def start(self, batch: int, width: int) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Of each layer: the vertical stack's input in the rows above, (rows, W, B, inputs), and the horizontal
+        """For each layer, the vertical stack's input in the rows above, (rows, W, B, inputs), and the horizontal
         stack's input in the pixels to the left, (pixels, B, inputs); zeros, as outside of the image."""
         rows, columns = [], []
         for layer in self.layers:

@@ -97,7 +97,7 @@ class PixelCNN(nn.Module):
     # One row and one pixel at a time: see jgen.samplers.autoregressive.
 
     def start(self, batch: int, width: int) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Of each masked convolution: its input in the rows above, (n // 2, W, B, inputs), and in the pixels to the
+        """For each masked convolution, its input in the rows above, (n // 2, W, B, inputs), and in the pixels to the
         left, (n // 2, B, inputs); zeros, as outside of the image."""
         convs = [self.first, *(block.conv for block in self.layers)]
         rows = [jnp.zeros((conv.size // 2, width, batch, conv.inputs)) for conv in convs]

@@ -3,7 +3,7 @@
     v = W^T u / |W^T u|,  u <- W v / |W v|,  sigma = u^T W v,  W_SN = W / sigma                    (algorithm 1)
 
 W is the kernel with its last axis, the outputs, as rows and all others as columns. u and v are constants to the
-gradient. The state is u alone; it depends on the weights only, so it is the same on all devices.
+gradient. The state is just u; it depends on the weights only, so it is the same on all devices.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class FourierInput(nn.Module):
 
 
 class FilteredLayer(nn.Module):
-    """Modulated convolution, bias and filtered LeakyReLU; to an image a 1x1 convolution and bias alone."""
+    """Modulated convolution, bias and filtered LeakyReLU; to an image, only a 1x1 convolution and a bias."""
 
     spec: LayerSpec
     dtype: DTypeLike = jnp.float32

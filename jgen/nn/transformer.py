@@ -73,7 +73,7 @@ class DecoderBlock(nn.Module):
         self.narrow = dense(self.features, self.output_scale)
 
     def __call__(self, x: jax.Array, keys: jax.Array | None = None, prefix: int = 0) -> jax.Array:
-        """(B, P + N, features) to the same; keys (B,) are dropout's, None for none; prefix: P."""
+        """(B, P + N, features) to the same; keys (B,) are for dropout, None for none; prefix: P."""
         attended = sparse_attention(*self.project(x), self.pattern, prefix)
         return self.finish(x, attended, keys)
 
@@ -174,7 +174,7 @@ class CausalTransformer(nn.Module):
         return jax.lax.scan(body, x, (self.stacked, jnp.arange(self.repeats)), unroll=unroll)
 
     def __call__(self, x: jax.Array, keys: jax.Array | None = None, prefix: int = 0) -> jax.Array:
-        """The whole sequence, after a prefix of P positions; keys (B,) are dropout's, None for none."""
+        """The whole sequence, after a prefix of P positions; keys (B,) are for dropout, None for none."""
 
         def layer(block: DecoderBlock, params: Any, x: jax.Array, place: jax.Array, i: int) -> tuple[jax.Array, None]:
             own = None if keys is None else rng.fold_in(keys, place * len(self.patterns) + i)

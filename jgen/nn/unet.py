@@ -104,7 +104,7 @@ class UNet(nn.Module):
     channels:    width of each level, from the full resolution down, each half as high and wide as the one before.
     attention:   the heights of feature maps at which every block is followed by self-attention; the middle always is.
     head_dim:    width of an attention head.
-    num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
+    num_classes: 0 for no class embedding; else the number of embeddings, including a null class if there is one.
 
     vector (B, D), if given, is a further condition, such as how an image was augmented. If a context is given, such as
     the tokens of a text, transformer blocks that attend to it replace self-attention.
@@ -232,7 +232,7 @@ def make_unet(
     """The U-Net of `config.architecture` over images.
 
     Args:
-      num_classes: of the class embedding, a null class included; 0 for none.
+      num_classes: of the class embedding, including a null class; 0 for none.
       out_channels: 0 takes those of the images.
       small_t: whether t is of order 1, as required by NCSN++'s Fourier features, instead of a step 1 .. T.
     Raises:

@@ -50,7 +50,7 @@ def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array
 
 
 def generator_loss(kind: str, fake: jax.Array, real: jax.Array | None = None) -> jax.Array:
-    """The generator's loss for each generated image, (B,); `real` is read by the `RELATIVE_LOSSES` alone."""
+    """The generator's loss for each generated image, (B,); only the `RELATIVE_LOSSES` use `real`."""
     if kind == "relativistic":
         assert real is not None
         return jax.nn.softplus(real - fake)

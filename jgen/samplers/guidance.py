@@ -34,8 +34,8 @@ class Guidance(NamedTuple):
     """How strongly, and where, a weak model guides.
 
     scale:    1 is the strong model, 0 the weak one.
-    interval: of sigma / alpha in which guidance is applied; outside, the strong model alone; (): everywhere. channels:
-    the number of channels, from the first, that are guided; 0: all.
+    interval: of sigma / alpha in which guidance is applied; outside, the strong model alone; (): everywhere.
+    channels: the number of channels, from the first, that are guided; 0: all.
     """
 
     scale: Scale

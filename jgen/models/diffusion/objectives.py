@@ -25,7 +25,7 @@ def make_objective(objective: Objective, data: DataSpec, **frozen: GenerativeMod
     Args:
       frozen: the models that it depends on, by role.
     Raises:
-      UserError: no objective, or whatever is wrong with its options, the data or the frozen models.
+      UserError: no objective, or invalid options, data or frozen models.
     """
     known = ", ".join(cls.__module__ for cls in MAKE)
     require(type(objective) in MAKE, f"objective is {objective!r}: it must be the Config of one of {known}")

@@ -270,7 +270,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """The flow's completions, of which each is chosen in proportion to p / q at the middle of its levels."""
+    """The flow's completions, each chosen from several in proportion to p / q at the middle of its levels."""
     o, how = Inpainting(**options), pair.flow.inpaint
     require_positive(candidates=o.candidates)
     assert how is not None

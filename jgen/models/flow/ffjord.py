@@ -141,7 +141,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_ffjord(config: Config, data: DataSpec) -> Ffjord:
-    """What the functions below are bound to."""
+    """Builds the first argument of the functions below."""
     return Ffjord(config, make_network(config, data), flow_of(data, make_bijection(config, data), config))
 
 

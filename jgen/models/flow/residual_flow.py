@@ -149,7 +149,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_residual_flow(config: Config, data: DataSpec) -> ResidualFlow:
-    """What the functions below are bound to."""
+    """Builds the first argument of the functions below."""
     network = LipschitzNetwork(config.widths, config.convolutional, data.num_classes * config.class_conditional)
     return ResidualFlow(config, network, flow_of(data, make_bijection(config, data), config))
 

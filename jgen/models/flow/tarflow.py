@@ -144,7 +144,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_tarflow(config: Config, data: DataSpec) -> TarFlow:
-    """What the functions below are bound to."""
+    """Builds the first argument of the functions below."""
     std = config.noise_std * data.image.levels / 2 if config.noise == "gaussian" else 0.0
     flow = flow_of(data, make_bijection(config, data), config, truncated_normal(std) if std else uniform)
     return TarFlow(config, make_layer(config, data), flow, std, data.num_classes)

@@ -138,7 +138,7 @@ def faded(grow_steps: int, game: Game, step: jax.Array) -> Game:
 
 
 def blend(level: int, top: int, alpha: Any, x: jax.Array) -> jax.Array:
-    """Real images (B, H, W, C) at the size of a level, with equal pixels, blended with those of the size below."""
+    """Real images (B, H, W, C) at the size of a level, with repeated pixels, blended with those of the size below."""
 
     def at_size(level: int) -> jax.Array:
         y = average_pool(x, x.shape[1] >> (top - level), x.shape[2] >> (top - level))

@@ -2,9 +2,9 @@
 Chen 2022, arXiv 2204.06125), the last of a chain of runs: CLIP, prior, decoder.
 
     training       the loss of an objective, given z = u(x) of the image itself, and its text           (section 2.1)
-    conditioning   W z beside the embedding of the time, and `tokens` further tokens A z before those of the text
+    conditioning   W z added to the embedding of the time, and `tokens` further tokens A z before those of the text
     guidance       D(x_t, null) + s (D(x_t, z) - D(x_t, null)), null of z = 0 and no text: with probability
-                   `objective.label_dropout` in training; the text alone is left out with `text_dropout`
+                   `objective.label_dropout` in training; only the text is dropped with probability `text_dropout`
     sampling       z ~ p(z | c) by the frozen prior (jgen/models/text_to_image/dalle2_prior.py), x ~ p(x | z, c)
     latents        (z, x_T): z = u(x), and x_T by DDIM inversion given z                                  (section 3)
     variations     DDIM of (z, x_T) with eta > 0                                                        (section 3.1)
@@ -70,7 +70,7 @@ from jgen.samplers import diffusion
 
 CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP must provide
 NAMES = ("vector", "context", "negative_context")  # what the objective is conditioned on instead of embedding and text
-# What is that of the objective's model as it stands.
+# Fields of the objective's model that are taken over unchanged.
 SHARED = ("inpainting", "inverting", "decoding", "interpolation", "evaluations", "numbers", "best")
 EDITED_BY = ("steps", "guidance_scale", "eta", "strength", "sampler")  # the options that `edit` reads
 NO_PRIOR = "a prior gives the embeddings of texts, give its run with --frozen.prior; decode makes images of embeddings"
@@ -205,8 +205,8 @@ def init(decoder: Decoder, key: jax.Array, batch: Batch, frozen: Frozen) -> tupl
 def condition(
     decoder: Decoder, params: Roles, ctx: Context, z: jax.Array, given: Cond, keep: jax.Array | None = None
 ) -> Cond:
-    """What the objective's model is conditioned on: `given` with the vector and the contexts of embeddings (B, D), and
-    of the text in `given`, where there is one.
+    """The conditions of the objective's model: `given` with the vector and the contexts computed from embeddings (B,
+    D), and from the text in `given`, if there is one.
 
     Args:
       keep: bool (B,), whether an example's text is attended to; None: always.

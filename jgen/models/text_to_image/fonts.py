@@ -4,10 +4,10 @@ Diff-Font (He et al. 2022, arXiv 2212.05895) and FontDiffuser (Yang et al. 2023,
     y         the letter to draw: a class
     m_y       the content glyph: the mean of the letter y over training, further channels of the network's input;
               m_y = S_y / n_y,  S_y <- d S_y + (1 - d) E[x 1(y)],  n_y <- d n_y + (1 - d) E[1(y)] in every step
-    c         {s_0} and encode(x_k, y_k), k = 1 .. K, tokens of the style glyphs x_k and of which letters y_k they are:
-              a set without order; s_0 is learned, and alone it stands for no style          (jgen/nn/style_encoder.py)
+    c         {s_0} and encode(x_k, y_k), k = 1 .. K, tokens of the style glyphs x_k with their letters y_k:
+              an unordered set; s_0 is learned, and alone it means no style          (jgen/nn/style_encoder.py)
     network   U-Net or transformer, whose blocks attend to c
-    training  the loss of an objective; with each example K is drawn anew, and so are its style glyphs, never its own
+    training  the loss of an objective; for each example K and the style glyphs are drawn at random, never its own
               letter (jgen/data/style.py); with probability `objective.label_dropout` without y and c
     guidance  D(x_t, {}, {s_0}) + s (D(x_t, y, c) - D(x_t, {}, {s_0}))     (Ho & Salimans 2022, arXiv 2207.12598)
 
@@ -51,7 +51,7 @@ from jgen.samplers.diffusion import Sampling
 CONTEXT = ("context", "negative_context", "low_resolution")
 DECAY = 0.999  # d: an average over about the last thousand steps
 STYLE = ("style", "style_label")
-# What is that of the objective's model as it stands.
+# Fields of the objective's model that are taken over unchanged.
 OPTIONS = ("sampling", "inpainting", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers")
 SHARED = (*OPTIONS, "best", "scoring", "likelihood", "why_not")
 NO_GLYPH = "there is no style glyph: each style_label is absent"

@@ -59,7 +59,7 @@ from jgen.nn.cross_attention import Tokens
 from jgen.samplers.diffusion import Sampling
 
 CONTEXT = ("context", "negative_context")  # what the objective is conditioned on instead of the text
-# What is that of the objective's model as it stands.
+# Fields of the objective's model that are taken over unchanged.
 SHARED = (
     "sampling",
     "inpainting",

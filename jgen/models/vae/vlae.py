@@ -24,7 +24,7 @@ Glossary: x image; z latent, eps the noise that the prior maps to z; mu, logvar 
 (`jgen.nn.autoregressive_flow`); for the window see `jgen.nn.local_pixelcnn`.
 
 Differs from the paper: z is a vector on every data set; the decoder reads its window by one convolution, where the
-paper stacks small ones; a class, where there is one, is given to encoder, prior and decoder; pixels with more than two
+paper stacks small ones; a class, if there is one, is given to encoder, prior and decoder; pixels with more than two
 levels use a softmax; free bits apply to each image's single draw, not to the batch mean, so that the loss is a mean
 over examples.
 

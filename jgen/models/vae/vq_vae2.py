@@ -6,7 +6,7 @@
     decoder       x_hat = D(e_t, e_b), with e_t brought to the bottom's resolution
     loss          mean (x_hat - x)^2 + commitment [mean (z_t - sg(e_t))^2 + mean (z_b - sg(e_b))^2]       (equation 2)
     gradient      straight through at each level: z_t receives the gradients of the decoder and of D_top
-    codebooks     one a level, moving averages of the vectors assigned to each code      (`jgen.prob.codebook`)
+    codebooks     one per level, moving averages of the vectors assigned to each code      (`jgen.prob.codebook`)
 
 `encode` gives the codes (top, bottom), each int32 (B, h, w, 1); `decode` the images of such a pair. It has no
 distribution over codes and draws no images: `jgen.models.vae.vq_vae2_top` is the prior of its top codes, and
