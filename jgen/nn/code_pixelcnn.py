@@ -37,7 +37,7 @@ class Config:
     """A Gated PixelCNN over codes, with causal attention."""
 
     features: int = 64
-    """Width of each stack; a multiple of the heads."""
+    """Width of each stack; a multiple of the number of heads."""
     blocks: int = 8
     """Gated layers after the first."""
     first_kernel: int = 5

@@ -66,7 +66,7 @@ class Config:
     summary: int = 8
     """The fixed pattern's c: number of positions at the end of each block that all later blocks attend to."""
     dropout: float = 0.0
-    """Dropout rate of what a block adds to the sequence."""
+    """Dropout rate on a block's residual branches."""
     augmentation: Literal["none", "flip", "transposition", "rotation", "dihedral"] = "none"
     """Distribution augmentation: random rotations and reflections of training images, which the network is conditioned
     on; dihedral: all eight."""

@@ -81,7 +81,7 @@ class Config:
     quantiles: int = 4
     """Quantile levels drawn for each sub-pixel in a step."""
     kappa: float = 0.01
-    """Half-width of the loss's quadratic part, images being in [-1, 1]; 0 is the pinball loss."""
+    """Half-width of the loss's quadratic part, for images in [-1, 1]; 0: the pinball loss."""
     dropout: float = 0.0
     """Dropout rate in the gated layers of convolutions."""
     class_conditional: bool = True

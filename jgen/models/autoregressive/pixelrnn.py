@@ -59,7 +59,7 @@ class Config:
     dropout: float = 0.0
     """Dropout rate of the LSTM layers' outputs."""
     class_conditional: bool = False
-    """Condition on the label; the paper does not."""
+    """Condition on the class label (not in the paper)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the network's computation; parameters, cell states, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)

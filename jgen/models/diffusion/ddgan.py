@@ -64,7 +64,7 @@ class Config:
     network: networks.Config = field(default_factory=networks.Config)
     """The generator."""
     class_conditional: bool = True
-    """Condition both networks on the label."""
+    """Condition both networks on the class label."""
     num_timesteps: int = 4
     """T: steps of the diffusion, each one evaluation of the generator in sampling."""
     beta_min: float = 0.1
@@ -76,7 +76,7 @@ class Config:
     mapping_width: int = 256
     """Width of the network that maps z to the generator's embedding."""
     mapping_layers: int = 4
-    """Layers of that network."""
+    """Layers of the network that maps z."""
     disc_channels: tuple[int, ...] = (128, 256, 512, 512)
     """Width of each level of the discriminator, from full resolution down."""
     r1_weight: float = 0.02

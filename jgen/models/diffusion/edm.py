@@ -65,9 +65,9 @@ class Config:
     sigma_max: float = 80.0
     """Noise level at t = 1, where sampling begins."""
     p_mean: float = -1.2
-    """Mean of the logarithm of the noise in training."""
+    """Mean of the logarithm of the noise level in training."""
     p_std: float = 1.2
-    """Standard deviation of the logarithm of the noise in training."""
+    """Standard deviation of the logarithm of the noise level in training."""
     augment: float = 0.0
     """Probability of each geometric augmentation; 0: none."""
     sampling: Sampling = HEUN

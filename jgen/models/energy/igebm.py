@@ -83,7 +83,7 @@ class Scoring:
     chains: int = 32
     """Annealed chains per class, from which log Z is estimated."""
     steps: int = 1000
-    """Steps of the annealing."""
+    """Annealing steps."""
 
 
 @dataclass(frozen=True)

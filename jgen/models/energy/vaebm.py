@@ -73,7 +73,8 @@ class Sampling:
     steps: int = 40
     """Langevin steps from the VAE's prior noise; 0: samples of the VAE."""
     mean: bool = True
-    """Return the mean of the pixels given the latents rather than the pixels themselves: smoother, but no sample."""
+    """Return the mean of the pixels given the latents instead of the pixels: smoother, but not a sample of the
+    model."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Scoring:
     chains: int = 32
     """Annealed chains per class, from which log Z is estimated."""
     steps: int = 500
-    """Steps of the annealing."""
+    """Annealing steps."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Inpainting:
     noise: float = 0.05
     """Standard deviation of the known pixels around those of the chains, in units of the range of levels."""
     mean: bool = False
-    """Complete with the mean of the pixels given the latents rather than the pixels themselves."""
+    """Complete with the mean of the pixels given the latents instead of the pixels."""
 
 
 @dataclass(frozen=True)

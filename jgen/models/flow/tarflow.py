@@ -86,7 +86,7 @@ class Config:
     layers: int = 4
     """Layers of attention and a feed-forward network in each block."""
     features: int = 256
-    """Width of the transformers; a multiple of the heads."""
+    """Width of the transformers; a multiple of the number of heads."""
     heads: int = 4
     """Attention heads."""
     hidden: int = 1024

@@ -87,7 +87,7 @@ class Config:
     attention: Literal["dense", "strided"] = "dense"
     """Earlier codes that a code attends to: all, or (strided) alternately the last row's worth and its column."""
     dropout: float = 0.0
-    """Dropout rate of what a block adds to the sequence."""
+    """Dropout rate on a block's residual branches."""
     text_weight: float = 1 / 8
     """Weight w of the text in the loss, from 0 to 1."""
     remat: bool = False

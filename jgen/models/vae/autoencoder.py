@@ -79,7 +79,7 @@ class Config:
     corruption: Literal["none", "gaussian", "masking"] = "none"
     """Corruption of the encoder's input in training."""
     corruption_level: float = 0.3
-    """Standard deviation of Gaussian corruption, intensities being in [0, 1], or the fraction of pixels masked."""
+    """Standard deviation of Gaussian corruption, for intensities in [0, 1], or the fraction of pixels masked."""
     sparsity: Literal["none", "l1", "kl"] = "none"
     """Penalty on the codes: their absolute values, or the divergence of mean activations from a target."""
     sparsity_weight: float = 0.1

@@ -110,7 +110,7 @@ class Config:
     pixel_blocks: int = 3
     """Residual blocks of 1x1 convolutions after the window convolution."""
     dropout: float = 0.0
-    """Dropout rate of the decoder features and in the `pixel_blocks`."""
+    """Dropout rate on the decoder features and in the `pixel_blocks`."""
     flow_layers: int = 2
     """Autoregressive layers of the prior; 0: a standard normal."""
     flow_units: int = 16
