@@ -146,7 +146,7 @@ def sample(covariance: Covariance, mixture: Mixture, keys: jax.Array, row: jax.A
 
 
 def weights_of(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
-    """pi_hk (H, K) and w_k (K,), above zero. A row without examples gets the weights averaged over all rows."""
+    """pi_hk (H, K) and w_k (K,), above zero. A row without examples gets the weights pooled over all rows."""
     weight = statistics["weight"]
     row_totals, total = jnp.sum(weight, axis=1, keepdims=True), jnp.sum(weight, axis=0)
     own = weight / jnp.maximum(row_totals, SMALLEST)

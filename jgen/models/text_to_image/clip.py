@@ -5,7 +5,7 @@
     exp(tau) <= 100, by clipping after each update; exp(tau) = 1 / 0.07 at the start             (section 2.5)
 
 Glossary: x image; c its text, as tokens; f, g the encoders; tau the log of the logit scale. Sums are over the global
-batch on all devices, so gradients are not accumulated over parts of a batch.
+batch on all devices, so the loss cannot be accumulated over microbatches.
 
 It generates no images. It provides `embed_image` and `embed_text`, both L2-normalised, so that their products rank
 texts for an image (zero-shot classification, `gen.classify`) and images for a text (`gen.retrieve`), and `encode_text`,
