@@ -1,8 +1,8 @@
 """VAEBM, a VAE times an energy (Xiao et al. 2021, arXiv 2010.00654): the second of two runs.
 
 First: python train.py configs/vae/vae.py:VARIANT, which trains runs/vae-VARIANT; or give the run of another VAE,
---frozen.vae RUN. On CPU, a VAE of dense layers makes the chains many times as fast: train it with --model.network dense
---model.widths 256 256 --model.blocks 0.
+--frozen.vae RUN. On CPU, a VAE of dense layers makes the chains many times as fast: train it with
+--model.network dense --model.widths 256 256 --model.blocks 0.
 """
 
 from dataclasses import replace

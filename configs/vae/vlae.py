@@ -36,7 +36,7 @@ def mnist(name: str) -> Experiment:
 
 
 def mnist_binary() -> Experiment:
-    # The paper's window of six pixels, and its 0.01 free nats a dimension.
+    # The paper's window of six pixels, and its 0.01 free nats per dimension.
     model = Config(widths=(32, 64), hidden=(256,), latent=64, window=6, free_bits=7.84)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
     return Experiment(model, Data(name="mnist", binarise="dynamic"), mnist_training(15_000, optimiser))

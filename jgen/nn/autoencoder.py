@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """(B, H, W, C) to (B, H / 2^n, W / 2^n, widths[-1]), n = len(widths): `blocks` residual blocks a level."""
+    """(B, H, W, C) to (B, H / 2^n, W / 2^n, widths[-1]), n = len(widths): `blocks` residual blocks per level."""
 
     widths: tuple[int, ...]
     blocks: int

@@ -125,7 +125,7 @@ class CausalAttention(nn.Module):
 
 
 class OutputBlock(nn.Module):
-    """h + W_2 relu(W_1 relu(h)), (..., features) to the same, with one key an example for dropout."""
+    """h + W_2 relu(W_1 relu(h)), (..., features) to the same, with one key per example for dropout."""
 
     features: int
     hidden: int

@@ -233,7 +233,7 @@ def init_chain(
 
     Args:
       init: (key, x, setting) -> ((y, log_det), variables) of one layer, as `init_with_output` returns them.
-      settings: an array (depth,), one setting a layer.
+      settings: an array (depth,), one setting per layer.
     """
 
     def one(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:

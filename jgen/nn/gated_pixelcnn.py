@@ -43,7 +43,7 @@ def to_bias(embedding: jax.Array | int, axis: int) -> Any:
 class PixelEmbedding(nn.Module):
     """Integers (..., C) to features (..., C * size), channel by channel.
 
-    size: 0 scales the levels to [-1, 1], one feature a channel, which suits pixels; above 0 each level has a learned
+    size: 0 scales the levels to [-1, 1], one feature per channel, which suits pixels; above 0 each level has a learned
     vector of that size, which suits codes, whose numbers have no order.
     """
 

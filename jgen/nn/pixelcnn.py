@@ -126,5 +126,5 @@ class PixelCNN(nn.Module):
         return self.embed(pixel)
 
     def leave_row(self, rows: list[jax.Array], inputs: list[jax.Array]) -> list[jax.Array]:
-        """The rows above after a row, given what was kept of its pixels, (W, B, inputs)."""
+        """The rows above after a row, given what was cached of its pixels, (W, B, inputs)."""
         return [jnp.concatenate([old[1:], new[None].astype(old.dtype)]) for old, new in zip(rows, inputs)]

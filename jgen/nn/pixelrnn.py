@@ -359,6 +359,6 @@ class PixelRNN(nn.Module):
         return self.embed(pixel)
 
     def leave_row(self, rows: list[Any], inputs: list[jax.Array]) -> list[Any]:
-        """The rows above after a row, given what was kept of its pixels, (W, B, inputs)."""
+        """The rows above after a row, given what was cached of its pixels, (W, B, inputs)."""
         image = jnp.concatenate([rows[0][1:], inputs[0][None].astype(rows[0].dtype)])
         return [image, *(b.lstm.leave(above, new) for b, above, new in zip(self.layers, rows[1:], inputs[1:]))]

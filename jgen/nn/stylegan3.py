@@ -8,7 +8,7 @@ f_c[i], in cycles per side, at s[i] samples per side; filters suppress frequenci
                f_c[0], both are turned and moved by t = A w                            (section 3.2, appendix F)
     layer      modulated 3x3 convolution, bias -> twice the higher sampling rate -> LeakyReLU -> s[i]; the filter up
                has cutoff f_c[i - 1], that down f_c[i], so that what LeakyReLU adds above f_c[i] is not aliased
-    filters    windowed sinc: h[n] = sinc(2 f_c x_n) kaiser(n), x_n in units of the side, of 6 taps a sample of the
+    filters    windowed sinc: h[n] = sinc(2 f_c x_n) kaiser(n), x_n in units of the side, of 6 taps per sample of the
                lower rate                                                       (section 3.2, appendix C.1)
     schedule   f_c and f_t grow geometrically from 2 and 2^2.1 to s/2 and 2^0.3 s/2; the last two layers are critically
                sampled, at f_c = s/2; s[i] is the next power of two above 2 f_t[i], at most the canvas's

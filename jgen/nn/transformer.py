@@ -152,7 +152,7 @@ class CausalTransformer(nn.Module):
         return self.layers // len(self.patterns)
 
     def blocks(self) -> list[DecoderBlock]:
-        """One block a pattern, without parameters."""
+        """One block per pattern, without parameters."""
         scale = (2 * self.layers) ** -0.5
         sizes = (self.features, self.heads, self.hidden, self.key_features)
         return [DecoderBlock(*sizes, p, self.dropout_rate, scale, self.dtype, parent=None) for p in self.patterns]

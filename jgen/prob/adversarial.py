@@ -77,7 +77,7 @@ def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array 
 
 
 def squared_gradient(critic: Critic, x: jax.Array) -> jax.Array:
-    """|grad D(x)|^2 of each image, (B,). The critic must not mix examples, as batch normalisation does."""
+    """|grad D(x)|^2 of each image, (B,). The critic must not mix examples, unlike batch normalisation."""
     return sum_image(jax.grad(lambda images: jnp.sum(critic(images)))(x) ** 2)
 
 

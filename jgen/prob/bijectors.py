@@ -1,4 +1,4 @@
-"""Bijections without parameters of their own, for normalising flows; NHWC.
+"""Parameter-free bijections, for normalising flows; NHWC.
 
 Each maps forward from images towards latents. A function that changes volume returns (y, log_det), where log_det (B,)
 is the log of the absolute determinant of the Jacobian of the map that was applied; the others preserve volume.

@@ -68,7 +68,7 @@ def reverse_variance(coefficients: Posterior, variance: str) -> Any:
 
 def log_variances(coefficients: Posterior, first: int = -1) -> tuple[Any, Any]:
     """log beta and log beta_tilde of a chain of steps; beta_tilde of the step to clean data, which is 0, is taken to be
-    that of the step before it in the chain, or beta where there is none (Nichol & Dhariwal 2021, arXiv 2102.09672).
+    that of the step before it in the chain, or beta if there is none (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
     Args:
       first: the entry of the step to clean data: -1 where times decrease, 0 where they increase.
@@ -91,7 +91,7 @@ def interpolated(v: jax.Array, log_beta: Any, log_beta_tilde: Any) -> jax.Array:
 def chain_term(
     images: jax.Array, x_0: jax.Array, estimate: jax.Array, row: dict[str, Any], logvar: jax.Array, levels: int
 ) -> jax.Array:
-    """-log p(x_0 | x_t) of the step to clean data, else KL(q(x_s | x_t, x_0) || p(x_s | x_t)): nats an image, (B,).
+    """-log p(x_0 | x_t) of the step to clean data, else KL(q(x_s | x_t, x_0) || p(x_s | x_t)): nats per image, (B,).
 
     Where levels is 0, x_0 are latents, and p(x_0 | x_t) is a density.
 

@@ -299,7 +299,7 @@ def low_rank_matrices(mixture: Mixture) -> jax.Array:
 
 def spread_out(key: jax.Array, x: jax.Array, num: int, weight: jax.Array | None = None) -> jax.Array:
     """`num` of the points x (n, D): each drawn in proportion to its squared distance from those chosen before
-    (k-means++, Arthur & Vassilvitskii 2007), and to its weight (n,), where there are any."""
+    (k-means++, Arthur & Vassilvitskii 2007), and to its weight (n,), if there are any."""
     keys = jax.random.split(key, num)
     log_weight = 0.0 if weight is None else jnp.log(weight)
     if weight is None:

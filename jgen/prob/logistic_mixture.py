@@ -87,7 +87,7 @@ class LogisticMixture(NamedTuple):
         return sum_image(self.pixel_log_prob(images))
 
     def sample(self, keys: jax.Array, temperature: float = 1.0) -> jax.Array:
-        """uint8 images (B, ..., C), one key an image (B,).
+        """uint8 images (B, ..., C), one key per image (B,).
 
         Args:
           temperature: above 0; divisor of the logits and factor on the scales: below 1 favours the likelier components

@@ -62,7 +62,7 @@ def estimate_log_det(
 
 
 def exact_log_det(residual: Residual, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x + g(x), and log |det (I + J)| from the whole Jacobian, with H W C derivatives an image; any g."""
+    """x + g(x), and log |det (I + J)| from the whole Jacobian, with H W C derivatives per image; any g."""
     y, multiply = jax.vjp(lambda x: residual(params, x), x)
     size = x[0].size
     rows = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])

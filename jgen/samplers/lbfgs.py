@@ -1,4 +1,4 @@
-"""Minimising a function by the limited-memory BFGS method (Liu & Nocedal 1989), one evaluation a step.
+"""Minimising a function by the limited-memory BFGS method (Liu & Nocedal 1989), one evaluation per step.
 
     d = -H g,  H the inverse Hessian that the last changes of x and g imply (`optax.scale_by_lbfgs`)
     a trial x + t d, at first with t = 1, is accepted if it fulfils Wolfe's conditions,

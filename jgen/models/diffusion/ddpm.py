@@ -8,7 +8,7 @@
 With `bound_variance` learned, the network also predicts v, and log sigma_t^2 = (v + 1) / 2 log beta_t
 + (1 - v) / 2 log beta_tilde_t (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 15). v is trained by the bound:
 
-    hybrid    loss + lambda T L_t, lambda = 0.001, L_t in bits a dimension, with no gradient to x_0    (equation 16)
+    hybrid    loss + lambda T L_t, lambda = 0.001, L_t in bits per dimension, with no gradient to x_0  (equation 16)
 
 Glossary: x_0 data in [-1, 1]; x_t noisy data; eps the compound noise; v = sqrt(ab_t) eps - sqrt(1 - ab_t) x_0.
 
@@ -139,8 +139,8 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
 def errors(
     ddpm: Ddpm, params: Roles, keys: jax.Array, batch: Batch, cond: Cond, key_drop: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """At a random t, the squared error of the network's output, mean over pixels, and T L_t in bits a dimension, where
-    variances are learned, else zeros: float32 (B,)."""
+    """At a random t, the squared error of the network's output, mean over pixels, and T L_t in bits per dimension,
+    where variances are learned, else zeros: float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     T = ddpm.config.num_timesteps
     x_0 = to_float(batch["image"], ddpm.network.images.levels)
@@ -173,7 +173,7 @@ def outputs(
 def chain_bits(
     ddpm: Ddpm, images: jax.Array, x_0: jax.Array, estimate: jax.Array, v: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """L_t at steps (B,), 1 .. T, in bits a dimension, (B,)."""
+    """L_t at steps (B,), 1 .. T, in bits per dimension, (B,)."""
     T = ddpm.config.num_timesteps
     times = np.arange(1, T + 1) / T
     c = posterior(ddpm.process, times, np.append(0.0, times[:-1]))

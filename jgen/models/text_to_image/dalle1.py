@@ -194,7 +194,7 @@ def loss(dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, batch: Batc
 
 
 def validate(dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Nats of a text and of the codes given it, and bits a code."""
+    """Nats of a text and of the codes given it, and bits per code."""
     log_text, log_codes = score(dalle, params, ctx, keys, batch, None)
     return {"nll_text": -log_text, **code_scores(log_codes, dalle.codes)}
 

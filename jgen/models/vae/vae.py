@@ -227,8 +227,8 @@ def draw_eps(vae: Vae, keys: jax.Array, numbers: jax.Array) -> jax.Array:
 def bound_terms(
     vae: Vae, params: Roles, keys: jax.Array, q: tuple[jax.Array, jax.Array], x: jax.Array, cond: Cond, num: int
 ) -> dict[str, jax.Array]:
-    """The terms of both bounds from `num` latents an image, drawn from `q`, the `posterior`: log_p_x and log_ratio
-    (K, B), kl (B, latent)."""
+    """The terms of both bounds from `num` latents per image, drawn from `q`, the `posterior`: log_p_x and log_ratio (K,
+    B), kl (B, latent)."""
     mu, logvar = q
     eps = draw_eps(vae, keys, jnp.arange(num))
     log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, eps, x, cond)

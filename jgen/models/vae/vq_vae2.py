@@ -125,7 +125,7 @@ class VqVae2(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """One array a level."""
+    """One array per level."""
 
     top: jax.Array
     bottom: jax.Array
