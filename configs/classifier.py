@@ -1,6 +1,6 @@
-"""Recipes of the small classifiers that read samples and lend their features, by the name of the data.
+"""Recipes of the small classifiers that classify samples and provide features, by the name of the data.
 
-Those in classifiers/ were trained by them; data and recipes that have none there are trained on first use.
+The classifiers in classifiers/ were trained with these recipes; a missing one is trained on first use.
 """
 
 from jgen.metrics.classifier import Recipe

@@ -26,7 +26,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Validation ends at 1.674 bits/dim; with two Diagonal BiLSTMs, which take as long, and a dropout of 0.3 at 1.697.
+    # Validation ends at 1.674 bits/dim; with two Diagonal BiLSTMs, which take as long, and dropout 0.3, at 1.697.
     model = Config(layer="row", features=32, blocks=4, first_kernel=5, hidden=64, dropout=0.4, class_conditional=True)
     optimiser = cosine(2e-3, warmup_steps=100, clip_norm=1.0)
     return Experiment(model, Data(name="digits"), digits_training(2000, optimiser))
@@ -50,6 +50,6 @@ def mnist_binary() -> Experiment:
 
 
 def cifar10() -> Experiment:
-    model = Config(features=129, blocks=12, hidden=1023)  # 128 in the paper, which does not divide by the channels
+    model = Config(features=129, blocks=12, hidden=1023)  # 128 in the paper, which is not divisible by the channels
     optimiser = cosine(4e-4, warmup_steps=1000, clip_norm=1.0)
     return Experiment(model, CIFAR10, accelerator_training(200_000, optimiser, batch_size=16, ema_decay=0.9995))

@@ -13,7 +13,7 @@ VARIANTS = STANDARD | {
     "mnist_binary": "binarised 28x28 MNIST by class",
 }
 
-NO_GRADIENTS = Optimiser()  # EM: neither an optimiser nor an average of weights has anything to do
+NO_GRADIENTS = Optimiser()  # EM uses neither the optimiser nor averaged weights
 
 
 def get_config(variant: str) -> Experiment:
@@ -22,12 +22,12 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     train = digits_training(100, NO_GRADIENTS, batch_size=1350, validate_every=25, sample_every=0)
-    # 1,350 images: more components, or a smaller floor, fit them better and held-out ones worse.
+    # With only 1,350 images, more components or a smaller floor fit these better, but held-out images worse.
     return Experiment(Config(components=2, covariance="full", covariance_floor=0.1), Data(name="digits"), train)
 
 
 def tiny(digits: Experiment) -> Experiment:
-    # A floor that small batches need: without it rounding of sums grows a thousandfold within two steps of EM.
+    # Small batches need this floor: without it, rounding errors of sums grow a thousandfold within two EM steps.
     model = replace(digits.model, covariance="low_rank", rank=2, covariance_floor=0.2)
     return replace(digits, model=model, train=tiny_training(digits.train))
 

@@ -16,7 +16,7 @@ FACTS = Facts(free_form_jacobian=True, published="CIFAR-10: FID 3.75 (4 evaluati
 ADAM = Optimiser(
     learning_rate=1.6e-4, beta1=0.5, beta2=0.9, schedule="cosine", by_role=(("disc", "learning_rate", 1.25e-4),)
 )
-# With equal rates on few data, the discriminator stays behind a generator that it cannot tell from the data.
+# With equal rates on little data, the discriminator lags behind a generator that it cannot tell from the data.
 QUICK_DISC = replace(ADAM, learning_rate=4e-4, beta2=0.99, by_role=(("disc", "learning_rate", 1.2e-3),))
 
 at_height = attention_at_height

@@ -1,6 +1,6 @@
 """Upsampler, ADM-U (Dhariwal & Nichol 2021, arXiv 2105.05233): large images given small ones, on several data sets.
 
-After a model of the small images, python train.py configs/diffusion/adm.py:VARIANT --data.size SMALL, the two make a
+With a model of the small images, python train.py configs/diffusion/adm.py:VARIANT --data.size SMALL, it makes a
 cascade: python sample.py BASE --cascade runs/upsampler-VARIANT
 """
 
@@ -19,7 +19,7 @@ from jgen.train.presets import accelerator_training, choose, cosine, described, 
 VARIANTS = described("{} from {}, by class", "4x4", "14x14", "16x16") | {
     "imagenet256": "256x256 ImageNet from 64x64, the paper's 312M-parameter U-Net; for accelerators",
 }
-FACTS = Facts(free_form_jacobian=True, compared=False)  # it makes images of smaller ones only
+FACTS = Facts(free_form_jacobian=True, compared=False)  # it only makes images from smaller ones
 CHAIN = ddpm.Config(label_dropout=0.0, bound_variance="learned")
 VELOCITY = replace(CHAIN, schedule="cosine", prediction="v")
 

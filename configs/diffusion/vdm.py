@@ -24,7 +24,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Few levels: what tells them apart are slower waves, and less noise hides them.
+    # The few levels are told apart by slower waves than 256 levels, and at more noise.
     model = Config(network=unet.DIGITS, fourier=(2, 3), gamma_0=-9.0, sampling=replace(ANCESTRAL, guidance_scale=1.5))
     return Experiment(model, Data(name="digits"), digits_training(2000, cosine(1e-3, warmup_steps=100)))
 

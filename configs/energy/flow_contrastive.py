@@ -25,7 +25,7 @@ from jgen.train.presets import (
 VARIANTS = STANDARD | RINGS
 FACTS = Facts(free_form_jacobian=False, published="CIFAR-10: FID 37.3, 3.47 bits/dim of the flow")
 FROZEN = {"flow": "configs/flow/realnvp.py"}
-# The flow is trained already, and moves slowly.
+# The flow is already trained and is only fine-tuned.
 ADAM = Optimiser(learning_rate=3e-4, beta1=0.5, schedule="cosine", by_role=(("flow", "learning_rate", 3e-5),))
 
 

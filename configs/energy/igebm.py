@@ -27,7 +27,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Dense layers: chains of convolutions take twenty times as long on CPU.
+    # Dense layers: with convolutions, chains take twenty times as long on CPU.
     model = Config(channels=(256, 256), blocks=1, convolutional=False, steps=30, step_size=0.0225, noise=0.03)
     model = replace(model, alpha=0.05, buffer_size=1024, restart=0.03)
     model = replace(model, sampling=Sampling(steps=1000), scoring=Scoring(chains=16, steps=4000))

@@ -1,7 +1,7 @@
 """VAEBM, a VAE times an energy (Xiao et al. 2021, arXiv 2010.00654): the second of two runs.
 
 First: python train.py configs/vae/vae.py:VARIANT, which trains runs/vae-VARIANT; or give the run of another VAE,
---frozen.vae RUN. On CPU a VAE of dense layers is many times as fast inside the chains: train it with
+--frozen.vae RUN. On CPU, a VAE of dense layers makes the chains many times as fast: train it with
 --model.network dense --model.widths 256 256 --model.blocks 0.
 """
 
@@ -40,7 +40,7 @@ def digits() -> Experiment:
 
 
 def tiny(digits: Experiment) -> Experiment:
-    # The squares of energies outweigh their difference, of which bfloat16 leaves little.
+    # Float32: the squared energies outweigh their difference, of which bfloat16 preserves little.
     model = replace(digits.model, channels=(4, 4), convolutional=True, steps=2, buffer_size=32, alpha=1.0)
     model = replace(model, sampling=Sampling(steps=2), scoring=Scoring(chains=2, steps=2))
     return replace(digits, model=model, train=tiny_training(digits.train))

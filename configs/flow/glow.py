@@ -27,7 +27,7 @@ def get_config(variant: str) -> Experiment:
 def digits() -> Experiment:
     model = Config(scales=2, depth=8, width=64, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8))
     optimiser = cosine(1e-3, warmup_steps=100, clip_norm=100.0)
-    # From about step 1,000 on the likelihood of held-out digits falls.
+    # The likelihood of held-out digits falls from about step 1,000 on.
     return Experiment(model, Data(name="digits"), digits_training(1500, optimiser))
 
 
@@ -36,7 +36,7 @@ def tiny(digits: Experiment) -> Experiment:
 
 
 def mnist(name: str) -> Experiment:
-    # Four minutes with the logit reach what an hour without it does not.
+    # Four minutes with the logit get further than an hour without it.
     model = Config(scales=2, depth=16, width=128, logit_alpha=LOGIT_ALPHA, sampling=Sampling(temperature=0.8))
     optimiser = cosine(1e-3, warmup_steps=500, clip_norm=100.0)
     return Experiment(model, Data(name=name), mnist_training(6500, optimiser))

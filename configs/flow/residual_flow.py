@@ -32,7 +32,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Dense layers: the gradient of a convolution inside a loop is slow on CPU. 64 numbers have an exact determinant.
+    # Dense layers: the gradient of a convolution inside a loop is slow on CPU. With 64 dimensions the determinant can
+    # be exact.
     model = Config(scales=1, blocks=16, widths=(128, 128), convolutional=False, logit_alpha=LOGIT_ALPHA)
     model = replace(model, sampling=Sampling(temperature=0.8), scoring=Scoring(probes=0))
     return Experiment(model, Data(name="digits"), digits_training(2000, cosine(2e-3, warmup_steps=100, clip_norm=10.0)))

@@ -20,7 +20,7 @@ def get_config(variant: str) -> Experiment:
 
 def digits() -> Experiment:
     model = Config(channels=(32, 64), depth=1, attention=(8,), latent=32, embedding=32, disc_steps=2)
-    # Two discriminator steps at four times the generator's rate hold up the variety of its samples.
+    # Two discriminator steps at four times the generator's rate keep the samples varied.
     rates = replace(ADAM, by_role=(("disc", "learning_rate", 8e-4),))
     train = digits_training(4000, rates, ema_decay=0.995)
     return Experiment(model, Data(name="digits"), train)

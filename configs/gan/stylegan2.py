@@ -19,7 +19,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # As for CIFAR-10, and for the same reason: without mixing and path lengths small images are more varied.
+    # As for CIFAR-10, and for the same reason: without mixing and path lengths, small images are more varied.
     small = Config(channels=(16, 32), latent=32, style=32, mapping_layers=2)
     model = replace(small, mixing=0.0, path_weight=0.0, group=8, r1_weight=0.01, ada_rate=1e-3)
     train = digits_training(4500, lazy_rates(ADAM, gen=1, disc=16), ema_decay=0.998)

@@ -32,7 +32,7 @@ def get_config(variant: str) -> Experiment:
 
 def shapes() -> Experiment:
     network = dit.Config(patch=4, features=96, layers=6, heads=3)
-    # Most of a picture is grey, and what stands where is decided at more noise than edges are.
+    # Most of a picture is grey; where objects are is decided at higher noise levels than their edges.
     noise = edm.Config(sigma_data=0.25, sigma_max=40.0, p_mean=-0.3, p_std=1.3)
     objective = replace(noise, network=network, class_conditional=False, sampling=DDIM)
     train = digits_training(2000, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
@@ -42,7 +42,7 @@ def shapes() -> Experiment:
 def tiny() -> Experiment:
     base = shapes()
     network = dit.Config(patch=8, features=8, layers=1, heads=2)
-    chain = ddpm.Config(num_timesteps=10, prediction="x0")  # noise has more dimensions
+    chain = ddpm.Config(num_timesteps=10, prediction="x0")  # more dimensions of noise
     sampling = Sampling(steps=3, guidance_scale=2.0)
     objective = replace(chain, network=network, class_conditional=False, sampling=sampling)
     return replace(base, model=Config(objective), data=TINY_SHAPES, train=tiny_training(base.train))

@@ -1,7 +1,7 @@
 """Few-shot fonts (He et al. 2022, arXiv 2212.05895): letters drawn from a few others of the same font.
 
-It needs many fonts; docs/fonts.md names packages of them. Fonts of your own: --data.name fonts:FOLDER. Then a font of
-thirty pictures: python -m jgen.fonts RUN --samples FOLDER --out my.ttf
+It needs many fonts; docs/fonts.md names packages of fonts. For your own fonts, --data.name fonts:FOLDER. To make a font
+from thirty pictures: python -m jgen.fonts RUN --samples FOLDER --out my.ttf
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ def get_config(variant: str) -> Experiment:
 
 def fonts() -> Experiment:
     network = unet.Config(channels=(24, 48, 96), blocks=1, attention=(8,), head_dim=32, groups=8, dropout=0.0)
-    # Ink covers 7 % of a picture. Which letter it is is given: what is left to decide is the shape of its strokes.
+    # Ink covers 7 % of a picture. The letter is given, so only the shape of its strokes has to be decided.
     objective = edm.Config(network=network, sampling=FAST, sigma_data=0.45, sigma_max=40.0, p_mean=-0.5, p_std=1.3)
     model = Config(objective, style_channels=(24, 48, 96), style_width=96)
     train = digits_training(1000, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=512)

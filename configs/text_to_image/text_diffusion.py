@@ -32,10 +32,10 @@ def get_config(variant: str) -> Experiment:
 
 
 def shapes() -> Experiment:
-    # Convolutions at full resolution draw an object alike wherever it stands. A transformer of 4x4 patches has to learn
-    # it for every place within a patch: after as many steps it drew blobs.
+    # Convolutions at full resolution draw an object equally well at every position. A transformer with 4x4 patches has
+    # to learn it for every offset within a patch: after as many steps it drew blobs.
     network = unet.Config(channels=(16, 48, 96), blocks=1, attention=(8,), head_dim=32, groups=8, dropout=0.0)
-    # Most of a picture is grey, and what stands where is decided at more noise than edges are.
+    # Most of a picture is grey; where objects are is decided at higher noise levels than their edges.
     objective = replace(EDM, network=network, sigma_data=0.25, sigma_max=40.0, p_mean=-0.5, p_std=1.3)
     train = digits_training(4500, cosine(1.5e-3, warmup_steps=100, clip_norm=1.0), batch_size=32, validation_images=256)
     return Experiment(Config(objective, text_width=96, text_heads=4, text_layers=2), SHAPES, train)

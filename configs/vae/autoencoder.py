@@ -21,11 +21,11 @@ VARIANTS = described("{} as {} numbers", "8", "16", "128") | {
 }
 FACTS = Facts(free_form_jacobian=True, compared=False)  # without a density of its codes it generates nothing
 
-# 8x8 images are so few numbers that dense layers fit them as well as convolutions do, in a tenth of the time.
+# 8x8 images are so small that dense layers fit them as well as convolutions do, in a tenth of the time.
 DENSE = Config(network="dense", widths=(256, 128), blocks=0, latent=8)
 CONV = Config(network="conv", widths=(32, 64), blocks=1, hidden=(256,), latent=16)
 TINY = replace(CONV, widths=(8,), hidden=(8,), latent=4)
-# Tied weights keep the L1 penalty from shrinking the codes while the decoder's weights grow.
+# Tied weights prevent the L1 penalty from shrinking the codes while the decoder's weights grow.
 SPARSE = replace(DENSE, widths=(), latent=128, tied=True)
 
 

@@ -47,7 +47,7 @@ def mnist(name: str) -> Experiment:
 
 
 def cifar10() -> Experiment:
-    # The paper's weight of the divergence, on a codebook that is as large as the VQ-VAE's here.
+    # The paper's weight of the divergence, with a codebook as large as the VQ-VAE's here.
     model = Config(widths=(256, 256), blocks=2, num_codes=512, kl_weight=6.6, kl_warmup=5000)
     model = replace(model, temperature_steps=150_000)
     optimiser = Optimiser(learning_rate=1e-4, schedule="cosine")

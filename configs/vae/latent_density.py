@@ -24,7 +24,7 @@ VARIANTS = STANDARD | {
 FACTS = Facts(free_form_jacobian=True)
 FROZEN = {"autoencoder": "configs/vae/autoencoder.py"}
 
-# Nothing is trained by gradients: neither the optimiser nor an average of weights has anything to do.
+# Nothing is trained by gradients: neither the optimiser nor averaged weights are used.
 NO_GRADIENTS = Optimiser()
 
 
@@ -34,7 +34,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # 1,350 images: more components, or a smaller floor, fit the training codes better and held-out ones worse.
+    # With only 1,350 images, more components or a smaller floor fit training codes better, but held-out ones worse.
     train = digits_training(200, NO_GRADIENTS, batch_size=512, validate_every=50, sample_every=0)
     return Experiment(Config(components=30), Data(name="digits"), train)
 

@@ -27,7 +27,7 @@ VARIANTS = STANDARD | {
 PUBLISHED = "binarised MNIST: <= 86.8 nats (P); CIFAR-10: <= 4.54 bits/dim, FID 106.4 (C)"
 FACTS = Facts(free_form_jacobian=True, published=PUBLISHED)
 
-# Of images of many levels the decoder's mean is shown, as in the papers' figures: a draw adds noise to each pixel.
+# For images of many levels the decoder's mean is shown, as in the papers' figures: a draw adds noise to each pixel.
 MEANS = Sampling(mean=True)
 SMALL = Config(network="conv", widths=(32, 64), blocks=1)
 BY_CLASS = replace(SMALL, latent=8, class_conditional=True, sampling=MEANS)
@@ -40,8 +40,8 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Few latents and a beta above 1 leave no holes in the prior: FD 29, where 16 latents without classes at beta 1 have
-    # 112, at a better likelihood; at beta 3 recall falls to 0.04.
+    # Few latents and a beta above 1 leave no holes in the prior: FD 29, whereas 16 latents without classes at beta 1
+    # have FD 112 at a better likelihood; at beta 3 recall falls to 0.04.
     model = replace(BY_CLASS, beta=1.5)
     return Experiment(model, Data(name="digits"), digits_training(4000, cosine(1e-3, warmup_steps=100)))
 
@@ -60,8 +60,8 @@ def mnist(name: str) -> Experiment:
 
 
 def mnist_binary() -> Experiment:
-    # Convolutions see fewer images per second than dense layers of the same cost, but fit test images as well as
-    # training images. Small batches at a high rate get further in an hour than large ones at a low rate.
+    # Convolutions process fewer images per second than dense layers, but fit test images as well as training images.
+    # Small batches at a high rate get further in an hour than large ones at a low rate.
     model = replace(SMALL, latent=40, decoder="bernoulli", hidden=(256,))
     train = mnist_training(60_000, cosine(4e-3, warmup_steps=200, clip_norm=200.0))
     return Experiment(model, Data(name="mnist", binarise="dynamic"), train)

@@ -18,7 +18,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Without dropout the bound of validation images is 1.71 bits/dim at best, in place of 1.68.
+    # Without dropout the bound of validation images is 1.71 bits/dim at best, instead of 1.68.
     model = Config(widths=(32, 64), latent=16, window=2, dropout=0.2, class_conditional=True)
     return Experiment(model, Data(name="digits"), digits_training(1500, cosine(2e-3, warmup_steps=100, clip_norm=1.0)))
 
@@ -36,14 +36,14 @@ def mnist(name: str) -> Experiment:
 
 
 def mnist_binary() -> Experiment:
-    # The paper's window of six pixels, and its 0.01 free nats a dimension.
+    # The paper's window of six pixels, and its 0.01 free nats per dimension.
     model = Config(widths=(32, 64), hidden=(256,), latent=64, window=6, free_bits=7.84)
     optimiser = cosine(1e-3, warmup_steps=200, clip_norm=1.0)
     return Experiment(model, Data(name="mnist", binarise="dynamic"), mnist_training(15_000, optimiser))
 
 
 def cifar10() -> Experiment:
-    # 7 columns of 4 rows, the own one among them: the largest window of the paper's lossy codes of CIFAR-10.
+    # 7 columns of 4 rows, including the own row: the largest window of the paper's lossy codes of CIFAR-10.
     model = Config(widths=(128, 256, 256), blocks=2, latent=256, context=96, window=3, pixel_features=192)
     model = replace(model, pixel_blocks=6, flow_units=8, free_bits=30.72)
     optimiser = cosine(3e-4, warmup_steps=1000, clip_norm=1.0)

@@ -24,7 +24,7 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # 1,300 images are few: small and with much dropout, else it knows them by heart in 500 steps.
+    # 1,300 images are few: the network is small with much dropout, since otherwise it memorises them in 500 steps.
     model = Config(features=32, blocks=2, first_kernel=3, hidden=64, embedding=16, dropout=0.5)
     optimiser = cosine(1e-3, warmup_steps=100, clip_norm=1.0)
     return Experiment(model, Data(name="digits"), digits_training(1000, optimiser))

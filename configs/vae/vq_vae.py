@@ -36,7 +36,8 @@ def mnist(name: str) -> Experiment:
 
 def cifar10() -> Experiment:
     # The paper's sizes: 256 channels, two residual blocks, a codebook of 512, Adam at 2e-4, batch 128; codes of 8x8,
-    # where the paper has ten for each position. The rate falls, so that the averaged weights come to fit the codebook.
+    # where the paper has ten for each position. The rate falls, so that the averaged weights match the codebook in the
+    # end.
     model = Config(widths=(256, 256), blocks=2, num_codes=512, code_dim=64)
     train = accelerator_training(250_000, cosine(2e-4, warmup_steps=0))
     return Experiment(model, Data(name="cifar10", validation=0.0), train)

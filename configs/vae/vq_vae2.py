@@ -23,9 +23,9 @@ def get_config(variant: str) -> Experiment:
 
 
 def digits() -> Experiment:
-    # Codebooks of 64 reconstruct better, 25 dB in place of 22 on validation images; but samples at temperature 1 have
-    # FD 96 and a class accuracy of 55 % (priors of 1,000 steps), where with 16 they have 68 and 60 % (of 800). 1,500
-    # steps reconstruct better too, but the bottom codes then take 2.88 bits each, where after 736 they took 2.53.
+    # Codebooks of 64 reconstruct better, 25 dB instead of 22 on validation images; but samples at temperature 1 have FD
+    # 96 and a class accuracy of 55 % (priors of 1,000 steps), where with 16 they have 68 and 60 % (of 800). 1,500 steps
+    # reconstruct better too, but the bottom codes then take 2.88 bits each, where after 736 they took 2.53.
     model = Config(widths=(64,), top_widths=(64,), blocks=1, num_codes=16, code_dim=16)
     return Experiment(model, Data(name="digits"), digits_training(750, cosine(2e-3, warmup_steps=100)))
 

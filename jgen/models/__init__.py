@@ -1,1 +1,1 @@
-"""The generative models, one file a system, in a folder a family."""
+"""The generative models: a folder per family, a file per system."""

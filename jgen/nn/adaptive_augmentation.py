@@ -1,4 +1,4 @@
-"""Augmentation of what a discriminator sees, of adaptive strength (Karras et al. 2020, arXiv 2006.06676, appendix B).
+"""Adaptive augmentation of a discriminator's inputs (Karras et al. 2020, arXiv 2006.06676, appendix B).
 
 Each image, real or generated, has each of these transformations with probability p, in this order:
 
@@ -9,11 +9,11 @@ Each image, real or generated, has each of these transformations with probabilit
               rotated; saturation times 2^N(0, 1). The last two are of images of three channels only.
 
 The two rotations have probability 1 - sqrt(1 - p) each, so that at least one occurs with probability p. While p is well
-below 1 the distribution of the images shown determines that of images, so that a generator does not learn to show the
-transformations.
+below 1, the distribution of augmented images determines that of the images, so that a generator does not learn to
+produce the transformations.
 
-Differs from the paper: positions between pixels are interpolated linearly, where the authors filter with wavelets at
-twice the resolution; translations by whole pixels are rounded, so that images of up to 4 pixels are never shifted.
+Differs from the paper: pixels are interpolated linearly, where the authors filter with wavelets at twice the
+resolution; translations by whole pixels are rounded, so that images of up to 4 pixels are never shifted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def augment(keys: jax.Array, x: jax.Array, p: Number) -> jax.Array:
 
 def geometry(key: jax.Array, p: Number, height: int, width: int) -> jax.Array:
     """A random map of output to input positions, (3, 3) in (y, x, 1) with image sides of length 2."""
-    # All draws at once: each call of a generator is a program to compile.
+    # All draws at once: each call of the random generator adds to the compile time.
     key_uniform, key_normal = rng.split_key(key, 2)
     chosen = jax.random.uniform(key_uniform, (14,))
     normal = jax.random.normal(key_normal, (4,))
@@ -99,7 +99,7 @@ def recolour(key: jax.Array, x: jax.Array, p: Number) -> jax.Array:
     chosen = jax.random.uniform(key_uniform, (7,))
     normal = jax.random.normal(key_normal, (3,))
     channels = x.shape[-1]
-    luma = jnp.full((channels,), channels**-0.5)  # the axis of grey
+    luma = jnp.full((channels,), channels**-0.5)  # the axis of greys
     projection = jnp.outer(luma, luma)
     x = x + BRIGHTNESS_STD * (chosen[0] < p) * normal[0]
     x = x * 2.0 ** (CONTRAST_STD * (chosen[1] < p) * normal[1])

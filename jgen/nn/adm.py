@@ -1,7 +1,7 @@
 """Blocks of the networks of Dhariwal & Nichol 2021 (arXiv 2105.05233): the U-Net ADM, and its half as a classifier.
 
-What ADM has over DDPM's U-Net (jgen/nn/unet.py, whose `architecture` adm it is): time and class scale and shift what
-is normalised (AdaGN, section 3), and residual blocks halve and double the resolution, as BigGAN's do.
+ADM differs from DDPM's U-Net as follows (jgen/nn/unet.py, `architecture` adm): time and class scale and shift the
+normalised features (AdaGN, section 3), and residual blocks halve and double the resolution, as in BigGAN.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class AdmBlock(nn.Module):
 
 
 class AdmEncoder(nn.Module):
-    """The way down of ADM and its middle, then attention pooling: (x (B, H, W, C), t (B,)) to logits, float32 (B, K).
+    """ADM's encoder and middle, then attention pooling: (x (B, H, W, C), t (B,)) to logits, float32 (B, K).
 
     The fields are those of `jgen.nn.unet.UNet`; num_classes: K.
     """
@@ -104,9 +104,9 @@ class AdmEncoder(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """What the mean of all positions attends to (Radford et al. 2021, arXiv 2103.00020): (B, H, W, C) to (B, features).
+    """Attention pooling: the mean of all positions attends to them (Radford et al. 2021, 2103.00020), to (B, features).
 
-    The mean stands in front of the positions, all with learned embeddings of their place.
+    The input is (B, H, W, C). The mean precedes the positions, and all have learned position embeddings.
     """
 
     head_dim: int

@@ -15,14 +15,14 @@ from jgen.nn.normalization import GroupNorm
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v; q (B, L, heads, D), k and v (B, M, heads, D), to (B, L, heads, D).
 
-    Where mask, bool (B, M), is given, only keys at which it is true are attended to. The softmax is float32. Uses
-    `jax.nn.dot_product_attention`, with cuDNN, which never materialises the L x M weights, where it supports the
+    If mask, bool (B, M), is given, only keys at which it is true are attended to. The softmax is float32. Uses
+    `jax.nn.dot_product_attention` with cuDNN, which never materialises the L x M weights, if cuDNN supports the
     arguments (`cudnn_supports`), else with XLA; on CPU, a formulation that is faster there.
     """
     if for_cpu():
         return attention_cpu(q, k, v, mask)
-    # Without a name, jax takes XLA's even where cuDNN's would serve.
-    if mask is not None:  # cuDNN takes none that is the same for all queries; masked keys are few, such as a text's
+    # By default, jax uses XLA's implementation even where cuDNN's would work.
+    if mask is not None:  # cuDNN has no mask that is the same for all queries; masked keys are few, such as a text's
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :], implementation="xla")
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn_supports(q, k, v) else "xla")
 

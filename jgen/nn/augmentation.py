@@ -1,8 +1,8 @@
-"""Geometric augmentation, a condition of the network (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
+"""Geometric augmentation that the network is conditioned on (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
 
 Each image is flipped sideways with probability 1/2 and, each with probability p, flipped upside down, scaled, rotated,
-stretched along a random direction and translated. A network that is given the transformation learns not to show it: in
-sampling it is given none, all zeros.
+stretched along a random direction and translated. Given the transformation as a condition, the network learns to
+produce untransformed images in sampling, where the condition is all zeros.
 
 Differs from the authors' code: pixels are interpolated linearly, where that code filters with wavelets at twice the
 resolution.
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 SCALE_STD, TRANSLATION_STD = 0.2, 0.125
-SIZE = 9  # numbers that tell what was done: two flips, scale, rotation (2), stretching (2), translation (2)
+SIZE = 9  # numbers that describe the transformation: two flips, scale, rotation (2), stretching (2), translation (2)
 
 
 def augment(keys: jax.Array, x: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
-    """Transformed images (B, H, W, C) and what was done to each, float32 (B, SIZE); keys (B,)."""
+    """Transformed images (B, H, W, C) and the description of each transformation, float32 (B, SIZE); keys (B,)."""
 
     def one(key: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         matrix, done = transformation(key, p)
@@ -31,7 +31,8 @@ def augment(keys: jax.Array, x: jax.Array, p: float) -> tuple[jax.Array, jax.Arr
 
 
 def transformation(key: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
-    """A random map of output to input positions, (3, 3) in (y, x, 1) with image sides of length 2, and what it does."""
+    """A random map of output to input positions, (3, 3) in (y, x, 1) with image sides of length 2, and its
+    description."""
     keys = jax.random.split(key, 14)
     applies = [jax.random.bernoulli(k, p) for k in keys[:5]]
     mirror = jax.random.bernoulli(keys[5]).astype(jnp.float32)
@@ -55,7 +56,7 @@ def warp(x: jax.Array, matrix: jax.Array) -> jax.Array:
     height, width = x.shape[:2]
     half = jnp.array([height - 1, width - 1]) / 2.0
     grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
-    # Positions in units of half a side, so that a rotation turns pixels of any shape of image alike.
+    # Positions in units of half a side, so that a rotation is the same for images of any shape.
     unit = jnp.array([height, width]) / 2.0
     positions = (grid.reshape(2, -1) - half[:, None]) / unit[:, None]
     positions = matrix[:2, :2] @ positions + matrix[:2, 2:]

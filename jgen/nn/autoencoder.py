@@ -1,8 +1,8 @@
 """Encoders and decoders of autoencoders: dense, and convolutional with residual blocks.
 
-A convolutional level is half as high and wide as the one before, the first already half of the image. Halving and
-doubling go through channels (2x2 pixels to four times the channels and back), so that only the residual blocks and the
-outermost layers are 3x3 convolutions: those, at full resolution above all, are what a CPU is slow at.
+Each convolutional level halves the height and width, the first that of the image. Halving and doubling are
+space-to-depth (2x2 pixels to four times the channels) and its inverse, so that only the residual blocks and the
+outermost layers are 3x3 convolutions, which are slow on CPU, above all at full resolution.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """(B, H, W, C) to (B, H / 2^n, W / 2^n, widths[-1]), n = len(widths): `blocks` residual blocks a level."""
+    """(B, H, W, C) to (B, H / 2^n, W / 2^n, widths[-1]), n = len(widths): `blocks` residual blocks per level."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -64,7 +64,7 @@ class ConvDecoder(nn.Module):
                 h = ResidualBlock(self.dtype, name=f"level{level}_block{block}")(h)
             if level > 0:
                 h = depth_to_space(nn.Dense(4 * self.widths[level - 1], dtype=self.dtype, name=f"up{level}")(h))
-        # What a loss reads is computed in full precision: bfloat16's steps are as large as half a grey level.
+        # The loss's inputs are computed in full precision: bfloat16's steps are as large as half a grey level.
         h = Conv(4 * self.out_channels, dtype=jnp.float32, cpu="plain", name="conv_out")(nn.silu(h))
         return depth_to_space(h)
 

@@ -3,9 +3,9 @@
     layer   eps_i = (z_i - mu_i(z_1, ..., z_{i-1})) exp(-log_sigma_i(z_1, ..., z_{i-1}))
     back    z_i = mu_i + exp(log_sigma_i) eps_i, one i after another
 
-mu and log_sigma are one masked network (MADE, Germain et al. 2015, arXiv 1502.03509): each hidden layer has `units`
-units for every dimension, those of dimension i depending on z_1, ..., z_{i-1} alone. So the density of z costs one
-evaluation, and so does the way back in all: at dimension i it computes the units of that dimension only.
+mu and log_sigma are outputs of one masked network (MADE, Germain et al. 2015, arXiv 1502.03509): each hidden layer has
+`units` units per dimension, and those of dimension i depend on z_1, ..., z_{i-1} only. So the density of z takes one
+evaluation, and so does the inverse in total: at dimension i it computes the units of that dimension only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jax.nn.initializers import Initializer
 
 from jgen.nn.masked_convolution import Mask, group_mask
 
-LARGEST_LOG_SIGMA = 3.0  # of a layer, in absolute value, so that no step of training makes exp overflow
-HIGHEST = jax.lax.Precision.HIGHEST  # at an accelerator's default precision the way back would not match
+LARGEST_LOG_SIGMA = 3.0  # of a layer, in absolute value, so that exp cannot overflow in training
+HIGHEST = jax.lax.Precision.HIGHEST  # at an accelerator's default precision the inverse would not match
 
 
 class MaskedDense(nn.Module):
@@ -51,7 +51,8 @@ class MaskedDense(nn.Module):
 class Made(nn.Module):
     """One layer of the flow: (z (B, dims), label int (B,) or None) to (eps, log_det), float32 (B, dims) and (B,).
 
-    units: in each of `depth` hidden layers, for every dimension; num_classes: 0 for none. It starts as the identity.
+    units: in each of `depth` hidden layers, for every dimension; num_classes: 0 for none. It is initialised as the
+    identity.
     """
 
     dims: int
@@ -75,7 +76,7 @@ class Made(nn.Module):
         return (z - mu) * jnp.exp(-log_sigma), -jnp.sum(log_sigma, axis=1)
 
     def inverse(self, eps: jax.Array, label: jax.Array | None) -> jax.Array:
-        """z of eps, both (B, dims), in a scan over the dimensions."""
+        """z from eps, both (B, dims), by a scan over the dimensions."""
         batch = eps.shape[0]
         layers = [layer.by_dimension() for layer in (*self.hidden, self.out)]
         classes = jnp.broadcast_to(self.class_bias(label), (batch, self.dims * self.units))
@@ -100,7 +101,7 @@ class Made(nn.Module):
         return z
 
     def class_bias(self, label: jax.Array | None) -> jax.Array:
-        """What the class adds to the first hidden layer, (B or 1, dims * units)."""
+        """The class's contribution to the first hidden layer, (B or 1, dims * units)."""
         return self.classes(label) if self.num_classes else jnp.zeros((1, self.dims * self.units))
 
 
@@ -130,7 +131,7 @@ class AutoregressiveFlow(nn.Module):
         return z, total
 
     def inverse(self, eps: jax.Array, label: jax.Array | None) -> jax.Array:
-        """z of eps, both float32 (B, dims): the layers from the last to the first."""
+        """z from eps, both float32 (B, dims): the inverse layers from the last to the first."""
         for number, made in reversed(list(enumerate(self.mades))):
             eps = made.inverse(eps, label)
             eps = eps if number == 0 else eps[:, ::-1]

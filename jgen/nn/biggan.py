@@ -95,7 +95,7 @@ class GeneratorBlock(nn.Module):
         def layer(h: jax.Array, features: int, kernel_size: int, number: int) -> jax.Array:
             norm = ConditionalBatchNorm(self.momentum, self.dtype, name=f"norm{number}")
             h = nn.relu(norm(h, condition, train))
-            if self.up and number == 2:  # behind the activation, before the first 3x3 convolution
+            if self.up and number == 2:  # after the activation, before the first 3x3 convolution
                 h = nearest(h)
             return SpectralLayer(features, kernel_size, True, self.dtype, name=f"conv{number}")(h, train)
 

@@ -3,8 +3,8 @@
     image   a convolution that halves, residual blocks with a halving before each level but the first, attention pooling
     text    a causal transformer over tokens; the feature is that of the end token
 
-Attention pooling is one layer of attention over the last map's positions and their mean, of which the mean asks: it is
-the one query.
+Attention pooling is one layer of attention over the last map's positions and their mean, with the mean as the only
+query.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jgen.nn.transformer import CausalTransformer
 
 
 class AttentionPool(nn.Module):
-    """(B, H, W, C) to (B, outputs): what the mean over positions attends to among itself and the positions."""
+    """(B, H, W, C) to (B, outputs): attention from the mean over positions to the positions and itself."""
 
     heads: int
     outputs: int
@@ -69,7 +69,7 @@ class ImageEncoder(nn.Module):
 
 class TextEncoder(nn.Module):
     """Tokens, int32 (B, T), to float32 (B, outputs), the projected feature of the first `end` token, or of the last
-    token where there is none; what follows the end has no part in it.
+    token if there is none; tokens after the end have no effect.
 
     vocabulary: number of ids. Other fields are those of `CausalTransformer`.
     """
@@ -99,11 +99,11 @@ class TextEncoder(nn.Module):
         return self.out(jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0].astype(jnp.float32))
 
     def encode(self, tokens: jax.Array) -> Tokens:
-        """The features of all tokens, float32, of which those up to the first end count."""
+        """The features of all tokens, float32, and which are to be attended to: those up to the first end."""
         mask = jnp.cumsum(tokens == self.end, axis=1) - (tokens == self.end) == 0
         return Tokens(self.features_of(tokens).astype(jnp.float32), mask)
 
     def features_of(self, tokens: jax.Array) -> jax.Array:
-        """The features of all tokens, (B, T, features), each of those up to it."""
+        """The features of all tokens, (B, T, features); each depends on the tokens up to it."""
         h = self.tokens(tokens) + self.places.embedding[None]
         return self.transformer(h.astype(self.dtype))

@@ -1,11 +1,11 @@
-"""CLIP's text encoder as it was published (Radford et al. 2021, arXiv 2103.00020, section 2.4).
+"""CLIP's text encoder as published (Radford et al. 2021, arXiv 2103.00020, section 2.4).
 
     h_0     token embedding + position embedding
     block   h + attention(LN(h)),  + W_2 f(W_1 LN(h)), causal;  f is GELU, or x sigmoid(1.702 x) in OpenAI's weights
     last    LN(h_N);  pooled: that of the end token, projected without a bias
 
-Parameter for parameter it is transformers' `CLIPTextModel`, with a projection its `CLIPTextModelWithProjection`. What
-jgen trains itself is the smaller encoder of jgen/nn/clip.py.
+Its parameters match those of `CLIPTextModel` in transformers, or with a projection of `CLIPTextModelWithProjection`.
+The smaller encoder in jgen/nn/clip.py is the one that jgen trains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jgen.errors import require, require_positive
 from jgen.nn.sparse_attention import causal_attention
 
-UNROLLED = 4  # blocks at most that are compiled one by one
+UNROLLED = 4  # largest number of blocks that are compiled one by one
 QUICK = 1.702  # of the approximation to GELU
 
 
@@ -31,31 +31,31 @@ class Config:
     vocabulary: int = 49408
     """Number of ids."""
     length: int = 77
-    """Tokens of a text."""
+    """Number of tokens of a text."""
     features: int = 768
     """Width of the transformer."""
     heads: int = 12
-    """Heads of attention."""
+    """Attention heads."""
     layers: int = 12
     """Blocks."""
     hidden: int = 3072
     """Width of the feed-forward networks."""
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    """Of the feed-forward networks."""
+    """Activation of the feed-forward networks."""
     eps: float = 1e-5
-    """Added to the variance by layer normalisation."""
+    """Epsilon of layer normalisation, added to the variance."""
     projection: int = 0
-    """Width of the projected feature of the end token; 0 for none."""
+    """Width of the projected feature of the end token; 0: no projection."""
     end: int = 49407
     """The token that ends a text."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters stay float32."""
+    """Dtype of the network's computation; parameters stay float32."""
 
 
 class TextFeatures(NamedTuple):
-    """What the encoder makes of tokens (B, T).
+    """The encoder's outputs for tokens (B, T).
 
-    last: after the last normalisation, (B, T, features).  before_last: what the last block takes, not normalised.
+    last: after the last normalisation, (B, T, features).  before_last: the last block's input, not normalised.
     pooled: the end token's of `last`, (B, features), or (B, projection).
     """
 
@@ -91,8 +91,8 @@ def layer_norm(config: Config, name: str) -> nn.LayerNorm:
 class ClipTextEncoder(nn.Module):
     """Tokens, int32 (B, T), T up to `config.length`, to `TextFeatures`, float32.
 
-    The pooled feature is that of the first end token, or of the last token where there is none. The blocks' parameters
-    are stacked, and one program serves all but the last.
+    The pooled feature is that of the first end token, or of the last token if there is none. The blocks' parameters are
+    stacked, and all blocks but the last share one program.
     """
 
     config: Config

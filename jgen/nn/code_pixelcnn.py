@@ -1,15 +1,15 @@
 """Networks of the priors over codes of VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.2).
 
-`CodePixelCNN` is a Gated PixelCNN over a grid of codes (`jgen.nn.gated_pixelcnn`), to which are added
+`CodePixelCNN` is a Gated PixelCNN over a grid of codes (`jgen.nn.gated_pixelcnn`) with these additions:
 
     attention     h_i <- h_i + W_o softmax_{j <= i}(q_i . k_j / sqrt(D)) v_j, after some of the layers, of the
                   horizontal stack's features in raster order; keys and values also see code j - 1, since the last
                   code of a row may be out of the convolutions' reach where the next begins
-    conditioning  on features of a coarser grid of codes at every location, which `ConditioningStack` gives
+    conditioning  on features of a coarser grid of codes at every location, from `ConditioningStack`
     output stack  h <- h + W_2 relu(W_1 relu(h)), 1 x 1, before the logits
 
-It serves `jgen.samplers.autoregressive` with one row and one code at a time: keys and values of the codes so far are
-cached, and a new code costs one product with each matrix, and attention to those before it.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one code at a time: keys and values of the codes so
+far are cached, and a new code takes one product with each matrix, and attention to the earlier codes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Config:
     """A Gated PixelCNN over codes, with causal attention."""
 
     features: int = 64
-    """Width of each stack; a multiple of the heads."""
+    """Width of each stack; a multiple of the number of heads."""
     blocks: int = 8
     """Gated layers after the first."""
     first_kernel: int = 5
@@ -47,7 +47,7 @@ class Config:
     attention: int = 0
     """Layers of causal attention, spread evenly over the gated layers; 0: none."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     output_blocks: int = 1
     """Residual 1 x 1 blocks before the logits."""
     hidden: int = 128
@@ -57,7 +57,7 @@ class Config:
     dropout: float = 0.0
     """Dropout rate in gated layers, attention and output blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes, logits and losses stay float32."""
 
 
 class ConditioningStack(nn.Module):
@@ -125,7 +125,7 @@ class CausalAttention(nn.Module):
 
 
 class OutputBlock(nn.Module):
-    """h + W_2 relu(W_1 relu(h)), (..., features) to the same, with one key an example for dropout."""
+    """h + W_2 relu(W_1 relu(h)), (..., features) to the same, with one key per example for dropout."""
 
     features: int
     hidden: int
@@ -191,7 +191,7 @@ class CodePixelCNN(nn.Module):
         self.out = nn.Dense(self.levels)
 
     def attention_after(self, layer: int) -> int | None:
-        """Which attention comes after a gated layer, if any: the last of them after the last layer."""
+        """Which attention follows a gated layer, if any; the last one follows the last layer."""
         ends = [(number + 1) * (self.blocks + 1) // self.attention - 1 for number in range(self.attention)]
         return ends.index(layer) if layer in ends else None
 
@@ -284,7 +284,7 @@ class CodePixelCNN(nn.Module):
         return self.embed(pixel)
 
     def leave_row(self, rows: Rows, inputs: list[jax.Array]) -> Rows:
-        """The rows above after a row, given what was kept of its codes, (W, B, ...)."""
+        """The rows above after a row, given what was cached of its codes, (W, B, ...)."""
         first = jnp.concatenate([rows.layers[0], inputs[0][None]])[1:]
         own = inputs[len(self.layers) : len(self.layers) + 2 * self.attention]
 

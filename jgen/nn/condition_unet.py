@@ -1,11 +1,12 @@
 """The U-Net of Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023, arXiv 2307.01952).
 
-DDPM's residual blocks (jgen/nn/unet.py), with transformer blocks that attend to the tokens of a text in place of
-self-attention (jgen/nn/cross_attention.py): as many at each level as `depths` says. Levels have heads of their own.
-Parameter for parameter it is diffusers' `UNet2DConditionModel` as versions 1.x, 2.x and XL were published with it.
+DDPM's residual blocks (jgen/nn/unet.py), with transformer blocks that attend to the tokens of a text instead of
+self-attention (jgen/nn/cross_attention.py): `depths` gives their number at each level, and each level has its own
+number of heads. Its parameters match those of diffusers' `UNet2DConditionModel` in the published versions 1.x, 2.x and
+XL.
 
-In XL the embedding of t is joined by that of a pooled text and of six numbers: height and width of the image before it
-was cut, where the cut begins, and height and width that are wanted (arXiv 2307.01952, section 2.2).
+In XL embeddings of the pooled text and of six numbers are added to that of t: height and width of the image before
+cropping, the offset of the crop, and the target height and width (arXiv 2307.01952, section 2.2).
 """
 
 from __future__ import annotations
@@ -44,25 +45,25 @@ class Config:
     context: int = 768
     """Width of the tokens that are attended to."""
     pooled: int = 0
-    """Width of the pooled text, XL's; 0 for none, and without the embedding of sizes."""
+    """Width of the pooled text (XL); 0: neither a pooled text nor an embedding of sizes."""
     size_features: int = 256
-    """Width of the embedding of each size, where there is a pooled text."""
+    """Width of the embedding of each size, if there is a pooled text."""
     groups: int = 32
     """Groups of group normalisation."""
     norm_eps: float = 1e-5
-    """Added to the variance by group normalisation."""
+    """Epsilon of group normalisation, added to the variance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters and statistics stay float32."""
+    """Dtype of the network's computation; parameters and statistics stay float32."""
     remat: bool = False
-    """Compute the features inside blocks anew for the gradient, in place of keeping them."""
+    """Recompute the activations inside blocks in the backward pass instead of storing them."""
 
 
-NUM_SIZES = 6  # numbers that XL is told of an image
+NUM_SIZES = 6  # numbers that XL is given about an image
 TINY = Config(channels=(8, 16), blocks=1, depths=(0, 1), heads=(1, 2), context=8, groups=4)
 
 
 def cosines_first(t: jax.Array, dim: int) -> jax.Array:
-    """The embedding of numbers (B,) as the authors have it: cosines, then sines, of frequencies 10,000^(-2 i / dim)."""
+    """The authors' embedding of numbers (B,): cosines, then sines, of frequencies 10,000^(-2 i / dim)."""
     return jnp.roll(sinusoidal_embedding(t, dim, shift=0), dim // 2, axis=-1)
 
 
@@ -124,7 +125,7 @@ class ConditionUNet(nn.Module):
         return Conv(self.outputs, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
 
     def embed(self, t: jax.Array, pooled: jax.Array | None, sizes: jax.Array | None) -> jax.Array:
-        """The SiLU of the embedding of all but the tokens, (B, 4 channels[0])."""
+        """The SiLU of the embedding of all conditions except the tokens, (B, 4 channels[0])."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         width = 4 * c.channels[0]
 

@@ -1,13 +1,12 @@
-"""A network of noisy images bound to its data: a U-Net or a transformer, and what it is conditioned on.
+"""A network over noisy images, a U-Net or a transformer, together with its data and conditions.
 
-What every system of diffusion and flows does with its network: initialise it, drop labels in training, evaluate it.
-Its conditions are fields of the data: the class, where the system is class-conditional, and `low_resolution`,
-`context` and `vector`, where the data has them. The low-resolution image is enlarged by linear interpolation and stands
-beside the noisy one as further channels, with which any system becomes an upsampler (Dhariwal & Nichol 2021, arXiv
-2105.05233, section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network
-attends to; it comes with `negative_context`, what guidance leads away from and what stands in for a context that is
-dropped. A vector, such as the embedding of an image, is added to the embedding of the time; zeros stand in for one that
-is dropped.
+It has what every diffusion or flow system does with its network: initialise it, drop labels in training, evaluate it.
+Its conditions are fields of the data: the class, if the system is class-conditional, and `low_resolution`, `context`
+and `vector`, if the data has them. The low-resolution image is enlarged by linear interpolation and concatenated with
+the noisy one along the channels, which turns any system into an upsampler (Dhariwal & Nichol 2021, arXiv 2105.05233,
+section 4.3). A context is a sequence of features, such as those of a text's tokens, which the network attends to; it
+comes with `negative_context`, which is the weak condition in guidance and replaces dropped contexts. A vector, such as
+the embedding of an image, is added to the embedding of the time; zeros replace dropped vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from jgen.nn import dit, unet
 from jgen.nn.cross_attention import Tokens
 from jgen.prob.pixels import to_float
 
-# `unet.Config` or `dit.Config`: the command line shows the options of the one that a configuration has.
+# `unet.Config` or `dit.Config`: the command line shows the options of the configured one.
 NetworkConfig = Any
 
 
@@ -82,7 +81,7 @@ class ConditionalNetwork(NamedTuple):
         """New parameters.
 
         Args:
-          vector_size: D of `vector`; inputs: what the network sees of x, where that is not x itself.
+          vector_size: D of `vector`; inputs: the network's input computed from x, if that is not x itself.
         """
         x = to_float(batch["image"][:1], self.images.levels)
         cond = select_first(batch, self.conditions)
@@ -92,7 +91,7 @@ class ConditionalNetwork(NamedTuple):
         return self.network.init(key, *given, **context_of(cond))["params"]
 
     def with_low_resolution(self, x: jax.Array, cond: Cond) -> jax.Array:
-        """x with the enlarged low-resolution image as further channels, where the network is conditioned on one."""
+        """x with the enlarged low-resolution image as further channels, if the network is conditioned on one."""
         if "low_resolution" not in self.conditions:
             return x
         small = to_float(cond["low_resolution"], self.small_levels)
@@ -100,7 +99,7 @@ class ConditionalNetwork(NamedTuple):
         return jnp.concatenate([x, large], axis=-1)
 
     def init_roles(self, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
-        """`init` of a system without other parameters: new ones, or the teacher's where all shapes agree."""
+        """`init` of a system without other parameters: new ones, or the teacher's if all shapes agree."""
         params = self.init(key, batch)
         if "teacher" in frozen:
             params = start_from(frozen["teacher"].params.get(self.role), params)
@@ -112,7 +111,7 @@ class ConditionalNetwork(NamedTuple):
 
     @property
     def droppable(self) -> bool:
-        """Whether there is a condition that is dropped in training, for guidance."""
+        """Whether a condition is dropped in training, for guidance."""
         return not {"label", "context", "vector"}.isdisjoint(self.conditions)
 
     def cond_for_training(self, keys: jax.Array, batch: Batch, rate: float) -> Cond:
@@ -128,8 +127,7 @@ class ConditionalNetwork(NamedTuple):
         return jax.tree.map(chosen, self.without_class(cond), cond)
 
     def without_class(self, cond: Cond) -> Cond:
-        """The condition with the null label in place of every label, the negative context in place of the other, and a
-        vector of zeros."""
+        """The condition with null labels, the negative context as its context, and a vector of zeros."""
         null = {**cond}
         if "label" in cond:
             null["label"] = jnp.full_like(cond["label"], self.null_label)
@@ -141,7 +139,7 @@ class ConditionalNetwork(NamedTuple):
 
 
 def context_of(cond: Cond) -> dict[str, Tokens]:
-    """A network's further argument: what it attends to, where there is a context."""
+    """A network's further argument: the tokens that it attends to, if there is a context."""
     return {"context": cond["context"]} if "context" in cond else {}
 
 
@@ -154,12 +152,12 @@ def vector_of(cond: Cond, own: jax.Array | None) -> jax.Array | None:
 def make_conditional_network(
     config: Options, data: DataSpec, small_t: bool = False, outputs: int = 1
 ) -> ConditionalNetwork:
-    """The network of `config.network` over the images of `data`, with one class more than there are, for "no class".
+    """The network of `config.network` over the images of `data`, with one additional class for "no class".
 
     Args:
-      small_t: whether the t that is passed is of order 1 (a time in [0, 1], ln(sigma) / 4), not a step 1 .. T. It
+      small_t: whether the t that is passed is of order 1 (a time in [0, 1], ln(sigma) / 4) instead of a step 1 .. T. It
         permits NCSN++, and a transformer then embeds 1000 t.
-      outputs: numbers that the network gives for each channel of each pixel.
+      outputs: number of outputs for each channel of each pixel.
     Raises:
       UserError: sizes that the network cannot be built with, or classes of data that has none.
     """
@@ -186,7 +184,7 @@ def make_conditional_network(
 
 
 def start_from(trained: Any, params: Any) -> Any:
-    """Copies of another model's parameters where they have the shapes of `params`, or else `params`."""
+    """Copies of another model's parameters if they have the shapes of `params`, else `params`."""
     same = jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, params)
     return jax.tree.map(jnp.copy, trained) if same else params
 

@@ -1,11 +1,11 @@
 """Convolutions and transposed convolutions, as functions and as layers, NHWC.
 
-They are XLA's convolutions, which every derivative passes through, `jax.jvp` too. On CPU, outside of
-`jgen.core.backend.plain_forms`, some are computed by a formulation of `jgen.nn.cpu` that is faster there and has
-gradients (`jax.grad`, `jax.vjp`, of any order) but no `jax.jvp`. It is chosen by the argument `cpu`:
+They are XLA's convolutions, with all derivatives, including `jax.jvp`. On CPU, outside of
+`jgen.core.backend.plain_forms`, some use a formulation from `jgen.nn.cpu` that is faster there and supports gradients
+(`jax.grad`, `jax.vjp`, of any order) but not `jax.jvp`. The argument `cpu` selects it:
 
-    "auto"     by the sizes: Winograd's algorithm for wide 3x3 convolutions of stride 1; gradients of any order that are
-               fast for 4x4 convolutions of stride 2
+    "auto"     by the sizes: Winograd's algorithm for wide 3x3 convolutions of stride 1; fast gradients of any order for
+               4x4 convolutions of stride 2
     "scan"     for a convolution that is differentiated inside `lax.scan`, where XLA's gradient takes 30 times as long:
                odd sizes, stride 1
     "patches"  matrix products with patches of the input where that has few channels: stride 1
@@ -38,12 +38,12 @@ def conv(
     """Convolution of x (B, H, W, C) with a kernel (m, n, C, O), to (B, h, w, O).
 
     Args:
-      padding: rows of zeros ((above, below), (left, right)), below zero rows that are left out; by default (m - 1) // 2
-        and (n - 1) // 2 on both sides, with which an odd kernel keeps the size, and one of 3x3 or 4x4 with stride 2
-        halves an even one.
+      padding: rows of zeros ((above, below), (left, right)); negative: rows that are left out. By default (m - 1) // 2
+        and (n - 1) // 2 on both sides: an odd kernel keeps the size, and a 3x3 or 4x4 kernel with stride 2 halves an
+        even one.
       cpu: the formulation on CPU, see above.
     Raises:
-      ValueError: a convolution that the formulation asked for does not serve.
+      ValueError: a convolution that the requested formulation does not support.
     """
     same = _default_padding(kernel)
     padding = same if padding is None else padding
@@ -54,7 +54,7 @@ def conv(
     if formulation is not None:
         return formulation(x, kernel)
     missing = [max(-high, 0) for _, high in padding]
-    if any(missing):  # taps of zeros in place of a padding below zero, for which JAX 0.10 has wrong gradients on CPU
+    if any(missing):  # taps of zeros instead of a padding below zero, for which JAX 0.10 has wrong gradients on CPU
         kernel = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
         (above, below), (left, right) = padding
         padding = (above, max(below, 0)), (left, max(right, 0))
@@ -64,7 +64,7 @@ def conv(
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-    """Convolution of x (B, H, W, C), keeping the size, in which each group of outputs sees its own inputs alone.
+    """Grouped convolution of x (B, H, W, C), keeping the size: each group of outputs sees its own inputs only.
 
     On CPU it is a convolution for each group, since the gradient of XLA's grouped convolution takes 25 to 80 times as
     long there.

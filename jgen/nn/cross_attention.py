@@ -1,11 +1,11 @@
-"""Attention of a feature map or a sequence to tokens, such as of a text, and the blocks of U-Nets that have it.
+"""Attention of a feature map or a sequence to tokens, such as those of a text, and U-Net blocks with it.
 
     cross-attention   softmax(Q K^T / sqrt(d)) V,  Q = W_Q x,  K = W_K c,  V = W_V c      (Rombach et al. 2022, eq. 3)
     spatial           x + out(blocks(in(GroupNorm(x)))), each position of a feature map a member of a sequence
     block             h + attention(LN(h)),  + attention(LN(h), c),  + W (a gelu(b)), (a, b) = W' LN(h)    (GEGLU)
 
-Latent diffusion's layers (Rombach et al. 2022, arXiv 2112.10752, appendix E.2.1), parameter for parameter those of
-Stable Diffusion. What a layer adds to its input starts at zero.
+Latent diffusion's layers (Rombach et al. 2022, arXiv 2112.10752, appendix E.2.1), with the same parameters as in Stable
+Diffusion. The residual branch of a layer starts at zero.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LAYER_EPS, GROUP_EPS = 1e-5, 1e-6  # of normalisation, as in the authors' code
 
 
 class Tokens(NamedTuple):
-    """What is attended to.
+    """Tokens to attend to.
 
     features: (B, L, D).
-    mask:     which of them count, bool (B, L); None for all.
+    mask:     which of them are attended to, bool (B, L); None for all.
     offset:   int32 (B,): example i attends to its own values with the weights of example i + offset (prompt-to-prompt:
               Hertz et al. 2023, arXiv 2208.01626, section 3); None for its own weights.
     """

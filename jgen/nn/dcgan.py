@@ -48,7 +48,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """(images in [-1, 1] (B, H, W, C), one_hot (B, classes) or None, train) to float32 (B,), high for a real image.
 
-    With conditioning "auxiliary" and `classify`, to logits of the classes, (B, classes), in place of that.
+    With conditioning "auxiliary" and `classify`, the output is the logits of the classes, (B, classes), instead.
     """
 
     channels: tuple[int, ...]

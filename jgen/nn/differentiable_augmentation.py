@@ -1,6 +1,6 @@
-"""Differentiable augmentation of what a discriminator sees (Zhao, Liu, Lin, Zhu & Han 2020, arXiv 2006.10738).
+"""Differentiable augmentation of a discriminator's inputs (Zhao, Liu, Lin, Zhu & Han 2020, arXiv 2006.10738).
 
-Every image, real or generated, has each of these, with the gradient passing through:
+Every image, real or generated, gets each of these, and gradients pass through them:
 
     colour       brightness + U[-1/2, 1/2]; saturation times U[0, 2]; contrast times U[1/2, 3/2]
     translation  by whole pixels, at most 1/8 of the size, zeros (grey) moving in
@@ -38,7 +38,7 @@ def recoloured(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def shifted(key: jax.Array, x: jax.Array) -> jax.Array:
-    """x (H, W, C) moved by whole pixels, with zeros for what comes from outside."""
+    """x (H, W, C) translated by whole pixels, with zeros from outside."""
     limits = [int(size * LARGEST_SHIFT + 0.5) for size in x.shape[:2]]
     padded = jnp.pad(x, ((limits[0], limits[0]), (limits[1], limits[1]), (0, 0)))
     start = jax.random.randint(key, (2,), 0, 2 * jnp.array(limits) + 1)
@@ -50,7 +50,7 @@ def cut_out(key: jax.Array, x: jax.Array) -> jax.Array:
     inside = []
     for size, uniform in zip(x.shape[:2], jax.random.uniform(key, (2,))):
         side = int(size * CUTOUT + 0.5)
-        # The middle is one of the size + (1 - side % 2) places of the authors' code; the rest lies outside.
+        # The middle is at one of the size + (1 - side % 2) positions of the authors' code; parts may lie outside.
         first = jnp.floor(uniform * (size + 1 - side % 2)) - side // 2
         place = jnp.arange(size)
         inside.append((place >= first) & (place < first + side))

@@ -1,6 +1,6 @@
 """Distribution augmentation (Jun et al. 2020, "Distribution Augmentation for Generative Modeling"): random
-rotations and reflections of training images, given to the network as a condition. To sample and to score, the condition
-is the identity, number 0.
+rotations and reflections of training images, which the network is conditioned on. For sampling and scoring, the
+condition is the identity, number 0.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What is done to an image: quarter turns counter-clockwise, then whether it is mirrored left to right. The identity is
+# Transformations: number of quarter turns counter-clockwise, then whether it is mirrored left to right. The identity is
 # the first; (3, True) is the transposition.
 AUGMENTATIONS: dict[str, tuple[tuple[int, bool], ...]] = {
     "none": ((0, False),),
@@ -33,6 +33,6 @@ def transform(images: jax.Array, number: jax.Array, augmentation: str) -> jax.Ar
     for turns, mirrored in AUGMENTATIONS[augmentation]:
         turned = np.rot90(grid, turns)
         sources.append((turned[:, ::-1] if mirrored else turned).reshape(-1))
-    index = jnp.asarray(np.stack(sources))[number]  # the pixel that comes to each place
+    index = jnp.asarray(np.stack(sources))[number]  # the pixel that comes to each position
     flat = images.reshape(batch, height * width, channels)
     return jnp.take_along_axis(flat, index[..., None], axis=1).reshape(images.shape)

@@ -4,11 +4,11 @@
     c         MLP(embedding of t) + embedding of the class, (B, E)
     adaLN     (shift, scale, gate) for attention and for the MLP, from one linear layer of SiLU(c), zero at first
     block     h + gate * attention(LN(h) (1 + scale) + shift), the same with the MLP              (figure 3, adaLN-Zero)
-    context   between the two h + attention(h, tokens), where there are tokens (Chen et al. 2024, arXiv 2310.00426)
+    context   between the two, h + attention(h, tokens), if there are tokens (Chen et al. 2024, arXiv 2310.00426)
     output    LN(h) (1 + scale) + shift, a linear layer to the patch's pixels, zero at first
 
-Every block is the identity at first, and the output is 0. The blocks' parameters are stacked and one program serves all
-of them. Positions are the rows' sines and cosines beside the columns'.
+Every block is the identity at first, and the output is 0. The blocks' parameters are stacked, and all blocks share one
+program. Position embeddings are sines and cosines of the row and the column.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from jgen.nn.dropout import dropout
 from jgen.nn.embeddings import MAX_PERIOD, sinusoidal_embedding
 from jgen.nn.resampling import depth_to_space, space_to_depth
 
-UNROLLED = 8  # blocks at most that are compiled one by one, which runs faster
+UNROLLED = 8  # largest number of blocks that are compiled one by one, which runs faster
 TIME_FEATURES = 256  # of the embedding of t
-SMALL_T_SCALE = 1000.0  # of a t of order 1, for an embedding that was made for steps 1 .. 1000
+SMALL_T_SCALE = 1000.0  # of a t of order 1, for an embedding that is designed for steps 1 .. 1000
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class Config:
     patch: int = 2
     """Height and width p of a patch."""
     features: int = 768
-    """Width of the sequence."""
+    """Width of the transformer."""
     layers: int = 12
     """Blocks."""
     heads: int = 12
-    """Heads of attention."""
+    """Attention heads."""
     mlp_ratio: float = 4.0
     """Width of a block's MLP, as a multiple of `features`."""
     dropout: float = 0.0
-    """Dropout rate behind attention and MLP (the paper: 0)."""
+    """Dropout rate after attention and MLP (the paper: 0)."""
     remat: bool = False
-    """Compute the blocks' features anew for the gradient, so that only their inputs take memory."""
+    """Recompute the blocks' activations in the backward pass, so that only their inputs are stored."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the network's computation; parameters, statistics and losses stay float32."""
 
 
 def small(**sizes: Any) -> Config:
@@ -80,7 +80,7 @@ def extra_large(**sizes: Any) -> Config:
 
 
 def dense(features: int, dtype: DTypeLike, name: str, zero: bool = False) -> nn.Dense:
-    """A linear layer as the paper initialises it: Xavier's uniform weights, or zeros."""
+    """A linear layer initialised as in the paper: Xavier uniform, or zeros."""
     init = nn.initializers.zeros if zero else nn.initializers.xavier_uniform()
     return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
@@ -100,7 +100,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array, keys: jax.Array | None, context: Tokens | None = None) -> jax.Array:
-        """x (B, L, E); c (B, E) after its SiLU; keys (B,) are dropout's, None for none; context: of cross-attention."""
+        """x (B, L, E); c (B, E) after its SiLU; keys (B,) are for dropout, None for none; context: of
+        cross-attention."""
         o, dtype = self.config, jnp.dtype(self.config.dtype)
         batch, length, width = x.shape
         key_attention, key_mlp = (None, None) if keys is None else rng.split(keys, 2)
@@ -124,11 +125,11 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """(x (B, H, W, C), t (B,), label (B,) or None, dropout keys (B,) or None) to float32 (B, H, W, out_channels).
 
-    num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
-    time_scale:  what t is multiplied with before its embedding, which was made for steps 1 .. 1000.
+    num_classes: 0 for no class embedding; else the number of embeddings, including a null class if there is one.
+    time_scale:  factor on t before its embedding, which is designed for steps 1 .. 1000.
 
-    vector (B, D), where it is given, is a further condition, such as how an image was augmented. With a context, such
-    as the tokens of a text, every block attends to it.
+    vector (B, D), if given, is a further condition, such as how an image was augmented. If a context is given, such as
+    the tokens of a text, every block attends to it.
     """
 
     config: Config
@@ -171,7 +172,7 @@ class DiT(nn.Module):
         return h
 
     def blocks(self, h: jax.Array, c: jax.Array, keys: jax.Array | None, context: Tokens | None) -> jax.Array:
-        """All blocks, one after another, by one program."""
+        """All blocks, one after another, in one program."""
         o = self.config
         block = Block(o, parent=None)
 
@@ -204,10 +205,10 @@ def from_patches(x: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
 
 
 def positions(rows: int, columns: int, features: int) -> np.ndarray:
-    """Fixed embeddings of a grid's places in raster order, (rows columns, features).
+    """Fixed embeddings of a grid's positions in raster order, (rows columns, features).
 
-    Of each place a quarter of the features are sines of the column, a quarter its cosines, and the same of the row
-    (Dosovitskiy et al. 2021, arXiv 2010.11929, as the authors of DiT have it). `features` is divisible by 4.
+    For each position, a quarter of the features are sines of the column, a quarter its cosines, and the same for the
+    row (as in DiT, after Dosovitskiy et al. 2021, arXiv 2010.11929). `features` must be divisible by 4.
     """
     frequencies = np.exp(-math.log(MAX_PERIOD) * np.arange(features // 4) / (features // 4))
     y, x = np.mgrid[:rows, :columns].reshape(2, -1)
@@ -219,7 +220,7 @@ def make_dit(config: Config, images: ImageSpec, num_classes: int, out_channels: 
     """The transformer over images.
 
     Args:
-      num_classes: of the class embedding, a null class included; 0 for none.
+      num_classes: of the class embedding, including a null class; 0 for none.
       out_channels: 0 takes those of the images.
       small_t: whether t is of order 1, not a step 1 .. T.
     Raises:

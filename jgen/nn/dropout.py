@@ -1,4 +1,4 @@
-"""Dropout that belongs to an example."""
+"""Dropout with a key per example."""
 
 from __future__ import annotations
 

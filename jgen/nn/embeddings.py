@@ -29,8 +29,8 @@ def fourier_embedding(t: jax.Array, dim: int, scale: float) -> jax.Array:
     """Random Fourier features of scalars (B,), to float32 (B, dim): dim / 2 sines, then dim / 2 cosines; `dim` even.
 
     The angles are 2 pi f t with f ~ N(0, scale^2) (Tancik et al. 2020, arXiv 2006.10739, as used by Song et al. 2021).
-    The frequencies f are no parameters: they are constants, drawn from a fixed seed, the same in every run. The draw is
-    of NumPy's `RandomState`, whose numbers, unlike those of other generators, never change from version to version.
+    The frequencies f are not parameters but constants drawn from a fixed seed, the same in every run. They are drawn by
+    NumPy's `RandomState`, whose numbers, unlike those of other generators, never change between versions.
     """
     frequencies = scale * np.random.RandomState(0).standard_normal(dim // 2)
     angles = t.astype(jnp.float32)[:, None] * jnp.asarray(2.0 * math.pi * frequencies, jnp.float32)[None, :]

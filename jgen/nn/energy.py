@@ -5,8 +5,7 @@
     block   SiLU, 3x3 convolution, class gain and bias, twice, added to the input
     gain and bias of class y   (1 + g_y) h + b_y, for each channel
 
-Layers are spectrally normalised, the last layer is not. SiLU in place of leaky ReLU has the energy a gradient
-without jumps.
+All layers but the last are spectrally normalised. SiLU instead of leaky ReLU makes the energy's gradient continuous.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class ClassAffine(nn.Module):
 
 
 class EnergyBlock(nn.Module):
-    """(B, H, W, C) to (B, H, W, features), or half as high and wide where `down`; (B, C) to (B, features).
+    """(B, H, W, C) to (B, H, W, features), or half as high and wide if `down`; (B, C) to (B, features).
 
     kernel_size: of its convolutions; 0: dense layers.
     """

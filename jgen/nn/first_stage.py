@@ -1,8 +1,8 @@
 """Encoder and decoder of latent diffusion's first stage, and its discriminator of patches.
 
-Esser, Rombach & Ommer 2021 (arXiv 2012.09841, table 7); Rombach et al. 2022 (arXiv 2112.10752, appendix G). Parameter
-for parameter encoder and decoder are those of diffusers' `AutoencoderKL`, and with attention in levels those of its
-`VQModel`. An image is halved once a level but the last; the latents are a grid of vectors.
+Esser, Rombach & Ommer 2021 (arXiv 2012.09841, table 7); Rombach et al. 2022 (arXiv 2112.10752, appendix G). Encoder and
+decoder have the same parameters as diffusers' `AutoencoderKL`, and with attention in levels as its `VQModel`. Every
+level but the last halves the image; the latents are a grid of vectors.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Config:
     groups: int = 32
     """Groups of group normalisation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the network's computation; parameters, statistics and losses stay float32."""
 
     @property
     def factor(self) -> int:
-        """How many times as high and wide as the latents an image is."""
+        """Downsampling factor from the image to the latents."""
         return int(2 ** (len(self.channels) - 1))
 
     def grid(self, images: ImageSpec) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks, with attention in one head of the full width between them where it is asked for."""
+    """Two residual blocks, optionally with single-head attention of the full width between them."""
 
     config: Config
 
@@ -134,9 +134,10 @@ class Decoder(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, H, W, C) to how real each patch looks, float32 (B, h, w) (Isola et al. 2017, arXiv 1611.07004).
+    """Images (B, H, W, C) to a score for each patch, high for real ones, float32 (B, h, w) (Isola et al. 2017, arXiv
+    1611.07004).
 
-    4x4 convolutions of stride 2, one for each of `channels`, then one of 3x3. Group normalisation is in place of batch
+    4x4 convolutions of stride 2, one for each of `channels`, then one of 3x3. Group normalisation replaces batch
     normalisation, so that an image's score does not depend on its batch.
     """
 

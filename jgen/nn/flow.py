@@ -1,8 +1,8 @@
-"""Layers of normalising flows (flax.linen), NHWC, and chains of equal layers compiled as one.
+"""Layers of normalising flows (flax.linen), NHWC, and chains of identical layers compiled as one.
 
 A layer is called as layer(x, ..., inverse) and returns (y, log_det): y is x mapped forward, from images towards
 latents, or with `inverse` backward; log_det (B,) is the log of the absolute determinant of that map's Jacobian, nats.
-Layers that are initialised from data are so in `init`, whose x must be the whole first batch.
+Data-dependent initialisation happens in `init`, whose x must be the whole first batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def log_std(x: jax.Array) -> jax.Array:
 def network_dtype(name: str) -> Any:
     """The `dtype` of a coupling's convolutions for an option's "float32" or "bfloat16".
 
-    float32 is None, the type of what comes in, so that a flow can be checked in float64.
+    float32 is None, the input's type, so that a flow can be checked in float64.
     """
     return jnp.bfloat16 if name == "bfloat16" else None
 
@@ -43,18 +43,18 @@ def cast(x: jax.Array, dtype: DTypeLike | None) -> jax.Array:
 
 
 def spread(value: Any, x: jax.Array) -> jax.Array:
-    """One value an example, () or (), as (B,)."""
+    """One value per example, () or (B,), as (B,)."""
     return jnp.broadcast_to(value, x.shape[:1])
 
 
 def embed(num_classes: int, features: int, label: jax.Array | None) -> Any:
-    """A learned vector by class, started at zero: int (B,) to (B, features)."""
+    """A learned vector per class, initialised at zero: int (B,) to (B, features)."""
     return nn.Embed(num_classes, features, embedding_init=nn.initializers.zeros, name="classes")(label)
 
 
 def standardising(module: nn.Module, y: Callable[[], Any], features: int) -> tuple[Any, Any]:
-    """Parameters log_scale and bias (features,) with which the first batch's y becomes standard: scale y + bias."""
-    zeros = jnp.zeros(features)  # flax asks for the shapes also when the parameters are there
+    """Parameters log_scale and bias (features,) that standardise the first batch's y: scale y + bias."""
+    zeros = jnp.zeros(features)  # flax needs the shapes even if the parameters exist already
     first = y() if module.is_initializing() else None
 
     def init_log_scale(key: jax.Array) -> Any:
@@ -68,7 +68,8 @@ def standardising(module: nn.Module, y: Callable[[], Any], features: int) -> tup
 
 
 class ActNorm(nn.Module):
-    """y = s x + b by channel, started so that the first batch comes out with mean 0 and deviation 1 (table 1)."""
+    """y = s x + b per channel, initialised so that the output of the first batch has mean 0 and deviation 1 (table
+    1)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, inverse: bool = False) -> Mapped:
@@ -82,7 +83,7 @@ class ActNorm(nn.Module):
 class InvertibleConv(nn.Module):
     """y = W x at every position, W = P L (U + diag(s)) (C, C), started at a random rotation (equations 9 to 11).
 
-    P and the signs of s stay as they start, in the collection "fixed".
+    P and the signs of s keep their initial values, in the collection "fixed".
     """
 
     @nn.compact
@@ -132,10 +133,11 @@ def convolve(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Ar
 
 
 class ScaledConv(nn.Module):
-    """A convolution with a scale and a bias by channel, started so that the first batch comes out standardised.
+    """A convolution with a scale and a bias per channel, initialised so that the output of the first batch is
+    standardised.
 
-    It is a convolution followed by actnorm, with the scale multiplied into the kernel. The class, where there are
-    classes, adds a bias of its own. Parameters are float32; `dtype` is the type of the arithmetic, None for x's.
+    It is a convolution followed by actnorm, with the scale multiplied into the kernel. Each class, if there are any,
+    adds its own bias. Parameters are float32; `dtype` is the type of the arithmetic, None for x's.
     """
 
     features: int
@@ -178,7 +180,7 @@ class ZeroConv(nn.Module):
 class LogisticMixture(nn.Module):
     """Maps each entry of x by `jgen.prob.mixture_cdf`, with the parameters that a coupling's network gives.
 
-    The components start apart, or their gradients would be equal for ever.
+    The components are initialised differently, since otherwise their gradients would always be equal.
     """
 
     mixtures: int
@@ -189,7 +191,7 @@ class LogisticMixture(nn.Module):
         logits, means, log_scales = jnp.split(raw.reshape(*x.shape, 3 * self.mixtures), 3, axis=-1)
         start = jnp.linspace(-1.5, 1.5, self.mixtures)
         means = means + self.param("means", lambda key: start)[None, None, None, None, :]
-        # From 0.05 to 20: beyond, the inverse would be lost in rounding errors.
+        # From 0.05 to 20: beyond, rounding errors would dominate the inverse.
         mixture = mixture_cdf.Mixture(logits, means, 3 * jnp.tanh(log_scales / 3))
         return mixture_cdf.invert(mixture, x) if inverse else mixture_cdf.apply(mixture, x)
 
@@ -197,8 +199,8 @@ class LogisticMixture(nn.Module):
 class GaussianPrior(nn.Module):
     """Standardises z under a learned Gaussian: eps = (z - mean) / std.
 
-    Mean and std come from a 3x3 convolution of `given` (B, H, W, C'), the channels that the flow goes on with, or where
-    that is None from one parameter a channel; the class adds to both.
+    Mean and std are computed by a 3x3 convolution of `given` (B, H, W, C'), the channels that remain in the flow, or if
+    that is None are one parameter per channel; the class adds to both.
     """
 
     num_classes: int = 0
@@ -218,8 +220,8 @@ class GaussianPrior(nn.Module):
         return affine(z, -mean, -log_std, inverse)
 
 
-# A chain of `depth` equal layers is a scan over one layer, with its variables stacked along a first axis: it compiles
-# in the time of one.
+# A chain of `depth` identical layers is a scan over one layer, with variables stacked along a first axis: it compiles
+# as fast as one layer.
 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (variables of one layer, x) -> (y, log_det)
 
@@ -231,7 +233,7 @@ def init_chain(
 
     Args:
       init: (key, x, setting) -> ((y, log_det), variables) of one layer, as `init_with_output` returns them.
-      settings: an array (depth,), one setting a layer.
+      settings: an array (depth,), one setting per layer.
     """
 
     def one(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
@@ -249,7 +251,7 @@ def apply_chain(step: Step, stacked: Any, x: jax.Array, inverse: bool = False, r
     Args:
       step: (variables, x) -> (y, log_det) of one layer, in the direction asked for.
       stacked: the variables of all layers, with a first axis of length depth.
-      remat: compute what is inside a layer anew for the gradient, so that only the layers' inputs are kept.
+      remat: recompute the activations inside a layer in the backward pass, so that only the layers' inputs are stored.
     """
 
     def one(carry: tuple[Any, Any], variables: Any) -> tuple[tuple[Any, Any], None]:

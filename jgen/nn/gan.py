@@ -37,7 +37,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """(images in [-1, 1] (B, H, W, C), one_hot (B, classes) or None) to float32 (B,), high for a real image.
 
-    pieces: how many linear functions a unit is the largest of.
+    pieces: number of linear functions of which a unit takes the largest.
     """
 
     widths: tuple[int, ...]
@@ -52,6 +52,6 @@ class Discriminator(nn.Module):
             h = nn.Dense(width * self.pieces, dtype=self.dtype, name=f"dense{number}")(h)
             h = h.reshape(-1, width, self.pieces)
             # Not `jnp.max`: its gradient divides by the number of pieces that equal the maximum, which is 0 where XLA
-            # computes h a second time with other roundings.
+            # recomputes h with different rounding.
             h = reduce(jnp.maximum, [h[..., i] for i in range(self.pieces)])
         return nn.Dense(1, name="out")(h.astype(jnp.float32))[:, 0]

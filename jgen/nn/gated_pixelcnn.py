@@ -1,14 +1,14 @@
 """The network of Gated PixelCNN (van den Oord et al. 2016, arXiv 1606.05328), for pixels and for discrete codes.
 
-Two stacks of gated convolutions. The vertical stack at row i sees every row above, and the horizontal stack adds the
-pixels to the left and, through a 1 x 1 convolution, what the vertical stack found, so that there is no blind spot:
+Two stacks of gated convolutions. The vertical stack at row i sees every row above, and the horizontal stack sees the
+pixels to the left and, through a 1 x 1 convolution, the vertical stack's output, so that there is no blind spot:
 
     y = tanh(W_f * x + V_f h) . sigmoid(W_g * x + V_g h)         (equation 4), h the class as a one-hot vector
 
-The horizontal stack has residual connections; the logits come from it by two ReLU and 1 x 1 convolution layers. Where a
-layer is conditioned on features at every location, V_f h and V_g h are 1 x 1 convolutions of them (section 2.3).
+The horizontal stack has residual connections; two layers of ReLU and 1 x 1 convolution turn it into logits. If a layer
+is conditioned on features at every location, V_f h and V_g h are 1 x 1 convolutions of them (section 2.3).
 
-It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one pixel at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def to_bias(embedding: jax.Array | int, axis: int) -> Any:
 class PixelEmbedding(nn.Module):
     """Integers (..., C) to features (..., C * size), channel by channel.
 
-    size: 0 scales the levels to [-1, 1], one feature a channel, which suits pixels; above 0 each level has a learned
+    size: 0 scales the levels to [-1, 1], one feature per channel, which suits pixels; above 0 each level has a learned
     vector of that size, which suits codes, whose numbers have no order.
     """
 
@@ -108,7 +108,7 @@ class GatedLayer(nn.Module):
     def row(
         self, window: jax.Array, label: jax.Array | None, local: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """The vertical stack's new row, and what the horizontal stack takes from it, from the rows that it sees; local:
+        """The vertical stack's new row, and the horizontal stack's input from it, given the rows that it sees; local:
         the features of that row, (W, B, C)."""
         bias_v, bias_h = self.biases(label, local, 0)
         before = self.vertical.row(window) + bias_v
@@ -120,7 +120,7 @@ class GatedLayer(nn.Module):
         return h + y if self.residual else y
 
     def biases(self, label: jax.Array | None, local: jax.Array | None, axis: int) -> tuple[Any, Any]:
-        """What the conditions add to the vertical and to the horizontal stack; axis: see `to_bias`."""
+        """The conditions' contributions to the vertical and to the horizontal stack; axis: see `to_bias`."""
         bias_v, bias_h = (self.label_v(label), self.label_h(label)) if self.num_classes else (0, 0)
         bias_v, bias_h = to_bias(bias_v, axis), to_bias(bias_h, axis)
         return (bias_v + self.local_v(local), bias_h + self.local_h(local)) if self.local else (bias_v, bias_h)
@@ -133,7 +133,7 @@ class GatedPixelCNN(nn.Module):
     features: width of each stack, a multiple of the channels; hidden: of the output's middle layer, likewise.
     blocks: gated layers of `size` x `size` after the first of `first_size` x `first_size`.
     embedding: see `PixelEmbedding`. num_classes: 0 for none; the label is then ignored.
-    outputs: features of each channel of a pixel in place of its logits, float32 (B, H, W, C, outputs); 0: the logits.
+    outputs: features of each channel of a pixel instead of its logits, float32 (B, H, W, C, outputs); 0: the logits.
     """
 
     levels: int
@@ -172,7 +172,7 @@ class GatedPixelCNN(nn.Module):
     # One row and one pixel at a time: see jgen.samplers.autoregressive.
 
     def start(self, batch: int, width: int) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Of each layer: the vertical stack's input in the rows above, (rows, W, B, inputs), and the horizontal
+        """For each layer, the vertical stack's input in the rows above, (rows, W, B, inputs), and the horizontal
         stack's input in the pixels to the left, (pixels, B, inputs); zeros, as outside of the image."""
         rows, columns = [], []
         for layer in self.layers:
@@ -181,7 +181,8 @@ class GatedPixelCNN(nn.Module):
         return rows, columns
 
     def enter_row(self, rows: list[jax.Array], label: jax.Array | None) -> tuple[list[jax.Array], list[jax.Array]]:
-        """The vertical stack over a row: the new rows above, but for the image's, and the context of its pixels."""
+        """The vertical stack over a row: the new rows above, except the image's, and the context of the row's
+        pixels."""
         v, context = self.layers[0].row(rows[0], label)
         contexts = [context]
         after = [rows[0]]

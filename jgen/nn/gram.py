@@ -1,19 +1,19 @@
-"""Gram matrices of a network's maps: what features are active together, wherever that is (Gatys et al. 2015, eq. 1).
+"""Gram matrices of a network's maps: which features are active together, at any position (Gatys et al. 2015, eq. 1).
 
     G_l = F_l^T F_l / (h w),  F_l (h w, c) the map of layer l
 
-Networks are frozen and their boundaries are periodic, so that a shift of the image by the pixels of the deepest map
-leaves all G_l as they are. They are
+Networks are frozen and have periodic boundaries, so that shifting the image by the stride of the deepest map leaves all
+G_l unchanged. They are
 
     random        one layer of random filters with ReLU at several scales (Ustyuzhaninov et al. 2016, arXiv 1606.00021),
                   and the products of neighbouring scales
     efficientnet  EfficientNet-Lite0 (`jgen.nn.efficientnet`), its stem and its first stages
     vgg19         VGG-19 (`jgen.nn.vgg`), the layers of Gatys et al.
 
-The pixels themselves are the first map of each. Beside the matrices stand the powers of the steerable pyramid's bands
-(`jgen.nn.steerable_pyramid`), without which a network whose first convolution has stride 2 leaves the finest pixels as
-noise: a constraint of the spectrum, as Liu, Gousseau & Xia 2016 (arXiv 1605.01141) add. Maps are (h, w, c) here, of one
-image.
+The pixels themselves are the first map of each network. In addition to the matrices there are the powers of the
+steerable pyramid's bands (`jgen.nn.steerable_pyramid`): without this constraint on the spectrum, similar to that of
+Liu, Gousseau & Xia 2016 (arXiv 1605.01141), a network whose first convolution has stride 2 leaves noise at the finest
+scale. Maps are (h, w, c) here, for one image.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import numpy as np
 
 from jgen.nn import efficientnet, steerable_pyramid, vgg
 
-BORDER = 3  # pixels of a map that are left out at each side of what is not periodic; a fifth of small maps at most
+BORDER = 3  # pixels of a map that are left out at each side if it is not periodic; at most a fifth of small maps
 EFFICIENTNET_STAGES = 5  # down to 1/16 of the size
-FLOOR = 1e-3  # of a feature's power, relative to the mean of its layer, in the unit of its entries
+FLOOR = 1e-3  # lower limit of a feature's power, relative to the mean of its layer, in the units of the entries
 SCALES, ORIENTATIONS = 4, 4  # of the bands whose powers are taken
-SEED = 0  # of random filters, which are part of a model's definition
+SEED = 0  # seed of random filters, which are part of a model's definition
 
 
 class Network(NamedTuple):
@@ -49,7 +49,7 @@ def random_network(scales: int, filters: int, kernel: int) -> Network:
 
     def maps(x: jax.Array, z: jax.Array) -> list[jax.Array]:
         drawn = np.random.default_rng(SEED).normal(size=(scales, kernel, kernel, z.shape[-1], filters))
-        drawn -= drawn.mean(axis=(1, 2), keepdims=True)  # else the mean and the coarsest shades are most of every map
+        drawn -= drawn.mean(axis=(1, 2), keepdims=True)  # otherwise the mean and the coarsest shades dominate every map
         kernels = jnp.asarray(drawn / np.sqrt(kernel * kernel * z.shape[-1]), z.dtype)
         lows = steerable_pyramid.spectra(jnp.moveaxis(z, -1, 0), scales, 2).lows
         images = [z, *(jnp.moveaxis(jnp.fft.ifft2(low).real, 0, -1) for low in lows[1:])]
@@ -62,7 +62,7 @@ def efficientnet_network(path: str) -> Network:
     """EfficientNet-Lite0 from a file, or "installed". `maps` raises `UserError` as `efficientnet.load` does."""
 
     def maps(x: jax.Array, z: jax.Array) -> list[jax.Array]:
-        weights = loaded(path, efficientnet.load_weights)  # when they are needed: not every model is used
+        weights = loaded(path, efficientnet.load_weights)  # loaded when needed: not every model is used
         colours = efficientnet.standardised(jnp.broadcast_to(x, (*x.shape[:2], 3))[None])
         table = efficientnet.STAGES[:EFFICIENTNET_STAGES]
         return [h[0] for h in efficientnet.stages(weights, colours, table, periodic=True)]
@@ -90,7 +90,7 @@ def gram_matrices(network: Network, x: jax.Array, z: jax.Array, source: bool) ->
     image.
 
     Args:
-      source: leave out the borders of maps, which periodic boundaries of a crop have spoilt.
+      source: leave out the borders of maps, where the periodic boundaries do not fit a crop.
     """
     maps = network.maps(x, z)
     pooled = [vgg.mean_pool(h[None])[0] for h in maps[:-1]] if network.pairs else []
@@ -105,7 +105,7 @@ def band_powers(network: Network, z: jax.Array) -> jax.Array:
     spectra = steerable_pyramid.spectra(jnp.moveaxis(z, -1, 0), scales, ORIENTATIONS)
 
     def power(transform: jax.Array) -> jax.Array:
-        """Mean |x|^2 of what has this transform (C, n, h, w), (C, n): Parseval's theorem."""
+        """Mean |x|^2, (C, n), of images with this transform (C, n, h, w), by Parseval's theorem."""
         places = float(transform.shape[-2] * transform.shape[-1])
         return jnp.sum(jnp.square(transform.real / places) + jnp.square(transform.imag / places), axis=(-2, -1))
 
@@ -120,7 +120,8 @@ def product(a: jax.Array, b: jax.Array, source: bool) -> jax.Array:
 
 
 def scales_of(found: dict[str, Any]) -> dict[str, Any]:
-    """The units: of Gram matrices the roots of products of the features' powers, of powers themselves; a tree alike."""
+    """The units, as a tree of the same structure: roots of products of the features' powers for Gram matrices, and
+    powers themselves for powers."""
     roots = []
     for own in found["maps"]:
         power = jnp.diagonal(own)

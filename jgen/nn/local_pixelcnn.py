@@ -1,13 +1,14 @@
-"""A PixelCNN of a small receptive field, given features at every pixel: the decoder of a variational lossy autoencoder
-(Chen et al. 2017, arXiv 1611.02731, section 3.1).
+"""A PixelCNN with a small receptive field, conditioned on features at every pixel: the decoder of a variational lossy
+autoencoder (Chen et al. 2017, arXiv 1611.02731, section 3.1).
 
     p(x | c) = prod_i p(x_i | c_i, x_j for j in the window of i), each a softmax over the levels
 
-The window of a pixel has `window` rows above, and columns on both sides, and the `window` pixels to its left: of the
-(2 window + 1) x (window + 1) pixels around it, those that come before it in raster order. One masked convolution reads
-it whole, without a blind spot; the layers after it are 1 x 1, so the receptive field does not grow with their number.
+The window of a pixel consists of those among the (2 window + 1) x (window + 1) pixels around it (`window` rows above,
+`window` columns on each side) that precede it in raster order. One masked convolution reads the whole window, without a
+blind spot; the layers after it are 1 x 1, so the receptive field does not grow with depth.
 
-It serves `jgen.samplers.autoregressive` with one row and one pixel at a time, with the features in place of a label.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one pixel at a time, with the features instead of a
+label.
 """
 
 from __future__ import annotations

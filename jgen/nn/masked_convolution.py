@@ -6,10 +6,10 @@ here from the two parts that the mask leaves, so that no product with a masked w
     vertical    the rows above, each over n columns, and the whole own row with mask B   (a shifted n // 2 [+ 1] x n)
     horizontal  the pixels to the left, and the own pixel with mask B                    (a shifted 1 x n // 2 [+ 1])
 
-Each has a second formulation for sampling, of one row and of one pixel, in the layouts (W, B, C) and (B, C).
+Each has a second formulation for sampling one row or one pixel, in the layouts (W, B, C) and (B, C).
 
-Channels of a pixel are in order too: features are split into as many groups as the image has channels, and at the own
-pixel group g sees the groups up to g with mask B, those before g with mask A.
+The channels of a pixel are ordered too: features are split into as many groups as the image has channels, and at the
+own pixel group g sees the groups up to g with mask B, those before g with mask A.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class HorizontalConv(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
     def masked_kernel(self) -> jax.Array:
-        """(taps, inputs, features), the last tap being the own pixel where it is seen."""
+        """(taps, inputs, features); the last tap is the own pixel if it is seen."""
         kernel = self.kernel.astype(self.dtype)
         if self.groups == 1:
             return kernel
@@ -108,8 +108,9 @@ class HorizontalConv(nn.Module):
         if self.size == 1:
             out = conv(x, kernel[None], cpu="patches")
         else:
-            # The last column is left out by a padding of -1. Of x[:, :, :-1], XLA computes the weight gradient in plain
-            # loops on CPU, 4 to 13 times as long, and JAX 0.10 a wrong gradient of the image, at some sizes.
+            # A padding of -1 leaves out the last column. With x[:, :, :-1] instead, XLA computes the weight gradient in
+            # plain loops on CPU, which takes 4 to 13 times as long, and JAX 0.10 gives a wrong gradient of the image at
+            # some sizes.
             padding = ((0, 0), (self.size // 2, 0 if self.sees_own else -1))
             out = conv(x, kernel[None], padding=padding, cpu="patches")
         return out + self.bias.astype(self.dtype)[None, None, None, :]
@@ -129,8 +130,7 @@ class HorizontalConv(nn.Module):
 class MaskedConv(nn.Module):
     """A masked n x n convolution, (B, H, W, inputs) to (B, H, W, features): rows above and pixels to the left.
 
-    Stacked, it has a blind spot: pixels above and beyond a diagonal to the right are never seen, however many
-    layers there are.
+    Stacked layers have a blind spot: pixels above and beyond a diagonal to the right are never seen, at any depth.
     """
 
     inputs: int
@@ -147,7 +147,7 @@ class MaskedConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if not for_cpu():
             return self.above(x) + self.left(x)
-        # On CPU both parts are one convolution, with zeros where the mask hides: a pass over the image less.
+        # On CPU both parts are one convolution, with zeros at masked weights: this saves a pass over the image.
         x, left = x.astype(self.dtype), self.left.masked_kernel()
         hidden = jnp.zeros((self.size - left.shape[0], *left.shape[1:]), left.dtype)
         own_row = jnp.concatenate([left, hidden])[None]
@@ -158,7 +158,7 @@ class MaskedConv(nn.Module):
         return out + bias[None, None, None, :]
 
     def row(self, window: jax.Array) -> jax.Array:
-        """What a row takes from the n // 2 rows above it, (n // 2, W, B, inputs) to (W, B, features)."""
+        """The contribution of the n // 2 rows above to a row, (n // 2, W, B, inputs) to (W, B, features)."""
         return self.above.row(window)
 
     def pixel(self, left: jax.Array, own: jax.Array, context: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jgen.nn.cpu.group_norm import group_norm as group_norm_cpu
 def group_norm(x: jax.Array, scale: Any, bias: Any, groups: int, eps: float = 1e-5, silu: bool = False) -> Any:
     """Group normalisation (Wu & He 2018, arXiv 1803.08494) of (B, H, W, C), then SiLU if asked.
 
-    The arithmetic is float32, the result of x's type.
+    Computes in float32; the result has x's type.
 
     Args:
       scale, bias: float32 (C,); groups: a divisor of C.

@@ -1,13 +1,13 @@
-"""How far apart images look: a distance in the features of a trained network (Zhang et al. 2018, arXiv 1801.03924).
+"""A perceptual distance of images in the features of a trained network (Zhang et al. 2018, arXiv 1801.03924).
 
     d(x, y) = mean_l mean_hw sum_c (u_l(x) - u_l(y))^2,   u_l = f_l / |f_l|, of length 1 over the channels  (equation 1)
 
 f_l are the last maps of EfficientNet-Lite0 (jgen/nn/efficientnet.py) at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image's
-size. Images enter with ImageNet's mean and deviation; grey ones are repeated to three channels. Those with sides below
-64 pixels are magnified first, as is usual for LPIPS, since the network was not trained on smaller ones.
+size. Images are normalised by ImageNet's mean and deviation; grey ones are repeated to three channels. Images with
+sides below 64 pixels are enlarged first, as is usual for LPIPS, since the network was not trained on smaller ones.
 
-Differs from LPIPS: no learned weights of the channels (the authors' baseline), so that it does not use human
-judgements; another network than VGG; a mean over the maps in place of their sum. d lies between 0 and 4.
+Differs from LPIPS: no learned channel weights (the authors' baseline), so that it does not use human judgements; a
+network other than VGG; a mean over the maps instead of their sum. d lies between 0 and 4.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def trained_weights() -> efficientnet.Weights:
 
 
 def prepared(x: jax.Array) -> jax.Array:
-    """Images (B, H, W, 1 or 3) in [-1, 1] as the network sees them, (B, H', W', 3)."""
+    """The network's input for images (B, H, W, 1 or 3) in [-1, 1], (B, H', W', 3)."""
     batch, height, width, _ = x.shape
     x = jnp.broadcast_to(0.5 * (x + 1.0), (batch, height, width, 3))
     factor = math.ceil(SMALLEST / min(height, width))
@@ -59,7 +59,7 @@ def distance(weights: efficientnet.Weights, x: jax.Array, y: jax.Array) -> jax.A
 
 
 def reconstruction_error(x: jax.Array, x_hat: jax.Array, weight: float) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """|x - x_hat| + weight d(x, x_hat), a mean over pixels and images, and its parts, as they are logged.
+    """|x - x_hat| + weight d(x, x_hat), a mean over pixels and images, and its parts, for logging.
 
     Raises:
       UserError: a weight above zero where the network's package is not installed.
@@ -72,7 +72,7 @@ def reconstruction_error(x: jax.Array, x_hat: jax.Array, weight: float) -> tuple
 
 
 def check_perceptual(weight: float, images: ImageSpec) -> None:
-    """Raises `UserError` for a weight of `reconstruction_error` out of its range, or images that it cannot be of."""
+    """Raises `UserError` for a weight of `reconstruction_error` out of its range, or unsupported image shapes."""
     require(0 <= weight < math.inf, f"perceptual_weight is {weight}: it must be zero or above")
     fits = weight == 0 or images.channels in (1, 3)
     require(fits, f"perceptual_weight is {weight}: images must have 1 or 3 channels, they have {images.channels}")

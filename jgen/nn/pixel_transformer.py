@@ -1,11 +1,11 @@
-"""A causal transformer over the sub-pixels of images, after a text where there is one.
+"""A causal transformer over the sub-pixels of images, optionally after a text.
 
-The sequence is an image's pixels row by row, the channels of a pixel in order: N = H W C positions. Position p gets the
-embedding of the value before it, that of a start at p = 0, embeddings of its own row, column and channel, and those of
-the class and of the augmentation; its output is the logits of its value. Text tokens are prepended, with embeddings of
-their places, and are not predicted.
+The sequence is an image's pixels row by row, the channels of a pixel in order: N = H W C positions. The input at
+position p is the sum of the embeddings of the previous value (of a start symbol at p = 0), of its own row, column and
+channel, and of the class and the augmentation; its output is the logits of its value. Text tokens are prepended, with
+position embeddings, and are not predicted.
 
-It serves `jgen.samplers.sequence` with one position at a time.
+It supports sampling by `jgen.samplers.sequence`, one position at a time.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jgen.nn.transformer import Cache, CausalTransformer
 class PixelTransformer(nn.Module):
     """(integers (B, H, W, C), cond, transformation, dropout keys) to logits, float32 (B, H, W, C, levels).
 
-    cond: {"label": int32 (B,), <text>: int32 (B, T)}, of which it reads what it is conditioned on.
-    transformation: int32 (B,), which of the `transformations` the images underwent; None: number 0, the identity.
+    cond: {"label": int32 (B,), <text>: int32 (B, T)}; it reads the entries that it is conditioned on.
+    transformation: int32 (B,), which of the `transformations` was applied to each image; None: number 0, the identity.
     keys: (B,) or None for no dropout.
 
     shape: (H, W, C). num_classes: 0 for none. text: the field of prepended tokens, "" for none, and its `vocabulary`.
-    features to remat: those of `CausalTransformer`.
+    The fields `features` to `remat` are those of `CausalTransformer`.
     """
 
     shape: tuple[int, int, int]
@@ -74,8 +74,8 @@ class PixelTransformer(nn.Module):
         return self.predict(values, cond, transformation, keys).reshape(*x.shape, self.levels)
 
     def between_levels(self, x: jax.Array, cond: Cond) -> jax.Array:
-        """Logits (B, H, W, C, levels), differentiable in x, floats (B, H, W, C) in 0 .. levels - 1: a value between two
-        levels has the embedding between theirs."""
+        """Logits (B, H, W, C, levels), differentiable in x, floats (B, H, W, C) in 0 .. levels - 1: embeddings are
+        interpolated linearly between levels."""
         below = jnp.clip(jnp.floor(x), 0, self.levels - 2)
         weight, below = (x - below)[..., None], below.astype(jnp.int32)
         values = (1.0 - weight) * self.values(below) + weight * self.values(below + 1)
@@ -91,7 +91,7 @@ class PixelTransformer(nn.Module):
     def hidden_states(
         self, values: jax.Array, cond: Cond, transformation: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
-        """What the transformer gives of the text and of all positions, (B, T + N, features): see `predict`."""
+        """The transformer's outputs for the text and all positions, (B, T + N, features): see `predict`."""
         batch, length = values.shape[:2]
         first = jnp.broadcast_to(self.first.embedding[None], (batch, 1, self.features))
         before = jnp.concatenate([first, values[:, :-1]], axis=1)
@@ -100,13 +100,13 @@ class PixelTransformer(nn.Module):
         return self.transformer(jnp.concatenate([prefix, h], axis=1), keys, prefix.shape[1])
 
     def position(self, p: jax.Array) -> jax.Array:
-        """The embedding of places in the sequence, (..., features)."""
+        """The embedding of positions in the sequence, (..., features)."""
         _, width, channels = self.shape
         row, column = p // (width * channels), p // channels % width
         return self.rows(row) + self.columns(column) + self.channels(p % channels)
 
     def context(self, batch: int, cond: Cond, transformation: jax.Array | None = None) -> jax.Array:
-        """What all positions of an image have in common: the embeddings of class and augmentation, (B, features)."""
+        """The input that all positions of an image share: the embeddings of class and augmentation, (B, features)."""
         context = jnp.zeros((batch, self.features))
         if self.num_classes:
             context = context + self.classes(cond["label"])

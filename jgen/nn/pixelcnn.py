@@ -1,8 +1,8 @@
 """The network of PixelCNN (van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv 1601.06759), with its blind spot.
 
 A masked convolution, then residual blocks of ReLU and convolution (figure 5: 1 x 1 to half the width, masked n x n,
-1 x 1 back), then two layers of ReLU and 1 x 1 convolution to the logits (table 1). It serves
-`jgen.samplers.autoregressive` with one row and one pixel at a time.
+1 x 1 back), then two layers of ReLU and 1 x 1 convolution to the logits (table 1). It supports sampling by
+`jgen.samplers.autoregressive`, one row and one pixel at a time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
         return h + self.up(dropout(nn.relu(y), keys, self.dropout_rate))
 
     def row(self, window: jax.Array, label: jax.Array | None) -> jax.Array:
-        """What a row takes from the rows above it, (n // 2, W, B, f) to (W, B, f)."""
+        """The contribution of the rows above to a row, (n // 2, W, B, f) to (W, B, f)."""
         return self.conv.row(window) + to_bias(self.classes(label), 0)
 
     def pixel(self, left: jax.Array, h: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -97,7 +97,7 @@ class PixelCNN(nn.Module):
     # One row and one pixel at a time: see jgen.samplers.autoregressive.
 
     def start(self, batch: int, width: int) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Of each masked convolution: its input in the rows above, (n // 2, W, B, inputs), and in the pixels to the
+        """For each masked convolution, its input in the rows above, (n // 2, W, B, inputs), and in the pixels to the
         left, (n // 2, B, inputs); zeros, as outside of the image."""
         convs = [self.first, *(block.conv for block in self.layers)]
         rows = [jnp.zeros((conv.size // 2, width, batch, conv.inputs)) for conv in convs]
@@ -126,5 +126,5 @@ class PixelCNN(nn.Module):
         return self.embed(pixel)
 
     def leave_row(self, rows: list[jax.Array], inputs: list[jax.Array]) -> list[jax.Array]:
-        """The rows above after a row, given what was kept of its pixels, (W, B, inputs)."""
+        """The rows above after a row, given what was cached of its pixels, (W, B, inputs)."""
         return [jnp.concatenate([old[1:], new[None].astype(old.dtype)]) for old, new in zip(rows, inputs)]

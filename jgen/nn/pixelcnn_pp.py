@@ -1,15 +1,17 @@
 """The network of PixelCNN++ (Salimans, Karpathy, Chen & Kingma 2017, arXiv 1701.05517).
 
-Two streams of features: u at row i sees the rows above i, and ul at row i and column j also the pixels to the left in
-row i. Gated residual blocks, at resolutions that halve and double again, joined by short-cut connections (section 2.4):
+There are two streams of features: u at row i sees the rows above i, and ul at row i and column j also the pixels to the
+left in row i. Both consist of gated residual blocks, at resolutions that halve and double again, with short-cut
+connections (section 2.4):
 
     block  x + a sigmoid(b),  (a, b) = conv(dropout(celu(conv(celu(x)) + W celu(others)))),  celu(x) = elu([x, -x])
 
 Blocks of u convolve windows of 2 x 3, the own row and the one above; blocks of ul use 2 x 2 windows, and their `others`
 include u.
 
-It serves `jgen.samplers.two_streams`: a row of u is computed when the row is entered, a pixel of ul when it is reached,
-and at a coarser resolution only where both coordinates are multiples of its stride. So an image costs one evaluation.
+It supports sampling by `jgen.samplers.two_streams`: a row of u is computed when the row is entered, a pixel of ul when
+it is reached, and coarser resolutions only where both coordinates are multiples of their stride. So an image takes the
+operations of one evaluation.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ U_WINDOW, UL_WINDOW = (2, 3), (2, 2)
 def concat_elu(x: jax.Array) -> jax.Array:
     """elu of x and of -x, (..., f) to (..., 2 f)."""
     positive = x > 0
-    below = jnp.exp(jnp.where(positive, -x, x)) - 1  # one exponential serves both
+    below = jnp.exp(jnp.where(positive, -x, x)) - 1  # one exponential for both
     return jnp.concatenate([jnp.where(positive, x, below), jnp.where(positive, below, -x)], axis=-1)
 
 
@@ -89,7 +91,7 @@ class GatedResnetBlock(nn.Module):
     def classes(self, label: jax.Array | None) -> jax.Array | int:
         return self.label(label) if self.num_classes else 0
 
-    # One row or one pixel at a time. Of both convolutions the inputs, (W, B, 2 f) or (B, 2 f), are what is cached.
+    # One row or one pixel at a time. The inputs of both convolutions, (W, B, 2 f) or (B, 2 f), are cached.
 
     def row(self, above: Pair, x: jax.Array, skip: jax.Array | None, label: jax.Array | None) -> tuple[jax.Array, Pair]:
         """A row of u, (W, B, f), and the inputs of its convolutions, given those of the row above."""
@@ -99,7 +101,7 @@ class GatedResnetBlock(nn.Module):
         return self.gated(x, y), (first, second)
 
     def context(self, above: Pair, u: jax.Array, label: jax.Array | None) -> Pair:
-        """What the convolutions of ul in a row take from the row above, from u and from the class."""
+        """The contributions of the row above, of u and of the class to the convolutions of ul in a row."""
         first = self.conv1.row(above[0][None]) + self.from_u(u)
         return first, self.conv2.row(above[1][None]) + to_bias(self.classes(label), 0)
 
@@ -111,9 +113,9 @@ class GatedResnetBlock(nn.Module):
 
 
 class RowCache(NamedTuple):
-    """What a row of u leaves to the next, at one resolution and those below.
+    """The cache that a row of u leaves for the next row, at one resolution and those below.
 
-    encoder, decoder: of each block its convolutions' inputs, (W, B, 2 f). last: the encoder's output, (W, B, f).
+    encoder, decoder: the inputs of each block's convolutions, (W, B, 2 f). last: the encoder's output, (W, B, f).
     inner: the cache of the coarser resolution. coarse: its results at its newest row, (u (w, B, f), `Contexts.enter`,
     `Contexts.inner`). The last three are None at the coarsest resolution.
     """
@@ -126,9 +128,10 @@ class RowCache(NamedTuple):
 
 
 class PixelCache(NamedTuple):
-    """What a pixel of ul leaves to the next, at one resolution and those below; of a row, with an axis W in front.
+    """The cache that a pixel of ul leaves for the next pixel, at one resolution and those below; for a row, with a
+    leading axis W.
 
-    encoder, decoder: of each block its convolutions' inputs, (B, 2 f). last: the encoder's output, (B, f).
+    encoder, decoder: the inputs of each block's convolutions, (B, 2 f). last: the encoder's output, (B, f).
     inner: the cache of the coarser resolution. coarse: the newest ul that it gave, (B, f). The last three are None at
     the coarsest resolution.
     """
@@ -141,7 +144,7 @@ class PixelCache(NamedTuple):
 
 
 class Contexts(NamedTuple):
-    """What the pixels of a row of ul take from u and from the row above: see `GatedResnetBlock.context`.
+    """The contributions of u and of the row above to the pixels of a row of ul: see `GatedResnetBlock.context`.
 
     enter: the same of the convolution to the coarser resolution, (w, B, f). inner: the contexts there. coarse: its ul
     in the row that this one lies in, (w, B, f). All None at the coarsest resolution.
@@ -157,9 +160,9 @@ class Contexts(NamedTuple):
 class Resolution(nn.Module):
     """(u, ul, label, dropout keys or None) to (u, ul), all (B, H, W, features).
 
-    An encoder of `blocks` blocks of each stream, then the coarser resolutions, `scales` - 1 of them, then a decoder of
-    one block more (at the coarsest, as many): block n has a short-cut connection from the n-th last of the encoder's
-    features.
+    An encoder of `blocks` blocks per stream, then the `scales` - 1 coarser resolutions, then a decoder with one more
+    block (at the coarsest resolution, with as many): its block n has a short-cut connection from the n-th last of the
+    encoder's features.
     """
 
     features: int
@@ -207,11 +210,11 @@ class Resolution(nn.Module):
             ul = block_ul(ul, u, uls.pop(), label, next(parts))
         return u, ul
 
-    # One row and one pixel at a time. A coarser resolution is evaluated at even rows and columns; elsewhere what it
-    # gave before is read.
+    # One row and one pixel at a time. A coarser resolution is evaluated at even rows and columns; elsewhere its
+    # previous result is used.
 
     def start(self, batch: int, width: int) -> tuple[RowCache, PixelCache, Contexts]:
-        """The caches above the first row, of ul with an axis W in front, and contexts, all zeros."""
+        """The caches above the first row, those of ul with a leading axis W, and contexts, all zeros."""
         f, w = self.features, (width + 1) // 2
 
         def pairs(blocks: Any, first: int) -> list[Pair]:
@@ -232,7 +235,8 @@ class Resolution(nn.Module):
     def row(
         self, cache: RowCache, above: PixelCache, i: jax.Array, u: jax.Array, label: jax.Array | None
     ) -> tuple[RowCache, jax.Array, Contexts]:
-        """Row i of u, (W, B, f), and what its pixels of ul take from it and from the row `above` of ul."""
+        """Row i of u, (W, B, f), and the contributions to ul's pixels in that row, from it and from the row `above` of
+        ul."""
         us, encoder, decoder, contexts = [u], [], [], Contexts([], [])
         for block_u, block_ul, own, before in zip(self.encoder_u, self.encoder_ul, cache.encoder, above.encoder):
             u, inputs = block_u.row(own, us[-1], None, label)
@@ -294,7 +298,7 @@ class Resolution(nn.Module):
     def keep_coarse_pixel(
         self, left: PixelCache, contexts: Contexts, i: jax.Array, j: jax.Array, *_: Any
     ) -> tuple[PixelCache, jax.Array]:
-        # In an odd row the coarse one is complete; in an even row, the pixel to the left has what its pair gave.
+        # In an odd row the coarse row is complete; in an even row, the left pixel's cache has the result of their pair.
         return left.inner, jnp.where(i % 2 == 0, left.coarse, column(contexts.coarse, j // 2))
 
 
@@ -304,8 +308,8 @@ def column(rows: Any, j: jax.Array) -> Any:
 
 
 def leave_row(above: PixelCache, row: PixelCache, i: jax.Array) -> PixelCache:
-    """The cache of a row of ul from those of its pixels, at all W columns; a coarser resolution has even ones only, and
-    in an odd row what it had before."""
+    """The cache of a row of ul from those of its pixels, at all W columns; a coarser resolution has only the even
+    columns, and in an odd row keeps its previous values."""
     if row.inner is None:
         return row
     inner = leave_row(above.inner, jax.tree.map(lambda x: x[::2], row.inner), i // 2)
@@ -345,7 +349,8 @@ class PixelCNNPP(nn.Module):
         return self.to_parameters(ul)
 
     def embed(self, x: jax.Array) -> jax.Array:
-        """Pixels (..., C) scaled to [-1, 1], and a one, which tells them from zeros outside of the image."""
+        """Pixels (..., C) scaled to [-1, 1], and a constant one, which distinguishes them from the zeros outside the
+        image."""
         x = to_float(x, self.levels)
         return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
@@ -362,14 +367,14 @@ class PixelCNNPP(nn.Module):
         return (images, row, above), jax.tree.map(lambda x: x[0], columns)
 
     def enter_row(self, rows: Any, i: jax.Array, label: jax.Array | None) -> tuple[Any, Any]:
-        """The caches with row i of u, and what the row's pixels take from it and from the rows above."""
+        """The caches with row i of u, and the contributions from it and from the rows above to the row's pixels."""
         images, row, above = rows
         first = self.first_above.row(images[1:]) + self.first_left.row(images[1:])
         row, _, contexts = self.streams.row(row, above, i, self.first_u.row(images), label)
         return (images, row, above), (first, contexts)
 
     def at_pixel(self, columns: Any, contexts: Any, i: jax.Array, j: jax.Array) -> tuple[jax.Array, Any]:
-        """What describes pixel (i, j), float32 (B, outputs), and the cache but for the pixel itself."""
+        """The distribution parameters of pixel (i, j), float32 (B, outputs), and the cache except the pixel itself."""
         (pixel, left), (first, contexts) = columns, contexts
         ul = self.first_left.pixel((pixel,), column(first, j))
         left, ul = self.streams.pixel(left, contexts, i, j, ul)

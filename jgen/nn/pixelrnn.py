@@ -10,10 +10,10 @@ Both layers compute, from the input x of a position and the states before it,
     Diagonal BiLSTM    h to the left and above, c to the left, x of the own pixel; and the mirror image of that (h to
                        the right and above, c to the right), whose output is shifted down by one row
 
-As x encodes only the pixels before a position, the mirror image would miss the last pixel of the row above. It
-therefore also takes the image, which it reads only in rows above.
+Since x encodes only the pixels before a position, the mirror image would miss the last pixel of the row above. It
+therefore also takes the image as input, in the rows above only.
 
-It serves `jgen.samplers.autoregressive` with one row and one pixel at a time.
+It supports sampling by `jgen.samplers.autoregressive`, one row and one pixel at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GATES = 4
 def skew(x: jax.Array) -> jax.Array:
     """(B, H, W, C) to (B, H, H + W - 1, C): row i moved i columns to the right, zeros elsewhere (figure 3)."""
     batch, height, width, channels = x.shape
-    # Rows that are one longer than the result's: read with the shorter length, each starts one column later.
+    # Rows are one longer than the result's: reshaped to the shorter length, each starts one column later.
     padded = jnp.pad(x, ((0, 0), (0, 0), (0, height), (0, 0))).reshape(batch, -1, channels)
     return padded[:, :-height].reshape(batch, height, height + width - 1, channels)
 
@@ -85,7 +85,7 @@ def window(h: jax.Array) -> jax.Array:
 class RowLSTM(nn.Module):
     """Section 3.1: (B, H, W, 2 f) to (B, H, W, f), row by row from above, with a convolution of n columns.
 
-    It does not look at the image, which other layers take.
+    It ignores the image, which other layers use.
     size: n, odd. groups: channels of the image. num_classes: 0 for none; the class adds a bias to the gates.
     """
 
@@ -125,7 +125,7 @@ class RowLSTM(nn.Module):
     def enter(
         self, above: jax.Array, image: jax.Array, label: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """The row above as it is, and what the pixels take from it: their gates' part (W, B, 4 f), and c (W, B, f)."""
+        """The row above unchanged, and its contribution to the pixels: to their gates (W, B, 4 f), and c (W, B, f)."""
         h, cell = jnp.split(above, 2, axis=-1)
         gates = self.window(h.astype(self.dtype), axis=0) @ self.kernel.astype(self.dtype)
         return above, (gates + to_bias(self.classes(label), 0), cell)
@@ -147,7 +147,7 @@ class RowLSTM(nn.Module):
 class DiagonalLSTM(nn.Module):
     """Section 3.2: one direction, (B, H, W, inputs) to (B, H, W, f), diagonal by diagonal from the upper left corner.
 
-    groups: channels of the image that are not to see each other at the own pixel; num_classes: as in `RowLSTM`.
+    groups: number of image channels, which are masked at the own pixel; num_classes: as in `RowLSTM`.
     """
 
     inputs: int
@@ -166,7 +166,7 @@ class DiagonalLSTM(nn.Module):
 
     def __call__(self, x: jax.Array, label: jax.Array | None) -> jax.Array:
         gates = self.input(x) + to_bias(self.classes(label), 1)
-        # Left of the image gates are zero, and so are c and h there, from any states that are zero.
+        # Left of the image the gates are zero, and with zero initial states so are c and h.
         h = recur(jnp.moveaxis(skew(gates), 2, 0), self.kernel.astype(self.dtype), window)
         return unskew(jnp.moveaxis(h, 0, 2))
 
@@ -176,7 +176,7 @@ class DiagonalLSTM(nn.Module):
     # One row and one pixel at a time.
 
     def above(self, h: jax.Array, label: jax.Array | None) -> jax.Array:
-        """What the gates of a row's pixels take from the row above: h (W, B, f) to (W, B, 4 f)."""
+        """The contribution of the row above to the gates of a row's pixels: h (W, B, f) to (W, B, 4 f)."""
         kernel = self.kernel.astype(self.dtype)[self.features :]
         return h.astype(self.dtype) @ kernel + to_bias(self.classes(label), 0)
 
@@ -200,8 +200,8 @@ class DiagonalLSTM(nn.Module):
 class DiagonalBiLSTM(nn.Module):
     """Section 3.2: both directions, (B, H, W, 2 f) and the image (B, H, W, C) to (B, H, W, f).
 
-    The right-to-left LSTM reads the row above, whose pixels all come before in raster order: it has no mask, and takes
-    the image as a second input. groups: C; num_classes: as in `RowLSTM`.
+    The right-to-left LSTM reads the row above, whose pixels all precede in raster order: it has no mask, and takes the
+    image as a second input. groups: C; num_classes: as in `RowLSTM`.
     """
 
     features: int
@@ -215,7 +215,7 @@ class DiagonalBiLSTM(nn.Module):
         self.right = DiagonalLSTM(2 * f + self.groups, f, 1, *rest)
 
     def __call__(self, x: jax.Array, image: jax.Array, label: jax.Array | None) -> jax.Array:
-        # What the last row would give is shifted out of the image.
+        # The last row's output would be shifted out of the image.
         whole = jnp.concatenate([x, image.astype(x.dtype)], axis=-1)[:, :-1]
         right = self.right(whole[:, :, ::-1], label)[:, :, ::-1]
         return self.left(x, label) + jnp.pad(right, ((0, 0), (1, 0), (0, 0), (0, 0)))
@@ -231,8 +231,8 @@ class DiagonalBiLSTM(nn.Module):
     def enter(
         self, above: tuple, image: jax.Array, label: jax.Array | None
     ) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
-        """What there is above, with h from the right of the row above; and what the pixels take from it: their gates'
-        part from the left, (W, B, 4 f), and h from the right."""
+        """The states above, with h from the right of the row above; and their contributions to the pixels: to the left
+        direction's gates, (W, B, 4 f), and h from the right."""
         inputs, right, inside = above
         x, h, _ = jnp.split(inputs, [2 * self.features, 3 * self.features], axis=-1)
         whole = jnp.concatenate([x, image], axis=-1)
@@ -326,8 +326,8 @@ class PixelRNN(nn.Module):
     # One row and one pixel at a time: see jgen.samplers.autoregressive.
 
     def start(self, batch: int, width: int) -> tuple[list[Any], list[jax.Array]]:
-        """The image's rows above, (rows, W, B, C), and what each LSTM has of the row above; the image's pixels to the
-        left, (pixels, B, C), and what each block caches of those, (n, B, 4 f); zeros, as outside of the image."""
+        """The image's rows above, (rows, W, B, C), and each LSTM's states of the row above; the image's pixels to the
+        left, (pixels, B, C), and each block's cache of those, (n, B, 4 f); zeros, as outside the image."""
         reach, C = self.first_size // 2, self.channels
         rows = [jnp.zeros((reach, width, batch, C)), *(block.lstm.start(batch, width) for block in self.layers)]
         cached = self.size // 2 if self.layer == "row" else 1
@@ -335,7 +335,8 @@ class PixelRNN(nn.Module):
         return rows, [jnp.zeros((reach, batch, C)), *columns]
 
     def enter_row(self, rows: list[Any], label: jax.Array | None) -> tuple[list[Any], list[Any]]:
-        """What the LSTMs have of the rows above, with all that depends on them alone, and the contexts of a row."""
+        """The LSTMs' states of the rows above, with everything that depends on these only, and the contexts of a
+        row."""
         entered = [block.lstm.enter(above, rows[0][-1], label) for block, above in zip(self.layers, rows[1:])]
         after, contexts = ([pair[place] for pair in entered] for place in (0, 1))
         return [rows[0], *after], [self.first.row(rows[0]), *contexts]
@@ -358,6 +359,6 @@ class PixelRNN(nn.Module):
         return self.embed(pixel)
 
     def leave_row(self, rows: list[Any], inputs: list[jax.Array]) -> list[Any]:
-        """The rows above after a row, given what was kept of its pixels, (W, B, inputs)."""
+        """The rows above after a row, given what was cached of its pixels, (W, B, inputs)."""
         image = jnp.concatenate([rows[0][1:], inputs[0][None].astype(rows[0].dtype)])
         return [image, *(b.lstm.leave(above, new) for b, above, new in zip(self.layers, rows[1:], inputs[1:]))]

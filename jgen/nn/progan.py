@@ -8,8 +8,8 @@
                    own size plus 1 - alpha times the enlarged one of the size below; so are the features of an image
 
 Weights have an equalised learning rate (jgen/nn/stylegan2.py). Pixel norm divides the features of a position by their
-root mean square. Images of all levels are of the full size: those of a smaller one have equal pixels, and the
-discriminator takes means of them.
+root mean square. Images of all levels have the full size: those of smaller levels have repeated pixels, and the
+discriminator averages these.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Discriminator(nn.Module):
             layer = EqualisedConv(self.channels[top - level], 1, dtype=self.dtype, name=f"from_image{level}")
             return activate(layer(small))
 
-        entries = [features_of(level) for level in range(self.level + 1)]  # those that are not used cost nothing
+        entries = [features_of(level) for level in range(self.level + 1)]  # unused ones cost nothing
         h = entries[-1]
         for level in range(self.level, 0, -1):
             h = activate(EqualisedConv(h.shape[-1], dtype=self.dtype, name=f"conv{level}_1")(h))

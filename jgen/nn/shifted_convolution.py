@@ -1,7 +1,7 @@
-"""Convolutions whose windows are shifted, so that what they see lies above and to the left, and their strided forms.
+"""Convolutions whose windows are shifted so that they only see pixels above and to the left, and their strided forms.
 
 They are the layers of PixelCNN++ (Salimans et al. 2017, arXiv 1701.05517, section 2.3). Each has further formulations
-for sampling, of one row and of one pixel, in the layouts (W, B, C) and (B, C).
+for sampling one row or one pixel, in the layouts (W, B, C) and (B, C).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jgen.nn.cpu.patches import product
 
 
 class ShiftedConv(nn.Module):
-    """A convolution of (B, H, W, inputs) whose window may lie anywhere, zeros being outside of the image.
+    """A convolution of (B, H, W, inputs) whose window may be at any offset; outside the image there are zeros.
 
     size: (m, n) of the window, whose top left pixel is (stride i - above, stride j - left) for the output's (i, j).
     stride: with 2 the output is (B, ceil(H / 2), ceil(W / 2), features).
-    gain: standard deviation of the output at the start, where that of the input is 1.
+    gain: standard deviation of the output at initialisation, if that of the input is 1.
     """
 
     inputs: int
@@ -38,7 +38,7 @@ class ShiftedConv(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
     def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns of zeros around the input; below zero, of the input that is left out."""
+        """Rows and columns of zeros around the input; negative: rows and columns of the input that are left out."""
         m, n = self.size
         return (self.above, m - 1 - self.above), (self.left, n - 1 - self.left)
 
@@ -48,7 +48,7 @@ class ShiftedConv(nn.Module):
         return out + self.bias.astype(self.dtype)[None, None, None, :]
 
     def row(self, window: jax.Array) -> jax.Array:
-        """What the first rows of the window contribute to a row of the output, with the bias.
+        """The contribution of the window's first rows to a row of the output, including the bias.
 
         Args:
           window: these rows of the input, from `above` rows above, (rows, W, B, inputs), rows <= m.
@@ -68,7 +68,7 @@ class ShiftedConv(nn.Module):
 
         Args:
           taps: the pixels under the last row of the window, n of (B, inputs).
-          context: what the rows above contribute, (B, features): a column of `row`.
+          context: the contribution of the rows above, (B, features): a column of `row`.
         """
         kernel = self.kernel.astype(self.dtype)[-1].reshape(-1, self.features)
         return jnp.concatenate(taps, axis=-1).astype(self.dtype) @ kernel + context
@@ -77,8 +77,9 @@ class ShiftedConv(nn.Module):
 class ShiftedConvTranspose(nn.Module):
     """The transpose of a convolution of stride 2: (B, h, w, inputs) to (B, H, W, features), H = 2 h or 2 h - 1.
 
-    Pixel (I, J) of the input reaches rows 2 I and 2 I + 1 of the output. columns: 2 reaches columns 2 J and 2 J + 1,
-    what lies below and to the right; 3 reaches 2 J - 1, 2 J and 2 J + 1, for streams that may see a whole row.
+    Pixel (I, J) of the input contributes to rows 2 I and 2 I + 1 of the output. With `columns` 2 it contributes to
+    columns 2 J and 2 J + 1, below and to the right; with 3, to 2 J - 1, 2 J and 2 J + 1, for streams that may see a
+    whole row.
     """
 
     inputs: int
@@ -93,7 +94,7 @@ class ShiftedConvTranspose(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
 
     def interleaved(self, taps: jax.Array, width: int) -> jax.Array:
-        """(w, ..., columns, features), what each pixel of a row adds to its columns, to (width, ..., features)."""
+        """(w, ..., columns, features), each pixel's contribution to its output columns, to (width, ..., features)."""
         if self.columns == 3:  # an odd column also sees the pixel to its right
             right = jnp.concatenate([taps[1:, ..., 0, :], jnp.zeros_like(taps[:1, ..., 0, :])])
             even, odd = taps[..., 1, :], taps[..., 2, :] + right

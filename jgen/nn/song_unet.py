@@ -1,20 +1,20 @@
 """The U-Nets DDPM++ and NCSN++ (Song et al. 2021, arXiv 2011.13456, appendix H; Karras et al. 2022, arXiv 2206.00364).
 
-What both have over DDPM's U-Net (jgen/nn/unet.py): residual blocks halve and double the resolution, with a filter that
-does not alias; every sum of a residual block is scaled by 1 / sqrt(2); on the way up only the last block of a level has
-attention; class and augmentation enter before the two layers of the embedding, not after them.
+Both differ from DDPM's U-Net (jgen/nn/unet.py) as follows: residual blocks halve and double the resolution, with an
+anti-aliasing filter; every sum of a residual block is scaled by 1 / sqrt(2); in the decoder only the last block of a
+level has attention; class and augmentation enter before the two layers of the embedding, not after them.
 
                           DDPM++              NCSN++
     embedding of t        sines and cosines   random Fourier features, twice as wide
     filter (each axis)    [1, 1] / 2          [1, 3, 3, 1] / 8
-    the way down          standard            residual: the image, filtered and convolved, is added at each resolution
+    encoder               standard            residual: the image, filtered and convolved, is added at each resolution
 
-These are the networks as Karras et al. simplified them, parameter for parameter their `SongUNet`: residual encoder and
-standard decoder for NCSN++, attention at its full width in one head where `head_dim` is that width.
+These are the networks as simplified by Karras et al., with the same parameters as their `SongUNet`: residual encoder
+and standard decoder for NCSN++, and attention in a single head of full width if `head_dim` is that width.
 
-Differs from theirs: classes have an embedding each, without a common bias; the Fourier frequencies are the same in
-every run (`jgen.nn.embeddings.fourier_embedding`); heads may be narrower; all norms have `groups` groups, where
-theirs have min(32, width / 4): the same with groups = 32 for widths from 128.
+Differs from theirs: each class has its own embedding, without a common bias; the Fourier frequencies are the same in
+every run (`jgen.nn.embeddings.fourier_embedding`); heads may be narrower; all norms have `groups` groups, where theirs
+have min(32, width / 4), which is the same with groups = 32 for widths from 128.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EPS = 1e-6  # of group normalisation
 FILTERS: dict[str, tuple[int, ...]] = {"ddpmpp": (1, 1), "ncsnpp": (1, 3, 3, 1)}
 
 xavier = nn.initializers.xavier_uniform()
-# Weights 1e-5 times as large: a residual branch starts as almost nothing.
+# Weights 1e-5 times as large: a residual branch starts near zero.
 near_zero = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
@@ -84,7 +84,7 @@ class SongBlock(nn.Module):
         """Self-attention over the positions of (B, H, W, C), added to x and scaled."""
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, EPS, name="attention_norm")(x).reshape(batch, height * width, channels)
-        # The published layers of q, k and v, three of gain 0.1, seen as one of three times the width.
+        # The published layers of q, k and v, three of gain 0.1, as one layer of three times the width.
         init = nn.initializers.variance_scaling(0.2, "fan_avg", "uniform")
         qkv = nn.Dense(3 * channels, kernel_init=init, dtype=self.dtype, name="qkv")(h)
         heads = channels // self.head_dim
@@ -97,7 +97,8 @@ class SongBlock(nn.Module):
 class FilteredConv(nn.Module):
     """A 3x3 convolution of padding 2, then the filter `taps` at every second position: half the height and width.
 
-    The two are linear and change places: filtered first, three quarters of the convolution's outputs are not computed.
+    Both are linear and are interchanged: by filtering first, three quarters of the convolution's outputs need not be
+    computed.
     """
 
     features: int

@@ -1,4 +1,4 @@
-"""Causal attention in which a position sees some of those before it (Child et al. 2019, arXiv 1904.10509, section 4).
+"""Sparse causal attention: a position sees some of those before it (Child et al. 2019, arXiv 1904.10509, section 4).
 
 Position i of a sequence of N attends to the positions of a set that contains i, with l the stride:
 
@@ -8,10 +8,9 @@ Position i of a sequence of N attends to the positions of a set that contains i,
     block     {j <= i: floor(j / l) = floor(i / l)}             fixed attention, A^(1)
     summary   {j <= i: j mod l >= l - c} and i itself           fixed attention, A^(2), c positions of every block
 
-Two blocks of a network, one of each pattern of a pair, let every position see all before it, at a cost of N sqrt(N)
-where l is near sqrt(N). Attention is computed in pieces of the sequence, without a matrix of N x N. Positions of a
-prefix of P, such as of a text, come first: all positions of the sequence see all of it, and within it attention is
-causal.
+Two blocks, one with each pattern of a pair, let every position see all earlier ones, at a cost of N sqrt(N) if l is
+near sqrt(N). Attention is computed in pieces of the sequence, without an N x N matrix. A prefix of P positions, such as
+a text, comes first: all positions of the sequence see all of it, and within it attention is causal.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 
 from jgen.errors import require
 
-MASKED = -1e30  # in place of a logit: finite, so that gradients of masked positions are zero and not NaN
+MASKED = -1e30  # instead of a logit: finite, so that gradients of masked positions are zero and not NaN
 
 
 # Keys (B, ..., heads, D), their values, and a mask of those that are attended to, None for all.
@@ -31,7 +30,7 @@ Source = tuple[jax.Array, jax.Array, jax.Array | None]
 
 
 class Pattern(NamedTuple):
-    """Which positions a position attends to; `summary` is c."""
+    """Which positions a position attends to: one of the sets above; `summary` is c."""
 
     kind: Literal["full", "local", "column", "block", "summary"]
     stride: int = 1
@@ -64,7 +63,7 @@ def sparse_attention(q: jax.Array, k: jax.Array, v: jax.Array, pattern: Pattern,
 
     Args:
       q, k: (B, P + N, heads, D); v: (B, P + N, heads, E).
-      pattern: of which the stride divides N. prefix: P.
+      pattern: its stride must divide N. prefix: P.
     """
     if pattern.kind == "full":
         return causal_attention(q, k, v)
@@ -86,7 +85,7 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return causal_attention(q, k, jnp.pad(v, ((0, 0),) * 3 + ((0, -missing),)))[..., : v.shape[-1]]
     # `dot_product_attention` takes keys and values of one width: zeros in both queries and keys change no logit.
     q, k = (jnp.pad(x, ((0, 0),) * 3 + ((0, missing),)) for x in (q, k))
-    if q.dtype == jnp.float64:  # flows are checked in float64: the softmax of jax.nn's is float32 for every type
+    if q.dtype == jnp.float64:  # flows are checked in float64, but jax.nn's softmax is always float32
         earlier = jnp.tril(jnp.ones((q.shape[1],) * 2, bool))
         logits = jnp.where(earlier, scale * jnp.einsum("bqhd,bkhd->bhqk", q, k), MASKED)
         return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(logits, axis=-1), v)
@@ -119,7 +118,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, sources: list[Source]) -> j
 
 
 def product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """A product in float32 of x, which has an index g of pieces, and y, of as many pieces or of one for all of them."""
+    """A product in float32 of x, which has an index g of pieces, and y, with as many pieces or one for all of them."""
     if y.shape[1] == 1:
         first, second = equation.split(",")
         equation, y = f"{first},{second.replace('g', '', 1)}", y[:, 0]
@@ -153,7 +152,7 @@ def pieces(x: jax.Array, pattern: Pattern) -> jax.Array:
 
 
 def earlier_in_pieces(pattern: Pattern, length: int) -> jax.Array:
-    """Which keys of `pieces` each query attends to beside its own position: bool (G or 1, Q, K)."""
+    """Which keys of `pieces` each query attends to in addition to its own position: bool (G or 1, Q, K)."""
     stride, rows = pattern.stride, length // pattern.stride
     if pattern.kind == "local":
         i, j = jnp.arange(stride)[None, :, None] + stride, jnp.arange(2 * stride)[None, None, :]
@@ -172,7 +171,7 @@ def summary_positions(pattern: Pattern, length: int) -> jax.Array:
 
 
 def earlier_positions(pattern: Pattern, length: int, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The positions that position i may attend to beside its own, int32 (K,), and which of them it does, bool (K,).
+    """The candidate positions for position i besides its own, int32 (K,), and which of them it attends to, bool (K,).
 
     K does not depend on i: N for full, l for local and block, N / l for column, N / l c for summary.
     """

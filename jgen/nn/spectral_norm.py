@@ -3,7 +3,7 @@
     v = W^T u / |W^T u|,  u <- W v / |W v|,  sigma = u^T W v,  W_SN = W / sigma                    (algorithm 1)
 
 W is the kernel with its last axis, the outputs, as rows and all others as columns. u and v are constants to the
-gradient. The state is u alone; it depends on the weights only, so it is the same on all devices.
+gradient. The state is just u; it depends on the weights only, so it is the same on all devices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def start_vector(key: jax.Array, kernel: jax.Array, iterations: int = 20) -> jax.Array:
-    """A u (O,) to begin with, for a kernel (..., O): a random direction after some power iterations."""
+    """An initial u (O,) for a kernel (..., O): a random direction after some power iterations."""
     u = _unit(jax.random.normal(key, kernel.shape[-1:]))
     for _ in range(iterations):
         _, u = spectral_norm(kernel, u)
@@ -56,7 +56,7 @@ def operator_norm(apply: Operator, kernel: jax.Array, u: jax.Array, iterations: 
     """(norm, the next u) of the linear map apply(kernel, .): its largest singular value, by power iterations from an
     output u (..., O) of norm 1.
 
-    Of a convolution it is the norm of the map between images, padding and all, not that of the kernel as a matrix
+    For a convolution it is the norm of the map between images, including padding, not that of the kernel as a matrix
     (Gouk et al. 2018, arXiv 1804.04368). The norm's gradient is that of u^T W v, u and v being constant.
     """
     fixed = jax.lax.stop_gradient(kernel)
@@ -70,7 +70,7 @@ def operator_norm(apply: Operator, kernel: jax.Array, u: jax.Array, iterations: 
 
 
 def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:
-    """{name: kernel} divided by their spectral norms, and the next {name: u}; `vectors` has the present ones."""
+    """{name: kernel} divided by their spectral norms, and the next {name: u}; `vectors` has the current ones."""
     normalised, new_vectors = {}, {}
     for name, kernel in kernels.items():
         sigma, new_vectors[name] = spectral_norm(kernel, vectors[name])
@@ -79,10 +79,10 @@ def normalise(kernels: Any, vectors: Any) -> tuple[Any, Any]:
 
 
 class SpectralLayer(nn.Module):
-    """W / sigma(W) in place of W, for a convolution or a dense layer.
+    """W / sigma(W) instead of W, for a convolution or a dense layer.
 
-    u is the variable "u" of the collection "batch_stats", since it is updated as running statistics are: where `train`
-    is true.
+    u is the variable "u" in the collection "batch_stats", since it is updated like running statistics, if `train` is
+    true.
 
     features:    outputs.
     kernel_size: of a square convolution; 0: a dense layer over the last axis.

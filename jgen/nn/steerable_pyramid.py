@@ -1,6 +1,6 @@
-"""The complex steerable pyramid: an image in bands by scale and orientation (Portilla & Simoncelli 2000, section 2).
+"""The complex steerable pyramid: bands of an image by scale and orientation (Portilla & Simoncelli 2000, section 2).
 
-In polar frequency, r = 1 at half a cycle per pixel (equations 1 to 3 of the appendix in other words):
+In polar frequency coordinates, r = 1 at half a cycle per pixel (equivalent to equations 1 to 3 of the appendix):
 
     x    = H0-band + L0-image,        H0(r)^2 + L0(r)^2 = 1,   L0 falls from 1 to 0 between r = 1/2 and r = 1
     level s: an image y is cut into K bands and a lowpass image, which has half the size and is the next level's y
@@ -9,9 +9,9 @@ In polar frequency, r = 1 at half a cycle per pixel (equations 1 to 3 of the app
     G_k(theta)    = 2 a (-i)^(K-1) cos(theta - pi k / K)^(K-1) where the cosine is positive, else 0,
                     a = 2^(K-1) (K-1)! / sqrt(K (2 (K-1))!)
 
-so that the squares of all filters sum to one at every frequency (a tight frame), and nothing is aliased by the halving.
-A band is complex: its real and imaginary parts are a quadrature pair, its modulus the local amplitude. Boundaries are
-periodic, and the transform commutes with shifts by 2^scales pixels.
+so that the squares of all filters sum to one at every frequency (a tight frame), and halving does not alias. A band is
+complex: its real and imaginary parts are a quadrature pair, its modulus the local amplitude. Boundaries are periodic,
+and the transform commutes with shifts by 2^scales pixels.
 
 Arrays are (..., H, W); the sides are multiples of 2^scales. Glossary: K orientations; bands (..., K, h, w).
 """
@@ -30,7 +30,7 @@ from jgen.errors import require
 
 
 class Pyramid(NamedTuple):
-    """high: (..., H, W), what no band has of the highest frequencies; bands: of each scale, complex (..., K, h, w),
+    """high: (..., H, W), the highest frequencies, which are in no band; bands: of each scale, complex (..., K, h, w),
     fine to coarse; low: (..., h, w), half the size of the last scale."""
 
     high: jax.Array
@@ -60,7 +60,7 @@ class Spectra(NamedTuple):
 
 
 def check_pyramid(scales: int, orientations: int) -> None:
-    """Raises `UserError` for numbers that no pyramid has."""
+    """Raises `UserError` for invalid numbers of scales or orientations."""
     require(scales >= 1, f"scales is {scales}: it must be above zero")
     require(2 <= orientations <= 16, f"orientations is {orientations}: it must be from 2 to 16")
 
@@ -78,7 +78,7 @@ def make_filters(height: int, width: int, scales: int, orientations: int) -> Fil
 
 
 def polar(height: int, width: int, edge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The angle of each frequency, and the radial filters that let pass what is above and below, (height, width).
+    """The angle of each frequency, and the radial highpass and lowpass filters, (height, width).
 
     Args:
       edge: the radius at which the low filter reaches 0; it is 1 up to half of that.
@@ -103,7 +103,7 @@ def both_halves(band: np.ndarray) -> np.ndarray:
 
 
 def spectra(x: jax.Array, scales: int, orientations: int) -> Spectra:
-    """The transforms of all that the pyramid of x (..., H, W) holds."""
+    """The transforms of everything in the pyramid of x (..., H, W)."""
     filters = make_filters(x.shape[-2], x.shape[-1], scales, orientations)
     real = x.dtype
     complexes = jnp.result_type(real, jnp.complex64)
@@ -119,13 +119,13 @@ def spectra(x: jax.Array, scales: int, orientations: int) -> Spectra:
 
 
 def halved(y: jax.Array) -> jax.Array:
-    """The transform of every second pixel of a lowpass image, from its own, (..., h, w) to (..., h / 2, w / 2)."""
+    """From the transform of a lowpass image, (..., h, w), that of every second pixel, (..., h / 2, w / 2)."""
     rows, columns = map(kept_frequencies, y.shape[-2:])
     return 0.25 * y[..., rows, :][..., columns]
 
 
 def kept_frequencies(size: int) -> np.ndarray:
-    """Places, among the frequencies of `size` pixels, of those of half as many."""
+    """Indices, among the frequencies of `size` pixels, of the frequencies of half as many pixels."""
     places = np.arange(size // 2)
     return np.where(places < (size // 2 + 1) // 2, places, places + size // 2)
 

@@ -1,11 +1,11 @@
-"""A set of glyphs as a set of tokens: what a network attends to for a style.
+"""An encoder of a set of glyphs to a set of style tokens, which a network attends to.
 
     h_k        patches of glyph k, a linear layer, then for each level GroupNorm, SiLU, a 3x3 convolution that halves
-    tokens     h_k of each position of the last map + its place + the glyph's character, then + MLP(LN(.))
+    tokens     h_k of each position of the last map + embeddings of position and character, then + MLP(LN(.))
     no style   one learned token, which is always there
 
-Tokens carry no number of their glyph: what attends to them gives the same for every order of the glyphs (Zaheer et al.
-2017, arXiv 1703.06114), up to the order of sums.
+Tokens do not encode their glyph's number, so attention to them does not depend on the order of the glyphs (Zaheer et
+al. 2017, arXiv 1703.06114), up to rounding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StyleEncoder(nn.Module):
 
     channels:   width of each level, from a quarter of the resolution down, each half as high and wide.
     features:   width of the tokens; P is the number of positions of the last level.
-    characters: how many there are; a glyph of the character of that number is absent, and is not attended to.
+    characters: their number; a glyph with this number as its character is absent and not attended to.
     """
 
     channels: tuple[int, ...]
@@ -66,6 +66,6 @@ class StyleEncoder(nn.Module):
 
 
 def without_style(tokens: Tokens) -> Tokens:
-    """The same tokens, of which the one that stands for no style counts alone."""
+    """The same tokens, with only the one for "no style" unmasked."""
     assert tokens.mask is not None
     return tokens._replace(mask=tokens.mask & (jnp.arange(tokens.mask.shape[1]) == 0)[None])

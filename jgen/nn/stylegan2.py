@@ -5,7 +5,7 @@
     mapping            z and the embedding of y, each divided by its root mean square -> [dense, LeakyReLU]* -> w
     modulation         y_o = d_o sum_i W_oi * (s_i x_i),  s = A w + 1,  d_o = (sum_ik (s_i W_oik)^2 + eps)^(-1/2)
                        (equations 1 to 3). The weights W are those of all examples: their inputs are scaled by s and
-                       their outputs by d, in place of a convolution for each example.
+                       their outputs by d, instead of a convolution for each example.
     synthesis          a learned constant -> [modulated 3x3 convolution, noise times a learned strength, bias,
                        LeakyReLU]*, doubling the size with the filter (1, 3, 3, 1); images of all sizes are made by
                        modulated 1x1 convolutions without d, enlarged and summed                (figure 7)
@@ -70,7 +70,7 @@ class EqualisedDense(nn.Module):
 
 
 class EqualisedConv(nn.Module):
-    """A convolution with an equalised learning rate; where `down`, of half the height and width, after a filter."""
+    """A convolution with an equalised learning rate; if `down`, filtered and with half the height and width."""
 
     features: int
     kernel_size: int = 3
@@ -113,7 +113,7 @@ def modulated_conv(x: jax.Array, kernel: jax.Array, styles: jax.Array, demodulat
 
 
 class StyledConv(nn.Module):
-    """Modulated 3x3 convolution, noise, bias and activation; where `up`, of twice the height and width."""
+    """Modulated 3x3 convolution, noise, bias and activation; if `up`, with twice the height and width."""
 
     features: int
     up: bool
@@ -175,7 +175,7 @@ class Synthesis(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Layers that read a w of their own: one or two convolutions of each size, and the last image."""
+        """Number of layers with a separate w: one or two convolutions of each size, and the last image."""
         return 2 * len(self.channels)
 
     @nn.compact
@@ -202,7 +202,7 @@ class Generator(nn.Module):
     """(z (B, latent), one_hot (B, classes) or None, keys (B,), train) to images in about [-1, 1], float32 (B, H, W, C).
 
     channels: at the image's size, at 1/2 of it, ...; width: of w; mapping_layers: of the mapping.
-    mixing: probability with which, in training, layers from a random one on have the w of another latent.
+    mixing: probability, in training, that layers from a random one on use the w of another latent.
     The collection "batch_stats" has the moving average of w.
     """
 
@@ -269,7 +269,7 @@ def minibatch_deviation(x: jax.Array, group: int) -> jax.Array:
     """x (B, H, W, C) with a further channel: the mean standard deviation of the features of each group of examples.
 
     Args:
-      group: number of consecutive examples in a group; the greatest common divisor with B where it does not divide B.
+      group: number of consecutive examples in a group; if it does not divide B, their greatest common divisor.
     """
     size = math.gcd(group, x.shape[0])
     groups = x.astype(jnp.float32).reshape(-1, size, *x.shape[1:])

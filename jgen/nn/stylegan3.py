@@ -1,13 +1,14 @@
-"""Generator of StyleGAN3 (Karras et al. 2021, arXiv 2106.12423), as StyleGAN-XL has it (Sauer et al. 2022, 2202.00273).
+"""Generator of StyleGAN3 (Karras et al. 2021, arXiv 2106.12423), as used in StyleGAN-XL (Sauer et al. 2022,
+2202.00273).
 
 Feature maps are samples of continuous signals on a canvas of side 1. In layer i they hold frequencies up to the cutoff
-f_c[i], in cycles a side, at s[i] samples a side; filters suppress what is above f_t[i] = f_c[i] + f_h[i].
+f_c[i], in cycles per side, at s[i] samples per side; filters suppress frequencies above f_t[i] = f_c[i] + f_h[i].
 
     input      sin(2 pi (F p + phi)) at positions p, mixed by a learned matrix; frequencies F lie in a disc of radius
                f_c[0], both are turned and moved by t = A w                            (section 3.2, appendix F)
     layer      modulated 3x3 convolution, bias -> twice the higher sampling rate -> LeakyReLU -> s[i]; the filter up
                has cutoff f_c[i - 1], that down f_c[i], so that what LeakyReLU adds above f_c[i] is not aliased
-    filters    windowed sinc: h[n] = sinc(2 f_c x_n) kaiser(n), x_n in units of the side, of 6 taps a sample of the
+    filters    windowed sinc: h[n] = sinc(2 f_c x_n) kaiser(n), x_n in units of the side, of 6 taps per sample of the
                lower rate                                                       (section 3.2, appendix C.1)
     schedule   f_c and f_t grow geometrically from 2 and 2^2.1 to s/2 and 2^0.3 s/2; the last two layers are critically
                sampled, at f_c = s/2; s[i] is the next power of two above 2 f_t[i], at most the canvas's
@@ -15,12 +16,12 @@ f_c[i], in cycles a side, at s[i] samples a side; filters suppress what is above
                alone are trained, up to twice the size                                 (2202.00273, section 3.2)
     margin     maps extend beyond the image, so that borders leak no absolute positions
 
-Filtering along an axis is the product with a matrix of that axis's sizes, for which sizes of up to hundreds of pixels
-are no more work than the filter is, and whose derivatives of any order are products, too. An image whose sides are no
-power of two is the middle of a canvas that is the next larger one.
+Filtering along an axis is a product with a matrix. For sizes of up to hundreds of pixels this takes no more time than
+applying the filter, and its derivatives of any order are products, too. An image whose sides are not powers of two is
+the middle of a canvas of the next power of two.
 
 Differs from the papers: the magnitudes of inputs are not tracked (StyleGAN-XL's code does not update them either);
-nothing is clamped at 256, which serves half precision; no radially symmetric filters (those are configuration R's).
+values are not clamped at 256, which is for half precision; there are no radially symmetric filters (configuration R).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ OUTPUT_SCALE = 0.25  # of the image
 
 
 class Band(NamedTuple):
-    """What a feature map holds: `cutoff` f_c and `half_width` f_h in cycles a side of the canvas, at `rate` samples a
-    side; height and width of the map, of which the canvas is the middle."""
+    """The band of a feature map: `cutoff` f_c and `half_width` f_h in cycles per side of the canvas, at `rate` samples
+    per side; height and width of the map, whose middle is the canvas."""
 
     cutoff: float
     half_width: float
@@ -58,7 +59,7 @@ class Band(NamedTuple):
 
 
 class LayerSpec(NamedTuple):
-    """The layer of that name takes maps of one band to another; the last of a network gives an image, unfiltered."""
+    """The layer of that name maps one band to another; the last layer of a network gives an image, unfiltered."""
 
     name: str
     before: Band
@@ -70,8 +71,8 @@ def lowpass(taps: int, cutoff: float, width: float, rate: float) -> np.ndarray:
     """Taps of a low-pass filter, float64 (taps,), of sum 1: a sinc under a Kaiser window.
 
     Args:
-      cutoff: at which the signal is halved; width: of the transition from passband to stopband, around the cutoff;
-        rate: samples in a unit of length. All in the same unit of frequency.
+      cutoff: where the signal is halved; width: of the transition from passband to stopband, around the cutoff; rate:
+        samples per unit of length. All in the same unit of frequency.
     """
     # Kaiser's formulas of the attenuation in decibels, and of the window's beta from it (Kaiser 1974).
     attenuation = 2.285 * (taps - 1) * math.pi * width / (rate / 2) + 7.95
@@ -91,7 +92,7 @@ def resampling(before: Band, after: Band, size: int, out: int) -> tuple[np.ndarr
     """Matrices of one axis: up (m, size), to twice the higher sampling rate, and down (out, m), to that of `after`.
 
     Args:
-      size, out: samples of the input and of the output, whose middles are at the same place.
+      size, out: numbers of samples of the input and of the output, which have the same centre.
     """
     rate = 2 * max(before.rate, after.rate)
     up, down = rate // before.rate, rate // after.rate
@@ -126,10 +127,10 @@ def stage(
     """Bands of the layers 0 .. `layers` of a stage, the last of which makes the image: appendix D.
 
     Args:
-      side: samples a side of the canvas, a power of two; height, width: of the image.
-      layers: of the stage beside that to the image; more than `CRITICAL`.
-      widest: limit of the channels, of which there are budget / (2 f_c) below it; margin: samples beyond the canvas.
-      before: the band that the stage begins with, where it follows another.
+      side: samples per side of the canvas, a power of two; height, width: of the image.
+      layers: of the stage, without that to the image; more than `CRITICAL`.
+      widest: upper limit on the number of channels, else budget / (2 f_c); margin: samples beyond the canvas.
+      before: the band that the stage begins with, if it follows another.
     """
     low, stop = (FIRST_CUTOFF, FIRST_STOPBAND) if before is None else before[:2]
     stop = stop if before is None else low + stop
@@ -152,7 +153,8 @@ def schedule(
     """The layers of the network of each stage, from the input on: see `stage`.
 
     Args:
-      stages: layers of each stage. The last makes images of the size of `images`, each before it of half the next's.
+      stages: layers of each stage. The last makes images of the size of `images`, each earlier one of half the next
+      one's.
     """
     networks: list[tuple[LayerSpec, ...]] = []
     full = 2 ** math.ceil(math.log2(max(images.height, images.width)))
@@ -174,7 +176,7 @@ def schedule(
 class FourierInput(nn.Module):
     """(w (B, E)) to the samples of a band's sines, (B, H, W, C), mixed by a learned matrix.
 
-    Frequencies and phases are constants of the network, drawn at its start: the collection "batch_stats".
+    Frequencies and phases are constants, drawn at initialisation and stored in the collection "batch_stats".
     """
 
     band: Band
@@ -212,7 +214,7 @@ class FourierInput(nn.Module):
 
 
 class FilteredLayer(nn.Module):
-    """Modulated convolution, bias and filtered LeakyReLU; to an image a 1x1 convolution and bias alone."""
+    """Modulated convolution, bias and filtered LeakyReLU; to an image, only a 1x1 convolution and a bias."""
 
     spec: LayerSpec
     dtype: DTypeLike = jnp.float32
@@ -228,7 +230,7 @@ class FilteredLayer(nn.Module):
         if self.spec.to_image:
             y = modulated_conv(x.astype(self.dtype), kernel, styles * x.shape[-1] ** -0.5, False)
             return y.astype(jnp.float32) + bias
-        # All that zeros around the map give: the filters take what they need of it.
+        # The full output with zeros around the map: the filters use the part that they need.
         x = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
         y = modulated_conv(x, kernel, styles, True) + bias.astype(self.dtype)
         return filtered_activation(y, self.spec.before, self.spec.after)
@@ -237,7 +239,7 @@ class FilteredLayer(nn.Module):
 class Synthesis(nn.Module):
     """w (B, E) to images in about [-1, 1], float32 (B, h, w, C), of the size of a stage.
 
-    networks: see `schedule`; level: which of them. What it has of the stages before is not trained.
+    networks: see `schedule`; level: which of them. Its layers from earlier stages are not trained.
     """
 
     networks: tuple[tuple[LayerSpec, ...], ...]
@@ -246,7 +248,7 @@ class Synthesis(nn.Module):
 
     @nn.compact
     def __call__(self, w: jax.Array) -> jax.Array:
-        # The parameters of all stages are there from the start.
+        # The parameters of all stages exist from the start.
         levels = range(len(self.networks)) if self.is_initializing() else (self.level,)
         specs = {spec.name: spec for level in levels for spec in self.networks[level]}
         layers = {name: FilteredLayer(spec, self.dtype, name=name) for name, spec in specs.items()}
@@ -265,7 +267,7 @@ class Synthesis(nn.Module):
 class Generator(nn.Module):
     """(z (B, latent), one_hot (B, classes) or None, train) to images in about [-1, 1], float32 (B, h, w, C).
 
-    networks, level: of `Synthesis`; the mapping, too, is trained in the first stage alone.
+    networks, level: of `Synthesis`; the mapping, too, is trained in the first stage only.
     width: of w; mapping_layers: of the mapping; doublings: by repetition of pixels, of an image of an early stage.
     The collection "batch_stats" has the moving average of w of each class, (classes, width).
     """
@@ -291,7 +293,8 @@ class Generator(nn.Module):
         return self.enlarged(self.synthesis(jax.lax.stop_gradient(w) if self.level > 0 else w))
 
     def update_mean(self, w: jax.Array, one_hot: jax.Array | None) -> None:
-        """Moves each class's average towards its examples: as a mean over examples, which may be split over devices."""
+        """Updates each class's average with its examples, as a mean over examples, so that they may be split over
+        devices."""
         number = self.mean.value.shape[0]
         belongs = jnp.ones((len(w), 1)) if one_hot is None else one_hot
         difference = belongs.T @ w - jnp.sum(belongs, axis=0)[:, None] * self.mean.value

@@ -2,12 +2,12 @@
 
     layer   z_0 = x_0,  z_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)),  log_det = -sum_i alpha_i           (x to z)
     back    x_0 = z_0,  x_i = exp(alpha_i(x_<i)) z_i + mu_i(x_<i), one i after another
-    guided  mu + w (mu - mu_weak) in place of mu, and the same of alpha, w a weight by position       (section 2.6)
+    guided  mu + w (mu - mu_weak) instead of mu, and the same of alpha, w a weight by position        (section 2.6)
 
 x_i is patch i of N. The transformer sees patch i at position i, whose output is mu and alpha of patch i + 1. Layers of
-a chain alternate in direction: each reverses the order of what it gives. The weak moments are those without a class,
-whose embedding is the mean of all classes', and with another temperature of the attention. The way back keeps keys and
-values: position i costs one evaluation at that position.
+a chain alternate in direction: each reverses the order of its output. The weak moments are those without a class, whose
+embedding is the mean of the classes' embeddings, and with another attention temperature. The inverse caches keys and
+values: each position takes one evaluation, at that position only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AutoregressiveLayer(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        init = nn.initializers.normal(0.3)  # beside embeddings of standardised patches
+        init = nn.initializers.normal(0.3)  # relative to embeddings of standardised patches
         self.embed = nn.Dense(self.features)
         self.places = self.param("places", init, (self.positions, self.features))
         if self.num_classes:
@@ -63,7 +63,7 @@ class AutoregressiveLayer(nn.Module):
         return mu, alpha
 
     def context(self, label: jax.Array | None) -> jax.Array:
-        """What all positions of an image have in common, (B or 1, features)."""
+        """The input that all positions of an image share, (B or 1, features)."""
         if not self.num_classes or label is None:
             return jnp.zeros((1, self.features))
         return jnp.concatenate([self.classes, jnp.mean(self.classes, axis=0, keepdims=True)])[label]
@@ -97,7 +97,7 @@ def invert(
     weights: jax.Array | None = None,
     weak_temperature: float = 1.0,
 ) -> jax.Array:
-    """x (B, N, D) of z, in one scan over the positions.
+    """x (B, N, D) from z, by one scan over the positions.
 
     Args:
       weights: (N - 1,), of the guidance of patches 1 .. N - 1; None for none. With guidance, the layer is evaluated

@@ -1,11 +1,11 @@
 """One causal transformer over a text and the codes of an image (Ramesh et al. 2021, arXiv 2102.12092, section 2.2).
 
 The sequence is T text tokens, then the N = h w codes row by row. Text attends to the text before it, codes to all of
-the text and to the codes before them. A place of the text without a token has an embedding of its own in place of the
-padding token's. Each token is predicted from those before it, the codes from all of the text too.
+the text and to the codes before them. Padding positions of the text have their own embeddings instead of the padding
+token's. Each token is predicted from those before it, and codes also from all of the text.
 
-A text is a start, tokens, an end, and padding: so a start or padding is never predicted within it, the last place can
-only be an end, and after the end comes padding, with probability 1.
+A text is a start token, tokens, an end token and padding: so start and padding are never predicted within it, the last
+position can only be an end, and padding follows the end with probability 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TextImageTransformer(PixelTransformer):
     """(codes int32 (B, h, w, 1), cond, dropout keys) to logits of the text after its start and of the codes,
     float32 (B, T - 1, vocabulary) and (B, h, w, 1, levels).
 
-    Fields are those of `PixelTransformer`; as that, it serves `jgen.samplers.sequence` with the codes after a text.
+    Fields are those of `PixelTransformer`; like that, it supports `jgen.samplers.sequence`, for the codes after a text.
     """
 
     def setup(self) -> None:
@@ -49,7 +49,7 @@ class TextImageTransformer(PixelTransformer):
         return possible(self.text_out(h), ended, is_last)
 
     def text_places(self, tokens: jax.Array, places: jax.Array) -> jax.Array:
-        """The embeddings of tokens (B, n) at places (n,) of the text, (B, n, features)."""
+        """The embeddings of tokens (B, n) at positions (n,) of the text, (B, n, features)."""
         padding = self.padding(places)[None]
         return jnp.where((tokens == PADDING)[..., None], padding, self.tokens(tokens)) + self.places(places)[None]
 
@@ -58,8 +58,8 @@ class TextImageTransformer(PixelTransformer):
 
 
 class TextTransformer(TextImageTransformer):
-    """The same network with the same parameters, which serves `jgen.samplers.sequence` with the T - 1 tokens after the
-    start of a text. Its `patterns` must be full ones, as many as the network has."""
+    """The same network with the same parameters, for sampling the T - 1 tokens after a text's start by
+    `jgen.samplers.sequence`. Its `patterns` must all be "full", as many as the network has."""
 
     def start(self, batch: int, cond: Cond) -> Any:
         nothing = jnp.zeros((batch, 0, self.features))
@@ -76,8 +76,8 @@ class TextTransformer(TextImageTransformer):
 
 
 def possible(logits: jax.Array, ended: jax.Array, is_last: jax.Array) -> jax.Array:
-    """The logits (..., vocabulary) with those of tokens that cannot come masked: after an end only padding can, at the
-    last place only an end. ended, is_last: bool (...)."""
+    """The logits (..., vocabulary) with impossible tokens masked: after an end only padding is possible, at the last
+    position only an end. ended, is_last: bool (...)."""
     least = jnp.where(ended, PADDING, END)[..., None]  # the possible ids are a range
     most = jnp.where(ended, PADDING, jnp.where(is_last, END, logits.shape[-1]))[..., None]
     token = jnp.arange(logits.shape[-1]).reshape((1,) * (logits.ndim - 1) + (-1,))

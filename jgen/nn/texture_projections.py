@@ -1,7 +1,7 @@
-"""Synthesis of textures by projections onto their statistics in turn (Portilla & Simoncelli 2000, section 4).
+"""Texture synthesis by alternating projections onto sets of statistics (Portilla & Simoncelli 2000, section 4).
 
-A round takes the image apart, adjusts each set of statistics by the least change along its gradients, from the coarsest
-scale to the finest, and puts it together again:
+A round decomposes the image, adjusts each set of statistics by the smallest change along its gradients, from the
+coarsest scale to the finest, and reconstructs the image:
 
     low       autocorrelation, third and fourth moments of the lowpass image                          (1), (2)
     a scale   covariances of the moduli, and with the coarser ones; autocorrelations of each; mean    (3), (1)
@@ -14,13 +14,14 @@ scale to the finest, and puts it together again:
     (3)  x = B p + e with p the coarser moduli:  y = B* p + M e, with M the symmetric map that gives e its covariance
     (4)  y = x + (D* - D) P^-1 p
 
-Projections onto one set move the others: rounds bring statistics near to the source's and do not converge to them.
+Projections onto one set change the others: rounds bring the statistics near to the source's but do not converge to
+them.
 
 Glossary: A autocorrelation, D covariances with p, P covariance of p, * of the source; e what p does not explain.
 
-Differs from the paper: t of (2) by Newton's method, there the root of a polynomial; (1) is regularised, as float32
-asks for; M keeps e as it is as far as possible, there a rotation is chosen so; no extrapolation from round to round.
-Statistics are those of `jgen.nn.texture_statistics`, of one channel.
+Differs from the paper: t of (2) is found by Newton's method instead of as the root of a polynomial; (1) is regularised,
+as float32 requires; M changes e as little as possible, where the paper chooses a rotation to that end; there is no
+extrapolation from round to round. Statistics are those of `jgen.nn.texture_statistics`, for one channel.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from jgen.nn import texture_statistics as ts
 Tree = Any
 RIDGE = 1e-4  # of (1), relative to the variance
 NEWTON_STEPS = 8
-FAINT = 1e-3  # a lowpass image with less of the pixels' variance is scaled only, as in the authors' code
+FAINT = 1e-3  # a lowpass image with a smaller part of the pixels' variance is only scaled, as in the authors' code
 TINY = ts.TINY
 
 
 def project(form: ts.Form, target: dict[str, Tree], least: jax.Array, greatest: jax.Array, z: jax.Array) -> jax.Array:
-    """One round of projections of an image z (H, W) towards the statistics `target` of one channel, pixels staying from
-    `least` to `greatest`."""
+    """One round of projections of an image z (H, W) towards the statistics `target` of one channel, with pixels kept
+    between `least` and `greatest`."""
     filters = pyramid.make_filters(*z.shape, form.scales, form.orientations)
     parts = pyramid.build(z, form.scales, form.orientations)
     total = ts.variances(target["pixels"])[0]
@@ -71,7 +72,8 @@ def project(form: ts.Form, target: dict[str, Tree], least: jax.Array, greatest: 
 
 
 def adjust_lowpass(x: jax.Array, own: dict[str, jax.Array], size: int, total: jax.Array) -> jax.Array:
-    """(1) and (2) of an image of mean zero, or, where it is faint beside the pixels' variance `total`, its variance."""
+    """(1) and (2) of an image of mean zero, or only its variance if that is small relative to the pixels' variance
+    `total`."""
     variance = ts.variances(own)[0]
     scaled = x * jnp.sqrt(variance / jnp.maximum(jnp.var(x), TINY))
     adjusted = with_moments(with_autocorrelation(scaled, own["autocorrelation"][0], size), own)
@@ -84,7 +86,8 @@ def adjust_bands(
     """The real parts (K, h, w) of complex bands after (3), (1) and (4).
 
     Args:
-      own, across: the statistics of this scale, and of it with the coarser one; parent: its bands at this size.
+      own, across: the statistics of this scale, and those across it and the coarser one; parent: the coarser bands at
+      this size.
     """
     modulus = jnp.abs(bands)
     spread = ts.variances(own)
@@ -127,23 +130,23 @@ def divided(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def transported(x: jax.Array, covariance: jax.Array, wanted: jax.Array) -> jax.Array:
-    """M x with M = W (W C W)^-1/2 W, W = wanted^1/2: of all maps to the covariance the one that moves x least."""
+    """M x with M = W (W C W)^-1/2 W, W = wanted^1/2: among all maps to the covariance, the one that changes x least."""
     root = power_of(wanted, 0.5)
     return jnp.einsum("nm,mhw->nhw", root @ power_of(root @ covariance @ root, -0.5) @ root, x)
 
 
 def power_of(matrix: jax.Array, power: float) -> jax.Array:
-    """The power of a symmetric matrix, negative eigenvalues taken for small ones."""
+    """The power of a symmetric matrix, with negative eigenvalues replaced by small positive ones."""
     values, axes = jnp.linalg.eigh(0.5 * (matrix + matrix.T))
     least = 1e-6 * jnp.maximum(values[-1], TINY)
     return (axes * jnp.maximum(values, least)[None, :] ** power) @ axes.T
 
 
 def with_autocorrelation(x: jax.Array, wanted: jax.Array, size: int) -> jax.Array:
-    """An image (h, w) of mean zero with the samples `wanted` of the autocorrelation, about: (1).
+    """An image (h, w) of mean zero with approximately the samples `wanted` of the autocorrelation: (1).
 
     Args:
-      wanted: ((size^2 + 1) / 2,), as `texture_statistics.autocorrelation` has them.
+      wanted: ((size^2 + 1) / 2,), in the order of `texture_statistics.autocorrelation`.
     """
     height, width = x.shape
     reach = size // 2
@@ -155,7 +158,7 @@ def with_autocorrelation(x: jax.Array, wanted: jax.Array, size: int) -> jax.Arra
     def at(shift: np.ndarray) -> jax.Array:
         return table[shift[..., 0] % height, shift[..., 1] % width]
 
-    mirrored = np.any(lags != 0, axis=1)  # each lag but zero stands for its opposite, too
+    mirrored = np.any(lags != 0, axis=1)  # each lag except zero also represents its opposite
     matrix = at(lags[:, None] - lags[None]) + mirrored[None] * at(lags[:, None] + lags[None])
     ridge = RIDGE * table[0, 0] + TINY
     h = jnp.linalg.solve(matrix + ridge * jnp.eye(len(lags), dtype=x.dtype), wanted - at(lags))
@@ -185,7 +188,7 @@ def standardised(x: jax.Array) -> jax.Array:
 
 
 def along(x: jax.Array, g: jax.Array, moment: Callable[[jax.Array], jax.Array], wanted: jax.Array) -> jax.Array:
-    """x + t g, standardised, whose moment is the nearest to the wanted one that Newton's method comes to from t = 0."""
+    """x + t g, standardised, with the moment closest to the wanted one that Newton's method finds from t = 0."""
 
     def error(t: jax.Array) -> jax.Array:
         return moment(standardised(x + t * g)) - wanted

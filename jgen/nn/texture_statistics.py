@@ -1,6 +1,6 @@
 """The joint statistics of a texture's steerable pyramid (Portilla & Simoncelli 2000, sections 3 and 4.1).
 
-Of an image z (H, W, C) with periodic boundaries and its pyramid (`jgen.nn.steerable_pyramid`), as means over positions:
+For an image z (H, W, C) with periodic boundaries and its pyramid (`jgen.nn.steerable_pyramid`), means over positions:
 
     pixels   mean, covariance of the channels, third and fourth central moments
     high     covariance of the channels of the highpass band
@@ -11,16 +11,17 @@ Of an image z (H, W, C) with periodic boundaries and its pyramid (`jgen.nn.steer
     parents  of each scale but the coarsest, with the bands p of the next one at twice their size: covariances of |b|
              with |p|, and of Re b with the real and the imaginary part of p^2 / |p|, whose phase runs as fast as b's
 
-The autocorrelation of a real image is even: (M^2 + 1) / 2 of its samples are all there are. An image of one channel,
-in 4 scales and 4 orientations with M = 7, has 710 statistics in the paper; here the covariances of pairs stand twice,
-some variances are there again, the powers are beside them, and the range of the pixels is left to who synthesises.
+The autocorrelation of a real image is even: (M^2 + 1) / 2 of its samples determine all. An image of one channel, in 4
+scales and 4 orientations with M = 7, has 710 statistics in the paper; here covariances of pairs occur twice, some
+variances are repeated, the powers are added, and the range of the pixels is left to the synthesis.
 
-`scales_of` gives the unit of each, from the variances among them: in these units all are of order one, and covariances
-are correlations. `spectrum` is the gain at each frequency that gives white noise the powers of the bands.
+`scales_of` gives the unit of each, from the variances among them: in these units all statistics are of order one, and
+covariances are correlations. `spectrum` is the gain at each frequency that gives white noise the powers of the bands.
 
-Differs from the paper: lowpass images are those that are cut into bands, there sums of bands; the moduli of p are those
-of the interpolated band, there the interpolated moduli; no covariances of the coarsest bands with the last lowpass
-image, which stand in the authors' code alone. Several channels, which the paper does not have, are bands of their own.
+Differs from the paper: lowpass images are those that are cut into bands, where the paper has sums of bands; the moduli
+of p are those of the interpolated band, where the paper interpolates the moduli; there are no covariances of the
+coarsest bands with the last lowpass image, which only the authors' code has. Several channels, which the paper does not
+have, are treated as separate bands.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from jgen.errors import require
 from jgen.nn import steerable_pyramid
 
 Tree = Any
-TINY = 1e-12  # added to |b|^2 under a root, of images of unit variance
+TINY = 1e-12  # added to |b|^2 under a root, for images of unit variance
 
 
 class Form(NamedTuple):
@@ -47,14 +48,14 @@ class Form(NamedTuple):
 
 
 def check_form(form: Form) -> None:
-    """Raises `UserError` for numbers that no pyramid has."""
+    """Raises `UserError` for invalid numbers of the pyramid."""
     steerable_pyramid.check_pyramid(form.scales, form.orientations)
     size = form.neighbourhood
     require(size >= 1 and size % 2 == 1, f"neighbourhood is {size}: it must be odd and above zero")
 
 
 def check_size(form: Form, height: int, width: int, what: str) -> None:
-    """Raises `UserError` for images that the pyramid cannot be of: `what` names them."""
+    """Raises `UserError` for image sizes that the pyramid does not support: `what` names the images."""
     step = 1 << form.scales
     least = step * form.neighbourhood
     of = f"of {form.scales} scales and neighbourhood {form.neighbourhood}"
@@ -92,7 +93,7 @@ def statistics(form: Form, z: jax.Array) -> dict[str, Tree]:
             band, modulus = band[:, ::2, ::2], modulus[:, ::2, ::2]
         own = {"power": jnp.mean(modulus**2, axis=(1, 2)), "covariance": covariance(modulus, modulus)}
         own["autocorrelation"] = autocorrelation(modulus, form.neighbourhood)
-        if len(z) > 1:  # of one channel, the images' autocorrelations have them
+        if len(z) > 1:  # for one channel, they are in the images' autocorrelations
             own["real"] = products(band.real, band.real)
         bands.append(own)
         fine = modulus, band.real
@@ -138,8 +139,8 @@ def pairs(variance: jax.Array) -> jax.Array:
 
 
 def spectrum(form: Form, found: dict[str, Tree], height: int, width: int) -> jax.Array:
-    """The gain (C, height, width) at each frequency at which white noise of unit variance has the powers of all bands,
-    about: exactly where those that overlap have powers alike."""
+    """The gain (C, height, width) at each frequency that gives white noise of unit variance approximately the powers of
+    all bands; it is exact if overlapping bands have equal powers."""
     filters = steerable_pyramid.make_filters(height, width, form.scales, form.orientations)
     channels = len(found["pixels"]["mean"])
     high = variances(found["high"]) / np.mean(filters.high**2)
@@ -158,7 +159,7 @@ def spectrum(form: Form, found: dict[str, Tree], height: int, width: int) -> jax
 
 
 def at_full_size(response: jax.Array, height: int) -> jax.Array:
-    """A response (C, h, w) at the frequencies of a scale as one at those of the image, zero above."""
+    """A response (C, h, w) at the frequencies of a scale, extended by zeros to the frequencies of the image."""
     while response.shape[1] < height:
         response = steerable_pyramid.doubled(response) / 4
     return response

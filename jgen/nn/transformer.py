@@ -3,11 +3,12 @@
     block     a = dropout(attention(norm(h))),  h + a + dropout(W_2 gelu(W_1 norm(h + a)))   (Child, equations 12 to 14)
     output    norm(h) after the last block
 
-Attention follows the patterns of `jgen.nn.sparse_attention`, which alternate from block to block. Positions of a prefix
-may stand in front of the sequence. The matrices W_2 and those behind the attention start smaller by sqrt(2 layers).
+Attention follows the patterns of `jgen.nn.sparse_attention`, which alternate from block to block. A prefix of positions
+may precede the sequence. The matrices W_2 and the output matrices of attention are initialised sqrt(2 layers) times
+smaller.
 
-Whole sequences are computed at once, or one position at a time from the keys and values of those before it. The blocks'
-parameters are stacked, and one block's program serves all: a network of 128 layers compiles as fast as one of 8.
+Sequences are computed whole, or one position at a time from cached keys and values of the earlier ones. The blocks'
+parameters are stacked, and all blocks share one program: a network of 128 layers compiles as fast as one of 8.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jgen.nn.dropout import dropout
 from jgen.nn.flow import cast
 from jgen.nn.sparse_attention import Pattern, Source, attend, causal_attention, earlier_positions, sparse_attention
 
-UNROLLED = 8  # blocks at most that are compiled one by one, which runs faster
+UNROLLED = 8  # largest number of blocks that are compiled one by one, which runs faster
 
 KeyValue = tuple[jax.Array, jax.Array]
 
@@ -45,10 +46,10 @@ Carry = tuple[jax.Array, list[Cache]]  # features of a position, and the caches
 
 
 class DecoderBlock(nn.Module):
-    """Attention to what comes before and a feed-forward network, each after normalisation and added to its input.
+    """Causal attention and a feed-forward network, each after normalisation and added to its input.
 
     features: width of the sequence. heads: of attention. hidden: width of the feed-forward network.
-    key_features: width of queries and keys over all heads.
+    key_features: total width of the queries and keys of all heads.
     """
 
     features: int
@@ -72,7 +73,7 @@ class DecoderBlock(nn.Module):
         self.narrow = dense(self.features, self.output_scale)
 
     def __call__(self, x: jax.Array, keys: jax.Array | None = None, prefix: int = 0) -> jax.Array:
-        """(B, P + N, features) to the same; keys (B,) are dropout's, None for none; prefix: P."""
+        """(B, P + N, features) to the same; keys (B,) are for dropout, None for none; prefix: P."""
         attended = sparse_attention(*self.project(x), self.pattern, prefix)
         return self.finish(x, attended, keys)
 
@@ -109,7 +110,7 @@ class DecoderBlock(nn.Module):
         return q, k, v
 
     def finish(self, x: jax.Array, attended: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """The block's output from its input and what its heads give."""
+        """The block's output from its input and its heads' outputs."""
         key_attention, key_feed_forward = (None, None) if keys is None else rng.split(keys, 2)
         a = self.attention_out(attended.reshape(*attended.shape[:-2], -1))
         x = x + dropout(a, key_attention, self.dropout_rate)
@@ -120,9 +121,9 @@ class DecoderBlock(nn.Module):
 class CausalTransformer(nn.Module):
     """Blocks whose patterns alternate, and a last normalisation: (B, P + N, features) to the same.
 
-    layers: blocks in all, a multiple of the number of patterns. remat: computes the blocks' features anew for the
-    gradient, so that only their inputs take memory. dtype: of the arithmetic, None for that of the input. Other fields
-    are those of `DecoderBlock`.
+    layers: number of blocks, a multiple of the number of patterns. remat: recompute the blocks' activations in the
+    backward pass, so that only their inputs are stored. dtype: of the arithmetic, None for that of the input. Other
+    fields are those of `DecoderBlock`.
     """
 
     features: int
@@ -151,7 +152,7 @@ class CausalTransformer(nn.Module):
         return self.layers // len(self.patterns)
 
     def blocks(self) -> list[DecoderBlock]:
-        """One block a pattern, without parameters."""
+        """One block per pattern, without parameters."""
         scale = (2 * self.layers) ** -0.5
         sizes = (self.features, self.heads, self.hidden, self.key_features)
         return [DecoderBlock(*sizes, p, self.dropout_rate, scale, self.dtype, parent=None) for p in self.patterns]
@@ -173,7 +174,7 @@ class CausalTransformer(nn.Module):
         return jax.lax.scan(body, x, (self.stacked, jnp.arange(self.repeats)), unroll=unroll)
 
     def __call__(self, x: jax.Array, keys: jax.Array | None = None, prefix: int = 0) -> jax.Array:
-        """The whole sequence, after a prefix of P positions; keys (B,) are dropout's, None for none."""
+        """The whole sequence, after a prefix of P positions; keys (B,) are for dropout, None for none."""
 
         def layer(block: DecoderBlock, params: Any, x: jax.Array, place: jax.Array, i: int) -> tuple[jax.Array, None]:
             own = None if keys is None else rng.fold_in(keys, place * len(self.patterns) + i)
@@ -204,7 +205,8 @@ class CausalTransformer(nn.Module):
     ) -> tuple[jax.Array, list[Cache]]:
         """Position number `position` of the sequence, (B, features): its output, and the caches with it.
 
-        Only the keys and values that it attends to are read, and its own are written. temperature: see `DecoderBlock`.
+        Only the keys and values that it attends to are read, and only its own are written. temperature: see
+        `DecoderBlock`.
         """
 
         def layer(block: DecoderBlock, params: Any, carry: Carry, place: jax.Array, i: int) -> tuple[Carry, None]:
@@ -224,7 +226,7 @@ class CausalTransformer(nn.Module):
 def write(cache: Cache, place: jax.Array, position: jax.Array, k: jax.Array, v: jax.Array) -> Cache:
     """The cache with a position's key and value in block number `place`, (B, heads, D).
 
-    It is written before it is read: XLA, where a read could come after, copies the cache for every position.
+    It is written before it is read: otherwise XLA would copy the cache for every position.
     """
     start = (place, position, 0, 0, 0)
     keys, values = (jax.lax.dynamic_update_slice(x, new[None, None], start) for x, new in zip(cache, (k, v)))

@@ -1,9 +1,9 @@
 """The U-Net of denoising diffusion (Ho, Jain & Abbeel 2020, arXiv 2006.11239, appendix B).
 
 Residual blocks with group normalisation and SiLU, self-attention at chosen resolutions, skip connections from every
-block of the way down to its mirror on the way up, and an embedding of the time and the class added in each block.
-Parameter for parameter it is the network that diffusers calls `UNet2DModel`; like that one it pads stride-2
-convolutions evenly by default, where the paper's code, and with it the published weights, pads at the end only.
+block of the encoder to its mirror in the decoder, and an embedding of the time and the class added in each block. Its
+parameters match those of diffusers' `UNet2DModel`; like that, it pads stride-2 convolutions on both sides by default,
+where the paper's code and its published weights pad at the end only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Config:
     dropout: float = 0.1
     """Dropout rate in the residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the network's computation; parameters, statistics and losses stay float32."""
     architecture: Literal["ddpm", "ddpmpp", "ncsnpp", "adm"] = "ddpm"
     """ddpm: of Ho et al. 2020; ddpmpp and ncsnpp: DDPM++ and NCSN++ of Song et al. 2021, ncsnpp only for systems whose
     times are of order 1 (EDM, score SDEs, consistency models); adm: of Dhariwal & Nichol 2021."""
@@ -55,21 +55,21 @@ class Config:
     """Width of the first convolution (adm: always that of the first level); the embedding of time and class is four
     times as wide. 0: the width of the first level."""
     padding: Literal["even", "end"] = "even"
-    """Zeros around what a stride-2 convolution halves: on both sides, or at the end as in the paper's code (ddpm)."""
+    """Zero padding of stride-2 convolutions: on both sides, or at the end as in the paper's code (ddpm)."""
     norm_eps: float = 1e-5
-    """Added to the variance by group normalisation (ddpm)."""
+    """Epsilon of group normalisation, added to the variance (ddpm)."""
     patch: int = 1
     """Side of the squares of pixels that are folded into channels before the first convolution, and unfolded after the
-    last (Hoogeboom et al. 2023, arXiv 2301.11093): full resolution is where a small U-Net's time goes. Levels, and the
+    last (Hoogeboom et al. 2023, arXiv 2301.11093): a small U-Net spends most time at full resolution. Levels, and the
     heights in `attention`, are those after folding (ddpm, adm)."""
     remat: bool = False
-    """Compute the features inside blocks anew for the gradient, in place of keeping them: less memory, a third more
+    """Recompute the activations inside blocks in the backward pass instead of storing them: less memory, a third more
     time."""
 
 
 PADDING = {"even": None, "end": ((0, 1), (0, 1))}  # of stride-2 convolutions, as `jgen.nn.conv` takes it
 
-# Sizes that configurations share: of 8x8 digits, of 28x28 images on CPUs, and of tests.
+# Sizes that configurations share: for 8x8 digits, for 28x28 images on CPUs, and for tests.
 DIGITS = Config(channels=(32, 32), blocks=1, attention=(4,), head_dim=32, groups=8, dropout=0.0)
 MNIST = Config(channels=(32, 64, 64), blocks=2, attention=(14, 7), head_dim=32, groups=8, dropout=0.0)
 TINY = Config(channels=(8, 8), blocks=1, attention=(), head_dim=8, groups=4, dropout=0.1)
@@ -104,10 +104,10 @@ class UNet(nn.Module):
     channels:    width of each level, from the full resolution down, each half as high and wide as the one before.
     attention:   the heights of feature maps at which every block is followed by self-attention; the middle always is.
     head_dim:    width of an attention head.
-    num_classes: 0 for no class embedding; else the number of embeddings, a null class included where there is one.
+    num_classes: 0 for no class embedding; else the number of embeddings, including a null class if there is one.
 
-    vector (B, D), where it is given, is a further condition, such as how an image was augmented. With a context, such
-    as the tokens of a text, transformer blocks that attend to it stand in the place of self-attention.
+    vector (B, D), if given, is a further condition, such as how an image was augmented. If a context is given, such as
+    the tokens of a text, transformer blocks that attend to it replace self-attention.
 
     t is any number, embedded by sines and cosines: a step 1 .. T, or a function of the noise such as ln(sigma) / 4.
 
@@ -115,7 +115,7 @@ class UNet(nn.Module):
     adm:         blocks and changes of resolution are those of ADM (jgen/nn/adm.py).
     padding, eps: of `Config`; without `adm`.
     patch:       of `Config`.
-    remat:       whether blocks compute their features anew for the gradient, so that only their inputs are kept.
+    remat:       whether blocks recompute their activations in the backward pass, so that only their inputs are stored.
     """
 
     channels: tuple[int, ...]
@@ -203,7 +203,7 @@ class UNet(nn.Module):
         return depth_to_space(h, self.patch)
 
     def layers(self, context: Tokens | None) -> tuple[tuple[Any, Any], tuple[Any, ...], tuple[Any, ...]]:
-        """The types of blocks and of attention, the last options of attention, and its inputs beside features."""
+        """The types of blocks and of attention, the last options of attention, and its inputs besides the features."""
         block = AdmBlock if self.adm else ResnetBlock
         if context is None:
             return (block, SelfAttention2D), (self.eps,), ()
@@ -232,9 +232,9 @@ def make_unet(
     """The U-Net of `config.architecture` over images.
 
     Args:
-      num_classes: of the class embedding, a null class included; 0 for none.
+      num_classes: of the class embedding, including a null class; 0 for none.
       out_channels: 0 takes those of the images.
-      small_t: whether t is of order 1, as the Fourier features of NCSN++ need it, not a step 1 .. T.
+      small_t: whether t is of order 1, as required by NCSN++'s Fourier features, instead of a step 1 .. T.
     Raises:
       UserError: sizes that the U-Net cannot be built with, or NCSN++ for a model whose t is not small.
     """

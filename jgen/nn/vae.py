@@ -1,7 +1,7 @@
 """Networks of a variational autoencoder: an encoder to mu and logvar, a decoder to the parameters of every pixel.
 
-Both are dense, or convolutional with residual blocks (`jgen.nn.autoencoder`). The class, where there is one, joins the
-encoder's features and the latents.
+Both are dense, or convolutional with residual blocks (`jgen.nn.autoencoder`). The class, if there is one, is
+concatenated with the encoder's features and with the latents.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(z (B, latent), label (B,) or None) to float32 (B, H, W, C or 2 C): mean or logits, then any log scale.
 
-    scale: where the log scale comes from: one learned number ("shared"), the network ("pixel"), or there is none. The
-    mirror of `Encoder`: widths and hidden are those of the encoder, used in reverse order.
+    scale: the source of the log scale: one learned number ("shared"), the network ("pixel"), or none. The mirror of
+    `Encoder`: widths and hidden are those of the encoder, used in reverse order.
     """
 
     network: Literal["dense", "conv"]

@@ -1,4 +1,4 @@
-"""Variational dequantisation: a flow of the noise within a level, given the image (Ho et al. 2019, arXiv 1902.00275,
+"""Variational dequantisation: a flow for the dequantisation noise given the image (Ho et al. 2019, arXiv 1902.00275,
 section 3.1).
 
     u = sigmoid(r),  r the result of affine couplings of eps ~ N(0, I), with scales and shifts by the image
@@ -24,8 +24,8 @@ START = 1.7  # the standard deviation of r with which u is nearly uniform
 class VariationalNoise(nn.Module):
     """(uint8 images (B, H, W, C), eps of their shape) to u in [0, 1) and log q(u), nats (B,); nearly uniform at first.
 
-    levels: of the images. width: features of the networks. couplings: with checkerboards in turn. dtype: of the
-    networks' arithmetic, None for that of eps.
+    levels: of the images. width: features of the networks. couplings: with alternating checkerboards. dtype: of the
+    networks' computation, None for that of eps.
     """
 
     levels: int

@@ -7,8 +7,9 @@ is 1x1 to a fraction of the width, conv2 and conv3 are 3x3, on maps below 3 pixe
     top-down   x <- x + unpooled x of the coarser resolution, in the first block of a resolution, then in every block
                q = N(W_q f_q([x, h])),  p, y = W_p f_p(x),  z from q or p,  x <- x + y + W_z z,  x <- x + W f(x)
 
-h of the top-down path is the bottom-up features of the same resolution: of all its blocks but the one before pooling. N
-is the number of blocks of a path: W, and W_z, start at 1 / sqrt(N) of the usual scale, and W_p at zero.
+In the top-down path, h is the bottom-up features of the same resolution, after all blocks except the one that is
+pooled. N is the number of blocks of a path: W and W_z are initialised at 1 / sqrt(N) of the usual scale, and W_p at
+zero.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Level(NamedTuple):
 
 
 def levels_of(blocks: Blocks, spec: ImageSpec) -> tuple[Level, ...]:
-    """Maps of these heights, and as wide in proportion as the images."""
+    """Resolutions with maps of these heights, with the aspect ratio of the images."""
     return tuple(Level(height, spec.width * height // spec.height, number) for height, number in blocks)
 
 
@@ -167,7 +168,7 @@ class StochasticBlock(nn.Module):
         return x, Layer(z, prior, posterior)
 
     def gaussian(self, h: jax.Array, name: str, kernel_init: Initializer) -> Gaussian:
-        # What a divergence reads is computed in full precision. Half of it is the logarithm of a standard deviation.
+        # The divergence's inputs are computed in full precision. Half of them are logarithms of standard deviations.
         out = nn.Dense(2 * self.latent, dtype=jnp.float32, kernel_init=kernel_init, name=name)(h)
         mean, log_std = jnp.split(out, 2, axis=-1)
         return Gaussian(mean, 2.0 * log_std)

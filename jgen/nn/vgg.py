@@ -1,8 +1,8 @@
-"""The convolutions of VGG-19 (Simonyan & Zisserman 2014, arXiv 1409.1556), with weights that a user brings.
+"""The convolutions of VGG-19 (Simonyan & Zisserman 2014, arXiv 1409.1556), with weights provided by the user.
 
-Weights are those of a file of PyTorch before 1.6 in torchvision's names, features.0.weight to features.25.weight, such
-as vgg19-dcbb9e9d.pth. Boundaries are periodic, and pooling takes means, as for textures (Gatys et al. 2015, arXiv
-1505.07376). Images enter with ImageNet's mean and deviation.
+Weights are read from a file in the format of PyTorch before 1.6 with torchvision's names, features.0.weight to
+features.25.weight, such as vgg19-dcbb9e9d.pth. Boundaries are periodic, and pooling takes means, as for textures (Gatys
+et al. 2015, arXiv 1505.07376). Images are normalised by ImageNet's mean and deviation.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ from jgen.core import parallel
 from jgen.prob.likelihoods import sum_image
 
 LOSSES = ("minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic")
-RELATIVE_LOSSES = ("relativistic",)  # whose generator's loss takes real images, too
+RELATIVE_LOSSES = ("relativistic",)  # losses whose generator part also uses real images
 PENALTIES = ("gradient_penalty", "r1", "r1_r2")
-PENALTIES_OF_PAIRS = ("gradient_penalty", "r1_r2")  # which take generated images, too
+PENALTIES_OF_PAIRS = ("gradient_penalty", "r1_r2")  # penalties that also use generated images
 
 Critic = Callable[[jax.Array], jax.Array]  # images (B, H, W, C) to outputs (B,)
 
@@ -50,7 +50,7 @@ def discriminator_loss(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array
 
 
 def generator_loss(kind: str, fake: jax.Array, real: jax.Array | None = None) -> jax.Array:
-    """The generator's loss for each generated image, (B,); `real` is read by the `RELATIVE_LOSSES` alone."""
+    """The generator's loss for each generated image, (B,); only the `RELATIVE_LOSSES` use `real`."""
     if kind == "relativistic":
         assert real is not None
         return jax.nn.softplus(real - fake)
@@ -68,7 +68,8 @@ def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array 
     """The output above which the discriminator classifies an image as real: halfway between its two targets.
 
     A Wasserstein critic and a relativistic discriminator have no targets and are defined only up to a constant: their
-    boundary is halfway between the means of the outputs for real and for generated images, (B,) each, over all devices.
+    boundary is halfway between the means, over all devices, of the outputs for real and for generated images, (B,)
+    each.
     """
     if kind in ("wasserstein", "relativistic"):
         return parallel.pmean(0.5 * (jnp.mean(real) + jnp.mean(fake)))
@@ -76,7 +77,7 @@ def decision_boundary(kind: str, real: jax.Array, fake: jax.Array) -> jax.Array 
 
 
 def squared_gradient(critic: Critic, x: jax.Array) -> jax.Array:
-    """|grad D(x)|^2 of each image, (B,). The critic must not mix examples, as batch normalisation does."""
+    """|grad D(x)|^2 of each image, (B,). The critic must not mix examples, unlike batch normalisation."""
     return sum_image(jax.grad(lambda images: jnp.sum(critic(images)))(x) ** 2)
 
 

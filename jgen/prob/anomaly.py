@@ -1,9 +1,9 @@
-"""Scores that tell images unlike those that a model was trained on.
+"""Anomaly scores: how unlike a model's training images an image is.
 
-A model of one data set may give images of another a higher likelihood than its own, where those are smoother (Nalisnick
-et al. 2019, arXiv 1810.09136). What is done about it, by `Generator.anomaly_score`:
+A model of one data set may give images of another data set a higher likelihood than its own, if those are smoother
+(Nalisnick et al. 2019, arXiv 1810.09136). `Generator.anomaly_score` therefore corrects the likelihood:
 
-    complexity  -log2 p(x) - L(x), L the length of x in bits as a lossless coder has it   (Serra et al. 2020, arXiv
+    complexity  -log2 p(x) - L(x), L the length of x in bits by a lossless coder          (Serra et al. 2020, arXiv
                 1909.11480)
     typicality  | -log p(x) - mean of -log p over images of the model's own data |        (Nalisnick et al. 2019, arXiv
                 1906.02994, of single images)
@@ -31,11 +31,11 @@ def score_of(
     reference: np.ndarray | None = None,
     background: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The score of a kind, float64 (n,), the higher the less alike, from -log p of the images in nats, (n,).
+    """The score of a kind, float64 (n,), higher for images less like the data, from -log p of the images in nats, (n,).
 
     Args:
-      images: uint8 (n, H, W, C), of which complexity is; reference: for typicality, -log p of images of the model's own
-        data; background: for ratio, -log p of the same images by another model.
+      images: uint8 (n, H, W, C), for complexity; reference: for typicality, -log p of images of the model's own data;
+        background: for ratio, -log p of the same images by another model.
     Raises:
       UserError: an unknown kind, or one whose input is missing.
     """
@@ -54,7 +54,7 @@ def score_of(
 
 
 def code_lengths(images: np.ndarray) -> np.ndarray:
-    """The bits of each uint8 image (n, H, W, C) as PNG, of 1 or 3 channels: float64 (n,)."""
+    """The size in bits of each uint8 image (n, H, W, C), of 1 or 3 channels, as PNG: float64 (n,)."""
     from PIL import Image
 
     def bits(image: np.ndarray) -> int:

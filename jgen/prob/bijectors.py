@@ -1,4 +1,4 @@
-"""Bijections without parameters of their own, for normalising flows; NHWC.
+"""Parameter-free bijections, for normalising flows; NHWC.
 
 Each maps forward from images towards latents. A function that changes volume returns (y, log_det), where log_det (B,)
 is the log of the absolute determinant of the Jacobian of the map that was applied; the others preserve volume.
@@ -107,8 +107,8 @@ def invert_lower(lower: Any) -> Any:
     """The inverse (C, C) of a lower triangular matrix, in 2 log2(C) products of matrices.
 
     Blocks twice as large at each level: [[A, 0], [B, D]] has the inverse [[A', 0], [-D' B A', D']], which is X - X B X
-    with X the inverses of the blocks so far and B padded with zeros. With LAPACK's triangular solves, which use threads
-    of their own beside XLA's, sampling a Glow took a third longer on CPU; a loop over rows would be slow on GPU.
+    with X the inverses of the blocks so far and B padded with zeros. With LAPACK's triangular solves, which use their
+    own threads in addition to XLA's, sampling a Glow took a third longer on CPU; a loop over rows would be slow on GPU.
     """
     row = jnp.arange(lower.shape[0])
     inverse = jnp.diag(1 / jnp.diag(lower))

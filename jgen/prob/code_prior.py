@@ -1,7 +1,7 @@
 """What priors over the discrete codes of a frozen autoencoder share: its codes and images, their loss and scores.
 
-A prior does not give the probability of an image: several images have the same codes, and a decoded image is without
-noise. So its loss and its scores are of codes, in nats and in bits a code.
+A prior does not give the probability of an image: several images have the same codes, and a decoded image has no noise.
+So its loss and scores are those of codes, in nats and in bits per code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jgen.prob.pixels import bits_per_dim
 
 
 def codes_of(model: GenerativeModel, role: str, ctx: Context, keys: jax.Array, batch: Batch) -> Any:
-    """The codes of a batch's images by the frozen model of that role."""
+    """The codes of a batch's images, by the frozen model of that role."""
     frozen, inner = frozen_context(ctx, role)
     assert model.encode is not None
     return model.encode(frozen, inner, keys, batch["image"], model.condition(batch))
@@ -31,21 +31,22 @@ def images_of(model: GenerativeModel, role: str, ctx: Context, keys: jax.Array, 
 
 
 def code_loss(log_p: jax.Array, codes: ImageSpec) -> Loss:
-    """What a phase's loss returns, of log-probabilities (B,) of a grid of codes: nats a code, a mean over images."""
+    """What a phase's loss returns, from log-probabilities (B,) of a grid of codes: nats per code, a mean over
+    images."""
     mean = jnp.mean(log_p)
     return -mean / codes.size, ({"bits_per_code": bits_per_dim(mean, codes.size)}, {})
 
 
 def code_scores(log_p: jax.Array, codes: ImageSpec) -> dict[str, jax.Array]:
-    """What `validate` returns, of log-probabilities (B,) of a grid of codes."""
+    """What `validate` returns, from log-probabilities (B,) of a grid of codes."""
     return {"nll_codes": -log_p, "bits_per_code": bits_per_dim(log_p, codes.size)}
 
 
 def check_autoencoder(model: GenerativeModel, data: DataSpec, role: str, grids: int, example: str) -> None:
-    """Raises `UserError` unless a frozen model has that many grids of codes, of the data's images.
+    """Raises `UserError` unless a frozen model has that many grids of codes, for the data's images.
 
     Args:
-      example: a system that has them, with its article, "a vq_vae".
+      example: a system that has them, with an article, for the error message: "a vq_vae".
     """
     there = len(model.codes)
     has = f"which has {there or 'no'} grid{'s' * (there != 1)} of discrete codes"
@@ -56,6 +57,6 @@ def check_autoencoder(model: GenerativeModel, data: DataSpec, role: str, grids: 
 
 
 def check_conditions(model: GenerativeModel, role: str, class_conditional: bool) -> None:
-    """Raises `UserError` where a frozen model is conditioned on the class and the model that depends on it is not."""
+    """Raises `UserError` if a frozen model is class-conditional and the model that depends on it is not."""
     needs = f"class_conditional is False, but the {role}, {model.name}, needs the class to decode"
     require(not model.conditions or class_conditional, needs)

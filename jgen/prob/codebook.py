@@ -1,4 +1,4 @@
-"""A codebook of vectors that follows averages of what is quantised by it (van den Oord et al. 2017, arXiv 1711.00937).
+"""A codebook updated by moving averages of the vectors that it quantises (van den Oord et al. 2017, arXiv 1711.00937).
 
     quantise      k = argmin_j || z_e - e_j ||^2,  z_q = e_k                                    (equations 1, 2)
     codebook      N_j <- g N_j + (1 - g) n_j,  m_j <- g m_j + (1 - g) s_j,  e_j = m_j / N_j     (appendix A.1)
@@ -7,9 +7,9 @@
                   this entropy; a revived code does not count until vectors are assigned to it
 
 Dead codes: a code whose average use falls below `revival` / num_codes is moved to an encoded vector. Everything in
-`extra` is a mean over examples, so that devices and accumulation steps need not exchange vectors: each vector is
-offered to one code at random, with a heavy-tailed random weight, so that one vector dominates the weighted mean that is
-offered to a code; the next step moves its dead codes there.
+`extra` is a mean over examples, so that devices and microbatches need not exchange vectors: each vector is offered to
+one random code with a heavy-tailed random weight, so that one vector dominates the weighted mean offered to a code; the
+next step moves dead codes there.
 
 Glossary: z_e an encoder's vectors; z_q their codes' vectors; e the codebook's; g decay.
 """
@@ -47,7 +47,7 @@ def start_book(vectors: jax.Array) -> Book:
 
 
 def start_at_vectors(key: jax.Array, z_e: jax.Array, num_codes: int) -> Book:
-    """A codebook that starts at some of the vectors z_e (..., D), each taken once where there are enough of them."""
+    """A codebook initialised with some of the vectors z_e (..., D), each used once if there are enough of them."""
     flat = z_e.reshape(-1, z_e.shape[-1])
     chosen = jax.random.choice(key, flat.shape[0], (num_codes,), replace=flat.shape[0] < num_codes)
     return start_book(flat[chosen])
@@ -68,14 +68,14 @@ def revive(book: Book, threshold: float) -> tuple[Book, jax.Array]:
 
 
 def usage(book: Book, threshold: float) -> jax.Array:
-    """The fraction of codes that are used, and often enough that `revive` would not move them: a scalar."""
+    """The fraction of codes that are used often enough not to be moved by `revive`: a scalar."""
     use = book["use"]
     return jnp.mean(((use >= threshold / use.shape[0]) & (use > 0)).astype(jnp.float32))
 
 
 def nearest(vectors: jax.Array, z_e: jax.Array) -> jax.Array:
     """Codes int32 (...) of z_e (..., D): the index of the nearest of the vectors (K, D), on ties the lowest."""
-    # ||z||^2 is the same for every code and left out. Full float32 precision: near ties resolve alike everywhere.
+    # ||z||^2 is the same for every code and omitted. Full float32 precision: near ties resolve alike on all devices.
     flat = z_e.reshape(-1, z_e.shape[-1])
     products = jnp.matmul(flat, vectors.T, precision=jax.lax.Precision.HIGHEST)
     distance = jnp.sum(vectors**2, axis=-1)[None, :] - 2.0 * products
@@ -120,7 +120,7 @@ class Quantised(NamedTuple):
 
 
 def quantise(book: Book, keys: jax.Array, z_e: jax.Array, decay: float, revival: float) -> Quantised:
-    """A step of training: z_e (B, h, w, D) is quantised after dead codes were moved, then the averages follow it."""
+    """A training step: dead codes are moved, z_e (B, h, w, D) is quantised, then the averages are updated with it."""
     before, (book, revived) = book, revive(book, revival)
     codes = nearest(centres(book), z_e)
     z_q = centres(book)[codes]
@@ -136,12 +136,12 @@ def quantise(book: Book, keys: jax.Array, z_e: jax.Array, decay: float, revival:
 
 
 def straight_through(z_e: jax.Array, z_q: jax.Array) -> jax.Array:
-    """z_q in the forward pass; in the backward pass the whole gradient goes to z_e, and none to z_q."""
+    """z_q in the forward pass; in the backward pass the gradient goes to z_e only."""
     return z_e + jax.lax.stop_gradient(z_q - z_e)
 
 
 def check_codebook(num_codes: int, code_dim: int, commitment: float, decay: float, revival: float) -> None:
-    """Raises `UserError` for options that no codebook can be trained with."""
+    """Raises `UserError` for invalid codebook options."""
     require_positive(num_codes=num_codes, code_dim=code_dim)
     require(0 <= decay < 1, f"decay is {decay}: it must be at least 0 and below 1")
     require(0 <= revival < 1, f"revival is {revival}: it must be at least 0 and below 1")

@@ -14,8 +14,8 @@ def contrastive_losses(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Arra
 
         l_ab = - log exp(s_ii) / sum_j exp(s_ij),    l_ba = - log exp(s_ii) / sum_j exp(s_ji).
 
-    The sums are over the batch of all devices, and so is the gradient: its mean over the devices is that of the mean
-    loss of the whole batch. Parts of an accumulated batch are contrasted by themselves.
+    The sums are over the batch of all devices, and so is the gradient: its mean over devices is the gradient of the
+    whole batch's mean loss. Microbatches of an accumulated batch are contrasted separately.
 
     Args:
       a, b: float32 (B, D); a_i and b_i are a pair. scale: a number.
@@ -27,19 +27,21 @@ def contrastive_losses(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Arra
 
 
 def own_rows(x: jax.Array) -> jax.Array:
-    """The places of this device's entries in the batch of all devices, int32 (B,)."""
+    """The positions of this device's entries in the batch of all devices, int32 (B,)."""
     return parallel.axis_index() * len(x) + jnp.arange(len(x))
 
 
 def nearest(a: jax.Array, b: jax.Array) -> jax.Array:
-    """For each a the place of the b with the greatest a . b in the batch of all devices: int (B,), of (B, D) each."""
+    """For each a, the position of the b with the greatest a . b in the batch of all devices: int (B,), from (B, D)
+    each."""
     return jnp.argmax(a @ parallel.all_gather(b).T, axis=1)
 
 
 def noise_contrast(data: jax.Array, noise: jax.Array) -> jax.Array:
-    """-log sigmoid(h(x)) - log sigmoid(-h(x')) of each pair of an image x and a sample x' of a noise q, (B,).
+    """-log sigmoid(h(x)) - log sigmoid(-h(x')) of each pair of an image x and a sample x' of a noise distribution q,
+    (B,).
 
-    Noise contrastive estimation (Gutmann & Hyvarinen 2010): at its least, h is log p_data - log q.
+    Noise contrastive estimation (Gutmann & Hyvarinen 2010): at the minimum, h is log p_data - log q.
 
     Args:
       data, noise: h of the images, and of the noise, (B,).

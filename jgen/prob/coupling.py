@@ -12,7 +12,7 @@ from jgen.core import parallel
 def optimal_transport(noise: jax.Array, x: jax.Array) -> jax.Array:
     """The noise reordered so that the sum of |noise_i - x_i|^2 over the batch is least; both (B, ...).
 
-    The batch is that of all devices, and of each part of an accumulated batch by itself, as in BatchNorm.
+    The batch is that of all devices; microbatches of an accumulated batch are treated separately, as in BatchNorm.
     """
     all_noise, all_x = parallel.all_gather(noise), parallel.all_gather(x)
     flat_noise, flat_x = all_noise.reshape(len(all_noise), -1), all_x.reshape(len(all_x), -1)

@@ -25,7 +25,7 @@ def make_degradation(problem: Problem, images: ImageSpec, factor: int = 2) -> Ca
     Args:
       factor: of super_resolution, whose measurements are the means of blocks of factor x factor pixels.
     Raises:
-      UserError: a problem that these images do not have.
+      UserError: a problem that does not apply to these images.
     """
     if problem == "super_resolution":
         height, width = images.height, images.width
@@ -52,5 +52,5 @@ def grey(x: jax.Array) -> jax.Array:
 
 
 def same(x: jax.Array) -> jax.Array:
-    """The image itself: what is measured is the image with noise."""
+    """The image itself: the measurement is the image with noise."""
     return x

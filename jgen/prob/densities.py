@@ -1,9 +1,9 @@
-"""Densities on the plane whose entropy is known: what flows are trained on where the truth is to stand beside them.
+"""Densities on the plane with known entropy, to train flows on and compare them with the truth.
 
 gaussians     8 on a ring, well apart
 rings         2, each with a normal radius and a uniform angle: a hole, and a gap between
 spirals       2 thin arms, a mixture of 128 Gaussians each
-checkerboard  uniform on 8 squares: jumps
+checkerboard  uniform on 8 squares: discontinuous
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ DENSITIES = {"gaussians": gaussians, "rings": rings, "spirals": spirals, "checke
 
 
 def draw_points(keys: jax.Array, number: jax.Array) -> jax.Array:
-    """Points (B, 2) of the density with that number in `DENSITIES`, int; all in one function, to compile it once."""
+    """Points (B, 2) of the density with that index in `DENSITIES`; one function for all densities is compiled only
+    once."""
     draws = [make().draw for make in DENSITIES.values()]
     return jax.vmap(lambda key: jax.lax.switch(number, draws, key))(keys)
 
@@ -104,13 +105,13 @@ def grid(side: int) -> np.ndarray:
 
 
 def integral(values: np.ndarray) -> float:
-    """Of a function by its values (side^2,) on `grid`."""
+    """The integral of a function, from its values (side^2,) on `grid`."""
     return float(np.sum(values.astype(np.float64)) * (2 * EXTENT) ** 2 / len(values))
 
 
 @cache
 def entropy(name: str, side: int = 1200) -> float:
-    """Nats, by quadrature; of the checkerboard, whose squares the grid's cells divide, that is exact."""
+    """Nats, by quadrature; exact for the checkerboard, whose squares are divided by the grid's cells."""
     log_prob = jax.jit(DENSITIES[name]().log_prob)
     parts = [np.asarray(log_prob(part)) for part in np.array_split(grid(side), 50)]
     log_p = np.concatenate(parts).astype(np.float64)

@@ -2,7 +2,7 @@
 
     log P(image) = log E_u p(image + u) >= E_u log p(image + u),   u uniform on [0, 1)^D,
 
-where p is a density of dequantised images x, floats in [0, levels). With u of another density q on [0, 1)^D in place of
+where p is a density of dequantised images x, floats in [0, levels). If u has another density q on [0, 1)^D instead of
 the uniform one, log P(image) >= E_u log p(image + u) - log q(u) (Ho et al. 2019, arXiv 1902.00275, equation 12).
 """
 
@@ -49,7 +49,7 @@ def uniform(keys: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def truncated_normal(std: float) -> Proposal:
-    """Dequantisation with normal noise around the middle of a level, given that it is within the level.
+    """Dequantisation with normal noise around the middle of a level, truncated to the level.
 
     Args:
       std: of the noise before it is truncated, in levels.
@@ -82,7 +82,7 @@ def importance_bound(
     """log of the mean of p(image + u) / q(u) over `samples` draws of u, nats (B,): in expectation a lower bound of
     log P.
 
-    One draw gives the usual bound, more a tighter one (Burda et al. 2016, with q as proposal).
+    One draw gives the usual bound, more draws a tighter one (Burda et al. 2016, with q as proposal).
 
     Args:
       log_density: x (B, H, W, C) to nats (B,).

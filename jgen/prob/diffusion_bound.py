@@ -1,11 +1,11 @@
-"""The posterior of a Gaussian diffusion, and the variational bound of a chain of times.
+"""The posterior of a Gaussian diffusion, and the variational bound for a sequence of times.
 
     q(x_s | x_t, x_0) = N(c_0 x_0 + c_t x_t, beta_tilde)  for s < t, with alpha_{t|s} = alpha_t / alpha_s:
     beta = sigma_t^2 - alpha_{t|s}^2 sigma_s^2,  beta_tilde = beta sigma_s^2 / sigma_t^2,
     c_0 = alpha_s beta / sigma_t^2,  c_t = alpha_{t|s} sigma_s^2 / sigma_t^2
 
-Ho, Jain & Abbeel 2020 (arXiv 2006.11239), to whose equations the numbers refer: there s = t - 1 and
-alpha^2 = alpha_bar. In this form Kingma et al. 2021 (arXiv 2107.00630), appendix A.
+Equation numbers refer to Ho, Jain & Abbeel 2020 (arXiv 2006.11239), where s = t - 1 and alpha^2 = alpha_bar. This form
+is that of Kingma et al. 2021 (arXiv 2107.00630), appendix A.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def posterior(process: Process, t: Any, s: Any) -> Posterior:
 
 
 def clean_at_zero(process: Process, s: Any) -> tuple[Any, Any]:
-    """alpha and sigma at times s; 1 and 0 at s = 0, also in a process that leaves a little noise there."""
+    """alpha and sigma at times s; 1 and 0 at s = 0, even if the process has a little noise there."""
     alpha, sigma = process.alpha(s), process.sigma(s)
     lib = library(alpha)
     return lib.where(s > 0, alpha, lib.ones_like(alpha)), lib.where(s > 0, sigma, lib.zeros_like(sigma))
@@ -68,7 +68,7 @@ def reverse_variance(coefficients: Posterior, variance: str) -> Any:
 
 def log_variances(coefficients: Posterior, first: int = -1) -> tuple[Any, Any]:
     """log beta and log beta_tilde of a chain of steps; beta_tilde of the step to clean data, which is 0, is taken to be
-    that of the step before it in the chain, or beta where there is none (Nichol & Dhariwal 2021, arXiv 2102.09672).
+    that of the step before it in the chain, or beta if there is none (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
     Args:
       first: the entry of the step to clean data: -1 where times decrease, 0 where they increase.
@@ -82,8 +82,8 @@ def log_variances(coefficients: Posterior, first: int = -1) -> tuple[Any, Any]:
 
 
 def interpolated(v: jax.Array, log_beta: Any, log_beta_tilde: Any) -> jax.Array:
-    """The log-variance that a network's v stands for: log beta at v = 1, log beta_tilde at v = -1 (Nichol & Dhariwal
-    2021, arXiv 2102.09672, equation 15)."""
+    """The log-variance that a network's v encodes: log beta at v = 1, log beta_tilde at v = -1 (Nichol & Dhariwal 2021,
+    arXiv 2102.09672, equation 15)."""
     weight = 0.5 * (v + 1.0)
     return weight * log_beta + (1.0 - weight) * log_beta_tilde
 
@@ -91,12 +91,12 @@ def interpolated(v: jax.Array, log_beta: Any, log_beta_tilde: Any) -> jax.Array:
 def chain_term(
     images: jax.Array, x_0: jax.Array, estimate: jax.Array, row: dict[str, Any], logvar: jax.Array, levels: int
 ) -> jax.Array:
-    """-log p(x_0 | x_t) of the step to clean data, else KL(q(x_s | x_t, x_0) || p(x_s | x_t)): nats an image, (B,).
+    """-log p(x_0 | x_t) of the step to clean data, else KL(q(x_s | x_t, x_0) || p(x_s | x_t)): nats per image, (B,).
 
     Where levels is 0, x_0 are latents, and p(x_0 | x_t) is a density.
 
     Args:
-      row: of the steps, each (B, 1, 1, 1): x0, the coefficient of x_0; logvar_q; is_first, whether s = 0.
+      row: of each step, (B, 1, 1, 1) each: x0, the coefficient of x_0; logvar_q; is_first, whether s = 0.
       logvar: of p, (B, H, W, C).
     """
     difference = row["x0"] * (x_0 - estimate)  # the two means share the x_t term

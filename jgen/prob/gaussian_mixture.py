@@ -1,4 +1,4 @@
-"""Gaussian mixtures fitted by stepwise EM, whose state is the means of the sufficient statistics.
+"""Gaussian mixtures fitted by stepwise EM, whose state is the mean sufficient statistics.
 
     density      p(x | h) = sum_k pi_hk N(x; mu_k, S_k)                                                          (1)
     E-step       r_k = pi_hk N(x; mu_k, S_k) / p(x | h)                                                          (2)
@@ -6,8 +6,8 @@
                  Cappe & Moulines 2009, arXiv 0712.4273                                                          (3)
     M-step       the parameters that maximise the expected log-likelihood with the statistics s                  (4)
 
-The components are the same for all rows h (classes), and each row has its own weights of them; a weight of zero stays
-zero. Three forms of S_k, each with its own statistics beside w_hk = mean[1(h) r_k] and w_k = sum_h w_hk:
+All rows h (classes) share the components, and each row has its own weights; a weight of zero stays zero. There are
+three forms of S_k, each with its own statistics beside w_hk = mean[1(h) r_k] and w_k = sum_h w_hk:
 
     full       m_k = mean[r_k x], M_k = mean[r_k x x^T]:     mu_k = m_k / w_k,  S_k = M_k / w_k - mu_k mu_k^T
     diagonal   m_k, mean[r_k x^2]:                           the same on the diagonal
@@ -33,9 +33,9 @@ import jax.numpy as jnp
 from jgen.core import keys as rng
 from jgen.prob.likelihoods import LOG_2PI
 
-HIGHEST = jax.lax.Precision.HIGHEST  # covariances are differences of statistics: GPUs would round these to ten bits
-SMALLEST = 1e-12  # of a component's weight before division by it
-START_LOADING = 0.3  # standard deviation of the first W_k, in those of the data: zero is a stationary point of EM
+HIGHEST = jax.lax.Precision.HIGHEST  # covariances are differences of statistics, which GPUs would round to ten bits
+SMALLEST = 1e-12  # lower limit of a component's weight before division by it
+START_LOADING = 0.3  # standard deviation of the initial W_k relative to the data's: zero is a stationary point of EM
 
 Statistics = dict[str, jax.Array]
 
@@ -106,7 +106,7 @@ def log_joint(covariance: Covariance, mixture: Mixture, x: jax.Array, row: jax.A
 
 
 def log_weights(mixture: Mixture, row: jax.Array) -> jax.Array:
-    """log pi_hk of the rows h, (B, K); -inf of a component that is not of the row."""
+    """log pi_hk of the rows h, (B, K); -inf for a component with weight zero in the row."""
     return jnp.log(mixture.weights[row])
 
 
@@ -134,7 +134,7 @@ def move(
 
 
 def step_size(step: Any, power: float) -> Any:
-    """g of equation 3: 1, which is EM on each batch by itself, for power 0."""
+    """g of equation 3; 1 for power 0, which is EM on each batch alone."""
     return (step + 2.0) ** -power
 
 
@@ -146,7 +146,7 @@ def sample(covariance: Covariance, mixture: Mixture, keys: jax.Array, row: jax.A
 
 
 def weights_of(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
-    """pi_hk (H, K) and w_k (K,), above zero. A row without examples has the weights of all rows together."""
+    """pi_hk (H, K) and w_k (K,), above zero. A row without examples gets the weights pooled over all rows."""
     weight = statistics["weight"]
     row_totals, total = jnp.sum(weight, axis=1, keepdims=True), jnp.sum(weight, axis=0)
     own = weight / jnp.maximum(row_totals, SMALLEST)
@@ -235,7 +235,7 @@ def low_rank_start(rank: int, weights: jax.Array, means: jax.Array, variances: j
 def solve(matrices: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A^-1 right and log |A| of positive definite matrices (K, q, q) and right sides (K, q, n).
 
-    By Cholesky factors: on CPU, JAX 0.10 hangs in LU factors of a batch inside a loop.
+    By Cholesky factorisation: on CPU, JAX 0.10 hangs in batched LU factorisation inside a loop.
     """
     lower = jnp.linalg.cholesky(matrices)
     half = jax.lax.linalg.triangular_solve(lower, right, left_side=True, lower=True)
@@ -244,7 +244,7 @@ def solve(matrices: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def posterior_factors(mixture: Mixture, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of y given x and k: the means (B, K, q), the precisions I + W^T psi^-1 W (K, q, q); W^T psi^-1 (x - mu)."""
+    """For y given x and k: the means (B, K, q), the precisions I + W^T psi^-1 W (K, q, q), and W^T psi^-1 (x - mu)."""
     W, psi = mixture.shape
     scaled = W / psi[:, :, None]
     precision = jnp.einsum("kdi,kdj->kij", W, scaled, precision=HIGHEST) + jnp.eye(W.shape[-1])[None, :, :]
@@ -299,7 +299,7 @@ def low_rank_matrices(mixture: Mixture) -> jax.Array:
 
 def spread_out(key: jax.Array, x: jax.Array, num: int, weight: jax.Array | None = None) -> jax.Array:
     """`num` of the points x (n, D): each drawn in proportion to its squared distance from those chosen before
-    (k-means++, Arthur & Vassilvitskii 2007), and to its weight (n,), where there are any."""
+    (k-means++, Arthur & Vassilvitskii 2007), and to its weight (n,), if there are any."""
     keys = jax.random.split(key, num)
     log_weight = 0.0 if weight is None else jnp.log(weight)
     if weight is None:
@@ -349,7 +349,7 @@ def complete(
     Args:
       means (K, D), matrices (K, D, D): of the components; logits (B, K): log-weights of each example.
       x (B, D), known bool (B, D): where x is given; keys (B,).
-      temperature: of the conditional normal distribution, of which standard deviations are multiplied by it.
+      temperature: factor on the standard deviations of the conditional normal distribution.
     """
     dim = means.shape[1]
 
@@ -363,7 +363,7 @@ def complete(
         whitened = jax.lax.linalg.triangular_solve(factors, difference[:, :, None], left_side=True, lower=True)[..., 0]
         log_det = jnp.sum(jnp.log(jnp.diagonal(factors, axis1=1, axis2=2)), axis=-1)
         k = jax.random.categorical(key_component, logits - 0.5 * jnp.sum(whitened**2, axis=-1) - log_det)
-        # A draw of the joint distribution, moved by the regression of its error in the known dimensions.
+        # A draw from the joint distribution, corrected by regression on its error in the known dimensions.
         joint = temperature * jnp.linalg.cholesky(matrices[k]) @ jax.random.normal(key_eps, (dim,))
         error = (x - means[k] - joint) * o
         solved = jax.scipy.linalg.cho_solve((factors[k], True), error) * o

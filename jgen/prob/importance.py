@@ -15,7 +15,7 @@ import numpy as np
 def importance_weighted_bound(log_weights: Callable[[jax.Array], jax.Array], samples: int, chunk: int) -> Any:
     """log (1 / K) sum_k w_k, w_k = p(x, z_k) / q(z_k | x): float32 (B,), computed in chunks of samples to bound memory.
 
-    Its mean rises with K from the ELBO (K = 1) to log p(x) (equation 8).
+    Its expectation rises with K from the ELBO (K = 1) to log p(x) (equation 8).
 
     Args:
       log_weights: sample numbers k, int32 (chunk,), to log w_k, float32 (chunk, B). Sample k must be drawn with keys
@@ -48,7 +48,7 @@ def log_mean(log_weights: jax.Array) -> jax.Array:
 def bootstrap_log_mean(log_weights: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the 95 % bootstrap interval of `log_mean`, float64: (N, ...) to two arrays (...).
 
-    It sees only how far the weights that were drawn scatter: where a few are most of the mean, it is too narrow.
+    It reflects only the scatter of the weights that were drawn: if a few of them dominate the mean, it is too narrow.
     """
     log_weights = np.asarray(log_weights, np.float64)
     top = log_weights.max(axis=0)

@@ -1,8 +1,8 @@
-"""Between two vectors along a great circle (Shoemake 1985), as for noise and for embeddings of unit length.
+"""Spherical interpolation between two vectors (Shoemake 1985), as for noise and L2-normalised embeddings.
 
     slerp(a, b, w) = sin((1 - w) omega) / sin(omega) a + sin(w omega) / sin(omega) b,  cos(omega) = a . b / (|a| |b|)
 
-Where both have one length, so have all between them. Of vectors in almost one direction it is the line.
+If both vectors have the same length, so have all between them. For nearly parallel vectors it is linear interpolation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LEAST_ANGLE = 1e-4
 
 
 def slerp(a: Any, b: Any, w: Any) -> Any:
-    """(B, ...) from a, w = 0, to b, w = 1, each example one vector; w: (B,). Arrays are NumPy's, or JAX's."""
+    """(B, ...) from a at w = 0 to b at w = 1, each example one vector; w: (B,). Arrays are NumPy's or JAX's."""
     lib = library(a)
     flat_a, flat_b, shape = a.reshape(len(a), -1), b.reshape(len(b), -1), (len(a), *[1] * (a.ndim - 1))
     norms = lib.sqrt(lib.sum(flat_a**2, axis=1) * lib.sum(flat_b**2, axis=1))

@@ -5,7 +5,7 @@
     m_kc = mu_kc + sum over d < c of a_kcd x_d                                                    (equation 3)
 
 with h half of the distance between two levels; the first and the last level reach to infinity. One component is chosen
-for all channels of a pixel, and within it a channel's mean is moved by the channels before it. Levels lie on [-1, 1].
+for all channels of a pixel; within it, a channel's mean is shifted by the earlier channels. Levels lie on [-1, 1].
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from jgen.core import keys as rng
 from jgen.prob.likelihoods import discretised_logistic_log_prob, sum_image
 from jgen.prob.pixels import to_float, to_uint8
 
-MIN_LOG_SCALE = -7.0  # of a logistic on [-1, 1]: an eighth of the distance of two of 256 levels
+MIN_LOG_SCALE = -7.0  # of a logistic on [-1, 1]: an eighth of the distance between two of 256 levels
 
 
 def num_parameters(mixtures: int, channels: int) -> int:
-    """Numbers that describe the distribution of one pixel: K (1 + 2 C + C (C - 1) / 2); 10 K for RGB, 3 K for grey."""
+    """Number of parameters of one pixel's distribution: K (1 + 2 C + C (C - 1) / 2); 10 K for RGB, 3 K for grey."""
     return mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
 
@@ -65,7 +65,7 @@ class LogisticMixture(NamedTuple):
         each = num_parameters(1, channels)
         if size % each or size == 0:
             raise ValueError(f"{size} parameters a pixel: they must be a multiple of {each} for {channels} channels")
-        # Positions last: on CPU, XLA makes vectors of the last axis.
+        # Positions last: on CPU, XLA vectorises over the last axis.
         p = self.parameters.astype(jnp.float32).reshape(-1, each, size // each).transpose(1, 2, 0)
         means, log_scales, coefficients = jnp.split(p[1:], (channels, 2 * channels))
         log_scales = jnp.maximum(log_scales, MIN_LOG_SCALE)
@@ -87,11 +87,11 @@ class LogisticMixture(NamedTuple):
         return sum_image(self.pixel_log_prob(images))
 
     def sample(self, keys: jax.Array, temperature: float = 1.0) -> jax.Array:
-        """uint8 images (B, ..., C), one key an image (B,).
+        """uint8 images (B, ..., C), one key per image (B,).
 
         Args:
-          temperature: above 0; the logits are divided by it, and the scales multiplied: below 1 favours the likelier
-            components and values near their means.
+          temperature: above 0; divisor of the logits and factor on the scales: below 1 favours the likelier components
+            and values near their means.
         """
         parts, key_k, key_x = self.components(), *rng.split(keys, 2)
         mixtures, lead = parts.log_weights.shape[0], self.parameters.shape[1:-1]
@@ -113,8 +113,8 @@ class LogisticMixture(NamedTuple):
         return jnp.concatenate(drawn).T.reshape(*self.parameters.shape[:-1], self.channels)
 
     def mean(self) -> jax.Array:
-        """The mean of the logistics before they are cut into levels, float32 (B, ..., C), each component's clipped to
-        [-1, 1] and moved by the means of the channels before it."""
+        """The mean of the logistics before discretisation, float32 (B, ..., C); each component's mean is shifted by the
+        means of the earlier channels and clipped to [-1, 1]."""
         parts = self.components()
         means: list[jax.Array] = []
         for c in range(self.channels):

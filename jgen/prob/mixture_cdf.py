@@ -1,9 +1,9 @@
-"""An increasing map of numbers, the distribution function of a mixture of logistics (Ho, Chen, Srinivas, Duan & Abbeel
-2019, arXiv 1902.00275, section 3.2).
+"""An increasing map of numbers from the distribution function of a mixture of logistics (Ho, Chen, Srinivas, Duan &
+Abbeel 2019, arXiv 1902.00275, section 3.2).
 
     y = logit(F(x)),  F(x) = sum_k w_k sigmoid((x - mu_k) / s_k),  w = softmax(logits)
 
-Where all components are the same it is affine, y = (x - mu) / s.
+If all components are equal, it is affine, y = (x - mu) / s.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from jgen.prob.pixels import to_uint8
 
 
 class PixelDistribution(NamedTuple):
-    """A decoder's distribution of pixels: mean and scale (B, H, W, C) on [-1, 1]; Bernoulli: `mean` has the logits."""
+    """A decoder's distribution of pixels: mean and scale (B, H, W, C) on [-1, 1]; for Bernoulli, `mean` holds the
+    logits."""
 
     decoder: str
     levels: int
@@ -52,8 +53,8 @@ class PixelDistribution(NamedTuple):
         return drawn.reshape(self.mean.shape)
 
     def at_noise(self, eps: jax.Array) -> jax.Array:
-        """Pixels before they are rounded, float (B, H, W, C), of standard normal noise: mean + scale F(eps), where F is
-        the identity for a Gaussian and takes the normal to the standard logistic distribution for a logistic."""
+        """Unrounded pixels, float (B, H, W, C), from standard normal noise: mean + scale F(eps), where F is the
+        identity for a Gaussian, and maps the normal to the standard logistic distribution for a logistic."""
         assert self.decoder != "bernoulli"
         noise = eps if self.decoder == "gaussian" else log_ndtr(eps) - log_ndtr(-eps)
         return self.mean + self.scale * noise

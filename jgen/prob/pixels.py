@@ -1,6 +1,6 @@
 """Between uint8 images with values 0 .. levels - 1 and the floats inside a model; bits per dimension.
 
-With levels = 0, "images" are floats, such as the latents of a first stage, and stay as they are.
+With levels = 0, "images" are floats, such as the latents of a first stage, and are left unchanged.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Vectors as sequences of discrete codes: principal components, each in buckets of one width.
+"""Vectors as sequences of discrete codes: principal components, each quantised in buckets of equal width.
 
     covariance   C = E x x^T - m m^T = U diag(s^2) U^T, s_1 >= s_2 >= ...
     components   y = U_K^T (x - m),  x ~ m + U_K y
-    codes        of y_i / s_i in [-RANGE, RANGE], cut to `levels` buckets; a bucket stands for its middle
+    codes        of y_i / s_i in [-RANGE, RANGE], cut into `levels` buckets; a bucket is decoded to its middle
 
-Moments are means over examples, so that batches, devices and accumulated parts add up to the same.
+Moments are means over examples, so that they do not depend on how a batch is split over devices and microbatches.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-RANGE = 4.0  # standard deviations of a component that have buckets
+RANGE = 4.0  # standard deviations of a component that the buckets cover
 
 
 class Components(NamedTuple):
-    """mean: (D,). basis: (K, D), orthonormal rows. std: (K,), falling."""
+    """mean: (D,). basis: (K, D), orthonormal rows. std: (K,), decreasing."""
 
     mean: jax.Array
     basis: jax.Array
@@ -26,9 +26,9 @@ class Components(NamedTuple):
 
 
 def principal_components(mean: jax.Array, second: jax.Array, number: int) -> tuple[Components, jax.Array]:
-    """The first `number` components of vectors of the mean (D,) and the second moment E x x^T, (D, D), and the share
-    of the variance that they have. Each row's largest entry is positive."""
-    variances, vectors = jnp.linalg.eigh(second - jnp.outer(mean, mean))  # rising
+    """The first `number` components of vectors with the mean (D,) and the second moment E x x^T, (D, D), and the
+    fraction of the variance that they explain. Each row's largest entry is positive."""
+    variances, vectors = jnp.linalg.eigh(second - jnp.outer(mean, mean))  # increasing
     variances = jnp.maximum(variances[::-1], 0.0)
     basis = vectors[:, ::-1].T[:number]
     largest = jnp.take_along_axis(basis, jnp.argmax(jnp.abs(basis), axis=1)[:, None], axis=1)

@@ -1,9 +1,9 @@
-"""Gaussian diffusion processes in continuous time, and the conversions between what a network may predict.
+"""Gaussian diffusion processes in continuous time, and conversions between the quantities that a network may predict.
 
     x_t = alpha(t) x_0 + sigma(t) eps,  eps ~ N(0, I),  t in [0, 1]
 
-t = 0 is data. Everything else follows from alpha and sigma: with half the log signal-to-noise ratio
-lambda(t) = log(alpha(t) / sigma(t)), which falls with t, and the probability flow dx/dt = alpha' x_0 + sigma' eps.
+t = 0 is data. Everything else follows from alpha and sigma: half the log signal-to-noise ratio, lambda(t) =
+log(alpha(t) / sigma(t)), which falls with t, and the probability flow, dx/dt = alpha' x_0 + sigma' eps.
 
     variance preserving  alpha^2 = exp(-int_0^t beta),  sigma^2 = 1 - alpha^2     (Song et al. 2021, arXiv 2011.13456)
     sub-VP               the same alpha,  sigma = 1 - alpha^2                     (the same, equation 29)
@@ -16,7 +16,7 @@ lambda(t) = log(alpha(t) / sigma(t)), which falls with t, and the probability fl
 Glossary: x_0 data in [-1, 1]; eps the noise; v = alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv 2202.00512);
 velocity = alpha' x_0 + sigma' eps; score = -eps / sigma.
 
-The functions of a process take NumPy arrays, and then answer in float64 on the host, or JAX arrays.
+The functions of a process take JAX arrays, or NumPy arrays, for which they compute in float64 on the host.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def from_integral(integral: Callable[[Any], Any]) -> Process:
 
 
 def sub_variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """The process of a smaller variance, sigma = 1 - alpha^2. Raises `UserError` as `variance_preserving` does."""
+    """The sub-VP process, sigma = 1 - alpha^2. Raises `UserError` as `variance_preserving` does."""
     preserving = variance_preserving(beta_min, beta_max)
     return Process(preserving.alpha, lambda t: preserving.sigma(t) ** 2)
 
@@ -96,7 +96,7 @@ def edm(sigma_max: float = 80.0) -> Process:
 
 
 def discrete(schedule: Schedule) -> Process:
-    """A chain of T steps: its alpha_bar at t = i / T, and between those the process of a constant beta."""
+    """A chain of T steps: its alpha_bar at t = i / T, interpolated with constant beta in between."""
     steps = np.arange(schedule.num_steps + 1, dtype=np.float64)
     table = -np.log(schedule.alpha_bar)
 
@@ -104,7 +104,7 @@ def discrete(schedule: Schedule) -> Process:
         own = library(t)
         if own is np:
             return np.interp(t * schedule.num_steps, steps, table)
-        # New arrays of the precision that is set: JAX 0.10 may take one array's conversion to the other precision.
+        # New arrays in the current precision: JAX 0.10 may reuse an array that was converted to the other precision.
         kind = jnp.result_type(float)
         return jnp.interp(t * schedule.num_steps, steps.astype(kind), table.astype(kind))
 
@@ -129,8 +129,9 @@ def half_log_snr(process: Process, t: Any) -> Any:
 
 
 def time_of(process: Process, half_log_snr_value: Any, iterations: int = 60) -> Any:
-    """The times in [0, 1] at which lambda has the given values, by bisection; an end of [0, 1] beyond its range."""
-    lib = library(process.alpha(half_log_snr_value))  # a learned process answers in JAX arrays
+    """The times in [0, 1] at which lambda has the given values, by bisection; an end of [0, 1] for values beyond its
+    range."""
+    lib = library(process.alpha(half_log_snr_value))  # a learned process returns JAX arrays
     low, high = lib.zeros_like(half_log_snr_value), lib.ones_like(half_log_snr_value)
     for _ in range(iterations):
         middle = 0.5 * (low + high)
@@ -163,13 +164,14 @@ def add_noise(process: Process, x_0: jax.Array, t: jax.Array, eps: jax.Array) ->
 
 
 def noise_of(process: Process, x_t: jax.Array, t: jax.Array, x_0: jax.Array) -> jax.Array:
-    """The eps with which x_0 becomes x_t."""
+    """The eps that turns x_0 into x_t."""
     alpha, sigma = scales(process, t, x_t)
     return (x_t - alpha * x_0) / sigma
 
 
 def prior_std(process: Process, t: Any = 1.0) -> Any:
-    """The standard deviation of x_t for data of unit variance: what sampling begins with. 1 where that is preserved."""
+    """The standard deviation of x_t for data of unit variance, which sampling begins with; 1 if variance is
+    preserved."""
     t = np.asarray(t, np.float64) if not isinstance(t, jax.Array) else t
     return (process.alpha(t) ** 2 + process.sigma(t) ** 2) ** 0.5
 

@@ -5,8 +5,8 @@ Jacobsen 2019, arXiv 1906.02735).
                    = E [ sum over k <= n of (-1)^(k+1) / k v^T J^k v / P(N >= k) ]                    (theorem 1)
     d/dtheta of it = E [ sum over k < n of (-1)^k v^T J^k / P(N >= k + 1) dJ/dtheta v ]               (theorem 2)
 
-v has E v v^T = I, and n is the length of a Russian roulette: `exact_terms` terms that are always there, of weight 1,
-and a geometric number of further ones. Without further ones the series is cut, and biased.
+v has E v v^T = I, and n is the length of a Russian roulette: `exact_terms` terms that are always computed, with weight
+1, and a geometric number of further ones. Without further terms the truncated series would be biased.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def weight(k: jax.Array, exact_terms: int, stop: float, dtype: DTypeLike = jnp.f
 def estimate_log_det(
     residual: Residual, params: Any, x: jax.Array, v: jax.Array, length: Any, exact_terms: int, stop: float
 ) -> tuple[jax.Array, jax.Array]:
-    """x + g(x), and an unbiased estimate of its log_det, nats (B,), with an unbiased gradient by params and x.
+    """x + g(x), and an unbiased estimate of its log_det, nats (B,), with unbiased gradients in params and x.
 
-    The powers of J are not differentiated: the gradient is that of one product s^T J v, so that of g's activations
-    only one evaluation's are stored, whatever the length is.
+    The powers of J are not differentiated: the gradient is that of one product s^T J v, so that the activations of only
+    one evaluation of g are stored, whatever the length.
 
     Args:
       v: the probe of each image, of x's shape; length: n of `draw_length`, one for all images.
@@ -62,7 +62,7 @@ def estimate_log_det(
 
 
 def exact_log_det(residual: Residual, params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x + g(x), and log |det (I + J)| from the whole Jacobian, with H W C derivatives an image; any g."""
+    """x + g(x), and log |det (I + J)| from the whole Jacobian, with H W C derivatives per image; any g."""
     y, multiply = jax.vjp(lambda x: residual(params, x), x)
     size = x[0].size
     rows = jnp.eye(size, dtype=x.dtype).reshape(size, 1, *x.shape[1:])

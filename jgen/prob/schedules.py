@@ -66,17 +66,17 @@ def make_schedule(
 
 
 def sampling_times(num_timesteps: int, steps: int, spacing: str = "trailing", offset: int = 0) -> tuple[int, ...]:
-    """`steps` of the times 1 .. T, decreasing; a sampler goes from each to the next, and from the last to t = 0.
+    """`steps` of the times 1 .. T, decreasing; a sampler steps from each to the next, and from the last to t = 0.
 
-    leading   1, 1 + r, 1 + 2 r, ... with r = T // steps (starts below T), each later by `offset`
+    leading   1, 1 + r, 1 + 2 r, ... with r = T // steps (starts below T), each plus `offset`
     linspace  evenly from 1 to T, both included
     trailing  T, T - T / steps, ..., rounded (starts at T)
 
-    The first two are those of diffusers, whose times count from 0 where these count from 1. So is the third where steps
-    divides T; elsewhere the times of diffusers may differ by one, or have one more, which would be t = 0 here.
+    The first two are those of diffusers, whose times count from 0 where these count from 1. So is the third if steps
+    divides T; otherwise diffusers' times may differ by one, or include one more, which would be t = 0 here.
 
     Raises:
-      UserError: `steps` outside 1 .. T, an unknown spacing, or an offset by which times are below 1 or above T.
+      UserError: `steps` outside 1 .. T, an unknown spacing, or an offset that moves times below 1 or above T.
     """
     require_choice("spacing", spacing, SPACINGS)
     require(1 <= steps <= num_timesteps, f"steps is {steps}: it must be from 1 to {num_timesteps}, the model's T")

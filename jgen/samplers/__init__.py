@@ -1,1 +1,1 @@
-"""Samplers: functions of a denoiser or of a network, with explicit times and explicit random keys."""
+"""Samplers: functions that take a denoiser or a network, explicit times and explicit random keys."""

@@ -5,11 +5,11 @@
     w = exp(sum_k (b_k - b_{k-1}) (U_0(x_{k-1}) - U(x_{k-1}))),  x_k from x_{k-1} by a step that keeps p_{b_k}       (2)
     E w = Z                                                                                                          (3)
 
-The mean of the weights w is an unbiased estimate of Z, of whatever length the annealing is, so its logarithm is in
-expectation a lower bound of log Z: the estimate of log p is too high rather than too low. The steps are Hamiltonian
+The mean of the weights w is an unbiased estimate of Z for any number of annealing steps, so its logarithm is in
+expectation a lower bound on log Z: the estimate of log p is too high rather than too low. The steps are Hamiltonian
 (Neal 2011, arXiv 1206.1901), with a Metropolis test. On the box [-1, 1]^D trajectories are reflected at the walls,
-which preserves volume and is reversible. Every chain draws a step size of its own for each step, over decades, so that
-some steps suit every b.
+which preserves volume and is reversible. Every chain draws its own step size for each step, from a range of decades, so
+that some steps suit every b.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POWER = 4.0  # of the schedule b_k = (k / steps)^POWER: the weights of a peaked 
 
 
 class Chains(NamedTuple):
-    """Where the chains are, with both energies (B,) and their gradients there."""
+    """The chains' positions, with both energies (B,) and their gradients there."""
 
     x: jax.Array
     base: jax.Array
@@ -64,10 +64,10 @@ def hamiltonian_step(
     leapfrog: int,
     reflecting: bool,
 ) -> tuple[Chains, jax.Array]:
-    """A step of every chain that keeps p_b, and the probability with which it was accepted, (B,).
+    """A step of every chain that leaves p_b invariant, and its acceptance probability, (B,).
 
     Args:
-      evaluate: x to the chains there; step_size: (B,), of each chain; leapfrog: the number of leapfrog steps.
+      evaluate: x to the chains at x; step_size: (B,), of each chain; leapfrog: the number of leapfrog steps.
     """
     key_momentum, key_accept = rng.split(keys, 2)
     momentum = rng.normal(key_momentum, chains.x.shape[1:])
@@ -109,8 +109,8 @@ def anneal(
 
     Args:
       base: -log of the base density, nats; x: samples of it, (B, ...); keys: (B,), one of each chain.
-      steps: distributions from the base, exclusive, to the energy's own.
-      step_sizes: smallest and largest of the step sizes, which are drawn uniformly in their logarithm.
+      steps: number of distributions, from the base (excluded) to the energy's own.
+      step_sizes: smallest and largest step size; they are drawn log-uniformly.
     """
     low, high = (math.log(size) for size in step_sizes)
 

@@ -1,11 +1,11 @@
 """Sampling pixel by pixel in raster order, channels within a pixel in order, with cached activations.
 
-The network is never evaluated over the whole image. What a row depends on in the rows above is computed once for the
-row, for all its columns; each channel of a pixel, one after another (three for RGB), then costs one product of
-(B, features) with each kernel, with features cached from the pixels to its left. Channel c at row i, column j of an
-image with key k takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's
-outputs were computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, optionally with
-top-k or top-p truncation; `sample_by_draw` accepts any other rule that maps outputs and noise to a level.
+The network is never evaluated over the whole image. A row's dependence on the rows above is computed once per row, for
+all columns; each channel of a pixel, one after another (three for RGB), then takes one product of (B, features) with
+each kernel, using features cached from the pixels to its left. Channel c at row i, column j of an image with key k
+takes its noise from fold_in(k, (i W + j) C + c), so that the draw does not depend on how the network's outputs were
+computed. `sample_raster` draws from softmax(logits / temperature) by the Gumbel-max trick, optionally with top-k or
+top-p truncation; `sample_by_draw` accepts any other rule that maps outputs and noise to a level.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from jgen.core.parts import in_parts
 from jgen.errors import NotSupported
 from jgen.samplers.truncation import check_truncation, truncate
 
-CHUNK = 16  # images at a time on CPU: with more, features exceed the cache and an image takes up to twice as long
+CHUNK = 16  # images at a time on CPU: with more, features exceed the CPU cache and an image takes up to twice as long
 
 
 class RasterNetwork(Protocol):
     """The methods that the sampler calls on a linen module.
 
     start(batch, width) -> (rows, columns)            caches above the first row, and left of the first column
-    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, ...), what a row depends on in those above
+    enter_row(rows, label) -> (rows, contexts)        contexts: arrays (W, ...), a row's dependence on the rows above
     at_pixel(rows, columns, contexts, pixel) -> (outputs, inputs)   of one column j: rows as `enter_row` gives them
                                                       (what attention reads), contexts without their axis W, pixel
                                                       int32 (B, C) with the channels drawn so far; outputs float32
@@ -40,7 +40,7 @@ class RasterNetwork(Protocol):
     embed_pixel(pixel) -> inputs[0]                   the only one of the inputs that depends on the last channel
     leave_row(rows, inputs) -> rows                   inputs: (W, B, ...)
 
-    `label` is whatever the network takes as a condition, a tree of arrays (B, ...): an image's class, or features too.
+    `label` is the network's condition, any tree of arrays (B, ...): an image's class, or features.
     """
 
     def init(self, key: Any, *args: Any) -> Any: ...
@@ -49,7 +49,7 @@ class RasterNetwork(Protocol):
 
 
 class Draw(NamedTuple):
-    """How a level is drawn from what a network says of one channel of one pixel.
+    """How a level is drawn from the network's output for one channel of one pixel.
 
     noise: (keys, position) -> (B, ...), of one channel of one pixel; position = (i W + j) C + c.
     value: (outputs (B, P), noise (B, ...)) -> int32 (B,), a level.
@@ -88,7 +88,7 @@ def sample_raster(
     Args:
       network, params: a linen module that is a `RasterNetwork`, and its parameters.
       keys: (B,); shape: (H, W, C).
-      label: int32 (B,), or a tree of arrays (B, ...) that the network is conditioned on; None where it is on nothing.
+      label: int32 (B,), or a tree of arrays (B, ...) that the network is conditioned on; None if unconditional.
       temperature, top_k, top_p: see `jgen.samplers.truncation.truncate`.
       images, mask: integers (B, H, W, C) and bool (B, H, W): where the mask is true, the images' pixels are kept. The
         others are drawn given all pixels before them.
@@ -111,7 +111,7 @@ def sample_by_draw(
     images: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """As `sample_raster`, of a network whose outputs become levels by `draw`."""
+    """As `sample_raster`, for a network whose outputs are turned into levels by `draw`."""
 
     def chunk(part: tuple) -> jax.Array:
         keys, label, images, mask = part
@@ -121,7 +121,8 @@ def sample_by_draw(
 
 
 def in_chunks(chunk: Callable[[Any], jax.Array], parts: Any, batch: int) -> jax.Array:
-    """`chunk` of `parts`, a tree of arrays (B, ...), to (B, ...): on CPU, of `CHUNK` images at a time."""
+    """The function `chunk` applied to `parts`, a tree of arrays (B, ...), to (B, ...): on CPU, `CHUNK` images at a
+    time."""
     return in_parts(chunk, parts, CHUNK if for_cpu() else batch)
 
 

@@ -3,8 +3,9 @@ classifier: Li et al. 2023, arXiv 2303.16203).
 
     -log p(x_0) <= constant + int E |eps - eps_hat(x_t)|^2 dlambda,  lambda = log(alpha / sigma)
 
-over the noise-to-signal ratios sigma / alpha from half of the distance of two levels to `LARGEST`, with one draw of eps
-at each of `times` evenly spaced lambda. With the same keys, the classes of an image are compared with the same noise.
+over the noise-to-signal ratios sigma / alpha from half the distance between two levels to `LARGEST`, with one draw of
+eps at each of `times` evenly spaced values of lambda. Given the same keys, an image's classes are compared with the
+same noise.
 """
 
 from __future__ import annotations

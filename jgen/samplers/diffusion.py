@@ -1,8 +1,8 @@
-"""Sampling from a denoiser D(x_t, t) -> x_0 and its process, for every system that has one.
+"""Sampling from a denoiser D(x_t, t) -> x_0 and its process, for every system that has a denoiser.
 
-Options are those of `Sampling`. A sampler goes through explicit times, or chooses its steps for each image ("ode"), and
-ends with an evaluation of the denoiser at its last time. Image i has one key: for the noise that it begins with, and
-for what is added on the way.
+Options are those of `Sampling`. A sampler steps through explicit times, or chooses its steps per image ("ode"), and
+ends with an evaluation of the denoiser at its last time. Each image has one key, for its initial noise and for the
+noise added in the steps.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ class Sampling:
     """Options of sampling."""
 
     sampler: Sampler = "ddim"
-    """How the steps are taken."""
+    """Sampling method."""
     steps: int = 50
-    """Number of times at which the network is evaluated (heun, predictor_corrector: twice at each; guidance
-    doubles it)."""
+    """Number of times at which the network is evaluated (twice at each for heun and predictor_corrector; guidance
+    doubles the evaluations)."""
     spacing: Literal["uniform", "shifted", "log_snr", "karras", "trailing", "leading", "linspace"] = "uniform"
     """Spacing of the times; karras: EDM's, with rho 7; trailing, leading and linspace are for models trained on a chain
     of steps."""
     times: tuple[float, ...] = ()
-    """Explicit times, decreasing within (0, 1], in place of steps and spacing."""
+    """Explicit times, decreasing within (0, 1], instead of `steps` and `spacing`."""
     shift: float = 1.0
-    """Shift s of the spacing `shifted`: above 1 spends more steps on noise."""
+    """Shift s of the spacing `shifted`; above 1: more steps at high noise."""
     offset: int = 0
-    """Steps of the chain by which the times of the spacing `leading` are later (steps_offset in diffusers)."""
+    """Number of chain steps added to the times of the spacing `leading` (steps_offset in diffusers)."""
     end: Literal["data", "first"] = "data"
-    """What ddim and plms end at: data without noise, or the first step of the chain, with its noise (set_alpha_to_one
-    false in diffusers)."""
+    """End point of ddim and plms: clean data, or the first step of the chain with its noise (set_alpha_to_one=False in
+    diffusers)."""
     low: float = 0.01
-    """Noise, as sigma / alpha, at the last of the times karras and log_snr, and at the end of ode: EDM's
+    """Noise level, as sigma / alpha, at the last time of the spacings karras and log_snr, and at the end of ode: EDM's
     sigma_min."""
     eta: float = 0.0
     """Stochasticity of ddim: 0 is deterministic, 1 is ancestral."""
     variance: Literal["beta", "beta_tilde", "none", "learned"] = "beta_tilde"
-    """Variance of the noise that an ancestral step adds; learned: as the network predicts it."""
+    """Variance of the noise that an ancestral step adds; learned: predicted by the network."""
     churn: float = 0.0
-    """Noise that heun adds between its steps (S_churn)."""
+    """Amount of noise that heun adds between its steps (S_churn)."""
     churn_range: tuple[float, ...] = ()
-    """Least and largest sigma / alpha at which heun adds noise (S_tmin, S_tmax); none: everywhere."""
+    """Smallest and largest sigma / alpha at which heun adds noise (S_tmin, S_tmax); none: everywhere."""
     churn_noise: float = 1.0
     """Standard deviation of the noise that heun adds (S_noise)."""
     corrector_snr: float = 0.16
@@ -82,62 +82,63 @@ class Sampling:
     tolerance: float = 1e-3
     """Absolute and relative error tolerance per step of ode."""
     guidance_scale: float = 1.0
-    """Guidance: 1 is none, above 1 trades diversity for fidelity to the condition."""
+    """Guidance scale: 1 is none, above 1 trades diversity for fidelity to the condition."""
     guidance_interval: tuple[float, ...] = ()
-    """Least and largest sigma / alpha at which there is guidance; none: everywhere."""
+    """Smallest and largest sigma / alpha at which guidance is applied; none: everywhere."""
     guidance_channels: int = 0
-    """Channels, from the first, that are guided; 0: all."""
+    """Number of channels, from the first, that are guided; 0: all."""
     classifier_scale: float = 1.0
-    """Guidance by the run of role classifier, where there is one; 0 is none."""
+    """Scale of the guidance by a run of role classifier, if there is one; 0: none."""
     clip: bool = True
     """Clip the predicted image to [-1, 1] in every step."""
 
 
 @dataclass(frozen=True)
 class Editing(Sampling):
-    """Options of editing: those of sampling, and where between an image and noise it begins."""
+    """Options of editing: those of sampling, and how much noise it starts from."""
 
     strength: float = 0.6
-    """Part of the steps that are taken, from the image with noise of their first time: 1 keeps nothing of it, near 0
-    all."""
+    """Fraction of the steps that are taken, starting from the image with added noise: 1 keeps nothing of the image,
+    near 0 nearly all."""
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """Options of the way from an image to noise, and of that back, both by DDIM without noise."""
+    """Options of inversion, from an image to noise, and of decoding, back to an image, both by deterministic DDIM."""
 
     steps: int = 50
-    """Number of times at which the network is evaluated; the more, the nearer the way back ends to the image."""
+    """Number of times at which the network is evaluated; more steps reconstruct the image more accurately."""
     guidance_scale: float = 1.0
-    """Guidance: 1 is none, with which inversion is most accurate."""
+    """Guidance scale; inversion is most accurate with 1, no guidance."""
 
 
 @dataclass(frozen=True)
 class Decoding(Inversion):
-    """Options of the way back."""
+    """Options of decoding noise to an image."""
 
     eta: float = 0.0
-    """Stochasticity: 0 gives the one image of a noise, above 0, up to 1, variations around it."""
+    """Stochasticity: 0 gives the image that belongs to the noise, above 0, up to 1, variations of it."""
 
 
 def editing_of(o: Sampling) -> Editing:
-    """The defaults of editing with a model's defaults of sampling; ode, which begins with noise alone, becomes ddim."""
+    """The editing defaults, from a model's sampling defaults; ode, which can only start from pure noise, becomes
+    ddim."""
     return Editing(**vars(o) | {"sampler": "ddim" if o.sampler == "ode" else o.sampler})
 
 
 def last_times(times: Any, strength: float) -> Any:
-    """The part of the times at which an image is edited: the last of them, at least one."""
+    """The times at which an image is edited: the last ones, at least one."""
     return times[len(times) - max(1, round(strength * len(times))) :]
 
 
 def check_editing(o: Editing) -> None:
-    """Raises `UserError` for a strength out of range, or the sampler whose steps are its own."""
+    """Raises `UserError` for a strength out of range, or the sampler that chooses its own steps."""
     require(0.0 < o.strength <= 1.0, f"strength is {o.strength}: it must be above 0 and at most 1")
     require(o.sampler != "ode", "sampler is ode, which begins with noise alone: edit takes any other")
 
 
 def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs: str) -> None:
-    """Raises `UserError` for options out of range, or that a model does not have.
+    """Raises `UserError` for options out of range, or not supported by a model.
 
     Args:
       num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
@@ -160,7 +161,7 @@ def check_sampling(o: Sampling, *, num_timesteps: int = 0, guidable: bool, needs
     check_guidance(o.guidance_scale, guidable, needs)
 
 
-# Which samplers, or which spacings of the times, read an option; all read the others.
+# Which samplers, or spacings of the times, use an option; all use the others.
 READ_BY_SAMPLER: dict[str, tuple[Sampler, ...]] = {
     "eta": ("ddim",),
     "variance": ("ancestral",),
@@ -176,7 +177,7 @@ TIMES = ("times", "steps", "spacing", "shift", "offset")
 
 
 def check_unused(o: Sampling, defaults: Sampling) -> None:
-    """Raises `UserError` for an option that differs from the model's default and that nothing would read."""
+    """Raises `UserError` for an option that differs from the model's default and would have no effect."""
 
     def refuse(name: str, reader: str, readers: tuple[str, ...]) -> None:
         raise UserError(f"{name} is {getattr(o, name)}: {reader} does not read it, {' and '.join(readers)} would")
@@ -199,7 +200,7 @@ def check_path(o: Sampling) -> None:
 
 
 def check_interval(name: str, interval: tuple[float, ...]) -> None:
-    """Raises `UserError` unless an interval of the noise is two numbers from 0 upwards, or none."""
+    """Raises `UserError` unless an interval of noise levels is empty, or two numbers that are not negative."""
     fits = not interval or (len(interval) == 2 and 0 <= interval[0] < interval[1])
     require(fits, f"{name} is {interval}: it must be two numbers from 0, the second above the first, or none")
 
@@ -221,12 +222,12 @@ def draw(
     keys: jax.Array,
     num_timesteps: int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The images that a denoiser makes of noise, and its denoised images on the way.
+    """The images that a denoiser makes from noise, and its denoised images at each step.
 
     Args:
       denoise: (x_t, t, cond) -> x_0, or [x_0, v] in 2 C channels where the variance is learned; cond: a tree of arrays
         (B, ...), {} for none.
-      noise: standard normal (B, H, W, C); keys: (B,), one per image, of the noise added on the way.
+      noise: standard normal (B, H, W, C); keys: (B,), one per image, for the noise added in the steps.
       num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
     Returns:
       x_0, float (B, H, W, C), in about [-1, 1], and float (n, B, H, W, C), or None for "ode".
@@ -283,7 +284,7 @@ def start_std(process: Process, t: Any) -> jax.Array:
 
 
 def table_of(o: Sampling, process: Process, times: Any, end: float = 0.0) -> linear.Table:
-    """The coefficients of a sampler that goes through given times, ddim to the time `end`, the others to clean data."""
+    """The coefficients of a sampler with given times, ddim to the time `end`, the others to clean data."""
     low, high = o.churn_range or (0.0, math.inf)
     churn = linear.Churn(o.churn, low, high, o.churn_noise) if o.churn else None
     make = {
@@ -314,9 +315,9 @@ def predictor_corrector(
 
         x <- x + e score + sqrt(2 e) z,  e = 2 r^2 (snr sigma_t)^2,  r^2 = alpha_t^2 / alpha_s^2
 
-    The paper has |z| / |score| in place of sigma_t, averaged over a batch in the authors' code, to which it is close
-    where noise dominates. With sigma_t an image does not depend on its batch, and the size of a step is not random:
-    with norms per image, 8x8 images of Gaussian pixels came out with a tenth too much variance.
+    The paper has |z| / |score| instead of sigma_t, averaged over a batch in the authors' code; the two are close where
+    noise dominates. With sigma_t an image does not depend on its batch, and the step size is not random: with norms per
+    image, 8x8 images of Gaussian pixels came out with a tenth too much variance.
     Two evaluations of the denoiser at each time.
     """
     p = linear.steps_of(process, times)

@@ -3,8 +3,8 @@
     z' ~ q(z | x),  accepted with probability min(1, w(z') / w(z)),  w(z) = p(x | z) p(z) / q(z | x)
     unknown pixels of x ~ p(x | z)
 
-in turn (Mattei & Frellsen 2018, arXiv 1802.04826, algorithm 1), so that the chain's distribution is p(z, unknown |
-known). Its first steps accept every proposal: an image's first unknown pixels are far from any likely one.
+in alternation (Mattei & Frellsen 2018, arXiv 1802.04826, algorithm 1), so that the chain's distribution is p(z, unknown
+| known). The first steps accept every proposal, since the initial unknown pixels are far from likely ones.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Inpainting:
     """Options of inpaint."""
 
     steps: int = 200
-    """Steps of the Markov chain, each an evaluation of the encoder and two of the decoder."""
+    """Steps of the Markov chain, each with one evaluation of the encoder and two of the decoder."""
     warmup_steps: int = 20
-    """Of them, the first steps, which accept every proposal."""
+    """Number of first steps that accept every proposal."""
 
 
 def complete(

@@ -1,13 +1,13 @@
-"""Guidance of denoisers: D = D_weak + scale (D_strong - D_weak) in place of D_strong.
+"""Guidance of denoisers: D = D_weak + scale (D_strong - D_weak) instead of D_strong.
 
-Guided predictions of x_0, of eps, of v and of a velocity are the same, since each is a line in the others.
+Guiding x_0, eps, v or a velocity is equivalent, since each is an affine function of the others.
 
-Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) has the model without its condition as the weak one,
-autoguidance (Karras et al. 2024, arXiv 2406.02507) a smaller model, or one that was trained less. Outside an interval
-of the noise the strong model is better unguided (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+In classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) the weak model is the model without its condition, in
+autoguidance (Karras et al. 2024, arXiv 2406.02507) a smaller or less trained model. Outside an interval of noise levels
+the strong model is better unguided (Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
-Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2) has a classifier of noisy images in place of
-a weak model: the score of p(x_t) p(y | x_t)^scale, D + scale sigma^2 / alpha grad log p(y | x_t).
+Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2) uses a classifier of noisy images instead of
+a weak model, and so the score of p(x_t) p(y | x_t)^scale, D + scale sigma^2 / alpha grad log p(y | x_t).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jgen.core.model import Cond, DataSpec, GenerativeModel
 from jgen.errors import UserError, require
 from jgen.prob.process import Denoiser, Process, half_log_snr, per_image, prior_std, scales
 
-NOISE_RANGE = 7.0  # the largest |lambda| at which a classifier of noisy images is asked
+NOISE_RANGE = 7.0  # the largest |lambda| at which a classifier of noisy images is evaluated
 
 Scale = jax.Array | float
 Conditional = Callable[[jax.Array, jax.Array, Cond], jax.Array]  # (x_t, t, cond) -> x_0
@@ -34,7 +34,7 @@ class Guidance(NamedTuple):
     """How strongly, and where, a weak model guides.
 
     scale:    1 is the strong model, 0 the weak one.
-    interval: of sigma / alpha, within which there is guidance, the strong model alone outside; (): everywhere.
+    interval: of sigma / alpha in which guidance is applied; outside, the strong model alone; (): everywhere.
     channels: the number of channels, from the first, that are guided; 0: all.
     """
 
@@ -106,8 +106,8 @@ def by_classifier(
 ) -> Denoiser:
     """(x_t, t) -> x_0 + scale sigma^2 / alpha grad log p(label | x_t).
 
-    At the ends of the process, where alpha or sigma is 0, the classifier is asked at |lambda| = NOISE_RANGE, and alpha
-    and sigma are those of that noise. What the denoiser gives beyond the channels of x_t stays as it is.
+    At the ends of the process, where alpha or sigma is 0, the classifier is evaluated at |lambda| = NOISE_RANGE, with
+    alpha and sigma of that noise level. Outputs of the denoiser beyond the channels of x_t are unchanged.
 
     Args:
       logits: (x, lambda) -> (B, classes), of noisy images scaled to the variance of data, at half the log
@@ -130,7 +130,7 @@ def by_classifier(
 
 
 def clipped(denoise: Denoiser, channels: int | None = None) -> Denoiser:
-    """The same with x_0 clipped to [-1, 1]: the first `channels` of the output, None for all."""
+    """The denoiser with x_0 clipped to [-1, 1]: the first `channels` of the output, None for all."""
 
     def clip(x_t: jax.Array, t: jax.Array) -> jax.Array:
         output = denoise(x_t, t)
@@ -141,7 +141,8 @@ def clipped(denoise: Denoiser, channels: int | None = None) -> Denoiser:
 
 
 def check_guidance(scale: float, guidable: bool, needs: str) -> None:
-    """Raises `UserError` for guidance out of range, or of a model that has none; `needs` says what it would take."""
+    """Raises `UserError` for guidance out of range, or of a model without guidance; `needs` says what guidance
+    requires."""
     require(0 <= scale < math.inf, f"guidance_scale is {scale}: it must be zero or above, and finite")
     require(guidable or scale == 1.0, f"guidance_scale is {scale}: it must be 1 in a model without {needs}")
 
@@ -149,10 +150,10 @@ def check_guidance(scale: float, guidable: bool, needs: str) -> None:
 def require_same_process(
     role: str, model: GenerativeModel, process: Process, data: DataSpec, conditional: bool
 ) -> None:
-    """Raises `UserError` unless a frozen model lends a denoiser of the same images at the same noise.
+    """Raises `UserError` unless a frozen model provides a denoiser for the same images and noise process.
 
     Args:
-      conditional: whether this model is conditioned on the class, so that a frozen one may be.
+      conditional: whether this model is class-conditional, so that a frozen one may be, too.
     """
     lends = {"denoise", "process"} <= set(model.functions)
     require(lends, f"{role} is a {model.name}: it must be a diffusion model, which lends denoise and process")

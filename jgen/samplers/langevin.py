@@ -3,9 +3,9 @@
     x <- x - s grad f(x) + noise eps,   eps ~ N(0, I)                    (Welling & Teh 2011; Du & Mordatch 2019,
                                                                           arXiv 1903.08689, equation 1)
 
-For small steps the chains come to samples of exp(-f / T), T = noise^2 / (2 s), the temperature: the dynamics have no
-Metropolis test, and so an error in proportion to s. On the box [-1, 1]^D they are reflected at its walls, which keeps
-the uniform distribution where f is constant.
+With small steps the chains converge to samples of exp(-f / T) at the temperature T = noise^2 / (2 s). There is no
+Metropolis test, so the error is proportional to s. On the box [-1, 1]^D chains are reflected at the walls, which leaves
+the uniform distribution invariant if f is constant.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ def temperature_of(step_size: float, noise: float) -> float:
 
 
 def reflect(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A point beyond the walls of [-1, 1], reflected into the box; and the sign, 1 or -1, of its velocity relative to
-    before."""
+    """A point outside the box [-1, 1], reflected into it; and the factor, 1 or -1, on its velocity."""
     folded = jnp.mod(x + 1.0, 2.0 * WIDTH)
     outside = folded > WIDTH
     return jnp.where(outside, 2.0 * WIDTH - folded, folded) - 1.0, jnp.where(outside, -1.0, 1.0)
@@ -47,13 +46,13 @@ def langevin(
 ) -> tuple[jax.Array, jax.Array]:
     """The chains after `steps` steps, and which of them diverged, bool (B,): one compiled loop.
 
-    A chain diverges where a step by the gradient is longer, in any coordinate, than the box is wide: its steps then
-    have errors larger than the energy's effect.
+    A chain counts as diverged when a gradient step is longer, in any coordinate, than the box is wide: the errors of
+    its steps then exceed the energy's effect.
 
     Args:
       gradient: x (B, ...) to the gradient of each chain's own energy, (B, ...); keys: (B,), one of each chain.
       reflecting: whether the chains are on the box [-1, 1]^D.
-      movable: bool, of a shape that broadcasts to x's, false where x stays as it is: chains of the conditional
+      movable: bool, broadcastable to x, false where x is held fixed: the chains then sample the conditional
         distribution of the other coordinates.
     """
 

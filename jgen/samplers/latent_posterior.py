@@ -1,17 +1,17 @@
-"""Completing images by latents: chains in the latent space of a decoder G, annealed towards what is known of an image.
+"""Completing images in latent space: Markov chains in the latents of a decoder G, annealed towards the known pixels.
 
-    p(z | y) ~ N(z; 0, I) exp(-E(G(z))) prod_known N(y; G(z), sigma^2),    G(z) in place of the unknown pixels      (1)
+    p(z | y) ~ N(z; 0, I) exp(-E(G(z))) prod_known N(y; G(z), sigma^2),    G(z) instead of the unknown pixels       (1)
 
-The chains start at draws of N(0, I), where G makes samples of the model, and end at (1) after Hamiltonian steps through
-the distributions between (`jgen.samplers.annealing`): of long annealing they have the distribution (1), and of short
-annealing they favour what is near to a sample. Other methods search for one z by gradient descent (Yeh et al. 2017,
-arXiv 1607.07539, for GANs); chains give as many completions as there are keys.
+The chains start at draws of N(0, I), which G maps to samples of the model, and reach (1) by Hamiltonian steps through
+intermediate distributions (`jgen.samplers.annealing`): after long annealing they have the distribution (1), after short
+annealing they stay nearer to unconditional samples. Other methods search for one z by gradient descent (Yeh et al.
+2017, arXiv 1607.07539, for GANs); chains give a different completion for every key.
 
-For a flow and sigma to 0, (1) is the conditional distribution of the unknown pixels; a GAN's images are a manifold that
-a real image is beside, and sigma is how far.
+For a flow, as sigma goes to 0, (1) becomes the conditional distribution of the unknown pixels; a GAN's images lie on a
+manifold that does not contain a real image, and sigma is the distance allowed.
 
-Glossary: z latents, y image, G decoder, E an energy that weighs the decoder's images where a model has one, else 0;
-sigma standard deviation of the known pixels about G(z).
+Glossary: z latents, y image, G decoder, E an energy of the decoder's images if the model has one, else 0; sigma
+standard deviation of the known pixels around G(z).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Inpainting:
     """Options of inpaint."""
 
     steps: int = 200
-    """Steps of the annealing, each of two evaluations of the decoder with its gradient."""
+    """Annealing steps, each two evaluations of the decoder with its gradient."""
     noise: float = 0.05
-    """sigma, in units of the range of levels: how nearly the decoder's image agrees with the known pixels."""
+    """sigma, in units of the range of levels: how closely the decoder's image matches the known pixels."""
 
 
 def complete(
@@ -55,7 +55,7 @@ def complete(
     Args:
       decode: z (B, size) -> images in the units of y, float (B, H, W, C), each of its own z.
       y: float (B, H, W, C), in units of which the levels are 1 apart; mask: bool (B, H, W), true where it is known.
-      weigh: E in nats (B,), of images as `decode` gives them; None: 0.
+      weigh: E in nats (B,), a function of images from `decode`; None: 0.
     Raises:
       UserError: options out of range.
     """

@@ -1,15 +1,16 @@
-"""Minimising a function by the limited-memory BFGS method (Liu & Nocedal 1989), one evaluation a step.
+"""Minimising a function by the limited-memory BFGS method (Liu & Nocedal 1989), one evaluation per step.
 
     d = -H g,  H the inverse Hessian that the last changes of x and g imply (`optax.scale_by_lbfgs`)
-    a trial x + t d, at first with t = 1, is taken where it fulfils Wolfe's conditions,
+    a trial x + t d, at first with t = 1, is accepted if it fulfils Wolfe's conditions,
 
         f(x + t d) <= f(x) + 1e-4 t <g, d>   or else t is too long,   <g(x + t d), d> >= 0.9 <g, d>   or else too short,
 
     the second of which keeps H positive. The next t halves the interval between what is too short and too long, and is
     twice as long where nothing was too long yet (Lewis & Overton 2013, algorithm 2.6).
 
-A step is one evaluation of value and gradient, of a trial that is taken or not, so that the number of steps is what a
-minimisation costs, and a program holds the function once, where optax's own line searches hold it several times.
+A step is one evaluation of value and gradient, whether the trial is accepted or not: the number of steps is the cost of
+a minimisation, and a compiled program contains the function once, where optax's own line searches contain it several
+times.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-MEMORY = 20  # changes of x and g that H is made of
+MEMORY = 20  # number of changes of x and g that H is computed from
 DECREASE, CURVATURE = 1e-4, 0.9  # of Wolfe's conditions
 
 
 class State(NamedTuple):
-    """x, its value, and the next trial: direction, the slope along it, its length, and between which it must lie.
+    """x, its value, and the next trial: direction, the slope along it, its length t, and the interval in which t must
+    lie.
 
     memory: of optax.
     """
@@ -42,10 +44,10 @@ class State(NamedTuple):
 
 
 def minimise(function: Callable[[jax.Array], jax.Array], x: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
-    """The last of `steps` trials that was taken, the first being x, and its value.
+    """The last of `steps` trials that was accepted (the first is x itself), and its value.
 
     Args:
-      function: x -> scalar, differentiable; a trial where it is not finite is too long.
+      function: x -> scalar, differentiable; a trial at which it is not finite counts as too long.
     """
     method = optax.scale_by_lbfgs(memory_size=MEMORY)
     zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)

@@ -1,13 +1,13 @@
-"""Diffusion samplers as tables of coefficients: one evaluation of the denoiser a row, in one compiled scan.
+"""Diffusion samplers as tables of coefficients: one evaluation of the denoiser per row, in one compiled scan.
 
-Nearly every sampler goes from time to time by a combination of the noisy image, its denoised estimates D and fresh
-noise, with coefficients that only the times decide. A `Table` has them, computed in float64 on the host; `run` is the
-loop. In row i, D_i = D(x, t_i), then
+Nearly every sampler steps from one time to the next by a linear combination of the noisy image, its denoised estimates
+D and fresh noise, with coefficients that depend on the times only. A `Table` holds them, computed in float64 on the
+host; `run` is the loop. In row i, D_i = D(x, t_i), then
 
     corrected  y_i = new D_i + keep x + base y_{i-1} + sum_j old_j D_{i-1-j}    (y_i = x without a corrector)
     predicted  x  <- step y_i + sum_j denoised_j D_{i-j} + noise z_i,  z_i ~ N(0, I)
 
-The last row of every method gives D_i itself: a sampler goes from its last time to clean data (but `ddim` to any time).
+The last row of every method gives D_i itself: a sampler ends at clean data (`ddim` at any time).
 
 Below, from t to s: alpha, sigma at both; lambda = log(alpha / sigma), h = lambda_s - lambda_t.
 """
@@ -46,10 +46,10 @@ class Table(NamedTuple):
 
 
 def run(denoiser: Denoiser, table: Table, x: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The data x_0 that a table leads to from noise x at its first time, and every estimate on the way.
+    """The data x_0 that a table gives from noise x at its first time, and the estimate at every step.
 
     Args:
-      x: float (B, H, W, C); keys: (B,), of the noise.
+      x: float (B, H, W, C); keys: (B,), for the noise.
     Returns:
       float (B, H, W, C), and float (n, B, H, W, C), the denoised images of each evaluation.
     """
@@ -141,7 +141,7 @@ def ddim(process: Process, times: Any, eta: float = 0.0, end: float = 0.0) -> Ta
 
 
 def ddim_inversion(process: Process, times: Any) -> Table:
-    """The steps of `ddim` without noise backwards, from the last time to the first (Song, Meng & Ermon 2021, 4.3).
+    """Deterministic `ddim` steps backwards, from the last time to the first (Song, Meng & Ermon 2021, section 4.3).
 
     x_t = alpha_t D + sigma_t eps,  eps = (x_s - alpha_s D) / sigma_s,  D at x_s, s the time below t
     """
@@ -182,7 +182,7 @@ def euler(process: Process, times: Any) -> Table:
 
 
 class Churn(NamedTuple):
-    """Noise that is added between steps (Karras et al. 2022, algorithm 2): S_churn, [S_tmin, S_tmax], S_noise."""
+    """The noise added between steps (Karras et al. 2022, algorithm 2): S_churn, [S_tmin, S_tmax], S_noise."""
 
     amount: float
     low: float
@@ -193,8 +193,8 @@ class Churn(NamedTuple):
 def heun(process: Process, times: Any, churn: Churn | None = None) -> Table:
     """Heun's method on the probability flow in t (Karras et al. 2022, algorithms 1 and 2): 2 n - 1 evaluations.
 
-    With `churn`, noise is added before each step but the first, unlike in algorithm 2, and the step then begins at a
-    later time.
+    With `churn`, noise is added before each step except the first (unlike in algorithm 2), and the step then begins at
+    a later time.
     """
     p = steps_of(process, times)
     start, gain, noise = p.t, np.ones_like(p.t), None
@@ -209,7 +209,7 @@ def heun(process: Process, times: Any, churn: Churn | None = None) -> Table:
     step, denoised = to_clean_data(lib, 1.0 + length * a, length * b)
 
     def interleave(first: Any, second: Any) -> Any:
-        """Rows of evaluations at t and at s in turn, without the last one at s."""
+        """Rows of evaluations alternately at t and at s, without the last one at s."""
         return lib.stack([first, second], axis=1).reshape(2 * n, *first.shape[1:])[:-1]
 
     corrector = Corrector(
@@ -231,7 +231,8 @@ def heun(process: Process, times: Any, churn: Churn | None = None) -> Table:
 
 
 def churned(process: Process, times: Any, churn: Churn) -> tuple[Any, Any, Any]:
-    """Later times, by which factor x is scaled on the way to them, and the standard deviation of the noise added."""
+    """The later times, the factors by which x is scaled to reach them, and the standard deviations of the noise
+    added."""
     lib = library(times)
     ratio = lib.exp(-half_log_snr(process, times))  # sigma / alpha
     # Sampling begins at the first time itself.
@@ -240,14 +241,14 @@ def churned(process: Process, times: Any, churn: Churn) -> tuple[Any, Any, Any]:
     gamma = min(churn.amount / len(times), 2**0.5 - 1)
     later = lib.where(inside, time_of(process, -lib.log(ratio * (1.0 + gamma))), times)
     alpha, alpha_later = (lib.where(inside, process.alpha(t), 1.0) for t in (times, later))
-    # Less than asked for where the process ends.
+    # Less than requested if the process ends earlier.
     reached = lib.where(inside, process.sigma(later) / alpha_later, ratio)
     noise = churn.noise * alpha_later * lib.sqrt(lib.maximum(reached**2 - ratio**2, 0.0))
     return later, alpha_later / alpha, noise
 
 
 def later_order(lib: Any, h: Any, lag: int) -> tuple[Any, Any]:
-    """h_{i-lag} / h_i, and where a step has that much history and is not the last; 1 elsewhere."""
+    """h_{i-lag} / h_i, and whether a step has that much history and is not the last; 1 elsewhere."""
     n = len(h)
     number = lib.arange(n)
     earlier = lib.concatenate([lib.ones_like(h[:lag]), h[: max(n - lag, 0)]])[:n]
@@ -282,9 +283,9 @@ def dpm_solver_3m(process: Process, times: Any) -> Table:
 
         x_s = (sigma_s / sigma_t) x_t - alpha_s (phi_1 D - phi_2 h D' + phi_3 h^2 D''),
 
-    where D' and D'' are the derivatives in lambda of the parabola through the last three D. The authors' code, and what
-    follows it, has half the last term, which leaves it of second order. The first two steps and the last are of lower
-    order.
+    where D' and D'' are the derivatives in lambda of the parabola through the last three D. The authors' code, and code
+    derived from it, halves the last term, which makes it second order only. The first two steps and the last are of
+    lower order.
     """
     p = steps_of(process, times)
     lib = library(p.alpha_t)
@@ -310,8 +311,8 @@ def dpm_solver_3m(process: Process, times: Any) -> Table:
 def unipc(process: Process, times: Any) -> Table:
     """UniPC of second order with B(h) = e^h - 1 (Zhao et al. 2023, arXiv 2302.04867), predicting data.
 
-    The corrector of a step takes the estimate at its end, which the next step needs anyway: one evaluation per step.
-    With it the method is of third order.
+    The corrector of a step uses the estimate at its end, which the next step needs anyway: one evaluation per step. It
+    makes the method third order.
     """
     p = steps_of(process, times)
     lib = library(p.alpha_t)
@@ -331,7 +332,8 @@ def unipc(process: Process, times: Any) -> Table:
     corrected = (step, gain * (1.0 - rho_new - older), gain * older, gain * rho_new)
 
     def after(first: float, column: Any) -> Any:
-        """A step's coefficients in the row of the evaluation at its end; the first row corrects nothing."""
+        """A step's corrector coefficients, moved to the row of the evaluation at its end; the first row corrects
+        nothing."""
         return lib.concatenate([lib.full_like(column[:1], first), column[:-1]])
 
     base, last, before, new = (after(0.0, column) for column in corrected)

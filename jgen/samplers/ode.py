@@ -1,12 +1,11 @@
-"""Differential equations of images, solved by diffrax with step sizes of each image's own, and their densities.
+"""Differential equations of images, solved by diffrax with separate step sizes for each image, and their densities.
 
     dx/dt = alpha' D(x, t) + sigma' (x - alpha D(x, t)) / sigma      the probability flow of a diffusion
     d log p(x_t)/dt = -div(dx/dt)                                    (Chen et al. 2018, arXiv 1806.07366)
 
 The divergence is estimated with random probes, of +1 and -1 or Gaussian (Grathwohl et al. 2019, arXiv 1810.01367; Song
-et al. 2021, arXiv 2011.13456, section D.2), or computed whole. The method is Dormand and Prince's of order 5, or
-Bogacki and Shampine's of order 3 where little precision is asked for; the error of a step is kept below the
-tolerance.
+et al. 2021, arXiv 2011.13456, section D.2), or computed exactly. The solver is Dormand and Prince's of order 5, or
+Bogacki and Shampine's of order 3 for large tolerances; it keeps the error of a step below the tolerance.
 """
 
 from __future__ import annotations
@@ -30,19 +29,20 @@ from jgen.prob.pixels import dequantise_to_float
 from jgen.prob.process import Denoiser, Process, noise_of, prior_std, rates, time_of
 
 MAX_STEPS = 4096
-LOW_ORDER_FROM = 1e-2  # the tolerance from which the method is that of order 3
+LOW_ORDER_FROM = 1e-2  # the tolerance from which on the solver of order 3 is used
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Options of the likelihood by the probability flow."""
+    """Options of the likelihood from the probability flow."""
 
     tolerance: float = 1e-4
-    """Error of a step of the solver, absolute and relative."""
+    """Absolute and relative error tolerance of a solver step."""
     probes: int = 1
-    """Random directions in which the divergence is measured; 0: the exact divergence, with H W C derivatives."""
+    """Random probe vectors for the divergence; 0: the exact divergence, which takes H W C derivatives."""
     low: float = 0.001
-    """Noise, as sigma / alpha, that dequantised images are taken to have; not the `low` of sampling."""
+    """Noise level, as sigma / alpha, that dequantised images are assumed to have; unrelated to the `low` of
+    sampling."""
 
 
 Conditional = Callable[..., jax.Array]  # (x_t, t, cond=...) -> x_0
@@ -65,7 +65,7 @@ def solve(
 ) -> tuple[Any, jax.Array]:
     """The solution at t_1 of dy/dt = derivative(t, y, args) for each entry of a batch, and how many steps each took.
 
-    Where an image's solution does not converge within `MAX_STEPS` steps it is NaN.
+    If an image's solution does not converge within `MAX_STEPS` steps, it is NaN.
 
     Args:
       start, args: trees of arrays (B, ...), of which `derivative` sees one entry.
@@ -100,7 +100,8 @@ def solve(
 
 
 def runge_kutta(derivative: Callable[[jax.Array, Any], Any], state: Any, t_0: float, t_1: float, steps: int) -> Any:
-    """The state at t_1, a tree of arrays, of that at t_0, by equal steps of the classical method of order 4."""
+    """The state at t_1, a tree of arrays, from that at t_0, by equal steps of the classical Runge-Kutta method of order
+    4."""
     h, dtype = (t_1 - t_0) / steps, jax.tree.leaves(state)[0].dtype
 
     def advanced(state: Any, rate: Any, step: float) -> Any:
@@ -125,12 +126,13 @@ def one_image(cond: Cond) -> Cond:
 def adaptive(
     denoise: Conditional, process: Process, x: jax.Array, cond: Cond, tolerance: float, low: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The data that the probability flow leads to from noise x at t = 1; the last part, from t = low, is D.
+    """The data that the probability flow maps noise x at t = 1 to; the last part, from t = low, is one evaluation of D.
 
     Args:
       denoise: (x_t, t, cond) -> x_0; cond: {field: (B, ...)}, {} for none.
     Returns:
-      float (B, H, W, C), NaN where the solver did not converge, and how often D was evaluated for each, int32 (B,).
+      float (B, H, W, C), NaN where the solver did not converge, and the number of evaluations of D for each, int32
+      (B,).
     """
 
     def derivative(t: jax.Array, y: jax.Array, cond: Cond) -> jax.Array:
@@ -138,7 +140,7 @@ def adaptive(
         return field(y[None], jnp.asarray(t, y.dtype)[None])[0]
 
     end, steps = solve(derivative, x, 1.0, low, tolerance, cond)
-    # Dormand and Prince's step evaluates the field 6 times, Bogacki and Shampine's 3; the first size of a step, twice.
+    # Dormand and Prince's step evaluates the field 6 times, Bogacki and Shampine's 3; the initial step size takes two.
     evaluations = (6 if tolerance < LOW_ORDER_FROM else 3) * steps + 3
     return denoise(end, jnp.full(x.shape[:1], low, x.dtype), cond), evaluations
 
@@ -146,9 +148,9 @@ def adaptive(
 def probe_directions(
     keys: jax.Array, shape: tuple[int, ...], probes: int, kind: Literal["rademacher", "gaussian"] = "rademacher"
 ) -> jax.Array:
-    """Directions v in which a divergence is measured, (B, probes, *shape), with E v v^T = I.
+    """Probe vectors v for a divergence, (B, probes, *shape), with E v v^T = I.
 
-    With probes 0 they are all unit vectors, and the sum of v^T J v over them is the divergence itself.
+    With probes 0 they are all unit vectors, and the sum of v^T J v is the exact divergence.
     """
     if not probes:
         size = math.prod(shape)
@@ -177,7 +179,8 @@ def transport(
     probes: int,
     kind: Literal["rademacher", "gaussian"] = "rademacher",
 ) -> tuple[jax.Array, jax.Array]:
-    """Where x at t_0 is at t_1, and the integral of the field's divergence on the way: the log_det of the map.
+    """The point that the flow takes x at t_0 to at t_1, and the integral of the field's divergence: the log_det of the
+    map.
 
     Args:
       field: (x (B, H, W, C), t (B,), cond) -> dx/dt.
@@ -202,7 +205,7 @@ def transport(
 
 
 class Terms(NamedTuple):
-    """A state on the way, and the integrals up to there: of the trace, ||f||^2 / D and ||J v||^2 / D, each (B,)."""
+    """A state of the flow, and the integrals so far of the trace, ||f||^2 / D and ||J v||^2 / D, each (B,)."""
 
     x: jax.Array
     trace: jax.Array
@@ -211,8 +214,8 @@ class Terms(NamedTuple):
 
 
 def integrate(field: Field, x: jax.Array, v: jax.Array, steps: int) -> Terms:
-    """The flow from t = 0 to 1 in equal steps of the classical Runge-Kutta method of order 4, differentiable, with what
-    its regularisation by Finlay et al. 2020 (arXiv 2002.02798) takes.
+    """The flow from t = 0 to 1 in equal steps of the classical Runge-Kutta method of order 4, differentiable, with the
+    terms of its regularisation by Finlay et al. 2020 (arXiv 2002.02798).
 
     Args:
       v: the probe of each image, of x's shape.
@@ -237,11 +240,11 @@ def log_density(
     low: float,
     probes: int,
 ) -> jax.Array:
-    """log p(x) in nats, float32 (B,), of the density that the probability flow carries from t = 1 to t = low.
+    """log p(x) in nats, float32 (B,), of the density that the probability flow transports from t = 1 to t = low.
 
     Args:
       x: float (B, H, W, C), taken as x_t at t = low; keys: (B,), of the probes.
-      probes: random directions for the divergence; 0 computes it whole, with H W C derivatives.
+      probes: random vectors for the divergence; 0 computes it exactly, with H W C derivatives.
     """
 
     def field(x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
@@ -257,7 +260,7 @@ def log_prob(
 ) -> jax.Array:
     """An estimate of log P(images) in nats, float32 (B,): the log-density of uniformly dequantised images in [-1, 1].
 
-    In expectation over the dequantisation, an exact solution would be a lower bound (Theis et al. 2016).
+    In expectation over the dequantisation, the exact solution would be a lower bound on log P (Theis et al. 2016).
 
     Args:
       images: uint8 (B, H, W, C), 0 .. levels - 1; keys: (B,), of the dequantisation and the probes.

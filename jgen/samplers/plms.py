@@ -4,8 +4,8 @@
     e   = (55 e_i - 59 e_{i-1} + 37 e_{i-2} - 9 e_{i-3}) / 24                                   (equations 11 and 12)
 
 where e_i = (x - alpha D) / sigma is the noise predicted at step i. Where the paper begins with Runge-Kutta steps, this
-begins as Stable Diffusion's sampler does: with lower orders, and the first step, x' = step(x, e_0), is taken anew with
-(e_0 + e(x')) / 2. That evaluates the denoiser once more than there are steps.
+begins as Stable Diffusion's sampler does: with lower orders, and after the first step, x' = step(x, e_0), that step is
+repeated with (e_0 + e(x')) / 2. This takes one evaluation of the denoiser more than there are steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from jgen.prob.process import Denoiser, Process
 from jgen.samplers.linear import steps_of
 
-# Weights of e_i, e_{i-1}, ... by the number of earlier ones; MEAN is of the first step, taken anew.
+# Weights of e_i, e_{i-1}, ... by the number of earlier ones; MEAN is for the first step when it is repeated.
 MEAN = (0.5, 0.5, 0.0, 0.0)
 ADAMS_BASHFORTH = (
     (1.0, 0.0, 0.0, 0.0),
@@ -30,7 +30,7 @@ ADAMS_BASHFORTH = (
 
 
 def plms(denoiser: Denoiser, process: Process, times: Any, x: jax.Array, end: float = 0.0) -> tuple[jax.Array, Any]:
-    """The data x_0 that noise x at the first time leads to, or x at the time `end`, and every estimate on the way.
+    """The data x_0 (or x at the time `end`) obtained from noise x at the first time, and the estimate at every step.
 
     Args:
       x: float (B, H, W, C); times: (n,), decreasing.
@@ -39,7 +39,7 @@ def plms(denoiser: Denoiser, process: Process, times: Any, x: jax.Array, end: fl
     """
     p, n = steps_of(process, times, end), len(times)
     again = n > 1
-    # The row of an evaluation: at which time it is, which step follows, and whether that begins where the first did.
+    # The row of an evaluation: its time, the step that follows, and whether that step is the first one repeated.
     at = np.array([0, *[1] * again, *range(1, n)])
     step = np.array([0, *[0] * again, *range(1, n)])
     repeats = np.arange(len(at)) == 1

@@ -1,11 +1,12 @@
 """Sampling from p(x_0 | y), y a measurement of the image, with a denoiser D(x_t, t) that was trained without
 measurements.
 
-All take ancestral steps from t to s, x_s ~ N(c_t x_t + c_0 D, beta_tilde) (`jgen.prob.diffusion_bound`), and differ in
-how y enters:
+All methods take ancestral steps from t to s, x_s ~ N(c_t x_t + c_0 D, beta_tilde) (`jgen.prob.diffusion_bound`), and
+differ in how they use y:
 
     replacement  known pixels of x_s are replaced by q(x_s | y)              (Song et al. 2021, arXiv 2011.13456, I.2)
-    repaint      the same, and every step is taken `repeats` times, with noise back to t between, so that the unknown
+    repaint      the same, and every step is repeated `repeats` times, going back to t by adding noise, so that the
+    unknown
                  pixels come to agree with the known ones  (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1, with
                  jumps of one step)
     dps          x_s <- x_s - zeta grad 1/2 |y - A D(x_t)|^2, for any linear A, zeta = step_size / |y - A D(x_t)|
@@ -13,14 +14,14 @@ how y enters:
 
 Differs from Chung et al.: zeta is at most 1, so that a step does not pass the point where the error vanishes (images of
 few pixels have errors below 1, and with steps of one length their known pixels oscillate); no step is taken where the
-error is below the norm of the measurement's noise; and in a process that does not preserve the variance, zeta is times
-alpha_s^2 + sigma_s^2, which makes it the step of the process scaled to do so.
+error is below the norm of the measurement's noise; and in a process that does not preserve the variance, zeta is
+multiplied by alpha_s^2 + sigma_s^2, which makes the step that of the process rescaled to preserve it.
 
 None of these samples the posterior exactly. On three correlated Gaussian pixels of which one is known, in 100 steps of
-a cosine process (tests/samplers/test_posterior.py): replacement conditions x_s on noisy known pixels of this step
-alone, and its mean comes half of the way from the prior's to the posterior's, with the posterior's variance; repaint
-with 10 repeats comes nine tenths of the way, with three quarters of the variance; dps goes past it, by a third, with
-eight tenths of the variance.
+a cosine process (tests/samplers/test_posterior.py): replacement conditions x_s only on the noisy known pixels of the
+same step, and its mean is halfway between the prior's and the posterior's, with the posterior's variance; repaint with
+10 repeats gets nine tenths of the way, with three quarters of the variance; dps overshoots by a third, with eight
+tenths of the variance.
 
 Glossary: x_t noisy image, y measurement, A degradation, D denoised image, mask true where a pixel is known.
 """
@@ -50,13 +51,13 @@ class Inpainting:
     """Options of inpaint."""
 
     method: Literal["replacement", "repaint", "dps"] = "repaint"
-    """How known pixels enter."""
+    """Method by which known pixels are used."""
     steps: int = 50
-    """Number of times; the network is evaluated `repeats` times at each with repaint, else once."""
+    """Number of times; the network is evaluated once at each, with repaint `repeats` times."""
     repeats: int = 10
-    """How often repaint takes every step."""
+    """How many times repaint takes every step."""
     step_size: float = 1.0
-    """Factor of the gradient of dps."""
+    """Factor on the gradient of dps."""
     guidance_scale: float = 1.0
     """Strength of guidance by the condition, as in sampling; 1: none."""
 
@@ -66,15 +67,16 @@ class Restoring:
     """Options of restore."""
 
     problem: Problem = "super_resolution"
-    """What was done to the images: means of blocks, luma, or only noise."""
+    """The degradation of the images: means of blocks, luma, or only noise."""
     factor: int = 2
     """Side of the blocks of super_resolution."""
     steps: int = 200
     """Number of times at which the network is evaluated, with its gradient."""
     step_size: float = 1.0
-    """Factor of the gradient of dps."""
+    """Factor on the gradient of dps."""
     noise: float = 0.0
-    """Standard deviation of noise in the measurement, in levels: a step of dps goes no nearer to it than that."""
+    """Standard deviation of the noise in the measurement, in levels; dps does not fit the measurement more closely than
+    that."""
 
 
 def check_inpainting(o: Inpainting) -> None:
@@ -92,7 +94,7 @@ Row = dict[str, jax.Array]
 
 
 def rows_of(process: Process, times: Any) -> Row:
-    """The coefficients of ancestral steps through these times, and of the way back, (n,) each."""
+    """The coefficients of ancestral steps through these times, and of the reverse steps that add noise, (n,) each."""
     p = steps_of(process, times)
     c = posterior_of(p.alpha_t, p.sigma_t, p.alpha_s, p.sigma_s)
     columns = {

@@ -1,7 +1,7 @@
 """A replay buffer of Markov chains that outlive a training step (Du & Mordatch 2019, arXiv 1903.08689, section 3.2).
 
-Example i of a batch owns the slots i of the buffer, a tree of arrays (B, slots, ...). In each step it takes the chain
-of one of its slots, or, with a small probability, a new one, and puts it back when it has moved.
+Example i of a batch owns row i of the buffer, a tree of arrays (B, slots, ...). In each step it takes the chain from
+one of its slots, or with a small probability a new chain, and puts it back after it has moved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jgen.errors import require
 
 
 def slots_of(buffer_size: int, batch_size: int) -> int:
-    """Slots of an example. Raises `UserError` for a buffer that has none for some."""
+    """Number of slots per example. Raises `UserError` for a buffer with fewer chains than examples."""
     require(
         buffer_size >= batch_size,
         f"buffer_size is {buffer_size}: it must be at least train.batch_size, {batch_size}, a chain for each example",
@@ -28,7 +28,7 @@ def take(buffer: Any, keys: jax.Array, new: Any, restart: float) -> tuple[Any, j
     """A chain for each example, a tree (B, ...), and the slot that it belongs to, int32 (B,).
 
     Args:
-      new: chains that take the place of those of the buffer with the probability `restart`.
+      new: chains that replace those from the buffer with the probability `restart`.
     """
     key_slot, key_restart = rng.split(keys, 2)
     slots = jax.tree.leaves(buffer)[0].shape[1]

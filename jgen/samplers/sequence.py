@@ -1,6 +1,6 @@
 """Sampling images one sub-pixel after another from a network over their sequence, with cached keys and values.
 
-The network is never evaluated over the whole image: a position costs one product of (B, features) with each matrix, and
+The network is never evaluated over the whole image: a position takes one product of (B, features) with each matrix, and
 attention to the positions that it sees. Position p = (i W + j) C + c of an image with key k is drawn by the Gumbel-max
 trick with noise from fold_in(k, p), so that the draw does not depend on how the logits were computed.
 """
@@ -20,7 +20,7 @@ from jgen.samplers.truncation import check_truncation, truncate
 class SequenceNetwork(Protocol):
     """The methods that the sampler calls on a linen module.
 
-    start(batch, cond) -> caches                       before the first position; what is computed of the conditions
+    start(batch, cond) -> caches                       before the first position; includes features of the conditions
     step(caches, p, before, cond) -> (logits, caches)  of position p, given the value before it, int32 (B,): float32
                                                        (B, levels); at p = 0 there is none, and `before` is not read
     """

@@ -1,5 +1,4 @@
-"""Sampling and likelihood shared by all diffusion systems. A system itself defines only its networks, loss and
-denoiser.
+"""Sampling and likelihood shared by all diffusion systems. A system itself only defines its network, loss and denoiser.
 
 denoising = denoising_by_class(network, config, denoise, lambda params: process)
 model = with_samplers(GenerativeModel(name=..., init=..., phases=...), denoising)
@@ -52,8 +51,8 @@ from jgen.samplers.diffusion import (
 from jgen.samplers.guidance import Conditional, Guidance, autoguided, by_classifier, classifier_free
 from jgen.samplers.posterior import Inpainting, Restoring
 
-# The scales are traced, so that another value compiles nothing; 0 and 1 have programs of their own, which evaluate one
-# model in place of two.
+# The scales are traced, so that another value needs no compilation; 0 and 1 have their own programs, which evaluate one
+# model instead of two.
 NUMBERS = {"guidance_scale": (0.0, 1.0), "classifier_scale": (0.0,)}
 OVERFLOW = "the sample has non-finite values"
 
@@ -62,16 +61,16 @@ class Denoising(NamedTuple):
     """A denoiser and how it is sampled from.
 
     denoise:       (params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), at times t (B,) in (0, 1].
-    noise_process: (params) -> the noise process (`jgen.prob.process.Process`), which may be learned; without a context,
-                   unlike the function `process` of the contract.
+    noise_process: (params) -> the noise process (`jgen.prob.process.Process`), which may be learned; unlike the
+                   function `process` of `GenerativeModel.functions`, it takes no context.
     sampling:      default options of sampling.
     without_class: cond -> the null condition, of the same shapes, for classifier-free guidance.
     guidable:      whether the model supports guidance.
     guidance_needs: options that guidance requires, for the error message.
     num_timesteps: T, the number of discrete training timesteps; 0 in continuous time.
     guide:         the weak model of autoguidance (role "guide"); None: classifier-free guidance.
-    classifier:    a classifier of noisy images (role "classifier"), which lends `noisy_logits`; None for none.
-    with_variance: like `denoise`, -> [x_0, v], (B, H, W, 2 C), where the network predicts variances; else None.
+    classifier:    a classifier of noisy images (role "classifier"), which provides `noisy_logits`; None for none.
+    with_variance: like `denoise`, -> [x_0, v], (B, H, W, 2 C), if the network predicts variances; else None.
     """
 
     denoise: Callable[..., jax.Array]
@@ -109,7 +108,7 @@ def denoising_by_class(
     guidance_needs: str = "class_conditional and label_dropout",
     with_variance: Callable[..., jax.Array] | None = None,
 ) -> Denoising:
-    """The denoiser of a U-Net that may be conditioned on the class: see `Denoising`."""
+    """The denoiser of a network that may be class-conditional: see `Denoising`."""
     return Denoising(
         denoise=denoise,
         noise_process=noise_process,
@@ -126,8 +125,8 @@ def denoising_by_class(
 
 
 def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeModel:
-    """Returns `model` with sampling, and with `denoise`, `process` and `count_evaluations` in `functions` for models
-    built on it.
+    """Returns `model` with sampling added, and with `denoise`, `process` and `count_evaluations` in `functions`, for
+    models built on it.
 
     Raises:
       UserError: default sampling options that are invalid for this system.
@@ -166,7 +165,7 @@ def with_samplers(model: GenerativeModel, denoising: Denoising) -> GenerativeMod
 
 
 def with_flow_likelihood(model: GenerativeModel, denoising: Denoising, scoring: ode.Scoring) -> GenerativeModel:
-    """The model with the likelihood that its probability flow gives (see `jgen.samplers.ode`).
+    """The model with the likelihood of its probability flow (see `jgen.samplers.ode`).
 
     Raises:
       UserError: options of the solver that are out of their range.
@@ -219,13 +218,13 @@ def check_sampling_options(denoising: Denoising, o: Sampling) -> None:
 
 
 def conditions_of(model: GenerativeModel, classifier: GenerativeModel | None) -> tuple[str, ...]:
-    """A model's conditions, with the class where a classifier guides: the model itself may be unconditional."""
+    """A model's conditions, including the class if a classifier guides: the model itself may be unconditional."""
     needs_label = classifier is not None and "label" not in model.conditions
     return ("label", *model.conditions) if needs_label else model.conditions
 
 
 def check_classifier(classifier: GenerativeModel, model: GenerativeModel) -> None:
-    """Raises `UserError` unless a classifier is of noisy images such as the model's, and of the classes of its data."""
+    """Raises `UserError` unless a classifier is for noisy images like the model's, and for the classes of its data."""
     name, lends = classifier.name, "noisy_logits" in classifier.functions
     require(lends, f"classifier is a {name}: it must be a classifier of noisy images, such as a noisy_classifier")
     shape, wanted = classifier.images.shape, model.images.shape
@@ -308,7 +307,7 @@ def edit(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """SDEdit (Meng et al. 2022, arXiv 2108.01073): sampling from the images with the noise of a time on the way."""
+    """SDEdit (Meng et al. 2022, arXiv 2108.01073): sampling that starts from the images with added noise."""
     o = replace(editing_of(denoising.sampling), **options)
     noise, key_steps, both = inputs_of_draw(denoising, keys, cond)
     process = denoising.noise_process(params)
@@ -337,7 +336,7 @@ def invert(
     steps: int = Inversion.steps,
     guidance_scale: float = Inversion.guidance_scale,
 ) -> jax.Array:
-    """DDIM inversion: the noise, float (B, H, W, C), that DDIM's steps, each taken backwards, make of images."""
+    """DDIM inversion: the noise, float (B, H, W, C), that DDIM steps taken backwards map images to."""
     o = by_ddim(denoising, steps, guidance_scale)
     both = {"cond": cond, "null": denoising.without_class(cond)}
     process, denoise = denoising.noise_process(params), guided(denoising, params, ctx, o)
@@ -361,7 +360,7 @@ def decode(
     guidance_scale: float = Decoding.guidance_scale,
     eta: float = Decoding.eta,
 ) -> jax.Array:
-    """The images, uint8, that DDIM makes of noise (B, H, W, C)."""
+    """The images, uint8, that DDIM makes from noise (B, H, W, C)."""
     require_latents(noise, denoising.images.shape)
     o = by_ddim(denoising, steps, guidance_scale, eta)
     both = {"cond": cond, "null": denoising.without_class(cond)}
@@ -383,7 +382,7 @@ def count_evaluations(
 
 
 def plain_denoiser(denoising: Denoising, params: Roles, ctx: Context, cond: Cond) -> Denoiser:
-    """The denoiser without guidance, clipped where sampling clips."""
+    """The denoiser without guidance, clipped if sampling clips."""
 
     def denoiser(x_t: jax.Array, t: jax.Array) -> jax.Array:
         return clip_if(denoising.sampling, denoising.denoise(params, ctx, x_t, t, cond))
@@ -399,7 +398,7 @@ def energy(denoising: Denoising, params: Roles, ctx: Context, keys: jax.Array, x
 
 
 def usual_times(denoising: Denoising, process: Process, steps: int) -> Any:
-    """So many times in the spacing that the system samples with."""
+    """That many times, in the system's default spacing for sampling."""
     return times_of(replace(denoising.sampling, steps=steps, times=()), process, denoising.num_timesteps)
 
 
@@ -413,7 +412,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """uint8 images that are given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
+    """uint8 images that equal given ones where the mask, bool (B, H, W), is true: see `jgen.samplers.posterior`."""
     o, levels, known = Inpainting(**options), denoising.images.levels, mask[..., None]
     posterior.check_inpainting(o)
     process, y = denoising.noise_process(params), to_float(images, levels)
@@ -442,7 +441,7 @@ def restore(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """uint8 images of which `measurement`, floats in 0 .. levels - 1, are given: see `jgen.samplers.posterior`."""
+    """uint8 images given their `measurement`, floats in 0 .. levels - 1: see `jgen.samplers.posterior`."""
     o, spec = Restoring(**options), denoising.images
     posterior.check_restoring(o)
     degradation = make_degradation(o.problem, spec, o.factor)

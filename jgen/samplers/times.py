@@ -24,7 +24,7 @@ from jgen.prob.schedules import sampling_times
 
 CONTINUOUS_SPACINGS = ("uniform", "shifted", "log_snr", "karras")
 KARRAS_RHO = 7.0
-NOISE_ALONE = -16.0  # log(alpha / sigma) below which alpha is 0 but for rounding
+NOISE_ALONE = -16.0  # log(alpha / sigma) below which alpha is 0 up to rounding
 
 
 def make_times(
@@ -37,15 +37,15 @@ def make_times(
     low: float = 0.002,
     offset: int = 0,
 ) -> Any:
-    """`steps` times in (0, 1], decreasing: float64 on the host, or of JAX where the process is learned.
+    """`steps` times in (0, 1], decreasing: float64 on the host, or a JAX array if the process is learned.
 
     Args:
       num_timesteps: T of the chain that the model was trained on; 0 in continuous time.
       shift: s of the spacing "shifted".
       low: sigma / alpha at the last of the times "log_snr" and "karras".
-      offset: steps of the chain by which the times "leading" are later.
+      offset: number of chain steps added to the times "leading".
     Raises:
-      UserError: a spacing that the model's time does not have, or numbers out of range.
+      UserError: a spacing that the model's time does not support, or numbers out of range.
     """
     fitting = CONTINUOUS_SPACINGS + CHAIN_SPACINGS * (num_timesteps > 0)
     require_choice("spacing", spacing, fitting)
@@ -64,7 +64,7 @@ def make_times(
 def times_by_noise(process: Process, spacing: str, steps: int, low: float) -> Any:
     """Times from 1 to where sigma / alpha is `low`, evenly spaced in a function of sigma / alpha."""
     require(low > 0, f"low is {low}: it must be above zero")
-    # Where alpha(1) is 0 the noise is infinite: the second time is then measured from just before the end.
+    # If alpha(1) is 0, sigma / alpha is infinite there: times are then spaced from just before 1.
     ends = [half_log_snr(process, np.array([t]))[0] for t in (1.0, 0.999)]
     lib = library(ends[0])
     first = lib.where(ends[0] < NOISE_ALONE, ends[1], ends[0])

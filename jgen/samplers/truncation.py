@@ -1,4 +1,4 @@
-"""Sampling from the likelier values of a categorical distribution alone: temperature, top-k and top-p."""
+"""Sampling from the likelier values of a categorical distribution only: temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sampling:
     temperature: float = 1.0
     """Divisor of the logits; below 1 favours likelier values. Must be positive."""
     top_k: int = 0
-    """Draw from this many of the likeliest values only; 0: from all."""
+    """Draw only from this many of the likeliest values; 0: from all."""
     top_p: float = 1.0
     """Nucleus sampling: draw from the smallest set of likeliest values with total probability >= top_p, in (0, 1]; 1:
     from all."""
@@ -28,7 +28,7 @@ def truncate(logits: jax.Array, temperature: float = 1.0, top_k: int = 0, top_p:
 
     The logits are divided by the temperature; then the `top_k` likeliest values remain (0: all); then, of these, the
     fewest whose probabilities sum to `top_p` or more (1: all; Holtzman et al. 2019, arXiv 1904.09751). Values as likely
-    as the last of them remain too.
+    as the last of these are kept, too.
     """
     logits = logits.astype(jnp.float32) / temperature
     if top_k:

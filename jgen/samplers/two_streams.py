@@ -1,10 +1,10 @@
 """Sampling pixel by pixel in raster order from a network of two streams at several resolutions, with cached features.
 
-The network is never evaluated over the whole image: of the stream that sees the rows above, a row is computed when it
-is entered; of the other, a pixel when it is reached, from the features of its row above and of the pixel to its left;
-and a coarser resolution only where both coordinates are multiples of its stride. So all draws of an image cost as many
-operations as one evaluation of the network. A pixel's channels are drawn together. Pixel (i, j) of an image with key k
-has the key fold_in(k, i W + j), so that the draw does not depend on how its distribution was computed.
+The network is never evaluated over the whole image: the stream that sees the rows above is computed one row at a time,
+when the row is entered; the other stream one pixel at a time, from the features of the row above and of the pixel to
+the left; and a coarser resolution only where both coordinates are multiples of its stride. So drawing an image takes as
+many operations as one evaluation of the network. A pixel's channels are drawn together. Pixel (i, j) of an image with
+key k has the key fold_in(k, i W + j), so that the draw does not depend on how its distribution was computed.
 """
 
 from __future__ import annotations

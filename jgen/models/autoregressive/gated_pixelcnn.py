@@ -50,9 +50,9 @@ class Config:
     dropout: float = 0.0
     """Dropout rate in the gated layers."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -9,17 +9,17 @@
               rho(u) = |tau - 1[u < 0]| L(u) / kappa,  L(u) = u^2 / 2 where |u| <= kappa, kappa (|u| - kappa / 2) beyond
     sampling  x_i = round(Q(tau_i; x_<i, h)) within the levels, one after another
 
-Quantile regression minimises a distance between values (the quantile divergence): an answer that is a few
-levels off costs little, where a likelihood asks for the probability of each level by itself. There is no likelihood:
-`log_prob` would need the inverse of Q, which need not be monotone. Checkpoints are compared by the quantile loss.
+Quantile regression minimises a distance between values (the quantile divergence): a value that is a few levels off
+costs little, whereas a likelihood treats each level separately. There is no `log_prob`: it would need the inverse of Q,
+and Q need not be monotone. Checkpoints are compared by the quantile loss.
 
 Glossary: x an image, scaled to [-1, 1]; x_<i the sub-pixels before i; h the class; tau a quantile level; Q(tau) the
 quantile value, below which x_i is with probability tau; kappa the half-width of the loss's quadratic part.
 
 Differs from the paper: there tau is the spatial conditioning of the Gated PixelCNN's layers; here its embedding is
-multiplied with the features after the last convolution, as in implicit quantile networks, so that the tau of a
-sub-pixel reaches that sub-pixel's value and no other. Each evaluation of the Gated PixelCNN serves several tau. The
-class enters as in `gated_pixelcnn`.
+multiplied with the features after the last convolution, as in implicit quantile networks, so that a sub-pixel's tau
+affects that sub-pixel's value only. One evaluation of the Gated PixelCNN is used for several tau. The class enters as
+in `gated_pixelcnn`.
 
 Measured: a classifier assigns 98.6 % of samples to the class they were conditioned on, FD 23.4 (22.6 for training
 images), on the 8x8 digits in 17 levels, 2,000 steps of `python train.py configs/autoregressive/pixel_iqn.py:digits`.
@@ -77,17 +77,17 @@ class Config:
     quantile_layers: int = 2
     """Hidden layers of the quantile function."""
     cosines: int = 32
-    """Cosines that a quantile level is embedded by."""
+    """Number of cosines in the embedding of a quantile level."""
     quantiles: int = 4
     """Quantile levels drawn for each sub-pixel in a step."""
     kappa: float = 0.01
-    """Half-width of the loss's quadratic part, images being in [-1, 1]; 0 is the pinball loss."""
+    """Half-width of the loss's quadratic part, for images in [-1, 1]; 0: the pinball loss."""
     dropout: float = 0.0
     """Dropout rate in the gated layers of convolutions."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the arithmetic of the convolutions; parameters, quantile functions and losses stay float32."""
+    """Dtype of the convolutions' computation; parameters, quantile functions and losses stay float32."""
 
 
 class System(NamedTuple):
@@ -192,14 +192,14 @@ def inpaint(
 def complete(
     system: System, params: Roles, keys: jax.Array, cond: Cond, x: jax.Array | None, mask: jax.Array | None
 ) -> jax.Array:
-    """uint8 images: sampled, but for the pixels where the mask is true, which are those of x; None samples all."""
+    """uint8 images: pixels where the mask is true are copied from x, the others are sampled; mask None samples all."""
     trunk, draw = params["pixelcnn"]["trunk"], make_draw(system, params)
     drawn = sample_by_draw(system.trunk, trunk, keys, cond.get("label"), system.data.image.shape, draw, x, mask)
     return drawn.astype(jnp.uint8)
 
 
 def make_draw(system: System, params: Roles) -> Draw:
-    """How a sub-pixel is drawn from its features: tau ~ U(0, 1), the level nearest to Q(tau)."""
+    """Draws a sub-pixel from its features: the level nearest to Q(tau), tau ~ U(0, 1)."""
 
     def noise(keys: jax.Array, position: Any) -> jax.Array:
         return rng.uniform(rng.fold_in(keys, position), ())

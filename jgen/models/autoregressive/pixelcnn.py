@@ -47,9 +47,9 @@ class Config:
     dropout: float = 0.0
     """Dropout rate in the residual blocks."""
     class_conditional: bool = False
-    """Condition on the label; the paper does not."""
+    """Condition on the class label (not in the paper)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

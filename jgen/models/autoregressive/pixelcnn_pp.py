@@ -2,8 +2,8 @@
 
     model     p(x | h) = prod_i p(x_i | x_1, ..., x_{i-1}, h), pixels row by row, all channels of a pixel at once
     pixel     P(x_i) = sum_k w_k prod_c P_k(x_ic | x_i<c), a mixture of K logistics cut into the levels   (equation 2)
-              whose means are moved by the pixel's channels before: m_c = mu_c + sum_{d<c} a_cd x_d       (equation 3)
-    network   two streams of gated residual blocks, of the rows above and of those and the pixels to the left, at
+              whose means are shifted by earlier channels: m_c = mu_c + sum_{d<c} a_cd x_d                (equation 3)
+    network   two streams of gated residual blocks, one of the rows above, one also of the pixels to the left, at
               resolutions that halve and double again, with short-cut connections       (sections 2.3, 2.4, figure 2)
     loss      -log p(x | h), a mean over images and dimensions; log_prob is exact
     sampling  x_i ~ P, one pixel after another: the mixture's logits divided by the temperature, its scales multiplied
@@ -11,11 +11,11 @@
 Glossary: x an image on [-1, 1]; x_i a pixel, x_ic its channel c; h the class as a one-hot vector; w, mu, s, a of
 component k are given by the network at every pixel.
 
-Differs from the paper: no weight normalisation and no start that depends on the data, but second convolutions that
-start at a tenth of the usual scale; the coefficients a are between -1 and 1, as in the authors' code; a class is an
-option; sizes that are odd are rounded up where they halve; sampled channels are rounded to the levels before they move
-the next channel's mean, so that samples have the probabilities that `log_prob` gives. Sampling caches features: an
-image costs as many operations as one evaluation of the network (`jgen.samplers.two_streams`).
+Differs from the paper: there is no weight normalisation and no data-dependent initialisation, but second convolutions
+are initialised at a tenth of the usual scale; the coefficients a are between -1 and 1, as in the authors' code; class
+conditioning is an option; odd sizes are rounded up when halved; sampled channels are rounded to the levels before they
+shift the next channel's mean, so that samples have the probabilities that `log_prob` gives. Sampling caches features:
+an image takes as many operations as one evaluation of the network (`jgen.samplers.two_streams`).
 
 Measured: 1.697 bits/dim on the 8x8 digits in 17 levels, given the class; a classifier assigns 96.8 % of samples to
 the class they were conditioned on; FD 23.8 (22.6 for training images); 1,500 steps of
@@ -53,7 +53,7 @@ class Config:
     features: int = 160
     """Width of each stream."""
     blocks: int = 5
-    """Residual blocks of each stream at each resolution of the encoder; the decoder has one more, coarsest excepted."""
+    """Residual blocks per stream and resolution of the encoder; the decoder has one more except at the coarsest."""
     scales: int = 3
     """Resolutions, each half of the one before."""
     mixtures: int = 10
@@ -61,9 +61,9 @@ class Config:
     dropout: float = 0.5
     """Dropout rate in the residual blocks."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, the mixture and losses stay float32."""
+    """Dtype of the network's computation; parameters, the mixture and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

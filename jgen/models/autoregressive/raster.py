@@ -3,7 +3,7 @@
 loss          -log p(x | h), h the condition, averaged over images and dimensions
 log_prob      sum_i log p(x_i | x_<i, h), exact
 sample        x_i ~ p(x_i | x_<i, h), one after another, with cached activations
-inpaint       as `sample`, given the pixels that a mask keeps, which must be the first in raster order
+inpaint       as `sample`, given the pixels kept by a mask, which must come first in raster order
 """
 
 from __future__ import annotations

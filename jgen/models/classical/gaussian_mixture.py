@@ -3,24 +3,25 @@
     log p(x | h) = log sum_k pi_hk N(z; mu_k, S_k) + log |det dz/dx|,   z = (logit(alpha + (1 - 2 alpha) x) - m) / s
     log P(image | h) >= E_u log p(image + u | h),   x = image + u in [0, levels)^D
 
-z are standardised by the mean m and the standard deviation s of each dimension over the first batch. Nothing is
-trained by gradients: a step moves the means of the sufficient statistics by one iteration of stepwise EM (Cappe &
-Moulines 2009, arXiv 0712.4273; the equations are in `jgen.prob.gaussian_mixture`). With `power` = 0 a step is one of EM
-on its batch alone, and where that is the whole set, the likelihood never falls.
+z is standardised by the mean m and the standard deviation s of each dimension over the first batch. Nothing is trained
+by gradients: a step updates the means of the sufficient statistics by one iteration of stepwise EM (Cappe & Moulines
+2009, arXiv 0712.4273; the equations are in `jgen.prob.gaussian_mixture`). With `power` = 0, a step is an EM step on its
+batch alone; if the batch is the whole training set, the likelihood never falls.
 
 Covariances are full, diagonal, or diagonal plus low rank: factor analysers (Ghahramani & Hinton 1996), as Richardson &
-Weiss 2018 (arXiv 1805.12462) fit to faces. A class has components of its own: they start at the centres of its images
-in the first batch, by k-means, and the weights of other classes' components start at zero, where EM leaves them.
+Weiss 2018 (arXiv 1805.12462) fit to faces. Each class has its own components: they start at the k-means centres of its
+images in the first batch, and its weights of the other classes' components start at zero, where EM leaves them.
 
-The density is a closed form, and so is that of some pixels given others: `inpaint` draws a component in proportion to
-its posterior probability given the pixels that are known, and the others from its conditional normal distribution,
+The density has a closed form, and so has the conditional density of some pixels given others: `inpaint` draws a
+component from its posterior given the known pixels, and then the unknown pixels from that component's conditional
+normal distribution,
 
     mu_u + S_uo S_oo^-1 (z_o - mu_o),   S_uu - S_uo S_oo^-1 S_ou.
 
 Glossary: x dequantised image; z standardised logits; h class; o and u the known and the unknown pixels.
 
-Differs from Richardson & Weiss: EM in place of gradient descent; classes; logits of dequantised pixels. It is the
-simplest row of the table, which a deep model must be better than.
+Differs from Richardson & Weiss: EM instead of gradient descent; classes; logits of dequantised pixels. It is the
+simplest baseline in the table of systems, which a deep model must beat.
 
 Measured: bound 2.145 bits/dim on the 8x8 digits in 17 levels, Fréchet distance 38.3 (FD-digits), where training images
 have 22.6; a classifier assigns 94.2 % of samples to the class that they were conditioned on; 100 steps of
@@ -64,7 +65,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """The components' standard deviations are multiplied by it: below 1 favours images near their means; above 0."""
+    """Factor on the components' standard deviations, above 0; below 1 favours images near their means."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,26 @@ class Config:
     """A mixture of Gaussians over dequantised pixels."""
 
     components: int = 10
-    """Gaussians in the mixture; of a class-conditional one, of each class."""
+    """Gaussians in the mixture; per class if it is class-conditional."""
     covariance: Literal["full", "diagonal", "low_rank"] = "low_rank"
-    """Covariance matrices: any, diagonal, or diagonal plus one of the rank below."""
+    """Covariance matrices: unrestricted, diagonal, or diagonal plus a matrix of rank `rank`."""
     rank: int = 10
     """Rank of low_rank."""
     covariance_floor: float = 0.01
-    """Variance added to every component in each dimension, that of the data being 1."""
+    """Variance added to every component in each dimension; that of the data is 1."""
     power: float = 0.6
-    """Exponent of the step size (step + 2)^-power of stepwise EM, from 0 to 1; 0 is EM on each batch by itself."""
+    """Exponent of the step size (step + 2)^-power of stepwise EM, from 0 to 1; 0 is EM on each batch alone."""
     logit_alpha: float = 1e-6
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
-    """Components by class."""
+    """Give each class its own components."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
 
 class Pixels(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`. `rows` is the number of classes,
-    1 without."""
+    1 without classes."""
 
     config: Config
     images: ImageSpec

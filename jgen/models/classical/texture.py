@@ -1,22 +1,23 @@
-"""What the texture systems share: statistics of a picture as the whole model, and images that are made to have them.
+"""What the texture systems share: the model is a picture's statistics, and samples are images optimised to have them.
 
-A texture is what has the same statistics everywhere, so that a model of it is the statistics phi* themselves, as means
-over the crops of a picture, and a sample an image with the same:
+A texture has the same statistics everywhere. A model of it is therefore those statistics phi*, as means over the crops
+of a picture, and a sample is an image with the same statistics:
 
     e(z)^2  = sum_g |(phi_g(z) - phi*_g) / s_g|^2 / sum_g |phi*_g / s_g|^2
     sample  = the end of descent on e(z)^2 + w |excess(z)|^2, from Gaussian noise with the texture's spectrum
 
-where g are kinds of statistics, |.|^2 means of squares over those of a kind, s units in which all are of order one, and
-the excess is what a pixel has above the greatest or below the least value of the source, whose mean colour an image has
-by construction. Nothing is trained by gradients: a step moves phi* to the mean over all crops seen;
-before the first it is that of faint white noise.
+where g are kinds of statistics, |.|^2 is the mean square over a kind, s are units in which all statistics are of order
+one, and the excess is the amount by which a pixel exceeds the range of the source. An image has the source's mean
+colour by construction. Nothing is trained by gradients: a step updates phi* to the mean over all crops seen so far;
+before the first step, phi* is that of faint white noise.
 
-An image is descended on in the coordinates u of z = F^-1 A F u, with F the Fourier transform and A(f) the gain that
-gives white noise the texture's spectrum: all frequencies then converge alike. Channels are decorrelated first, z =
-W (x - m), by the mean and the covariance of the colours of the first batch. Boundaries of samples are periodic, so that
-they tile, and their size is an option of sampling.
+Descent is in the coordinates u of z = F^-1 A F u, with F the Fourier transform and A(f) the gain that gives white noise
+the texture's spectrum: all frequencies then converge equally fast. Channels are decorrelated first, z = W (x - m), by
+the mean and the covariance of the colours of the first batch. Samples have periodic boundaries, so that they tile, and
+their size is an option of sampling.
 
-Descent amplifies rounding, so that each image is made by itself: it depends neither on the batch nor on the devices.
+Descent amplifies rounding errors, so each image is computed separately: it depends neither on the batch nor on the
+number of devices.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from jgen.samplers.lbfgs import minimise
 
 Tree = Any
 RANGE_WEIGHT = 0.1  # w
-CONTRAST = 0.3  # of the noise that a texture is before its first step, that of the source being 1
+CONTRAST = 0.3  # variance of the noise that a texture is before its first step; that of the source is 1
 FLOOR = 1e-6  # of the variance of a colour, pixels being 0 to 1
 
 
@@ -44,19 +45,19 @@ class Sampling:
     """Options of sampling."""
 
     size: int = 0
-    """Height and width of the images; 0: those of the data's."""
+    """Height and width of the images; 0: the data's."""
     steps: int = 200
-    """Evaluations of the statistics' gradient by L-BFGS."""
+    """L-BFGS evaluations of the statistics and their gradient."""
 
 
 class Kind(NamedTuple):
     """The statistics of a system.
 
-    statistics: (colour, z (H, W, C), source) -> a tree of arrays, means over positions; `source`: of a crop, whose
-                boundaries are not periodic, and not of a sample.
+    statistics: (colour, z (H, W, C), source) -> a tree of arrays, means over positions; `source`: whether z is a crop,
+                whose boundaries are not periodic, rather than a sample.
     scales_of:  (statistics) -> a tree like it, the units s.
     spectrum:   (statistics, height, width) -> A, (C, height, width).
-    check_size: (height, width, what they are of) -> None, raises UserError for images that it cannot be of.
+    check_size: (height, width, what they are of) -> None, raises UserError for image sizes that it does not support.
     """
 
     statistics: Callable[[Tree, jax.Array, bool], Tree]
@@ -77,7 +78,7 @@ def make_texture(name: str, data: DataSpec, kind: Kind, sampling: Any) -> Genera
     """A texture system of these statistics.
 
     Raises:
-      UserError: images that the statistics cannot be of, or sampling options out of range.
+      UserError: image sizes that the statistics do not support, or sampling options out of range.
     """
     texture = Texture(data.image, kind, sampling)
     kind.check_size(data.image.height, data.image.width, "an image of the data")
@@ -158,7 +159,7 @@ def distance(texture: Texture, phi: Tree, to: Tree) -> jax.Array:
 
 
 def loss(texture: Texture, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> Loss:
-    """e of the crops, by what is known before them; the new means."""
+    """e of the crops relative to the means before this step; and the new means."""
     known = ctx.extra["statistics"]
     values = statistics_of(texture, ctx.extra["colour"], to_floats(texture, batch["image"]))
     errors = jax.vmap(lambda phi: distance(texture, phi, known["phi"]))(values["phi"])

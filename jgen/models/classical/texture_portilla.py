@@ -1,7 +1,7 @@
 """A parametric texture model by joint statistics of complex wavelet coefficients (Portilla & Simoncelli 2000).
 
 The paper: "A Parametric Texture Model Based on Joint Statistics of Complex Wavelet Coefficients", IJCV 40(1). A picture
-is cut into bands by scale and orientation; what describes its texture is how their coefficients hang together:
+is decomposed into bands by scale and orientation; its texture is described by how their coefficients are related:
 
     marginals        moments of pixels and of lowpass images           the distribution of grey levels
     autocorrelation  of lowpass images                                 periodicity, the spectrum
@@ -10,13 +10,13 @@ is cut into bands by scale and orientation; what describes its texture is how th
     phases           of coefficients and of the next coarser ones,     lines against edges, shading
                      whose phase is doubled
 
-as listed in `jgen.nn.texture_statistics`, over the pyramid of `jgen.nn.steerable_pyramid`; how a sample is made to have
-them is in `jgen.models.classical.texture`.
+as listed in `jgen.nn.texture_statistics`, over the pyramid of `jgen.nn.steerable_pyramid`.
+`jgen.models.classical.texture` optimises a sample to have them.
 
 Differs from the paper: by default, descent by L-BFGS on all statistics at once, with the range as a penalty. The
-authors' projections onto each set of constraints in turn are `--sampling.method projections`, of one channel, from
-white noise; what differs there is in `jgen.nn.texture_projections`. Several crops, whose statistics are averaged;
-colours. Statistics are defined a little otherwise, as `jgen.nn.texture_statistics` says.
+authors' projections onto each set of constraints in turn are `--sampling.method projections`, for one channel, from
+white noise; `jgen.nn.texture_projections` lists the differences there. Statistics are averaged over several crops;
+images may be in colour; the definitions of statistics differ slightly, as `jgen.nn.texture_statistics` says.
 
 Measured: statistics of two samples of 256x256 after 200 evaluations are off by 1.34 % on brick, off by 0.45 % on grass
 and off by 0.58 % on gravel, where those of a held-out crop are off by 22.8 %, 25.0 % and 10.2 %: each after 10 steps of
@@ -47,9 +47,9 @@ class Sampling:
     """Options of sampling."""
 
     size: int = 0
-    """Height and width of the images; 0: those of the data's."""
+    """Height and width of the images; 0: the data's."""
     steps: int = 200
-    """Evaluations of the statistics' gradient by L-BFGS, or rounds of projections, of which the paper takes 50."""
+    """L-BFGS evaluations of the statistics and their gradient, or rounds of projections (50 in the paper)."""
     method: Literal["gradient", "projections"] = "gradient"
     """Descent on the distance of all statistics, or the paper's projections onto each set of them in turn."""
 
@@ -59,16 +59,18 @@ class Config:
     """A texture by the statistics of its steerable pyramid."""
 
     scales: int = 4
-    """Scales of the pyramid: sides of images are multiples of 2 to this power."""
+    """Scales of the pyramid; the sides of images must be multiples of 2^scales."""
     orientations: int = 4
     """Orientations of the pyramid."""
     neighbourhood: int = 7
-    """Samples of an autocorrelation along each side, odd: M of the paper. The coarsest image must be as large."""
+    """Samples of an autocorrelation along each axis, odd: the paper's M. The coarsest image must be at least as
+    large."""
     sampling: Sampling = field(default_factory=Sampling)
 
     @staticmethod
     def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object of a `Config` as this version writes it: first the options of sampling were all textures'."""
+        """The JSON object of a `Config` as this version writes it: earlier versions had the sampling options of all
+        textures."""
         own = {**document.get("sampling", {}), "class": f"{Sampling.__module__}:{Sampling.__qualname__}"}
         return {**document, "sampling": own} if "sampling" in document else document
 

@@ -8,13 +8,13 @@
     d(x, y) = sqrt(||x - y||^2 + c^2) - c,  c = 0.00054 sqrt(D)                                           (B, eq. 7)
     sampling  f from noise, then for each further sigma: f of the image noised again                     (A, alg. 1)
 
-The N noise levels are evenly spaced in sigma^(1/7); N doubles as training goes on (B, equation 11). The level of an
-example is the one into whose interval a log-normal number falls (B, equation 10). sg stops the gradient.
+The N noise levels are evenly spaced in sigma^(1/7); N doubles during training (B, equation 11). An example's level is
+the one whose interval contains a log-normal random number (B, equation 10). sg stops the gradient.
 
 Glossary: x_0 data in [-1, 1]; f the consistency function; F the network; D the dimensions of an image.
 
-Differs from the papers: the U-Net is DDPM's; classes are a condition, and there is no guidance; N doubles every
-`double_every` steps, and stops at the largest; with a run of role `teacher` training is distillation from it.
+Differs from the papers: the U-Net is DDPM's; the model is class-conditional without guidance; N doubles every
+`double_every` steps up to `levels_last`; given a run with the role `teacher`, training distils it.
 
 Measured: Fréchet distance 25.6 on the 8x8 digits (FD-digits) in two evaluations, a classifier assigns 98.3 % of samples
 to the class that they were conditioned on; 2,500 steps of `python train.py configs/diffusion/consistency.py:digits`.
@@ -49,34 +49,35 @@ class Sampling:
     """Options of sampling."""
 
     sigmas: tuple[float, ...] = (0.8,)
-    """Noise, decreasing below sigma_max, with which the image is noised again, an evaluation each; none: one step."""
+    """Noise levels, decreasing below sigma_max, at which the image is noised again, one evaluation each; none: one
+    step."""
     clip: bool = True
     """Clip the image to [-1, 1] before it is noised again."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A function from any point of a diffusion's flow to the data where it ends."""
+    """A function from any point of a diffusion's probability flow to its end point, the data."""
 
     network: networks.Config = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     sigma_data: float = 0.5
     """Standard deviation of the data in [-1, 1]."""
     sigma_min: float = 0.002
-    """Noise at which the function is the identity."""
+    """Noise level at which the function is the identity."""
     sigma_max: float = 80.0
-    """Noise from which sampling begins."""
+    """Noise level from which sampling begins."""
     levels_first: int = 10
     """Noise levels at the start of training."""
     levels_last: int = 1280
-    """Noise levels at most."""
+    """Largest number of noise levels."""
     double_every: int = 50_000
     """Steps after which the noise levels are doubled."""
     p_mean: float = -1.1
-    """Mean of the logarithm of the noise in training."""
+    """Mean of the logarithm of the noise level in training."""
     p_std: float = 2.0
-    """Standard deviation of the logarithm of the noise in training."""
+    """Standard deviation of the logarithm of the noise level in training."""
     sampling: Sampling = Sampling()
 
 
@@ -190,7 +191,7 @@ def states(model: Consistency, params: Roles, ctx: Context, keys: jax.Array, con
     check_sampling(o, model.config)
     images = [jnp.zeros((len(keys), *model.network.images.shape))]
     for number, sigma in enumerate((model.config.sigma_max, *o.sigmas)):
-        # To noise sigma from sigma_min, the noise that the data of the function has.
+        # From sigma_min, the noise level that the function's output counts as having, to sigma.
         added = math.sqrt(sigma**2 - model.config.sigma_min**2) if number else sigma
         noisy = images[-1] + added * rng.normal(rng.fold_in(keys, number), model.network.images.shape)
         x = consistency_function(model, params, noisy, jnp.full(len(keys), sigma), cond, None)

@@ -17,9 +17,9 @@ Glossary: x_0 data in [-1, 1]; `number` the step i; x_t, x_s the images after i 
 G, D, "gen", "disc" generator and discriminator.
 
 Differs from the paper: G is DDPM's U-Net (jgen/nn/unet.py), not NCSN++; the mapped latent is added to its embedding of
-the time, where the paper has adaptive group normalisation; D has strided convolutions in place of smoothed
-downsampling, and no minibatch standard deviation, with which an example would depend on its batch; both networks may be
-conditioned on the class: D by its embedding of the time, and by a projection of that on its features (arXiv
+the time, where the paper has adaptive group normalisation; D has strided convolutions instead of smoothed downsampling,
+and no minibatch standard deviation, which would make an example depend on its batch; both networks may be
+class-conditional: in D the class is added to the embedding of the time, which is also projected on D's features (arXiv
 1802.05637); time begins at 0, not at 0.001.
 
 Measured: a classifier assigns 97.5 % of samples to the class that they were conditioned on, Fréchet distance 34.2 on
@@ -64,23 +64,23 @@ class Config:
     network: networks.Config = field(default_factory=networks.Config)
     """The generator."""
     class_conditional: bool = True
-    """Condition both networks on the label."""
+    """Condition both networks on the class label."""
     num_timesteps: int = 4
-    """T: steps of the diffusion, and evaluations of the generator for an image."""
+    """T: steps of the diffusion, each one evaluation of the generator in sampling."""
     beta_min: float = 0.1
-    """Rate of the noise at t = 0."""
+    """Rate beta of the noise at t = 0."""
     beta_max: float = 20.0
-    """Rate of the noise at t = 1."""
+    """Rate beta of the noise at t = 1."""
     latent: int = 100
     """Dimensions of z."""
     mapping_width: int = 256
     """Width of the network that maps z to the generator's embedding."""
     mapping_layers: int = 4
-    """Layers of that network."""
+    """Layers of the network that maps z."""
     disc_channels: tuple[int, ...] = (128, 256, 512, 512)
     """Width of each level of the discriminator, from full resolution down."""
     r1_weight: float = 0.02
-    """Weight w of half the discriminator's squared gradient on real pairs; 0: none."""
+    """Weight w of half the squared gradient of the discriminator on real pairs; 0: no penalty."""
     r1_every: int = 15
     """n: the penalty is added in every n-th step, with the same weight."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -120,7 +120,7 @@ class Discriminator(nn.Module):
         e = nn.leaky_relu(nn.Dense(width, dtype=self.dtype, name="time1")(e), 0.2)
         e = nn.Dense(width, dtype=self.dtype, name="time2")(e)
         if self.num_classes:
-            # As large as the embedding of the time, where flax's default would be lost beside it.
+            # As large as the embedding of the time; with flax's default it would be negligible.
             normal = nn.initializers.normal(1.0)
             e = e + nn.Embed(self.num_classes, width, embedding_init=normal, dtype=self.dtype, name="classes")(label)
         e = nn.leaky_relu(e, 0.2)
@@ -270,7 +270,7 @@ def reverse_step(
 
 
 class Pairs(NamedTuple):
-    """What D is shown of a batch: the real and the generated x_s of the same x_t, after `number` - 1 steps."""
+    """D's inputs for a batch: the real and the generated x_s of the same x_t, after `number` - 1 steps."""
 
     real: jax.Array
     fake: jax.Array

@@ -8,15 +8,15 @@
 With `bound_variance` learned, the network also predicts v, and log sigma_t^2 = (v + 1) / 2 log beta_t
 + (1 - v) / 2 log beta_tilde_t (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 15). v is trained by the bound:
 
-    hybrid    loss + lambda T L_t, lambda = 0.001, L_t in bits a dimension, with no gradient to x_0    (equation 16)
+    hybrid    loss + lambda T L_t, lambda = 0.001, L_t in bits per dimension, with no gradient to x_0  (equation 16)
 
 Glossary: x_0 data in [-1, 1]; x_t noisy data; eps the compound noise; v = sqrt(ab_t) eps - sqrt(1 - ab_t) x_0.
 
-The chain is the points t / T of a process in continuous time (jgen/prob/process.py).
+The chain consists of the points t / T of a continuous-time process (jgen/prob/process.py).
 
 Differs from the paper: the loss is a mean over pixels, not a sum; the network may predict x_0 or v instead of eps;
 class conditioning with classifier-free guidance (arXiv 2207.12598), the samplers of jgen/samplers and the cosine,
-quadratic and sigmoid schedules are added; attention has several heads; every random draw has a key of its example.
+quadratic and sigmoid schedules are added; attention has several heads; every random draw uses its example's key.
 
 Measured: bound 3.231 bits/dim on the 8x8 digits in 17 levels, a classifier assigns 99.9 % of samples to
 the class that they were conditioned on, 2,000 steps of `python train.py configs/diffusion/ddpm.py:digits`.
@@ -55,13 +55,14 @@ class Config:
 
     network: NetworkConfig = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     num_timesteps: int = 1000
     """T, the steps of the forward process."""
     first_timestep: Literal[0, 1] = 1
-    """The network's input at t = 1: 1, or 0 as in the authors' code and in diffusers, which count from 0."""
+    """The time that the network is given for t = 1: 1, or 0 as in the authors' code and diffusers, which count from
+    0."""
     schedule: Literal["linear", "cosine", "quadratic", "sigmoid"] = "linear"
     """Noise schedule."""
     beta_1: float = 1e-4
@@ -71,13 +72,13 @@ class Config:
     prediction: Literal["eps", "x0", "v"] = "eps"
     """What the network predicts."""
     bound_variance: Literal["beta", "beta_tilde", "learned"] = "beta"
-    """Variance of the reverse process in log_prob; learned: the network predicts it, for sampling too."""
+    """Variance of the reverse process in log_prob; learned: predicted by the network, also for sampling."""
     sampling: Sampling = field(default_factory=Sampling)
 
     @staticmethod
     def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object of a `Config` as this version writes it: up to 0.1 the network's sizes stood beside the rest,
-        and sampling went through whole times."""
+        """The JSON object of a `Config` as this version writes it: up to 0.1 the network's sizes were fields of the
+        Config itself, and sampling used integer times."""
         if "network" in document or "channels" not in document:
             return document
         sizes = {f.name for f in fields(networks.Config)}
@@ -138,8 +139,8 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
 def errors(
     ddpm: Ddpm, params: Roles, keys: jax.Array, batch: Batch, cond: Cond, key_drop: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """At a random t, the squared error of the network's output, mean over pixels, and T L_t in bits a dimension, where
-    variances are learned, else zeros: float32 (B,)."""
+    """At a random t, the squared error of the network's output, mean over pixels, and T L_t in bits per dimension,
+    where variances are learned, else zeros: float32 (B,)."""
     key_t, key_eps = rng.split(keys, 2)
     T = ddpm.config.num_timesteps
     x_0 = to_float(batch["image"], ddpm.network.images.levels)
@@ -172,7 +173,7 @@ def outputs(
 def chain_bits(
     ddpm: Ddpm, images: jax.Array, x_0: jax.Array, estimate: jax.Array, v: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """L_t at steps (B,), 1 .. T, in bits a dimension, (B,)."""
+    """L_t at steps (B,), 1 .. T, in bits per dimension, (B,)."""
     T = ddpm.config.num_timesteps
     times = np.arange(1, T + 1) / T
     c = posterior(ddpm.process, times, np.append(0.0, times[:-1]))
@@ -201,7 +202,7 @@ def validate(ddpm: Ddpm, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 
 def denoise(ddpm: Ddpm, params: Roles, ctx: Context, x_t: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-    """The x_0 that the network predicts at times t (B,) in (0, 1], also between the points of the chain."""
+    """The x_0 predicted by the network at times t (B,) in (0, 1], including those between the points of the chain."""
     output, _ = outputs(ddpm, params, x_t, t * ddpm.config.num_timesteps, cond)
     return to_x0(ddpm.config.prediction, ddpm.process, x_t, t, output)
 

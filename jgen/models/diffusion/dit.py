@@ -1,4 +1,4 @@
-"""Diffusion transformers (Peebles & Xie 2023, arXiv 2212.09748), with the objective of any system of diffusion.
+"""Diffusion transformers (Peebles & Xie 2023, arXiv 2212.09748), with the objective of any diffusion system.
 
     network    patches as a sequence, blocks modulated by time and class (adaLN-Zero): jgen/nn/dit.py
     objective  a chain of noise (jgen/models/diffusion/ddpm.py, as published), EDM's denoiser (edm.py), or the
@@ -8,7 +8,7 @@
 Loss, likelihood and samplers are those of the objective's module; its options are `--model.objective...`, the
 network's `--model.objective.network...`.
 
-Differs from the paper: the embedding of t has its frequencies down to 1 / 10,000, as diffusers' network; dropout is an
+Differs from the paper: the frequencies of the embedding of t go down to 1 / 10,000, as in diffusers; dropout is an
 option; the network works on pixels, or on the latents of a first stage (jgen/models/diffusion/latent.py).
 
 Measured: 1.827 bits/dim on the 8x8 digits in 17 levels, an estimate with one probe and tolerance 1e-4 (50 images);
@@ -29,10 +29,10 @@ from jgen.samplers.diffusion import Sampling
 
 @dataclass(frozen=True)
 class Config:
-    """A transformer in place of the U-Net."""
+    """Diffusion with a transformer instead of the U-Net."""
 
     objective: Objective
-    """What is learned, by which network, and how it is sampled."""
+    """The objective, its network and its sampling options."""
 
     @property
     def sampling(self) -> Sampling:

@@ -9,8 +9,8 @@
 
 Glossary: x_0 data in [-1, 1]; F the network; D the denoiser; the time of the process is t = sigma / sigma_max.
 
-With a run of role `guide`, guidance is autoguidance (Karras et al. 2024, arXiv 2406.02507): D_guide + s (D - D_guide),
-with a guide that is smaller or was trained less.
+Given a run with the role `guide`, guidance is autoguidance (Karras et al. 2024, arXiv 2406.02507): D_guide + s (D -
+D_guide), with a guide that is smaller or less trained.
 
 Differs from the paper: the U-Net is DDPM's (jgen/nn/unet.py) unless `network.architecture` asks for DDPM++ or NCSN++
 (jgen/nn/song_unet.py), as the CIFAR-10 variant does; labels are embedded; augmentation interpolates linearly
@@ -44,8 +44,8 @@ from jgen.samplers.diffusion import Sampling
 from jgen.samplers.guidance import require_same_process
 from jgen.samplers.system import denoising_by_class, with_samplers
 
-# Table 5 of the paper: 18 steps as for CIFAR-10; the range and the deviation of churn, which only act where `churn` is
-# above 0, as for ImageNet 64.
+# Table 5 of the paper: 18 steps as for CIFAR-10; the range and the deviation of churn, which have an effect only if
+# `churn` is above 0, as for ImageNet 64.
 HEUN = Sampling(sampler="heun", steps=18, spacing="karras", low=0.002, churn_range=(0.05, 50.0), churn_noise=1.003)
 
 GUIDANCE_NEEDS = "class_conditional and label_dropout, or a guide"
@@ -57,17 +57,17 @@ class Config:
 
     network: NetworkConfig = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     sigma_data: float = 0.5
     """Standard deviation of the data in [-1, 1]."""
     sigma_max: float = 80.0
-    """Noise at t = 1, where sampling begins."""
+    """Noise level at t = 1, where sampling begins."""
     p_mean: float = -1.2
-    """Mean of the logarithm of the noise in training."""
+    """Mean of the logarithm of the noise level in training."""
     p_std: float = 1.2
-    """Standard deviation of the logarithm of the noise in training."""
+    """Standard deviation of the logarithm of the noise level in training."""
     augment: float = 0.0
     """Probability of each geometric augmentation; 0: none."""
     sampling: Sampling = HEUN
@@ -90,7 +90,7 @@ def make(
     """An EDM for the image shape, levels and classes of `data`.
 
     Args:
-      guide: a weaker model to guide with; it lends `denoise` of the same process.
+      guide: a weaker model to guide with, which provides `denoise` for the same process.
       classifier: a classifier of noisy images, for classifier guidance.
     Raises:
       UserError: sizes that the U-Net cannot be built with, options out of their range, or a guide of another process.

@@ -6,12 +6,13 @@
     loss      E w || u_theta(z_t, r, t) - sg(v - (t - r) du_theta/dt) ||^2,  w = sg (||.||^2 + c)^-p   (equations 9, 22)
     sampling  z_r = z_t - (t - r) u_theta(z_t, r, t), from t = 1 to r = 0 in one step or more            (equation 12)
 
-Classifier-free guidance is part of what is learned: v is replaced by w v + (1 - w) u_theta(z_t, t, t | no class)
-(equation 19), so that sampling evaluates the network once per step. ||.||^2 is a mean over pixels here.
+Classifier-free guidance is learned as part of the velocity: v is replaced by w v + (1 - w) u_theta(z_t, t, t | no
+class) (equation 19), so that sampling evaluates the network once per step. ||.||^2 is a mean over pixels here.
 
 Glossary: x_0 data in [-1, 1]; eps noise; t > r the times; sg stops the gradient.
 
-Differs from the paper: the network is DDPM's U-Net in place of a transformer; c is of a mean over pixels, not a sum.
+Differs from the paper: the network is DDPM's U-Net instead of a transformer; c is added to a mean over pixels, not a
+sum.
 
 Measured: Fréchet distance 42.3 on the 8x8 digits (FD-digits) in one evaluation, a classifier assigns 99.9 % of samples
 to the class that they were conditioned on; 2,000 steps of `python train.py configs/diffusion/mean_flow.py:digits`.
@@ -58,19 +59,19 @@ class Config:
 
     network: networks.Config = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label."""
     guidance: float = 1.0
-    """Scale of the guidance that is learned (omega); 1: none."""
+    """Scale omega of the learned guidance; 1: none."""
     unequal_times: float = 0.25
-    """Probability that r and t differ; where they are equal, the loss is flow matching's."""
+    """Probability that r and t differ; if they are equal, the loss is that of flow matching."""
     p_mean: float = -0.4
     """Mean of the logit of the times in training."""
     p_std: float = 1.0
     """Standard deviation of the logit of the times in training."""
     loss_power: float = 1.0
-    """p of the weight of an example; 0: the squared error."""
+    """p in an example's weight; 0: the plain squared error."""
     sampling: Sampling = Sampling()
 
 

@@ -4,15 +4,15 @@
     loss      - log p(y | x, lambda),  t uniform,  lambda = - log tan(pi t / 2)
     guidance  D + s sigma^2 / alpha grad log p(y | x_t)                       (jgen.samplers.guidance.by_classifier)
 
-The noise level is given as lambda and the images have unit variance, so that one classifier guides diffusions of any
-schedule.
+The network is given the noise level as lambda and images scaled to unit variance, so that one classifier can guide
+diffusions with any schedule.
 
 Glossary: x_0 data in [-1, 1]; y its class; t = 0 is data; D the denoiser that is guided.
 
-Differs from the paper: the noise of training is that of the cosine schedule in continuous time, not of the chain that
-is guided; the network is the way down of the U-Net with the middle's attention, as published, of any size.
+Differs from the paper: training uses the cosine schedule in continuous time, not the chain that is guided; the network,
+the U-Net's encoder with attention in the middle as published, may have any size.
 
-Measured: lends its logits only; see jgen/models/diffusion/adm.py.
+Measured: it provides logits only; see jgen/models/diffusion/adm.py.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from jgen.prob.pixels import to_float
 from jgen.prob.process import add_noise, cosine, half_log_snr
 from jgen.samplers.guidance import NOISE_RANGE
 
-TIME_SCALE = 50.0  # of lambda, for an embedding that was made for steps 1 .. 1000
+TIME_SCALE = 50.0  # of lambda, for an embedding that is designed for steps 1 .. 1000
 
 
 @dataclass(frozen=True)
 class Config:
-    """The way down of a U-Net, with attention pooling."""
+    """A classifier: the encoder of a U-Net, with attention pooling."""
 
     channels: tuple[int, ...] = (128, 256, 256)
     """Width of each level, from full resolution down."""
@@ -54,7 +54,7 @@ class Config:
     dropout: float = 0.1
     """Dropout rate in the residual blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits and losses stay float32."""
 
 
 class NoisyClassifier(NamedTuple):
@@ -122,7 +122,7 @@ def loss(classifier: NoisyClassifier, params: Roles, ctx: Context, keys: jax.Arr
 def validate(
     classifier: NoisyClassifier, params: Roles, ctx: Context, keys: jax.Array, batch: Batch
 ) -> dict[str, jax.Array]:
-    """At random noise levels; at half of them little of the image remains."""
+    """Scores at random noise levels; at half of them little of the image remains."""
     nll, correct = scores(classifier, params, keys, batch, None)
     return {"nll": nll, "accuracy": correct}
 

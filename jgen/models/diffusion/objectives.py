@@ -1,4 +1,4 @@
-"""Systems that are another system of diffusion with a network, a condition or a space of their own."""
+"""For systems that combine another diffusion system's objective with their own network, condition or space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAKE: dict[type, Callable[..., GenerativeModel]] = {
     flow_matching.Config: flow_matching.make,
 }
 
-# A `Config` of ddpm, edm or flow_matching: the command line shows the options of the one that a configuration has.
+# A `Config` of ddpm, edm or flow_matching: the command line shows the options of the configured one.
 Objective = Any
 
 
@@ -25,7 +25,7 @@ def make_objective(objective: Objective, data: DataSpec, **frozen: GenerativeMod
     Args:
       frozen: the models that it depends on, by role.
     Raises:
-      UserError: no objective, or whatever is wrong with its options, the data or the frozen models.
+      UserError: no objective, or invalid options, data or frozen models.
     """
     known = ", ".join(cls.__module__ for cls in MAKE)
     require(type(objective) in MAKE, f"objective is {objective!r}: it must be the Config of one of {known}")

@@ -12,8 +12,9 @@ Glossary: x_0 data in [-1, 1]; eps noise; s the score, -eps / sigma where x_0 is
 
 The weight lambda = g^2 is applied by drawing t in proportion to it (Song et al. 2021, arXiv 2101.09258, section 4).
 
-Differs from the paper: the network sees x_t / sqrt(alpha^2 + sigma^2); data are in [-1, 1] also under VE; the predictor
-is ancestral, whose step the paper's reverse diffusion approaches; classes and classifier-free guidance.
+Differs from the paper: the network sees x_t / sqrt(alpha^2 + sigma^2); data are in [-1, 1] also for VE; the predictor
+is an ancestral step, which the paper's reverse diffusion step approximates; classes and classifier-free guidance are
+added.
 
 Measured: 1.995 bits/dim on the 8x8 digits in 17 levels, an estimate with one probe and tolerance 1e-4; Fréchet distance
 26.4 (FD-digits) with 100 steps (400 evaluations, guidance 1.5); 2,000 steps of
@@ -51,23 +52,23 @@ class Config:
 
     network: networks.Config = field(default_factory=networks.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     process: Literal["vp", "sub_vp", "ve"] = "vp"
-    """The equation: variance preserving, of a smaller variance, or exploding."""
+    """The SDE: variance-preserving, sub-VP (smaller variance), or variance-exploding."""
     beta_min: float = 0.1
     """beta at t = 0 (vp, sub_vp)."""
     beta_max: float = 20.0
     """beta at t = 1 (vp, sub_vp)."""
     sigma_min: float = 0.01
-    """Noise at t = 0 (ve)."""
+    """Noise level at t = 0 (ve)."""
     sigma_max: float = 50.0
-    """Noise at t = 1 (ve)."""
+    """Noise level at t = 1 (ve)."""
     weighting: Literal["simple", "likelihood"] = "simple"
-    """Weight of a time in the loss: sigma^2, for the looks of samples, or that of the likelihood, g^2."""
+    """Weight of a time in the loss: sigma^2, for sample quality, or g^2, for likelihood."""
     dequantise: bool = True
-    """Dequantise training images uniformly; likelihoods are of dequantised images."""
+    """Dequantise training images uniformly; likelihoods always use dequantised images."""
     scoring: ode.Scoring = ode.Scoring()
     sampling: Sampling = Sampling(sampler="predictor_corrector", steps=1000)
 

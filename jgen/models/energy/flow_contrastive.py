@@ -7,15 +7,16 @@
     energy's phase   maximises V: noise contrastive estimation, with c learned like a weight                    (4)
     flow's phase     minimises V, through its samples and its density: the Jensen-Shannon divergence            (5)
 
-Where V is at its maximum p is the density of the data, normalised, whatever q is; and q, as it comes nearer, makes a
-better contrast. Both are densities: `log_prob` is the flow's, a bound by its dequantisation, and `energy` the energy's,
--log p as far as c is right. Samples are the flow's; with `candidates` above 1 each is chosen from so many of them in
-proportion to p / q, which tends to samples of the energy. So are completions, by the flow's chains.
+At the maximum of V, p is the normalised density of the data, whatever q is; the closer q is to the data, the better the
+contrast. Both are densities: `log_prob` is the flow's, a bound because of dequantisation, and `energy` is -log p up to
+the error of c. Samples are the flow's; with `candidates` above 1, each is chosen from that many samples of the flow in
+proportion to p / q, which approaches samples of the energy. The same holds for completions, which come from the flow's
+chains.
 
 Glossary: x dequantised image; f, "energy" network with c as its last bias; q, "flow"; q_0 the frozen flow.
 
-Differs from the paper: the energy is relative to the flow at its start, so that h begins near zero; both phases run in
-every step, the flow's once in `flow_every` steps, where the paper counts updates by the accuracy of the classifier.
+Differs from the paper: the energy is relative to the initial flow, so that h begins near zero; the energy's phase runs
+in every step and the flow's in every `flow_every`-th, where the paper schedules updates by the classifier's accuracy.
 
 Measured: a classifier assigns 97.8 % of samples to the class that they were conditioned on, Fréchet distance 26.4 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), and the flow's bound is 2.002 bits/dim, where it
@@ -64,7 +65,8 @@ class Sampling:
     temperature: float = 1.0
     """Standard deviation of the flow's latents: 1 samples from the flow, below 1 favours likely images."""
     candidates: int = 1
-    """Samples of the flow of which each image is chosen in proportion to p / q: 1 are the flow's, more the energy's."""
+    """Samples of the flow from which each image is chosen in proportion to p / q; 1: the flow's, more: nearer the
+    energy's."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the flow's bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,17 @@ class Inpainting:
     """Options of inpaint."""
 
     steps: int = 200
-    """Steps of the annealing of the flow's chains."""
+    """Annealing steps of the flow's chains."""
     noise: float = 0.05
-    """Standard deviation of the known pixels about the flow's, in units of the range of levels."""
+    """Standard deviation of the known pixels around the flow's, in units of the range of levels."""
     candidates: int = 1
-    """Completions by the flow of which each is chosen in proportion to p / q: 1 are the flow's, more the energy's."""
+    """Completions by the flow from which each is chosen in proportion to p / q; 1: the flow's, more: nearer the
+    energy's."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """An energy, relative to a flow that was trained before, and that flow against it."""
+    """An energy relative to a flow that was trained before, and that flow trained against it."""
 
     channels: tuple[int, ...] = (128, 128, 256, 256)
     """Channels of the energy's network at the image's size, at 1/2 of it, ..., or units of its dense layers."""
@@ -98,9 +101,9 @@ class Config:
     convolutional: bool = True
     """Convolutions, or dense layers."""
     flow_every: int = 1
-    """Steps in which the energy is trained for each in which the flow is, too."""
+    """The flow is trained in every `flow_every`-th step, the energy in every step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the energy's network's arithmetic; parameters, energies and the flow stay float32."""
+    """Dtype of the energy network's computation; parameters, energies and the flow stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -122,10 +125,10 @@ class Pair(NamedTuple):
 
 
 def make(config: Config, data: DataSpec, *, flow: GenerativeModel) -> GenerativeModel:
-    """An energy and a flow, both conditioned on what the flow is.
+    """An energy and a flow, both with the flow's conditions.
 
     Args:
-      flow: any model with a `log_density` that lends `draw_dequantised`, such as Glow or RealNVP.
+      flow: any model that provides `log_density` and `draw_dequantised`, such as Glow or RealNVP.
     Raises:
       UserError: another kind of model, images that cannot be halved as often, or options out of their range.
     """
@@ -267,7 +270,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """The flow's completions, of which each is chosen in proportion to p / q at the middle of its levels."""
+    """The flow's completions, each chosen from several in proportion to p / q at the middle of its levels."""
     o, how = Inpainting(**options), pair.flow.inpaint
     require_positive(candidates=o.candidates)
     assert how is not None

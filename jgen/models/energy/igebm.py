@@ -9,15 +9,15 @@
     normaliser log Z_y by annealed importance sampling (jgen/samplers/annealing.py) from the uniform density      (6)
     images     log P(image | y) = log E_u p(image + u | y),  u uniform on [0, 1)^D                               (7)
 
-The size of a step and the noise that the paper gives set a temperature: the energy in nats is f / T. `log_prob` is the
-bound (7) with u drawn, and an estimate of log Z_y; the mean of annealed weights is unbiased, so that estimate is in
-expectation below log Z_y, and log P too high. `gen.normaliser` gives its interval over the chains.
+The paper's step size and noise imply a temperature T: the energy in nats is f / T. `log_prob` is the bound (7) with u
+drawn and log Z_y estimated; the mean of the annealing weights is unbiased, so the estimate of log Z_y is too low in
+expectation, and that of log P too high. `gen.normaliser` gives a confidence interval over the chains.
 
 Glossary: x dequantised image, x+ of the data, x- of a chain; y class; f energy of the network; s step size; D pixels.
 
 Differs from the paper: a chain keeps its class while it is in the buffer; chains are reflected at the walls of the box
-in place of being clipped to it, and images are dequantised, so that (1) is a density; SiLU in place of leaky ReLU; no
-clipping of gradients inside the chains; each example of a batch owns its part of the buffer.
+instead of being clipped to it, and images are dequantised, so that (1) is a density; SiLU instead of leaky ReLU;
+gradients are not clipped inside the chains; each example of a batch has its own part of the buffer.
 
 Measured: a classifier assigns 95.9 % of samples to the class that they were conditioned on, Fréchet distance 25.6 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), 1,000 Langevin steps from noise; an estimate of
@@ -71,7 +71,7 @@ class Sampling:
     temperature: float = 1.0
     """Factor on the temperature T: 1 samples from the model, below 1 favours likely images."""
     compose: tuple[int, ...] = ()
-    """Further classes, whose energies are added to that of the label."""
+    """Further classes whose energies are added to the label's."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
     chains: int = 32
-    """Annealed chains of each class, from which log Z is estimated."""
+    """Annealed chains per class, from which log Z is estimated."""
     steps: int = 1000
-    """Steps of the annealing."""
+    """Annealing steps."""
 
 
 @dataclass(frozen=True)
@@ -95,25 +95,26 @@ class Config:
     blocks: int = 2
     """Residual blocks of each entry of channels but the first."""
     convolutional: bool = True
-    """Convolutions, or dense layers, which small images are faster with."""
+    """Convolutions, or dense layers, which are faster for small images."""
     input_scale: float = 1.0
-    """Factor on x before the network, whose slope spectral normalisation bounds: images of few pixels need more."""
+    """Factor on the network's input x; spectral normalisation bounds the network's slope, so images of few pixels need
+    more."""
     steps: int = 60
     """Langevin steps of a chain in a training step."""
     step_size: float = 10.0
-    """Size s of a Langevin step, in units of the network's energy."""
+    """Step size s of the Langevin dynamics, in units of the network's energy."""
     noise: float = 0.005
     """Standard deviation of a Langevin step's noise; the image's range is [-1, 1]."""
     buffer_size: int = 10_000
     """Chains in the replay buffer, divided equally between the examples of a batch."""
     restart: float = 0.05
-    """Probability that a chain begins anew, from uniform noise."""
+    """Probability that a chain is restarted from uniform noise."""
     alpha: float = 1.0
     """Weight of the squared energies in the loss."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, energies and chains stay float32."""
+    """Dtype of the network's computation; parameters, energies and chains stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -131,7 +132,7 @@ class Ebm(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Classes, each with a normaliser of its own; 1 without."""
+        """Number of classes, each with its own normaliser; 1 without classes."""
         return self.data.num_classes if self.config.class_conditional else 1
 
     def one_hot(self, label: jax.Array | None) -> jax.Array | None:
@@ -247,7 +248,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """The same chains, in which the known pixels stay."""
+    """The same chains with the known pixels held fixed."""
     key_start, key_known, key_chain = rng.split(keys, 3)
     known, levels = mask[..., None], ebm.data.image.levels
     x = 2.0 * rng.uniform(key_start, ebm.data.image.shape) - 1.0

@@ -7,17 +7,19 @@
     loss       E_data E(x+) - E_chain E(x-) + alpha (E E(x+)^2 + E E(x-)^2)                   equation 8        (5)
     bound      log p(x) >= ELBO(x) - E(x) - log Z                                             equation 6        (6)
 
-The VAE covers the data and blurs it; the energy takes away what it adds to that. The VAE is a run of its own, trained
-before and frozen, whose `pixels_of_noise` is (2): F is the identity for a Gaussian decoder, and the quantile of a
-logistic one. In the space of the noise all scales are 1, and a short chain is enough. Chains are in a replay buffer.
+The VAE covers the data but blurs it; the energy removes the samples that do not look like data. The VAE is a separate
+run, trained before and frozen, whose `pixels_of_noise` is (2): F is the identity for a Gaussian decoder, and maps
+normal to logistic noise for a logistic one. In the space of the noise all scales are 1, and a short chain is enough.
+Chains are kept in a replay buffer.
 
-log Z is estimated by annealed importance sampling from the normal density of eps, as for `igebm`: so the bound (6)
-becomes an estimate, whose E is the energy at the image's own levels.
+log Z is estimated by annealed importance sampling from the normal density of eps, as in `igebm`: the bound (6) thus
+becomes an estimate. Its E is the energy at the image's own levels.
 
 Glossary: x image, x+ of the data, x- of a chain; z latent; eps noise of the latents and of the pixels; s step size.
 
-Differs from the paper: the energy sees pixels no further out than the image's range, and the data dequantised, so that
-it cannot tell the data by its levels; a small dense or residual network; Langevin steps have the noise of their size.
+Differs from the paper: the energy sees pixels clipped to the image's range and dequantised data, so that it cannot
+recognise data by its discrete levels; the network is a small dense or residual one; the noise of Langevin steps is tied
+to the step size.
 
 Measured: a classifier assigns 98.9 % of samples to the class that they were conditioned on, Fréchet distance 24.7 on
 the 8x8 digits (FD-digits; 22.6 between training and test images); an estimate of 2.022 bits/dim, with log Z by 32
@@ -69,9 +71,10 @@ class Sampling:
     """Options of sampling."""
 
     steps: int = 40
-    """Langevin steps from the VAE's own noise; 0: samples of the VAE."""
+    """Langevin steps from the VAE's prior noise; 0: samples of the VAE."""
     mean: bool = True
-    """Return the mean of the pixels given the latents rather than the pixels themselves: smoother, but no sample."""
+    """Return the mean of the pixels given the latents instead of the pixels: smoother, but not a sample of the
+    model."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ class Scoring:
     """Options of log_prob."""
 
     chains: int = 32
-    """Annealed chains of each class, from which log Z is estimated."""
+    """Annealed chains per class, from which log Z is estimated."""
     steps: int = 500
-    """Steps of the annealing."""
+    """Annealing steps."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ class Inpainting:
     """Options of inpaint."""
 
     steps: int = 200
-    """Steps of the annealing, each of two evaluations of the decoder and of the energy, with their gradients."""
+    """Annealing steps, each two evaluations of the decoder and of the energy with their gradients."""
     noise: float = 0.05
-    """Standard deviation of the known pixels about those of the chains, in units of the range of levels."""
+    """Standard deviation of the known pixels around those of the chains, in units of the range of levels."""
     mean: bool = False
-    """Complete with the mean of the pixels given the latents rather than the pixels themselves."""
+    """Complete with the mean of the pixels given the latents instead of the pixels."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +112,15 @@ class Config:
     steps: int = 10
     """Langevin steps of a chain in a training step."""
     step_size: float = 4e-3
-    """Size s of a Langevin step, in the noise's space, where all scales are 1."""
+    """Step size s of the Langevin dynamics, in the space of the noise, where all scales are 1."""
     buffer_size: int = 10_000
     """Chains in the replay buffer, divided equally between the examples of a batch."""
     restart: float = 0.05
-    """Probability that a chain begins anew, from the VAE's own noise."""
+    """Probability that a chain is restarted from the VAE's prior noise."""
     alpha: float = 0.0
     """Weight of the squared energies in the loss."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the energy's network's arithmetic; parameters, energies and the VAE stay float32."""
+    """Dtype of the energy network's computation; parameters, energies and the VAE stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -135,15 +138,15 @@ class Product(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Classes, each with a normaliser of its own; 1 without."""
+        """Number of classes, each with its own normaliser; 1 without classes."""
         return self.vae.data.num_classes if self.conditions else 1
 
 
 def make(config: Config, data: DataSpec, *, vae: GenerativeModel) -> GenerativeModel:
-    """An energy times a frozen VAE, conditioned on what the VAE is.
+    """An energy times a frozen VAE, with the VAE's conditions.
 
     Args:
-      vae: a model that lends `pixels_of_noise`: a VAE with a Gaussian or a logistic decoder.
+      vae: a model that provides `pixels_of_noise`: a VAE with a Gaussian or a logistic decoder.
     Raises:
       UserError: another kind of model, images that cannot be halved as often, or options out of their range.
     """
@@ -213,7 +216,7 @@ def pixels(product: Product, ctx: Context, eps: dict[str, jax.Array], cond: Cond
 def walk(
     product: Product, params: Roles, ctx: Context, keys: jax.Array, eps: dict[str, jax.Array], cond: Cond, steps: int
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Langevin steps of equation 4: the noise where the chains are then, and which of them diverged."""
+    """Langevin steps of equation 4: the noise at the end of the chains, and which of them diverged."""
     size = product.config.step_size
     flat, restore = flatten(eps)
 
@@ -230,7 +233,7 @@ def walk(
 
 
 def flatten(eps: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-    """Both kinds of noise end to end, (B, n), and the function that takes them apart."""
+    """Both kinds of noise concatenated, (B, n), and the function that splits them."""
     width, shape = eps["z"].shape[1], eps["x"].shape[1:]
 
     def restore(flat: jax.Array) -> dict[str, jax.Array]:

@@ -3,8 +3,8 @@
     log p(x) = log N(f(x); 0, I) + log |det df/dx|,   x = image + u in [0, levels)^D
     log P(image) >= E_u log p(image + u)
 
-Latents are returned standardised: where a latent has a learned Gaussian, its mean and scale are a last affine step of
-f. So the latents of an image are standard normal under the model, and a temperature scales all of them.
+Latents are standardised: if a latent has a learned Gaussian prior, its mean and scale are a last affine step of f. So
+the latents of an image are standard normal under the model, and a temperature scales all of them.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ from jgen.prob.pixels import bits_per_dim
 from jgen.samplers import latent_posterior
 
 # An image is encoded with u at least this far from 0 and from 1, so that the rounding errors of a deep flow in float32,
-# there and back, cannot change a pixel's level. With networks in bfloat16 they still may: inputs that differ by a
+# forward and backward, cannot change a pixel's level. With networks in bfloat16 they still may: inputs that differ by a
 # rounding error of float32 can be rounded to different bfloat16 numbers.
 ENCODE_MARGIN = 1 / 16
-# For images with a black background: the logit of nearly all of [0, 1], as FFJORD has it on MNIST (arXiv 1810.01367).
-# It makes the interval of level 0, over which dequantisation spreads black pixels, as wide as that of all other levels.
+# For images with a black background: the logit of nearly all of [0, 1], as in FFJORD on MNIST (arXiv 1810.01367). It
+# makes the interval of level 0, over which dequantisation spreads black pixels, as wide as those of all other levels
+# together.
 LOGIT_ALPHA = 1e-6
 
 
@@ -63,7 +64,7 @@ class Scoring:
     """Options of log_prob."""
 
     samples: int = 1
-    """Draws of the dequantisation noise: the more there are, the tighter the bound."""
+    """Draws of the dequantisation noise; more draws give a tighter bound."""
 
 
 class Bijection(NamedTuple):
@@ -82,7 +83,7 @@ class Bijection(NamedTuple):
 
 
 class Dequantiser(NamedTuple):
-    """Noise of a learned density: the role "dequantiser".
+    """Dequantisation noise with a learned density: the role "dequantiser".
 
     init:    (key, uint8 images) -> params.
     propose: (params, keys, uint8 images) -> (dequantised images, log q of their noise).
@@ -93,8 +94,8 @@ class Dequantiser(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """First argument of the functions below, bound by `make_flow` with `functools.partial`. `alpha` is the alpha of the
-    logit, 0 for none; `proposal` draws the noise that likelihoods are bounded with, unless there is a `dequantiser`."""
+    """First argument of the functions below, bound by `make_flow` with `functools.partial`. `alpha` is that of the
+    logit, 0 for none; `proposal` draws the noise for the bound on likelihoods, unless there is a `dequantiser`."""
 
     bijection: Bijection
     images: ImageSpec
@@ -111,7 +112,7 @@ def flow_of(
     proposal: Proposal = uniform,
     dequantiser: Dequantiser | None = None,
 ) -> Flow:
-    """The flow of a bijection by the options of a system's Config."""
+    """The flow of a bijection with the options of a system's Config."""
     conditions = ("label",) if config.class_conditional else ()
     return Flow(bijection, data.image, config.logit_alpha, conditions, proposal, dequantiser)
 
@@ -133,7 +134,7 @@ def variational(data: DataSpec, width: int, dtype: DTypeLike) -> Dequantiser:
 
 
 def proposal_of(flow: Flow, params: Roles) -> Proposal:
-    """What draws the noise of training and of likelihoods."""
+    """The proposal that draws the noise in training and in likelihoods."""
     if flow.dequantiser is None:
         return flow.proposal
     return partial(flow.dequantiser.propose, params["dequantiser"])
@@ -232,7 +233,7 @@ def sample(flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond,
 def draw_dequantised(
     flow: Flow, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, temperature: float
 ) -> jax.Array:
-    """Samples before they are images, float32 (B, H, W, C) in about [0, levels), differentiable in the parameters."""
+    """Samples before rounding, float32 (B, H, W, C) in about [0, levels), differentiable in the parameters."""
     shapes = flow.bijection.shapes
     parts = rng.split(keys, len(shapes))
     eps = tuple(temperature * rng.normal(key, shape) for key, shape in zip(parts, shapes))
@@ -267,7 +268,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """By chains in the latents: see `jgen.samplers.latent_posterior`."""
+    """By Markov chains in latent space: see `jgen.samplers.latent_posterior`."""
 
     def back(latents: tuple[Any, ...]) -> jax.Array:
         return flow.bijection.inverse(params["flow"], ctx.extra.get("flow", {}), latents, cond.get("label"))

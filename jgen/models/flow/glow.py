@@ -5,7 +5,7 @@
 a step     y = s x + b                                    actnorm                                    (table 1)
            y = W x,  W = P L (U + diag(s))                invertible 1x1 convolution                 (equations 9 to 11)
            y_b = (x_b + t(x_a)) s(x_a),  y_a = x_a        coupling, s = sigmoid(raw + 2) or 1        (table 1)
-           with m(x_b; x_a) in place of x_b               Flow++, arXiv 1902.00275, section 3.2
+           with m(x_b; x_a) instead of x_b                Flow++, arXiv 1902.00275, section 3.2
 a scale    squeeze, `depth` steps, then half of the channels is factored out as latents z            (figure 2b)
 a prior    eps = (z - mean) / std, mean and std predicted from the half that is not factored out
 
@@ -13,10 +13,9 @@ Glossary: x_a, x_b halves of the channels; z latents, eps the same standardised;
 
 Differs from the paper: with classes, the last scale's mean and std depend on the class, as in the authors' code, and
 the class also adds a bias to the first hidden layer of every coupling; the logit of section 4.1 of Dinh et al. (2017)
-is an option; activations are recomputed in the backward pass from the inputs of steps, and only where `remat` asks
-for it, not from the latents. Two things are in the authors' code only and
-left out: a learned scale exp(3 logs) of convolutions initialised at zero, and a channel that marks the border in
-padding.
+is an option; activations are recomputed in the backward pass from the inputs of steps, not from the latents, and only
+if `remat` is set. Two features that only the authors' code has are left out: a learned scale exp(3 logs) of
+convolutions initialised at zero, and a channel that marks the border in padding.
 
 Measured: 1.128 bits/dim on MNIST, 8 bit, 6,500 steps of `python train.py configs/flow/glow.py:mnist`; of its samples at
 temperature 0.8, a classifier assigns 92 % to the class that they were conditioned on.
@@ -62,7 +61,7 @@ class Config:
     width: int = 512
     """Channels of the two hidden layers in a coupling's network."""
     coupling: Literal["affine", "additive", "mixture"] = "affine"
-    """Whether a coupling scales and shifts, only shifts, or first maps by a mixture of logistics (Flow++)."""
+    """Couplings: scale and shift, shift only, or additionally map by a mixture of logistics first (Flow++)."""
     mixtures: int = 8
     """Components of each mixture of logistics, with coupling mixture."""
     permutation: Literal["invertible_1x1", "shuffle", "reverse"] = "invertible_1x1"
@@ -70,15 +69,15 @@ class Config:
     actnorm: bool = True
     """Scale and shift channels before every permutation, initialised from the first batch."""
     dequantisation: Literal["uniform", "variational"] = "uniform"
-    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
+    """Dequantisation noise: uniform, or from a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.0
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
+    """Dtype of the coupling networks' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
-    """Compute the features inside steps anew for the gradient, in place of keeping them: less memory, a third more
+    """Recompute the activations inside steps in the backward pass instead of storing them: less memory, a third more
     time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
@@ -100,7 +99,7 @@ class Network(nn.Module):
 
 
 class Coupling(nn.Module):
-    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a); with coupling mixture, m(x_b; x_a) in place of x_b.
+    """y_a = x_a, y_b = (x_b + t(x_a)) s(x_a); with coupling mixture, m(x_b; x_a) instead of x_b.
 
     m is the logit of the distribution function of a mixture of logistics.
     """

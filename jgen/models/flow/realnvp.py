@@ -3,18 +3,18 @@
     log p(x) = log N(z; 0, I) + log |det dz/dx|,   x = logit(alpha + (1 - 2 alpha) image)            (equations 1 to 3)
 
 coupling       y = b x + (1 - b) (x exp(s(b x)) + t(b x)),  s = scale tanh(raw)                      (equation 9)
-               with m(x; b x) in place of x, if `mixtures`          (Flow++, arXiv 1902.00275, section 3.2)
+               with m(x; b x) instead of x, if `mixtures`           (Flow++, arXiv 1902.00275, section 3.2)
 a scale        `couplings` with checkerboard masks, squeeze, `couplings` with channel masks, then half of the pixels
                are factored out; the last scale has `couplings` + 1 with checkerboard masks only     (section 3.6)
 
 Glossary: b a mask of zeros and ones, m the logit of a mixture of logistics' distribution function, z latents, log_det
 nats (B,).
 
-Differs from the paper: actnorm (arXiv 1807.03039) precedes every coupling in place of batch normalisation, so that
-the density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
-initialised from the first batch, in place of weight and batch normalisation. As in the authors' code, networks are
-twice as wide after each squeeze, the pixels that are not factored out are those on the diagonal of each block of four,
-and the logit is symmetric. Class conditioning, by a bias in every network's first layer, is added.
+Differs from the paper: actnorm (arXiv 1807.03039) precedes every coupling instead of batch normalisation, so that the
+density of an image does not depend on its batch, and the residual networks have convolutions with a learned scale,
+initialised from the first batch, instead of weight and batch normalisation. As in the authors' code, networks are twice
+as wide after each squeeze, the pixels that are not factored out are those on the diagonal of each block of four, and
+the logit is symmetric. Class conditioning, by a bias in every network's first layer, is added.
 
 Measured: 1.165 bits/dim on MNIST, 8 bit, 6,000 steps of `python train.py configs/flow/realnvp.py:mnist`; of its samples
 at temperature 0.8, a classifier assigns 94 % to the class that they were conditioned on.
@@ -45,26 +45,26 @@ class Config:
     scales: int = 3
     """Scales, each half as high and wide as the one before: the sides of an image must be multiples of 2^(scales-1)."""
     couplings: int = 3
-    """Couplings with each kind of mask in a scale; the last scale has one more, with checkerboard masks only."""
+    """Couplings per scale with each kind of mask; the last scale has one more, and checkerboard masks only."""
     width: int = 64
     """Channels of the residual networks at the images' own size; twice as many after each squeeze."""
     blocks: int = 8
     """Residual blocks of a network."""
     mixtures: int = 0
-    """Components of the mixture of logistics by which a coupling maps before it scales (Flow++); 0: none."""
+    """Components of the mixture of logistics that a coupling maps by before it scales (Flow++); 0: none."""
     actnorm: bool = True
     """Scale and shift channels before every coupling, initialised from the first batch."""
     dequantisation: Literal["uniform", "variational"] = "uniform"
-    """Noise within a level: uniform, or of a flow that is trained with the model (Flow++)."""
+    """Dequantisation noise: uniform, or from a flow that is trained with the model (Flow++)."""
     logit_alpha: float = 0.05
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the couplings' networks' arithmetic; parameters, latents, determinants and losses stay float32."""
+    """Dtype of the coupling networks' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
-    """Compute the features inside couplings anew for the gradient, in place of keeping them: less memory, a third more
-    time."""
+    """Recompute the activations inside couplings in the backward pass instead of storing them: less memory, a third
+    more time."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

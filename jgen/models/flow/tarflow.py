@@ -7,19 +7,19 @@
     denoising  x = y + sigma^2 grad log p(y), Tweedie's formula                                       (section 2.5)
     guidance   mu + w (mu - mu_weak), and the same of alpha, in every block, w = guidance_scale - 1   (section 2.6)
 
-mu_weak is without the class, with another temperature of the attention, or both: an unconditional model is guided by
+mu_weak is computed without the class, with another attention temperature, or both: an unconditional model is guided by
 the temperature alone.
 
-With `noise` uniform, y = x + u fills the level of each pixel, as in other flows, and there is nothing to denoise: what
-the paper trains for likelihoods. With Gaussian noise, images are bounded with noise truncated to the level.
+With `noise` uniform, y = x + u fills the level of each pixel, as in other flows, and nothing is denoised: this is what
+the paper trains for likelihoods. With Gaussian noise, likelihoods are bounded with noise truncated to the level.
 
 Glossary: x images, y images with noise, z latents; mu, alpha of the affine maps; log_det nats (B,).
 
-Differs from the paper: a layer normalisation stands before each block's last projection, and of its matrices those
-that end a residual branch start smaller; blocks end in reversed order, in place of a permutation and its inverse; an
-actnorm (Kingma & Dhariwal 2018) standardises the channels of the first batch before the blocks, and embeddings of
-places and classes start larger; the logit of Dinh et al. (2017) is an option with uniform noise. The volume-preserving
-variant of the blocks is left out.
+Differs from the paper: a layer normalisation precedes each block's last projection, and matrices that end a residual
+branch are initialised smaller; blocks return their output in reversed order, instead of a permutation and its inverse;
+an actnorm (Kingma & Dhariwal 2018) standardises the channels of the first batch before the blocks, and embeddings of
+positions and classes are initialised larger; the logit of Dinh et al. (2017) is an option with uniform noise. The
+volume-preserving variant of the blocks is not implemented.
 
 Measured: 1.949 bits/dim on the 8x8 digits in 17 levels, given the class, with uniform noise and the logit; a classifier
 assigns 99.3 % of samples at temperature 0.8 to the class they were conditioned on; FD 23.8 (22.6 for training images);
@@ -68,11 +68,11 @@ class Sampling:
     """Guidance by the class, by the attention's temperature, or both: 1 is the model itself, w = scale - 1 the paper's
     weight."""
     attention_temperature: float = 1.0
-    """Temperature of the attention of what guides."""
+    """Attention temperature of the weak model that guides."""
     increase_guidance: bool = False
     """Raise the weight of guidance linearly, from the second patch to the full weight at the last."""
     denoise: bool = True
-    """Subtract the noise of training from samples, where it is Gaussian."""
+    """Denoise samples if the training noise is Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Config:
     layers: int = 4
     """Layers of attention and a feed-forward network in each block."""
     features: int = 256
-    """Width of the transformers; a multiple of the heads."""
+    """Width of the transformers; a multiple of the number of heads."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 1024
     """Width of the feed-forward networks."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
@@ -96,13 +96,13 @@ class Config:
     noise_std: float = 0.05
     """Standard deviation sigma of Gaussian noise, of images in [-1, 1]."""
     logit_alpha: float = 0.0
-    """alpha: model logit(alpha + (1 - 2 alpha) x) in place of x, with uniform noise; 0 models x itself."""
+    """alpha: model logit(alpha + (1 - 2 alpha) x) instead of x, with uniform noise; 0 models x itself."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     label_dropout: float = 0.1
     """Probability of training without the label, for classifier-free guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the transformers' arithmetic; parameters, latents, determinants and losses stay float32."""
+    """Dtype of the transformers' computation; parameters, latents, determinants and losses stay float32."""
     remat: bool = False
     """Rematerialise activations in the backward pass: about a third more operations, memory for one layer at a time."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -144,7 +144,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_tarflow(config: Config, data: DataSpec) -> TarFlow:
-    """What the functions below are bound to."""
+    """Builds the first argument of the functions below."""
     std = config.noise_std * data.image.levels / 2 if config.noise == "gaussian" else 0.0
     flow = flow_of(data, make_bijection(config, data), config, truncated_normal(std) if std else uniform)
     return TarFlow(config, make_layer(config, data), flow, std, data.num_classes)
@@ -261,7 +261,7 @@ def denoised(tar: TarFlow, params: Roles, ctx: Context, y: jax.Array, cond: Cond
 
 
 def check_sampling(config: Config, o: Sampling) -> None:
-    """Raises `UserError` for options of sampling that cannot serve."""
+    """Raises `UserError` for invalid sampling options."""
     require_temperature(o.temperature)
     require_temperature(o.attention_temperature, "attention_temperature")
     scale = o.guidance_scale

@@ -13,9 +13,9 @@
 Glossary: z latent; x image in [-1, 1]; y class; e its embedding; G, D, "gen", "disc" generator and discriminator;
 k `disc_steps`; beta `orthogonality`; t `truncation`.
 
-Differs from the paper: the number of halvings is an option, and with it the sizes of the networks; standing statistics
-are of 256 latents, truncated as the default of sampling says, for all values of that option; u, of the power iteration,
-is stored for the passes of real and of generated images each; the model may be unconditional.
+Differs from the paper: the number of halvings, and with it the size of the networks, is an option; standing statistics
+are computed from 256 latents, truncated at sampling's default, and used for all truncations; the power iteration's u is
+stored separately for the passes of real and of generated images; the model may be unconditional.
 
 Measured: a classifier assigns 97.7 % of samples to the class that they were conditioned on, Fréchet distance 64.0 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.32; 1,994 steps of
@@ -52,7 +52,7 @@ class Sampling:
     """How images are sampled."""
 
     truncation: float = 4.0
-    """t: latents are drawn from a normal distribution restricted to [-t, t]; beyond 4 are 0.006 % of all draws."""
+    """t: latents are drawn from a normal distribution restricted to [-t, t]; 0.006 % of normal draws are beyond 4."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Config:
     depth: int = 2
     """Residual blocks of each size."""
     attention: tuple[int, ...] = (16,)
-    """Heights of feature maps that are followed by self-attention."""
+    """Heights of the feature maps after which there is self-attention."""
     latent: int = 128
     """Dimensions of z."""
     embedding: int = 128
@@ -72,7 +72,7 @@ class Config:
     loss: Literal["non_saturating", "hinge", "relativistic"] = "hinge"
     """Adversarial loss of discriminator and generator: see `jgen/prob/adversarial.py`."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each update of the generator, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     orthogonality: float = 1e-4
     """beta: strength of the orthogonal regularisation of the generator's kernels; 0: none."""
     class_conditional: bool = True
@@ -80,7 +80,7 @@ class Config:
     norm_momentum: float = 0.9
     """Decay of the running statistics of batch normalisation, which validation uses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the networks' computation; parameters, statistics and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -132,7 +132,7 @@ def draw_truncated(game: Game, keys: jax.Array, truncation: float | jax.Array) -
 def prepare(
     game: Game, truncation: float, params: Roles, ctx: Context, keys: jax.Array, cond: Cond
 ) -> dict[str, Roles]:
-    """Standing statistics: those of the one batch of `keys`, in place of the running ones."""
+    """Standing statistics: those of one batch, from `keys`, instead of the running ones."""
     (key_gen,) = network_keys(keys, 1)
     fresh = game._replace(generator=game.generator.clone(momentum=0.0))
     z = draw_truncated(game, keys, truncation)

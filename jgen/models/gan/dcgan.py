@@ -3,13 +3,13 @@
     G: z ~ N(0, I) -> dense, BatchNorm, ReLU -> [4x4 transposed convolution of stride 2, BatchNorm, ReLU]*
        -> 4x4 transposed convolution of stride 2 -> tanh
     D: x -> 4x4 convolution of stride 2, LeakyReLU 0.2 -> [convolution, BatchNorm, LeakyReLU]* -> dense -> logit
-    a step: k updates of D on L_D(D(x), D(G(z))) + penalty, then one update of G on L_G(D(G(z)), D(x)), of which D(x)
-            is read by the relativistic loss only                                  (Goodfellow 2014, algorithm 1)
+    a step: k updates of D on L_D(D(x), D(G(z))) + penalty, then one update of G on L_G(D(G(z)), D(x)), where only the
+            relativistic loss uses D(x)                                            (Goodfellow 2014, algorithm 1)
 
     losses      minimax, non-saturating, least squares, hinge, Wasserstein, relativistic: jgen/prob/adversarial.py
     Lipschitz   weight clipping |w| <= c (1701.07875); gradient penalty (1704.00028); R1 and R2 (1801.04406);
                 spectral normalisation W / sigma(W) of D (1802.05957)
-    lazy        the penalty as an update of D by itself, once every n steps, with n times the weight (1912.04958,
+    lazy        the penalty as a separate update of D, once every n steps, with n times the weight (1912.04958,
                 appendix B)
     classes     G(z, y) has [z, one_hot(y)] at its input; D(x, y) has one_hot(y) as further channels of x
                 (concatenation), or adds the inner product <embedding(y), last features of D>
@@ -23,8 +23,8 @@ Wasserstein GAN); k `disc_steps`; u the vector of the power iteration for sigma(
 Differs from the paper: kernels are 4x4, not 5x5: a multiple of the stride, which avoids checkerboard artifacts away
 from the borders; z is normal, not uniform; the number of halvings is an option, since images may be 8x8 or 28x28; real
 and generated images are normalised separately, each by their own batch statistics; samples use the moving average of
-G's weights, which has BatchNorm statistics of its own, updated by one more forward pass a step. A lazy penalty takes
-the moments of D's Adam without the correction of 1912.04958, and is one update in n steps also where k > 1.
+G's weights, which has its own BatchNorm statistics, updated by one more forward pass per step. A lazy penalty uses the
+moments of D's Adam without the correction of 1912.04958, and is one update in n steps even if k > 1.
 
 Measured: a classifier assigns 99.8 % of samples to the class they were conditioned on, on MNIST, 8,000 steps of
 `python train.py configs/gan/dcgan.py:mnist` (channels (64, 128), 64 latent dimensions).
@@ -70,16 +70,16 @@ class Config:
     penalty_weight: float = 10.0
     """Weight of the penalty. R1 and R2 are defined with a factor 1/2: weight * 0.5 * ||gradient of D||^2."""
     penalty_every: int = 1
-    """n: above 1, the penalty is an update of its own, once every n steps, with n times the weight."""
+    """n: above 1, the penalty is a separate update, once every n steps, with n times the weight."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each update of the generator, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     conditioning: Literal["none", "projection", "concatenation", "auxiliary"] = "projection"
     """How the discriminator is conditioned on the class; auxiliary (AC-GAN): it predicts the class and does not
     take it as an input; none: both networks are unconditional."""
     norm_momentum: float = 0.9
     """Decay of the running statistics of batch normalisation, which sampling uses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters, statistics and losses stay float32."""
+    """Dtype of the networks' computation; parameters, statistics and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

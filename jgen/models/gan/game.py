@@ -1,9 +1,9 @@
 """What all generative adversarial networks share: everything but the networks and the options of their losses.
 
-    a step: k updates of D on L_D(D(x), D(G(z))) + w P(D), then one update of G on L_G(D(G(z)), D(x)), of which D(x) is
-            read by the relativistic loss only                                     (Goodfellow 2014, algorithm 1)
+    a step: k updates of D on L_D(D(x), D(G(z))) + w P(D), then one update of G on L_G(D(G(z)), D(x)), where only the
+            relativistic loss uses D(x)                                            (Goodfellow 2014, algorithm 1)
     losses L_D, L_G and penalties P are those of jgen/prob/adversarial.py; a penalty that is computed only every n-th
-    step, its weight multiplied by n, is a phase of its own (Karras 2020, arXiv 1912.04958, appendix B)
+    step, with n times the weight, is a phase of its own (Karras 2020, arXiv 1912.04958, appendix B)
 
 extra["gen"]   running statistics of G, {"trained", "averaged"}: the average of the weights has statistics of its own
 extra["disc"]  "norm": running statistics of D on {"real", "fake"} images; "boundary": the decision boundary of the last
@@ -58,16 +58,16 @@ class Inverting:
     steps: int = 300
     """Steps of Adam."""
     learning_rate: float = 0.05
-    """Its first step size; it falls to zero along a cosine."""
+    """Adam's initial step size, which decays to zero along a cosine."""
     starts: int = 4
-    """Random latents to start from, of which the one that ends nearest to the image is taken."""
+    """Random latents to start from; the one that ends nearest to the image is returned."""
 
 
 class Penalty(NamedTuple):
     """A penalty on the discriminator's gradient: one of `adversarial.PENALTIES`, or "none".
 
     weight: of the penalty; for R1 and R2, of half the squared gradient.
-    every:  n; above 1, it is an update of D by itself, once every n steps, with n times the weight.
+    every:  n; above 1, it is a separate update of D, once every n steps, with n times the weight.
     """
 
     kind: str = "none"
@@ -268,7 +268,7 @@ def generate(
 
 
 def sampling_statistics(ctx: Context) -> Tree:
-    """The running statistics of G to sample with: of the averaged weights if `ctx.averaged`, else of the trained."""
+    """The running statistics of G for sampling: of the averaged weights if `ctx.averaged`, else of the trained ones."""
     stats = ctx.extra["gen"]
     return jax.tree.map(lambda a, t: jnp.where(ctx.averaged, a, t), stats["averaged"], stats["trained"])
 
@@ -295,7 +295,7 @@ def discriminate(
 def class_loss(game: Game, disc: Tree, stats: Tree, x: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array]:
     """Mean cross-entropy in nats of the classes that D reads in images (Odena 2017), and how often it is right.
 
-    XLA computes what D(x) and this have in common once.
+    XLA computes only once what this and D(x) have in common.
     """
     wanted = one_hot(game, cond)
     assert wanted is not None
@@ -430,7 +430,7 @@ def invert(
       UserError: options out of their range.
     """
     require_positive(steps=steps, learning_rate=learning_rate, starts=starts)
-    import optax  # not at the top: the start of train.py would load it
+    import optax  # not at the top: train.py would load it at its start
 
     game, x = game.at_step(game, ctx.step), to_float(images, game.levels)
     optimiser = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
@@ -465,7 +465,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """By chains in the latents: see `jgen.samplers.latent_posterior`. Noise within G stays as drawn."""
+    """By Markov chains in latent space: see `jgen.samplers.latent_posterior`. Noise within G stays as drawn."""
     game = game.at_step(game, ctx.step)
     top = 0.5 * (game.levels - 1)
 

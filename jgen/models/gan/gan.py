@@ -6,13 +6,13 @@
         non_saturating   max_G E log D(G(z)): the same fixed point, with larger gradients early              (section 3)
     For a fixed G the best D is p / (p + q), of the densities p of data and q of samples, and
     V(D*, G) = 2 JS(p, q) - 2 log 2                                                  (proposition 1, and equation 6)
-    With classes, y stands beside z and beside x as one-hot (Mirza & Osindero 2014, arXiv 1411.1784).
+    With classes, z and x are concatenated with one-hot y (Mirza & Osindero 2014, arXiv 1411.1784).
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator, D a probability: the
 sigmoid of the network's output; k `disc_steps`.
 
-Differs from the paper: z is normal, not uniform; images are scaled to [-1, 1], with a tanh in place of a sigmoid; no
-dropout in D; Adam, and samples from an average of G's weights, in place of SGD with momentum.
+Differs from the paper: z is normal, not uniform; images are scaled to [-1, 1], with a tanh instead of a sigmoid; no
+dropout in D; Adam, and samples from an average of G's weights, instead of SGD with momentum.
 
 Measured: a classifier assigns 99.7 % of samples to the class that they were conditioned on, Fréchet distance 26.6 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), 12,000 steps of
@@ -43,15 +43,15 @@ class Config:
     disc_widths: tuple[int, ...] = (240, 240)
     """Maxout units of the discriminator's hidden layers."""
     pieces: int = 5
-    """Linear functions that a maxout unit is the largest of."""
+    """Linear functions of which a maxout unit takes the largest."""
     loss: Literal["minimax", "non_saturating"] = "non_saturating"
     """Loss of the generator."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each update of the generator, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters and losses stay float32."""
+    """Dtype of the networks' computation; parameters and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

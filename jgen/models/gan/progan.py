@@ -6,14 +6,15 @@
     L_D, L_G    Wasserstein with gradient penalty, plus E D(x)^2 with a small weight ("drift")    (appendix A.1)
     G, D        pixel norm, an equalised learning rate, minibatch deviation                       (sections 3 and 4)
 
-Every level has phases of its own, of which a step runs one pair, so that a program is compiled for each level. All
-parameters are there from the start; those of later levels rest until then.
+Every level has its own phases, one pair of which runs in a step, so that a program is compiled for each level. All
+parameters exist from the start; those of later levels are unchanged until then.
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator; k `disc_steps`;
 S `grow_steps`; level 0 is the lowest size.
 
-Differs from the paper: images of all levels are of the full size, with equal pixels, so that the penalty's gradient is
-in these; the class is projected on D's features, in place of an auxiliary classifier; batches have one size.
+Differs from the paper: images of all levels have the full size, with repeated pixels, and the penalty's gradient is
+taken with respect to these; the class is projected on D's features instead of an auxiliary classifier; the batch size
+is constant.
 
 Measured: a classifier assigns 95.1 % of samples to the class that they were conditioned on, Fréchet distance 43.1 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.53; 1,220 steps of
@@ -48,9 +49,9 @@ class Config:
     latent: int = 128
     """Dimensions of z."""
     grow_steps: int = 5000
-    """S: steps over which a size fades in, and for which it is then trained before the next."""
+    """S: steps over which a size fades in, and for which it is then trained before the next size."""
     group: int = 4
-    """Examples of a group of the minibatch deviation in the discriminator; 0: none."""
+    """Group size of the minibatch deviation in the discriminator; 0: none."""
     loss: Literal["wasserstein", "non_saturating", "relativistic"] = "wasserstein"
     """Adversarial loss of discriminator and generator: see `jgen/prob/adversarial.py`."""
     penalty: Literal["gradient_penalty", "r1", "r1_r2"] = "gradient_penalty"
@@ -60,11 +61,11 @@ class Config:
     drift: float = 1e-3
     """Weight of E D(x)^2 in the discriminator's loss; 0: none."""
     disc_steps: int = 1
-    """k: updates of the discriminator for each update of the generator, each on a different batch."""
+    """k: updates of the discriminator per generator update, each on a different batch."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters and losses stay float32."""
+    """Dtype of the networks' computation; parameters and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -106,7 +107,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def level_of(grow_steps: int, top: int, step: Any) -> Any:
-    """The level that is trained in a step, counted from 0; of numbers or of arrays."""
+    """The level trained in a step, counted from 0; for Python numbers or arrays."""
     level = (step // grow_steps + 1) // 2
     return min(level, top) if isinstance(level, int) else jnp.minimum(level, top)
 
@@ -129,7 +130,7 @@ def at_level(game: Game, level: int) -> Game:
 
 
 def faded(grow_steps: int, game: Game, step: jax.Array) -> Game:
-    """The game at a step: its level faded in as far as it is then, and real images likewise."""
+    """The game at a step, with its level and the real images as far faded in as they are then."""
     level, top = game.generator.level, len(game.generator.channels) - 1
     alpha = fade(grow_steps, level, step) if level else 1.0
     networks = {name: getattr(game, name).clone(alpha=alpha) for name in ("generator", "discriminator")}
@@ -137,7 +138,7 @@ def faded(grow_steps: int, game: Game, step: jax.Array) -> Game:
 
 
 def blend(level: int, top: int, alpha: Any, x: jax.Array) -> jax.Array:
-    """Real images (B, H, W, C) at the size of a level, with equal pixels, blended with those of the size below."""
+    """Real images (B, H, W, C) at the size of a level, with repeated pixels, blended with those of the size below."""
 
     def at_size(level: int) -> jax.Array:
         y = average_pool(x, x.shape[1] >> (top - level), x.shape[2] >> (top - level))
@@ -165,7 +166,7 @@ def by_level(
 
 
 def check_training(grow_steps: int, top: int, steps: int) -> None:
-    """Raises `UserError` for a run that would end before the last size has faded in."""
+    """Raises `UserError` if the run would end before the last size has faded in."""
     end = 2 * grow_steps * top
     growth = f"the last size has faded in after {end} steps, 2 x {top} x grow_steps"
     require(steps >= end, f"train.steps is {steps}: {growth}; train longer, or set a smaller --model.grow-steps")

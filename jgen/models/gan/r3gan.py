@@ -3,14 +3,14 @@
     L_D  = E softplus(-(D(x) - D(G(z)))) + gamma / 2 E |grad D(x)|^2 + gamma / 2 E |grad D(G(z))|^2
     L_G  = E softplus(-(D(G(z)) - D(x)))          of pairs of an image and a sample              (section 2, equation 2)
 
-The relativistic loss judges each sample against an image, and so leaves no optimum at which samples share a mode; the
+The relativistic loss compares each sample with an image, and so has no optimum at which samples share a mode; the
 penalties R1 on images and R2 on samples make its training converge (propositions 1 and 2). The networks, of
 jgen/nn/r3gan.py, have neither normalisation nor any of StyleGAN's other devices (section 4).
 
 Glossary: z latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator; gamma `gamma`.
 
-Differs from the paper: gamma, Adam's beta2 and the average's half-life stay what they are, where the authors' schedules
-move them over the training; the probability of augmentation (jgen/nn/adaptive_augmentation.py) does not rise either.
+Differs from the paper: gamma, Adam's beta2 and the moving average's half-life are constant, where the authors schedule
+them; the probability of augmentation (jgen/nn/adaptive_augmentation.py) is constant too.
 
 Measured: a classifier assigns 98.8 % of samples to the class that they were conditioned on, Fréchet distance 31.5 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.57; 2,500 steps of
@@ -42,7 +42,7 @@ class Config:
     blocks: int = 2
     """Residual blocks of each size."""
     expansion: int = 2
-    """Channels in the middle of a block, in units of its own."""
+    """Channels in the middle of a block, as a multiple of the block's own."""
     group: int = 16
     """Channels of each group of a block's 3x3 convolution."""
     latent: int = 64
@@ -52,11 +52,11 @@ class Config:
     gamma: float = 0.05
     """Weight of half the discriminator's squared gradient, on real and on generated images."""
     augmentation: float = 0.0
-    """Probability of each random transformation of the images that the discriminator is shown; 0: none."""
+    """Probability of each random transformation of the discriminator's input images; 0: none."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters and losses stay float32."""
+    """Dtype of the networks' computation; parameters and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 

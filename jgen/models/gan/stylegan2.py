@@ -20,10 +20,10 @@ Glossary: z, w latent and mapped latent; x image in [-1, 1]; y class; G, D, "gen
 gamma `r1_weight`; psi `truncation`.
 
 Differs from the papers: the number of doublings is an option, so that images of 28x28 begin at 7x7; images are enlarged
-before a convolution, where the authors filter behind it; groups of the minibatch deviation are of neighbours; the
-mixing layer is drawn for each example; the path length is of the whole batch; a begins with that of the first step, and
-is that of the steps before; sign D(x) is averaged with decay 3/4, in place of over four steps; the average of the
-weights has a mean w of its own.
+before a convolution, where the authors filter after it; groups of the minibatch deviation are consecutive examples; the
+mixing layer is drawn per example; the path length uses the whole batch; a starts at the first step's path length, and
+averages those of earlier steps only; sign D(x) is averaged with decay 3/4 instead of over four steps; the averaged
+weights have their own mean of w.
 
 Measured: a classifier assigns 91.3 % of samples to the class that they were conditioned on, Fréchet distance 72.4 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.09; 1,376 steps of
@@ -63,7 +63,7 @@ from jgen.nn.adaptive_augmentation import augment, require_augmentable
 from jgen.nn.stylegan2 import Discriminator, Generator
 from jgen.prob.pixels import to_uint8
 
-SIGN_DECAY = 0.75  # of the moving mean of sign D(x): of about four steps
+SIGN_DECAY = 0.75  # of the moving mean of sign D(x), over about four steps
 PATH_DECAY = 0.99  # of the moving mean of path lengths
 
 
@@ -72,7 +72,8 @@ class Sampling:
     """How images are sampled."""
 
     truncation: float = 1.0
-    """psi: how far w is from its mean; 1: as in training, below it better images of less variety, 0 the mean."""
+    """psi: factor on w's deviation from its mean; 1: as in training, lower: better images with less variety, 0: the
+    mean."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Config:
     mixing: float = 0.9
     """Probability of style mixing in training."""
     group: int = 4
-    """Examples of a group of the minibatch deviation in the discriminator; 0: none."""
+    """Group size of the minibatch deviation in the discriminator; 0: none."""
     r1_weight: float = 1.0
     """gamma: weight of half the discriminator's squared gradient on real images."""
     r1_every: int = 16
@@ -100,13 +101,13 @@ class Config:
     path_every: int = 4
     """The path length regularisation is added in every n-th step only, n times as strong."""
     ada_target: float = 0.6
-    """Mean of sign D(x) that the probability of augmentation is to hold; 0: no augmentation."""
+    """Target for the mean of sign D(x), by which the augmentation probability is adapted; 0: no augmentation."""
     ada_rate: float = 1e-4
-    """Change of the probability of augmentation in a step."""
+    """Change of the augmentation probability per step."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters and losses stay float32."""
+    """Dtype of the networks' computation; parameters and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -161,7 +162,7 @@ def augment_for_disc(state: Roles, keys: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def adapt(target: float, rate: float, state: Roles, real: jax.Array) -> Roles:
-    """The next probability of augmentation, from the moving mean of sign D(x) so far, and the next of these."""
+    """The next augmentation probability, from the moving mean of sign D(x) so far, and the next moving mean."""
     step = jnp.where(state["sign"] > target, rate, -rate)
     sign = SIGN_DECAY * state["sign"] + (1.0 - SIGN_DECAY) * jnp.mean(jnp.sign(jax.lax.stop_gradient(real)))
     return {"p": jnp.clip(state["p"] + step, 0.0, 1.0), "sign": sign}

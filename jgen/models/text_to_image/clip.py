@@ -1,26 +1,26 @@
-"""CLIP: images and texts as vectors that agree where they belong together (Radford et al. 2021, arXiv 2103.00020).
+"""CLIP: embeddings of images and texts that agree for matching pairs (Radford et al. 2021, arXiv 2103.00020).
 
     u_i = f(x_i) / |f(x_i)|,  v_i = g(c_i) / |g(c_i)|,  s_ij = exp(tau) u_i . v_j                (figure 3)
     loss  1/2 mean_i [- log exp(s_ii) / sum_j exp(s_ij)  - log exp(s_ii) / sum_j exp(s_ji)]
     exp(tau) <= 100, by clipping after each update; exp(tau) = 1 / 0.07 at the start             (section 2.5)
 
-Glossary: x image; c its text, as tokens; f, g the encoders; tau the log of the inverse temperature. Sums are over the
-global batch, on however many devices: so it is not accumulated in parts.
+Glossary: x image; c its text, as tokens; f, g the encoders; tau the log of the logit scale. Sums are over the global
+batch on all devices, so the loss cannot be accumulated over microbatches.
 
-It has no images of its own: it lends `embed_image` and `embed_text`, both of unit length, so that their products rank
+It generates no images. It provides `embed_image` and `embed_text`, both L2-normalised, so that their products rank
 texts for an image (zero-shot classification, `gen.classify`) and images for a text (`gen.retrieve`), and `encode_text`,
-the features of each token, for models that attend to them. Validation scores are of the batch:
-`image_to_text`, whether an image's own text has the greatest product with it, and `text_to_image`. A text that is
-written twice in the batch counts as right at either place.
+the features of each token, for models that attend to them. Validation scores are within the batch: `image_to_text`,
+whether an image's own text has the greatest product with it, and `text_to_image`. If a text occurs twice in the batch,
+either position counts as correct.
 
 Differs from the paper: group normalisation without anti-aliasing in a ResNet of any size; GELU by its tanh
-approximation in the text encoder; the weights that are decayed are all or none.
+approximation in the text encoder; weight decay applies to all weights or to none.
 
 Measured: on the shapes of the test split, whose pairs of shape and colour training does not show, image_to_text 0.882,
 text_to_image 0.867 and nll 0.293 among 100 at a time; 1,000 steps of
-`python train.py configs/text_to_image/clip.py:shapes`. Captions leave attributes out: who reads both exactly, and
-guesses among what fits, is right in 0.914 and 0.922 of these. Zero-shot, 43.7 % of the 476 pictures of one object are
-told right among all 48 pairs.
+`python train.py configs/text_to_image/clip.py:shapes`. Captions leave out attributes: a perfect reader of both,
+guessing among the candidates that fit, would reach 0.914 and 0.922. Zero-shot, 43.7 % of the 476 pictures of one object
+are classified correctly among all 48 pairs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ EMBEDDINGS = ("embed_image", "embed_text")
 
 @dataclass(frozen=True)
 class Config:
-    """Two encoders with one space of embeddings."""
+    """Two encoders with a common embedding space."""
 
     text: str = "text"
     """Field of text tokens, such as text or caption."""
@@ -73,15 +73,15 @@ class Config:
     groups: int = 32
     """Groups of group normalisation."""
     pool_heads: int = 8
-    """Heads of the attention that pools the last feature map."""
+    """Heads of the attention pooling of the last feature map."""
     text_width: int = 256
     """Width of the text encoder's transformer."""
     text_heads: int = 4
-    """Heads of its attention."""
+    """Attention heads of the text encoder."""
     text_layers: int = 4
-    """Its blocks."""
+    """Blocks of the text encoder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' arithmetic; parameters, embeddings and losses stay float32."""
+    """Dtype of the networks' computation; parameters, embeddings and losses stay float32."""
 
 
 class Clip(NamedTuple):
@@ -97,7 +97,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """Encoders for the images of `data` and its field `config.text`.
 
     Raises:
-      UserError: no such field of tokens, or sizes that the encoders cannot be built with.
+      UserError: the data has no such field of tokens, or sizes that the encoders cannot be built with.
     """
     check_config(config, data)
     dtype, spec = jnp.dtype(config.dtype), data.fields[config.text]
@@ -158,7 +158,7 @@ def init(clip: Clip, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Role
 
 
 def clipped(params: Roles) -> Roles:
-    """The same with exp(tau) at most 100: above, training becomes unstable."""
+    """The parameters with exp(tau) clipped to at most 100: above, training becomes unstable."""
     tau = jnp.minimum(params["temperature"]["log_scale"], math.log(MOST_SCALE))
     return {**params, "temperature": {"log_scale": tau}}
 
@@ -174,7 +174,7 @@ def embed_text(clip: Clip, params: Roles, ctx: Context, tokens: jax.Array) -> ja
 
 
 def scale(params: Roles, ctx: Context) -> jax.Array:
-    """exp(tau), what products of embeddings are multiplied with, float32 ()."""
+    """exp(tau), the logit scale that multiplies products of embeddings, float32 ()."""
     return jnp.exp(params["temperature"]["log_scale"])
 
 
@@ -202,7 +202,7 @@ def loss(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch)
 
 
 def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Among the images and texts that are scored at once."""
+    """Scores among the images and texts that are scored at once."""
     u, v, losses = compare(clip, params, ctx, batch)
     tokens = batch[clip.config.text]
     all_tokens = parallel.all_gather(jnp.asarray(tokens))
@@ -214,7 +214,7 @@ def validate(clip: Clip, params: Roles, ctx: Context, keys: jax.Array, batch: Ba
 
 
 def width_of(model: GenerativeModel, name: str, text: str) -> int:
-    """Features of what a frozen model lends under `name`, embed_text or encode_text, of its field of tokens."""
+    """Features from the frozen model's function `name`, embed_text or encode_text, of its field of tokens."""
 
     def features(key: jax.Array) -> jax.Array:
         fields = {field: jnp.zeros((1, *each.shape), each.dtype) for field, each in model.data.fields.items()}
@@ -231,7 +231,7 @@ def check_clip(clip: GenerativeModel, data: DataSpec, text: str, lends: tuple[st
     """Raises `UserError` unless a frozen model embeds such images and such texts.
 
     Args:
-      lends: what it must lend.
+      lends: the functions that it must provide.
     """
     needed = f"it must lend {', '.join(lends[:-1])} and {lends[-1]}, as a clip does"
     require(set(lends) <= set(clip.functions), f"frozen.clip is a {clip.name}: {needed}")

@@ -8,13 +8,14 @@
 
 Glossary: x image; k its h x w codes; c text of T tokens, start, end and padding included; u, v CLIP's embeddings.
 
-What `functions` lends of texts alone: `complete_text` continues them, `text_log_prob` gives log p(c) in nats. A sample
-is what the first stage decodes, without pixel noise, so there is no `log_prob` of images; `validate` scores texts and
-codes.
+For texts alone, `functions` provides `complete_text`, which continues them, and `text_log_prob`, log p(c) in nats. A
+sample is decoded by the first stage without pixel noise, so there is no `log_prob` of images; `validate` scores texts
+and codes.
 
-Differs from the paper: the text's loss is divided by the places of a text, not by its tokens without padding, so that
-it is a mean over examples; padding after the end is certain and not learned; attention is dense, or the strided pair of
-Child et al. (2019) in place of rows, columns and a convolution; texts are not lowercased, and no BPE dropout.
+Differs from the paper: the text's loss is divided by the length T - 1, not by the number of tokens without padding, so
+that it is a mean over examples; padding after the end has probability 1 and is not learned; attention is dense, or the
+strided pair of Child et al. (2019) instead of rows, columns and a convolution; texts are not lowercased, and no BPE
+dropout.
 
 Measured: text alignment 1.0 % on the shapes' test split (65 % have as many objects as their captions say), and 17.50
 nats a caption, whose entropy is 17.46 (docs/dalle.md); 800 steps of
@@ -66,7 +67,7 @@ class Sampling(Truncation):
     """Options of sampling."""
 
     candidates: int = 1
-    """Images drawn for each text, of which the one that the frozen clip finds nearest to it is taken."""
+    """Candidate images per text; the one that the frozen CLIP finds closest to the text is returned."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,23 @@ class Config:
     text: str = "text"
     """Field of text tokens, such as text or caption."""
     features: int = 256
-    """Width of the sequence; a multiple of the heads."""
+    """Width of the transformer; a multiple of the number of heads."""
     layers: int = 8
-    """Blocks of attention and a feed-forward network; an even number where attention is strided."""
+    """Blocks, each of attention and a feed-forward network; an even number where attention is strided."""
     heads: int = 4
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 1024
     """Width of the feed-forward networks."""
     attention: Literal["dense", "strided"] = "dense"
-    """Codes that a code attends to: all before, or in turns those of its last row and those of its column."""
+    """Earlier codes that a code attends to: all, or (strided) alternately the last row's worth and its column."""
     dropout: float = 0.0
-    """Dropout rate of what a block adds to the sequence."""
+    """Dropout rate on a block's residual branches."""
     text_weight: float = 1 / 8
     """Weight w of the text in the loss, from 0 to 1."""
     remat: bool = False
     """Rematerialise activations in the backward pass: about a third more operations, memory for one layer at a time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -118,9 +119,9 @@ def make(
 
     Args:
       autoencoder: any model that has one grid of `codes`, with its `encode` and `decode`.
-      clip: a model that lends `embed_image` and `embed_text`, to choose among candidates.
+      clip: a model that provides `embed_image` and `embed_text`, to choose among candidates.
     Raises:
-      UserError: an autoencoder without codes, a CLIP of other images or texts, no such field of tokens, sizes that the
+      UserError: an autoencoder without codes, a CLIP for other images or texts, no such field of tokens, sizes that the
         network cannot be built with, or options out of range.
     """
     codes, text = check_config(config, data, autoencoder, clip)
@@ -172,7 +173,7 @@ def log_probs(
     cond = {dalle.config.text: tokens}
     text_logits, code_logits = dalle.network.apply({"params": params["transformer"]}, codes, cond, key_drop)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(text_logits), tokens[:, 1:, None], axis=2)[..., 0]
-    log_p = jnp.where(log_p > MASKED / 2, log_p, 0.0)  # what no text can have, such as random tokens, has no part
+    log_p = jnp.where(log_p > MASKED / 2, log_p, 0.0)  # impossible texts, such as random tokens, do not contribute
     return jnp.sum(log_p, axis=1), categorical_log_prob(code_logits, codes)
 
 
@@ -193,7 +194,7 @@ def loss(dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, batch: Batc
 
 
 def validate(dalle: Dalle, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Nats of a text and of the codes given it, and bits a code."""
+    """Nats of a text and of the codes given it, and bits per code."""
     log_text, log_codes = score(dalle, params, ctx, keys, batch, None)
     return {"nll_text": -log_text, **code_scores(log_codes, dalle.codes)}
 
@@ -251,7 +252,7 @@ def complete_text(
 
 
 def check_sampling(dalle: Dalle, o: Sampling) -> None:
-    """Raises `UserError` for options out of range, or candidates without a CLIP to choose among them."""
+    """Raises `UserError` for options out of range, or several candidates without a CLIP to choose among them."""
     check_truncated(dalle.codes.levels, o)
     require(o.candidates >= 1, f"candidates is {o.candidates}: it must be above zero")
     why = "a CLIP chooses among them, give its run with --frozen.clip"

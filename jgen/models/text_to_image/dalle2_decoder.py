@@ -2,9 +2,9 @@
 Chen 2022, arXiv 2204.06125), the last of a chain of runs: CLIP, prior, decoder.
 
     training       the loss of an objective, given z = u(x) of the image itself, and its text           (section 2.1)
-    conditioning   W z beside the embedding of the time, and `tokens` further tokens A z before those of the text
+    conditioning   W z added to the embedding of the time, and `tokens` further tokens A z before those of the text
     guidance       D(x_t, null) + s (D(x_t, z) - D(x_t, null)), null of z = 0 and no text: with probability
-                   `objective.label_dropout` in training; the text alone is left out with `text_dropout`
+                   `objective.label_dropout` in training; only the text is dropped with probability `text_dropout`
     sampling       z ~ p(z | c) by the frozen prior (jgen/models/text_to_image/dalle2_prior.py), x ~ p(x | z, c)
     latents        (z, x_T): z = u(x), and x_T by DDIM inversion given z                                  (section 3)
     variations     DDIM of (z, x_T) with eta > 0                                                        (section 3.1)
@@ -13,14 +13,14 @@ Chen 2022, arXiv 2204.06125), the last of a chain of runs: CLIP, prior, decoder.
 
 Glossary: x image; c text, c_0 what the image is now; u(x), v(c) the embeddings of the frozen CLIP; theta `strength`.
 
-`invert` gives the latents {"embedding": z, "noise": x_T}, and `decode` makes images of them, of new noise where there
-is none: so it decodes any embedding, without a prior or a text. `interpolate` is of the two; `edit` is the text
-difference, where `source_text` says c_0, and variations where there is no text. The loss, the samplers and the network
-(a U-Net or a transformer) are those of the objective, whose options are `--model.objective...`. Larger images come of
-upsamplers (`--cascade`).
+`invert` gives the latents {"embedding": z, "noise": x_T}, and `decode` makes images from them, with new noise if none
+is given: so it decodes any embedding, without a prior or a text. `interpolate` interpolates both; `edit` applies the
+text difference, with c_0 given by `source_text`, or makes variations if there is no text. The loss, the samplers and
+the network (a U-Net or a transformer) are those of the objective, whose options are `--model.objective...`. Upsamplers
+give larger images (`--cascade`).
 
-Differs from the paper: the text's tokens are those of CLIP, which is frozen; where z is dropped, the text is too; z is
-scaled by sqrt(D), of unit length before; without c_0 the difference is v(c) itself.
+Differs from the paper: the text's tokens are encoded by the frozen CLIP; whenever z is dropped, the text is too; z is
+L2-normalised, then scaled by sqrt(D); without c_0 the difference is v(c) itself.
 
 Measured: text alignment 1.0 % on the shapes' test split, whose pairs of shape and colour training does not show, and
 42 % have as many objects as their captions say: colours and places follow the text, shapes do not yet (docs/dalle.md).
@@ -68,9 +68,9 @@ from jgen.nn.cross_attention import Tokens
 from jgen.prob.interpolation import slerp
 from jgen.samplers import diffusion
 
-CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP lends
-NAMES = ("vector", "context", "negative_context")  # what the objective is conditioned on in place of embedding and text
-# What is that of the objective's model as it stands.
+CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP must provide
+NAMES = ("vector", "context", "negative_context")  # what the objective is conditioned on instead of embedding and text
+# Fields of the objective's model that are taken over unchanged.
 SHARED = ("inpainting", "inverting", "decoding", "interpolation", "evaluations", "numbers", "best")
 EDITED_BY = ("steps", "guidance_scale", "eta", "strength", "sampler")  # the options that `edit` reads
 NO_PRIOR = "a prior gives the embeddings of texts, give its run with --frozen.prior; decode makes images of embeddings"
@@ -78,12 +78,12 @@ NO_PRIOR = "a prior gives the embeddings of texts, give its run with --frozen.pr
 
 @dataclass(frozen=True)
 class PriorSampling:
-    """Options of the prior's draws."""
+    """Options of sampling from the prior."""
 
     candidates: int = 2
-    """Embeddings that the prior draws for each text, of which the one nearest to the text's is taken."""
+    """Embeddings drawn from the prior per text; the one closest to the text's embedding is used."""
     prior_guidance_scale: float = 1.0
-    """Guidance of the prior: 1 is none."""
+    """Guidance scale of the prior; 1: no guidance."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class Sampling(diffusion.Sampling, PriorSampling):
 
 @dataclass(frozen=True)
 class Editing(Sampling):
-    """Options of editing, of which it reads steps, guidance_scale, eta and strength."""
+    """Options of editing; it uses steps, guidance_scale, eta and strength only."""
 
     strength: float = 0.3
-    """How far the embedding goes to that of the text, theta, from 0 to 1."""
+    """theta, from 0 to 1: how far the embedding is moved towards that of the text."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class Config:
     """A diffusion given CLIP embeddings of images."""
 
     objective: Objective
-    """What is learned of images, by which network, and how they are sampled."""
+    """The objective, its network and its sampling options."""
     text: str = "text"
     """Field of text tokens, such as text or caption, that the CLIP reads."""
     tokens: int = 4
-    """Tokens that the embedding becomes, to be attended to."""
+    """Number of tokens that the embedding is projected to, for attention."""
     attends_text: bool = True
-    """Attend to the tokens of the text, too."""
+    """Also attend to the tokens of the text."""
     text_dropout: float = 0.5
     """Probability of training without the tokens of the text."""
     prior: PriorSampling = field(default_factory=PriorSampling)
@@ -139,7 +139,7 @@ class Decoder(NamedTuple):
 
     @property
     def layer(self) -> nn.Dense:
-        """A, of an embedding to its tokens."""
+        """A, which projects an embedding to its tokens."""
         return nn.Dense(self.config.tokens * self.width)
 
 
@@ -149,11 +149,11 @@ def make(
     """A diffusion for the images of `data` given their embeddings, or given its field `config.text` by a prior.
 
     Args:
-      clip: a model that lends `embed_image`, `embed_text` and `encode_text`.
-      prior: a model that lends `draw_embedding`, of the same CLIP; None: it makes images of embeddings alone.
+      clip: a model that provides `embed_image`, `embed_text` and `encode_text`.
+      prior: a model that provides `draw_embedding`, for the same CLIP; None: images can be made from embeddings only.
     Raises:
-      UserError: no such field of tokens, a CLIP or prior of other images or texts, options out of range, or whatever is
-        wrong with the objective.
+      UserError: no such field of tokens, a CLIP or prior for other images or texts, options out of range, or an invalid
+        objective.
     """
     spec = token_field(data, config.text)
     check_config(config, data, clip, prior)
@@ -205,11 +205,11 @@ def init(decoder: Decoder, key: jax.Array, batch: Batch, frozen: Frozen) -> tupl
 def condition(
     decoder: Decoder, params: Roles, ctx: Context, z: jax.Array, given: Cond, keep: jax.Array | None = None
 ) -> Cond:
-    """What the objective's model is conditioned on: `given` with the vector and the contexts of embeddings (B, D), and
-    of the text in `given`, where there is one.
+    """The conditions of the objective's model: `given` with the vector and the contexts computed from embeddings (B,
+    D), and from the text in `given`, if there is one.
 
     Args:
-      keep: bool (B,), of which the text is attended to; None: of all.
+      keep: bool (B,), whether an example's text is attended to; None: always.
     """
     text, shape = decoder.config.text, (len(z), decoder.config.tokens, decoder.width)
     vector = math.sqrt(decoder.embedding) * to_unit(z)
@@ -249,10 +249,10 @@ def validate(decoder: Decoder, params: Roles, ctx: Context, keys: jax.Array, bat
 def given_text(
     decoder: Decoder, name: str, params: Roles, ctx: Context, keys: jax.Array, *inputs: Any, **options: Any
 ) -> jax.Array:
-    """A function of the objective's model, given the embeddings that the prior draws for the text of its last input.
+    """A function of the objective's model, given embeddings that the prior draws for the text in its last argument.
 
     Raises:
-      UserError: a source text, which is of editing alone.
+      UserError: a source text, which only editing uses.
     """
     *rest, cond = inputs
     text, defaults = decoder.config.text, vars(decoder.config.prior)
@@ -280,7 +280,7 @@ def invert(
 def decode(
     decoder: Decoder, params: Roles, ctx: Context, keys: jax.Array, latents: Any, cond: Cond, **options: Any
 ) -> jax.Array:
-    """uint8 images of latents as `invert` gives them; where they have no noise, it is drawn.
+    """uint8 images from latents as returned by `invert`; if they have no noise, it is drawn.
 
     Raises:
       UserError: latents of other names or shapes.
@@ -300,7 +300,8 @@ def decode(
 def edit(
     decoder: Decoder, params: Roles, ctx: Context, keys: jax.Array, images: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    """Images whose embeddings go towards the text, or away from the source text to it; variations without a text."""
+    """Images whose embeddings are moved towards the text, or from the source text towards it; variations without a
+    text."""
     text, source = decoder.config.text, f"source_{decoder.config.text}"
     require(source not in cond or text in cond, f"{source} is given without {text}: say what the image should become")
     defaults = Editing(**vars(decoder.config.sampling) | {"sampler": "ddim"})
@@ -318,7 +319,7 @@ def edit(
 
 
 def check_sampling(decoder: Decoder, o: Sampling) -> None:
-    """Raises `UserError` for options out of range, or that editing does not read."""
+    """Raises `UserError` for options out of range, or not used by editing."""
     assert decoder.model.check_sampling is not None
     decoder.model.check_sampling(o)
     require(o.candidates >= 1, f"candidates is {o.candidates}: it must be above zero")
@@ -334,7 +335,7 @@ def check_sampling(decoder: Decoder, o: Sampling) -> None:
 
 
 def check_config(config: Config, data: DataSpec, clip: GenerativeModel, prior: GenerativeModel | None) -> None:
-    """Raises `UserError` for options out of range, or frozen models that cannot serve."""
+    """Raises `UserError` for options out of range, or unsuitable frozen models."""
     check_clip(clip, data, config.text, CLIP)
     require_positive(tokens=config.tokens)
     require(0 <= config.text_dropout <= 1, f"text_dropout is {config.text_dropout}: it must be from 0 to 1")

@@ -8,22 +8,22 @@
                    `text_dropout`                                                                       (section 2.2)
     candidates     of several draws of z the one with the greatest z . v
 
-Glossary: x image; c its text; u(x), v(c) the embeddings of a frozen CLIP, of unit length; z = u(x), times sqrt(D) where
-it is diffused, so that its entries have a mean square of 1; D dimensions of an embedding; alpha = cos(pi t / 2),
-sigma = sin(pi t / 2).
+Glossary: x image; c its text; u(x), v(c) the L2-normalised embeddings of a frozen CLIP; z = u(x), times sqrt(D) in the
+diffusion, so that its entries have a mean square of 1; D dimensions of an embedding; alpha = cos(pi t / 2), sigma =
+sin(pi t / 2).
 
 The transformer of the diffusion reads the features of the text's tokens, the text's embedding, the time, the noised
-embedding and a query, whose output is the embedding that it predicts. That of the codes reads the features, the text's
-embedding, the product z . v in buckets and the codes. Moments of z and the distribution of the product are means over
-the first `fit_steps` steps, at the end of which the components are computed; then the transformer is trained. A sample
-takes a product of the upper half of the distribution.
+embedding and a query, whose output is the predicted embedding. The transformer of the codes reads the features, the
+text's embedding, the quantised product z . v and the codes. The moments of z and the distribution of the product are
+estimated over the first `fit_steps` steps; then the components are computed and the transformer is trained. Sampling
+draws the product from the upper half of its distribution.
 
-It draws no images: it lends `draw_embedding(params, ctx, keys, cond, **sampling) -> float32 (B, D)`, cond = {text:
+It draws no images: it provides `draw_embedding(params, ctx, keys, cond, **sampling) -> float32 (B, D)`, cond = {text:
 tokens}, to a decoder (jgen/models/text_to_image/dalle2_decoder.py).
 
-Differs from the paper: CLIP's embeddings have unit length, and its features of the tokens are those of the text; time
-is continuous and steps are DDIM's; buckets have one width within 4 standard deviations; a prior of codes without a text
-does not see the product either.
+Differs from the paper: CLIP's embeddings are L2-normalised, and the text's features are CLIP's features of its tokens;
+time is continuous and sampling uses DDIM; buckets have equal width within 4 standard deviations; without a text, a
+prior of codes does not see the product either.
 
 Measured: mse 0.095 of embeddings whose mean square is 1, at random times, on the shapes' test split; 1,500 steps of
 `python train.py configs/text_to_image/dalle2_prior.py:shapes`.
@@ -63,7 +63,7 @@ from jgen.samplers.guidance import Guidance, check_guidance, classifier_free
 from jgen.samplers.sequence import GuidedSequence, sample_sequence
 
 PRODUCTS = 64  # buckets of the product of two embeddings, in [-1, 1]
-CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP lends
+CLIP = (*EMBEDDINGS, "encode_text")  # what the frozen CLIP must provide
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Sampling:
     """Options of drawing an embedding."""
 
     candidates: int = 2
-    """Embeddings drawn for each text, of which the one with the greatest product with the text's is taken."""
+    """Embeddings drawn per text; the one with the greatest product with the text's embedding is returned."""
     guidance_scale: float = 1.0
-    """Guidance: 1 is none, above 1 trades diversity for fidelity to the text."""
+    """Guidance scale: 1 is none, above 1 trades diversity for fidelity to the text."""
     steps: int = 32
     """Steps of DDIM (diffusion)."""
     eta: float = 0.0
@@ -87,31 +87,31 @@ class Config:
     """A distribution of image embeddings given a text."""
 
     kind: Literal["diffusion", "autoregressive"] = "diffusion"
-    """What models the embedding: a diffusion, or a sequence of codes."""
+    """Model of the embedding: a diffusion, or an autoregressive model of codes."""
     text: str = "text"
     """Field of text tokens, such as text or caption, that the CLIP reads."""
     features: int = 512
-    """Width of the sequence; a multiple of the heads."""
+    """Width of the transformer; a multiple of the number of heads."""
     layers: int = 8
-    """Blocks of attention and a feed-forward network."""
+    """Blocks, each of attention and a feed-forward network."""
     heads: int = 8
-    """Heads of attention."""
+    """Attention heads."""
     hidden: int = 2048
     """Width of the feed-forward networks."""
     text_dropout: float = 0.1
     """Probability of training without the text, for guidance."""
     components: int = 0
-    """Principal components that are modelled; 0: all (autoregressive)."""
+    """Number of principal components that are modelled; 0: all (autoregressive)."""
     levels: int = 1024
-    """Buckets of a component (autoregressive)."""
+    """Buckets per component (autoregressive)."""
     fit_steps: int = 100
-    """First steps, of whose embeddings the principal components are (autoregressive)."""
+    """Number of first steps, from whose embeddings the principal components are computed (autoregressive)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, softmaxes and losses stay float32."""
+    """Dtype of the network's computation; parameters, softmaxes and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
-# Which kind reads an option; both read the others.
+# Which kind uses an option; both use the others.
 READ_BY = {"components": "autoregressive", "levels": "autoregressive", "fit_steps": "autoregressive"}
 SAMPLING_READ_BY = {"steps": "diffusion", "eta": "diffusion", "temperature": "autoregressive"}
 
@@ -130,7 +130,7 @@ class Prior(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What an embedding is multiplied with where it is diffused."""
+        """The factor on an embedding in the diffusion, sqrt(D)."""
         return math.sqrt(self.embedding)
 
 
@@ -138,9 +138,9 @@ def make(config: Config, data: DataSpec, *, clip: GenerativeModel) -> Generative
     """A distribution of the CLIP embeddings of the images of `data` given its field `config.text`.
 
     Args:
-      clip: a model that lends `embed_image`, `embed_text` and `encode_text`.
+      clip: a model that provides `embed_image`, `embed_text` and `encode_text`.
     Raises:
-      UserError: no such field of tokens, a CLIP of other images or texts, sizes that the network cannot be built with,
+      UserError: no such field of tokens, a CLIP for other images or texts, sizes that the network cannot be built with,
         or options out of range, or of the other kind.
     """
     length = token_field(data, config.text).shape[0]
@@ -170,7 +170,7 @@ def make(config: Config, data: DataSpec, *, clip: GenerativeModel) -> Generative
 
 
 def phases_of(prior: Prior) -> tuple[Phase, ...]:
-    """Training of the transformer; of codes, after the fit of what the codes are."""
+    """The phases: training of the transformer, for codes after the fit of their principal components."""
     if prior.config.kind == "diffusion":
         return (Phase(trains=("prior",), loss=partial(loss, prior)),)
     first = prior.config.fit_steps
@@ -195,7 +195,7 @@ def init(prior: Prior, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Ro
 
 
 def text_of(prior: Prior, ctx: Context, tokens: jax.Array, given: jax.Array) -> Text:
-    """What the transformer reads of texts, int32 (B, T); given: bool (B,), of which it reads anything."""
+    """The transformer's text inputs for tokens, int32 (B, T); given: bool (B,), whether an example has a text."""
     v = text_embedding(prior.clip, ctx, tokens)
     return Text(text_features(prior.clip, ctx, tokens), prior.scale * v, given)
 
@@ -265,7 +265,7 @@ def validate(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, batch: 
 
 
 def draw_embedding(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-    """z of about unit length, float32 (B, D), for the texts of `cond`; options: those of `Sampling`."""
+    """z of approximately unit length, float32 (B, D), for the texts of `cond`; options: those of `Sampling`."""
     o = replace(prior.config.sampling, **options)
     check_sampling(prior.config, o)
     tokens = jnp.asarray(cond[prior.config.text])
@@ -291,7 +291,7 @@ def draw_by_diffusion(prior: Prior, params: Roles, ctx: Context, keys: jax.Array
 
 
 def draw_by_codes(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, text: Text, o: Sampling) -> jax.Array:
-    """One draw of z, component by component, with a product of the upper half of the distribution."""
+    """One draw of z, component by component, with a product from the upper half of its distribution."""
     key_product, key_codes = rng.split(keys, 2)
     product = of_upper_half(ctx.extra["statistics"]["products"], rng.uniform(key_product, ()))
     both = {name: {"text": each, "product": product} for name, each in with_null(text).items()}
@@ -303,19 +303,19 @@ def draw_by_codes(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, te
 
 
 def of_upper_half(shares: jax.Array, u: jax.Array) -> jax.Array:
-    """Buckets, int32 (B,), of the upper half of a distribution over buckets (M,), from uniform numbers u (B,)."""
+    """Buckets, int32 (B,), from the upper half of a distribution over buckets (M,), given uniform numbers u (B,)."""
     below = jnp.cumsum(shares)
     place = (0.5 + 0.5 * u) * below[-1]
     return jnp.minimum(jnp.sum(below[None] <= place[:, None], axis=1), len(shares) - 1).astype(jnp.int32)
 
 
 def with_null(text: Text) -> Cond:
-    """The text, and that of the same shapes which is not given."""
+    """The text, and an absent text of the same shapes."""
     return {"cond": text, "null": text._replace(given=jnp.zeros_like(text.given))}
 
 
 def ddim_of(o: Sampling) -> diffusion.Sampling:
-    """DDIM's options, of embeddings, which have no range."""
+    """DDIM's options for embeddings, which are not clipped."""
     return diffusion.Sampling(sampler="ddim", steps=o.steps, eta=o.eta, clip=False)
 
 

@@ -1,13 +1,13 @@
-"""Few-shot fonts: the letters of a font drawn from a few of them, by a diffusion with a style encoder, in the way of
+"""Few-shot fonts: a diffusion with a style encoder draws the letters of a font given a few of them, similar to
 Diff-Font (He et al. 2022, arXiv 2212.05895) and FontDiffuser (Yang et al. 2023, arXiv 2312.12142).
 
-    y         which letter is drawn: a class
+    y         the letter to draw: a class
     m_y       the content glyph: the mean of the letter y over training, further channels of the network's input;
               m_y = S_y / n_y,  S_y <- d S_y + (1 - d) E[x 1(y)],  n_y <- d n_y + (1 - d) E[1(y)] in every step
-    c         {s_0} and encode(x_k, y_k), k = 1 .. K, tokens of the style glyphs x_k and of which letters y_k they are:
-              a set without order; s_0 is learned, and alone it stands for no style          (jgen/nn/style_encoder.py)
+    c         {s_0} and encode(x_k, y_k), k = 1 .. K, tokens of the style glyphs x_k with their letters y_k:
+              an unordered set; s_0 is learned, and alone it means no style          (jgen/nn/style_encoder.py)
     network   U-Net or transformer, whose blocks attend to c
-    training  the loss of an objective; with each example K is drawn anew, and so are its style glyphs, never its own
+    training  the loss of an objective; for each example K and the style glyphs are drawn at random, never its own
               letter (jgen/data/style.py); with probability `objective.label_dropout` without y and c
     guidance  D(x_t, {}, {s_0}) + s (D(x_t, y, c) - D(x_t, {}, {s_0}))     (Ho & Salimans 2022, arXiv 2207.12598)
 
@@ -18,9 +18,9 @@ number of style glyphs up to that. `python -m jgen.fonts RUN --samples FOLDER --
 Glossary: x_t noisy glyph; d the decay of means; D the denoiser; c a context: features (B, L, D) and which of them
 count; s guidance_scale.
 
-Differs from the papers: the content is a class and its mean glyph, not a glyph of a chosen font, so that letters that
-training has not seen cannot be drawn; style glyphs are a set of any size, each with its letter, not one glyph; no
-contrastive loss of styles.
+Differs from the papers: the content is a class and its mean glyph, not a glyph of a chosen font, so that letters not
+seen in training cannot be drawn; style glyphs are a set of any size, each with its letter, instead of one glyph; there
+is no contrastive loss of styles.
 
 Measured: a classifier reads 81.0 % of samples as the letter that they were asked to be (of true letters 96.4 %), 520
 letters of test fonts, dpmpp_2m, 12 steps; stopped after 520 steps of
@@ -46,12 +46,12 @@ from jgen.nn.style_encoder import PATCH, StyleEncoder, without_style
 from jgen.prob.pixels import to_float
 from jgen.samplers.diffusion import Sampling
 
-# What the objective is conditioned on in place of the style: tokens, and the content glyph, which it takes as an image
-# of low resolution that is as large as the other.
+# What the objective is conditioned on instead of the style: tokens, and the content glyph, passed as a "low-resolution"
+# image of the full size.
 CONTEXT = ("context", "negative_context", "low_resolution")
-DECAY = 0.999  # d: a mean of the last thousand steps
+DECAY = 0.999  # d: an average over about the last thousand steps
 STYLE = ("style", "style_label")
-# What is that of the objective's model as it stands.
+# Fields of the objective's model that are taken over unchanged.
 OPTIONS = ("sampling", "inpainting", "editing", "inverting", "decoding", "check_sampling", "evaluations", "numbers")
 SHARED = (*OPTIONS, "best", "scoring", "likelihood", "why_not")
 NO_GLYPH = "there is no style glyph: each style_label is absent"
@@ -59,14 +59,14 @@ NO_GLYPH = "there is no style glyph: each style_label is absent"
 
 @dataclass(frozen=True)
 class Config:
-    """A diffusion of glyphs given some of the same font."""
+    """A diffusion of glyphs given some glyphs of the same font."""
 
     objective: Objective
-    """What is learned of glyphs, by which network, and how they are sampled."""
+    """The objective, its network and its sampling options."""
     style_channels: tuple[int, ...] = (32, 64, 128)
     """Width of each level of the style encoder, from a quarter of the resolution down."""
     style_width: int = 128
-    """Width of the tokens of a style glyph."""
+    """Width of the style glyphs' tokens."""
     style_groups: int = 8
     """Groups of the style encoder's group normalisation."""
 
@@ -93,7 +93,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     """A diffusion for the glyphs of `data` and its fields `label`, `style` and `style_label`.
 
     Raises:
-      UserError: data without these fields, sizes that do not fit, or whatever is wrong with the objective.
+      UserError: data without these fields, sizes that do not fit, or an invalid objective.
     """
     check_config(config, data)
     most, height, width, _ = data.fields["style"].shape
@@ -149,7 +149,7 @@ def with_context(system: Fonts, params: Roles, extra: Roles, given: Cond) -> Con
 
 
 def updated_content(content: Roles, batch: Batch) -> Roles:
-    """The sums S and the shares n of all letters after a batch."""
+    """The sums S and the frequencies n of all letters after a batch."""
     letters = content["shares"].shape[0]
     is_letter = jax.nn.one_hot(batch["label"], letters)
     images = jnp.asarray(batch["image"], jnp.float32)
@@ -169,7 +169,7 @@ def validate(system: Fonts, params: Roles, ctx: Context, keys: jax.Array, batch:
 
 
 def given_style(system: Fonts, name: str, params: Roles, ctx: Context, *inputs: Any, **options: Any) -> jax.Array:
-    """A function of the objective's model, the style glyphs of the condition, its last input, encoded once.
+    """A function of the objective's model; the style glyphs of the condition, its last argument, are encoded once.
 
     Fails for images without a style glyph.
     """

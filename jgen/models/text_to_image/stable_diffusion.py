@@ -10,15 +10,15 @@ arXiv 2112.10752; Podell et al. 2023, arXiv 2307.01952).
 
 Glossary: x image in [-1, 1]; z latents (B, h, w, c); D the denoiser; c context (B, T, D); s guidance_scale.
 
-It is made by `jgen.load(FOLDER)` or `python -m jgen.convert FOLDER RUN` of a folder in diffusers' layout. The
-autoencoder is a frozen run; the text encoders are in `extra`, as nothing trains them: training changes the U-Net
-alone. A text-to-image model from scratch is jgen/models/text_to_image/text_diffusion.py.
+It is created by `jgen.load(FOLDER)` or `python -m jgen.convert FOLDER RUN` from a folder in diffusers' layout. The
+autoencoder is a frozen run; the text encoders are in `extra`, since training changes the U-Net only. To train a
+text-to-image model from scratch, see jgen/models/text_to_image/text_diffusion.py.
 
-Differs from the papers: nothing is trained here but by continuing; XL is told that an image was not cut, and has no
-refiner. There is no safety checker.
+Differs from the papers: training only continues from published weights; XL is always given sizes of an uncropped image,
+and has no refiner. There is no safety checker.
 
-Measured: of random weights, the images are those of diffusers' pipelines to one grey level, for every version, kind of
-prediction and sampler that `tests/parity/test_stable_diffusion_parity.py` has. Nothing is trained, so that no score is.
+Measured: with random weights, the images equal those of diffusers' pipelines to one grey level, for every version, kind
+of prediction and sampler in `tests/parity/test_stable_diffusion_parity.py`. Nothing is trained, so there is no score.
 """
 
 from __future__ import annotations
@@ -64,24 +64,24 @@ SAMPLING = Sampling(spacing="leading", offset=1, end="first", guidance_scale=7.5
 
 @dataclass(frozen=True)
 class Config:
-    """A diffusion of latents given texts; the defaults are those of version 1."""
+    """A latent diffusion conditioned on texts; the defaults are those of version 1."""
 
     network: condition_unet.Config = condition_unet.Config()
     text_encoder: clip_text.Config = clip_text.Config()
     text_encoder_2: clip_text.Config | None = None
-    """The second text encoder, XL's."""
+    """The second text encoder (XL)."""
     features: Literal["last", "before_last"] = "last"
-    """Which of a text encoder's features are attended to; before_last: what its last block takes."""
+    """Which features of a text encoder are attended to; before_last: the input of its last block."""
     start: int = 49406
     """The token that begins a text."""
     padding: tuple[int, ...] = (49407,)
-    """The token that each text encoder's texts are padded with."""
+    """The padding token of each text encoder."""
     zeros_for_no_text: bool = False
-    """Whether no negative text is features of zeros, or else the empty text."""
+    """Whether a missing negative text is replaced by features of zeros, instead of the empty text."""
     text_dropout: float = 0.1
     """Probability of training without the text, for guidance."""
     scaling_factor: float = 0.18215
-    """What the autoencoder's latents are multiplied with."""
+    """Factor on the autoencoder's latents."""
     num_timesteps: int = 1000
     """T, the steps of the chain."""
     schedule: Literal["linear", "cosine", "quadratic", "sigmoid"] = "quadratic"
@@ -134,7 +134,7 @@ def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> Gen
     """Stable Diffusion for the images of `data` and its field of texts, by CLIP's tokens.
 
     Args:
-      autoencoder: a model that lends `encode_continuous` and `decode_continuous`, such as an autoencoder_kl.
+      autoencoder: a model that provides `encode_continuous` and `decode_continuous`, such as an autoencoder_kl.
     Raises:
       UserError: data without such texts, an autoencoder of other images, or sizes that do not fit each other.
     """
@@ -221,7 +221,7 @@ def embedded(sd: StableDiffusion, extra: Roles, tokens: jax.Array) -> Cond:
 
 
 def no_text(sd: StableDiffusion, extra: Roles, like: Cond) -> Cond:
-    """c without a text, as many as `like` has."""
+    """c without a text, for as many examples as `like` has."""
     if sd.config.zeros_for_no_text:
         return jax.tree.map(jnp.zeros_like, like)
     empty = embedded(sd, extra, jnp.asarray(sd.empty)[None])
@@ -237,18 +237,18 @@ def with_context(sd: StableDiffusion, extra: Roles, cond: Cond) -> Cond:
 
 
 def without_text(cond: Cond) -> Cond:
-    """The condition with what is negative in place of what is given."""
+    """The condition with the negative context instead of the positive one."""
     parts = [part for part in ("context", "pooled") if part in cond]
     return {**cond, **{part: cond[f"negative_{part}"] for part in parts}}
 
 
 def inputs_of(sd: StableDiffusion, cond: Cond) -> tuple[Any, ...]:
-    """What the network takes beside z and t: tokens, and in XL the pooled text and the sizes of the image."""
+    """The network's inputs beside z and t: tokens, and for XL the pooled text and the sizes of the image."""
     tokens = Tokens(cond["context"])
     if "pooled" not in cond:
         return (tokens,)
     height, width = sd.images.height, sd.images.width
-    sizes = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)  # as it was, where it is cut, as wanted
+    sizes = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)  # original size, crop offset, target size
     return tokens, cond["pooled"], jnp.broadcast_to(sizes, (len(tokens.features), len(sizes)))
 
 
@@ -296,7 +296,7 @@ def validate(sd: StableDiffusion, params: Roles, ctx: Context, keys: jax.Array, 
 def given_text(
     sd: StableDiffusion, function: Any, params: Roles, ctx: Context, *inputs: Any, **options: Any
 ) -> jax.Array:
-    """A function whose condition, the last of its inputs, is a text, which is encoded once."""
+    """A function whose condition, its last argument, is a text, which is encoded once."""
     *others, cond = inputs
     if f"negative_{TEXT}" in cond:
         system: Any = sd

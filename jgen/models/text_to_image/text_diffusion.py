@@ -1,7 +1,7 @@
-"""Diffusion of images given a text: GLIDE's and Stable Diffusion's way (Nichol et al. 2022, arXiv 2112.10741; Rombach,
+"""Diffusion of images given a text, as in GLIDE and Stable Diffusion (Nichol et al. 2022, arXiv 2112.10741; Rombach,
 Blattmann, Lorenz, Esser & Ommer 2022, arXiv 2112.10752).
 
-    c         encode(text), a feature for each token: a transformer that is trained along, or that of a frozen CLIP run
+    c         encode(text), a feature for each token: by a jointly trained transformer, or that of a frozen CLIP run
     network   U-Net or transformer whose blocks attend to c                               (Rombach et al., equation 3)
     training  the loss of an objective, c that of the empty text with probability `objective.label_dropout`
     guidance  D(x_t, c_n) + s (D(x_t, c) - D(x_t, c_n)), c_n of the empty text, or of a negative one: what the image
@@ -9,14 +9,14 @@ Blattmann, Lorenz, Esser & Ommer 2022, arXiv 2112.10752).
     editing   prompt-to-prompt: with a source text, its image's attention weights (Hertz et al. 2023, arXiv 2208.01626)
     latents   with --frozen.autoencoder RUN the images are the latents of that run (jgen/models/diffusion/latent.py)
 
-Frozen text encoder, frozen autoencoder and a U-Net of latents are Stable Diffusion: three runs. Loss, samplers,
+A frozen text encoder, a frozen autoencoder and a U-Net of latents make Stable Diffusion: three runs. Loss, samplers,
 likelihood and editing are those of the objective (a chain of noise, EDM or flow matching), whose options are
 `--model.objective...`.
 
 Glossary: x_t noisy image; D the denoiser; c a context: features (B, L, D) and which of them count; s guidance_scale.
 
 Differs from the papers: tokens after the end of a text are not attended to; the text encoder is causal, as CLIP's;
-prompt-to-prompt takes texts of as many tokens, and shares the weights of cross-attention alone, in every step.
+prompt-to-prompt takes two texts of equal numbers of tokens, and shares only cross-attention weights, in every step.
 
 Measured: text alignment 1.0 % on the shapes' test split, whose pairs of shape and colour training does not show (the
 share of samples that show all that their captions say); 57 % have as many objects, of which 92 % have the colour, 95 %
@@ -58,8 +58,8 @@ from jgen.nn.clip import TextEncoder
 from jgen.nn.cross_attention import Tokens
 from jgen.samplers.diffusion import Sampling
 
-CONTEXT = ("context", "negative_context")  # what the objective is conditioned on in place of the text
-# What is that of the objective's model as it stands.
+CONTEXT = ("context", "negative_context")  # what the objective is conditioned on instead of the text
+# Fields of the objective's model that are taken over unchanged.
 SHARED = (
     "sampling",
     "inpainting",
@@ -77,18 +77,19 @@ LIKELIHOOD = ("scoring", "likelihood", "why_not")
 
 @dataclass(frozen=True)
 class Config:
-    """A diffusion given texts. The sizes are of a text encoder that is trained along, without --frozen.text_encoder."""
+    """A diffusion conditioned on texts. The sizes are those of the jointly trained text encoder, without
+    --frozen.text_encoder."""
 
     objective: Objective
-    """What is learned of images or latents, by which network, and how they are sampled."""
+    """The objective of images or latents, its network and its sampling options."""
     text: str = "text"
     """Field of text tokens, such as text or caption."""
     text_width: int = 256
     """Width of the text encoder's transformer."""
     text_heads: int = 4
-    """Heads of its attention."""
+    """Attention heads of the text encoder."""
     text_layers: int = 4
-    """Its blocks."""
+    """Blocks of the text encoder."""
 
     optional_texts: ClassVar[tuple[str, ...]] = ("negative", "source")
 
@@ -102,8 +103,8 @@ class Config:
 class TextDiffusion(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`.
 
-    diffusion: the objective's model, of images or of latents, conditioned on a context. encoder: that is trained along;
-    text_encoder: that is frozen; one of them is None. null: the tokens of the empty text, int32 (T,).
+    diffusion: the objective's model, of images or of latents, conditioned on a context. encoder: the jointly trained
+    one; text_encoder: the frozen one; one of them is None. null: the tokens of the empty text, int32 (T,).
     """
 
     config: Config
@@ -123,10 +124,10 @@ def make(
     """A diffusion for the images of `data` and its field `config.text`.
 
     Args:
-      text_encoder: a model that lends `encode_text`, such as a clip; None: a transformer is trained along.
-      autoencoder: a model with continuous latents, such as an autoencoder_kl; None: images are diffused as they are.
+      text_encoder: a model that provides `encode_text`, such as a clip; None: a transformer is trained jointly.
+      autoencoder: a model with continuous latents, such as an autoencoder_kl; None: the diffusion is in pixel space.
     Raises:
-      UserError: no such field of tokens, a text encoder of other texts, or whatever is wrong with the objective.
+      UserError: no such field of tokens, a text encoder for other texts, or an invalid objective.
     """
     check_config(config, data, text_encoder)
     spec = data.fields[config.text]
@@ -211,11 +212,11 @@ def validate(system: TextDiffusion, params: Roles, ctx: Context, keys: jax.Array
 def given_text(
     system: TextDiffusion, name: str, params: Roles, ctx: Context, *inputs: Any, **options: Any
 ) -> jax.Array:
-    """A function of the objective's model, the condition, its last input, being a text, which is encoded once.
+    """A function of the objective's model whose condition, its last argument, is a text, which is encoded once.
 
     Raises:
-      UserError: a negative text that nothing would be led away from, because there is no guidance, or a source text
-        where no image is sampled from noise.
+      UserError: a negative text without guidance, where it would have no effect, or a source text where no image is
+        sampled from noise.
     """
     *rest, cond = inputs
     if f"negative_{system.config.text}" in cond:
@@ -231,8 +232,8 @@ def given_text(
 def near_source(
     system: TextDiffusion, params: Roles, ctx: Context, keys: jax.Array, cond: Cond, **options: Any
 ) -> jax.Array:
-    """Prompt-to-prompt (Hertz et al. 2023, arXiv 2208.01626): the image of a text, whose positions attend to its tokens
-    as those of the source text's image, of the same noise, attend to the source's. Both are drawn, and one is returned.
+    """Prompt-to-prompt (Hertz et al. 2023, arXiv 2208.01626): the image of a text, sampled with the cross-attention
+    weights of the source text's image from the same noise. Both are drawn; the text's image is returned.
     """
     name, n = system.config.text, len(keys)
     source = f"source_{name}"
@@ -254,12 +255,12 @@ def near_source(
 
 
 def ends(tokens: jax.Array) -> jax.Array:
-    """Where the end stands, int32 (B,)."""
+    """Position of the end token, int32 (B,)."""
     return jnp.argmax(jnp.asarray(tokens) == END, axis=1)
 
 
 def check_negative(system: TextDiffusion, name: str, options: dict[str, Any]) -> None:
-    """Raises `UserError` for a negative text without guidance, where it would have no part in the result."""
+    """Raises `UserError` for a negative text without guidance, where it would have no effect."""
     require(name != "log_prob", f"negative_{system.config.text} is given: log_prob is not guided, and takes none")
     scale = options.get("guidance_scale", system.config.sampling.guidance_scale)
     guides = isinstance(scale, jax.Array) or scale != 1.0

@@ -14,15 +14,15 @@
 No distribution is learned: random codes need not decode to realistic images, so there is no `sample` and no `log_prob`.
 `jgen.models.vae.latent_density` fits a distribution to the codes of a trained run.
 
-Intensities x are in [0, 1]; the networks read and give them scaled to [-1, 1]. The squared error has a linear output
-and is the default: PSNR is computed from it, and a linear network is then PCA. The cross-entropy has a sigmoid output
-and is for binary images.
+Intensities x are in [0, 1]; the networks' inputs and outputs are scaled to [-1, 1]. The default is the squared error of
+a linear output: PSNR is computed from it, and a linear network is then PCA. The cross-entropy has a sigmoid output and
+is for binary images.
 
 Glossary: x intensities; x_hat reconstruction; x~ corrupted x; z codes; eps standard normal; a mean activations.
 
 Differs from the papers: layers are trained together, without pretraining; the mean activations of equation 5 are moving
-averages over steps, at which the penalty's gradient is taken, so that the loss is a mean over examples and does not
-depend on how a batch is divided; convolutions have residual blocks.
+averages over steps, at which the penalty's gradient is evaluated, so that the loss is a mean over examples and does not
+depend on how a batch is split; convolutional networks have residual blocks.
 
 Measured: PSNR 17.99 dB of reconstructed test images of the digits, mean squared error 0.0159, 1,500 steps of
 `python train.py configs/vae/autoencoder.py:digits`. The largest angle between what the decoder of `digits_linear` spans
@@ -58,7 +58,7 @@ WHY_NO_SAMPLES = (
 
 @dataclass(frozen=True)
 class Config:
-    """An autoencoder."""
+    """An autoencoder: dense or convolutional, optionally tied, denoising or sparse."""
 
     network: Literal["dense", "conv"] = "conv"
     """Dense layers, or convolutions with residual blocks."""
@@ -79,15 +79,15 @@ class Config:
     corruption: Literal["none", "gaussian", "masking"] = "none"
     """Corruption of the encoder's input in training."""
     corruption_level: float = 0.3
-    """Standard deviation of Gaussian corruption, intensities being in [0, 1], or the fraction of pixels masked."""
+    """Standard deviation of Gaussian corruption, for intensities in [0, 1], or the fraction of pixels masked."""
     sparsity: Literal["none", "l1", "kl"] = "none"
     """Penalty on the codes: their absolute values, or the divergence of mean activations from a target."""
     sparsity_weight: float = 0.1
     """Weight of the penalty; the reconstruction loss is summed over pixels."""
     sparsity_target: float = 0.05
-    """Mean activation that the kl penalty asks of every code."""
+    """Target mean activation of every code in the kl penalty."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, codes and losses stay float32."""
+    """Dtype of the network's computation; parameters, codes and losses stay float32."""
 
 
 class Encoder(nn.Module):
@@ -139,7 +139,7 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def make_decoder(config: Config, images: ImageSpec) -> Decoder | None:
-    """The decoder's network; None where it has none of its own but the biases of `tied_output`."""
+    """The decoder's network; None if the weights are tied, with only the biases of `tied_output`."""
     sizes: dict[str, Any] = {"network": config.network, "widths": config.widths, "blocks": config.blocks}
     sizes |= {"hidden": config.hidden, "num_classes": 0, "dtype": jnp.dtype(config.dtype)}
     return None if config.tied else Decoder(images=images, scale="none", **sizes)
@@ -250,7 +250,7 @@ def loss(ae: Autoencoder, params: Roles, ctx: Context, keys: jax.Array, batch: B
 
 
 def active(z: jax.Array) -> jax.Array:
-    """The fraction of an image's codes that are above 0.1 in absolute value, (B,)."""
+    """The fraction of an image's codes whose absolute value is above 0.1, (B,)."""
     return jnp.mean((jnp.abs(z) > 0.1).astype(jnp.float32), axis=-1)
 
 

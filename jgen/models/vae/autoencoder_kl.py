@@ -4,12 +4,13 @@
     loss      |x - x_hat| + p d(x, x_hat) + kl_weight KL(q(z|x) || N(0, I)) - w E D(x_hat)            (equation 25)
     adversary D scores patches: jgen/models/vae/patch_adversary.py
 
-Glossary: x image in [-1, 1]; z latents (B, h, w, c); d how far apart images look (jgen/nn/perceptual.py), p its weight;
-all terms are means over pixels or latents.
+Glossary: x image in [-1, 1]; z latents (B, h, w, c); d a perceptual distance (jgen/nn/perceptual.py), p its weight; all
+terms are means over pixels or latents.
 
-The latents are no distribution that is known: `sample` is for a diffusion over them (jgen/models/diffusion/latent.py).
+The distribution of the latents is unknown, so there is no `sample`: a diffusion models them
+(jgen/models/diffusion/latent.py).
 
-Differs from the paper: d is no LPIPS; D has group normalisation; w is that of the step before.
+Differs from the paper: d is not LPIPS; D has group normalisation; w is computed from the previous step's gradients.
 
 Measured: PSNR 30.75 dB of the reconstructed 8x8 digits, from 4x4 latents of 4 channels; 1,500 steps of
 `python train.py configs/vae/autoencoder_kl.py:digits`.
@@ -38,13 +39,13 @@ LOGVAR = (-30.0, 20.0)  # least and largest log-variance of a latent
 
 @dataclass(frozen=True)
 class Config:
-    """An autoencoder whose latents are nearly without noise."""
+    """An autoencoder with continuous latents and a weak KL regularisation."""
 
     network: networks.Config = field(default_factory=networks.Config)
     kl_weight: float = 1e-6
-    """Weight of the KL divergence, a mean over latents, beside the error, a mean over pixels."""
+    """Weight of the KL divergence (a mean over latents) relative to the error (a mean over pixels)."""
     perceptual_weight: float = 0.0
-    """Weight of the distance in the features of EfficientNet-Lite0; above 0 it needs its package."""
+    """Weight of the perceptual distance in EfficientNet-Lite0 features; above 0, its package must be installed."""
     adversary: adversaries.Config = adversaries.Config()
 
 
@@ -64,7 +65,7 @@ class AutoencoderKl(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """An autoencoder over images of the shape and the number of levels of `data`.
+    """An autoencoder for the image shape and levels of `data`.
 
     Raises:
       UserError: sizes that the networks cannot be built with, or options out of their range.

@@ -23,7 +23,7 @@ class Sampling:
     temperature: float = 1.0
     """Factor on the latents' standard deviations: 1 samples from the model, below 1 favours typical images."""
     mean: bool = False
-    """Return the mean of the pixels' distribution rather than draw from it: smoother, but not a sample of the model."""
+    """Return the mean of the pixels' distribution instead of a draw: smoother, but not a sample of the model."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def bound(
     log_weights: Callable[[jax.Array], jax.Array],
     chunk: int,
 ) -> jax.Array:
-    """A lower bound on log p(x), float32 (B,), with as many latents an image as `scoring` says, changed by `options`.
+    """A lower bound on log p(x), float32 (B,), with the number of latents per image in `scoring`, changed by `options`.
 
     Args:
       elbo: the bound of one latent, (B,). log_weights: see `importance_weighted_bound`.
-      chunk: latents of an image at once; fewer than 1 are 1.
+      chunk: latents of an image computed at once; values below 1 mean 1.
     Raises:
       UserError: samples that are not above zero.
     """

@@ -12,11 +12,11 @@ Glossary: x an image in [0, 1]; y the same away from 0 and 1, where logits are f
 value; tau the relaxation's temperature; beta the weight of the divergence.
 
 `encode` gives the codes, int32 (B, h, w, 1), `decode` the images of codes; `sample` draws codes from the model's own
-prior, which is uniform, so its images show the codebook. A prior over the codes is a second run
+prior, which is uniform, so its images only illustrate the codebook. A prior over the codes is a second run
 (`jgen.models.vae.vq_prior`, or with a text before them `jgen.models.text_to_image.dalle1`).
 
 Differs from the paper: halving and doubling go through channels (`jgen.nn.autoencoder`), and residual blocks use SiLU
-and start at zero; b has a least value, which natural images can do without; beta is 1 by default in place of 6.6. The
+and start at zero; b has a lower limit, which natural images do not need; beta is 1 by default instead of 6.6. The
 likelihood is a density and not normalised over uint8 images, so there is no `log_prob`.
 
 Measured: PSNR 20.25 dB of 297 test images of the 8x8 digits from their likeliest codes, perplexity 21.2 of 64; 1,500
@@ -59,19 +59,19 @@ class Config:
     kl_weight: float = 1.0
     """Weight beta of the divergence from uniform codes, at the end of its warm-up."""
     kl_warmup: int = 1000
-    """Steps in which that weight rises from 0."""
+    """Steps over which that weight rises linearly from 0."""
     temperature: float = 1 / 16
     """Temperature tau of the relaxation at the end; at the start it is 1."""
     temperature_steps: int = 3000
-    """Steps in which it falls, along a cosine."""
+    """Steps over which the temperature falls, along a cosine."""
     likelihood: Literal["laplace", "normal"] = "laplace"
-    """Distribution of a value's logit: laplace, the paper's, or normal. A median, laplace's m, ignores what is rare on
-    a flat background."""
+    """Distribution of a value's logit: laplace, the paper's, or normal. The Laplace location m is a median, which
+    ignores what is rare on a flat background."""
     scale: float = 0.0
-    """Scale b of a value's likelihood, in units of logits; 0: learned, which makes a flat background ever more exact
-    in place of the rest."""
+    """Scale b of a value's likelihood, in units of logits; 0: learned, which tends to make a flat background ever more
+    exact at the expense of the rest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits of codes and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits of codes and losses stay float32."""
 
 
 class Encoder(nn.Module):
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         h = ConvEncoder(c.widths, c.blocks, dtype, name="layers")(x)
-        # Far apart beside the noise: a decoder of random codes would learn to ignore them.
+        # Large compared with the noise: a decoder of random codes would learn to ignore them.
         init = nn.initializers.variance_scaling(100.0, "fan_in", "normal")
         return nn.Dense(c.num_codes, kernel_init=init, name="out")(h.astype(jnp.float32))
 
@@ -117,7 +117,7 @@ class Dvae(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A discrete VAE over images of the shape and the number of levels of `data`.
+    """A discrete VAE for the image shape and levels of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -165,7 +165,7 @@ def log_likelihood(config: Config, x: jax.Array, m: jax.Array, log_b: jax.Array)
 
 
 def mean_of(m: jax.Array) -> jax.Array:
-    """x_hat, in [-1, 1] but for what the likelihood's margin leaves."""
+    """x_hat, in [-1, 1] up to the likelihood's margin EPS."""
     return 2 * (jax.nn.sigmoid(m) - EPS) / (1 - 2 * EPS) - 1
 
 
@@ -193,7 +193,7 @@ def loss(dvae: Dvae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch)
 
 
 def validate(dvae: Dvae, params: Roles, ctx: Context, keys: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """Of the likeliest codes: the mean squared error, -log f in nats per image; and the divergence of a code."""
+    """For the likeliest codes, the mean squared error and -log f in nats per image; and the divergence per code."""
     x, logits = to_float(batch["image"], dvae.images.levels), logits_of(dvae, params, batch["image"])
     m, log_b = dvae.decoder.apply({"params": params["decoder"]}, one_hot(dvae, jnp.argmax(logits, axis=-1)))
     return {

@@ -11,16 +11,16 @@
     sampling     k ~ pi_h,  z ~ N(mu_k, S_k),  x = decode(z)
 
 The autoencoder alone is not a distribution: random codes need not decode to realistic images. A mixture fitted to the
-codes of the training images, after the training, makes it one. Nothing is trained by gradients: a step moves the
-statistics by one iteration of stepwise EM, and with `power` = 0 by one of EM on its batch alone. The components are the
-same for all classes; a class h has its own weights of them. Without classes there is one row of weights.
+codes of the training images, after the autoencoder's training, makes it one. Nothing is trained by gradients: a step
+updates the statistics by one iteration of stepwise EM, or with `power` = 0 of EM on its batch alone. All classes share
+the components; each class h has its own weights. Without classes there is one row of weights.
 
 Codes are standardised by the mean and the standard deviation of each dimension over the first batch, and the floor is
 in these units. Components start at codes of the first batch, chosen far from each other (k-means++, Arthur &
 Vassilvitskii 2007).
 
-The density is of codes, not a probability of images: several codes may decode to one image, and most images are decoded
-from none. So there is no `log_prob`; `validate` scores the codes.
+It is a density of codes, not a probability of images: several codes may decode to one image, and most images are the
+decoding of no code. So there is no `log_prob`; `validate` scores the codes.
 
 Glossary: x image; z standardised code; h class; r responsibilities; w, m, M statistics of equation 3; g step size.
 
@@ -66,7 +66,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """The components' standard deviations are multiplied by it: below 1 favours codes near their means; above 0."""
+    """Factor on the components' standard deviations, above 0; below 1 favours codes near their means."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class Config:
     components: int = 10
     """Gaussians in the mixture, each with a full covariance matrix."""
     power: float = 0.6
-    """Exponent of the step size (step + 2)^-power of stepwise EM, from 0 to 1; 0 is EM on each batch by itself."""
+    """Exponent of the step size (step + 2)^-power of stepwise EM, from 0 to 1; 0 is EM on each batch alone."""
     covariance_floor: float = 1e-2
-    """Variance added to every component in each dimension, the codes' being about 1."""
+    """Variance added to every component in each dimension; that of the codes is about 1."""
     class_conditional: bool = True
-    """Weights of the components by class."""
+    """Give each class its own component weights."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
 class Density(NamedTuple):
     """First argument of the functions below, bound by `make` with `functools.partial`. `rows` is the number of classes,
-    1 without."""
+    1 without classes."""
 
     config: Config
     autoencoder: GenerativeModel

@@ -1,12 +1,13 @@
-"""What first stages with an adversary of patches share: its options, its phases, its weight, its losses.
+"""What first stages with a patch discriminator share: its options, phases, weight and losses.
 
 Esser, Rombach & Ommer 2021 (arXiv 2012.09841). D gives each patch a score; the hinge loss trains it, and the
 autoencoder gains -w E D(x_hat), with
 
     w = weight |grad_out error| / (|grad_out E D(x_hat)| + 1e-4)                                         (equation 7)
 
-where the gradients are those of the decoder's last kernel, both from step `start` on; they are of the step before:
-as means over a whole batch they are known only after it, and w does not depend on how a batch is divided.
+where the gradients are with respect to the decoder's last kernel, and both terms are active from step `start` on. The
+gradients are those of the previous step: means over a whole batch are known only after the step, and so w does not
+depend on how a batch is split.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class Config:
     """A discriminator of patches."""
 
     weight: float = 0.0
-    """Weight of its score in the autoencoder's loss; 0: no discriminator."""
+    """Weight of the discriminator's score in the autoencoder's loss; 0: no discriminator."""
     start: int = 0
-    """Step from which on there is one."""
+    """Step from which on the discriminator is used."""
     channels: tuple[int, ...] = (64, 128)
     """Channels at 1/2, 1/4, ... of the image's size."""
 
@@ -51,7 +52,7 @@ class Adversary(NamedTuple):
         return self.config.weight > 0
 
     def scores(self, disc: Tree, x: jax.Array) -> jax.Array:
-        """How real each patch of images in [-1, 1] looks, (B, h, w)."""
+        """The discriminator's score of each patch of images in [-1, 1], (B, h, w)."""
         return self.network.apply({"params": disc}, x)
 
 
@@ -113,7 +114,7 @@ def score_term(
     z: jax.Array,
     x_hat: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
-    """-w E D(x_hat), what is logged of it, and the gradients of this step.
+    """-w E D(x_hat), its metrics, and the gradients of this step.
 
     Args:
       gradients: extra["adversary"], those of the step before: means over all its examples, wherever they were computed.

@@ -12,14 +12,14 @@ Decoders: Bernoulli for binary images; a Gaussian or a logistic with the decoder
 (`jgen.prob.likelihoods`), with a scale that is fixed, learned as one number, or predicted for every pixel. All three
 are probabilities of uint8 images: `log_prob` is the bound (2), and with `samples=K` the bound (3), in nats.
 
-Images: `sample` draws from the model, the decoder's noise included, since that is the distribution that `log_prob`
-scores; `mean=True` returns the decoder's mean in place of a draw, which looks smoother. `decode` returns means.
+Images: `sample` draws from the model, including the decoder's noise, since `log_prob` scores that distribution;
+`mean=True` returns the decoder's mean instead of a draw, which looks smoother. `decode` returns means.
 
 Glossary: x image; z latent; mu, logvar of the encoder; eps standard normal; kl_j divergence of latent dimension j.
 
-Differs from the papers: free bits hold for every image, not for a batch's mean, so that the loss is a mean over
-examples; the Gaussian and the logistic are discretised in training too, so that a learned scale cannot run to zero; the
-class, where there is one, joins the encoder's features and z.
+Differs from the papers: free bits apply to each image, not to a batch's mean, so that the loss is a mean over examples;
+the Gaussian and the logistic are discretised in training too, so that a learned scale cannot collapse to zero; the
+class, if there is one, is concatenated with the encoder's features and with z.
 
 Measured: bound 89.41 nats (K = 1), 84.36 nats (K = 5000, 500 images) on dynamically binarised MNIST, 60,000 steps of
 `python train.py configs/vae/vae.py:mnist_binary`. On MNIST in 256 levels, given the class, bound 1.560 bits/dim; a
@@ -86,19 +86,19 @@ class Config:
     initial_scale: float = 0.1
     """The fixed scale, or the initial value of a learned one; the image's range is [-1, 1]."""
     objective: Literal["elbo", "iwae"] = "elbo"
-    """The bound that is maximised."""
+    """The bound that training maximises."""
     num_samples: int = 1
-    """Latents drawn for an image in training, K."""
+    """Latents drawn per image in training, K."""
     beta: float = 1.0
     """Weight of the KL divergence in the loss."""
     free_bits: float = 0.0
-    """Nats of KL divergence in each latent dimension that are not penalised (elbo only)."""
+    """Nats of KL divergence per latent dimension that are not penalised (elbo only)."""
     kl_warmup_steps: int = 0
     """Steps over which the weight of the KL divergence rises from zero to beta."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, latents and losses stay float32."""
+    """Dtype of the network's computation; parameters, latents and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -146,8 +146,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
 
 
 def noise_functions(vae: Vae) -> dict[str, Any]:
-    """What an energy on top of this VAE needs (`jgen.models.energy.vaebm`); {} of a Bernoulli decoder, which has no
-    pixels between the levels."""
+    """The functions that an energy on top of this VAE needs (`jgen.models.energy.vaebm`); {} for a Bernoulli decoder,
+    which has no continuous pixels."""
     if vae.config.decoder == "bernoulli":
         return {}
     return {"draw_noise": partial(draw_noise, vae), "pixels_of_noise": partial(pixels_of_noise, vae)}
@@ -162,13 +162,13 @@ def draw_noise(vae: Vae, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 def pixels_of_noise(
     vae: Vae, params: Roles, ctx: Context, eps_z: jax.Array, eps_x: jax.Array, cond: Cond
 ) -> tuple[jax.Array, jax.Array]:
-    """The pixels that noise of `draw_noise` makes, before they are rounded, and their means, float (B, H, W, C)."""
+    """The unrounded pixels for noise from `draw_noise`, and their means, float (B, H, W, C)."""
     distribution = pixels(vae, params, eps_z, cond.get("label"))
     return distribution.at_noise(eps_x), distribution.mean
 
 
 def make_networks(config: Config, data: DataSpec) -> tuple[Encoder, Decoder]:
-    """The encoder, and the decoder, whose last channels are a log scale where that is learned."""
+    """The encoder, and the decoder, whose last channels are the log scale if it is learned."""
     kind = "none" if config.decoder == "bernoulli" else config.scale
     sizes: dict[str, Any] = {"network": config.network, "widths": config.widths, "blocks": config.blocks}
     sizes |= {"hidden": config.hidden, "num_classes": data.num_classes, "dtype": jnp.dtype(config.dtype)}
@@ -220,15 +220,15 @@ def decoded_log_prob(
 
 
 def draw_eps(vae: Vae, keys: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Noise (K, B, latent); sample k of an image has a key folded from the image's key and `numbers[k]`, int32 (K,)."""
+    """Noise (K, B, latent); sample k of an image uses the image's key folded with `numbers[k]`, int32 (K,)."""
     return jax.vmap(lambda k: rng.normal(rng.fold_in(keys, k), (vae.config.latent,)))(numbers)
 
 
 def bound_terms(
     vae: Vae, params: Roles, keys: jax.Array, q: tuple[jax.Array, jax.Array], x: jax.Array, cond: Cond, num: int
 ) -> dict[str, jax.Array]:
-    """The terms of both bounds from `num` latents an image, drawn from `q`, the `posterior`: log_p_x and log_ratio
-    (K, B), kl (B, latent)."""
+    """The terms of both bounds from `num` latents per image, drawn from `q`, the `posterior`: log_p_x and log_ratio (K,
+    B), kl (B, latent)."""
     mu, logvar = q
     eps = draw_eps(vae, keys, jnp.arange(num))
     log_p_x, log_ratio = decoded_log_prob(vae, params, mu, logvar, eps, x, cond)
@@ -308,7 +308,7 @@ def inpaint(
     cond: Cond,
     **options: Any,
 ) -> jax.Array:
-    """By the conditional distribution of the model: `jgen.samplers.gibbs`."""
+    """By the model's conditional distribution: see `jgen.samplers.gibbs`."""
     known, label = mask[..., None], cond.get("label")
     key_start, key_steps = rng.split(keys, 2)
 

@@ -1,7 +1,7 @@
 """Very deep VAE (Child 2021, arXiv 2011.10650).
 
     model      p(x, z) = p(z_1) prod_l p(z_l | z_<l) p(x | z),  Gaussian layers, from coarse maps to fine ones    (1)
-    encoder    q(z | x) = prod_l q(z_l | z_<l, x), which reads the model's own path from the top, and bottom-up features
+    encoder    q(z | x) = prod_l q(z_l | z_<l, x), which reads the model's top-down path and bottom-up features
     ELBO       log p(x) >= E_q[log p(x | z) - sum_l KL(q(z_l | z_<l, x) || p(z_l | z_<l))], each KL in closed form (2)
     IWAE       log p(x) >= E log (1/K) sum_k p(x | z_k) p(z_k) / q(z_k | x)             Burda et al. 2016         (3)
     loss       - ELBO / (H W C), without warm-up or free bits
@@ -12,14 +12,15 @@ discretised logistics at every pixel (`jgen.prob.logistic_mixture`), or Bernoull
 stabilised by skipping steps whose gradient is exceptionally large (`train.optimiser.skip_norm`).
 
 Latents: `encode` gives a tuple of arrays (B, h, w, latent) from the top down, each the mean of q given the means above.
-`decode` takes the first layers of such a tuple, one or more, and draws the others from the prior at the temperature of
-`sampling`; it returns means of p(x | z).
+`decode` takes one or more of the first layers of such a tuple, and draws the others from the prior at the temperature
+of `sampling`; it returns means of p(x | z).
 
 Glossary: x image; z_l latents of layer l, z_<l those above; mu, sigma of a layer's prior or posterior; eps standard
 normal.
 
-Differs from the paper: no learned gain and bias before the last layer, which is linear; GELU by its tanh approximation;
-a class is an option, a learned vector at the top of the top-down path; odd sizes are pooled by other factors than 2.
+Differs from the paper: there is no learned gain and bias before the last layer, which is linear; GELU by its tanh
+approximation; class conditioning, by a learned vector at the top of the top-down path, is an option; odd sizes are
+pooled by factors other than 2.
 
 Measured: bound 1.901 bits/dim on the 8x8 digits in 17 levels (K = 1, given the class), Fréchet distance 25.7
 (FD-digits), a classifier assigns 98.7 % of samples to the class that they were conditioned on; 2,000 steps of
@@ -68,8 +69,8 @@ class Config:
     """Height of the maps and number of residual blocks at each resolution of the encoder, from the images' height down;
     the last block of a resolution is followed by pooling."""
     decoder_blocks: Blocks = ((1, 1), (4, 3), (8, 6), (16, 11), (32, 22))
-    """The same of the decoder, up to the images' height, of heights that the encoder has. Each block is a stochastic
-    layer."""
+    """The same for the decoder, from its coarsest height up to the images'; the encoder must have these heights. Each
+    block is a stochastic layer."""
     width: int = 384
     """Channels of both paths."""
     bottleneck: float = 0.25
@@ -77,15 +78,15 @@ class Config:
     latent: int = 16
     """Channels of z in each layer."""
     bias_height: int = 64
-    """Maps up to this height have a learned bias at every position; 0: none has."""
+    """Maps up to this height have a learned bias at every position; 0: none."""
     decoder: Literal["logistic_mixture", "bernoulli"] = "logistic_mixture"
     """Distribution of a pixel: a mixture of discretised logistics, or Bernoulli (2 levels only)."""
     mixtures: int = 10
     """Logistics in the distribution of a pixel (logistic_mixture only)."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, latents and losses stay float32."""
+    """Dtype of the network's computation; parameters, latents and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -165,12 +166,12 @@ def init(vae: VdVae, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Role
     x = to_float(batch["image"][:1], vae.data.image.levels)
     features, encoder = vae.encoder.init_with_output(key_e, x)
     decoder = vae.decoder.init(key_d, 1, features, label, posterior_mean)
-    # One role, so that clip_norm and skip_norm are of the gradient of all parameters, as in the paper.
+    # One role, so that clip_norm and skip_norm use the gradient of all parameters, as in the paper.
     return {"vae": {"encoder": encoder["params"], "decoder": decoder["params"]}}, {}
 
 
 def posterior_mean(layer: int, prior: Gaussian, posterior: Gaussian | None) -> jax.Array:
-    """The latents in the middle of q."""
+    """The means of q as latents."""
     assert posterior is not None
     return posterior.mean
 

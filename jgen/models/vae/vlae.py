@@ -16,22 +16,22 @@ structure; with one that covers the whole image, z would be unused. Equivalently
 q(z|x) is a prior N(0, I) on eps with an inverse autoregressive flow as posterior, q(eps|x) = q(z|x) |det d z / d eps|;
 the bound is the same for every draw (section 3.2).
 
-Latents: `encode` gives eps = f^-1(mu), float32 (B, latent), of which the prior is N(0, I). Decoding is stochastic:
-`decode`, and hence reconstruction and interpolation, samples from p(x|z) at `pixel_temperature`; a different key gives
-different details.
+Latents: `encode` gives eps = f^-1(mu), float32 (B, latent), whose prior is N(0, I). Decoding is stochastic: `decode`,
+and hence reconstruction and interpolation, samples from p(x|z) at `pixel_temperature`; a different key gives different
+details.
 
-Glossary: x image; z latent, eps the noise that the prior makes it of; mu, logvar of the encoder; f the flow
-(`jgen.nn.autoregressive_flow`); window see `jgen.nn.local_pixelcnn`.
+Glossary: x image; z latent, eps the noise that the prior maps to z; mu, logvar of the encoder; f the flow
+(`jgen.nn.autoregressive_flow`); for the window see `jgen.nn.local_pixelcnn`.
 
 Differs from the paper: z is a vector on every data set; the decoder reads its window by one convolution, where the
-paper stacks small ones; a class, where there is one, is given to encoder, prior and decoder; pixels with more than two
+paper stacks small ones; a class, if there is one, is given to encoder, prior and decoder; pixels with more than two
 levels use a softmax; free bits apply to each image's single draw, not to the batch mean, so that the loss is a mean
 over examples.
 
 Measured: bound 1.726 bits/dim on the 8x8 digits in 17 levels (K = 1, given the class), a classifier assigns 98.1 % of
 samples to the class they were conditioned on, FD 22.7 (22.6 for training images), 1,500 steps of
 `python train.py configs/vae/vlae.py:digits`. A smaller window leaves more to z: with `--model.window 1` the KL
-divergence of validation images is 5.0 nats in place of 3.0, the bound 1.753 bits/dim, FD 25.1.
+divergence of validation images is 5.0 nats instead of 3.0, the bound 1.753 bits/dim, FD 25.1.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Config:
     latent: int = 32
     """Dimensions of z."""
     context: int = 32
-    """Decoder features of z per pixel; the PixelCNN reads them together with its window."""
+    """Features per pixel that the decoder computes from z; the PixelCNN reads them together with its window."""
     window: int = 2
     """Receptive field: `window` rows above, `window` columns on each side, and `window` pixels to the left."""
     pixel_features: int = 64
@@ -110,20 +110,20 @@ class Config:
     pixel_blocks: int = 3
     """Residual blocks of 1x1 convolutions after the window convolution."""
     dropout: float = 0.0
-    """Dropout rate of the decoder features and in the `pixel_blocks`."""
+    """Dropout rate on the decoder features and in the `pixel_blocks`."""
     flow_layers: int = 2
     """Autoregressive layers of the prior; 0: a standard normal."""
     flow_units: int = 16
-    """Units for every dimension in each hidden layer of the prior's networks."""
+    """Units per dimension in each hidden layer of the prior's networks."""
     flow_depth: int = 2
     """Hidden layers in each of the prior's networks."""
     free_bits: float = 0.0
     """Nats of an image's KL divergence that are not penalised. The paper's 0.01 nats per data dimension correspond to
     0.01 H W C."""
     class_conditional: bool = False
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of encoder's and decoder's arithmetic; parameters, latents, prior and losses stay float32."""
+    """Dtype of the encoder's and decoder's computation; parameters, latents, prior and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
     scoring: Scoring = field(default_factory=Scoring)
 

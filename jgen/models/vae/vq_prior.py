@@ -7,7 +7,7 @@
 
 Glossary: x an image; k its codes, k_<i those above and to the left; h the class as a one-hot vector.
 
-A sample is what the autoencoder decodes from sampled codes, without pixel noise, so there is no `log_prob` of images;
+A sample is decoded by the autoencoder from sampled codes, without pixel noise, so there is no `log_prob` of images;
 `validate` scores the codes. Differs from the paper: the codes enter the network as learned vectors, not as numbers.
 
 Measured: a classifier assigns 94.4 % of samples to the class that they were conditioned on, on MNIST, 6,000 steps of
@@ -57,7 +57,7 @@ class Sampling:
     """Options of sampling."""
 
     temperature: float = 1.0
-    """The logits of the codes are divided by it: below 1 favours the likelier codes; above 0."""
+    """Divisor of the codes' logits, above 0; below 1 favours likelier codes."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Config:
     dropout: float = 0.0
     """Dropout rate in the gated layers."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, logits and losses stay float32."""
+    """Dtype of the network's computation; parameters, logits and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -99,7 +99,7 @@ class Prior(NamedTuple):
 
 
 def make(config: Config, data: DataSpec, *, autoencoder: GenerativeModel) -> GenerativeModel:
-    """A distribution over images, as a distribution over the codes of a frozen autoencoder.
+    """A distribution over images, given by a distribution over the codes of a frozen autoencoder.
 
     Args:
       autoencoder: any model that has one grid of `codes`, with its `encode` and `decode`.

@@ -1,7 +1,7 @@
 """Vector-quantised variational autoencoder (van den Oord, Vinyals & Kavukcuoglu 2017, arXiv 1711.00937).
 
     quantise      k = argmin_j || z_e(x) - e_j ||^2,  z_q = e_k                                 (equations 1, 2)
-    straight through  the decoder reads z_e + sg(z_q - z_e): its gradient reaches z_e as if z_q were z_e
+    straight through  the decoder reads z_e + sg(z_q - z_e): its gradient is passed to z_e as if z_q were z_e
     loss          mean (x_hat - x)^2 + commitment mean (z_e - sg(z_q))^2                        (equation 3)
     codebook      moving averages of the vectors assigned to each code, dead codes revived        (`jgen.prob.codebook`)
 
@@ -13,8 +13,9 @@ Glossary: z_e encoder's vectors; z_q their codes' vectors; sg stop-gradient.
 
 Differs from the paper: the codebook starts at encoded vectors; dead codes are revived; the residual blocks use SiLU;
 halving and doubling go through channels (`jgen.nn.autoencoder`); the errors are not divided by the data's variance, as
-the authors' code does, so that on images in [-1, 1] commitment weighs about four times as much; images are encoded by
-averaged weights, whereas the codebook follows the trained ones: with a decaying learning rate the two converge.
+the authors' code does, so that on images in [-1, 1] the commitment loss weighs about four times as much; images are
+encoded by averaged weights, whereas the codebook follows the trained ones: with a decaying learning rate the two
+converge.
 
 Measured: on MNIST's test images perplexity 76.4 of 128 codes, all of them used, and mean squared error 0.0020 of images
 in [0, 1]; 15,000 steps of `python train.py configs/vae/vq_vae.py:mnist`.
@@ -44,7 +45,7 @@ class Sampling:
     """Options of sampling."""
 
     codes: Literal["used", "uniform"] = "used"
-    """Distribution of each code, drawn independently: its frequency in training, or uniform."""
+    """Distribution of the independently drawn codes: their frequencies in training, or uniform."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Config:
     decay: float = 0.99
     """Decay g of the codebook's averages in each step."""
     revival: float = 0.1
-    """Codes used less often than this fraction of 1 / num_codes are moved to an encoded vector; 0: never."""
+    """Codes used less often than revival / num_codes are moved to an encoded vector; 0: never."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, codebook and losses stay float32."""
+    """Dtype of the network's computation; parameters, codebook and losses stay float32."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -109,7 +110,7 @@ class VqVae(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VQ-VAE over images of the shape and the number of levels of `data`.
+    """A VQ-VAE for the image shape and levels of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.

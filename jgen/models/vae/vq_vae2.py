@@ -2,11 +2,11 @@
 
     bottom        h = E_bottom(x), an image's features at the resolution of the bottom codes
     top           z_t = E_top(h),  e_t = quantise(z_t), at a coarser resolution            (algorithm 1)
-    bottom codes  z_b = A(h, D_top(e_t)),  e_b = quantise(z_b), so that they add to what the top codes say
+    bottom codes  z_b = A(h, D_top(e_t)),  e_b = quantise(z_b), so that they add to the information in the top codes
     decoder       x_hat = D(e_t, e_b), with e_t brought to the bottom's resolution
     loss          mean (x_hat - x)^2 + commitment [mean (z_t - sg(e_t))^2 + mean (z_b - sg(e_b))^2]       (equation 2)
-    gradient      straight through, of each level: to z_t come the decoder's gradient and D_top's
-    codebooks     one a level, moving averages of the vectors assigned to each code      (`jgen.prob.codebook`)
+    gradient      straight through at each level: z_t receives the gradients of the decoder and of D_top
+    codebooks     one per level, moving averages of the vectors assigned to each code      (`jgen.prob.codebook`)
 
 `encode` gives the codes (top, bottom), each int32 (B, h, w, 1); `decode` the images of such a pair. It has no
 distribution over codes and draws no images: `jgen.models.vae.vq_vae2_top` is the prior of its top codes, and
@@ -62,13 +62,13 @@ class Config:
     decay: float = 0.99
     """Decay of the codebooks' averages in each step."""
     revival: float = 0.1
-    """Codes used less often than this fraction of 1 / num_codes are moved to an encoded vector; 0: never."""
+    """Codes used less often than revival / num_codes are moved to an encoded vector; 0: never."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the network's arithmetic; parameters, codebooks and losses stay float32."""
+    """Dtype of the network's computation; parameters, codebooks and losses stay float32."""
 
 
 class Encoder(nn.Module):
-    """The encoders of both levels, and what brings decoded top codes to the bottom's features."""
+    """The encoders of both levels, and the combination of decoded top codes with the bottom's features."""
 
     config: Config
 
@@ -76,13 +76,13 @@ class Encoder(nn.Module):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         self.layers = ConvEncoder(c.widths, c.blocks, dtype)
         self.top_layers = ConvEncoder(c.top_widths, c.blocks, dtype)
-        self.top_out = nn.Dense(c.code_dim, dtype=jnp.float32)  # which of two codes is nearer may hang on a rounding
+        self.top_out = nn.Dense(c.code_dim, dtype=jnp.float32)  # which of two codes is nearer may depend on rounding
         self.top_in = nn.Dense(c.top_widths[-1], dtype=dtype)
         self.top_decoder = ConvDecoder(c.top_widths, c.blocks, c.widths[-1], dtype)
         self.bottom_out = nn.Dense(c.code_dim, dtype=jnp.float32)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both levels' vectors without quantisation: all parameters are in it."""
+        """Both levels' vectors without quantisation; initialises all parameters."""
         h, z_t = self.top(x)
         return z_t, self.bottom(h, z_t)
 
@@ -125,14 +125,14 @@ class VqVae2(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """One array a level."""
+    """One array per level."""
 
     top: jax.Array
     bottom: jax.Array
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VQ-VAE-2 over images of the shape and the number of levels of `data`.
+    """A VQ-VAE-2 for the image shape and levels of `data`.
 
     Raises:
       UserError: sizes that the network cannot be built with, or options out of their range.
@@ -197,7 +197,7 @@ def loss(vq: VqVae2, params: Roles, ctx: Context, keys: jax.Array, batch: Batch)
 
 
 class Encoded(NamedTuple):
-    """Of each level: the codes, int32 (B, h, w), their vectors, and the encoder's vectors before quantisation."""
+    """For each level: the codes, int32 (B, h, w), their vectors, and the encoder's vectors before quantisation."""
 
     codes: Vectors
     quantised: Vectors

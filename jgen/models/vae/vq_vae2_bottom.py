@@ -9,12 +9,12 @@
 
 Glossary: x an image; t, b its top and bottom codes, b_<i those above and to the left; h the class as a one-hot vector.
 
-A sample is what the autoencoder decodes from sampled codes, without pixel noise, so there is no `log_prob` of images;
-`validate` scores the bottom codes given the images' own top codes. The autoencoder is the top prior's own, so that the
-two levels cannot be of different ones.
+A sample is decoded by the autoencoder from sampled codes, without pixel noise, so there is no `log_prob` of images;
+`validate` scores the bottom codes given the images' own top codes. The autoencoder is that of the top prior, so both
+levels always have the same one.
 
-Differs from the paper: the top codes' features enter every gated layer, by 1 x 1 convolutions of its own; the learning
-rate decays; no classifier rejects samples (section 3.3).
+Differs from the paper: the top codes' features enter every gated layer, through its own 1 x 1 convolutions; the
+learning rate decays; no classifier rejects samples (section 3.3).
 
 Measured: a classifier assigns 80.3 % of samples to the class that they were conditioned on, FD 38.5, on the digits, at
 temperatures of 0.8 and 0.7 of the top and the bottom codes, 1,200 steps of
@@ -67,9 +67,9 @@ class Sampling:
     """Options of sampling."""
 
     temperature_top: float = 1.0
-    """The logits of the top codes are divided by it: below 1 favours the likelier codes; above 0."""
+    """Divisor of the top codes' logits, above 0; below 1 favours likelier codes."""
     temperature_bottom: float = 1.0
-    """The same of the bottom codes."""
+    """Divisor of the bottom codes' logits, above 0; below 1 favours likelier codes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Config:
     conditioning_blocks: int = 4
     """Residual blocks of the stack that reads the top codes."""
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -99,12 +99,12 @@ class Prior(NamedTuple):
 
 
 def make(config: Config, data: DataSpec, *, top: GenerativeModel) -> GenerativeModel:
-    """A distribution over images, as one over the bottom codes of an autoencoder given its top codes.
+    """A distribution over images, given by one over the bottom codes of an autoencoder given its top codes.
 
     Args:
       top: the prior of the top codes, a `vq_vae2_top`: its `sample_codes`, and its autoencoder's `encode`, `decode`.
     Raises:
-      UserError: another model in its place, sizes that the networks cannot be built with, options out of range.
+      UserError: `top` is another kind of model, sizes that the networks cannot be built with, options out of range.
     """
     check_config(config, data, top)
     bottom, c = top.codes[1], config.network
@@ -173,7 +173,8 @@ def sample(prior: Prior, params: Roles, ctx: Context, keys: jax.Array, cond: Con
 
 
 def doublings_between(top: ImageSpec, bottom: ImageSpec) -> int:
-    """How often the top's height and width are doubled to the bottom's. Raises `UserError` where they are not so."""
+    """Number of doublings from the top's height and width to the bottom's. Raises `UserError` if there is no such
+    number."""
     n = (bottom.height // top.height).bit_length() - 1
     fits = (top.height << n, top.width << n) == (bottom.height, bottom.width) if n >= 0 else False
     sizes = f"{top.height}x{top.width} top and {bottom.height}x{bottom.width} bottom codes"

@@ -4,16 +4,15 @@
     prior        p(t | h) = prod_i p(t_i | t_<i, h), a Gated PixelCNN with causal attention  (`jgen.nn.code_pixelcnn`)
     loss         - log p(t | h), a mean over images and codes
 
-Top codes alone are no image, so that there is no `sample`: `functions["sample_codes"](params, ctx, keys, cond,
+Top codes alone do not make an image, so there is no `sample`: `functions["sample_codes"](params, ctx, keys, cond,
 temperature)` draws top codes, int32 (B, h, w, 1), for the prior of the bottom codes, which depends on this run
 (`jgen.models.vae.vq_vae2_bottom`). `encode` and `decode` are the autoencoder's; `validate` scores the top codes, in
 nats.
 
 Glossary: x an image; t, b its top and bottom codes, t_<i those above and to the left; h the class as a one-hot vector.
 
-Differs from the paper: attention comes after gated layers, which are residual only in the horizontal stack, and no
-feature is passed through a gate after it; learned vectors of the positions are added where attention reads; the
-learning rate decays.
+Differs from the paper: attention follows gated layers, which are residual only in the horizontal stack, and is not
+followed by a gate; learned position embeddings are added to the input of attention; the learning rate decays.
 
 Measured: 6.53 nats of the 4 top codes of the digits' validation images, of 11.09 for uniform codes, 800 steps of
 `python train.py configs/vae/vq_vae2_top.py:digits`.
@@ -65,7 +64,7 @@ class Config:
 
     network: code_pixelcnn.Config = field(default_factory=code_pixelcnn.Config)
     class_conditional: bool = True
-    """Condition on the label."""
+    """Condition on the class label."""
 
 
 class Prior(NamedTuple):

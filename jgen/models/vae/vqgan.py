@@ -6,14 +6,14 @@
     codebook  moving averages of the vectors assigned to each code (jgen/prob/codebook.py)
 
 `encode` gives the codes, int32 (B, h, w, 1), `decode` the images of codes. A prior over them is a second run: a Gated
-PixelCNN (jgen/models/vae/vq_prior.py) with this one as its autoencoder. It also lends its latents z_e, whose diffusion
-(jgen/models/diffusion/latent.py) is decoded through the nearest codes, as LDM-VQ does.
+PixelCNN (jgen/models/vae/vq_prior.py) with this one as its autoencoder. It also provides its latents z_e; samples of a
+diffusion over them (jgen/models/diffusion/latent.py) are decoded through the nearest codes, as in LDM-VQ.
 
-Glossary: x image in [-1, 1]; z_e encoder's vectors; z_q their codes' vectors; sg stop-gradient; d how far apart images
-look (jgen/nn/perceptual.py), p its weight.
+Glossary: x image in [-1, 1]; z_e encoder's vectors; z_q their codes' vectors; sg stop-gradient; d a perceptual distance
+(jgen/nn/perceptual.py), p its weight.
 
-Differs from the paper: the codebook follows moving averages and dead codes are revived; d is no LPIPS; D has group
-normalisation; w is that of the step before; the prior is convolutional.
+Differs from the paper: the codebook follows moving averages and dead codes are revived; d is not LPIPS; D has group
+normalisation; w is computed from the previous step's gradients; the prior is convolutional.
 
 Measured: perplexity 60.6 of 64 codes on the 8x8 digits, and PSNR 23.88 dB of their reconstructions from 4x4 codes;
 1,500 steps of `python train.py configs/vae/vqgan.py:digits`. The discriminator tells real patches from reconstructed
@@ -39,7 +39,7 @@ from jgen.prob.codebook import centres, check_codebook, nearest, quantise, start
 from jgen.prob.likelihoods import mean_image
 from jgen.prob.pixels import to_float, to_uint8
 
-PART = 8  # images that are encoded at a time before the first step
+PART = 8  # images encoded at a time before the first step
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Config:
     decay: float = 0.99
     """Decay g of the codebook's averages in each step."""
     revival: float = 0.1
-    """Codes used less often than this fraction of 1 / num_codes are moved to an encoded vector; 0: never."""
+    """Codes used less often than revival / num_codes are moved to an encoded vector; 0: never."""
     perceptual_weight: float = 0.0
-    """Weight of the distance in the features of EfficientNet-Lite0; above 0 it needs its package."""
+    """Weight of the perceptual distance in EfficientNet-Lite0 features; above 0, its package must be installed."""
     adversary: adversaries.Config = adversaries.Config(weight=0.8)
 
 
@@ -75,7 +75,7 @@ class Vqgan(NamedTuple):
 
 
 def make(config: Config, data: DataSpec) -> GenerativeModel:
-    """A VQGAN over images of the shape and the number of levels of `data`.
+    """A VQGAN for the image shape and levels of `data`.
 
     Raises:
       UserError: sizes that the networks cannot be built with, or options out of their range.
@@ -113,7 +113,7 @@ def init(vq: Vqgan, key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles
     roles["decoder"] = vq.decoder.init(key_d, jnp.zeros((1, *vq.grid, vq.config.network.latent_channels)))["params"]
     if vq.adversary.exists:
         roles["disc"] = vq.adversary.network.init(key_disc, x[:1])["params"]
-    z_e = in_parts(partial(encoded, vq, roles), x, PART)  # the batch may be that of many devices
+    z_e = in_parts(partial(encoded, vq, roles), x, PART)  # the batch may be spread over many devices
     extra = {"codebook": start_at_vectors(key_book, z_e, vq.config.num_codes)}
     if vq.adversary.exists:
         extra["adversary"] = adversaries.start_gradients(roles["decoder"])

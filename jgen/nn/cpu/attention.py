@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30  # in place of a logit: finite, so that gradients of masked keys are zero and not NaN
-CHUNK = 1 << 19  # attention weights that are computed at a time: 2 MiB, what a core's cache holds
+MASKED = -1e30  # instead of a logit: finite, so that gradients of masked keys are zero and not NaN
+CHUNK = 1 << 19  # attention weights computed at a time: 2 MiB, which fits in a core's cache
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -65,7 +65,7 @@ def _backward_chunk(chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array,
     delta = jnp.sum(g * out, axis=-1)
     weights = jnp.exp(jnp.einsum("nqd,nkd->nqk", q, k) - logsumexp[:, :, None])
     d_logits = weights * (jnp.einsum("nqd,nkd->nqk", g, v) - delta[:, :, None])
-    # The same once more transposed: cheaper than transposing, as the products are narrow.
+    # Recomputed in transposed form: cheaper than transposing, as the products are narrow.
     weights_t = jnp.exp(jnp.einsum("nkd,nqd->nkq", k, q) - logsumexp[:, None, :])
     d_logits_t = weights_t * (jnp.einsum("nkd,nqd->nkq", v, g) - delta[:, None, :])
     dq = jnp.einsum("nqk,nkd->nqd", d_logits, k)

@@ -1,6 +1,6 @@
 """Group normalisation as one multiply-add per element, with its gradient in closed form.
 
-Autodiff of the statistics reads the activations more often than it needs to.
+Automatic differentiation of the statistics would read the activations more often than necessary.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ conv.defvjp(_forward, _backward)
 
 
 def _patch_side(channels: int, features: int) -> str:
-    """The side whose patches are worth making: "input", "output" or "none"."""
+    """The side for which products with patches are faster: "input", "output" or "none"."""
     if CHANNEL_RATIO * channels <= features:
         return "input"
     return "output" if CHANNEL_RATIO * features <= channels else "none"

@@ -9,10 +9,10 @@ instead of twelve, F(4, 3), with transformed inputs D, filters G and outputs:
          (g0 + 2 g1 + 4 g2) / 24,  (g0 - 2 g1 + 4 g2) / 24,  g2)
     m = D G,  y = (m0 + m1 + m2 + m3 + m4,  m1 - m2 + 2 (m3 - m4),  m1 + m2 + 4 (m3 + m4),  m1 - m2 + 8 (m3 - m4) + m5)
 
-Along the rows the filter stays as it is, so that six 1x3 convolutions over a quarter of the height take the place of
-one of 3x3. XLA's convolutions reach the speed of matrix products on CPU, so fewer products are what is left to gain:
-the forward pass is 1.2 to 1.5 times as fast, with an error of 1e-5 of the outputs' standard deviation. Transforming
-both axes would need still fewer products, but four times as many kernels to compile, and more data to move.
+Along the rows the filter is unchanged, so that six 1x3 convolutions over a quarter of the height replace one of 3x3.
+XLA's convolutions are as fast as matrix products on CPU, so the only possible gain is fewer products: the forward pass
+is 1.2 to 1.5 times as fast, with an error of 1e-5 of the outputs' standard deviation. Transforming both axes would need
+still fewer products, but four times as many kernels to compile, and more data to move.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 
 MIN_CHANNELS = 32  # with fewer input or output channels, moving the data costs more than the products saved
 MIN_FEATURES_WEIGHT_GRADIENT = 64  # the same for the weight gradient, in output channels
-MIN_PIXELS = 256  # height x width below which the gain is not worth compiling the kernels
+MIN_PIXELS = 256  # height x width below which the gain does not justify compiling the kernels
 _FILTER_TRANSFORM = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
 _NHWC = ("NHWC", "HWIO", "NHWC")
 Residuals = tuple[jax.Array, jax.Array]
 
 
 def is_faster(x: jax.Array, features: int) -> bool:
-    """Whether `conv` serves x (B, H, W, C) and `features` output channels, and is faster than XLA's convolution."""
+    """Whether `conv` supports x (B, H, W, C) and `features` output channels, and is faster than XLA's convolution."""
     _, height, width, channels = x.shape
     suits = height % 4 == 0 and height * width >= MIN_PIXELS and min(channels, features) >= MIN_CHANNELS
     return suits and x.dtype == jnp.float32

@@ -6,8 +6,8 @@ an axis, two neighbouring outputs of a filter (g0, g1) over (d0, d1, d2) need th
     m0 = (d0 - d1) g0,  m1 = d1 (g0 + g1),  m2 = (d2 - d1) g1;      y0 = d0 g0 + d1 g1 = m0 + m1,  y1 = m1 + m2
 
 Over both axes it takes nine instead of sixteen, each a matrix product over channels for all tiles of 2x2 outputs. The
-factors are 1 and -1, so float32 loses next to nothing; bfloat16 is left to XLA. XLA's own convolutions reach the speed
-of matrix products on CPU: fewer products are what is left to gain, and with many channels it is 1.1 to 1.6 times as
+factors are 1 and -1, so float32 loses almost no precision; bfloat16 is left to XLA. XLA's own convolutions are as fast
+as matrix products on CPU, so the only possible gain is fewer products: with many channels it is 1.1 to 1.6 times as
 fast.
 
 The functions compute the same as those of strided.py, for outputs of even height and width.
@@ -26,7 +26,7 @@ MIN_CHANNELS_WEIGHT_GRADIENT = 128  # the same for the weight gradient, in input
 
 
 def is_faster(dtype: DTypeLike, height: int, width: int, channels: int, features: int) -> bool:
-    """Whether this form serves outputs (B, height, width, features) of a kernel (4, 4, channels, features), and is
+    """Whether this form supports outputs (B, height, width, features) of a kernel (4, 4, channels, features), and is
     faster than XLA's convolution."""
     suits = height % 2 == width % 2 == 0 and dtype == jnp.float32
     return suits and min(channels, features) >= MIN_CHANNELS
