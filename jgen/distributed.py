@@ -107,8 +107,8 @@ def expected_platform() -> str:
 
 
 def exchange_platforms(platform: str, timeout: int) -> dict[str, str]:
-    """{host and process: platform} of all joined processes. All must call it, before JAX starts its devices: otherwise a
-    process with a GPU would wait for minutes for the GPUs of a process without any."""
+    """{host and process: platform} of all joined processes. All must call it, before JAX starts its devices: otherwise
+    a process with a GPU would wait for minutes for the GPUs of a process without any."""
     from orbax.checkpoint import multihost
 
     client, folder = multihost.get_jax_distributed_client(), "jgen_platforms"
