@@ -35,8 +35,8 @@ def write_samples(
     frozen: Mapping[str, str],
     make_edit: Callable[[Generator], tuple[Any, dict[str, Any]]],
 ) -> None:
-    """Draws images of a run, enlarged by `arguments.cascade`, and writes them to `arguments.out`; an interrupted call is
-    resumed.
+    """Draws images of a run, enlarged by `arguments.cascade`, and writes them to `arguments.out`; an interrupted call
+    is resumed.
 
     Args:
       given: conditions by field; sampling: options of the model's sampler.

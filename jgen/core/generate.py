@@ -393,7 +393,7 @@ def check_latents(model: GenerativeModel, latents: Any) -> Any:
     sizes = {len(array) if array.ndim else 0 for array in arrays}
     shapes = ", ".join(str(array.shape) for array in arrays) or "no shape"
     require(len(sizes) == 1 and sizes != {0}, f"latents have {shapes}: they must be arrays (n, ...), n above zero")
-    numbers = all(jax.numpy.issubdtype(array.dtype, np.number) for array in arrays)  # only JAX knows bfloat16 as a number
+    numbers = all(jax.numpy.issubdtype(array.dtype, np.number) for array in arrays)  # NumPy does not know bfloat16
     require(numbers, f"latents are {', '.join(str(array.dtype) for array in arrays)}: they must be numbers")
     for codes, spec in zip(arrays, model.codes):
         top = spec.levels - 1
