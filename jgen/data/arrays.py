@@ -30,13 +30,13 @@ OF_IMAGES = ("images", "arr_0")  # names of the images in a file
 
 
 class Arrays(NamedTuple):
-    """Images and what stands beside them.
+    """Images and their further fields.
 
     shape:  (n, H, W, C).
-    images: gives uint8 (n, H, W, C), 0 .. levels - 1; of a file, which is read when they are first asked for.
+    images: returns uint8 (n, H, W, C), 0 .. levels - 1; a file is read at the first call.
     fields: {name: (n, ...)}.
-    levels: values that a pixel takes.
-    files: changes when the files do; content: a hash of their content, wherever they are.
+    levels: the number of values that a pixel takes.
+    files: changes when the files do; content: a hash of their content, independent of their location.
     where:  for messages, such as "images of x.npz".
     """
 
