@@ -11,7 +11,7 @@ import numpy as np
 from jgen.core.progress import progress_bar
 
 PATIENCE = 2.0  # seconds after which progress is shown
-OF_A_CLASS = 10  # least samples per class to resample within classes: for n of them, the spread is too small by 1 / (2 n)
+OF_A_CLASS = 10  # least samples per class to resample within classes; for n of them the spread is 1 / (2 n) too small
 Z = statistics.NormalDist().inv_cdf(0.975)
 
 

@@ -1,4 +1,4 @@
-"""The published Inception-v3 network that defines the Frechet Inception distance (Szegedy et al. 2015, arXiv 1512.00567).
+"""The published Inception-v3 that defines the Frechet Inception distance (Szegedy et al. 2015, arXiv 1512.00567).
 
 It is the network of December 2015 that Heusel et al. 2017 (arXiv 1706.08500) used, with 1,008 outputs. It differs from
 the usual one: average pooling does not count the padding, the last block uses max pooling, and the epsilon of batch
