@@ -17,8 +17,8 @@ class Layer(NamedTuple):
     path:  its path in jgen's parameters, such as "down0_block1/conv1".
     names: its name in diffusers; three if jgen has queries, keys and values in one layer.
     kind:  how its arrays differ in diffusers. "pointwise": a linear layer that is a 1x1 convolution there;
-           "cosines_first": a linear layer on an embedding whose cosines come before its sines there; "patches": a linear
-           layer on patches, which is a convolution there.
+           "cosines_first": a linear layer on an embedding whose cosines come before its sines there; "patches": a
+           linear layer on patches, which is a convolution there.
     patch: height and width of a patch.
     """
 

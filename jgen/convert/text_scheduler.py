@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {  # of fields that all classes have
     "prediction_type": "epsilon",
     "steps_offset": 0,
 }
-ONLY: dict[str, Any] = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}  # the only supported values
+ONLY: dict[str, Any] = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}  # only these
 KARRAS = {"use_exponential_sigmas": False, "use_beta_sigmas": False, "use_lu_lambdas": False, "use_flow_sigmas": False}
 SIGMAS = {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero", **KARRAS}
 

@@ -67,7 +67,7 @@ def pipeline_of(run: str, config: stable_diffusion.Config) -> str:
 
 
 def others_of(name: str, config: stable_diffusion.Config) -> dict[str, Any]:
-    """The entries of model_index.json for parts that are not written."""
+    """The entries of model_index.json besides those of the written parts."""
     if PIPELINES[name].second:
         return {"force_zeros_for_empty_prompt": config.zeros_for_no_text}
     return {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
