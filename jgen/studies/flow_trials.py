@@ -227,7 +227,7 @@ def step_seconds(one: Trial) -> float:
 
 @cache
 def flops_of(one: Trial) -> float:
-    """Operations per example of the loss and its gradient; for Russian roulette, averaged over 4 draws of its length."""
+    """Operations per example of the loss and its gradient; for Russian roulette, the mean of 4 draws of its length."""
     from jgen.compare.flops import program_flops
     from jgen.compare.loops import has_while
     from jgen.core.backend import plain_forms

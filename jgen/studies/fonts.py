@@ -6,7 +6,7 @@ letters from the first one, the first five and all thirty style glyphs. The draw
     pixels     mean absolute difference of pixels, in units of their range
     SSIM       structural similarity (jgen/metrics/ssim.py): 1 for equal pictures
     letter     the fraction that a classifier of letters, trained on the training fonts, recognises as the right letter
-    font       the fraction that a classifier of the test fonts, trained on their true letters, assigns to the right font
+    font       the fraction that a classifier of the test fonts, trained on their true letters, assigns to their font
 
 The baselines are `nearest`, the letters of the training font that is nearest in pixels to the style glyphs, and `true`,
 the letters themselves. Writes to FOLDER: fonts.json, from which the same command resumes; fonts.png, the letters of

@@ -62,7 +62,7 @@ def command(args: list[str]) -> int:
     from jgen.studies import flow_trials, scores
 
     scores.score_all(record, settings_of(a), flow_trials.measure)
-    return reporting.report(figure, json.loads(record.read_text())["rows"], draw, table)  # including those of other data
+    return reporting.report(figure, json.loads(record.read_text())["rows"], draw, table)  # also of other data
 
 
 def settings_of(a: Arguments) -> list[Row]:
@@ -97,8 +97,8 @@ def budget_of(setting: Row) -> str:
 
 
 def excess(row: Row) -> np.ndarray:
-    """The KL divergence of the true density from a flow of points in nats, by seed. For a flow that is not a bijection
-    by construction, its density is first normalised by its integral."""
+    """KL(p, q) in nats between the true density p and a flow's density q of points, by seed. For a flow that is not a
+    bijection by construction, q is first normalised by its integral."""
     from jgen.prob.densities import entropy
     from jgen.studies.contenders import CONTENDERS
 
