@@ -220,7 +220,7 @@ def load(
 
 
 def chosen_step(path: Path, step: int | Literal["best"] | None, model: GenerativeModel) -> int:
-    """The step of the checkpoint to load. Raises `UserError` where there is none, or it is damaged."""
+    """The step of the checkpoint to load. Raises `UserError` if there is none, or it is damaged."""
     from jgen.train import checkpoints
 
     folder = path / "checkpoints"

@@ -78,8 +78,7 @@ class Generator:
         return f"<{self.model.name} of {shape}, {size:,} parameters, step {self.step}>"
 
     def conditions(self, n: int, start: int = 0, name: str = "sample", **given: Any) -> Cond:
-        """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; by default image i has class i
-        modulo the number of classes.
+        """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; default: the classes in turn.
 
         Args:
           name: the model's function that they are for.
@@ -107,8 +106,7 @@ class Generator:
         """`n` images, uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, start + i)`.
 
         Args:
-          batch_size: images at a time, which does not affect the images. Small networks are faster with larger batches,
-            such as 512.
+          batch_size: images at a time; it does not affect the images. Larger ones, such as 512, suit small networks.
           progress: wraps the iterator over batches, as tqdm does.
           named: conditions, such as label=7 (default: the classes in turn), and fields of `model.sampling`, such as
             steps or guidance_scale.
@@ -227,8 +225,7 @@ class Generator:
         the similarity of an image to prompts with each class's name; this is deterministic.
 
         Args:
-          classes, prompts: for CLIP, the names, and texts in which {} stands for a name; default: those of the run's
-            data.
+          classes, prompts: for CLIP, names, and texts in which {} stands for a name; default: those of the run's data.
           prior: probabilities of the classes; default: uniform.
           by: "log_prob" or "energy", if the model has both; default: `log_prob` if it has one.
           named: other conditions of the images, and fields of `model.scoring`.

@@ -185,7 +185,7 @@ class GenerativeModel(NamedTuple):
     """A model as a record of pure functions. `keys` is always one PRNG key per example, shape (B,).
 
     name:        the system's name, for messages.
-    data:        the images it is about and the fields beside them.
+    data:        the specification of the data: the images and the further fields.
     init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` that of a context.
     phases:      what one training step does, in order.
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
@@ -197,8 +197,8 @@ class GenerativeModel(NamedTuple):
                  the size; None: that of `data`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
-    evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
-                 None where network evaluations do not measure the cost of sampling, as in autoregressive models.
+    evaluations: (options) -> how often `sample` evaluates the network per image, 0 if that depends on the image; None
+                 if network evaluations do not measure the cost of sampling, as in autoregressive models.
     numbers:     {option of `sampling`: values that are compiled as constants}: the options that are passed as traced
                  scalars, so that all other values share one program ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
@@ -238,8 +238,8 @@ class GenerativeModel(NamedTuple):
     check_mask:  raises UserError for a mask (H, W) that `inpaint` does not support.
     prepare: (params, ctx, keys, cond) -> the roles of `extra` to sample with, computed once before sampling (standing
                  batch statistics).
-    check_training: (steps) -> None, raises UserError where `steps` are too few to finish the schedule by which networks
-                 grow. None where a run may be of any length.
+    check_training: (steps) -> None, raises UserError if `steps` are too few to complete the schedule by which networks
+                 grow. None if a run may have any length.
     functions:   {name: function}, what the model provides to models that depend on it, with the signatures
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;

@@ -65,7 +65,7 @@ def as_tuples(value: Any) -> Any:
 
 
 def replace_options(defaults: Any, options: dict[str, Any], who: str) -> Any:
-    """The dataclass `defaults` with some of its fields replaced; None stands for a function without options.
+    """The dataclass `defaults` with some of its fields replaced; None means that there are no options.
 
     Raises:
       UserError: a name that is not a field, or a value of a wrong type; `who` says whose options they are.

@@ -3,9 +3,9 @@
 texture:FILE     any picture file
 texture:NAME     brick, grass or gravel: grey pictures of 512x512 in scikit-image, all of them CC0 (public domain)
 
-The squares have sides of `size` pixels, or, with 0, of half the picture's shorter side, rounded down to a multiple of
-32 where that is possible; they are taken row by row from the top left corner, and what is left over at the right and at
-the bottom is not used. The last tenth, one at least, is the test split.
+The side of the squares is `size` pixels, or, if that is 0, half the picture's shorter side, rounded down to a multiple
+of 32 if possible. They are taken row by row from the top left corner; the rest at the right and at the bottom is not
+used. The last tenth of them, at least one, is the test split.
 """
 
 from __future__ import annotations

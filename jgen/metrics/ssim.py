@@ -3,9 +3,9 @@
     SSIM(x, y) = (2 mu_x mu_y + C1) (2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1) (sigma_x^2 + sigma_y^2 + C2))   (eq. 13)
     C1 = (0.01 L)^2,  C2 = (0.03 L)^2,  L the range of pixels
 
-Means, variances and the covariance are weighted by a circular Gaussian of 11x11 pixels, standard deviation 1.5 and sum
-1 (equations 14 to 16), at every position where it fits into the image. The similarity is the mean over these positions:
-1 for equal images, at least -1.
+Means, variances and the covariance are weighted by a circular Gaussian of 11x11 pixels with standard deviation 1.5 and
+sum 1 (equations 14 to 16), at every position where it fits into the image. The similarity is the mean over these
+positions: 1 for equal images, at least -1.
 """
 
 from __future__ import annotations
