@@ -42,9 +42,7 @@ def make(
 
 @parallel.together()
 def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **fields: Any) -> str:
-    """Trains an experiment in a run directory, resuming any earlier training there.
-
-    Returns "trained", or "finished" if the run was already complete.
+    """Trains an experiment, resuming what is in `workdir`; returns "trained", or "finished" if it already was.
 
     Args:
       images: your own images, uint8 (n, H, W, C), instead of the data set that `experiment.data` names.
