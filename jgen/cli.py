@@ -436,8 +436,8 @@ def runs_on_cpu() -> bool:
 def keep_memory() -> None:
     """Makes glibc keep freed memory, in huge pages, instead of returning a step's buffers and faulting them in again.
 
-    Saves a fifth of a U-Net's training step on CPU. Call it before threads start. Without glibc it
-    only turns off asynchronous dispatch.
+    Saves a fifth of a U-Net's training step on CPU. Call it before threads start. Without glibc it only turns off
+    asynchronous dispatch.
     """
     import ctypes
 

@@ -427,8 +427,8 @@ class Generator:
         """Draws uint8 images (n, H, W, C) that agree with given low-resolution, grey or noisy ones.
 
         Args:
-          measurements: numbers (n, ...) in 0 .. levels - 1, whose shape depends on `problem`: (n, H / factor, W /
-            factor, C) for "super_resolution", (n, H, W, 1) for "colourisation".
+          measurements: numbers (n, ...) in 0 .. levels - 1. Their shape depends on `problem`: for "super_resolution"
+            (n, H / factor, W / factor, C), for "colourisation" (n, H, W, 1).
           named: conditions, and fields of `model.restoring`, such as problem, factor and noise.
         Raises:
           NotSupported: the model has no `restore`. UserError: measurements of another shape, or a problem that does not

@@ -223,7 +223,7 @@ class Writer:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
 
     def _set_aside_later(self, first: int) -> None:
-        """Moves damaged checkpoints out of the way of new ones, and removes hash lists without a checkpoint."""
+        """Moves checkpoints after step `first`, which could not be read, aside; removes hash lists without one."""
         for step in steps_in(self.folder):
             if step > first:
                 aside = self.folder / f"damaged-{step}"
