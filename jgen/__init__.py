@@ -1,4 +1,4 @@
-"""Image generation in JAX: every family of generative model behind one interface.
+"""Image generation in JAX: all families of generative models behind one interface.
 
 gen = jgen.load("runs/vdm-digits")
 images = gen.sample(jax.random.key(0), 16, label=7)      # uint8 (16, H, W, C)

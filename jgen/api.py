@@ -1,4 +1,4 @@
-"""jgen from a program: train an experiment, and load what was trained."""
+"""The Python API: train an experiment, and load a trained model."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 def make(
     experiment: Experiment, data: DataSpec, frozen: Mapping[str, GenerativeModel] | None = None
 ) -> GenerativeModel:
-    """The model of an experiment, as pure functions, over data of that specification.
+    """Builds the model of an experiment, as pure functions, for data with this specification.
 
     Args:
       frozen: the models that it depends on, by role.
     Raises:
-      UserError: whatever is wrong with the options, the data or the frozen models, in one line.
+      UserError: the options, the data or the frozen models are invalid; the message is one line.
     """
     check_types(experiment, "experiment")
     check_types(data.image, "data.image")
@@ -42,14 +42,14 @@ def make(
 
 @parallel.together()
 def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **fields: Any) -> str:
-    """Trains an experiment in a run directory, resuming what is there; returns "trained" or "finished" (before).
+    """Trains an experiment, resuming what is in `workdir`; returns "trained", or "finished" if it already was.
 
     Args:
-      images: your own, uint8 (n, H, W, C), in place of the set that `experiment.data` names.
-      fields: arrays (n, ...) beside them, such as label=, whole numbers or names; text= is a sequence of strings.
+      images: your own images, uint8 (n, H, W, C), instead of the data set that `experiment.data` names.
+      fields: further arrays (n, ...), such as label= (integers or names); text= is a sequence of strings.
     Raises:
-      UserError: whatever is wrong with the experiment, its data or the directory, in one line.
-      jgen.train.loop.Interrupted: after SIGTERM or Ctrl-C; what was done is saved.
+      UserError: the experiment, its data or the directory is invalid; the message is one line.
+      jgen.train.loop.Interrupted: after SIGTERM or Ctrl-C; a checkpoint has been saved.
     """
     from jgen import runs
     from jgen.data import arrays as own
@@ -75,7 +75,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
     frozen = runs.load_frozen(paths, wanted, load)
     runs.check_tokenizers(dataset.tokenizers, frozen)
     model = runs.model_of(experiment.model, dataset.spec, frozen)
-    loop.role_optimisers(model, experiment.train)  # what is wrong with them is said before anything is written
+    loop.role_optimisers(model, experiment.train)  # invalid options are reported before anything is written
     if jax.process_count() > 1:
         parallel.require_same(run_identity(experiment, dataset.fingerprint, frozen))
     main, steps = parallel.is_main_process(), experiment.train.steps
@@ -102,7 +102,7 @@ def fit(experiment: Experiment, workdir: str | Path, images: Any = None, **field
 
 
 def warn_of_bfloat16(experiment: Experiment) -> None:
-    """A line on standard error where the device has no arithmetic of the type that is asked for."""
+    """Warns on standard error if bfloat16 is requested and the device has no bfloat16 arithmetic."""
     from jgen.train.checkpoints import warn
 
     names = [name for name, value in flatten(experiment.model, "model.").items() if value == "bfloat16"]
@@ -113,10 +113,10 @@ def warn_of_bfloat16(experiment: Experiment) -> None:
 def open_directory(
     workdir: Path, experiment: Experiment, dataset: Dataset, frozen: FrozenRuns
 ) -> tuple[RunDirectory, int | None]:
-    """Opens or creates the run directory and locks it; returns it and the step it is trained to, None for a new run.
+    """Opens or creates the run directory and locks it; returns it and its latest step, None for a new run.
 
     Raises:
-      UserError: what is wrong with it, in all processes of the training.
+      UserError: the directory cannot be used; raised in all processes of the training.
     """
     from jgen import runs
     from jgen.train import checkpoints
@@ -141,8 +141,8 @@ def open_directory(
 
 
 def run_identity(experiment: Experiment, data: str, frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} that must be identical in all processes of a training; paths, and options that do not affect the
-    result, are excluded.
+    """{name: value} that must be identical in all processes of a training run, without paths and without options that
+    do not affect the result.
 
     Args:
       data: the hash of the data.
@@ -156,7 +156,7 @@ def run_identity(experiment: Experiment, data: str, frozen: Mapping[str, Any]) -
         "train.checkpoint_every",
         "train.sample_every",
     )
-    shared += ("train.steps_per_call",)  # calls must end together
+    shared += ("train.steps_per_call",)  # compiled calls must end at the same step in all processes
     flat = sorted(flatten(experiment).items())
     identity = {name: value for name, value in flat if name in shared or not (may_change(name) or name in MOVED)}
     identity["the data's hash"] = data
@@ -176,14 +176,14 @@ def load(
     Args:
       step: the checkpoint to load, or "best", the stored one with the best validation score; default: the newest
         undamaged one.
-      ema: the moving average of the weights, where the run keeps one, rather than the weights themselves.
-      frozen: {role: run directory} in place of the recorded ones, where a frozen run has moved and is not in the same
-        parent folder; also of a role that the run was trained without, such as a classifier that guides sampling.
-      dtype: float32 (the default) or bfloat16, the arithmetic of a Stable Diffusion folder; a run's is set in its
-        config.
+      ema: use the moving average (EMA) of the weights, if the run keeps one, rather than the weights themselves.
+      frozen: {role: run directory}, overrides the recorded directories: for a frozen run that has moved and is not in
+        the same parent folder, or for a role that the run was trained without, such as a classifier for guidance.
+      dtype: the computation type of a Stable Diffusion folder, float32 (the default) or bfloat16; that of a run is set
+        in its config.
     Raises:
-      UserError: no run, no checkpoint, no score that says which is best, a damaged config.json, or one that names a
-        class outside jgen; a frozen run that is missing or is not the one that the run was trained on.
+      UserError: no run, no checkpoint, no score that defines "best", a damaged config.json, or one that names a class
+        outside jgen; a frozen run that is missing or is not the one that the run was trained with.
     """
     from jgen import runs
     from jgen.train import checkpoints
@@ -218,7 +218,7 @@ def load(
 
 
 def chosen_step(path: Path, step: int | Literal["best"] | None, model: GenerativeModel) -> int:
-    """The step of the checkpoint to load. Raises `UserError` where there is none, or it is damaged."""
+    """The step of the checkpoint to load. Raises `UserError` if there is none, or it is damaged."""
     from jgen.train import checkpoints
 
     folder = path / "checkpoints"
@@ -237,7 +237,7 @@ def chosen_step(path: Path, step: int | Literal["best"] | None, model: Generativ
 
 
 def state_template(model: GenerativeModel, experiment: Experiment, frozen: Mapping[str, Any]) -> Any:
-    """The shapes and types of a run's state; nothing is computed."""
+    """The shapes and dtypes of a run's state; nothing is computed."""
     from jgen.train.loop import role_optimisers, with_position
     from jgen.train.step import init_state
 

@@ -1,4 +1,4 @@
-"""Models in a row: the first draws small images, each of the others enlarges those of the one before.
+"""Cascades: the first model draws small images, and each further model upsamples the images of the one before it.
 
 Ho, Saharia, Chan, Fleet, Norouzi & Salimans 2022 (arXiv 2106.15282); Dhariwal & Nichol 2021 (arXiv 2105.05233).
 """
@@ -16,14 +16,15 @@ from jgen.core.generate import Progress
 from jgen.errors import require
 from jgen.generator import Generator
 
-FIELD = "low_resolution"  # what the models after the first are conditioned on
+FIELD = "low_resolution"  # the field that the upsamplers are conditioned on
 
 
 class Cascade:
-    """A generator and its upsamplers, sampled as one: image i depends on its number only, as in `Generator.sample`.
+    """A generator and its upsamplers, sampled as one model: image i depends on its index only, as in
+    `Generator.sample`.
 
-    first, upsamplers: the stages, each as `jgen.load` returns it.
-    model: the last stage's, whose images the cascade's are.
+    first, upsamplers: the stages, each as returned by `jgen.load`.
+    model: the model of the last stage, which draws the final images.
     """
 
     def __init__(self, first: Generator, *upsamplers: Generator):
@@ -53,7 +54,7 @@ class Cascade:
         progress: Progress = iter,
         **named: Any,
     ) -> Iterator[np.ndarray]:
-        """The images of `sample` a batch at a time, uint8 (b, H, W, C); see `Generator.sample_batches`."""
+        """The images of `sample`, one batch at a time, uint8 (b, H, W, C); see `Generator.sample_batches`."""
         names = [name for stage in (self.first, *self.upsamplers) for name in stage.model.conditions]
         given = {name: named[name] for name in dict.fromkeys(names) if name in named}
         own = {name: value for name, value in named.items() if name not in given or name in self.first.model.conditions}
@@ -79,7 +80,7 @@ class Cascade:
         """`n` images of the last stage, uint8 (n, H, W, C).
 
         Args:
-          named: conditions, which every stage that has them takes, and options of the first stage's sampler.
+          named: conditions, passed to every stage that has them, and options of the first stage's sampler.
         Raises:
           UserError: as `Generator.sample`.
         """
@@ -87,15 +88,15 @@ class Cascade:
 
 
 def with_levels(images: np.ndarray, levels: int, wanted: int) -> np.ndarray:
-    """uint8 images of some number of levels as images of another."""
+    """Converts uint8 images from `levels` pixel values to `wanted`."""
     if levels == wanted:
         return images
     return np.round(images.astype(np.float32) * ((wanted - 1) / (levels - 1))).astype(np.uint8)
 
 
 def part_of(value: Any, stage: Generator, name: str, n: int, offset: int, count: int) -> Any:
-    """The entries of a condition for images offset .. offset + count - 1 of n; a value shared by all is returned as it
-    is."""
+    """The entries of a condition for images offset .. offset + count - 1 of n; a value shared by all images is returned
+    unchanged."""
     array = np.asarray(value)
     per_image = array.ndim > len(stage.model.data.fields[name].shape) and len(array) == n
     return array[offset : offset + count] if per_image else value

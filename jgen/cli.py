@@ -1,4 +1,4 @@
-"""What train.py and sample.py share: configurations by path, one-line errors, the compilation cache."""
+"""Shared by train.py and sample.py: loading configurations by path, one-line errors, the compilation cache."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DEFAULT = "configs/diffusion/vdm.py:digits"
 def load_config(name: str, root: Path) -> tuple[Experiment, str]:
     """The experiment that `configs/<family>/<system>.py[:variant]` names, and "<system>-<variant>".
 
-    A path is looked up as it is, then under `root`. Without a variant it is the file's first.
+    The path is looked up as given, then under `root`. The default variant is the file's first.
 
     Raises:
-      UserError: no such file or variant, or a file that is no configuration.
+      UserError: no such file or variant, or a file that is not a configuration.
     """
     path_name, _, variant = name.partition(":")
     path = next((p for p in (Path(path_name), root / path_name) if p.is_file()), None)
@@ -47,7 +47,7 @@ def load_config(name: str, root: Path) -> tuple[Experiment, str]:
 
 
 def load_config_or_run(name: str, root: Path) -> tuple[Experiment, str]:
-    """What `train.py NAME` trains, and its run directory: a configuration's, or that of a run which goes on.
+    """The experiment that `train.py NAME` trains and its run directory: NAME is a configuration, or a run to resume.
 
     Raises:
       UserError: as `load_config`, or a run whose config.json is damaged.
@@ -61,7 +61,7 @@ def load_config_or_run(name: str, root: Path) -> tuple[Experiment, str]:
 
 
 def import_config(path: Path) -> Any:
-    """The module of a configuration file. Raises `UserError` where it lacks VARIANTS and get_config."""
+    """Imports a configuration file. Raises `UserError` if it lacks VARIANTS or get_config."""
     module = import_file(path)
     is_config = hasattr(module, "VARIANTS") and hasattr(module, "get_config")
     require(is_config, f"{path} is no configuration: it must have VARIANTS and get_config(variant)")
@@ -69,7 +69,7 @@ def import_config(path: Path) -> Any:
 
 
 def import_file(path: Path) -> Any:
-    """A Python file as a module."""
+    """Imports a Python file as a module."""
     spec = importlib.util.spec_from_file_location(f"jgen_config_{path.stem}", path)
     require(spec is not None and spec.loader is not None, f"{path} is not a Python file")
     assert spec is not None and spec.loader is not None
@@ -79,7 +79,7 @@ def import_file(path: Path) -> Any:
 
 
 def list_configs(root: Path, name: str = "") -> str:
-    """A line for every system, by family, with the names of its variants; or, of one system, a line for every variant.
+    """Lists every system, by family, with its variants, one system a line; or the variants of the system `name`.
 
     Raises:
       UserError: a name that no system has.
@@ -102,26 +102,27 @@ def list_configs(root: Path, name: str = "") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EditOptions:
-    """A picture to begin with."""
+    """A picture to start from."""
 
     image: str = ""
-    """Picture of the model's size, of which all samples are edited versions: --text says what it should become."""
+    """Picture to edit, of the model's image size: all samples are edited versions of it, changed towards --text."""
     strength: float = 0.6
-    """How much --image is changed, above 0 to 1: the part of the sampler's steps that are taken from it, or of the way
-    from its CLIP embedding to that of --text."""
+    """How much to change --image, above 0 and up to 1: the fraction of the sampler's steps that are run on it, or of
+    the way from its CLIP embedding to that of --text."""
     mask: str = ""
-    """Picture of the pixels of --image that stay, white, and of those that are drawn, black: inpainting."""
+    """Picture for inpainting: pixels of --image are kept where it is white, and drawn where it is black."""
 
 
 def make_edit(gen: Generator, parsed: Any, background: str = "white") -> tuple[Any, dict[str, Any]]:
-    """A sampler of edited versions of the given picture, and what identifies them; (None, {}) without a picture.
+    """A sampler of edited versions of the given picture, and the values that identify its output; (None, {}) without a
+    picture.
 
     Args:
-      parsed: the command line with `sample_options`; background: what shows through transparent pixels.
+      parsed: the command line with `sample_options`; background: the colour behind transparent pixels.
     Returns:
-      (key, num, **options) -> [uint8 (num, H, W, C)], and the names and values that decide these images.
+      (key, num, **options) -> [uint8 (num, H, W, C)], and {name: value} of everything that determines these images.
     Raises:
-      UserError: pictures of another size, a mask without an image, a strength that nothing reads.
+      UserError: pictures of another size, a mask without an image, a strength that has no effect.
     """
     import numpy as np
 
@@ -163,7 +164,7 @@ def make_edit(gen: Generator, parsed: Any, background: str = "white") -> tuple[A
 
 
 def unread_by_inpainting(gen: Generator, parsed: Any) -> set[str]:
-    """The options of sampling that `gen.inpaint` has no use for. Raises `UserError` where one of them was given."""
+    """The sampling options that `gen.inpaint` does not use. Raises `UserError` if one of them was given."""
     if gen.model.inpainting is None:
         return set()
     unread = vars(gen.model.sampling).keys() - vars(gen.model.inpainting).keys()
@@ -175,8 +176,8 @@ def unread_by_inpainting(gen: Generator, parsed: Any) -> set[str]:
 
 
 def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict[str, Any]) -> type:
-    """The dataclass of options for sampling a run: `arguments`, its data's fields, its frozen runs, its sampler's
-    options."""
+    """The dataclass of options for sampling a run: `arguments`, the fields of its data, its frozen runs and the options
+    of its sampler."""
     import tyro
 
     unnamed = tyro.conf.arg(name="")
@@ -191,13 +192,13 @@ def sample_options(arguments: type, experiment: Any, data: Any, tokenizers: dict
 
 
 def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[str]]:
-    """Command-line options for the fields of a run's data, to be fields of a dataclass: --label 3, --text "...", and
+    """Dataclass fields for the command-line options that set a run's conditions: --label 3, --text "...", and
     --cond.NAME FILE for any other array.
 
     Args:
       data: the run's DataSpec; texts: the fields that have a tokenizer.
     Returns:
-      the fields; the names of those that are given as files.
+      the dataclass fields; the names of those that are given as files.
     """
     import tyro
 
@@ -225,7 +226,7 @@ def condition_options(data: Any, texts: Iterable[str]) -> tuple[list[Any], list[
     return options, files
 
 
-# What a diffusion of texts takes beside a text: see `GenerativeModel.optional`.
+# Further texts that a text-conditional diffusion model takes: see `GenerativeModel.optional`.
 OPTIONAL_TEXTS = {
     "negative": "Text of what no image shows, where there is guidance.",
     "source": "Text of as many tokens whose image, of the same seed, each image stays near: prompt-to-prompt; of a"
@@ -234,7 +235,7 @@ OPTIONAL_TEXTS = {
 
 
 def optional_texts(experiment: Any, texts: Iterable[str]) -> list[Any]:
-    """Command-line options --negative-text "..." and --source-text "...": those that the Config of the model names in
+    """Command-line options --negative-text "..." and --source-text "...", as far as the model's Config names them in
     `optional_texts`."""
     import tyro
 
@@ -248,10 +249,10 @@ def optional_texts(experiment: Any, texts: Iterable[str]) -> list[Any]:
 
 
 def given_conditions(parsed: Any, data: Any, background: str = "white") -> dict[str, Any]:
-    """The conditions that a command line with `condition_options` gives, by field.
+    """The conditions given on a command line with `condition_options`, by field.
 
     Args:
-      background: what shows through transparent pixels of picture files.
+      background: the colour behind transparent pixels of picture files.
     """
     names = [*data.fields, *(f"{prefix}_{name}" for name in data.fields for prefix in OPTIONAL_TEXTS)]
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name, None) is not None}
@@ -285,7 +286,7 @@ def read_condition(path: Path, spec: Any, background: str = "white") -> Any:
 
 
 def model_hash(gen: TrainedModel) -> str:
-    """A hash of what a loaded model computes: its arrays, and those of the models that it depends on."""
+    """A hash of a loaded model's arrays and of those of the models that it depends on."""
     from jgen.core.model import FrozenModel
     from jgen.runs import fingerprint_of
 
@@ -293,7 +294,7 @@ def model_hash(gen: TrainedModel) -> str:
 
 
 def digest_of(given: dict[str, Any]) -> dict[str, str]:
-    """{field: hash} of given conditions: numbers, texts, arrays."""
+    """{field: hash} of the given conditions (numbers, texts or arrays)."""
     import numpy as np
 
     arrays = {name: np.asarray(value) for name, value in given.items()}
@@ -303,7 +304,7 @@ def digest_of(given: dict[str, Any]) -> dict[str, str]:
 
 
 def frozen_option(experiment: Experiment) -> list[Any]:
-    """The command line's --frozen.ROLE RUN, to be fields of a dataclass; none for a run that depends on no other."""
+    """Dataclass fields for the command line's --frozen.ROLE RUN; none for a run without frozen models."""
     import tyro
 
     from jgen.experiment import frozen_roles
@@ -320,15 +321,15 @@ def frozen_option(experiment: Experiment) -> list[Any]:
 
 
 def given_frozen(parsed: Any) -> dict[str, str]:
-    """{role: run directory} that a command line with `frozen_option` gives."""
+    """{role: run directory} given on a command line with `frozen_option`."""
     return {role: place for role, place in vars(getattr(parsed, "frozen", Namespace())).items() if place}
 
 
 def check_spelling(args: Sequence[str], options: Any, prefixes: Sequence[str]) -> None:
-    """Raises `UserError` for an option spelt as another command has it: --sampling.steps in place of --steps.
+    """Raises `UserError` for an option spelt as in another command: --sampling.steps instead of --steps.
 
     Args:
-      options: the dataclass with the options, or None for none; prefixes: what the other commands put before them.
+      options: the dataclass with the options, or None for none; prefixes: those that other commands put before them.
     """
     names = {entry.name.replace("_", "-") for entry in dataclasses.fields(options)} if options is not None else set()
     for word in args:
@@ -340,9 +341,9 @@ def check_spelling(args: Sequence[str], options: Any, prefixes: Sequence[str]) -
 
 
 def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
-    """Command line to a dataclass with tyro; a mistake becomes one line, a `UserError`.
+    """Parses a command line into a dataclass with tyro; a mistake raises a one-line `UserError`.
 
-    tyro has no public way to its messages but the box that it prints.
+    tyro's messages are only accessible as the box that it prints.
     """
     import tyro
 
@@ -357,12 +358,12 @@ def parse(cls: Any, args: Sequence[str], prog: str, description: str) -> Any:
 
 
 def expanded(options: Any, names: Iterable[str]) -> Any:
-    """A dataclass of options with the user's folder in place of ~ in these paths."""
+    """A dataclass of options with ~ expanded to the home directory in the paths `names`."""
     return dataclasses.replace(options, **{name: os.path.expanduser(getattr(options, name)) for name in names})
 
 
 def one_line(boxed: str) -> str:
-    """The sentences of a tyro message, without its frame, its title and its pointers to help."""
+    """The sentences of a tyro message, without its frame, title and references to --help."""
     rows = [re.sub(r"[│╭╮╰╯]|\x1b\[[0-9;]*m", "", row).strip() for row in boxed.splitlines()]
     message = []
     for row in rows[1:]:
@@ -378,13 +379,13 @@ def one_line(boxed: str) -> str:
 
 
 def set_up_process(distributed: Distributed | None = None) -> None:
-    """Turns on the compilation cache, so that a second start is quick, and on CPU `keep_memory`.
+    """Enables the compilation cache, so that later starts are fast, and on CPU calls `keep_memory`.
 
-    An unwritable cache is no error.
+    An unwritable cache is not an error.
 
     Args:
-      distributed: options of the processes that work together, of a command that has them; None joins others only where
-        `jgen.distributed.VARIABLES` say so.
+      distributed: the command's options for several processes; with None, this process joins others only if the
+        variables `jgen.distributed.VARIABLES` are set.
     """
     if runs_on_cpu():
         keep_memory()
@@ -393,7 +394,7 @@ def set_up_process(distributed: Distributed | None = None) -> None:
     from jgen.data.sources import cache_dir
 
     options: Any = jax.config
-    if not options.jax_compilation_cache_dir:  # the environment may name another
+    if not options.jax_compilation_cache_dir:  # the environment may set one
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
@@ -402,7 +403,7 @@ def set_up_process(distributed: Distributed | None = None) -> None:
     try:
         start_backend(several)
     except UserError as error:
-        if several:  # at its exit, JAX would wait for the others, who wait for this one
+        if several:  # on exit, JAX would wait for the other processes, which wait for this one
             end_at_once(str(error), 2)
         raise
 
@@ -411,13 +412,13 @@ def start_backend(several: bool) -> None:
     """Starts JAX on its devices.
 
     Raises:
-      UserError: a backend that is not there; of several processes, also where JAX has taken the CPU in its place.
+      UserError: the backend is not available; with several processes, also if JAX has fallen back to the CPU.
     """
     import jax
 
     try:
         jax.devices()
-    except Exception as error:  # of several kinds, one of them without words
+    except Exception as error:  # of several types, one of them with an empty message
         reason = " ".join(str(error).split()) or "it has no such backend here"
         platforms = os.environ.get("JAX_PLATFORMS", "")
         where = f" on JAX_PLATFORMS={platforms}" if platforms else ""
@@ -428,20 +429,21 @@ def start_backend(several: bool) -> None:
 
 
 def runs_on_cpu() -> bool:
-    """Whether JAX is going to run on CPU: it is told to, or has no plug-in for an accelerator. Does not start JAX."""
+    """Whether JAX will run on CPU: it is told to, or has no plug-in for an accelerator. Does not start JAX."""
     return expected_platform() == "cpu"
 
 
 def keep_memory() -> None:
-    """Has glibc keep freed memory, in huge pages, rather than hand a step's buffers back and fault them in again.
+    """Makes glibc keep freed memory, in huge pages, instead of returning a step's buffers and faulting them in again.
 
-    Worth a fifth of a U-Net's training step on CPU. To be called before threads start; elsewhere it does nothing.
+    Saves a fifth of a U-Net's training step on CPU. Call it before threads start. Without glibc it only turns off
+    asynchronous dispatch.
     """
     import ctypes
 
     import jax
 
-    # Programs then run on the thread that calls them: a thread of the runtime's own would allocate beside the heap.
+    # Programs then run on the calling thread: a thread of the runtime's own would allocate outside the heap.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
     M_TRIM_THRESHOLD, M_MMAP_MAX, MADV_HUGEPAGE, HUGE = -1, -4, 14, 1 << 21
@@ -451,7 +453,7 @@ def keep_memory() -> None:
     assert libc is not None
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
         libc.mallopt(parameter, value)
-    # Address space that the heap grows into, marked before any of it is touched: it takes no memory yet.
+    # Marks the address space that the heap will grow into, before it is touched: it takes no memory yet.
     libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
         ctypes.c_void_p,
         [ctypes.c_size_t],
@@ -470,13 +472,13 @@ def main(command: Callable[[list[str]], int]) -> None:
     """Runs a command with the process's arguments; a `UserError` is one line on stderr and exit code 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its code
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(exit_code(lambda: command(sys.argv[1:])))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # what reads the output has ended; leave nothing that would be written at exit
+    except BrokenPipeError:  # the reader of the output has ended; leave nothing to be written at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,7 +1,6 @@
-"""Several processes that train, sample or score together, each with its own devices: how they find each other, and how
-they end.
+"""Several processes that train, sample or score together, each with its own devices: joining them, and ending them.
 
-Built on `jax.distributed`: this tells it which processes take part, and turns its errors into one line.
+Built on `jax.distributed`: this module tells it which processes take part, and turns its errors into one line.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from jgen.core import parallel
 from jgen.errors import UserError, require
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-HEARTBEAT = 30  # seconds without a sign of life from a process after which the others end
-BROKEN = 3  # exit code where work with others broke off
+HEARTBEAT = 30  # seconds without a heartbeat from a process after which the others end
+BROKEN = 3  # exit code when another process has failed
 ADVICE = "to go on from what is saved, start all of them again"
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """Several processes that work together; SLURM, Open MPI, TPU pods and GKE tell these by themselves."""
+    """Several processes that work together; found automatically under SLURM, Open MPI, TPU pods and GKE."""
 
     coordinator: str = ""
-    """HOST:PORT on which the first process, number 0, waits for the others: the same for all."""
+    """HOST:PORT on which process 0 waits for the others; the same value for all."""
     num_processes: int = 0
     """Number of processes."""
     process_id: int = -1
@@ -44,14 +43,14 @@ class Distributed:
 
 
 def join_processes(distributed: Distributed | None) -> bool:
-    """Joins the processes that work together: those of the options, or of the variables `VARIABLES`, or, for a command
-    that has the options, those of the cluster that this process was started in. Returns whether there are any.
+    """Joins the processes that work together and returns whether there are any. They are given by the options, by the
+    environment variables `VARIABLES`, or, for a command that has the options, by the cluster that started this process.
 
-    Where the others do not come in time, the process ends with one line and exit code 2.
+    If the others do not join in time, the process ends with one line and exit code 2.
 
     Raises:
-      UserError: an option or a variable is missing or is no number, the others refuse, or one of them is going to run
-        on another kind of device.
+      UserError: an option or a variable is missing or not a number, the others refuse, or one of them will run on
+        another kind of device.
     """
     options = distributed or Distributed()
     require(options.timeout > 0, f"distributed.timeout is {options.timeout}: it must be above zero")
@@ -75,7 +74,7 @@ def join_processes(distributed: Distributed | None) -> bool:
     if given or not on_tpu():
         print(f"joining as {where}; waiting for the others for up to {options.timeout} s", file=sys.stderr)
     filter_native_errors()
-    # JAX ends a process that waited for too long with a stack trace: it is told to wait for longer.
+    # JAX ends a process that waited for too long with a stack trace, so it is told to wait for longer.
     message = f"joining as {where}: the others did not answer within {options.timeout} s"
     patience = threading.Timer(options.timeout, end_at_once, (message, 2))
     patience.daemon = True
@@ -84,9 +83,9 @@ def join_processes(distributed: Distributed | None) -> bool:
     try:
         jax.distributed.initialize(**given, **waits)
         platforms = exchange_platforms(platform, options.timeout)
-    except Exception as error:  # of several kinds, by what did not answer
+    except Exception as error:  # of several types, depending on what did not answer
         if isinstance(error, ValueError) and not given and on_tpu():
-            return False  # a TPU that is no part of a pod
+            return False  # a TPU that is not part of a pod
         raise UserError(
             f"joining as {where}: {(' '.join(str(error).split()) or type(error).__name__)[:200]}"
         ) from error
@@ -97,8 +96,8 @@ def join_processes(distributed: Distributed | None) -> bool:
 
 
 def expected_platform() -> str:
-    """What JAX is going to run on, such as "cpu", "gpu" or "tpu": what it is told to, or has a plug-in for. Does not
-    start JAX."""
+    """The platform that JAX will run on, such as "cpu", "gpu" or "tpu": the one it is told to use, or has a plug-in
+    for. Does not start JAX."""
     names = os.environ.get("JAX_PLATFORMS", "").split(",")
     if names == [""]:
         plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -108,8 +107,8 @@ def expected_platform() -> str:
 
 
 def exchange_platforms(platform: str, timeout: int) -> dict[str, str]:
-    """{host and process: platform} of all processes that have joined. All must call it, before JAX starts its devices:
-    one with a GPU would wait for minutes for the GPUs of one that has none."""
+    """{host and process: platform} of all joined processes. All must call it, before JAX starts its devices: otherwise
+    a process with a GPU would wait for minutes for the GPUs of a process without any."""
     from orbax.checkpoint import multihost
 
     client, folder = multihost.get_jax_distributed_client(), "jgen_platforms"
@@ -119,17 +118,17 @@ def exchange_platforms(platform: str, timeout: int) -> dict[str, str]:
 
 
 def require_one_platform(platforms: dict[str, str]) -> None:
-    """Raises `UserError`, in every process, where they are going to run on several kinds of devices."""
+    """Raises `UserError`, in every process, if they will run on different kinds of devices."""
     examples = {platform: process for process, platform in sorted(platforms.items(), reverse=True)}
     named = ", ".join(f"{platform} in {process}" for platform, process in sorted(examples.items()))
     require(len(examples) == 1, f"processes of several backends: {named}; JAX_PLATFORMS chooses one for all")
 
 
 def given_processes(address: str, num: str, number: str, options: str) -> dict[str, Any]:
-    """The arguments of `jax.distributed.initialize`. Raises `UserError` for what does not fit together.
+    """The arguments of `jax.distributed.initialize`. Raises `UserError` if they are inconsistent.
 
     Args:
-      options: what the names of options begin with, or "" for those of the variables.
+      options: the prefix of the option names in messages, or "" to name the environment variables.
     """
     names = [options + name for name in ("coordinator", "num-processes", "process-id")] if options else VARIABLES
     host, _, port = address.rpartition(":")
@@ -142,8 +141,8 @@ def given_processes(address: str, num: str, number: str, options: str) -> dict[s
 
 
 def in_cluster() -> bool:
-    """Whether this process was started with others by what JAX knows to ask: SLURM's srun, Open MPI's mpirun, an
-    indexed job or a job set of Kubernetes (with the package kubernetes), or on a TPU, whose pods tell their workers."""
+    """Whether this process was started together with others by a launcher that JAX detects: SLURM's srun, Open MPI's
+    mpirun, an indexed job or a job set of Kubernetes (with the package kubernetes), or a TPU pod."""
     environment = os.environ
     in_slurm = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys()
     in_pods = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
@@ -154,11 +153,11 @@ def in_cluster() -> bool:
 
 
 def on_tpu() -> bool:
-    """Whether JAX is going to run on a TPU. Does not start JAX."""
+    """Whether JAX will run on a TPU. Does not start JAX."""
     return importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS", "tpu") == "tpu"
 
 
-# Reads what native code prints to stderr. JAX ends a process whose peers are gone by an abort, with a page of text.
+# Filters what native code prints to stderr: JAX aborts a process whose peers are gone, and prints a page of text.
 FILTER = r"""
 import os, re, sys
 gone, skipping, held = False, False, b""
@@ -177,9 +176,9 @@ GONE = f"error: another process has ended: {ADVICE}"
 
 
 def filter_native_errors() -> None:
-    """From here on, one line stands for what JAX's native code prints when another process is gone.
+    """From here on, what JAX's native code prints when another process is gone is replaced by one line.
 
-    A process of its own reads what native code prints, since this one does not outlive it; Python's own stderr stays.
+    A separate process does the filtering, since this process ends with the message; Python's own stderr is unchanged.
     """
     real = os.dup(2)
     sys.stderr = os.fdopen(real, "w", buffering=1, errors="backslashreplace")
@@ -191,12 +190,12 @@ def filter_native_errors() -> None:
 
 
 def first_words(error: Exception) -> str:
-    """What an error says, on one line."""
+    """The message of an error, on one line."""
     return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
 def end_at_once(message: str, code: int) -> None:
-    """Ends the process with one line, whatever its threads wait for."""
+    """Ends the process with one line, without waiting for its threads."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
@@ -204,25 +203,26 @@ def end_at_once(message: str, code: int) -> None:
 
 @contextmanager
 def working_together() -> Iterator[None]:
-    """Around sampling and scoring: processes that have joined divide the images between them, and end together.
+    """Context manager for sampling and scoring: joined processes divide the images between them, and end together.
 
     Raises:
-      UserError: one of them has more devices than another.
+      UserError: the processes have different numbers of devices.
     """
     with leaving_at_once():
         parallel.require_equal_devices()
         with parallel.together():
             parallel.connect()
             yield
-            parallel.wait_for_all("done")  # JAX lets no process end minutes before another
+            parallel.wait_for_all("done")  # JAX does not allow a process to end minutes before another
 
 
 @contextmanager
 def leaving_at_once(*passing: type[Exception]) -> Iterator[None]:
-    """Around what processes do together: an error ends this one at once, without waiting for those that wait for it.
+    """Context manager for joint work of several processes: an error ends this process at once, without waiting for the
+    others, which wait for it.
 
     Args:
-      passing: exceptions that all processes meet at the same point, and that are no errors.
+      passing: exceptions that all processes raise at the same point, and that are not errors.
     """
     import jax
 
@@ -239,8 +239,8 @@ def leaving_at_once(*passing: type[Exception]) -> Iterator[None]:
             raise
         mistake = isinstance(error, UserError)
         if jax.process_index() == 0 or not mistake:
-            # With the first, the others end, who may have the same to say; and where another has ended, JAX may be
-            # about to end this one too.
+            # When the first process ends, so do the others, which may have the same message to print; and if another
+            # has ended, JAX may be about to end this one too.
             time.sleep(2)
         if mistake:
             end_at_once(str(error), 2)

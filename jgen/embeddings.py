@@ -1,9 +1,9 @@
-"""Images and texts compared, by a model that embeds both, such as CLIP: zero-shot classification, and retrieval.
+"""Zero-shot classification and retrieval by a model that embeds images and texts, such as CLIP.
 
-    log p(c | x) = log softmax_c (s u(x) . w_c),  w_c the mean over prompts of v(prompt with c), brought to length 1
+    log p(c | x) = log softmax_c (s u(x) . w_c),  w_c the mean over prompts of v(prompt with c), L2-normalised
                                                         (Radford et al. 2021, arXiv 2103.00020, section 3.1.4)
 
-u and v are embeddings of length 1, s the scale of their products that the model was trained with. Nothing is drawn.
+u and v are L2-normalised embeddings of images and texts, s is the model's logit scale. Nothing is random.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from jgen.errors import require
 from jgen.prob.pixels import to_float
 
 PROMPTS = ("a picture of a {}",)
-AT_ONCE = 250  # images or texts that are embedded at a time
+AT_ONCE = 250  # images or texts embedded at a time
 
 
 def compares(model: GenerativeModel) -> bool:
-    """Whether a model embeds images and texts in one space."""
+    """Whether a model embeds images and texts in a common space."""
     return {"embed_image", "embed_text"} <= set(model.functions)
 
 
@@ -42,7 +42,8 @@ def embed_texts(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = AT
     """v, float32 (m, D), of texts.
 
     Raises:
-      NotSupported: a model that does not embed texts. UserError: no texts, one in place of a sequence, or an empty one.
+      NotSupported: a model that does not embed texts. UserError: no texts, a string instead of a sequence, or an empty
+        text.
     """
     function_of(gen, "embed_text")
     require(not isinstance(texts, str) and len(texts) > 0, "texts must be a sequence of one text or more")
@@ -52,20 +53,20 @@ def embed_texts(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = AT
 
 
 def embed_tokens(gen: TrainedModel, tokens: np.ndarray, *, batch_size: int = AT_ONCE) -> np.ndarray:
-    """v, float32 (m, D), of texts as the run's tokens, int32 (m, T)."""
+    """v, float32 (m, D), of texts given as tokens of the run's tokenizer, int32 (m, T)."""
     function = function_of(gen, "embed_text")
     return in_batches(lambda part: function(gen.params, gen.ctx, part), tokens, batch_size)
 
 
 def function_of(gen: TrainedModel, name: str) -> Callable[..., jax.Array]:
-    """A function that the model lends, compiled. Raises `NotSupported` where it does not."""
+    """One of the model's `functions`, compiled. Raises `NotSupported` if the model does not provide it."""
     if name not in gen.model.functions:
         require_capability(gen.model, name)
     return jax.jit(gen.model.functions[name])
 
 
 def in_batches(function: Callable[[Any], jax.Array], array: np.ndarray, batch_size: int) -> np.ndarray:
-    """function(array) some rows at a time, by one program."""
+    """Computes function(array) in batches of rows, with one compiled program."""
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     places, last = np.arange(min(batch_size, len(array))), len(array) - 1
     parts = [function(array[np.minimum(first + places, last)]) for first in range(0, len(array), len(places))]
@@ -78,9 +79,9 @@ def class_scores(
     """s u(x) . w_c in nats, float64 (n, classes): see the module's docstring.
 
     Args:
-      classes: their names; prompts: texts with {} in place of a name.
+      classes: names of the classes; prompts: texts in which {} stands for the name.
     Raises:
-      UserError: fewer than two classes, two of one name, or a prompt without {}.
+      UserError: fewer than two classes, repeated names, or a prompt without {}.
     """
     check_classes(classes, prompts)
     texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
@@ -106,12 +107,12 @@ def check_classes(classes: Sequence[str], prompts: Sequence[str]) -> None:
 def retrieve(
     gen: TrainedModel, texts: Sequence[str], images: ArrayLike, num: int = 5, *, batch_size: int = AT_ONCE
 ) -> np.ndarray:
-    """The places of the images that are nearest to each text, the nearest first: int (m, num).
+    """The indices of the `num` images nearest to each text, the nearest first: int (m, num).
 
     Args:
-      images: uint8 (n, H, W, C), of which num are chosen for each text.
+      images: uint8 (n, H, W, C).
     Raises:
-      NotSupported: a model that does not embed both. UserError: num that is not from 1 to n.
+      NotSupported: a model that does not embed both images and texts. UserError: num outside 1 .. n.
     """
     u = embed_images(gen, images, batch_size=batch_size)
     require(1 <= num <= len(u), f"num is {num}: it must be from 1 to {len(u)}, the number of images")

@@ -14,11 +14,11 @@ class UserError(Exception):
 
 
 class NotSupported(UserError, AttributeError):
-    """A capability that this model does not have; the message names what it can do instead."""
+    """The model does not have the requested capability; the message names those that it has."""
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
-    """What a program ends with: the command's own code, or 2 after a `UserError`, which is one line on stderr."""
+    """A program's exit code: that of the command, or 2 after a `UserError`, whose message is printed to stderr."""
     try:
         return command() or 0
     except UserError as error:
@@ -41,7 +41,7 @@ def require_positive(**values: Any) -> None:
 
 
 def require_seed(seed: int, name: str = "seed") -> None:
-    """Raises `UserError` for a seed outside [0, 2**32), which JAX would truncate to that of another run."""
+    """Raises `UserError` for a seed outside [0, 2**32), which JAX would truncate to another seed."""
     require(0 <= seed < 2**32, f"{name} is {seed}: it must be from 0 to {2**32 - 1}")
 
 
@@ -51,7 +51,7 @@ def require_choice(name: str, value: Any, choices: Any) -> None:
 
 
 def require_temperature(temperature: float, name: str = "temperature") -> None:
-    """Raises `UserError` for a temperature of sampling that is not a finite number above zero."""
+    """Raises `UserError` for a sampling temperature that is not a finite number above zero."""
     require(0 < temperature < math.inf, f"{name} is {temperature}: it must be above zero and finite")
 
 
@@ -78,7 +78,7 @@ def require_latents(latents: Any, wanted: tuple[int, ...], name: str = "latents"
 def defaults_of(part: str) -> Iterator[None]:
     """Context manager around checks of the default options in a Config: appends the command-line flag to a `UserError`.
 
-    So a default that cannot serve is found when the model is made, not after an hour of training, at the first grid.
+    An invalid default is thus found when the model is made, not after an hour of training, at the first sample grid.
     """
     try:
         yield

@@ -1,17 +1,17 @@
 """Score trained runs: python -m jgen.evaluate RUN [RUN ...] [--split test] [--samples 1000] [--scoring.samples 100]
 
-Held-out images give nats and bits per dimension, with the kind of likelihood and the protocol. Samples are compared
-with real images in the features of a classifier trained on them (FD-...), or of the published Inception network whose
-weights --inception names (FID); those of a conditional model are read by the classifier, and of captioned shapes it is
-looked whether they show what their captions say. With --reconstruct, held-out images are compared with what an
-autoencoder makes of them; a model with neither images nor likelihood has its validation scores (--samples 0), and one
-that compares images with texts, such as CLIP, those of retrieval and zero-shot classification. The outcome is written
-to RUN/evaluation.json, or to --out, and printed as a table, a row per run; an evaluation.json that is there already is
-kept as evaluation.1.json, and so on.
+Likelihoods of held-out images are reported in nats and bits per dimension, with the kind of likelihood and the
+protocol. Samples are compared with real images in the feature space of a classifier trained on the data (FD-...), or of
+the published Inception network whose weights --inception names (FID). The classifier also checks the classes of a
+conditional model's samples, and samples of captioned shapes are checked against their captions. With --reconstruct,
+held-out images are compared with an autoencoder's reconstructions. A model with neither samples nor likelihood is
+scored by its validation scores (--samples 0); one that compares images with texts, such as CLIP, by retrieval and
+zero-shot classification. The results are written to RUN/evaluation.json, or to --out, and printed as a table, one row
+per run; an existing evaluation.json is kept as evaluation.1.json, and so on.
 
-Several processes divide the images that are drawn and scored; the first compares, writes and prints.
+Several processes divide the images to draw and score; the first process compares, writes and prints.
 
-Samples of any other program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
+For samples of another program: python -m jgen.evaluate --images FOLDER|FILE.npz --data.name mnist --out x.json
 """
 
 from __future__ import annotations
@@ -46,66 +46,66 @@ PATHS = ("inception", "efficientnet", "clip", "images", "out", "grid")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is scored, and how."""
+    """What to score, and how."""
 
     split: Literal["test", "validation", "train"] = "test"
-    """Part of the data set that scores are of, and that samples are compared with."""
+    """Split of the data set to score, and to compare samples with."""
     num: int = 0
-    """The first images of the split; 0: all."""
+    """Number of images, the first of the split; 0: all."""
     likelihood_images: int = 0
-    """Number of these images whose likelihood is computed, for bounds that take long; 0: all."""
+    """Number of these images to compute the likelihood of, for slow bounds; 0: all."""
     samples: int = 1000
-    """Samples drawn and compared with real images; 0: none."""
+    """Number of samples to draw and compare with real images; 0: none."""
     reconstruct: bool = False
-    """Score what the model makes of the split's images: error, distances to the images, codes in use."""
+    """Score the model's reconstructions of the split: error, distances to the images, codes in use."""
     inception: str = ""
     """File of the published Inception network's weights (.pth, or a .safetensors copy): distances are then FID."""
     efficientnet: str = ""
-    """File of EfficientNet-Lite0's weights, or installed, for the package's: distances are in its features, which are
-    the same for every data set of colour images."""
+    """File of EfficientNet-Lite0's weights, or `installed` for the package's: distances are measured in its features,
+    which are the same for every data set of colour images."""
     clip: str = ""
-    """Run of CLIP on such images: samples are scored by how near they are to their texts in its embeddings."""
+    """Run of CLIP on such images: samples are scored by their similarity to their texts in its embeddings."""
     images: str = ""
-    """Instead of runs: a folder of pictures or an .npz with `images` (and `labels`) of any other program."""
+    """Instead of runs: a folder of pictures, or an .npz with `images` (and `labels`), made by another program."""
     data: Data = field(default_factory=Data)
-    """The data that --images are compared with; of a run, name, dir and test say where its data is now."""
+    """The data to compare --images with; for a run, name, dir and test give the current location of its data."""
     seed: int = 0
-    """Seed of samples, of the draws that a bound or an estimate makes, and of dynamic binarisation."""
+    """Seed of the samples, of the noise in a bound or an estimate, and of dynamic binarisation."""
     batch_size: int = 100
     """Images at a time."""
     step: int | Literal["best"] | None = None
-    """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
+    """Checkpoint to load, or best: the stored one with the best validation score; default: the newest."""
     ema: bool = True
-    """Use the moving average of the weights."""
+    """Use the moving average (EMA) of the weights."""
     memorisation: bool = True
-    """Judge whether samples repeat training images, and score real images in the samples' place; passes all training
-    images through the feature network."""
+    """Check whether samples repeat training images, and also score real images as if they were samples; passes all
+    training images through the feature network."""
     out: str = ""
-    """JSON file for the outcome; default: evaluation.json in the run."""
+    """JSON file for the results; default: evaluation.json in the run."""
     grid: str = ""
     """PNG file for a picture of the first samples, a row per class."""
     prompts: tuple[str, ...] = ()
-    """Texts with {} in place of a class, for zero-shot classification by a run of CLIP; default: those of the data."""
+    """Texts in which {} stands for a class, for zero-shot classification by a run of CLIP; default: the data's own."""
     cascade: tuple[str, ...] = ()
-    """Run directories of upsamplers: the samples that are scored are those of the run, enlarged by each of these in
-    turn, and compared with the last one's data."""
+    """Run directories of upsamplers: the run's samples are enlarged by each of them in turn, and then compared with the
+    last one's data."""
     distributed: Distributed = Distributed()
 
 
-OF_RUN = Arguments(data=Data(name=""))  # defaults where a run is scored: its own data, unless another place is given
+OF_RUN = Arguments(data=Data(name=""))  # defaults when a run is scored: its own data, unless a location is given
 
 
 def evaluate(
     run: str, arguments: Arguments, scoring: dict[str, Any], sampling: dict[str, Any], frozen: dict[str, str]
 ) -> dict[str, Any]:
-    """All scores of a run that its model allows, as a JSON document.
+    """All scores of a run that its model supports, as a JSON document.
 
     Args:
-      scoring, sampling: options of the model, such as the number of importance samples, or of a sampler's steps.
-      frozen: {role: run directory} of the runs that it depends on, as `jgen.load` takes it.
+      scoring, sampling: options of the model, such as the number of importance samples or of sampling steps.
+      frozen: {role: run directory} of the runs that it depends on, as in `jgen.load`.
     Raises:
-      UserError: no run, data that is gone or has changed since the training, no such split, images fewer than asked
-        for, or nothing to score: before anything is sampled or scored.
+      UserError: no run, data that is missing or has changed since training, no such split, fewer images than requested,
+        or nothing to score. Raised before anything is sampled or scored.
     """
     import jgen
     from jgen import held_out, sample_scores
@@ -133,13 +133,13 @@ def evaluate(
     compared = is_compared(gen, data, arguments)
     compare = sample_scores.make_comparison(data, config, arguments, by_class) if compared else None
     scores: dict[str, Any] = {}
-    if arguments.samples:  # first: options that do not serve are noticed soon
+    if arguments.samples:  # first, so that invalid options are noticed early
         scores |= sample_scores.score_samples(gen, stages, data, arguments, sampling, compare)
     scores |= {"likelihood": None, "errors": {}}
     if gen.model.log_prob is not None and not upsamplers:
         try:
             scores["likelihood"] = held_out.likelihood(gen, data, arguments, scoring)
-        except UserError as error:  # one image without a number: the distances are found all the same
+        except UserError as error:  # the likelihood of an image is not finite: the distances are still computed
             scores["errors"]["likelihood"] = str(error)
     if is_validated(gen, arguments):
         scores |= held_out.validation(gen, data, arguments) | held_out.comparison(gen, data, arguments)
@@ -154,19 +154,19 @@ def evaluate(
 
 
 def is_compared(gen: Generator, data: Dataset, arguments: Arguments) -> bool:
-    """Whether images that the model makes are compared with real ones in a network's features."""
+    """Whether the model's images are compared with real ones in a network's features."""
     if arguments.reconstruct or arguments.samples == 0 or is_texture(gen, arguments):
         return arguments.reconstruct
     has_features = data.spec.num_classes > 1 or bool(arguments.inception or arguments.efficientnet)
-    # Without a feature network, samples whose texts can be judged still have a score.
+    # Without a feature network, samples can still be scored against their texts, if the data can judge these.
     return has_features or not any(name in data.judges for name in gen.model.conditions)
 
 
 def require_same_scores(arguments: Arguments, scored: dict[str, Any]) -> None:
-    """Raises `UserError` where one of several processes would score something else than the first.
+    """Raises `UserError` if one of several processes would score something else than the first.
 
     Args:
-      scored: what is scored, by name.
+      scored: {name: value} of what this process would score.
     """
     from jgen.train.run_directory import program_identity
 
@@ -177,7 +177,7 @@ def require_same_scores(arguments: Arguments, scored: dict[str, Any]) -> None:
 
 
 def judged_by_clip(gen: Generator, data: Dataset, run: str) -> Any:
-    """The data with the scores of a CLIP. Raises `UserError` where a model's samples are not asked for by texts."""
+    """The data with CLIP scores added to its judges. Raises `UserError` if the model is not conditioned on texts."""
     import jgen
     from jgen import sample_scores
 
@@ -189,7 +189,7 @@ def judged_by_clip(gen: Generator, data: Dataset, run: str) -> Any:
 
 
 def record_of(gen: Generator, run: Path) -> dict[str, Any]:
-    """What is scored, how it was trained, and by which command and on which machine it is scored."""
+    """A record of what is scored, how it was trained, and the command and machine of the evaluation."""
     import jax
 
     from jgen.train.logs import validation_scores
@@ -213,21 +213,22 @@ def record_of(gen: Generator, run: Path) -> dict[str, Any]:
 
 
 def is_validated(gen: Generator, arguments: Arguments) -> bool:
-    """Whether a run is scored by its model's validation scores: where it has no likelihood, and no images are asked
-    for, as of a model that only compares or encodes."""
+    """Whether a run is scored by its model's validation scores: it has no likelihood and no images are requested, such
+    as for a model that only compares or encodes."""
     model, draws_images = gen.model, arguments.samples > 0 or arguments.reconstruct
     return model.validate is not None and model.sample is None and model.log_prob is None and not draws_images
 
 
 def is_texture(gen: Generator, arguments: Arguments) -> bool:
-    """Whether samples are scored by the model's own statistics, and not by distances in a network's features."""
+    """Whether samples are scored by the model's own texture statistics, not by distances in a network's features."""
     from jgen.sample_scores import TEXTURE
 
     return TEXTURE in gen.model.functions and not (arguments.inception or arguments.efficientnet)
 
 
 def check_capabilities(gen: Generator, arguments: Arguments) -> None:
-    """Raises `UserError` where a model cannot do what is to be scored, or nothing is, or by too few samples."""
+    """Raises `UserError` if the model lacks a capability to be scored, nothing is to be scored, or there are too few
+    samples."""
     from jgen.core.generate import require_capability
     from jgen.embeddings import compares
     from jgen.metrics.quality import FEWEST
@@ -250,18 +251,18 @@ def check_capabilities(gen: Generator, arguments: Arguments) -> None:
 
 
 def length_of_training(gen: Generator, folder: Path) -> dict[str, Any]:
-    """Steps and minutes to the newest checkpoint of a run, of which `gen` may be an earlier one."""
+    """Steps and minutes of training up to the run's newest checkpoint, even if `gen` is an earlier one."""
     from jgen.train import checkpoints
 
     newest = checkpoints.newest_good(folder) or gen.step
     since = 0.0
     if newest != gen.step:
         since = checkpoints.seconds_at(folder, newest) - checkpoints.seconds_at(folder, gen.step)
-    return {"steps": newest, "minutes": round((gen.seconds + since) / 60, 2)}  # those of frozen models too
+    return {"steps": newest, "minutes": round((gen.seconds + since) / 60, 2)}  # includes the training of frozen models
 
 
 def training_record(run: Path) -> dict[str, Any]:
-    """Where, with what and by which command a run was trained: its environment.json, {} where that is gone."""
+    """The run's environment.json (machine, versions and command of the training); {} if the file is missing."""
     try:
         return json.loads((run / "environment.json").read_text())
     except (OSError, ValueError):
@@ -269,7 +270,7 @@ def training_record(run: Path) -> dict[str, Any]:
 
 
 def evaluate_images(arguments: Arguments) -> dict[str, Any]:
-    """The scores of samples that another program made. Raises `UserError` for files that cannot be compared."""
+    """The scores of samples made by another program. Raises `UserError` for files that cannot be compared."""
     from jgen import sample_scores
     from jgen.data import dataset
     from jgen.data.pictures import read_images
@@ -302,7 +303,7 @@ def evaluate_images(arguments: Arguments) -> dict[str, Any]:
 
 
 def check_split(dataset: Dataset, arguments: Arguments) -> None:
-    """Raises `UserError` for a split that the data lacks, or more images of it than there are."""
+    """Raises `UserError` for a split that the data does not have, or for more images than it has."""
     from jgen.metrics.quality import FEWEST
 
     splits, few = dataset.splits, arguments.likelihood_images
@@ -316,7 +317,7 @@ def check_split(dataset: Dataset, arguments: Arguments) -> None:
 
 
 def check_arguments(a: Arguments) -> None:
-    """Raises `UserError` for values out of their range, and for options that nothing would read."""
+    """Raises `UserError` for values out of range, and for options that would have no effect."""
     require_seed(a.seed, "--seed")
     require(
         not (a.inception and a.efficientnet), "--inception and --efficientnet: distances are in one network's features"
@@ -385,7 +386,7 @@ def command(args: list[str]) -> int:
 def finish_together(
     arguments: Arguments, todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = False
 ) -> int:
-    """`finish`, by the processes that `arguments` names."""
+    """`finish`, run by the processes that `arguments` gives."""
     cli.set_up_process(arguments.distributed)
     with working_together():
         if parallel.is_main_process():
@@ -395,7 +396,7 @@ def finish_together(
 
 
 def check_run_arguments(parsed: Any, sampling: Any, num_runs: int) -> None:
-    """Raises `UserError` for options of a run's scores that are out of range, or that nothing would read."""
+    """Raises `UserError` for options of scoring a run that are out of range or would have no effect."""
     require(not parsed.main.images, "--images is instead of runs: give one or the other")
     check_arguments(parsed.main)
     for name in ("out", "grid"):
@@ -406,13 +407,13 @@ def check_run_arguments(parsed: Any, sampling: Any, num_runs: int) -> None:
 
 
 def finish(todo: list[tuple[str, Callable[[], dict[str, Any]]]], keep: bool = False) -> int:
-    """Computes and writes outcomes, each to its file; then prints those that succeeded, also when one goes wrong. Of
-    several processes the first writes and prints, and an outcome that one of them cannot have ends all.
+    """Computes the results and writes each to its file, then prints those that succeeded, even if others failed. With
+    several processes the first writes and prints, and a failure in one of them ends all.
 
     Args:
-      keep: whether a file that is there already is kept under another name.
+      keep: whether an existing file is kept under another name.
     Raises:
-      UserError: what went wrong, of each outcome that could not be had; the others are.
+      UserError: one or more results failed; the message gives the reason for each. The others are written.
     """
     from jgen.metrics.table import table
     from jgen.train.run_directory import write_json

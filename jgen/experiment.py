@@ -1,4 +1,4 @@
-"""An experiment as data: nested frozen dataclasses, to and from JSON, and the model that they describe."""
+"""Experiments as nested frozen dataclasses: conversion to and from JSON, and making the model that they describe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jgen.train.config import Config as TrainConfig
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run is made from. `model` is the Config of a system's module, which also has its `make`."""
+    """Everything that defines a run. `model` is the Config of a system; `make` in the same module builds the model."""
 
     model: Any
     data: DataConfig = field(default_factory=DataConfig)
@@ -27,7 +27,7 @@ class Experiment:
     frozen: dict[str, str] = field(default_factory=dict)
     """Run directories of the frozen models that this system uses: ROLE PATH pairs, or --frozen.ROLE PATH if listed."""
     seed: int = 0
-    """Seed of the initialisation, the noise and the order of data."""
+    """Seed of the initialisation, the noise and the data order."""
 
 
 def frozen_roles(config: Any) -> dict[str, bool]:
@@ -37,14 +37,14 @@ def frozen_roles(config: Any) -> dict[str, bool]:
 
 
 def make_of(config: Any) -> Any:
-    """The function `make` of the module that defines a Config. Raises `UserError` where there is none."""
+    """The function `make` of the module that defines a Config. Raises `UserError` if there is none."""
     make = getattr(sys.modules[type(config).__module__], "make", None)
     require(make is not None, f"model is {config!r}: it must be the Config of a system")
     return make
 
 
 def check_roles(config: Any, frozen: Iterable[str]) -> None:
-    """Raises `UserError` for a role that a system does not take, or one that it needs and is not given."""
+    """Raises `UserError` for a role that a system does not take, or a required role that is not given."""
     given, roles = set(frozen), frozen_roles(config)
     takes = f"this system takes {', '.join(roles)}" if roles else "this system depends on no other"
     for role in sorted(given):
@@ -59,7 +59,7 @@ def make_model(config: Any, data: DataSpec, frozen: Mapping[str, GenerativeModel
     Args:
       frozen: the models that this one depends on, by role.
     Raises:
-      UserError: whatever is wrong with the Config, the data or the frozen models, in one line.
+      UserError: the Config, the data or the frozen models are invalid; the message is one line.
     """
     image, frozen = data.image, dict(frozen or {})
     require(min(image.shape) >= 1, f"images have the shape {image.shape}: every size must be above zero")
@@ -87,7 +87,7 @@ def entries(config: Any) -> dict[str, Any]:
 
 
 def to_json(config: Any) -> Any:
-    """Nested dataclasses as JSON objects, each with its class as "class": "module:name"; dictionaries as they are."""
+    """Nested dataclasses as JSON objects, each with an entry "class": "module:name"; dictionaries are unchanged."""
     if not (dataclasses.is_dataclass(config) or isinstance(config, Mapping)):
         return config
     document = {name: to_json(value) for name, value in entries(config).items()}
@@ -97,13 +97,13 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(document: Any, where: str = "config.json") -> Any:
-    """The dataclasses of `to_json`. A field that is missing takes its default, so that runs of an older jgen load.
+    """The inverse of `to_json`. A missing field takes its default, so that runs of older versions of jgen load.
 
-    A class may have a static method `upgrade(document)`, which turns what an older jgen wrote into what it would write
-    now. Only modules under `jgen.` are imported.
+    A class may have a static method `upgrade(document)`, which converts the document of an older version of jgen to the
+    current form. Only modules under `jgen.` are imported.
 
     Raises:
-      UserError: a class outside jgen or unknown, unknown fields, missing ones without a default, wrong types.
+      UserError: a class outside jgen or unknown, unknown fields, missing fields without a default, wrong types.
     """
     require(isinstance(document, dict) and isinstance(document.get("class"), str), f"{where}: no class is named")
     cls = find_class(document["class"], where)
@@ -124,7 +124,7 @@ def from_json(document: Any, where: str = "config.json") -> Any:
 
 
 def from_value(value: Any, where: str) -> Any:
-    """A value of a JSON object: a dataclass where it names its class, lists as tuples."""
+    """Converts a JSON value: an object that names its class becomes a dataclass, a list a tuple."""
     if isinstance(value, dict):
         if "class" in value:
             return from_json(value, where)
@@ -132,7 +132,7 @@ def from_value(value: Any, where: str) -> Any:
     return as_tuples(value) if isinstance(value, list) else value
 
 
-# Options of earlier runs, by the names that their configurations have, and where their class is now.
+# Classes that have moved: their names in the configurations of earlier runs, and where they are now.
 MOVED_CLASSES = {
     "jgen.models.autoregressive.raster:Sampling": "jgen.samplers.truncation:Sampling",
     "jgen.models.autoregressive.image_transformer:Sampling": "jgen.samplers.truncation:Sampling",
@@ -145,7 +145,7 @@ MOVED_CLASSES = {
 
 
 def find_class(name: str, where: str) -> Any:
-    """The dataclass "module:name". Raises `UserError` for one that is outside jgen, unknown, or no dataclass."""
+    """The dataclass "module:name". Raises `UserError` if it is outside jgen, unknown, or not a dataclass."""
     module_name, _, class_name = MOVED_CLASSES.get(name, name).partition(":")
     require(module_name.startswith("jgen."), f"{where}: class {name!r} is outside jgen and is not imported")
     try:

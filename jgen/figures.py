@@ -1,25 +1,26 @@
 """Pictures of what a trained model has learned: python -m jgen.figures RUN --kind KIND --out figure.png
 
 KIND is one of
-  reconstructions  images of the data, each above what the model makes of its latents
-  interpolation    between pairs of images along the line between their latents, the images themselves at the ends; of
-                   a conditional model, between images of one class, or with the text of the first
-  traversal        a row per latent dimension, those that vary most over the data, moved from -3 to 3 about one image
+  reconstructions  images of the data, each above its reconstruction
+  interpolation    interpolations between the latents of pairs of images, with the images themselves at the ends; for a
+                   conditional model, both images have the same class, or the text of the first is used
+  traversal        a row per latent dimension, which is moved from -3 to 3 around the latents of one image; the
+                   dimensions that vary most over the data come first
   manifold         a grid over the two latent dimensions that vary most, at quantiles of a standard normal, with all
                    others at zero
-  attribute        a row per image of one class, to whose latents the difference of two classes' mean latents is added
-                   with a strength from 0 to 1; the difference is the second of --classes minus the first, over training
-                   images
-  completions      the images, what is kept of them (black: the rest), and --rows completions of each, one below the
-                   other; --mask says where pixels are kept, and --kept how many of them
-  restorations     the images, what is measured of them, as large as they are, and --rows restorations of each, one
-                   below the other; --problem says what is measured
-  inversions       images of the data, each above what the model makes of latents that were searched for it
-  truncation       a row per truncation, from --rows-th part of the model's own to that, of the same --columns latents
-  style_mixing     samples above and to the left, and in each place an image with the coarse styles of the sample to the
-                   left and the fine styles of the one above
-  prior            rows of images decoded from standard normal latents, as many from normal ones with the mean and the
-                   standard deviation of each dimension over the data, and as many samples of the model
+  attribute        a row per image of the first of --classes, to whose latents the difference of the two classes' mean
+                   latents (second minus first, over training images) is added with a strength from 0 to 1
+  completions      the images, their kept pixels (the rest black), and --rows completions of each, one below the other;
+                   --mask says where pixels are kept, and --kept how many of them
+  restorations     the images, their measurements (scaled to the same size), and --rows restorations of each, one below
+                   the other; --problem says what is measured
+  inversions       images of the data, each above what the model decodes from the latents that were optimised for it
+  truncation       a row per truncation value, in --rows equal steps up to the model's own, with the same --columns
+                   latents in each row
+  style_mixing     samples above and to the left; each image in the grid has the coarse styles of the sample to the left
+                   and the fine styles of the one above
+  prior            rows of images decoded from standard normal latents, as many from normal latents with each
+                   dimension's mean and standard deviation over the data, and as many samples of the model
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from jgen.core.model import Cond, GenerativeModel
     from jgen.generator import Generator
 
-SEEN = 1000  # images from which is told how much a latent dimension varies, and what the mean latents of a class are
+SEEN = 1000  # images to estimate the spread of a latent dimension, or the mean latents of a class, from
 
 Splits = Mapping[str, Split]
 Mask = Literal["top", "left", "border", "random", "text"]
@@ -52,7 +53,7 @@ Mask = Literal["top", "left", "border", "random", "text"]
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to draw, of which images, and where to put it."""
+    """Which figure to draw, from which images, and where to write it."""
 
     kind: Literal[
         "reconstructions",
@@ -67,37 +68,37 @@ class Arguments:
         "style_mixing",
         "prior",
     ] = "reconstructions"
-    """The figure."""
+    """The kind of figure."""
     out: str = "figure.png"
     """Where to write the picture."""
     split: Literal["validation", "test", "train"] = "test"
-    """The data that images are taken from."""
+    """Split of the data that images are taken from."""
     rows: int = 8
     """Number of rows; for reconstructions, image-reconstruction pairs; for completions, completions per image; for
     prior, rows of each of the three kinds. Not accepted by manifold, which is square."""
     columns: int = 11
     """Images in a row."""
     start: int = 0
-    """Number of the first image taken from the split."""
+    """Index of the first image taken from the split."""
     label: int | None = None
-    """Class for a conditional model's traversal or manifold; default: the first image's."""
+    """Class for a conditional model's traversal or manifold; default: that of the first image."""
     classes: tuple[int, int] = (0, 1)
-    """Classes of an attribute: the images' class, and the class they are moved towards."""
+    """For attribute: the class of the images, and the class that they are moved towards."""
     kept: float = 0.5
-    """The part of an image's pixels that completions keep, about; above 0 and below 1."""
+    """Approximate fraction of an image's pixels that completions keep, above 0 and below 1."""
     mask: Mask = "top"
     """Where completions keep pixels: rows from the top, columns from the left, all but a block in the middle, pixels at
-    random, or all but a line of text, whatever --kept is."""
+    random, or all but a line of text (which ignores --kept)."""
     problem: Problem = "super_resolution"
-    """What restorations undo: means of blocks of 2x2 pixels, luma, or noise."""
+    """The degradation that restorations undo: means of blocks of 2x2 pixels, luma, or noise."""
     noise: float = 0.0
-    """Standard deviation of the noise that is added to what restorations are given, in levels."""
+    """Standard deviation of the noise added to the measurements for restorations, in pixel levels."""
     seed: int = 0
-    """Seed of what is random in the model."""
+    """Seed of the model's random draws."""
     step: int | Literal["best"] | None = None
-    """Checkpoint, or best: of those kept the one with the best validation score; default: the newest."""
+    """Checkpoint to load, or best: the stored one with the best validation score; default: the newest."""
     ema: bool = True
-    """Use the moving average of the weights."""
+    """Use the moving average (EMA) of the weights."""
     data: DataLocation = field(default_factory=DataLocation)
     """Current location of the run's data, if it has moved since training."""
 
@@ -143,13 +144,13 @@ def options(experiment: Experiment) -> type:
 
 
 def check_arguments(a: Arguments) -> None:
-    """Raises `UserError` for options that are out of range, or that nothing would read."""
+    """Raises `UserError` for options that are out of range or would have no effect."""
     require_positive(**{"--rows": a.rows, "--columns": a.columns})
     require_seed(a.seed, "--seed")
     require(a.start >= 0, f"--start is {a.start}: it must be zero or above")
     require(a.out.endswith(".png"), f"--out is {a.out}: a figure must end in .png")
     check_writable(Path(a.out).expanduser())
-    moved = a.kind in ("traversal", "manifold")  # about one image, of one class
+    moved = a.kind in ("traversal", "manifold")  # kinds about one image, of one class
     require(moved or a.label is None, f"--label is {a.label}: {a.kind} takes the classes of its images")
     square = f"--rows is {a.rows}: a manifold has as many rows as --columns"
     require(a.kind != "manifold" or a.rows == Arguments.rows, square)
@@ -166,15 +167,14 @@ def check_arguments(a: Arguments) -> None:
 
 
 def check_conditions(model: GenerativeModel, a: Arguments) -> None:
-    """Raises `UserError` for a model that is conditioned on what this kind of figure cannot choose."""
+    """Raises `UserError` for a model with conditions that this kind of figure cannot set."""
     others = ", ".join(name for name in model.conditions if name != "label")
     known = f"{model.name} is conditioned on {others}: {a.kind} knows classes only"
     require(not others or a.kind in OF_IMAGES, f"{known}; {', '.join(OF_IMAGES)} take what images have")
 
 
 def open_splits(run: str, gen: Generator, a: Arguments) -> Splits:
-    """The splits of the run's data. Raises `UserError` where the data has changed since the training, or has no such
-    split."""
+    """The splits of the run's data. Raises `UserError` if the data has changed since training, or has no such split."""
     from jgen.data import dataset
     from jgen.train.run_directory import read_config
 
@@ -186,7 +186,7 @@ def open_splits(run: str, gen: Generator, a: Arguments) -> Splits:
 
 
 def data(gen: Generator, splits: Splits, a: Arguments, n: int) -> tuple[np.ndarray, Cond]:
-    """`n` images of the split, as the model was trained on them, and what it is conditioned on, {} for nothing."""
+    """`n` images of the split, as the model was trained on them, and their conditions, {} if it has none."""
     split = splits[a.split]
     require(a.start + n <= split.num, f"{n} images from --start {a.start} are wanted: {a.split} has {split.num} in all")
     batch = fetch(gen, split, a.start + np.arange(n), a.seed)
@@ -216,23 +216,23 @@ def reconstructions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.nd
 
 
 def above(images: np.ndarray, made: np.ndarray, a: Arguments) -> np.ndarray:
-    """Rows of images, each above the row of what was made of them."""
+    """Rows of images, each above the row of their processed versions."""
     pairs = np.stack([x.reshape(a.rows, a.columns, *x.shape[1:]) for x in (images, made)], axis=1)
     return pairs.reshape(-1, *images.shape[1:])
 
 
 def inversions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """Rows of images, each above what is decoded from latents that were searched for it."""
+    """Rows of images, each above what is decoded from the latents that were optimised for it."""
     import jax
 
     images, named = data(gen, splits, a, a.rows * a.columns)
-    key = jax.random.key(a.seed)  # of both: where a generator has noise of its own, the search was with the same
+    key = jax.random.key(a.seed)  # shared: a generator with noise inputs then decodes with the noise of the search
     made = gen.decode(key, gen.invert(key, images, **named), **named)
     return above(images, made, a), a.columns
 
 
 def truncation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row of samples per truncation, in each column with the same key and class."""
+    """A row of samples per truncation value; all images in a column have the same key and class."""
     import jax
 
     own = getattr(gen.model.sampling, "truncation", None)
@@ -244,7 +244,7 @@ def truncation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray
 
 
 def style_mixing(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row of samples behind an empty place, and rows that begin with a sample, of mixtures of the two's styles."""
+    """A row of samples (after an empty cell), then rows that begin with a sample and mix its styles with theirs."""
     import jax
 
     from jgen.core import keys as rng
@@ -268,11 +268,11 @@ def style_mixing(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarr
 
 
 def interpolation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row per pair of images: the first, the way between their reconstructions, the second."""
+    """A row per pair of images: the first, interpolations between their reconstructions, the second."""
     import jax
 
     require(a.columns >= 4, f"--columns is {a.columns}: an interpolation has 4 or more, the two images among them")
-    # What the class says, a conditional model's latents do not: there both ends are of one class, found among more.
+    # A conditional model's latents do not contain the class, so both ends get the same class: more images are searched.
     by_class = gen.model.conditions == ("label",)
     num = min(40 * a.rows, splits[a.split].num - a.start) if by_class else 2 * a.rows
     images, named = data(gen, splits, a, num)
@@ -285,7 +285,7 @@ def interpolation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndar
         chosen = pairs[np.linspace(0, len(pairs) - 1, a.rows).astype(int)]
         images, named = images[chosen.ravel()], {"label": label[chosen.ravel()]}
     first, second = images[0::2], images[1::2]
-    both = {name: values[0::2] for name, values in named.items()}  # of a row: one class, or the first image's text
+    both = {name: values[0::2] for name, values in named.items()}  # of each row: the class, or the first image's text
     way = gen.interpolate(jax.random.key(a.seed), first, second, a.columns - 2, **both)
     rows = np.concatenate([first[:, None], way, second[:, None]], axis=1)
     return rows.reshape(-1, *first.shape[1:]), a.columns
@@ -294,7 +294,8 @@ def interpolation(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndar
 def flat_latents(
     gen: Generator, splits: Splits, a: Arguments
 ) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray | None]:
-    """Latents of images of the data (n, d); (m, d) to latents as the model has them; the images' classes."""
+    """Flattened latents of images of the data, (n, d); a function from (m, d) to the model's latents; the images'
+    classes."""
     import jax
 
     num = min(SEEN, splits[a.split].num - a.start)
@@ -313,14 +314,15 @@ def flat_latents(
 def latent_spread(
     gen: Generator, splits: Splits, a: Arguments
 ) -> tuple[np.ndarray, Callable[[np.ndarray], Any], np.ndarray, int | None]:
-    """Latents of one image (d,); (n, d) to latents as the model has them; dimensions, most varied first; a class."""
+    """Flattened latents of one image, (d,); a function from (n, d) to the model's latents; the dimensions, those that
+    vary most first; the image's class."""
     flat, unflatten, label = flat_latents(gen, splits, a)
     class_ = None if label is None else int(label[0]) if a.label is None else a.label
     return flat[0], unflatten, np.argsort(-flat.std(axis=0), kind="stable"), class_
 
 
 def traversal(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row per latent dimension, moved from -3 to 3 while the others stay those of one image."""
+    """A row per latent dimension, moved from -3 to 3 while the others keep the values of one image."""
     import jax
 
     base, unflatten, order, label = latent_spread(gen, splits, a)
@@ -331,7 +333,7 @@ def traversal(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray,
 
 
 def manifold(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """The plane of the two most varied latent dimensions at even quantiles of N(0, 1), the others at zero."""
+    """A grid over the two latent dimensions that vary most, at even quantiles of N(0, 1), the others at zero."""
     import jax
 
     base, unflatten, order, label = latent_spread(gen, splits, a)
@@ -366,7 +368,7 @@ def attribute(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray,
 
 
 def images_of_class(gen: Generator, splits: Splits, a: Arguments) -> np.ndarray:
-    """`--rows` images of the first of the two classes. Raises `UserError` for impossible classes or too few images."""
+    """`--rows` images of the first of the two classes. Raises `UserError` for invalid classes or too few images."""
     name, num_classes, wanted = gen.model.name, gen.model.data.num_classes, a.classes[0]
     require(num_classes > 0, "the run's data has no classes: an attribute is the difference of two")
     require(not gen.model.conditions, f"{name} is conditioned on the class: its latents do not hold it")
@@ -380,7 +382,7 @@ def images_of_class(gen: Generator, splits: Splits, a: Arguments) -> np.ndarray:
 
 
 def completions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row of images, a row of what is kept of them, and rows of completions."""
+    """A row of images, a row of their kept pixels, and rows of completions."""
     import jax
 
     images, named = data(gen, splits, a, a.columns)
@@ -391,12 +393,12 @@ def completions(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarra
 
 
 def repeat(values: np.ndarray, times: int) -> np.ndarray:
-    """All values (n, ...), so many times one after the other."""
+    """All values (n, ...), repeated `times` times along the first axis."""
     return np.tile(values, (times, *[1] * (values.ndim - 1)))
 
 
 def kept_pixels(a: Arguments, height: int, width: int) -> np.ndarray:
-    """The mask (H, W) of completions: some pixels are kept, and not all."""
+    """The mask (H, W) of completions; at least one pixel is kept, and at least one is not."""
 
     def some(part: float, size: int) -> int:
         return min(max(round(part * size), 1), size - 1)
@@ -420,7 +422,7 @@ def kept_pixels(a: Arguments, height: int, width: int) -> np.ndarray:
 
 
 def written(height: int, width: int) -> np.ndarray:
-    """Where a word across the middle has ink, bool (H, W): some pixels, and not all."""
+    """The ink of a word across the middle, bool (H, W); true for some pixels, not for all."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(max(0.5 * width, 6.0))
@@ -430,7 +432,7 @@ def written(height: int, width: int) -> np.ndarray:
 
 
 def restorations(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """A row of images, a row of what is measured of them, and rows of restorations."""
+    """A row of images, a row of their measurements, and rows of restorations."""
     import jax
 
     from jgen.prob.degradation import make_degradation
@@ -448,7 +450,7 @@ def restorations(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarr
 
 
 def prior(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int]:
-    """Images of standard normal latents, of normal latents with the data's moments, and samples of the model."""
+    """Images decoded from standard normal latents and from normal latents with the data's moments, and samples."""
     import jax
 
     flat, unflatten, _ = flat_latents(gen, splits, a)
@@ -460,7 +462,7 @@ def prior(gen: Generator, splits: Splits, a: Arguments) -> tuple[np.ndarray, int
     return np.concatenate([*images, gen.sample(key, n, label=label)]), a.columns
 
 
-# What draws a figure, and the capabilities that it needs: `interpolate` where it moves continuous latents.
+# The function that draws each figure, and the capabilities that it needs: `interpolate` for continuous latents.
 FIGURES: dict[str, tuple[Callable[[Generator, Splits, Arguments], tuple[np.ndarray, int]], tuple[str, ...]]] = {
     "reconstructions": (reconstructions, ("reconstruct",)),
     "interpolation": (interpolation, ("interpolate",)),
@@ -474,7 +476,7 @@ FIGURES: dict[str, tuple[Callable[[Generator, Splits, Arguments], tuple[np.ndarr
     "style_mixing": (style_mixing, ("sample",)),
     "prior": (prior, ("interpolate", "sample")),
 }
-# Kinds whose conditions are those that the images of the data have, whatever they are.
+# Kinds that take any conditions, since these are those of the data's images.
 OF_IMAGES = ("reconstructions", "interpolation", "completions", "restorations", "inversions")
 
 

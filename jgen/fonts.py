@@ -1,13 +1,13 @@
 """A font file from pictures of its letters: python -m jgen.fonts PICTURES --out my.ttf [--family "My Letters"]
 Or from pictures of some, the others drawn by a trained model: python -m jgen.fonts RUN --samples PICTURES --out my.ttf
 
-PICTURES is a folder with a square picture for each character, named by it: A.png, or U+0041.png where a file system
-does not tell a.png from A.png. Pictures are white on black, or with --no-white black on white, and are laid out as
-those of the data set `fonts` (jgen/data/fonts.py): the baseline at 0.72 of the height, an em 0.7 of it. Outlines are
-traced by potrace; side bearings follow from the letters' sides: see `bearings`.
+PICTURES is a folder with one square picture per character, named after it: A.png, or U+0041.png for file systems that
+do not distinguish a.png from A.png. Pictures are white on black (with --no-white black on white), and have the layout
+of the data set `fonts` (jgen/data/fonts.py): the baseline at 0.72 of the height, an em 0.7 of it. Outlines are traced
+by potrace; side bearings are computed from the letters' sides: see `bearings`.
 
-RUN is that of a model of letters given others of their font (jgen/models/text_to_image/fonts.py), which draws those
-that are missing.
+RUN is a model of letters conditioned on others of their font (jgen/models/text_to_image/fonts.py), which draws the
+missing ones.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from jgen.errors import UserError, require, require_seed
 if TYPE_CHECKING:
     from jgen.generator import Generator
 
-UNITS = 1000  # of an em
-TRACED = 256  # pixels of a side at least, of the enlarged picture that is traced: edges are found within a pixel
-HALF = 128  # at the edge of a letter, pixels are half covered
+UNITS = 1000  # font units per em
+TRACED = 256  # least side in pixels of the enlarged picture that is traced, so that edges are found to within a pixel
+HALF = 128  # threshold: a pixel on the edge of a letter is half covered
 SPACE = 0.28  # width of a space, in em
-GAP = 0.09  # white that each side of a letter has on average, in em
-DEEP = 0.12  # white at a letter's side counts up to this depth, in em: bays such as that of a C are no wider
+GAP = 0.09  # average white space on each side of a letter, in em
+DEEP = 0.12  # white space at a side counts up to this depth, in em, so that an opening such as that of a C adds no more
 PictureMap = Mapping[str, np.ndarray]  # {character: uint8 (S, S), white on black}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Which font is written."""
+    """The font to write."""
 
     out: str = "my.ttf"
     """The font file, TrueType."""
     family: str = "jgen"
-    """Name of the font's family."""
+    """Font family name."""
     white: bool = True
-    """Whether letters are white on black."""
+    """Whether the pictures are white on black."""
     samples: str = ""
-    """Folder of pictures of some letters, of which a run draws the others."""
+    """Folder of pictures of some letters; the run draws the others in their style."""
     seed: int = 0
     """Seed of the letters that a run draws."""
 
@@ -62,8 +62,8 @@ def write_font(pictures: PictureMap, path: Path, family: str) -> None:
     """Writes a TrueType font of pictures.
 
     Raises:
-      UserError: no pictures, pictures that are not square or are of unlike sizes, a picture without a letter, a library
-        that is missing, or a path that cannot be written.
+      UserError: no pictures, pictures that are not square or differ in size, an empty picture, a missing library, or a
+        path that cannot be written.
     """
     size = check_pictures(pictures)
     builder_of, pen_of, to_quadratic = import_libraries()
@@ -95,7 +95,7 @@ def write_font(pictures: PictureMap, path: Path, family: str) -> None:
 
 
 def check_pictures(pictures: PictureMap) -> int:
-    """The side of the pictures. Raises `UserError` where they cannot be a font's."""
+    """The side of the pictures in pixels. Raises `UserError` if a font cannot be made of them."""
     require(len(pictures) > 0, "there are no pictures of letters: a font needs one or more")
     first, size = next((character, array.shape[0]) for character, array in pictures.items())
     for character, array in pictures.items():
@@ -108,7 +108,7 @@ def check_pictures(pictures: PictureMap) -> int:
 
 
 def import_libraries() -> tuple[Any, Any, Any]:
-    """fontTools' builder and pens. Raises `UserError` where they or potrace are not installed."""
+    """fontTools' builder and pens. Raises `UserError` if they or potrace are not installed."""
     try:
         import potrace  # noqa: F401
         from fontTools.fontBuilder import FontBuilder
@@ -127,7 +127,7 @@ def trace(picture: np.ndarray, pen: Any, size: int) -> None:
 
     factor = max(1, -(-TRACED // size))
     large = np.asarray(Image.fromarray(picture).resize((size * factor,) * 2, Image.Resampling.BICUBIC))
-    curves = list(potrace.Bitmap(large < HALF).trace())  # which takes what is false for ink
+    curves = list(potrace.Bitmap(large < HALF).trace())  # potrace takes False as ink
     scale = UNITS / (EM * size * factor)
 
     def place(point: Any) -> tuple[float, float]:
@@ -145,8 +145,8 @@ def trace(picture: np.ndarray, pen: Any, size: int) -> None:
 
 
 def bearings(picture: np.ndarray) -> tuple[float, float]:
-    """The white at the left and at the right of a letter, in em, so that each side has GAP of it on average: a stem's
-    is GAP, a slanted or round side, whose rows begin further in, comes nearer to its neighbour."""
+    """The left and right side bearings of a letter, in em, such that the white space on each side is GAP on average: a
+    vertical stem has GAP, and a slanted or round side, whose rows begin further in, a smaller bearing."""
     ink = picture >= HALF
     columns, rows = np.flatnonzero(ink.any(axis=0)), ink[ink.any(axis=1)]
     em = EM * len(picture)
@@ -157,16 +157,17 @@ def bearings(picture: np.ndarray) -> tuple[float, float]:
 
 
 def complete(gen: Generator, pictures: PictureMap, seed: int = 0, **options: Any) -> dict[str, np.ndarray]:
-    """All letters that a model knows: the pictures given as they are, the others drawn in their style.
+    """All letters that a model knows: those given, and the others drawn in their style.
 
-    Pictures of another size than the model's are scaled to it; what it draws is scaled to theirs, if that is larger.
+    Given pictures are scaled to the model's image size to condition it. The result has the larger of the two sizes.
 
     Args:
       gen: the generator of a run; pictures: {letter: uint8 (S, S), white on black}; options: of sampling.
     Returns:
       {letter: uint8 (T, T)}, in the order of the model's letters.
     Raises:
-      UserError: no pictures, of unlike sizes, of a character that no training font has, or a model without styles.
+      UserError: no pictures, pictures of different sizes or of a character that no training font has, or a model
+        without styles.
     """
     import jax
 
@@ -191,7 +192,7 @@ def complete(gen: Generator, pictures: PictureMap, seed: int = 0, **options: Any
 
 
 def resized(picture: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (side, side) of a square picture."""
+    """A square picture resized to uint8 (side, side)."""
     from PIL import Image
 
     if len(picture) == side:
@@ -200,7 +201,8 @@ def resized(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def read_pictures(folder: Path, white: bool) -> dict[str, np.ndarray]:
-    """{character: uint8 (S, S), white on black} of a folder. Raises `UserError` for names that are no character."""
+    """{character: uint8 (S, S), white on black} of a folder. Raises `UserError` for file names that name no
+    character."""
     require(folder.is_dir(), f"there is no folder {folder}: it must hold a picture for each letter, such as A.png")
     pictures: dict[str, np.ndarray] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png"):
@@ -216,7 +218,7 @@ def read_pictures(folder: Path, white: bool) -> dict[str, np.ndarray]:
 
 
 def drawn_by(run: Path, pictures: PictureMap, seed: int) -> dict[str, np.ndarray]:
-    """The pictures, and those that the model of a run draws."""
+    """The given pictures, and those of the missing letters, drawn by the model of a run."""
     require_seed(seed, "--seed")
     cli.set_up_process()
     import jgen

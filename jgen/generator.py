@@ -1,4 +1,4 @@
-"""A trained model as a user has it: sampling, scoring and editing of arrays, jitted and on all devices."""
+"""The user's view of a trained model: sampling, scoring and editing of arrays, jitted and on all devices."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from jgen.prob.pixels import bits_per_dim
 
 
 class Generator:
-    """A trained model: what `jgen.load` returns. Its functions are jitted and run on all devices of this process.
+    """A trained model, as returned by `jgen.load`. Its methods are jitted and run on all devices of this process.
 
-    What the model is conditioned on is given by name: label=7 or label="ant", text="a red square", or an array of the
-    field's shape; one value for all images, or one per image.
+    Conditions are keyword arguments: label=7 or label="ant", text="a red square", or an array of the field's shape; one
+    value for all images, or one per image.
 
-    model, params, ctx, config: the pure functions and arrays underneath, for your own jit, vmap and grad.
-    step, seconds: how long it was trained, in steps and in time, compiling and frozen models' training included.
-    own_seconds, frozen_seconds: that time without frozen models, and {hash: seconds} of each of those.
-    classes: the names of the classes, such as ("ant", "bee"); "0", "1", ... where they have none, () without classes.
-    likelihood: what `log_prob` is: "exact", "lower_bound", "estimate" or "none".
+    model, params, ctx, config: the underlying pure functions and arrays, for your own jit, vmap and grad.
+    step, seconds: steps and seconds of training; the time includes compilation and the training of frozen models.
+    own_seconds, frozen_seconds: the same time without frozen models, and {hash: seconds} of each frozen model.
+    classes: the names of the classes, such as ("ant", "bee"); "0", "1", ... if they have none, () without classes.
+    likelihood: the kind of `log_prob`: "exact", "lower_bound", "estimate" or "none".
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Generator:
         self.seconds = own_seconds + sum(self.frozen_seconds.values())
         self.likelihood, self.classes = model.likelihood, model.data.classes
         self._scored_with: tuple[Any, Roles] | None = None
-        same = ctx.ema is params  # once on each device, then
+        same = ctx.ema is params  # then copied to each device only once
         placed, rest = parallel.replicate((params, ctx._replace(ema={} if same else ctx.ema)))
         self._placed = placed, rest._replace(ema=placed) if same else rest
 
@@ -78,18 +78,18 @@ class Generator:
         return f"<{self.model.name} of {shape}, {size:,} parameters, step {self.step}>"
 
     def conditions(self, n: int, start: int = 0, name: str = "sample", **given: Any) -> Cond:
-        """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; classes are taken in turn.
+        """The conditions, {field: array (n, ...)}, of images start .. start + n - 1; default: the classes in turn.
 
         Args:
           name: the model's function that they are for.
         Raises:
-          UserError: a field that the model is not conditioned on, one that is missing, or a value out of range.
+          UserError: a field that the model is not conditioned on, a missing field, or a value out of range.
         """
         return resolve_conditions(self.model, self._tokens(given), n, start, name)
 
     @cached_property
     def _to_sample(self) -> tuple[Roles, Context]:
-        """The parameters, and the context with what `prepare` returns."""
+        """The parameters, and the context updated with what `prepare` returns."""
         params, ctx = self._placed
         return params, prepared(self.model, params, ctx, rng.seed_key(self.config.seed))
 
@@ -106,12 +106,12 @@ class Generator:
         """`n` images, uint8 (n, H, W, C), 0 .. levels - 1. Image i has the key `fold_in(key, start + i)`.
 
         Args:
-          batch_size: images at a time; it does not change them. Small networks are faster with more, such as 512.
+          batch_size: images at a time; it does not affect the images. Larger ones, such as 512, suit small networks.
           progress: wraps the iterator over batches, as tqdm does.
-          named: conditions, such as label=7 (a class that is not given: the classes in turn), and fields of
-            `model.sampling`, such as steps or guidance_scale.
+          named: conditions, such as label=7 (default: the classes in turn), and fields of `model.sampling`, such as
+            steps or guidance_scale.
         Raises:
-          UserError: n below 1, conditions out of range, options unknown or impossible.
+          UserError: n below 1, conditions out of range, unknown or invalid options.
         """
         parts = list(self.sample_batches(key, n, start=start, batch_size=batch_size, progress=progress, **named))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -126,7 +126,7 @@ class Generator:
         progress: Progress = iter,
         **named: Any,
     ) -> Iterator[np.ndarray]:
-        """The images of `sample` a batch at a time, so that many take little memory: uint8 (b, H, W, C)."""
+        """The images of `sample`, one batch at a time to save memory: uint8 (b, H, W, C)."""
         require_capability(self.model, "sample")
         cond, options = self._split(named)
         params, ctx = self._to_sample
@@ -136,9 +136,9 @@ class Generator:
     def trajectory(
         self, key: jax.Array, n: int, *, start: int = 0, batch_size: int = 64, progress: Progress = iter, **named: Any
     ) -> np.ndarray:
-        """The images of `sample` step by step: uint8 (n, steps, H, W, C), of which the last are the samples.
+        """The images of `sample` at every step of the sampler: uint8 (n, steps, H, W, C); the last are the samples.
 
-        The images on the way are those that a denoiser predicts, or what the steps of another sampler give.
+        The intermediate images are the denoiser's predictions, or, without a denoiser, the states of the sampler.
 
         Raises:
           NotSupported: the model's sampler has no steps.
@@ -155,7 +155,7 @@ class Generator:
     def log_prob(
         self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, progress: Progress = iter, **named: Any
     ) -> np.ndarray:
-        """Log-probability of uint8 images in nats, float32 (n,); `likelihood` says of what kind.
+        """Log-probability of uint8 images in nats, float32 (n,): exact, a bound or an estimate, see `likelihood`.
 
         Args:
           named: the images' conditions, and fields of `model.scoring`, such as the number of importance samples.
@@ -167,24 +167,24 @@ class Generator:
         return self._run("log_prob", key, inputs, named, batch_size=batch_size, progress=progress)
 
     def normaliser(self, key: jax.Array, **scoring: Any) -> dict[str, np.ndarray]:
-        """log Z of an energy as `log_prob` estimates it with the same key, nats, by class, float64 (K,).
+        """The log-normaliser log Z of an energy-based model, as `log_prob` estimates it with the same key.
 
-        It has log_z, and low and high, the ends of its 95 % bootstrap interval over the chains. Raises `NotSupported`
-        for a model whose likelihood has no normaliser that is estimated.
+        Returns {"log_z", "low", "high"}, each float64 (K,), in nats per class; low and high are the ends of a 95 %
+        bootstrap interval over the chains. Raises `NotSupported` for a model without an estimated normaliser.
         """
         arrays = self._scoring_extra(key, resolve_options(self.model, "log_prob", scoring))["normaliser"]
         low, high = bootstrap_log_mean(np.asarray(arrays["log_weights"]))
         return {"log_z": np.asarray(arrays["log_z"], np.float64), "low": low, "high": high}
 
     def _scoring_extra(self, key: jax.Array, options: Any) -> Roles:
-        """What `model.prepare_scoring` returns, once for a key and options: all images and classes share it."""
+        """What `model.prepare_scoring` returns, computed once per key and options for all images and classes."""
         known = (np.asarray(jax.random.key_data(check_key(key))).tobytes(), options)
         if self._scored_with is None or self._scored_with[0] != known:
             self._scored_with = known, prepared_for_scoring(self.model, *self._placed, key, options)
         return self._scored_with[1]
 
     def bits_per_dim(self, key: jax.Array, images: ArrayLike, **named: Any) -> np.ndarray:
-        """The same as `log_prob` in bits per dimension: -log_prob / (H W C ln 2)."""
+        """`log_prob` converted to bits per dimension: -log_prob / (H W C ln 2)."""
         return bits_per_dim(self.log_prob(key, images, **named), self.model.images.size)
 
     def log_density(self, key: jax.Array, x: ArrayLike, *, batch_size: int = 64, **cond: Any) -> np.ndarray:
@@ -203,7 +203,7 @@ class Generator:
         return self._run("energy", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
     def classify(self, key: jax.Array, images: ArrayLike, **options: Any) -> np.ndarray:
-        """The most probable class of each uint8 image, int32 (n,): see `class_log_probs`, of which the options are."""
+        """The most probable class of each uint8 image, int32 (n,), with the options of `class_log_probs`."""
         return np.argmax(self.class_log_probs(key, images, **options), axis=1).astype(np.int32)
 
     def class_log_probs(
@@ -220,14 +220,14 @@ class Generator:
     ) -> np.ndarray:
         """log p(class | image) in nats of uint8 images, float64 (n, classes).
 
-        By Bayes' rule, where the model is conditioned on a class: an image is scored with the same key under every
-        class, so that a bound's noise is shared. By a model that compares images with texts, such as CLIP, zero-shot:
-        how near an image is to prompts with each class's name; nothing is drawn.
+        A class-conditional model classifies by Bayes' rule: an image is scored with the same key under every class, so
+        that a bound's noise is shared. A model that compares images with texts, such as CLIP, classifies zero-shot, by
+        the similarity of an image to prompts with each class's name; this is deterministic.
 
         Args:
-          classes, prompts: of the latter, names, and texts with {} in a name's place; default: those of the run's data.
+          classes, prompts: for CLIP, names, and texts in which {} stands for a name; default: those of the run's data.
           prior: probabilities of the classes; default: uniform.
-          by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
+          by: "log_prob" or "energy", if the model has both; default: `log_prob` if it has one.
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "classify")
@@ -245,14 +245,14 @@ class Generator:
     def _class_scores(
         self, key: jax.Array, images: ArrayLike, prior: ArrayLike | None, by: str, batch_size: int, named: dict
     ) -> np.ndarray:
-        """log p(image | class) + log p(class) in nats, up to a constant by energies, float64 (n, classes)."""
+        """log p(image | class) + log p(class) in nats, float64 (n, classes); from energies, up to a constant."""
         name = self._class_field()
         weights = log_prior(prior, self.model.data.fields[name].num_values)
         rows = [self._score(key, images, by, batch_size, {**named, name: c}) for c in range(len(weights))]
         return np.stack(rows, axis=1) + weights
 
     def _class_field(self) -> str:
-        """The condition that is a class; "" without any."""
+        """The name of the condition that is a class; "" if there is none."""
         return next((name for name in self.model.conditions if self.model.data.fields[name].is_class), "")
 
     def _score(self, key: jax.Array, images: ArrayLike, by: str, batch_size: int, named: dict) -> np.ndarray:
@@ -275,15 +275,15 @@ class Generator:
         batch_size: int = 64,
         **named: Any,
     ) -> np.ndarray:
-        """How unlike the model's data uint8 images are, float64 (n,): higher is less alike.
+        """How unlike the model's data uint8 images are, float64 (n,); higher is more anomalous.
 
-        A class-conditional model that is given no class takes the mean of the likelihoods of all classes.
+        If a class-conditional model is given no class, the likelihood is averaged over all classes.
 
         Args:
           kind: "likelihood", -log p in nats; "complexity", "typicality", "ratio": see `jgen.prob.anomaly`.
           reference: for typicality, images of the model's data, uint8 (m, H, W, C).
-          background: for ratio, another model.
-          by: "log_prob" or "energy", where the model has both; default: `log_prob`, where there is one.
+          background: for ratio, the background model.
+          by: "log_prob" or "energy", if the model has both; default: `log_prob` if it has one.
           named: other conditions of the images, and fields of `model.scoring`.
         """
         require_capability(self.model, "anomaly_score")
@@ -306,10 +306,10 @@ class Generator:
         return self._run("encode", key, {"image": check_images(self.model, images)}, cond, batch_size=batch_size)
 
     def decode(self, key: jax.Array, latents: Tree, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """uint8 images (n, H, W, C) of latents such as `encode` or `invert` returns.
+        """Decodes latents, as returned by `encode` or `invert`, to uint8 images (n, H, W, C).
 
         Args:
-          named: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
+          named: conditions, and fields of `model.decoding`, such as the number of diffusion steps.
         Raises:
           UserError: latents of other shapes, or codes out of range.
         """
@@ -317,13 +317,13 @@ class Generator:
         return self._run("decode", key, {"latents": check_latents(self.model, latents)}, named, batch_size=batch_size)
 
     def invert(self, key: jax.Array, images: ArrayLike, *, batch_size: int = 64, **named: Any) -> np.ndarray:
-        """Latents (n, ...) that `decode` turns into images close to given ones, uint8. They are searched for by
-        gradient; for a diffusion, its steps are taken backwards from the image to noise (DDIM inversion).
+        """Latents (n, ...) that `decode` maps to images close to the given uint8 images. They are found by
+        gradient-based optimisation, or, for a diffusion model, by running the sampler in reverse (DDIM inversion).
 
         Args:
           named: conditions, and fields of `model.inverting`, such as the number of steps.
         Raises:
-          NotSupported: the model cannot; one with `encode` gives latents without a search.
+          NotSupported: the model has no `invert`; use `encode` if it has one.
         """
         require_capability(self.model, "invert")
         return self._run("invert", key, {"image": check_images(self.model, images)}, named, batch_size=batch_size)
@@ -336,12 +336,12 @@ class Generator:
         return self.decode(key_decode, latents, batch_size=batch_size, **cond)
 
     def interpolate(self, key: jax.Array, first: ArrayLike, second: ArrayLike, num: int = 8, **more: Any) -> np.ndarray:
-        """Images between pairs of images, along the line between their latents, or, of a diffusion, along the great
-        circle between the noise that its steps backwards make of them: uint8 (n, num, H, W, C).
+        """Interpolates between pairs of images, uint8 (n, num, H, W, C): linearly between their latents, or, for a
+        diffusion model, along the great circle between the noise that DDIM inversion gives for them.
 
         Args:
-          first, second: uint8 (n, H, W, C); num: images from the first to the second, both counted, 2 or more.
-          more: conditions, and fields of `model.decoding`, such as the steps of a diffusion.
+          first, second: uint8 (n, H, W, C); num: images per pair, both ends included, 2 or more.
+          more: conditions, and fields of `model.decoding`, such as the number of diffusion steps.
         """
         require_capability(self.model, "interpolate")
         require(num >= 2, f"num is {num}: an interpolation has 2 images or more")
@@ -382,10 +382,10 @@ class Generator:
         `fold_in(key, start + i)`.
 
         Args:
-          named: conditions, and fields of `model.inpainting`, or of `model.sampling` where there is none.
+          named: conditions, and fields of `model.inpainting`, or, if that is None, of `model.sampling`.
         Raises:
-          NotSupported: the model cannot, or not in its order of generation. UserError: a mask of another shape, or that
-            is true everywhere.
+          NotSupported: the model has no `inpaint`, or its order of generation does not allow this mask. UserError: a
+            mask of another shape, or one that is true everywhere.
         """
         require_capability(self.model, "inpaint")
         array, keep = check_images(self.model, images), np.asarray(mask)
@@ -411,13 +411,13 @@ class Generator:
         progress: Progress = iter,
         **named: Any,
     ) -> np.ndarray:
-        """uint8 images (n, H, W, C) changed towards conditions, such as text="a blue circle". Image i has the key
+        """Edits uint8 images (n, H, W, C) towards conditions, such as text="a blue circle". Image i has the key
         `fold_in(key, start + i)`.
 
         Args:
-          named: conditions, and fields of `model.editing`, such as strength: 1 leaves nothing of the images.
+          named: conditions, and fields of `model.editing`, such as strength (1 keeps nothing of the images).
         Raises:
-          NotSupported: the model cannot. UserError: images of another shape, type or range, or impossible options.
+          NotSupported: the model has no `edit`. UserError: images of another shape, type or range, or invalid options.
         """
         require_capability(self.model, "edit")
         where: dict[str, Any] = {"start": start, "batch_size": batch_size, "progress": progress}
@@ -427,12 +427,12 @@ class Generator:
         """Draws uint8 images (n, H, W, C) that agree with given low-resolution, grey or noisy ones.
 
         Args:
-          measurements: numbers (n, ...) in 0 .. levels - 1, of the shape that `problem` makes of images: with
-            "super_resolution" (n, H / factor, W / factor, C), with "colourisation" (n, H, W, 1).
+          measurements: numbers (n, ...) in 0 .. levels - 1. Their shape depends on `problem`: for "super_resolution"
+            (n, H / factor, W / factor, C), for "colourisation" (n, H, W, 1).
           named: conditions, and fields of `model.restoring`, such as problem, factor and noise.
         Raises:
-          NotSupported: the model cannot. UserError: measurements of another shape, or a problem that its images do not
-            have.
+          NotSupported: the model has no `restore`. UserError: measurements of another shape, or a problem that does not
+            apply to its images.
         """
         require_capability(self.model, "restore")
         array = np.asarray(measurements, np.float32)
@@ -440,22 +440,22 @@ class Generator:
         require(bool(np.all(np.isfinite(array))), "measurements have values that are not finite")
         return self._run("restore", key, {"measurement": array}, named, batch_size=batch_size)
 
-    # Of a model that has a distribution of texts.
+    # For models with a distribution of texts.
     complete_text, text_log_prob, perplexity = texts.complete_text, texts.text_log_prob, texts.perplexity
 
-    # Of a model that embeds images and texts.
+    # For models that embed images and texts.
     embed_images, embed_texts, retrieve = embeddings.embed_images, embeddings.embed_texts, embeddings.retrieve
 
     def _split(self, named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The conditions and the options among keyword arguments."""
-        # Also where the data has no classes and no texts: then a condition is refused by its name.
+        """Splits keyword arguments into conditions and options."""
+        # These names always count as conditions, so that a model without them refuses them by name.
         fields = {*self.model.data.fields, "label", "text", "negative_text"}
         fields |= set(self.model.optional)
         cond = {name: value for name, value in named.items() if name in fields}
         return cond, {name: value for name, value in named.items() if name not in fields}
 
     def _tokens(self, cond: Mapping[str, Any]) -> dict[str, Any]:
-        """Conditions with texts, one or a sequence of them, as the tokens of the run's tokenizers."""
+        """The conditions, with texts (one, or a sequence) replaced by tokens of the run's tokenizers."""
         cond = dict(cond)
         for name, value in cond.items():
             tokenizer = self.tokenizers.get(self.model.optional.get(name, name))
@@ -468,7 +468,7 @@ class Generator:
         return cond
 
     def _resolve(self, name: str, cond: Mapping[str, Any], n: int) -> Cond:
-        """The conditions of given images or latents. Unlike in sampling, none has a default."""
+        """The conditions of given images or latents. Unlike for sampling, there are no defaults."""
         cond = {field: value for field, value in cond.items() if value is not None}
         for field in self.model.conditions:
             given = field in cond or name in self.model.unconditional
@@ -487,7 +487,7 @@ class Generator:
         start: int = 0,
         progress: Progress = iter,
     ) -> Any:
-        """One of the model's functions over its inputs (n, ...), the images start .. start + n - 1."""
+        """Applies one of the model's functions to inputs (n, ...), which belong to images start .. start + n - 1."""
         n = len(jax.tree.leaves(inputs)[0])
         cond, options = self._split(named)
         chosen = resolve_options(self.model, name, options)

@@ -1,6 +1,6 @@
-"""Scores of a trained model on held-out images: their likelihood, and its reconstructions of them.
+"""Scores of a trained model on held-out images: likelihoods, reconstruction errors and validation scores.
 
-`arguments`, here, are those of `jgen.evaluate`, of which `Arguments` has what is read.
+`arguments` are those of `jgen.evaluate`; the protocol `Arguments` lists the fields that are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AT_ONCE = 1000  # images that are read and binarised at once
 
 
 class Arguments(Protocol):
-    """What is scored: see `jgen.evaluate.Arguments`."""
+    """What to score: see `jgen.evaluate.Arguments`."""
 
     @property
     def split(self) -> str: ...
@@ -53,12 +53,13 @@ class Arguments(Protocol):
 
 
 def progress(title: str) -> Callable[[range], Iterable[int]]:
-    """Shows on the console how far batches have come, and the time left."""
+    """Shows the progress over batches and the time left on the console."""
     return partial(progress_bar, desc=title, unit="batch")
 
 
 def split_as_seen(gen: Generator, dataset: Dataset, arguments: Arguments, num: int) -> tuple[jax.Array, Batch]:
-    """A key for scoring, and the first examples of the split as the model sees them; num 0: all."""
+    """A key for scoring, and the first `num` examples of the split as the model sees them; 0: as many as `arguments`
+    says."""
     split, parts = dataset.splits[arguments.split], []
     if "label" in gen.model.conditions:
         require_labels_of(dataset, arguments.split, f"{gen.model.name} scores images of known class only")
@@ -90,8 +91,8 @@ def reconstruction(
     """The model's reconstructions of the split's images, their classes if any, and their errors.
 
     Returns:
-      uint8 (n, H, W, C), int (n,) or None, and: the mean squared error of images in [0, 1] and its PSNR in dB; of a
-      model of codes, over all its grids, their number, how many are used, and the perplexity of their frequencies.
+      uint8 (n, H, W, C), int (n,) or None, and scores: the mean squared error of images in [0, 1] and its PSNR in dB;
+      for a model with discrete codes, for each of its grids, the result of `code_use`.
     """
     key, batch = split_as_seen(gen, dataset, arguments, 0)
     images, cond = batch["image"], gen.model.condition(batch)
@@ -110,15 +111,15 @@ def reconstruction(
 
 
 def code_use(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
-    """How many codes of a codebook are used, and the perplexity of their frequencies."""
+    """The size of a codebook, how many of its codes are used, and the perplexity of their frequencies."""
     counts = np.bincount(codes.ravel(), minlength=num_codes)
     p = counts[counts > 0] / counts.sum()
     return {"codes": len(counts), "codes_used": len(p), "perplexity": np.exp(-np.sum(p * np.log(p)))}
 
 
 def validation(gen: Generator, dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
-    """The model's own validation scores of held-out images, under `held_out`, averaged over all; some depend on the
-    images of their batch."""
+    """The model's own validation scores, averaged over held-out images, under `held_out`; some depend on the other
+    images of the batch."""
     key_score, batch = split_as_seen(gen, dataset, arguments, 0)
     where: dict[str, Any] = {"batch_size": arguments.batch_size, "progress": progress("scoring")}
     scores = run_over(gen.model, "validate", gen.params, gen.ctx, key_score, batch, **where)
@@ -128,11 +129,11 @@ def validation(gen: Generator, dataset: Dataset, arguments: Arguments) -> dict[s
 
 
 def comparison(gen: Generator, dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
-    """How a model that compares images with texts, such as CLIP, does on all of the split: retrieval of images by their
-    texts and the other way around, and zero-shot classification where there are classes; {} of other models.
+    """Scores of a model that compares images with texts, such as CLIP, on the whole split: retrieval of images by text
+    and of texts by image, and zero-shot classification if there are classes; {} for other models.
 
     Raises:
-      UserError: prompts where the data has no classes.
+      UserError: prompts are given and the data has no classes.
     """
     if not embeddings.compares(gen.model):
         return {}
@@ -140,15 +141,15 @@ def comparison(gen: Generator, dataset: Dataset, arguments: Arguments) -> dict[s
     field = gen.config.model.text
     where = {"batch_size": arguments.batch_size}
     u, v = gen.embed_images(batch["image"], **where), embeddings.embed_tokens(gen, batch[field], **where)
-    same = np.unique(batch[field], axis=0, return_inverse=True)[1].reshape(-1)  # a text that is there twice is one
+    same = np.unique(batch[field], axis=0, return_inverse=True)[1].reshape(-1)  # equal texts count as one
     scores: dict[str, Any] = {"split": arguments.split, "num": len(u)}
     scores |= {"image_to_text": recall(u, v, same), "text_to_image": recall(v, u, same)}
     return {"retrieval": scores, "zero_shot": zero_shot(gen, dataset, batch, arguments)}
 
 
 def zero_shot(gen: Generator, dataset: Dataset, batch: Batch, arguments: Arguments) -> dict[str, Any] | None:
-    """Accuracy of classification by prompts with the classes' names, over the images that are of a class; None where
-    the data has no names of classes, and its texts name none."""
+    """Zero-shot accuracy with prompts made from the class names, over the images that have a class; None if the data
+    has no class names and its texts name no classes."""
     field = gen.config.model.text
     if subjects := dataset.subjects.get(field):
         names, prompts = subjects.names, subjects.prompts
@@ -168,20 +169,20 @@ def zero_shot(gen: Generator, dataset: Dataset, batch: Batch, arguments: Argumen
 
 
 def texture_errors(gen: Generator, images: np.ndarray) -> np.ndarray:
-    """How far statistics of uint8 images (n, H, W, C) are from those of the texture, (n,)."""
+    """Distance of the statistics of uint8 images (n, H, W, C) from those of the texture, (n,)."""
     function = jax.jit(gen.model.functions["texture_error"])
     return np.asarray(function(gen.params, gen.ctx, images), np.float64)
 
 
 def texture(gen: Generator, dataset: Dataset, arguments: Arguments, errors: np.ndarray) -> dict[str, Any]:
-    """The errors of samples, and those of held-out crops: what another piece of the same texture has."""
+    """The errors of samples, and for reference those of held-out crops of the same texture."""
     crops = validation(gen, dataset, arguments)["held_out"]
     about = {"num": len(errors), "worst": float(errors.max()), "crops": crops["scores"]["error"]}
     return {"mean": float(errors.mean()), **about, "split": arguments.split, "num_crops": crops["protocol"]["num"]}
 
 
 def likelihood(gen: Generator, dataset: Dataset, arguments: Arguments, options: dict[str, Any]) -> dict[str, Any]:
-    """The likelihood of held-out images, with its kind and protocol. Raises `UserError` where it is not finite."""
+    """The likelihood of held-out images, with its kind and protocol. Raises `UserError` if it is not finite."""
     key_score, batch = split_as_seen(gen, dataset, arguments, arguments.likelihood_images)
     images, cond = batch["image"], gen.model.condition(batch)
     num, start = len(images), time.time()
@@ -193,7 +194,7 @@ def likelihood(gen: Generator, dataset: Dataset, arguments: Arguments, options: 
     protocol = {"split": arguments.split, "num": num, "binarise": binarise, "levels": levels}
     if cond:
         protocol["given"] = " and ".join("class" if name == "label" else name for name in cond)
-    if gen.model.log_density is not None:  # of continuous images: whole numbers are scored with noise in [0, 1) added
+    if gen.model.log_density is not None:  # a continuous density: uniform noise in [0, 1) is added to pixels
         protocol["dequantisation"] = "variational" if "dequantiser" in gen.params else "uniform"
     normaliser = {}
     if gen.model.prepare_scoring is not None:

@@ -1,4 +1,4 @@
-"""The model of a run directory, and the earlier runs that it depends on."""
+"""Loading the model of a run directory, and the frozen runs that it depends on."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from jgen.train import checkpoints
 from jgen.train.config import MAY_CHANGE, may_change
 from jgen.train.run_directory import RunDirectory, read_config, read_json
 
-TOKENIZERS = "tokenizers.json"  # of a run's text fields, where it has any
-MOVED = ("data.name", "data.test")  # which may change as long as the data's hash does not
+TOKENIZERS = "tokenizers.json"  # the tokenizers of a run's text fields, if it has any
+MOVED = ("data.name", "data.test")  # options that may change as long as the data's hash does not
 
 
 class FrozenRun(NamedTuple):
-    """A trained model that another depends on: functions, arrays, their hash, and {hash of the arrays: seconds of
-    training} of this run and of those that it depends on. place: the run directory; tokenizers: of the texts that it
-    reads, by field."""
+    """A trained model that another depends on: its functions, its arrays, their hash, and {hash of the arrays: seconds
+    of training} of this run and of those that it depends on. place: the run directory; tokenizers: {field: tokenizer}
+    of the texts that it takes."""
 
     model: GenerativeModel
     arrays: FrozenModel
@@ -43,7 +43,7 @@ FrozenRuns = dict[str, FrozenRun]  # by role
 
 
 def is_published(path: Path) -> bool:
-    """Whether a folder is one of weights in diffusers' layout, a pipeline's or a model's, and no run."""
+    """Whether a folder holds weights in diffusers' layout (of a pipeline or a model) and is not a run."""
     if (path / "model_index.json").is_file():
         return True
     document = read_json(path / "config.json") if (path / "config.json").is_file() else None
@@ -51,7 +51,7 @@ def is_published(path: Path) -> bool:
 
 
 def load_experiment(run: str | Path) -> tuple[Experiment, DataSpec]:
-    """What a run was made from, and the data it is about.
+    """The experiment that a run was made from, and the specification of its data.
 
     Raises:
       UserError: no run, or a config.json that is damaged or names a class outside jgen.
@@ -68,11 +68,11 @@ def tokenizers_of(path: Path) -> dict[str, AnyTokenizer]:
     """The tokenizers of a run's text fields; {} where there is no run.
 
     Raises:
-      UserError: they are damaged, or not those that the run was trained with.
+      UserError: the file is damaged, or the tokenizers are not those that the run was trained with.
     """
     tokenizers = load_tokenizers(path / TOKENIZERS)
     wanted = read_config(path).get("tokenizer_fingerprints", {}) if (path / "config.json").is_file() else {}
-    for name, digest in wanted.items():  # runs of an older jgen have none
+    for name, digest in wanted.items():  # runs of older versions of jgen have none
         same = name in tokenizers and tokenizers[name].fingerprint == digest
         require(same, f"{path / TOKENIZERS}: the tokenizer of {name} is not the one that {path} was trained with")
     return tokenizers
@@ -84,14 +84,14 @@ def _made(config: Any, data: DataSpec, frozen: tuple[tuple[str, GenerativeModel]
 
 
 def model_of(config: Any, data: DataSpec, frozen: FrozenRuns) -> GenerativeModel:
-    """The model of a system's Config: the same functions for every checkpoint of a run, so that they compile once."""
+    """The model of a system's Config, cached: all checkpoints of a run share its functions, which compile only once."""
     model = _made(config, data, tuple((role, run.model) for role, run in sorted(frozen.items())))
     check_shared(model, frozen)
     return model
 
 
 def check_shared(model: GenerativeModel, frozen: FrozenRuns) -> None:
-    """Raises `UserError` where a frozen run depends on another run than this model does, of a role that they share."""
+    """Raises `UserError` if this model and one of its frozen runs depend on different runs for a shared role."""
     for role in model.shared:
         for other, run in frozen.items():
             if role in run.arrays.frozen:
@@ -101,19 +101,19 @@ def check_shared(model: GenerativeModel, frozen: FrozenRuns) -> None:
 
 
 def frozen_arrays(frozen: FrozenRuns) -> dict[str, FrozenModel]:
-    """What goes into `Context.frozen`."""
+    """The value of `Context.frozen`."""
     return {role: run.arrays for role, run in frozen.items()}
 
 
 def frozen_seconds(frozen: FrozenRuns) -> dict[str, float]:
-    """Seconds of training of all runs that a run depends on, by the hash of their arrays, so that each counts once."""
+    """{hash of the arrays: seconds of training} of all runs that a run depends on, so that each counts once."""
     return {fingerprint: seconds for run in frozen.values() for fingerprint, seconds in run.seconds.items()}
 
 
 def fingerprint_of(model: FrozenModel) -> str:
-    """SHA-256 of the arrays of a frozen model, and of those that it depends on."""
+    """SHA-256 of the arrays of a frozen model and of those that it depends on."""
     digest = hashlib.sha256()
-    # The name is that of the one role that runs of jgen 0.1 had: their hashes stay what they are.
+    # "first_stage" was the only role in jgen 0.1; hashing under this name for all roles keeps the hashes of its runs.
     for path, leaf in jax.tree_util.tree_leaves_with_path({"first_stage": (model.params, model.extra)}):
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     for role, inner in sorted(model.frozen.items()):
@@ -126,8 +126,8 @@ def load_frozen(places: Mapping[str, str | Path], wanted: Mapping[str, str], loa
 
     Args:
       places: {role: run directory}.
-      wanted: {role: hash of the arrays to take}: of an older checkpoint, where the run was trained on since; a role
-        that is not in it takes the newest good one.
+      wanted: {role: hash of the arrays to load}, which finds the right checkpoint if the run was trained further since;
+        for other roles the newest undamaged checkpoint is loaded.
       load: `jgen.load`.
     Raises:
       UserError: no such run or checkpoint.
@@ -136,7 +136,7 @@ def load_frozen(places: Mapping[str, str | Path], wanted: Mapping[str, str], loa
 
 
 def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[..., Any]) -> FrozenRun:
-    """One run of `load_frozen`; the newest good checkpoint where none has the hash that is wanted."""
+    """One run of `load_frozen`; the newest undamaged checkpoint if none has the wanted hash."""
     advice = f"train the {role} before, or give its --frozen.{role}"
     run = Path(run).expanduser() if str(run) else run
     require(str(run) != "" and Path(run).is_dir(), f"there is no run at {str(run) or '(empty)'}: {advice}")
@@ -158,10 +158,10 @@ def load_frozen_run(role: str, run: str | Path, wanted: str, load: Callable[...,
 
 
 def check_tokenizers(tokenizers: Mapping[str, AnyTokenizer], frozen: FrozenRuns) -> None:
-    """Raises `UserError` where a run tokenizes its texts unlike a run that it depends on and that reads them.
+    """Raises `UserError` if a run tokenizes a text field differently than a frozen run that takes the same field.
 
     Args:
-      tokenizers: the run's, by field.
+      tokenizers: the run's own, by field.
     """
     for role, run in sorted(frozen.items()):
         for name in sorted(set(tokenizers) & set(run.tokenizers)):
@@ -173,7 +173,7 @@ def check_tokenizers(tokenizers: Mapping[str, AnyTokenizer], frozen: FrozenRuns)
 
 
 def difference(own: AnyTokenizer, theirs: AnyTokenizer) -> str:
-    """In what two tokenizers differ, the first one's before the other's; "" where they make the same tokens."""
+    """How two tokenizers differ, the value of `own` first; "" if they make the same tokens."""
     if own == theirs:
         return ""
     if type(own) is not type(theirs):
@@ -190,14 +190,13 @@ def difference(own: AnyTokenizer, theirs: AnyTokenizer) -> str:
 def find_frozen(
     run: Path, saved: Mapping[str, str], given: Mapping[str, str | Path], optional: Iterable[str] = ()
 ) -> dict[str, Path]:
-    """The paths of a run's frozen runs, by role: as given, or else where they were when the run was trained, or beside
-    the run.
+    """The paths of a run's frozen runs, by role: as given, or else where they were at training, or next to the run.
 
     Args:
-      optional: roles that its system can do without: a run that was trained without one takes it when it is given, such
-        as a classifier that guides sampling.
+      optional: roles that the system does not require: a run that was trained without one may be given it now, such as
+        a classifier for guidance.
     Raises:
-      UserError: a run that is at none of these places, or a role that the run does not depend on.
+      UserError: a run that is in none of these places, or a role that the run does not depend on.
     """
     takes = [*saved, *(role for role in optional if role not in saved)]
     for role in given:
@@ -221,10 +220,10 @@ def find_frozen(
 
 
 def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, frozen: FrozenRuns) -> None:
-    """Writes a run's configuration into its directory, or compares it with the one that is there.
+    """Writes a run's configuration into its directory, or compares it with the existing one.
 
     Raises:
-      UserError: fields that differ and may not change, each with its two values.
+      UserError: fields that differ and must not change; the message gives both values of each.
     """
     document = {"version": jgen.__version__, "experiment": to_json(experiment), "data": to_json(dataset.spec)}
     document["data_fingerprint"] = dataset.fingerprint
@@ -232,7 +231,7 @@ def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, 
     document["frozen_fingerprints"] = {role: run.fingerprint for role, run in frozen.items()}
     if (directory.path / "config.json").exists():
         saved = read_config(directory.path)
-        document["version"] = saved["version"]  # that which began it; environment.json has those that went on
+        document["version"] = saved["version"]  # that of the start; environment.json has those of resumptions
         check_unchanged(directory.path, saved, document, experiment)
     directory.write("config.json", document)
     if dataset.tokenizers:
@@ -240,13 +239,14 @@ def open_run(directory: RunDirectory, experiment: Experiment, dataset: Dataset, 
 
 
 def spec_of(document: Any, where: str) -> Any:
-    """The specification of a run's data: shape and levels of images, and the fields, without the names of classes."""
+    """The specification of a run's data, for comparison: shape and levels of images, and the fields without class
+    names."""
     data = from_json(document, where)
     return data.image, {name: (spec.shape, spec.dtype, spec.num_values) for name, spec in data.fields.items()}
 
 
 def check_unchanged(path: Path, saved: dict[str, Any], document: dict[str, Any], experiment: Experiment) -> None:
-    """Raises `UserError` for fields that differ from a run's and may not change."""
+    """Raises `UserError` for fields that differ from the run's saved ones and must not change."""
     before = flatten(from_json(saved["experiment"], str(path / "config.json")))
     after = flatten(experiment)
     before["the data's hash"], after["the data's hash"] = saved["data_fingerprint"], document["data_fingerprint"]
@@ -257,8 +257,8 @@ def check_unchanged(path: Path, saved: dict[str, Any], document: dict[str, Any],
     shapes = [spec_of(document["data"], str(path / "config.json")) for document in (saved, document)]
     before["the data"], after["the data"] = shapes
     same = saved["data_fingerprint"] == document["data_fingerprint"]
-    free: tuple[str, ...] = MOVED if same else ()  # data that is elsewhere, or another form of the same
-    if saved["data_fingerprint"] == "":  # of weights from elsewhere, without their data
+    free: tuple[str, ...] = MOVED if same else ()  # the same data, in another place or format
+    if saved["data_fingerprint"] == "":  # converted weights, without their data
         free = tuple(name for name in before if name.startswith("data."))
     changed = [n for n in {**before, **after} if before.get(n) != after.get(n)]
     names = [n for n in changed if not may_change(n) and n not in free]

@@ -1,7 +1,7 @@
 """Scores of samples: their distances to real images, and the classes that a classifier assigns them.
 
-`arguments`, here, are those of `jgen.evaluate`, of which `Arguments` has what is read. Processes that work together
-divide the images that are drawn and that networks see; the first compares them.
+`arguments` are those of `jgen.evaluate`; the protocol `Arguments` lists the fields that are read. Processes that work
+together divide the drawing of samples and the computation of features; the first process compares.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 CLASSIFIERS = Path(__file__).resolve().parents[1] / "configs" / "classifier.py"
 CHUNK = 1000  # samples held at a time
-IN_GRID = 1000  # of which a grid may be drawn
-CLIP_BATCH = 250  # images that CLIP sees at a time
-Compare = Callable[..., dict[str, Any]]  # of `make_comparison`
-TEXTURE = "texture_error"  # the function of a system of textures, and its score
+IN_GRID = 1000  # samples kept for the grid
+CLIP_BATCH = 250  # CLIP's batch size
+Compare = Callable[..., dict[str, Any]]  # the result of `make_comparison`
+TEXTURE = "texture_error"  # a texture model's function, and the name of its score
 
 
 class Comparing(Protocol):
-    """What samples are compared with, and how: see `jgen.evaluate.Arguments`."""
+    """What to compare samples with, and how: see `jgen.evaluate.Arguments`."""
 
     @property
     def split(self) -> str: ...
@@ -58,7 +58,7 @@ class Comparing(Protocol):
 
 
 class Arguments(held_out.Arguments, Comparing, Protocol):
-    """The same, and which samples are drawn."""
+    """The same, and which samples to draw."""
 
     @property
     def samples(self) -> int: ...
@@ -70,12 +70,12 @@ class Arguments(held_out.Arguments, Comparing, Protocol):
 def score_samples(
     gen: Generator, stages: Cascade, data: Dataset, arguments: Arguments, sampling: dict, compare: Compare | None
 ) -> dict[str, Any]:
-    """Draws samples, some at a time, and compares them with real images, and with the texts that they were asked for
-    with where the data can judge these.
+    """Draws samples in chunks and compares them with real images, and with the texts that they are conditioned on if
+    the data has a judge of these.
 
     Args:
       stages: the `Cascade` whose first model is `gen`; its images are scored.
-      compare: of `make_comparison`; None leaves comparisons with real images out.
+      compare: the result of `make_comparison`; None omits comparisons with real images.
     """
     import jax
 
@@ -84,7 +84,7 @@ def score_samples(
     key, num = jax.random.key(arguments.seed), arguments.samples
     cond = held_out.sampling_conditions(gen, data, arguments, num)
     texts = judged_texts(gen, data, cond)
-    alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by their first sample
+    alignment: dict[str, dict[int, dict[str, np.ndarray]]] = {name: {} for name in texts}  # by chunk's first index
     first: list[np.ndarray] = []  # for the grid
     errors: list[np.ndarray] = []
     seconds, drawn = 0.0, 0
@@ -114,7 +114,7 @@ def score_samples(
             scores = compare(draw, num, cond.get("label"), asked_for=True, identity=made)
         for start in range(0, num, CHUNK):
             if compare is None or any(start not in parts for parts in alignment.values()):
-                draw(start, min(start + CHUNK, num))  # what has features from an earlier process was not drawn
+                draw(start, min(start + CHUNK, num))  # chunks whose features were cached were not drawn
     if arguments.grid:
         if not first:
             draw(0, min(num, IN_GRID))
@@ -128,17 +128,17 @@ def score_samples(
 
 
 def write_first(path: str, images: np.ndarray, cond: dict[str, np.ndarray], data: Dataset) -> None:
-    """A grid of the first images, with the names of their classes where they have any."""
+    """Writes a grid of the first images, with class names if there are any."""
     if parallel.is_main_process():
         label = cond["label"][: len(images)] if "label" in cond else None
         write_grid(Path(path), images, label, data.spec.label_names)
 
 
 def judged_texts(gen: Generator, data: Dataset, cond: dict[str, np.ndarray]) -> dict[str, list[str]]:
-    """The texts that samples are conditioned on, of the fields that the data can judge.
+    """The texts that samples are conditioned on, for the fields that the data has a judge of.
 
     Raises:
-      UserError: texts that it cannot judge, such as captions that were cut.
+      UserError: texts that cannot be judged, such as truncated captions.
     """
     texts = {name: [data.tokenizers[name].decode(row) for row in cond[name]] for name in data.judges if name in cond}
     for name, captions in texts.items():  # before anything is sampled
@@ -147,15 +147,15 @@ def judged_texts(gen: Generator, data: Dataset, cond: dict[str, np.ndarray]) -> 
 
 
 def with_clip_score(data: Dataset, clip: Generator) -> dict[str, Judge]:
-    """The judges of a data set, that of CLIP's texts with the CLIP score beside its own.
+    """The judges of a data set, with the CLIP score added to the judge of the text field that CLIP takes.
 
-    The score of an image and a text is 100 max(u . v, 0), of their embeddings (Hessel et al. 2021, arXiv 2104.08718,
-    equation 1, with 100 for 2.5), and named after the weights, without which it means nothing: clip_score_<hash>.
+    The score of an image and a text is 100 max(u . v, 0), where u and v are their embeddings (Hessel et al. 2021, arXiv
+    2104.08718, equation 1, with 100 instead of 2.5). Since it depends on the weights, it is named clip_score_<hash>.
 
     Args:
       clip: the generator of a run, such as of jgen/models/text_to_image/clip.py.
     Raises:
-      UserError: a run that lends no embeddings, or that is of other images or other fields than the data.
+      UserError: a run that provides no embeddings, or whose images or fields differ from the data's.
     """
     model = clip.model
     lends = embeddings.compares(model)
@@ -178,7 +178,7 @@ def with_clip_score(data: Dataset, clip: Generator) -> dict[str, Judge]:
 
 
 def mean_scores(parts: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The mean of each of a judge's scores over all samples that it is about, and how many samples there are."""
+    """The mean of each of a judge's scores over all samples that it applies to, and the number of samples."""
     ordered = [parts[start] for start in sorted(parts)]
     whole = {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
     about = {name: values[~np.isnan(values)] for name, values in whole.items()}
@@ -187,10 +187,11 @@ def mean_scores(parts: dict[int, dict[str, np.ndarray]]) -> dict[str, Any]:
 
 
 def make_comparison(dataset: Dataset, config: Data, arguments: Comparing, by_class: bool) -> Compare:
-    """(fetch, num, their classes or None, whether they were asked for by class) to the scores of samples: distances to
-    real images, and agreement with a classifier; fetch(start, stop) gives uint8 samples 0 .. 255.
+    """A function from samples to their scores: distances to real images, and agreement with a classifier.
 
-    Networks are loaded and real images seen here, so that what is wrong with them is noticed before samples are drawn.
+    Its arguments are fetch, where fetch(start, stop) returns uint8 samples 0 .. 255; num; their classes or None; and
+    whether the samples were conditioned on these. Networks are loaded and the features of real images computed here, so
+    that errors are noticed before samples are drawn.
 
     Args:
       by_class: whether samples will have classes.
@@ -242,7 +243,7 @@ def make_comparison(dataset: Dataset, config: Data, arguments: Comparing, by_cla
 
 
 def load_reader(dataset: Dataset, config: Data, arguments: Comparing, by_class: bool) -> Any:
-    """The classifier for samples, whose features are used where no network is given; None where it is not wanted."""
+    """The classifier of samples, whose features are used if no network is given; None if it is not needed."""
     from jgen.metrics import classifier
 
     is_given = bool(arguments.inception or arguments.efficientnet)
@@ -257,7 +258,7 @@ def load_reader(dataset: Dataset, config: Data, arguments: Comparing, by_class: 
 
 
 def load_real(dataset: Dataset, config: Data, arguments: Comparing, network: Any) -> tuple[Any, Any, Any]:
-    """Features of the split's real images, and, for memorisation, of all of train and test."""
+    """Features of the split's real images, and, for memorisation, of the whole train and test splits."""
     import jax
 
     from jgen.core import keys as rng
@@ -267,7 +268,7 @@ def load_real(dataset: Dataset, config: Data, arguments: Comparing, network: Any
 
     levels = dataset.spec.image.levels
     transform = jax.jit(make_transform(config, dataset.spec, train=False))
-    # The last number changes with what a seed draws: features in the cache are of it.
+    # The 2 is the version of dynamic binarisation's draws: it invalidates cached features when these change.
     protocol = f"{config.binarise} {levels} {f'{arguments.seed} 2' if config.binarise == 'dynamic' else ''}"
 
     def show(batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -288,11 +289,11 @@ def load_real(dataset: Dataset, config: Data, arguments: Comparing, network: Any
 
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, named: Sequence[str] = ()) -> None:
-    """The first images, uint8 0 .. 255, as a picture: of at most ten classes ten each, a row per class; all points of
-    the plane.
+    """Writes the first images, uint8 0 .. 255, as a picture: ten of each of at most ten classes, a row per class; for
+    data on the plane, all points.
 
     Args:
-      named: the names of the classes, which are drawn; () draws none.
+      named: class names to draw; () draws none.
     """
     from jgen.data.grids import are_points, make_grid
     from jgen.data.pictures import write_png

@@ -1,6 +1,6 @@
-"""What sample.py does: images of a run, drawn by one process or by several together, of which the first writes.
+"""The implementation of sample.py: draws images of a run, by one process or several; the first process writes.
 
-`arguments`, here, are those of `sample.py`.
+`arguments` are those of `sample.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jgen.data.sample_store import SampleStore
 from jgen.generator import Generator
 from jgen.train.run_directory import program_identity
 
-AT_MOST = 64  # images of an animation
+AT_MOST = 64  # images in an animation
 
 
 def write_samples(
@@ -35,16 +35,16 @@ def write_samples(
     frozen: Mapping[str, str],
     make_edit: Callable[[Generator], tuple[Any, dict[str, Any]]],
 ) -> None:
-    """Draws images of a run, enlarged by `arguments.cascade`, and writes them to `arguments.out`; goes on with what is
-    there of them.
+    """Draws images of a run, enlarged by `arguments.cascade`, and writes them to `arguments.out`; an interrupted call
+    is resumed.
 
     Args:
       given: conditions by field; sampling: options of the model's sampler.
-      frozen: {role: run directory} of the runs that it depends on, as `jgen.load` takes it.
-      make_edit: `cli.make_edit` of the command line: how samples are made of a picture, where one is given.
+      frozen: {role: run directory} of the runs that it depends on, as in `jgen.load`.
+      make_edit: `cli.make_edit` with the command line bound: how samples are made of a picture, if one is given.
     Raises:
-      UserError: no run, conditions out of range, impossible options, paths that cannot be written, or processes that
-        are to draw unlike images.
+      UserError: no run, conditions out of range, invalid options, paths that cannot be written, or processes whose
+        options differ.
     """
     a, out, main = arguments, Path(arguments.out), parallel.is_main_process()
     if main:

@@ -30,9 +30,9 @@ def complete_text(
     """`n` texts that begin with `text`, drawn token by token; text i has the key `fold_in(key, start + i)`.
 
     Args:
-      gen: the generator, as `jgen.load` returns it.
-      text: the beginning; spaces at its end are left out, since they belong to the next word's token.
-      temperature, top_k, top_p: as where images are sampled; 1, 0 and 1 leave the model's distribution as it is.
+      gen: the generator, as returned by `jgen.load`.
+      text: the beginning; trailing spaces are dropped, since they belong to the next word's token.
+      temperature, top_k, top_p: as for sampling images; 1, 0 and 1 leave the model's distribution unchanged.
     Raises:
       NotSupported: the model has no distribution of texts. UserError: n below 1, a beginning that is too long, or
         options out of range.
@@ -40,7 +40,7 @@ def complete_text(
     function, tokenizer = function_of(gen, "complete_text")
     require(n >= 1, f"n is {n}: the number of texts must be above zero")
     text = text.rstrip()
-    whole = replace(tokenizer, length=len(text.encode()) + 3).encode(text)  # a token has a byte or more
+    whole = replace(tokenizer, length=len(text.encode()) + 3).encode(text)  # a token has at least one byte
     known, most = int(np.count_nonzero(whole)) - 1, tokenizer.length - 2  # padding is 0; the end is not known
     require(known - 1 <= most, f"text has {known - 1} tokens: {gen.model.name} has texts of at most {most}")
     keys = rng.image_keys(check_key(key), start + np.arange(n))
@@ -55,16 +55,16 @@ def text_log_prob(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = 
 
 
 def perplexity(gen: TrainedModel, texts: Sequence[str], *, batch_size: int = 256) -> float:
-    """exp of the mean nats of a token, over all tokens of the texts, their ends included. Raises as `score`."""
+    """exp of the mean negative log-likelihood per token (nats), end tokens included. Raises as `score`."""
     log_p, counts = score(gen, texts, batch_size)
     return float(np.exp(-log_p.sum(dtype=np.float64) / counts.sum()))
 
 
 def score(gen: TrainedModel, texts: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """log p of each text in nats, float32 (n,), and how many tokens it has after its start, (n,).
+    """log p of each text in nats, float32 (n,), and its number of tokens after the start token, (n,).
 
     Raises:
-      NotSupported: the model has no distribution of texts. UserError: no texts, or one in place of a sequence.
+      NotSupported: the model has no distribution of texts. UserError: no texts, or a string instead of a sequence.
     """
     function, tokenizer = function_of(gen, "text_log_prob")
     require(not isinstance(texts, str) and len(texts) > 0, "texts must be a sequence of one text or more")
@@ -76,7 +76,7 @@ def score(gen: TrainedModel, texts: Sequence[str], batch_size: int) -> tuple[np.
 
 
 def function_of(gen: TrainedModel, name: str) -> tuple[Callable[..., jax.Array], Any]:
-    """A function of texts that the generator's model lends, and the tokenizer of its texts."""
+    """One of the model's `functions` on texts, and the tokenizer of its texts."""
     if name not in gen.model.functions:
         require_capability(gen.model, name)
     return gen.model.functions[name], next(gen.tokenizers[f] for f in gen.model.conditions if f in gen.tokenizers)

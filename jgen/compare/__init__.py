@@ -1,1 +1,1 @@
-"""Systems side by side, each trained at the same budget: see `jgen.compare.__main__`."""
+"""Comparison of systems that are trained with the same budget: see `jgen.compare.__main__`."""

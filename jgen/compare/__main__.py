@@ -1,12 +1,12 @@
-"""Every family at the same budget: python -m jgen.compare --data digits --minutes 10 --seeds 3 --workdir runs/compare
+"""All families with the same budget: python -m jgen.compare --data digits --minutes 10 --seeds 3 --workdir runs/compare
 
 Each system is measured (speed, operations, memory, at several sizes), trained for as many steps as fit into the time at
-its speed on this machine (or, with --teraflops, into that many operations), sampled and scored. What was done before
-is kept: the same command goes on where it was stopped. A system that fails becomes a row with its error. The outcome,
-written anew after every stage, is WORKDIR/comparison.md, .csv, .json and .html, grids.png, figures.png and grids/.
+its speed on this machine (or, with --teraflops, into that many operations), sampled and scored. Finished stages are
+kept: repeating the command resumes it. A system that fails becomes a row with its error. The results are rewritten
+after every stage: WORKDIR/comparison.md, .csv, .json and .html, grids.png, figures.png and grids/.
 
-Systems are added to an earlier comparison, or to its record, with --into FOLDER --systems NAME: its rows stay as they
-are, each with its own environment, commit and commands. With --replace, NAME may be in the record already: its row is
+--into FOLDER --systems NAME adds systems to an earlier comparison, or to its record: existing rows are unchanged, and
+each row has its own environment, commit and commands. With --replace, NAME may already be in the record: its row is
 replaced once the new one has a score.
 """
 
@@ -36,7 +36,7 @@ def command(args: list[str]) -> int:
         systems = record.choose_systems(earlier, systems, named=a.systems != "all", replace=a.replace)
     if a.inception:
         check_inception(a.inception)
-    page.pyplot()  # without matplotlib it would fail after hours
+    page.pyplot()  # fails now if matplotlib is missing, not after hours
     fingerprint, num_test = look_at_data(a, systems[0])
     if earlier:
         record.check_data(earlier, fingerprint)
@@ -64,7 +64,7 @@ def look_at_data(a: Arguments, system: System) -> tuple[str, int]:
     """Hash of the data, and number of its test images.
 
     Raises:
-      UserError: data that cannot be loaded, or that has fewer images than are asked for.
+      UserError: data that cannot be loaded, or that has fewer images than requested.
     """
     from jgen.data import dataset
 
@@ -75,7 +75,7 @@ def look_at_data(a: Arguments, system: System) -> tuple[str, int]:
 
 
 def check_inception(path: str) -> None:
-    """Raises `UserError` for a file that cannot be read as Inception's weights, before hours of training."""
+    """Raises `UserError` for a file that does not hold Inception's weights, before hours of training."""
     words = [sys.executable, "-m", "jgen.metrics.inception", path]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True)
     require(done.returncode == 0, f"--inception: {reason(done.stderr)}")

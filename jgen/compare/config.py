@@ -1,4 +1,4 @@
-"""What is compared, and at which budget."""
+"""Options of a comparison: the systems, and their budget."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from pathlib import Path
 from jgen.errors import require, require_positive
 
 ROOT = Path(__file__).resolve().parents[2]
-FEWEST = 50  # as jgen.metrics.quality.FEWEST: fewer samples could not be scored after hours of training
+FEWEST = 50  # as jgen.metrics.quality.FEWEST, checked before hours of training
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is compared, and at which budget."""
+    """What to compare, and with which budget."""
 
     data: str = "digits"
-    """Data set: the variant of every configuration that is trained."""
+    """Data set: the variant of each configuration to train."""
     minutes: float = 10.0
-    """Training time of each system and seed on this machine, compiling apart."""
+    """Training time of each system and seed on this machine, without compilation."""
     teraflops: float = 0.0
-    """Instead of the time: trillions of operations of training, by XLA's count; 0: the time."""
+    """Budget in trillions of training operations, by XLA's count, instead of minutes; 0: use minutes."""
     seeds: int = 3
-    """Trainings of each system, with seeds 0, 1, ..."""
+    """Number of runs of each system, with seeds 0, 1, ..."""
     systems: str = "all"
     """Names such as ddpm,vae; all: every generator that has this data set."""
     samples: int = 1000
-    """Samples that are scored."""
+    """Number of samples to score."""
     num: int = 0
-    """Test images that samples are compared with; 0: all."""
+    """Number of test images to compare samples with; 0: all."""
     likelihood_images: int = 200
-    """At most this many of these images have their likelihood computed: the bound of a diffusion takes long."""
+    """Largest number of these images to compute the likelihood of: a diffusion model's bound is slow."""
     inception: str = ""
     """File of the published Inception network's weights: distances are then FID, as with jgen.evaluate."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Heights and widths at which speed is measured."""
     workdir: str = "runs/compare"
-    """Where runs and the outcome are."""
+    """Folder of the runs and the results."""
     into: str = ""
-    """Folder of an earlier comparison, or of its record, to which systems are added: all other options default to its
-    own, and the outcome is written there."""
+    """Folder of an earlier comparison, or of its record, to add systems to: all other options default to those of the
+    comparison, and the results are written there."""
     replace: bool = False
-    """With --into and --systems: train systems of the record anew and replace their rows, such as after a change of
+    """With --into and --systems: retrain systems of the record and replace their rows, such as after a change of
     defaults."""
 
 
 def check_arguments(a: Arguments) -> None:
-    """Raises `UserError` for options out of their range, before anything is trained."""
+    """Raises `UserError` for options out of range, before anything is trained."""
     named = bool(a.into) and a.systems != "all"
     require(named or not a.replace, "--replace needs --into, and with --systems the names of the rows to replace")
     require_positive(**{"--minutes": a.minutes, "--seeds": a.seeds})

@@ -1,14 +1,14 @@
-"""What a configuration declares about its system for comparisons, beside VARIANTS and get_config:
+"""What a configuration declares about its system for comparisons, in addition to VARIANTS and get_config:
 
 FACTS = Facts(...)
-    what no measurement gives: see `Facts`.
+    properties that are not measured: see `Facts`.
 FROZEN = {role: configuration}
-    which configuration trains each frozen run that the system depends on, {"autoencoder": "configs/vae/vq_vae.py"}: its
-    variant of the same name, unless another is given after a colon.
+    the configuration that trains each frozen run that the system depends on, {"autoencoder": "configs/vae/vq_vae.py"};
+    its variant of the same name, unless another is given after a colon.
 at_height(experiment, own, height)
     the experiment for images of another height than the data's `own`, for a system with options that scale with it.
 
-Each may be left out; FROZEN may not where the experiment has frozen runs.
+All are optional, except FROZEN if the experiment has frozen runs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from jgen.experiment import Experiment
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a system that stand in a comparison's table."""
+    """Facts about a system for the table of a comparison."""
 
     free_form_jacobian: bool | None = None
     """Whether the networks' Jacobians are unconstrained, as in Bond-Taylor et al. 2021, table 1; None: not stated."""
     published: str = ""
-    """Published numbers, of other data, budgets and hardware. Without a mark they are of the system's own paper; a mark
-    such as (C) names one of `SOURCES`; any other source is written out."""
+    """Published numbers, from other data, budgets and hardware. Without a mark they are from the system's own paper; a
+    mark such as (C) names one of `SOURCES`; any other source is written out."""
     compared: bool = True
-    """Whether comparisons include the system; false for one that only serves others, such as an autoencoder."""
+    """Whether comparisons include the system; False for one that only others use, such as an autoencoder."""
 
 
 SOURCES = {
@@ -42,14 +42,14 @@ SOURCES = {
 
 
 def legend(published: Iterable[str]) -> str:
-    """The sentence that explains the marks of published numbers; only of the sources that occur."""
+    """The sentence that explains the marks of published numbers, for the sources that occur."""
     marks = {mark for text in published for mark in re.findall(r"\b([A-Z])\)", text)}
     sources = [f"({mark}) {source}" for mark, source in SOURCES.items() if mark in marks]
     return f"Published: {', or '.join(['of the papers', ', '.join(sources)]) if sources else 'of the papers'}."
 
 
 def attention_at_height(experiment: Experiment, own: int, height: int) -> Experiment:
-    """`at_height` of a system with a U-Net: the heights of feature maps in its `attention` scale with the images."""
+    """`at_height` for a system with a U-Net: the feature map heights in its `attention` scale with the images."""
     network = experiment.model.network
     scaled = tuple(max(1, round(level * height / own)) for level in network.attention)
     model = dataclasses.replace(experiment.model, network=dataclasses.replace(network, attention=scaled))

@@ -1,16 +1,16 @@
 """Operations of a training step: python -m jgen.compare.flops CONFIG:VARIANT [--sizes 8 16 32]
 
-Floating-point operations an image, from XLA's cost analysis of the whole batch's step on one device, before any
-optimisation and with layers in their plain form (`core.backend`): the same on every machine. Run on CPU: other backends
-count nothing before they compile.
+Floating-point operations per image, from XLA's cost analysis of the step of a whole batch on one device, before any
+optimisation and with layers in their plain form (`core.backend`): the same on every machine. Runs on CPU only, since
+other backends count nothing before compilation.
 
-XLA counts the body of a loop once, however often it runs, and of the branches of a conditional the most expensive.
-Where X is its count, the operations of a program are
+XLA counts the body of a loop once, however often it runs, and only the most expensive branch of a conditional. With its
+count X, the operations of a program are
 
     C(program) = X(program) + sum over its loops [n C(body) - X(body)],
 
-n being the length of a scan. A `while_loop`, such as an adaptive solver's, has no length: a program that holds one is
-run on random images, and n is the number of iterations that it took; under `vmap`, those of the slowest example.
+where n is the length of a scan. A `while_loop`, such as an adaptive solver's, has no static length: a program with one
+is run on random images, and n is its number of iterations; under `vmap`, that of the slowest example.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from jgen.errors import UserError, require
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is counted."""
+    """What to count."""
 
     sizes: tuple[int, ...] = ()
-    """Heights and widths of images, beside those of the data."""
+    """Heights and widths of images, in addition to those of the data."""
 
 
 def training_flops(training: Training, size: int | None = None) -> float:
-    """Operations of training, an image: of phases that come and go, the mean over the steps of the experiment.
+    """Training operations per image; for phases that do not run in every step, the mean over the experiment's steps.
 
     Args:
       size: height and width of the images; default: those of the data.
@@ -57,7 +57,7 @@ def training_flops(training: Training, size: int | None = None) -> float:
 
 
 def step_flops(program: Program, number: int) -> float:
-    """Operations of a step that runs the phases of that step."""
+    """Operations of the step with this number, with the phases that run in it."""
     key = jax.random.key(0)
     frozen = jax.eval_shape(program.init_frozen, key)
     state = jax.eval_shape(program.init, key, program.part.batch, frozen)
@@ -71,13 +71,13 @@ def step_flops(program: Program, number: int) -> float:
 def program_flops(
     function: Callable[..., Any], *args: Any, values: Callable[[], tuple[Any, ...]] | None = None
 ) -> float:
-    """Operations of one call of `function`, which is traced and lowered, and run only where it holds a `while_loop`.
+    """Operations of one call of `function`, which is traced and lowered, and run only if it contains a `while_loop`.
 
     Args:
-      args: arrays, or `jax.ShapeDtypeStruct` in their place.
-      values: gives the arrays to run the function on; default: `args`.
+      args: arrays or `jax.ShapeDtypeStruct`.
+      values: returns the arrays to run the function on; default: `args`.
     Raises:
-      UserError: a backend other than CPU, or a `while_loop` where it cannot be counted.
+      UserError: a backend other than CPU, or a `while_loop` in a place where it cannot be counted.
     """
     backend = jax.default_backend()
     require(backend == "cpu", f"operations are counted on CPU, and this is {backend}: set JAX_PLATFORMS=cpu")
@@ -89,12 +89,12 @@ def program_flops(
 
 
 def total_cost(program: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
-    """C: the operations of one run of a program, the mean of its `runs`."""
+    """C: the operations of one run of a program, averaged over its `runs`."""
     return xla_count(program) + correction(program, path, runs, executions)
 
 
 def correction(program: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
-    """C - X of a program: what its loops cost beyond what XLA counts."""
+    """C - X of a program: the cost of its loops beyond XLA's count."""
     total = 0.0
     for number, equation in enumerate(open_jaxpr(program).eqns):
         name, here = equation.primitive.name, (*path, number)
@@ -115,8 +115,8 @@ def correction(program: Any, path: Path, runs: int, executions: Mapping[Path, in
 
 
 def branches_cost(branches: Any, path: Path, runs: int, executions: Mapping[Path, int]) -> float:
-    """C - X of a conditional: C is the mean over the branches, weighted by how often each was taken if the program was
-    run, else that of the most expensive branch."""
+    """C - X of a conditional. If the program was run, C is the mean over the branches weighted by how often each was
+    taken, else that of the most expensive branch."""
     if not any(has_loop(branch) for branch in branches):
         return 0.0
     taken = [executions.get((*path, number)) for number in range(len(branches))]
@@ -137,9 +137,9 @@ def xla_count(program: core.ClosedJaxpr) -> float:
 
 
 def flops_at_sizes(config: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
-    """{height: operations of training, an image} of a configuration: its data's height first, then `sizes`.
+    """{height: training operations per image} of a configuration: its data's height first, then `sizes`.
 
-    A size that the model cannot be made for has None.
+    The value is None for a size that the model cannot be made for.
 
     Raises:
       UserError: no such configuration, or data that cannot be loaded.
@@ -157,7 +157,7 @@ def flops_at_sizes(config: str, sizes: tuple[int, ...]) -> dict[str, float | Non
 
 
 def count_in_process(config: str, sizes: tuple[int, ...]) -> dict[str, float | None]:
-    """`flops_at_sizes` in a process of its own, on one device of the CPU. Raises `UserError` with its error."""
+    """`flops_at_sizes` in a separate process, on one CPU device. Raises `UserError` with its error."""
     one_device = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     words = [sys.executable, "-m", "jgen.compare.flops", config, *(["--sizes", *map(str, sizes)] if sizes else [])]
     done = subprocess.run(words, env={**os.environ, **one_device}, capture_output=True, text=True)

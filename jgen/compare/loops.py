@@ -1,7 +1,7 @@
-"""How often loops run: programs with `lax.while_loop` are executed with counters beside their values.
+"""Counts loop iterations: programs with `lax.while_loop` are executed with counters in addition to their values.
 
-A program is a jaxpr. Its loops and branches are named by their path: the numbers of the equations that lead to them,
-and "body", "cond" or the number of a branch. Programs without `while` need no run: the length of a scan stands in it.
+A program is a jaxpr. Its loops and branches are identified by their path: the indices of the equations that lead to
+them, and "body", "cond" or the index of a branch. Programs without `while` are not run: a scan has a static length.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from jgen.errors import require
 Program = core.Jaxpr | core.ClosedJaxpr
 Path = tuple[int | str, ...]
 Counts = dict[Path, Any]  # executions, int32 scalars of JAX, or 0
-CALLS = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # parameters that hold the program of a call, such as jit's
+CALLS = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # parameters with the jaxpr of a call, such as jit's
 
 
 def inner_programs(equation: core.JaxprEqn) -> Iterator[tuple[int, Program]]:
-    """(number, jaxpr) of the programs that an equation holds, open or closed."""
+    """(index, jaxpr) of the programs in an equation's parameters, open or closed."""
     values = (v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values())
     programs = (v for group in values for v in group if isinstance(v, (core.Jaxpr, core.ClosedJaxpr)))
     yield from enumerate(programs)
@@ -34,7 +34,7 @@ def open_jaxpr(program: Program) -> core.Jaxpr:
 
 
 def has_loop(program: Program, names: Sequence[str] = ("while", "scan")) -> bool:
-    """Whether a program holds one of these primitives at any depth."""
+    """Whether a program contains one of these primitives at any depth."""
     return any(
         equation.primitive.name in names or any(has_loop(inner, names) for _, inner in inner_programs(equation))
         for equation in open_jaxpr(program).eqns
@@ -42,14 +42,14 @@ def has_loop(program: Program, names: Sequence[str] = ("while", "scan")) -> bool
 
 
 def has_while(program: Program) -> bool:
-    """Whether a program holds a loop whose length is known only when it runs."""
+    """Whether a program contains a loop without a static length."""
     return has_loop(program, ("while",))
 
 
 def count_executions(program: core.ClosedJaxpr, values: Sequence[Any]) -> dict[Path, int]:
-    """{path: how often it is executed in one run} of the bodies and conditions of `while`, and of branches with loops.
+    """{path: number of executions in one run} for the bodies and conditions of `while`, and for branches with loops.
 
-    Only of what lies in or on the way to a `while`. The program is compiled and run once on `values`, its inputs.
+    Only for what is in a `while` or contains one. The program is compiled and run once on `values`, its inputs.
 
     Raises:
       UserError: a `while` inside a primitive that is neither a loop, a conditional nor a call.
@@ -59,7 +59,7 @@ def count_executions(program: core.ClosedJaxpr, values: Sequence[Any]) -> dict[P
 
 
 def evaluate(program: Program, inputs: Sequence[Any], path: Path) -> tuple[list[Any], Counts]:
-    """The outputs of a jaxpr and the executions of what it holds. It can be traced."""
+    """The outputs of a jaxpr and the execution counts of what it contains. It can be traced."""
     jaxpr = open_jaxpr(program)
     counts: Counts = {}
     environment = dict(zip(jaxpr.constvars, getattr(program, "consts", ())))
@@ -92,7 +92,7 @@ def apply_primitive(equation: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]
 
 
 def evaluate_equation(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
-    """`evaluate` of an equation that holds a `while`."""
+    """`evaluate` for an equation that contains a `while`."""
     rules = {"while": evaluate_while, "scan": evaluate_scan, "cond": evaluate_cond}
     name = equation.primitive.name
     if name in rules:
@@ -111,12 +111,12 @@ def zero_counts(program: Program, inputs: Sequence[Any], path: Path) -> Counts:
 
 
 def add_counts(one: Counts, other: Counts) -> Counts:
-    """The sum of counters, of which each may lack some."""
+    """The sum of counters; missing entries count as 0."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 def evaluate_while(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
-    """A `while` with the executions of its body and its condition, the last, false one included."""
+    """A `while` with the executions of its body and of its condition, including the last, false one."""
     params = equation.params
     cond, body = params["cond_jaxpr"], params["body_jaxpr"]
     split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
@@ -148,7 +148,7 @@ def select_examples(go_on: Any, new: Any, old: Any) -> Any:
 
 
 def evaluate_scan(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
-    """A `scan` with the executions of what its body holds, summed over its iterations."""
+    """A `scan` with the executions of what its body contains, summed over its iterations."""
     params, body = equation.params, equation.params["jaxpr"]
     num_xs = count_sliced(equation.invars, open_jaxpr(body).invars)
     num_carry = len(equation.outvars) - count_sliced(equation.outvars, open_jaxpr(body).outvars)
@@ -164,12 +164,12 @@ def evaluate_scan(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tup
 
 
 def count_sliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-    """How many variables of a scan have an axis that its body does not see: xs or ys, not constants or carry."""
+    """The number of a scan's variables with a scanned axis: xs or ys, not constants or carry."""
     return sum(out.aval.ndim > into.aval.ndim for out, into in zip(outside, inside))
 
 
 def evaluate_cond(equation: core.JaxprEqn, inputs: list[Any], path: Path) -> tuple[list[Any], Counts]:
-    """A conditional with the executions of its branches and of what they hold."""
+    """A conditional with the executions of its branches and of what they contain."""
     index, *operands = inputs
     branches = list(enumerate(equation.params["branches"]))
     names = [{(*path, number), *zero_counts(branch, operands, (*path, number))} for number, branch in branches]

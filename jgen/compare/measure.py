@@ -1,7 +1,7 @@
 """Cost and speed of one system on random images: python -m jgen.compare.measure CONFIG:VARIANT --out FILE.json
 
-A process of its own, so that its peak memory is the system's. Compiled programs are not taken from the cache.
-Operations are counted by `jgen.compare.flops`.
+Run as a separate process, so that its peak memory is that of the system, and without the compilation cache. Operations
+are counted by `jgen.compare.flops`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from jgen.core.model import Context, Frozen, frozen_parameters
 from jgen.errors import UserError, require, require_positive
 from jgen.train.run_directory import read_json
 
-SAMPLED = 64  # images sampled at once
+SAMPLED = 64  # images sampled at a time
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is measured, and for how long."""
+    """What to measure, and for how long."""
 
     sizes: tuple[int, ...] = (8, 16, 32)
-    """Heights and widths of images, beside those of the data, at which training and sampling are timed."""
+    """Heights and widths of images, in addition to those of the data, at which to time training and sampling."""
     seconds: float = 6.0
-    """Time for each figure, compiling apart; at least one run is made. Three times as long at the data's own size."""
+    """Time for each measurement, without compilation; at least one run. Three times as long at the data's own size."""
     out: str = "measure.json"
-    """JSON file for the outcome."""
+    """JSON file for the results."""
     add: bool = False
-    """Keep what the file holds, and measure only the sizes that it lacks."""
+    """Keep the file's results, and measure only the missing sizes."""
 
 
 def median_seconds(run: Callable[[], Any], seconds: float) -> float:
@@ -53,13 +53,13 @@ def median_seconds(run: Callable[[], Any], seconds: float) -> float:
 
 
 def peak_mib() -> float:
-    """Peak memory so far: of the device where it reports that, else of this process."""
+    """Peak memory so far in MiB: of the device if it reports it, else of this process."""
     import jax
 
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak is not None:
         return float(peak) / 2**20
-    try:  # getrusage's figure includes that of the program that started this one
+    try:  # getrusage's value includes that of the parent process
         status = Path("/proc/self/status").read_text()
         return float(status.split("VmHWM:")[1].split()[0]) / 2**10
     except (OSError, IndexError):
@@ -72,7 +72,7 @@ def measure(training: Training, size: int | None, seconds: float) -> dict[str, A
 
     Args:
       size: height and width of the images; default: those of the data.
-      seconds: time for each figure.
+      seconds: time for each measurement.
     Raises:
       UserError: images that the model cannot be made for.
     """
@@ -105,10 +105,10 @@ def measure(training: Training, size: int | None, seconds: float) -> dict[str, A
 
 
 def time_training(program: Any, state: Any, frozen: Frozen, seconds: float) -> dict[str, float]:
-    """Seconds of a step, and of compiling.
+    """Seconds per step, and of compilation.
 
-    Where phases come and go, each set that runs together is timed by itself, and a step is their mean, weighted by how
-    often they occur.
+    If not all phases run in every step, each set of phases that run together is timed separately, and the step time is
+    their mean weighted by frequency.
     """
     import jax
 
@@ -128,9 +128,9 @@ def time_training(program: Any, state: Any, frozen: Frozen, seconds: float) -> d
 
 
 def step_seconds(train: Callable[[], Any], seconds: float) -> float:
-    """Mean seconds of a step, over steps for about `seconds` after a warm-up step.
+    """Mean seconds per step, over steps for about `seconds` after a warm-up step.
 
-    Steps are dispatched without waiting for the one before, as in the training loop.
+    Steps are dispatched without waiting for the previous one, as in the training loop.
     """
     import jax
 
@@ -149,7 +149,7 @@ def step_seconds(train: Callable[[], Any], seconds: float) -> float:
 
 
 def time_sampling(program: Any, params: Any, extra: Any, frozen: Frozen, seconds: float) -> dict[str, float]:
-    """Seconds until the first sample, compiling included, and samples per second."""
+    """Seconds until the first sample, including compilation, and samples per second."""
     import jax
     import jax.numpy as jnp
 
@@ -171,17 +171,17 @@ def time_sampling(program: Any, params: Any, extra: Any, frozen: Frozen, seconds
 
 
 def measure_at(size: int, training: Training, seconds: float, own: dict[str, Any]) -> dict[str, Any]:
-    """Speed at `size` x `size`; `unfit`, why the model cannot be made for that; or `error`, what went wrong this time.
+    """Speed at `size` x `size`; or `unfit`, why the model cannot be made for this size; or `error`, why it failed.
 
     Args:
-      own: what was measured at the data's own size.
+      own: the measurements at the data's own size.
     """
     image = data_spec(training).image
     try:
         figures = own if (size, size) == (image.height, image.width) else measure(training, size, seconds)
     except UserError as error:
         return {"unfit": str(error)}
-    except Exception as error:  # such as a lack of memory: the other sizes stand
+    except Exception as error:  # such as out of memory: other sizes remain valid
         return {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
     return {key: figures[key] for key in ("images_per_second", "samples_per_second") if key in figures}
 
@@ -195,13 +195,13 @@ def command(args: list[str]) -> int:
     cli.keep_memory()
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)  # the environment may name one
+    jax.config.update("jax_enable_compilation_cache", False)  # the environment may set one
     measure_system(load_training(name), arguments)
     return 0
 
 
 def measure_system(training: Training, arguments: Arguments) -> None:
-    """Measures a configuration at its own size and at those asked for, and writes each figure as it comes."""
+    """Measures a configuration at its own size and at the requested ones, and writes each result at once."""
     from jgen.compare.flops import count_in_process
     from jgen.train.run_directory import environment, write_json
 
@@ -215,7 +215,7 @@ def measure_system(training: Training, arguments: Arguments) -> None:
     image = data_spec(training).image
     if "own" not in document:
         print(f"{config}: at {image.height}x{image.width}", file=sys.stderr, flush=True)
-        own = measure(training, None, 3 * arguments.seconds)  # by which a budget is counted out
+        own = measure(training, None, 3 * arguments.seconds)  # determines the steps of a budget
         document["own"] = own | {"flops_per_image": flops[str(image.height)]}
         write_json(out, document)
     for size in todo:

@@ -1,4 +1,4 @@
-"""The comparison as one HTML page that needs no server: tables, figures and grids, all inside the file."""
+"""The comparison as one self-contained HTML page: tables, figures and sample grids."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pre { overflow-x: auto; background: var(--band); padding: 10px; border-radius: 6
 
 
 def pyplot() -> Any:
-    """matplotlib's, set up for files. Raises `UserError` where it is not installed."""
+    """matplotlib's pyplot, set up for files. Raises `UserError` if it is not installed."""
     try:
         import matplotlib
     except ImportError as error:
@@ -59,7 +59,7 @@ def pyplot() -> Any:
 
 
 def drawable(rows: list[Row]) -> list[Row]:
-    """The rows that have a place in the figures: with a distance and a speed of sampling."""
+    """The rows to draw in the figures: those with a distance and a sampling speed."""
     return [row for row in rows if "distance" in row["scores"] and (row["cost"] or {}).get("samples_per_second")]
 
 
@@ -91,12 +91,12 @@ def draw_speed(axes: Any, drawn: list[Row], network: str) -> None:
 
     axes.xaxis.set_major_formatter(plain)
     axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 5)))  # distances may lie within one decade
+    axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 3, 5)))  # distances may be within one decade
     axes.yaxis.set_minor_formatter(plain)
     axes.grid(alpha=0.25)
     axes.margins(0.12)
     slow, fast = axes.get_xlim()
-    wide = max(1.0, math.sqrt(20 * slow / fast))  # so that a power of ten is among the speeds, and it alone is written
+    wide = max(1.0, math.sqrt(20 * slow / fast))  # so that the axis contains a power of ten, the only label
     axes.set_xlim(slow / wide, fast * wide)
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     write_names(axes, names)
@@ -127,7 +127,7 @@ FIGURES = (
 
 
 def figures(rows: list[Row], network: str) -> list[tuple[str, str]]:
-    """(SVG, caption) of each of `FIGURES`. Raises `UserError` where matplotlib is not installed."""
+    """(SVG, caption) of each of `FIGURES`. Raises `UserError` if matplotlib is not installed."""
     plt, drawn_figures = pyplot(), []
     for draw, caption in FIGURES if (drawn := drawable(rows)) else ():
         fig, axes = plt.subplots(figsize=(6.4, 4.4))
@@ -140,7 +140,7 @@ def figures(rows: list[Row], network: str) -> list[tuple[str, str]]:
 
 
 def write_figures(path: Path, rows: list[Row], network: str) -> None:
-    """`FIGURES` as one picture, for documents that show no page."""
+    """`FIGURES` as one picture, for documents that cannot include the page."""
     plt = pyplot()
     fig, axes = plt.subplots(1, len(FIGURES), figsize=(6.6 * len(FIGURES), 4.6), layout="constrained")
     for place, (draw, caption) in zip(axes, FIGURES):
@@ -151,7 +151,7 @@ def write_figures(path: Path, rows: list[Row], network: str) -> None:
 
 
 def write_names(axes: Any, names: list[Any]) -> None:
-    """Each (name, point, colour, radius in points) beside its disc, where it covers the fewest points and names."""
+    """Writes each (name, point, colour, radius in points) next to its disc, where it covers fewest points and names."""
     from matplotlib.transforms import Bbox
 
     axes.figure.canvas.draw()  # so that the scales are known
@@ -173,11 +173,11 @@ def write_names(axes: Any, names: list[Any]) -> None:
 
 
 def write_grids(path: Path, rows: list[Row]) -> None:
-    """One picture of every system's grid under its name, in the table's order; there must be one."""
+    """One picture with every system's grid under its name, in the table's order; at least one grid must exist."""
     shown, plt = [row for row in rows if row.get("grid")], pyplot()
     columns = min(4, len(shown))
     lines = math.ceil(len(shown) / columns)
-    size = (2.6 * columns, 2.9 * lines)  # inches; of 250 dots: no dot of a grid is left out
+    size = (2.6 * columns, 2.9 * lines)  # inches of 250 dots, so that no pixel of a grid is lost
     fig, axes = plt.subplots(lines, columns, squeeze=False, figsize=size, layout="constrained")
     for place, row in zip_longest(axes.ravel(), shown):
         place.set_axis_off()
@@ -188,14 +188,14 @@ def write_grids(path: Path, rows: list[Row]) -> None:
     plt.close(fig)
 
 
-# Columns of which the least or the most is best, whatever the data.
+# Columns in which the smallest or the largest value is best, for any data.
 LEAST: tuple[str, ...] = ("FD", "FID", "kernel distance", "KID", "bits/dim", "MFLOPs an image", "compile, s")
 LEAST += ("first sample, s", "parameters", "memory, MiB")
 MOST = ("precision", "recall", "class accuracy, %", "training images/s", "samples/s")
 
 
 def best_of(name: str, cells: list[str]) -> str:
-    """The cell of a column that is the best, "" where it has none."""
+    """The best cell of a column, "" if it has none."""
     choose = min if name in LEAST else max if name in MOST else None
     values = [cell for cell in cells if cell != "-"]
     if choose is None or not values:
@@ -204,7 +204,7 @@ def best_of(name: str, cells: list[str]) -> str:
 
 
 def table(cells: list[list[str]], words: tuple[str, ...], unlike: tuple[str, ...] = ()) -> str:
-    """An HTML table; columns whose names are in `words` hold text, and the best of others but `unlike` is bold."""
+    """An HTML table; columns in `words` contain text, and in the others, except those in `unlike`, the best is bold."""
     head, *lines = cells
     best = {n: "" if n in unlike else best_of(n, [line[place] for line in lines]) for place, n in enumerate(head)}
 
@@ -223,7 +223,7 @@ def table(cells: list[list[str]], words: tuple[str, ...], unlike: tuple[str, ...
 
 
 def grid_figures(folder: Path, rows: list[Row]) -> str:
-    """Each system's grid, inside the page."""
+    """Each system's grid, embedded into the page."""
     parts = []
     for row in rows:
         if row.get("grid"):
@@ -237,7 +237,7 @@ def grid_figures(folder: Path, rows: list[Row]) -> str:
 
 
 def repeat_block(rows: list[Row]) -> str:
-    """The commands that repeat each row, and what they gave."""
+    """The commands that reproduce each row, and their results."""
     blocks = []
     for row in rows:
         if commands := to_repeat(row):
@@ -250,10 +250,10 @@ def write_page(path: Path, rows: list[Row], about: dict[str, Any]) -> None:
     """Writes the page.
 
     Args:
-      about: title; lines, what the tables are of, two of them above the tables and the others below the samples;
+      about: title; lines, which describe the tables, two of them above the tables and the others below the samples;
         network, that of the features; sizes; commands, those of the whole comparison.
     """
-    # Bits of fewer levels are fewer.
+    # Fewer levels need fewer bits.
     unlike = ("bits/dim",) if len({row["cost"]["levels"] for row in rows if row["cost"]}) > 1 else ()
     drawn = [f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in figures(rows, about["network"])]
     title, lines = html.escape(about["title"]), [f"<p>{html.escape(line)}</p>" for line in about["lines"]]

@@ -1,4 +1,4 @@
-"""Programs of jgen in processes of their own: how they are run, why they fail, how a signal reaches them."""
+"""Runs programs of jgen as separate processes, with their failures and signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Failed(Exception):
 
 
 class Stopped(BaseException):
-    """One of `SIGNALS` was received. It is no `Exception`, which a library might catch."""
+    """One of `SIGNALS` was received. Not an `Exception`, which a library might catch."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
@@ -38,7 +38,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within it, each of `SIGNALS` that is not ignored, as under nohup, raises `Stopped`."""
+    """Context manager in which each of `SIGNALS` raises `Stopped`, unless it is ignored, as under nohup."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         for number, handler in before.items():
@@ -51,14 +51,14 @@ def signals_raise() -> Iterator[None]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of the programs, in which they import this jgen."""
+    """The environment of the programs, such that they import this copy of jgen."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
 def run(words: list[str], log: Path) -> None:
-    """A program of jgen's, its progress shown and its output kept. Raises `Failed` with its last line."""
+    """Runs a program of jgen, shows its progress and logs its output. Raises `Failed` with its last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    # A session of its own: Ctrl-C reaches this program alone, which passes it on once, so that a training can save.
+    # In a new session, so that Ctrl-C reaches only this program, which forwards it once, for a training to save.
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
     last: deque[bytes] = deque(maxlen=400)
     process = None
@@ -72,7 +72,7 @@ def run(words: list[str], log: Path) -> None:
                 sys.stderr.buffer.write(piece)
                 sys.stderr.flush()
         process.wait()
-    except BaseException as error:  # also a full disk: nothing goes on unseen
+    except BaseException as error:  # including a full disk: no program keeps running in the background
         if process is not None and process.poll() is None:
             by_key = isinstance(error, Stopped) and error.number == signal.SIGINT
             process.send_signal(signal.SIGINT if by_key else signal.SIGTERM)
@@ -85,7 +85,7 @@ def run(words: list[str], log: Path) -> None:
 
 
 def reason(output: str) -> str:
-    """Why a program failed, by what it printed: its error line, or the exception below a traceback."""
+    """Why a program failed, from its output: its error line, or the exception below a traceback."""
     lines = [line for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"error: |[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
     return (errors or lines or [""])[-1].removeprefix("error: ").strip()

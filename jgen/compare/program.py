@@ -1,4 +1,4 @@
-"""The training of a configuration as what is timed and counted: model, state and step, on random images."""
+"""The training of a configuration on random images, to time it and count its operations: model, state and step."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Part(NamedTuple):
 
 
 def make_part(training: Training, size: int | None = None) -> Part:
-    """The model of a training, its options as they are declared for square images of another size.
+    """The model of a training, with its options adapted to square images of another size (`at_height`).
 
     Args:
-      size: height and width of the images; default: those of the data. Where a frozen model's data has images of other
-        sizes, they scale alike.
+      size: height and width of the images; default: those of the data. If a frozen model's data has another image size,
+        it is scaled by the same factor.
     Raises:
-      UserError: images that the model, or one that it depends on, cannot be made for.
+      UserError: image sizes that the model, or one that it depends on, cannot be made for.
     """
     own = data_spec(training)
     data, experiment = own, training.experiment
@@ -59,12 +59,12 @@ def make_part(training: Training, size: int | None = None) -> Part:
 
 
 def inner_size(inner: Training, own: DataSpec, size: int | None) -> int | None:
-    """The size of a frozen model's images where those of the model on it, `own.image`, have another."""
+    """The image size of a frozen model if the dependent model's images, `own.image`, are resized to `size`."""
     return None if size is None else max(1, round(data_spec(inner).image.height * size / own.image.height))
 
 
 def random_examples(training: Training, data: DataSpec, num: int) -> Batch:
-    """Random examples as a data set stores them: pixels from 0 to 255, classes in turn."""
+    """Random examples in the form of a data set: pixels from 0 to 255, classes in turn."""
     draw = np.random.default_rng(0)
     added = added_fields(training.experiment.data, data.image)
     batch = {"image": draw.integers(0, 256, (num, *data.image.shape)).astype(np.uint8)}
@@ -84,14 +84,14 @@ def random_field(draw: np.random.Generator, spec: ArraySpec, num: int) -> np.nda
 
 
 class Program(NamedTuple):
-    """A training as the loop runs it, and what a step of it is given.
+    """A training as the loop runs it, and the inputs of a step.
 
     init:        (key, batch, {role: FrozenModel}) -> the state before step 0; `batch` is `part.batch`.
-    init_frozen: key -> {role: FrozenModel}, with weights drawn at random.
-    step:        as `make_train_step` gives it.
-    local_step:  number of a step -> (state, frozen, batch) -> the same on one device, not compiled.
-    batch:       random examples of all repeats of a step.
-    phase_sets:  {number of a step: share of the experiment's steps that run the same phases as that one}.
+    init_frozen: key -> {role: FrozenModel}, with random weights.
+    step:        the result of `make_train_step`.
+    local_step:  index of a step -> (state, frozen, batch) -> the same on one device, not compiled.
+    batch:       random examples for all repeats of a step.
+    phase_sets:  {index of a step: fraction of the experiment's steps that run the same phases as this step}.
     """
 
     part: Part
@@ -104,7 +104,7 @@ class Program(NamedTuple):
 
 
 def make_program(training: Training, size: int | None = None) -> Program:
-    """The training of a configuration on random images. Arguments and errors: as of `make_part`."""
+    """The training of a configuration on random images. Arguments and errors as in `make_part`."""
     part = make_part(training, size)
     model, config = part.model, part.training.experiment.train
     optimisers = role_optimisers(model, config)
@@ -133,7 +133,7 @@ def make_program(training: Training, size: int | None = None) -> Program:
 
 
 def init_frozen(part: Part, key: jax.Array) -> dict[str, FrozenModel]:
-    """The arrays of the models that a part depends on, drawn at random."""
+    """Random arrays of the models that a part depends on."""
     arrays = {}
     for role, inner in part.frozen.items():
         below = init_frozen(inner, key)
@@ -143,12 +143,12 @@ def init_frozen(part: Part, key: jax.Array) -> dict[str, FrozenModel]:
 
 @lru_cache(maxsize=32)
 def phase_sets(runs: tuple[Callable[[int], bool], ...], steps: int) -> dict[int, float]:
-    """How often each set of phases runs together, exactly, in steps 0 .. steps - 1.
+    """How often each set of phases runs together in steps 0 .. steps - 1.
 
     Args:
       runs: `Phase.runs` of each phase.
     Returns:
-      {the first step that runs the set: its share of the steps}.
+      {the first step that runs exactly this set: the set's fraction of the steps}.
     """
     first: dict[tuple[bool, ...], int] = {}
     counts: Counter[tuple[bool, ...]] = Counter()

@@ -1,4 +1,4 @@
-"""The record of an earlier comparison, to which systems are added: comparison.json, and the grids beside it."""
+"""The record of an earlier comparison, to add systems to: comparison.json, and the grids next to it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from jgen.errors import require
 from jgen.train.run_directory import read_json
 
 GRIDS = "grids"  # folder of the systems' grids in a record
-SHARED = ("data", "minutes", "teraflops", "samples", "num", "likelihood_images")  # options that all rows must have
+SHARED = ("data", "minutes", "teraflops", "samples", "num", "likelihood_images")  # options that all rows share
 
 
 class Record(NamedTuple):
     """An earlier comparison.
 
-    folder:    where comparison.json is.
-    arguments: those it was made with.
-    workdir:   where the systems that are added have their runs.
+    folder:    the folder of comparison.json.
+    arguments: the arguments of the comparison.
+    workdir:   the folder with the runs of added systems.
     """
 
     folder: Path
@@ -36,29 +36,29 @@ class Record(NamedTuple):
     workdir: Path
 
     def is_own(self, row: Row) -> bool:
-        """Whether a row is of a system whose runs are in `workdir`, so that the comparison there may go on with it."""
+        """Whether a row's system has its runs in `workdir`, so that the comparison can resume it."""
         if self.folder.resolve() == self.workdir.resolve():
             return True
         same = row.get("workdir", self.arguments.workdir) == str(self.workdir)
         return same and (self.workdir / row["system"]).is_dir()
 
     def other_rows(self, systems: list[System]) -> list[Row]:
-        """The rows of all other systems, as they were written."""
+        """The rows of all other systems, unchanged."""
         names = {system.name for system in systems}
         return [row for row in self.document["rows"] if row["system"] not in names]
 
     def replaced_rows(self, rows: list[Row]) -> list[Row]:
-        """The rows that others take the place of, as they were written, while those have no scores yet."""
+        """The existing rows, unchanged, of systems that are being replaced, while the new rows have no scores yet."""
         waiting = {row["system"] for row in rows if not row["seeds"]}
         return [row for row in self.document["rows"] if row["system"] in waiting and not self.is_own(row)]
 
     def protocol(self, systems: list[System]) -> Protocol | None:
-        """What the distances of the rows of all other systems were measured with; None where none was scored."""
+        """The protocol of the distances in the rows of all other systems; None if none was scored."""
         return next((row_protocol(row) for row in self.other_rows(systems) if row["seeds"]), None)
 
 
 def parse_arguments(args: list[str], prog: str, description: str) -> tuple[Arguments, Record | None]:
-    """The command line, and the record that --into names, whose options are the defaults.
+    """Parses the command line, and reads the record that --into names, whose options are the defaults.
 
     Raises:
       UserError: a mistake in the command line; a folder without a record, or options that its rows do not have.
@@ -81,7 +81,7 @@ def parse_arguments(args: list[str], prog: str, description: str) -> tuple[Argum
 
 
 def arguments_of(document: dict[str, Any]) -> Arguments:
-    """The arguments that a record was made with: up to 0.1 its command alone tells them."""
+    """The arguments that a record was made with; for records of version 0.1, parsed from the command."""
     if "arguments" in document:
         arguments: dict[str, Any] = document["arguments"]
         saved: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in arguments.items()}
@@ -90,7 +90,7 @@ def arguments_of(document: dict[str, Any]) -> Arguments:
 
 
 def option_words(arguments: Arguments) -> list[str]:
-    """The options of a record as words of a command, but for those that say what is trained where."""
+    """The options of a record as words of a command, except for the systems and folders."""
     words = []
     for field in dataclasses.fields(Arguments):
         value = getattr(arguments, field.name)
@@ -101,7 +101,7 @@ def option_words(arguments: Arguments) -> list[str]:
 
 
 def check_shared(arguments: Arguments, before: Arguments) -> None:
-    """Raises `UserError` for options by which new rows would not compare with those of a record."""
+    """Raises `UserError` for options that would make new rows incomparable with those of a record."""
     changes = []
     for name in SHARED:
         old, new = getattr(before, name), getattr(arguments, name)
@@ -113,7 +113,7 @@ def check_shared(arguments: Arguments, before: Arguments) -> None:
 
 
 def check_data(record: Record, fingerprint: str) -> None:
-    """Raises `UserError` where a record is of other data. `fingerprint`: the hash of the data that is there now."""
+    """Raises `UserError` if a record has other data. `fingerprint`: the hash of the current data."""
     hashes = {row["data_fingerprint"] for row in record.document["rows"] if row.get("data_fingerprint")}
     for before in sorted(hashes):
         message = f"{record.folder} is of data with the hash {before[:12]}, that of the data here is {fingerprint[:12]}"
@@ -121,13 +121,13 @@ def check_data(record: Record, fingerprint: str) -> None:
 
 
 def choose_systems(record: Record, systems: list[System], named: bool, replace: bool = False) -> list[System]:
-    """The systems to compare: those that the record lacks, and those that its comparison goes on with.
+    """The systems to compare: those that the record lacks, and those that are to be resumed.
 
     Args:
-      named: whether they were asked for by name.
-      replace: whether systems that the record has are compared, too, and their rows replaced.
+      named: whether they were requested by name.
+      replace: whether to compare systems in the record, too, and replace their rows.
     Raises:
-      UserError: without `replace`, a system that is named and in the record already, or none that the record lacks.
+      UserError: without `replace`, a named system that is already in the record, or no system that the record lacks.
     """
     if replace:
         return systems
@@ -141,18 +141,18 @@ def choose_systems(record: Record, systems: list[System], named: bool, replace: 
 
 
 def with_grids(folder: Path, rows: list[Row], source: Path) -> list[Row]:
-    """Rows whose grids are stored in the record `folder`, each under its system's name.
+    """Stores the rows' grids in the record `folder`, each under its system's name, and returns the changed rows.
 
     Args:
-      source: the folder from which their paths start now.
+      source: the folder that their current paths are relative to.
     """
     return [row | {"grid": store_grid(folder, row, source)} for row in rows]
 
 
 def store_grid(folder: Path, row: Row, source: Path) -> str:
-    """Stores the grid of one row; returns its path from the folder, "" where there is none.
+    """Stores the grid of one row; returns its path relative to the folder, "" if there is none.
 
-    The records of jgen 0.1 have grids in their page only.
+    Records of jgen 0.1 have their grids only in the HTML page.
     """
     name = f"{GRIDS}/{row['system']}.png"
     path = source / row["grid"]
@@ -168,7 +168,7 @@ def store_grid(folder: Path, row: Row, source: Path) -> str:
 
 
 def grid_in_page(page: Path, system: str) -> bytes | None:
-    """The grid of a system in the page of a comparison."""
+    """Extracts the grid of a system from the page of a comparison."""
     if not page.is_file():
         return None
     pattern = f"alt='samples of {re.escape(system)}' src='data:image/png;base64,([^']*)'"

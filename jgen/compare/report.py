@@ -1,4 +1,4 @@
-"""The outcome of a comparison as files: comparison.md, .csv, .json and .html, and the grids as one picture."""
+"""The results of a comparison as files: comparison.md, .csv, .json and .html, and the grids as one picture."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from jgen.compare.rows import Row
 from jgen.core.files import written_whole
 from jgen.train.run_directory import write_json
 
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # by which the numbers of a row are repeated
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")  # versions that affect the numbers of a row
 Environment = dict[str, Any]
 
 
 def write_report(folder: Path, arguments: Arguments, compared: list[Row], command: str) -> None:
-    """Writes the rows of a comparison, with all that they are of, into a folder.
+    """Writes the rows of a comparison and their protocol into a folder.
 
     Args:
-      command: the comparison's; rows that were added to it later have their own.
+      command: the comparison's command; rows that were added later have their own.
     Raises:
       UserError: a file that cannot be written.
     """
@@ -49,12 +49,12 @@ def write_report(folder: Path, arguments: Arguments, compared: list[Row], comman
 
 
 def commands_of(compared: list[Row], command: str) -> list[str]:
-    """The commands of the comparisons that rows are of, `command` first."""
+    """The commands of the comparisons that the rows come from, `command` first."""
     return list(dict.fromkeys([command, *(row.get("comparison", command) for row in compared)]))
 
 
 def markdown_report(compared: list[Row], about: dict[str, Any]) -> str:
-    """The report in Markdown. `about`: as of `page.write_page`."""
+    """The report in Markdown. `about`: as in `page.write_page`."""
     parts = [f"# {about['title']}", *about["lines"], *(f"`{command}`" for command in about["commands"])]
     parts += ["## Quality", tables.markdown(tables.quality_table(compared))]
     if unguided := tables.unguided_table(compared):
@@ -69,12 +69,12 @@ def markdown_report(compared: list[Row], about: dict[str, Any]) -> str:
 
 
 def real_images(row: Row) -> str:
-    """What samples were compared with."""
+    """A description of the images that samples were compared with."""
     return "{num} {split} images".format(**row["real"])
 
 
 def reference(row: Row) -> str:
-    """What real images would have in the samples' place, "" where that was not measured."""
+    """The scores of real images in place of the samples, "" if they were not measured."""
     scores = row["evaluations"][row["shown"]]["quality"].get("reference")
     if not scores:
         return ""
@@ -85,7 +85,7 @@ def reference(row: Row) -> str:
 
 
 def distances(network: str) -> str:
-    """What the distances are, by the network whose features they are taken in."""
+    """A description of the distances, by the network of their features."""
     if network == "FID":
         return "FID and KID, in the features of the published Inception-v3 network"
     text = f"Fréchet distance (FD) and kernel distance in the features of {network}"
@@ -95,7 +95,7 @@ def distances(network: str) -> str:
 
 
 def about_lines(arguments: Arguments, compared: list[Row]) -> list[str]:
-    """What stands above the tables: budget, machine, protocol and versions."""
+    """The text around the tables: budget, machine, protocol and versions."""
     environments = [one for row in compared for one in row.get("environments", [])]
     lines = [budget_line(arguments, compared, environments)]
     scored = next((row for row in compared if row["seeds"]), None)
@@ -115,7 +115,7 @@ def about_lines(arguments: Arguments, compared: list[Row]) -> list[str]:
 
 
 def budget_line(arguments: Arguments, compared: list[Row], environments: list[Environment]) -> str:
-    """What each training was given, and where."""
+    """The budget of each training, and its machine."""
     by = "as many steps as its operations put" if arguments.teraflops else "the steps that its measured speed puts"
     machines = each_once(machine_of(one) for one in environments)
     seeds = f"seeds 0 to {arguments.seeds - 1}, mean ± standard deviation" if arguments.seeds > 1 else "seed 0"
@@ -153,7 +153,7 @@ def staged_lines(compared: list[Row]) -> list[str]:
 
 
 def version_line(environments: list[Environment]) -> str:
-    """Versions and commits of all that was measured, trained and scored."""
+    """Versions and commits of all measurements, trainings and scores."""
     packages = [name for name in VERSIONS if any(one["versions"].get(name) for one in environments)]
     versions = [f"{name} {each_once(one['versions'].get(name) for one in environments)}" for name in packages]
     python, platform = (each_once(one[name] for one in environments) for name in ("python", "platform"))
@@ -162,12 +162,12 @@ def version_line(environments: list[Environment]) -> str:
 
 
 def each_once(values: Iterable[Any]) -> str:
-    """The values, each once."""
+    """The distinct values, as text."""
     return ", ".join(dict.fromkeys(map(str, values))) or "-"
 
 
 def machine_of(environment: Environment) -> str:
-    """The processor, or the accelerators where there are."""
+    """The processor, or the accelerators if there are any."""
     devices = environment["devices"]
     return environment["processor"] if devices[0].startswith("cpu") else ", ".join(devices)
 

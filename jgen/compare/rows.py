@@ -1,4 +1,4 @@
-"""The comparison as data: one row per system, from the files that measuring, training and evaluating left."""
+"""The comparison as data: one row per system, from the files written by measuring, training and evaluating."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 # Network of the features, hash of the data, number of samples, split and number of the real images.
 Protocol = tuple[str, str, int, str, int]
 
-# (key, column, digits) of what is measured once per seed
+# (key, column, digits) of the scores of each seed
 SCORES = (
     ("distance", "FD", 2),
     ("kernel_distance", "kernel distance", 1),
@@ -29,18 +29,18 @@ SCORES = (
     ("bits_per_dim", "bits/dim", 3),
 )
 
-# What is measured of a system.
+# The measurements of a system.
 COSTS: tuple[str, ...] = ("batch_size", "parameters", "flops_per_image", "compile_seconds", "step_seconds")
 COSTS += ("images_per_second",)
 COSTS += ("first_sample_seconds", "samples_per_second", "peak_mib", "likelihood", "levels", "exact_density")
-# What a row keeps of each evaluation: every number with its interval and protocol, and validation on the way.
+# The fields of each evaluation that a row keeps: every number with its interval and protocol, and validation scores.
 KEPT = ("quality", "labels", "likelihood", "sampling", "validation")
 
 
 def columns(network: str) -> tuple[tuple[str, str, int], ...]:
-    """`SCORES`, whose distances are called FID and KID only in the features of the published network.
+    """`SCORES`, with distances called FID and KID only if the features are those of the published network.
 
-    In an Inception network's features a kernel distance is of the order of 0.01.
+    In an Inception network's features a kernel distance is of the order of 0.01, so it needs more digits.
     """
     names = {"distance": "FID", "kernel_distance": "KID"} if network == "FID" else {}
     fine = {"kernel_distance": 5} if network == "FID" or network.startswith("FD-inception") else {}
@@ -48,7 +48,7 @@ def columns(network: str) -> tuple[tuple[str, str, int], ...]:
 
 
 def read(path: Path) -> Any:
-    """The document at a path, None where there is none. Raises `UserError` for one that is damaged."""
+    """The JSON document at a path, None if there is none. Raises `UserError` if it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -58,7 +58,7 @@ def read(path: Path) -> Any:
 
 
 def protocol_of(evaluation: dict[str, Any]) -> Protocol:
-    """What the distances of an evaluation were measured with."""
+    """The protocol of an evaluation's distances."""
     quality = evaluation["quality"]
     real = quality["real"]
     return quality["network"], evaluation["data_fingerprint"], quality["num"], real["split"], real["num"]
@@ -71,7 +71,7 @@ def describe_protocol(protocol: Protocol) -> str:
 
 
 def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one evaluation that the table holds; what was not computed, or does not exist, is missing."""
+    """The numbers of one evaluation for the table; those that were not computed, or do not exist, are missing."""
     quality, labels, likelihood = (evaluation.get(part) or {} for part in ("quality", "labels", "likelihood"))
     kernel, bits = quality.get("kernel_distance", {}), likelihood.get("bits_per_dim", {})
     percent = 100.0
@@ -95,13 +95,13 @@ def scores_of(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def value_of(score: dict[str, Any] | None, scale: float = 1.0, key: str = "value") -> float | None:
-    """A score's value; None where it was not computed."""
+    """A score's value; None if it was not computed."""
     value = (score or {}).get(key)
     return None if value is None else scale * value
 
 
 def seed_line(evaluation: dict[str, Any]) -> str:
-    """The scores of one seed, each with its bootstrap interval or standard error, to compare a repetition with."""
+    """The scores of one seed, each with its bootstrap interval or standard error, for comparison with a rerun."""
     scores, quality = scores_of(evaluation), evaluation["quality"]
     names = {"distance": "frechet_distance"} | {name: name for name in ("memorisation", "precision", "recall")}
     intervals = {key: quality.get(name) or {} for key, name in names.items()} | {"accuracy": evaluation["labels"] or {}}
@@ -120,11 +120,11 @@ def seed_line(evaluation: dict[str, Any]) -> str:
 
 
 def describe_sampling(options: dict[str, Any], defaults: Any) -> str:
-    """The options that a system's samples are drawn with, in words: steps and sampler where there are any, and every
-    other option that is not its default.
+    """A description of a system's sampling options: steps and sampler, if it has them, and every other option that
+    differs from its default.
 
     Args:
-      defaults: the system's dataclass of these options with its own defaults, or None.
+      defaults: the system's options with the defaults of their dataclass, or None.
     """
     usual = {} if defaults is None else entries(defaults)
     parts, shown = [], {"steps", "sampler"}
@@ -149,11 +149,11 @@ def describe_option(name: str, value: Any) -> str:
 
 
 def read_evaluation(path: Path, wanted: Protocol | None) -> dict[str, Any] | None:
-    """The evaluation of one seed, None where there is none yet.
+    """The evaluation of one seed, None if there is none yet.
 
     Raises:
-      UserError: a file that is damaged or of another jgen, a protocol that is not the one `wanted`, or a score that is
-        no finite number.
+      UserError: a file that is damaged or from another version of jgen, a protocol other than `wanted`, or a score that
+        is not a finite number.
     """
     evaluation = read(path)
     if evaluation is None:
@@ -174,10 +174,9 @@ def read_evaluation(path: Path, wanted: Protocol | None) -> dict[str, Any] | Non
 
 
 def system_row(system: System, folder: Path, seeds: int, wanted: Protocol | None = None) -> Row:
-    """A system's row from its folder: costs, scores by seed with mean and spread, commands, and what went wrong.
+    """A system's row from its folder: costs, scores by seed with mean and spread, commands, and errors.
 
-    Only seeds 0 .. seeds - 1 count, whatever else the folder holds, and of them those that were measured as `wanted`,
-    or as the first of them.
+    Only seeds 0 .. seeds - 1 count, and of them only those with the protocol `wanted`, or that of the first of them.
     """
     row: Row = {"system": system.name, "published": system.training.facts.published}
     row |= {"cost": None, "seeds": {}, "scores": {}, "commands": {}, "gave": {}, "errors": {}, "environments": []}
@@ -199,7 +198,7 @@ def system_row(system: System, folder: Path, seeds: int, wanted: Protocol | None
 
 
 def read_or_note(path: Path, row: Row, stage: str) -> Any:
-    """The document at a path; what is wrong with it is noted as an error of that stage."""
+    """The document at a path; if it is damaged, this is added to the row as an error of the stage."""
     try:
         return read(path)
     except UserError as error:
@@ -208,7 +207,7 @@ def read_or_note(path: Path, row: Row, stage: str) -> Any:
 
 
 def add_costs(row: Row, system: System, folder: Path) -> None:
-    """Adds what was measured of a system to its row."""
+    """Adds the measurements of a system to its row."""
     path = folder / "measure.json"
     measured = read_or_note(path, row, "measure")
     if not measured:
@@ -254,7 +253,7 @@ def add_seed(row: Row, system: System, folder: Path, seed: int, wanted: Protocol
 
 
 def mean_and_spread(seeds: list[dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """{score: {"mean", "spread"}} over seeds; the spread, a standard deviation, is None of a single value."""
+    """{score: {"mean", "spread"}} over seeds; the spread, a standard deviation, is None for a single value."""
     scores = {}
     for key in sorted({key for seed in seeds for key in seed}):
         values = [seed[key] for seed in seeds if seed.get(key) is not None]
@@ -265,22 +264,22 @@ def mean_and_spread(seeds: list[dict[str, float]]) -> dict[str, dict[str, float 
 
 
 def row_protocol(row: Row) -> Protocol:
-    """What the distances of a row with scores were measured with."""
+    """The protocol of the distances in a row with scores."""
     return row["network"], row["data_fingerprint"], row["samples"], row["real"]["split"], row["real"]["num"]
 
 
 def is_picture(path: Path) -> bool:
-    """Whether there is a picture that can be shown."""
+    """Whether there is a valid picture."""
     try:
         with Image.open(path) as picture:
             picture.load()
-    except (OSError, SyntaxError):  # as Pillow says of a damaged one
+    except (OSError, SyntaxError):  # Pillow raises it for a damaged picture
         return False
     return True
 
 
 def all_rows(workdir: Path, systems: list[System], seeds: int, wanted: Protocol | None = None) -> list[Row]:
-    """The rows of systems, all measured as `wanted`, or as the first that was scored."""
+    """The rows of systems, all with the protocol `wanted`, or that of the first that was scored."""
     rows: list[Row] = []
     for system in systems:
         rows.append(system_row(system, workdir / system.name, seeds, wanted))

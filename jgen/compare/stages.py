@@ -1,4 +1,4 @@
-"""The stages of a comparison: each runs programs, and writes a file that marks it as done."""
+"""The stages of a comparison: each runs programs and writes a file that marks it as done."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from jgen.experiment import flatten
 from jgen.train.logs import best_of, validation_scores
 from jgen.train.run_directory import write_json
 
-CHECKPOINTS = 8  # of a training, the best of which is scored
+CHECKPOINTS = 8  # checkpoints per training, of which the best is scored
 Stage = tuple[System, str, tuple[int, ...]]  # a system, "measure" or "train", and the seed of a training
 
 
 def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
-    """Training steps that a share of the budget allows. Raises `Failed` when it is too short for one."""
+    """Training steps that a share of the budget allows. Raises `Failed` if it is too short for one."""
     if arguments.teraflops:
         one = cost["flops_per_image"] * cost["batch_size"] / 1e12
         steps, needs = share * arguments.teraflops / one, f"{one:.3g} trillion"
@@ -40,15 +40,15 @@ def steps_for(cost: dict[str, Any], arguments: Arguments, share: float) -> int:
     return int(steps)
 
 
-# What `train_words` and the seed of a run give in place of a configuration.
+# Options that `train_words` and the seed replace in a configuration.
 OWN: tuple[str, ...] = ("seed", "train.steps", "train.log_every", "train.sample_every", "train.validation_images")
 OWN += ("train.validate_every", "train.checkpoint_every", "train.keep_every")
 
 
 def train_words(training: Training, run: Path, steps: int, seed: int, frozen: dict[str, Path]) -> list[str]:
-    """A training as a command of train.py, with a grid at the end only, and checkpoints to choose the best of.
+    """A training as a command of train.py, with a grid at the end only, and checkpoints to choose the best from.
 
-    The learning rate rises for at most a tenth of the steps, whatever the configuration's own training needs.
+    The warm-up takes at most a tenth of the steps, even if the configuration's own training has a longer one.
 
     Args:
       frozen: {role: run directory} of the models that it depends on.
@@ -63,13 +63,13 @@ def train_words(training: Training, run: Path, steps: int, seed: int, frozen: di
 
 
 def steps_of(command: str) -> int:
-    """The steps that a command of training asks for."""
+    """The number of steps in a training command."""
     words = shlex.split(command)
     return int(words[words.index("--train.steps") + 1])
 
 
 def has_sizes(path: Path, sizes: list[str]) -> bool:
-    """Whether a file holds what was measured of a configuration at its own size and all of these."""
+    """Whether a file has the measurements of a configuration at its own size and at all of these sizes."""
     document = read(path) or {"sizes": {}}
     return "own" in document and all("error" not in document["sizes"].get(size, {"error": ""}) for size in sizes)
 
@@ -78,18 +78,18 @@ class Comparison:
     """The stages of a comparison, each of which writes a file that marks it as done.
 
     Args:
-      test_images: the number that there are.
-      record: the comparison that the systems are added to, or None.
+      test_images: the number of test images.
+      record: the comparison that systems are added to, or None.
     """
 
     def __init__(self, arguments: Arguments, systems: list[System], test_images: int, record: Record | None = None):
         self.arguments, self.systems, self.workdir = arguments, systems, Path(arguments.workdir).expanduser()
         self.test_images, self.record = test_images, record
-        self.costs: dict[str, list[dict[str, Any]]] = {}  # of each training of a system, in their order
+        self.costs: dict[str, list[dict[str, Any]]] = {}  # for each training of a system, in order
         self.changed = False  # since the last report
 
     def measure(self, system: System) -> None:
-        """The file of measurements of each training of a system."""
+        """Measures each training of a system, and writes its file."""
         files = self.measurements(system)
         try:
             for training, path, sizes in files:
@@ -98,29 +98,29 @@ class Comparison:
                 words = ["-m", "jgen.compare.measure", training.config, "--out", str(path), "--add", "--sizes", *sizes]
                 self.changed = True
                 processes.run(words, path.with_name("measure.log"))
-        finally:  # what was measured before it went wrong at another size is enough to train
+        finally:  # measurements before a failure at another size are enough to train
             measured = [document["own"] for _, path, _ in files if (document := read(path)) and "own" in document]
             if len(measured) == len(files):
                 self.costs[system.name] = measured
 
     def measurements(self, system: System) -> list[tuple[Training, Path, list[str]]]:
-        """(training, file, sizes beside its own) of each training of a system, in their order."""
+        """(training, file, further sizes) for each training of a system, in order."""
         folder, sizes = self.workdir / system.name, [str(size) for size in self.arguments.sizes]
         *frozen, own = system.training.in_order()
         files = [(training, folder / f"measure-{training.name}.json", list[str]()) for training in frozen]
         return [*files, (own, folder / "measure.json", sizes)]
 
     def outcome(self, system: System, seed: int, unguided: bool = False) -> Path:
-        """The file by which a training is known to be scored."""
+        """The file that marks a training as scored."""
         return self.workdir / system.name / f"seed{seed}.{'unguided' if unguided else 'evaluation'}.json"
 
     def is_scored(self, system: System, seed: int) -> bool:
-        """Whether a training is scored, and where samples are guided also without guidance."""
+        """Whether a training is scored, for guided samples also without guidance."""
         both = (False, True) if is_guided(system.training) else (False,)
         return all(self.outcome(system, seed, unguided).is_file() for unguided in both)
 
     def train(self, system: System, seed: int) -> None:
-        """The runs of a system, and the evaluations of the last. The budget is divided evenly between them."""
+        """Trains the runs of a system, between which the budget is divided evenly, and evaluates the last one."""
         if self.is_scored(system, seed):
             return
         self.changed = True
@@ -130,7 +130,7 @@ class Comparison:
         self.write_commands(system, seed, trainings)
         for words in trainings:
             processes.run([str(ROOT / words[0]), *words[1:]], log)
-        # On few images many systems fit what they have seen long before the time is up.
+        # With few images, many systems overfit long before the time is up.
         best = best_of(validation_scores(path), system.model.best)
         evaluations = self.evaluation_commands(system, seed, ["--step", "best"] if best else [])
         self.write_commands(system, seed, [*trainings, *evaluations.values()])
@@ -139,18 +139,18 @@ class Comparison:
                 processes.run(words, log)
 
     def commands_file(self, system: System, seed: int) -> Path:
-        """The file of the commands that gave a seed's outcome."""
+        """The file with the commands of a seed's results."""
         return self.workdir / system.name / f"seed{seed}.commands.json"
 
     def write_commands(self, system: System, seed: int, commands: list[list[str]]) -> None:
-        """Writes commands as one would type them."""
+        """Writes commands as typed in a shell."""
         write_json(self.commands_file(system, seed), [shlex.join(["python", *words]) for words in commands])
 
     def training_commands(self, system: System, seed: int) -> list[list[str]]:
-        """The words of each training of a system, in their order."""
+        """The words of each training command of a system, in order."""
         folder, trainings = self.workdir / system.name, system.training.in_order()
         steps: list[int] = []
-        if before := read(self.commands_file(system, seed)):  # the speed may be measured anew, a run goes on as begun
+        if before := read(self.commands_file(system, seed)):  # even if the speed is remeasured, a run keeps its steps
             steps = [steps_of(command) for command in before if "--train.steps" in command]
         if len(steps) != len(trainings):
             share = 1 / len(trainings)
@@ -164,7 +164,7 @@ class Comparison:
         return commands
 
     def evaluation_commands(self, system: System, seed: int, checkpoint: list[str]) -> dict[bool, list[str]]:
-        """The words of the evaluation of a system's run, and under True of that of its samples without guidance."""
+        """The words of the evaluation command of a system's run, and, under True, of its samples without guidance."""
         a, path = self.arguments, self.workdir / system.name / f"seed{seed}"
         common = ["-m", "jgen.evaluate", str(path), "--samples", str(a.samples), "--seed", str(seed), *checkpoint]
         common += ["--num", str(a.num)] if a.num else []
@@ -178,18 +178,18 @@ class Comparison:
         return words
 
     def attempt(self, system: System, what: str, seeds: tuple[int, ...]) -> None:
-        """Runs one stage; its failure is recorded for the table, and the others go on."""
+        """Runs one stage; a failure is recorded for the table, and the other stages continue."""
         path = self.workdir / system.name / "errors.json"
         name = what if not seeds else f"seed {seeds[0]}"
         errors: dict[str, str] = {}
         wrong = ""
-        with contextlib.suppress(UserError):  # of a file that is damaged: it is written anew
+        with contextlib.suppress(UserError):  # a damaged file is rewritten
             errors = read(path) or {}
         try:
             getattr(self, what)(system, *seeds)
         except (Failed, UserError) as failure:
             wrong = str(failure)
-        except Exception as failure:  # a full disk, a file of another jgen: nothing of one system ends the others
+        except Exception as failure:  # such as a full disk: one system must not stop the others
             wrong = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         if wrong:
             print(f"{system.name}, {name}: {wrong}", file=sys.stderr, flush=True)
@@ -218,14 +218,14 @@ class Comparison:
                 self.changed = False
 
     def seconds_left(self, stages: list[Stage], took: dict[str, float], guessed: dict[str, float]) -> float:
-        """Estimated seconds left: the guesses, corrected by how far earlier guesses of the same kind were off."""
+        """Estimated seconds left: the guesses, corrected by the error of earlier guesses of the same kind."""
         guesses = {"measure": 0.0, "train": 0.0}
         for stage in stages:
             guesses[stage[1]] += self.guess(*stage)
         return sum(left * (took[kind] / guessed[kind] if guessed[kind] else 1.0) for kind, left in guesses.items())
 
     def guess(self, system: System, what: str, seeds: tuple[int, ...]) -> float:
-        """Seconds that a stage is going to take, 0 for one that is done."""
+        """Estimated seconds of a stage, 0 if it is done."""
         try:
             if what == "measure":
                 todo = [sizes for _, path, sizes in self.measurements(system) if not has_sizes(path, sizes)]
@@ -241,7 +241,7 @@ class Comparison:
         return self.arguments.teraflops * sum(rates) / max(1, len(rates)) + 30.0
 
     def report(self) -> list[Row]:
-        """Writes the outcome as far as it stands; returns its rows."""
+        """Writes the results so far; returns their rows."""
         from jgen.compare import report
 
         record, arguments, folder = self.record, self.arguments, self.workdir
@@ -261,11 +261,11 @@ class Comparison:
 
 
 def check_budget(comparison: Comparison, fingerprint: str) -> None:
-    """Refuses a folder that was begun with another budget, data set, number of images, Inception network, or
-    configuration: its rows would not compare.
+    """Refuses a folder that was started with another budget, data set, number of images, Inception network or
+    configuration: its rows would not be comparable.
 
     Args:
-      fingerprint: of the data.
+      fingerprint: the hash of the data.
     """
     path, may_change = (
         comparison.workdir / "arguments.json",

@@ -1,4 +1,4 @@
-"""The systems that can be compared, by their configurations, and the trainings that each consists of."""
+"""The systems that can be compared, from their configurations, and the trainings that each consists of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jgen.experiment import Experiment, make_model
 
 
 def same_at_every_height(experiment: Experiment, own: int, height: int) -> Experiment:
-    """`at_height` of a configuration that has none."""
+    """`at_height` for a configuration that defines none."""
     return experiment
 
 
@@ -39,21 +39,21 @@ class Training:
     at_height: Callable[[Experiment, int, int], Experiment] = same_at_every_height
 
     def in_order(self) -> list[Training]:
-        """This training after all that it depends on, directly or not, each once."""
+        """All trainings that this one depends on, directly or indirectly, each once, and then this one."""
         before = [each for inner in self.frozen.values() for each in inner.in_order()]
         return list({training.config: training for training in [*before, self]}.values())
 
 
 @dataclass(frozen=True)
 class System:
-    """A generator that is compared."""
+    """A generator to compare."""
 
     name: str
     training: Training
 
     @cached_property
     def model(self) -> GenerativeModel:
-        """Its functions, over its own data."""
+        """The system's model, for its own data."""
         return model_of(self.training, data_spec(self.training))
 
 
@@ -65,7 +65,7 @@ def data_spec(training: Training) -> DataSpec:
 
 
 def model_of(training: Training, data: DataSpec) -> GenerativeModel:
-    """The model of a training over data of that specification; frozen models are over their own data."""
+    """The model of a training for data with this specification; frozen models are for their own data."""
     frozen = {
         role: model_of(inner, data if inner.experiment.data == training.experiment.data else data_spec(inner))
         for role, inner in training.frozen.items()
@@ -79,8 +79,7 @@ def load_training(config: str, within: tuple[str, ...] = ()) -> Training:
     Args:
       within: the configurations that depend on this one.
     Raises:
-      UserError: no such configuration; frozen runs that no configuration is declared to train, or that depend on
-        themselves.
+      UserError: no such configuration; a frozen run without a configuration in FROZEN, or a cycle of dependencies.
     """
     experiment, name = cli.load_config(config, ROOT)
     path_name, _, variant = config.partition(":")
@@ -92,7 +91,7 @@ def load_training(config: str, within: tuple[str, ...] = ()) -> Training:
     require(config not in within, f"{chain}: a system cannot depend on itself")
     sources, frozen = getattr(module, "FROZEN", {}), {}
     for role, run in experiment.frozen.items():
-        if not run:  # of a role that may be left out
+        if not run:  # an optional role
             continue
         missing = f"{config} depends on {run}: its FROZEN does not say which configuration trains {role}"
         require(role in sources, missing)
@@ -103,7 +102,7 @@ def load_training(config: str, within: tuple[str, ...] = ()) -> Training:
 
 
 def relative_to_root(path: Path) -> str:
-    """A path from the root where it is under it."""
+    """The path relative to the root if it is below it, else unchanged."""
     path = path.resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
@@ -115,7 +114,7 @@ def find_systems(data: str, names: str = "all") -> list[System]:
       names: separated by commas, or "all".
     Raises:
       UserError: a data set that no configuration has; a name that is unknown, or of a system that lacks the data set or
-        is no generator.
+        is not a generator.
     """
     trainings, variants = {}, set()
     for path in sorted((ROOT / "configs").glob("*/*.py")):
@@ -136,12 +135,12 @@ def find_systems(data: str, names: str = "all") -> list[System]:
 
 
 def is_generator(system: System) -> bool:
-    """Whether comparisons include a system: it draws images, and its `Facts.compared` is not false."""
+    """Whether comparisons include a system: it draws images, and its `Facts.compared` is not False."""
     return system.training.facts.compared and system.model.sample is not None
 
 
 def sampling_defaults(training: Training) -> Any:
-    """The defaults of the system's options of sampling, as its own dataclass has them; None where it has no options."""
+    """The system's sampling options with the defaults of their dataclass; None if it has none."""
     sampling = getattr(training.experiment.model, "sampling", None)
     return None if sampling is None else type(sampling)()
 

@@ -12,7 +12,7 @@ from jgen.core.model import LIKELIHOODS
 
 
 def mean_with_spread(score: dict[str, Any] | None, digits: int) -> str:
-    """A mean with its spread over seeds."""
+    """A mean with its spread over seeds, as text."""
     if score is None:
         return "-"
     spread = "" if score["spread"] is None else f" ± {score['spread']:.{digits}f}"
@@ -32,14 +32,14 @@ def seconds(value: float | None) -> str:
 
 
 def yes_or_no(value: bool | None) -> str:
-    """A fact; "-" where it is not stated."""
+    """A fact as text; "-" if it is not stated."""
     return "-" if value is None else "yes" if value else "no"
 
 
 def likelihood(row: Row) -> str:
     """The kind of the likelihood, the number of images and the protocol.
 
-    The levels are named where they are below 256: bits/dim of images of other numbers of levels do not compare.
+    Levels below 256 are stated, since bits/dim are comparable only for equal numbers of levels.
     """
     kind, protocol = LIKELIHOODS.get(row["cost"]["likelihood"], "-"), row.get("protocol")
     if not protocol:
@@ -54,12 +54,12 @@ def likelihood(row: Row) -> str:
 
 
 def failures(row: Row) -> str:
-    """Which stages went wrong, and how."""
+    """Which stages failed, and why."""
     return "; ".join(f"{stage}: {error}" for stage, error in row["errors"].items())
 
 
 def to_repeat(row: Row) -> list[str]:
-    """The commands of the seed that is shown: the first that was scored, else the first that was tried."""
+    """The commands of the seed that is shown: the first that was scored, else the first that was attempted."""
     return row["commands"].get(row["shown"], [])
 
 
@@ -79,7 +79,7 @@ def quality_table(rows: list[Row]) -> list[list[str]]:
 
 
 def unguided_table(rows: list[Row]) -> list[list[str]]:
-    """Header and cells of what the guided systems of the table have without guidance; [] without any."""
+    """Header and cells for the guided systems without guidance; [] if there are none."""
     guided = [row for row in rows if row.get("unguided", {}).get("scores")]
     network = next((row["network"] for row in guided), "")
     shown = [column for column in columns(network) if column[0] != "bits_per_dim"]
@@ -115,7 +115,7 @@ def cost_cells(row: Row, sizes: list[int], num_columns: int) -> list[str]:
 
 
 def speed_at(figures: dict[str, Any] | None) -> str:
-    """Images a second of training and sampling at one size."""
+    """Images per second of training and sampling at one size."""
     if figures is None:
         return "-"
     if "unfit" in figures or "error" in figures:
@@ -135,7 +135,7 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """Every number flat: a line per system, columns by name."""
+    """Writes all numbers as a flat table: a line per system, named columns."""
     lines = []
     for row in rows:
         line = {"system": row["system"], "config": row.get("config", ""), "seeds": len(row["seeds"])}

@@ -1,1 +1,1 @@
-"""Weights in diffusers' layout to runs and back: `python -m jgen.convert`."""
+"""Converts weights in diffusers' layout to runs and back: `python -m jgen.convert`."""

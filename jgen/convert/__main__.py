@@ -1,14 +1,13 @@
-"""Weights in diffusers' layout to a run, and back.
+"""Converts weights in diffusers' layout to a run, and back.
 
 python -m jgen.convert FOLDER RUN [--data.name imagenet2012 --data.size 256] [--train.batch-size 256 ...]
 python -m jgen.convert RUN FOLDER --to-diffusers
 
-FOLDER holds config.json and diffusion_pytorch_model.safetensors of a DiTTransformer2DModel, a UNet2DModel or an
-AutoencoderKL, or is the folder of a pipeline: transformer/ with or without vae/, or unet/, and scheduler/, or that of
-Stable Diffusion 1.x, 2.x or XL. Of a pipeline with a vae/, two runs are made: RUN-vae is the autoencoder, and RUN
-depends on it; --to-diffusers writes such a run as one pipeline again. For a run that is to be scored or trained on,
-give its data (--data) and options of training (--train), then python train.py RUN. To sample, jgen.load(FOLDER) is
-enough.
+FOLDER contains config.json and diffusion_pytorch_model.safetensors of a DiTTransformer2DModel, a UNet2DModel or an
+AutoencoderKL, or is the folder of a pipeline: transformer/ (with or without vae/) or unet/, with scheduler/, or Stable
+Diffusion 1.x, 2.x or XL. A pipeline with a vae/ becomes two runs: RUN-vae is the autoencoder, and RUN depends on it;
+--to-diffusers writes such a run as one pipeline again. To score a run or train it further, give its data (--data) and
+training options (--train), then python train.py RUN. To sample, jgen.load(FOLDER) is enough.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ PROG = "python -m jgen.convert FOLDER RUN"
 
 @dataclass(frozen=True)
 class Arguments:
-    """How weights are converted."""
+    """How to convert weights."""
 
     to_diffusers: bool = False
     """Write the weights of a run: python -m jgen.convert RUN FOLDER --to-diffusers."""
     null_class: bool = False
-    """The last class of a UNet2DModel stands for none, for classifier-free guidance."""
+    """The last class of a UNet2DModel means "no class", for classifier-free guidance."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the arithmetic of a pipeline with texts; weights stay float32."""
+    """Computation type of a text-to-image pipeline; weights stay float32."""
     data: Data = field(default_factory=lambda: Data(name=""))
-    """The data that the run is for; without a name it is unknown."""
+    """Data of the run; without a name it is unknown."""
     train: Train = field(default_factory=lambda: Train(optimiser=Optimiser(learning_rate=1e-4)))
-    """How the run is to be trained on."""
+    """Options for further training of the run."""
     seed: int = 0
     """Seed of training."""
     step: int | Literal["best"] | None = None
     """With --to-diffusers: the checkpoint, or best; default: the newest."""
     ema: bool = True
-    """With --to-diffusers: write the moving average of the weights."""
+    """With --to-diffusers: write the moving average (EMA) of the weights."""
 
 
 def command(args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`AutoencoderKL` of diffusers and jgen/nn/first_stage.py."""
+"""Conversion between diffusers' `AutoencoderKL` and jgen/nn/first_stage.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of config.json with diffusers' defaults; of one with a single value, jgen has no other."""
+    """The fields of config.json with diffusers' defaults; a Literal with one value is the only one jgen supports."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -40,7 +40,7 @@ class Fields:
 
 
 def network_of(fields: Fields, where: Any) -> first_stage.Config:
-    """The networks that config.json describes. Raises `UserError` for those that jgen lacks."""
+    """The networks that config.json describes. Raises `UserError` for those that jgen does not have."""
     levels = len(fields.block_out_channels)
     for name, kind in (("down_block_types", DOWN), ("up_block_types", UP)):
         types = getattr(fields, name)
@@ -59,7 +59,7 @@ def network_of(fields: Fields, where: Any) -> first_stage.Config:
 
 
 def fields_of(network: first_stage.Config, height: int, channels: int, scaling_factor: float) -> Fields:
-    """What config.json says of the networks. Raises `UserError` for what `AutoencoderKL` lacks."""
+    """The fields of config.json for the networks. Raises `UserError` for options that `AutoencoderKL` lacks."""
     within = network.attention_resolutions
     require(not within, f"network.attention_resolutions are {within}: {NAME} has no attention in its levels")
     levels = len(network.channels)
@@ -79,7 +79,7 @@ def fields_of(network: first_stage.Config, height: int, channels: int, scaling_f
 
 
 def all_layers(network: first_stage.Config) -> list[Layer]:
-    """The layers of encoder and decoder, and some that not every autoencoder has."""
+    """The layers of encoder and decoder, including some that not every autoencoder has."""
     levels = len(network.channels)
     layers = [
         layer("encoder/quant", "quant_conv", "pointwise"),
@@ -103,7 +103,7 @@ def all_layers(network: first_stage.Config) -> list[Layer]:
 
 
 def tensors_of(network: first_stage.Config, params: Any) -> dict[str, np.ndarray]:
-    """The parameters of the roles encoder and decoder by diffusers' names."""
+    """The parameters of the roles encoder and decoder, by diffusers' names."""
     return to_tensors(present(all_layers(network), params), params)
 
 

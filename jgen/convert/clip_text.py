@@ -1,4 +1,5 @@
-"""CLIP's text encoders and tokenizers as transformers saves them; jgen/nn/clip_text.py and jgen/data/clip_text.py."""
+"""Conversion between CLIP text encoders and tokenizers of transformers and of jgen (nn/clip_text.py,
+data/clip_text.py)."""
 
 from __future__ import annotations
 
@@ -23,14 +24,14 @@ from jgen.nn import clip_text
 CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 WEIGHTS = "model.safetensors"
 PREFIX = "text_model."
-HIGHEST_ID = 2  # an end token of old configurations that stands for the highest id
+HIGHEST_ID = 2  # end token in old configurations, which means the highest id
 VOCABULARY, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 PLACES = "embeddings.position_embedding.weight"
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of config.json that say what a text encoder is, with transformers' defaults."""
+    """The fields of config.json that define a text encoder, with transformers' defaults."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -45,7 +46,7 @@ class Fields:
 
 
 def encoder_of(document: Mapping[str, Any], where: Path) -> clip_text.Config:
-    """The text encoder that a config.json describes. Raises `UserError` for one that jgen lacks."""
+    """The text encoder that a config.json describes. Raises `UserError` for one that jgen does not have."""
     names = document.get("architectures") or [None]
     require_choice(f"{where}: architectures", names[0], CLASSES)
     known = {name: document[name] for name in Fields.__dataclass_fields__ if document.get(name) is not None}
@@ -85,12 +86,12 @@ def document_of(encoder: clip_text.Config) -> dict[str, Any]:
 
 
 def class_of(encoder: clip_text.Config) -> str:
-    """The class of transformers that a text encoder is."""
+    """The class in transformers of a text encoder."""
     return CLASSES[1] if encoder.projection else CLASSES[0]
 
 
 def outer_layers() -> list[Layer]:
-    """All layers but the blocks' own and the positions; the projection is not in every encoder."""
+    """All layers except those of the blocks and the positions; not every encoder has the projection."""
     return [
         layer("tokens", f"{PREFIX}embeddings.token_embedding", "embedding"),
         layer("norm", f"{PREFIX}final_layer_norm", "norm"),
@@ -99,7 +100,7 @@ def outer_layers() -> list[Layer]:
 
 
 def block_layers(number: int) -> list[Layer]:
-    """The layers of a block, by their places in it."""
+    """The layers of a block, with paths relative to it."""
     name = f"{PREFIX}encoder.layers.{number}"
     layers = [layer(f"norm{i}", f"{name}.layer_norm{i}", "norm") for i in (1, 2)]
     layers.append(Layer("qkv", tuple(f"{name}.self_attn.{letter}_proj" for letter in "qkv")))
@@ -125,7 +126,7 @@ def params_of(encoder: clip_text.Config, tensors: Tensors) -> dict[str, Any]:
 
 
 def new_name(name: str) -> str:
-    """A tensor's name as most files have it; "" for one that is no parameter."""
+    """A tensor's name in its usual form; "" for one that is not a parameter."""
     if name.endswith("position_ids"):
         return ""
     outside = name.startswith((PREFIX, "text_projection."))
@@ -136,7 +137,7 @@ def read_tokenizer(folder: Path) -> ClipTokenizer:
     """The tokenizer in a folder: vocab.json and merges.txt, or tokenizer.json, which has both.
 
     Raises:
-      UserError: files that are missing or damaged.
+      UserError: files are missing or damaged.
     """
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -171,7 +172,7 @@ def read_pieces(folder: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ..
 
 
 def write_tokenizer(folder: Path, tokenizer: ClipTokenizer, padding: str) -> None:
-    """Writes a tokenizer with one of its paddings as transformers' CLIPTokenizer."""
+    """Writes a tokenizer, with one of its padding tokens, as a CLIPTokenizer of transformers."""
     special = {"bos_token": START, "eos_token": END, "pad_token": padding, "unk_token": END}
     sizes = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.length, "do_lower_case": True}
     files.write_json(folder / "tokenizer_config.json", {**sizes, **special})

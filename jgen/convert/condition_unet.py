@@ -1,4 +1,5 @@
-"""`UNet2DConditionModel` of diffusers, as Stable Diffusion 1.x, 2.x and XL have it, and jgen/nn/condition_unet.py."""
+"""Conversion between diffusers' `UNet2DConditionModel`, as in Stable Diffusion 1.x, 2.x and XL, and
+jgen/nn/condition_unet.py."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBl
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of config.json with diffusers' defaults; of one with a single value, jgen has no other."""
+    """The fields of config.json with diffusers' defaults; a Literal with one value is the only one jgen supports."""
 
     sample_size: int | None = None
     in_channels: int = 4
@@ -47,7 +48,7 @@ class Fields:
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
     addition_embed_type_num_heads: int = 64
-    upcast_attention: bool | None = False  # jgen's softmax is of float32 in any case
+    upcast_attention: bool | None = False  # jgen's softmax is always in float32
     resnet_time_scale_shift: Literal["default"] = "default"
     resnet_out_scale_factor: float = 1.0
     time_embedding_type: Literal["positional"] = "positional"
@@ -58,7 +59,7 @@ class Fields:
 
 
 def each_level(value: int | tuple, levels: int, name: str, where: Any) -> tuple[int, ...]:
-    """A field that is one number for all levels, or one for each."""
+    """One value per level, from a field that is one number for all levels, or one for each."""
     numbers = (value,) * levels if isinstance(value, int) else value
     fits = len(numbers) == levels and all(isinstance(number, int) for number in numbers)
     require(fits, f"{where}: {name} is {value}: it must be a whole number, or {levels}")
@@ -66,7 +67,7 @@ def each_level(value: int | tuple, levels: int, name: str, where: Any) -> tuple[
 
 
 def network_of(fields: Fields, where: Any) -> condition_unet.Config:
-    """The network that config.json describes. Raises `UserError` for one that jgen lacks."""
+    """The network that config.json describes. Raises `UserError` for one that jgen does not have."""
     channels, levels = fields.block_out_channels, len(fields.block_out_channels)
     require(levels > 0, f"{where}: block_out_channels is empty")
     for name, kinds in (("down_block_types", DOWN), ("up_block_types", UP)):
@@ -83,7 +84,7 @@ def network_of(fields: Fields, where: Any) -> condition_unet.Config:
     message = f"{where}: dropout must be 0, scale factors 1, and time_embedding_dim {4 * channels[0]}"
     require(plain and wide, message)
     depths = each_level(fields.transformer_layers_per_block, levels, "transformer_layers_per_block", where)
-    # What is called the width of a head is the number of heads, in every published configuration.
+    # In every published configuration, the field attention_head_dim is in fact the number of heads.
     given = "attention_head_dim" if fields.num_attention_heads is None else "num_attention_heads"
     return condition_unet.Config(
         channels=channels,
@@ -99,7 +100,7 @@ def network_of(fields: Fields, where: Any) -> condition_unet.Config:
 
 
 def fields_of(network: condition_unet.Config, size: int, channels: int, linear: bool) -> Fields:
-    """What config.json says of a network of square latents: the inverse of `network_of`.
+    """The fields of config.json for a network on square latents: the inverse of `network_of`.
 
     Raises:
       UserError: depths that `UNet2DConditionModel` does not have.
@@ -132,7 +133,7 @@ def fields_of(network: condition_unet.Config, size: int, channels: int, linear: 
 
 
 def pooled_of(fields: Fields, where: Any) -> dict[str, Any]:
-    """The sizes of XL's embedding of a pooled text and of sizes; {} without."""
+    """The options of XL's embedding of the pooled text and of image sizes; {} for other networks."""
     kind = fields.addition_embed_type
     require(kind in (None, "text_time"), f"{where}: addition_embed_type is {kind!r}: it must be text_time, or null")
     if kind is None:
@@ -146,7 +147,8 @@ def pooled_of(fields: Fields, where: Any) -> dict[str, Any]:
 
 
 def spatial_transformer(path: str, name: str, depth: int, linear: bool) -> list[Layer]:
-    """Transformer blocks over a feature map. linear: whether what leads in and out is no convolution there."""
+    """Transformer blocks on a feature map. linear: whether diffusers' projections in and out are linear layers, not
+    convolutions."""
     kind: Any = "linear" if linear else "pointwise"
     ends = [layer(f"{path}/in", f"{name}.proj_in", kind), layer(f"{path}/out", f"{name}.proj_out", kind)]
     layers = [layer(f"{path}/norm", f"{name}.norm", "norm"), *ends]
@@ -163,7 +165,7 @@ def spatial_transformer(path: str, name: str, depth: int, linear: bool) -> list[
 
 
 def all_layers(network: condition_unet.Config, linear: bool) -> list[Layer]:
-    """The layers of the network, and some that not every network has."""
+    """The layers of the network, including some that not every network has."""
     levels, blocks = len(network.channels), network.blocks
     layers = [layer(f"conv_{end}", f"conv_{end}", "conv") for end in ("in", "out")]
     layers.append(layer("norm_out", "conv_norm_out", "norm"))

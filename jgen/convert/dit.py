@@ -1,7 +1,7 @@
-"""`DiTTransformer2DModel` of diffusers and jgen/nn/dit.py.
+"""Conversion between diffusers' `DiTTransformer2DModel` and jgen/nn/dit.py.
 
-In diffusers every block has an own embedding of time and class, of equal weights, where jgen has one; cosines stand
-before sines in the embedding of t.
+In diffusers every block has its own copy of the embedding of time and class, where jgen has one; in the embedding of t,
+cosines come before sines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jgen.errors import require
 from jgen.nn import dit
 
 NAME = "DiTTransformer2DModel"
-# The name in config.json files of before DiTTransformer2DModel, and the fields whose defaults were others.
+# The class name in config.json files that predate DiTTransformer2DModel, and the fields with other defaults.
 OLD_NAME = "Transformer2DModel"
 OLD_DEFAULTS = (
     "attention_head_dim",
@@ -37,7 +37,7 @@ MLP_RATIO = 4.0
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of config.json with diffusers' defaults; of one with a single value, jgen has no other."""
+    """The fields of config.json with diffusers' defaults; a Literal with one value is the only one jgen supports."""
 
     num_attention_heads: int = 16
     attention_head_dim: int = 72
@@ -60,8 +60,8 @@ class Fields:
 def network_of(fields: Fields, where: Any) -> dit.Config:
     """The network that config.json describes.
 
-    The authors' network has an epsilon of 1e-6 everywhere, as jgen's; diffusers' default, 1e-5 in one of two
-    normalisations of a block, is of no account.
+    The authors' network and jgen's have an epsilon of 1e-6 everywhere; diffusers' default of 1e-5 in one of the two
+    normalisations of a block is ignored.
     """
     channels = fields.in_channels
     fits = fields.out_channels in (None, channels, 2 * channels)
@@ -80,7 +80,8 @@ def network_of(fields: Fields, where: Any) -> dit.Config:
 
 
 def fields_of(network: dit.Config, size: tuple[int, int], channels: int, outputs: int, num_classes: int) -> Fields:
-    """What config.json says of a network over images of this size. Raises `UserError` for one that diffusers lacks."""
+    """The fields of config.json for a network on images of this size. Raises `UserError` if diffusers has no such
+    network."""
     require(size[0] == size[1], f"images are {size[0]}x{size[1]}: {NAME} has square ones only")
     require(num_classes > 0, f"the run is not class-conditional: {NAME} always is")
     ratio = network.mlp_ratio
@@ -100,7 +101,7 @@ def fields_of(network: dit.Config, size: tuple[int, int], channels: int, outputs
 
 
 def outer_layers(patch: int) -> list[Layer]:
-    """All layers but the blocks' own."""
+    """All layers except those of the blocks."""
     embedder = EMBEDDER.format(0)
     return [
         layer("patches", "pos_embed.proj", "patches", patch),
@@ -113,7 +114,7 @@ def outer_layers(patch: int) -> list[Layer]:
 
 
 def block_layers(number: int) -> list[Layer]:
-    """The layers of a block, by their places in it."""
+    """The layers of a block, with paths relative to it."""
     name = f"transformer_blocks.{number}"
     return [
         layer("modulation", f"{name}.norm1.linear"),
@@ -125,7 +126,7 @@ def block_layers(number: int) -> list[Layer]:
 
 
 def tensors_of(network: dit.Config, params: Any) -> dict[str, np.ndarray]:
-    """The parameters by diffusers' names, the embedding of time and class once for every block."""
+    """The parameters by diffusers' names, with a copy of the embedding of time and class for every block."""
     tensors = to_tensors(outer_layers(network.patch), params)
     shared = {name: array for name, array in tensors.items() if name.startswith(EMBEDDER.format(0))}
     for i in range(network.layers):

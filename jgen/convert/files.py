@@ -22,14 +22,14 @@ SCHEDULER = "scheduler_config.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TYPES = ("F64", "F32", "F16", "BF16")
 USE = "save the model as safetensors, in diffusers model.save_pretrained(FOLDER, safe_serialization=True)"
-# Names of the layers of attention in files of diffusers up to 0.12, and what they are called now.
+# Names of attention layers in files of diffusers up to 0.12, and their current names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 T = TypeVar("T", bound="DataclassInstance")
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` where it cannot be read, or is damaged."""
+    """The object in a JSON file. Raises `UserError` if it cannot be read or is damaged."""
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -39,12 +39,12 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def read_fields(cls: type[T], document: Mapping[str, Any], where: Path, needed: tuple[str, ...] = ()) -> T:
-    """The fields of a document as a dataclass of them, whose defaults are diffusers' own.
+    """The fields of a document as a dataclass, whose defaults are those of diffusers.
 
-    A field that the dataclass lacks is an error, unless it is null or false.
+    A field that the dataclass does not have is an error, unless it is null or false.
 
     Args:
-      needed: fields whose default is not taken, as the class of the document has others.
+      needed: fields that must be given, because the document's class has other defaults.
     Raises:
       UserError: unknown or missing fields, or values that jgen has no equivalent of.
     """
@@ -61,10 +61,10 @@ def read_fields(cls: type[T], document: Mapping[str, Any], where: Path, needed: 
 
 
 def find_weights(folder: Path, name: str = WEIGHTS) -> Path:
-    """The file of a folder's weights, or that of half precision where there is no other.
+    """The file of a folder's weights; the half-precision one if there is no other.
 
     Raises:
-      UserError: there is none; with what to do for one that is not safetensors.
+      UserError: there is none; for other formats than safetensors, the message says how to convert.
     """
     path = folder / name
     for each in (path, path.with_suffix(f".fp16{path.suffix}")):
@@ -79,7 +79,7 @@ def find_weights(folder: Path, name: str = WEIGHTS) -> Path:
 
 
 def new_name(name: str) -> str:
-    """A tensor's name as diffusers has it now."""
+    """A tensor's name in current versions of diffusers."""
     parts = name.split(".")
     return ".".join(OLD_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
 
@@ -90,10 +90,11 @@ def read_tensors(
     """The tensors of a file as float32.
 
     Args:
-      wanted: {name: shape} of all tensors, no more and no less.
-      rename: of a name in the file, that in `wanted`, or "" for what is passed over.
+      wanted: {name: shape} of exactly the tensors that must be in the file.
+      rename: maps a name in the file to one in `wanted`, or to "" to skip the tensor.
     Raises:
-      UserError: a damaged file, or the first tensor that is missing, of another shape, unknown, or not of floats.
+      UserError: a damaged file, or a tensor that is missing, of another shape, unknown, or not of floats; the first one
+        is named.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -117,7 +118,7 @@ def write_model(folder: Path, class_name: str, fields: Any, tensors: Mapping[str
     """Writes a model's folder.
 
     Args:
-      fields: the dataclass of config.json's fields.
+      fields: a dataclass with config.json's fields.
     """
     write_tensors(folder / WEIGHTS, tensors)
     write_document(folder / CONFIG, class_name, dataclasses.asdict(fields))
@@ -132,7 +133,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write_document(path: Path, class_name: str, fields: Mapping[str, Any]) -> None:
-    """Writes a JSON document that names its class."""
+    """Writes a JSON document with its class name."""
     write_json(path, {"_class_name": class_name, **fields})
 
 

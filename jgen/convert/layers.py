@@ -1,4 +1,4 @@
-"""Layers under their two names, in jgen and in diffusers, and their arrays in either layout."""
+"""Correspondence of layers in jgen and in diffusers: their names, and the layouts of their arrays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Kind = Literal["linear", "conv", "pointwise", "norm", "embedding", "cosines_firs
 class Layer(NamedTuple):
     """One layer.
 
-    path:  its place in jgen's parameters, such as "down0_block1/conv1".
-    names: what diffusers calls it; three where jgen has queries, keys and values in one.
-    kind:  how its arrays differ; "pointwise" is a linear layer that is a 1x1 convolution there, "cosines_first" one of
-           an embedding whose cosines stand before its sines there, "patches" one of patches, a convolution there.
+    path:  its path in jgen's parameters, such as "down0_block1/conv1".
+    names: its name in diffusers; three if jgen has queries, keys and values in one layer.
+    kind:  how its arrays differ in diffusers. "pointwise": a linear layer that is a 1x1 convolution there;
+           "cosines_first": a linear layer on an embedding whose cosines come before its sines there; "patches": a
+           linear layer on patches, which is a convolution there.
     patch: height and width of a patch.
     """
 
@@ -38,10 +39,10 @@ def attention(path: str, name: str, norm: str = "group_norm") -> list[Layer]:
 
 
 def residual_block(path: str, name: str, embedding: bool) -> list[Layer]:
-    """A residual block of a U-Net, with a shortcut that `present` leaves out where there is none.
+    """A residual block of a U-Net, with a shortcut that `present` leaves out if the block has none.
 
     Args:
-      embedding: whether time is added in it.
+      embedding: whether it has a layer for the time embedding.
     """
     layers = [layer(f"{path}/norm{i}", f"{name}.norm{i}", "norm") for i in (1, 2)]
     layers += [layer(f"{path}/conv{i}", f"{name}.conv{i}", "conv") for i in (1, 2)]
@@ -55,7 +56,7 @@ def swapped_halves(kernel: np.ndarray) -> np.ndarray:
 
 
 def to_weight(one: Layer, kernel: np.ndarray) -> np.ndarray:
-    """A kernel of jgen in diffusers' layout."""
+    """Converts a kernel of jgen to diffusers' layout."""
     if one.kind == "conv":
         return kernel.transpose(3, 2, 0, 1)
     if one.kind == "patches":
@@ -76,12 +77,12 @@ def to_kernel(one: Layer, weight: np.ndarray) -> np.ndarray:
     return swapped_halves(weight.T) if one.kind == "cosines_first" else weight.T
 
 
-# What jgen calls the weight of a layer that is no kernel.
+# jgen's name for a weight that is not called "kernel".
 WEIGHTS = {"norm": "scale", "embedding": "embedding"}
 
 
 def find(params: Mapping[str, Any], path: str) -> Any:
-    """The arrays of a layer, or None where there is no such layer."""
+    """The arrays of a layer, or None if there is no such layer."""
     for part in path.split("/"):
         if part not in params:
             return None
@@ -90,12 +91,12 @@ def find(params: Mapping[str, Any], path: str) -> Any:
 
 
 def present(layers: Iterable[Layer], params: Mapping[str, Any]) -> list[Layer]:
-    """The layers that these parameters have."""
+    """The layers that occur in these parameters."""
     return [one for one in layers if find(params, one.path) is not None]
 
 
 def to_tensors(layers: Iterable[Layer], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters by diffusers' names and in its layout; views where that is possible."""
+    """Parameters with diffusers' names and layouts, as views if possible."""
     tensors = {}
     for one in layers:
         leaves = find(params, one.path)
@@ -122,12 +123,12 @@ def to_params(layers: Iterable[Layer], tensors: Tensors) -> dict[str, Any]:
 
 
 def converter(one: Layer) -> Callable[[np.ndarray], np.ndarray]:
-    """The function of a layer's weight that gives jgen's array."""
+    """The function that converts a layer's weight to jgen's array."""
     return (lambda weight: weight) if one.kind in WEIGHTS else (lambda weight: to_kernel(one, weight))
 
 
 def no_memory(shapes: Any) -> Any:
-    """Arrays of these shapes (a tree with `shape`) that take no memory: the tensors of which have the wanted shapes."""
+    """Arrays of these shapes (a tree with `shape`) that take no memory; their `to_tensors` gives the wanted shapes."""
     import jax
 
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)

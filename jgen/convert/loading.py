@@ -1,4 +1,4 @@
-"""Folders in diffusers' layout, read as they are, as runs or as models to sample from."""
+"""Reads folders in diffusers' layout, as runs or as models to sample from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Options:
-    """What `read` takes of the command's options."""
+    """The command's options that `read` uses."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     null_class: bool = False
@@ -38,12 +38,12 @@ class Options:
 
 
 def load_folder(folder: Path, dtype: Literal["float32", "bfloat16"] = "float32") -> tuple[Any, ...]:
-    """The arguments of the `Generator` of a folder's model, in memory: nothing is written.
+    """The arguments of a `Generator` for a folder's model, in memory: nothing is written.
 
     Args:
-      dtype: of the arithmetic, float32 or bfloat16, of a pipeline with texts.
+      dtype: the computation type of a text-to-image pipeline, float32 or bfloat16.
     Raises:
-      UserError: what is missing or damaged in the folder, or what jgen lacks.
+      UserError: something in the folder is missing or damaged, or not supported by jgen.
     """
     from jgen import runs
 
@@ -62,7 +62,8 @@ def load_folder(folder: Path, dtype: Literal["float32", "bfloat16"] = "float32")
 
 
 def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
-    """Makes runs of a folder: what it made, an autoencoder first. Raises `UserError` before anything is written."""
+    """Converts a folder to runs; returns their paths, an autoencoder's first. Raises `UserError` before anything is
+    written."""
     beside = run.with_name(f"{run.name}-vae")
     for place in (run, *[beside] * has_first_stage(folder)):
         require(not (place / "config.json").exists(), f"{place} is a run already: choose another name, or remove it")
@@ -80,12 +81,12 @@ def to_run(folder: Path, run: Path, options: Any) -> list[Path]:
 
 
 def has_first_stage(folder: Path) -> bool:
-    """Whether a folder holds an autoencoder beside a model of its latents."""
+    """Whether a folder has an autoencoder and a model of its latents."""
     return text_to_image.is_text_to_image(folder) or find(folder)[1] is not None
 
 
 def read(folder: Path, options: Any) -> Loaded:
-    """What a folder holds. Raises `UserError` for what is missing or damaged in it, or that jgen lacks."""
+    """Reads a folder. Raises `UserError` if something in it is missing or damaged, or not supported by jgen."""
 
     def given(tokenizers: Mapping[str, Any]) -> Any:
         return datasets.load(options.data, tokenizers) if options.data.name else None

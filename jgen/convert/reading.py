@@ -1,4 +1,4 @@
-"""From folders in diffusers' layout to runs."""
+"""Conversion of folders in diffusers' layout to runs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CLASS_EMBEDDING = "class_embedding.weight"  # of the U-Net
 
 
 class Model(NamedTuple):
-    """What a folder holds.
+    """A model that was read from a folder.
 
-    config:    of the jgen system; for a diffusion of latents, once its autoencoder is known.
+    config:    the Config of the jgen system; for latent diffusion it is made once the autoencoder is known.
     data:      the images, and their classes.
-    params, extra: of the system.
+    params, extra: the system's parameters and further arrays.
     sources:   {file: hash} of the weights.
     """
 
@@ -43,9 +43,9 @@ class Model(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a folder holds: a model and the autoencoder of its latents, or None; the tokenizers of its texts.
+    """The content of a folder: a model, the autoencoder of its latents or None, and the tokenizers of its texts.
 
-    dataset: the data that was given, or None.
+    dataset: the given data, or None.
     """
 
     model: Model
@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 
 
 class ModelFolder(NamedTuple):
-    """A model's folder, its config.json, and the noise schedule that stands beside it, if any."""
+    """A model's folder, its config.json, and the noise schedule next to it, if any."""
 
     folder: Path
     document: dict[str, Any]
@@ -71,7 +71,7 @@ def find(folder: Path) -> tuple[ModelFolder, ModelFolder | None]:
     """The model in a folder, or in the folder of a pipeline, and the pipeline's autoencoder.
 
     Raises:
-      UserError: no such folder, or one of something else.
+      UserError: no such folder, or a folder without such a model.
     """
     pickled = folder.is_file() and folder.suffix in files.PICKLED
     require(not pickled, f"{folder} is pickled, and to unpickle can run any program: {files.USE}")
@@ -88,14 +88,14 @@ def find(folder: Path) -> tuple[ModelFolder, ModelFolder | None]:
 
 
 def open_model(folder: Path, schedule: Path | None) -> ModelFolder:
-    """The config.json of a model."""
+    """Opens a model's folder and reads its config.json."""
     document = files.read_document(folder / files.CONFIG)
     require_choice(f"{folder / files.CONFIG}: _class_name", document.get("_class_name"), CLASSES)
     return ModelFolder(folder, document, document["_class_name"], schedule)
 
 
 def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
-    """The names of a pipeline's classes, each its own; () where they have none."""
+    """The names of a pipeline's classes, made unique; () if they have none."""
     path = folder / "model_index.json"
     labels = files.read_document(path).get("id2label") if path.is_file() else None
     if not isinstance(labels, dict) or set(labels) != set(map(str, range(num_classes))):
@@ -105,7 +105,7 @@ def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
 
 
 def data_of(image: ImageSpec, num_classes: int, names: tuple[str, ...], given: DataSpec | None) -> DataSpec:
-    """The images and classes that weights are of: as the data that is given has them, or of 256 levels.
+    """The specification of a model's images and classes: that of the given data, or with 256 levels.
 
     Raises:
       UserError: data of other images or classes.
@@ -133,7 +133,7 @@ def template(model: GenerativeModel) -> dict[str, Any]:
 
 
 def weights(opened: ModelFolder, tensors_of: Callable[[Any], dict[str, np.ndarray]], params: Any, rows: int = 0) -> Any:
-    """The tensors of a model's file, all of which its parameters need, and {file: hash}.
+    """The tensors of a model's file, which must be exactly those of its parameters, and {file: hash}.
 
     Args:
       tensors_of: parameters to {name: array}; params: shapes of the parameters.
@@ -154,10 +154,10 @@ def hash_of(path: Path) -> str:
 
 
 def objective_of(opened: ModelFolder, learned: bool, clips: bool = True, **options: Any) -> ddpm.Config:
-    """The chain of a model's scheduler; DDPM's own where there is none.
+    """The noise schedule of a model's scheduler; that of DDPM if there is none.
 
     Args:
-      clips: whether images are then clipped in sampling.
+      clips: whether sampling clips images if there is no scheduler.
     """
     if opened.scheduler is None:
         print(f"{opened.folder} has no {files.SCHEDULER}: its noise is taken to be DDPM's", file=sys.stderr)
@@ -168,10 +168,10 @@ def objective_of(opened: ModelFolder, learned: bool, clips: bool = True, **optio
 
 
 def read_autoencoder(opened: ModelFolder, size: int, given: DataSpec | None) -> tuple[Model, float]:
-    """An `AutoencoderKL` and its scaling factor.
+    """Reads an `AutoencoderKL` and its scaling factor.
 
     Args:
-      size: height and width of the images; 0: those of the data, or what its config.json says.
+      size: height and width of the images; 0: those of the data, or of config.json.
     """
     fields = files.read_fields(kl_names.Fields, opened.document, opened.where)
     network = kl_names.network_of(fields, opened.where)
@@ -185,10 +185,10 @@ def read_autoencoder(opened: ModelFolder, size: int, given: DataSpec | None) -> 
 
 
 def read_unet(opened: ModelFolder, null_class: bool, given: DataSpec | None) -> Model:
-    """A `UNet2DModel`.
+    """Reads a `UNet2DModel`.
 
     Args:
-      null_class: whether the last of its classes stands for none.
+      null_class: whether its last class means "no class".
     """
     fields = files.read_fields(unet_names.Fields, opened.document, opened.where)
     network = unet_names.network_of(fields, opened.where)
@@ -203,7 +203,7 @@ def read_unet(opened: ModelFolder, null_class: bool, given: DataSpec | None) -> 
     config = objective_of(opened, learned=False, network=network, **options)
     shapes = template(ddpm.make(config, data))["unet"]
     tensors, sources = weights(opened, lambda params: unet_names.tensors_of(network, params), shapes, rows)
-    if rows and not null_class:  # jgen's embedding has a row for no class, which such a network never sees
+    if rows and not null_class:  # jgen's embedding has a row for "no class", which such a network never uses
         tensors[CLASS_EMBEDDING] = np.pad(tensors[CLASS_EMBEDDING], ((0, 1), (0, 0)))
     params = unet_names.params_of(network, tensors, fields.flip_sin_to_cos)
     return Model(config, data, {"unet": params}, {}, sources)
@@ -212,7 +212,7 @@ def read_unet(opened: ModelFolder, null_class: bool, given: DataSpec | None) -> 
 def read_transformer(
     opened: ModelFolder, autoencoder: ModelFolder | None, given: DataSpec | None
 ) -> tuple[Model, Model | None]:
-    """A `DiTTransformer2DModel`, and the `AutoencoderKL` whose latents it is of; None where it is of images."""
+    """Reads a `DiTTransformer2DModel`, and the `AutoencoderKL` of its latents, None for a model of images."""
     needed = dit_names.OLD_DEFAULTS if opened.class_name == dit_names.OLD_NAME else ()
     fields = files.read_fields(dit_names.Fields, opened.document, opened.where, needed)
     network = dit_names.network_of(fields, opened.where)
@@ -239,7 +239,7 @@ def read_transformer(
 
 
 def read_first_stage(opened: ModelFolder, shape: tuple[int, int, int], given: DataSpec | None) -> tuple[Model, float]:
-    """The autoencoder of latents of this shape, and its scaling factor."""
+    """Reads the autoencoder for latents of this shape, and its scaling factor."""
     require_choice(f"{opened.where}: _class_name", opened.class_name, (kl_names.NAME,))
     channels = opened.document.get("latent_channels", kl_names.Fields.latent_channels)
     wanted = f"{opened.where}: latent_channels is {channels}: the transformer's in_channels is {shape[2]}"
@@ -261,8 +261,8 @@ def write_run(
     """Writes a run directory at step 0.
 
     Args:
-      options: the command's options; dataset: the data that is given, or None; frozen_places: {role: run}.
-      converted: the folder that it was made from; tokenizers: of the model's texts.
+      options: the command's options; dataset: the given data, or None; frozen_places: {role: run}.
+      converted: the folder that was converted; tokenizers: of the model's texts.
     """
     import jgen
     from jgen import runs

@@ -1,4 +1,4 @@
-"""`DDPMScheduler` and `DDIMScheduler` of diffusers, and the chain of jgen/models/diffusion/ddpm.py."""
+"""Conversion between diffusers' `DDPMScheduler` and `DDIMScheduler`, and jgen/models/diffusion/ddpm.py."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ VARIANCES = {
     "learned": "learned",
     "learned_range": "learned",
 }
-STEPS = 50  # of DDIM, as in diffusers' pipelines
+STEPS = 50  # DDIM steps, as in diffusers' pipelines
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of scheduler_config.json with diffusers' defaults; of one with a single value, jgen has no other."""
+    """The fields of scheduler_config.json with diffusers' defaults; a Literal with one value is the only one jgen
+    supports."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
@@ -58,7 +59,7 @@ class Fields:
 
 
 def objective_of(fields: Fields, class_name: Any, where: Any, learned: bool, **options: Any) -> ddpm.Config:
-    """The chain and the sampler that scheduler_config.json describes.
+    """The noise schedule and the sampler that scheduler_config.json describes.
 
     Args:
       learned: whether the network predicts variances; options: further fields of `ddpm.Config`.
@@ -86,7 +87,7 @@ def objective_of(fields: Fields, class_name: Any, where: Any, learned: bool, **o
 
 
 def fields_of(objective: ddpm.Config) -> Fields:
-    """What the scheduler_config.json of a DDIMScheduler says of a chain."""
+    """The fields of a DDIMScheduler's scheduler_config.json for a noise schedule."""
     known = {value: name for name, value in SCHEDULES.items()}
     spacing = objective.sampling.spacing
     return Fields(
@@ -101,9 +102,9 @@ def fields_of(objective: ddpm.Config) -> Fields:
 
 
 def counted_from_zero(kernel: Any) -> np.ndarray:
-    """The kernel (D, E) of a layer of the embedding of t that gives of t - 1 what `kernel` gives of t.
+    """The kernel (D, E) that gives the same output on the embedding of t - 1 as `kernel` on the embedding of t.
 
-    With the angle f t for a frequency f, sin(f t) and cos(f t) are sin(f (t - 1)) and cos(f (t - 1)) turned by f.
+    For a frequency f, (sin(f t), cos(f t)) is (sin(f (t - 1)), cos(f (t - 1))) rotated by the angle f.
     """
     half = len(kernel) // 2
     f = np.exp(-np.log(MAX_PERIOD) / max(half - 1, 1) * np.arange(half))[:, None]

@@ -1,8 +1,8 @@
-"""The schedulers of Stable Diffusion's folders as a chain of noise and a sampler of jgen.
+"""Converts the schedulers of Stable Diffusion's folders to a noise schedule and a sampler of jgen.
 
-A scheduler_config.json often has fields of other classes, which diffusers passes over: so does this. Samplers and their
-times are jgen's own. Where both have the same, images are the same: DDIM, Euler and PNDM, with times `leading`. The
-others go through slightly other times.
+A scheduler_config.json often has fields of other classes; like diffusers, this module ignores them. Samplers and their
+times are jgen's own. Images agree with diffusers for DDIM, Euler and PNDM with `leading` times; the other samplers use
+slightly different times.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ DEFAULTS: dict[str, Any] = {  # of fields that all classes have
     "prediction_type": "epsilon",
     "steps_offset": 0,
 }
-ONLY: dict[str, Any] = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}  # values of all
+ONLY: dict[str, Any] = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False}  # only these
 KARRAS = {"use_exponential_sigmas": False, "use_beta_sigmas": False, "use_lu_lambdas": False, "use_flow_sigmas": False}
 SIGMAS = {"interpolation_type": "linear", "timestep_type": "discrete", "final_sigmas_type": "zero", **KARRAS}
 
 
 class Kind(NamedTuple):
-    """What jgen has for a class of schedulers.
+    """jgen's equivalent of a class of schedulers.
 
-    sampler: the sampler.  spacing: the default of timestep_spacing.  one: the default of set_alpha_to_one, where it is
-    read.  only: fields that must have a value, which is the default unless `given` names them.
+    sampler: the sampler.  spacing: the default of timestep_spacing.  one: the default of set_alpha_to_one, if it is
+    used.  only: fields that must have this value, which is also the default unless `given` names them.
     """
 
     sampler: Any
@@ -58,7 +58,7 @@ ALGORITHMS = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
 
 
 def chain_of(document: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """The chain of noise, as fields of a Config. Raises `UserError` for one that jgen lacks."""
+    """The noise schedule, as fields of a Config. Raises `UserError` for one that jgen does not have."""
     name = document.get("_class_name")
     require_choice(f"{where}: _class_name", name, KINDS)
     fields = {**DEFAULTS, **{field: document[field] for field in DEFAULTS if field in document}}
@@ -89,9 +89,9 @@ def sampling_of(
     """The sampler.
 
     Args:
-      chain: of `chain_of`; offset: steps_offset in place of the document's, None for that.
+      chain: the result of `chain_of`; offset: overrides the document's steps_offset unless None.
     Raises:
-      UserError: an algorithm or a spacing of times that jgen lacks.
+      UserError: an algorithm or a spacing of times that jgen does not have.
     """
     kind = KINDS[str(document["_class_name"])]
     sampler, others = kind.sampler, dict[str, Any]()
@@ -104,7 +104,7 @@ def sampling_of(
     if document.get("use_karras_sigmas") and kind.sampler not in ("plms", "euler_ancestral") and kind.one is None:
         spacing = "karras"
         schedule = make_schedule(*(chain[name] for name in ("schedule", "num_timesteps", "beta_1", "beta_T")))
-        others["low"] = float(np.sqrt(1 / schedule.alpha_bar[1] - 1))  # where the chain ends
+        others["low"] = float(np.sqrt(1 / schedule.alpha_bar[1] - 1))  # the end of the schedule
     if spacing == "leading":
         others["offset"] = int(document.get("steps_offset", 0)) if offset is None else offset
     if kind.one is not None:
@@ -125,10 +125,10 @@ CLASSES = {
 
 def document_of(chain: Mapping[str, Any], o: Sampling) -> tuple[str, dict[str, Any]]:
     """The class of a scheduler and its fields: the inverse of `chain_of` and `sampling_of`. Euler's method is written
-    as the DDIM that it is.
+    as DDIM, which is equivalent.
 
     Args:
-      chain: the fields that `chain_of` gives.
+      chain: the result of `chain_of`.
     Raises:
       UserError: a sampler or times that no class of diffusers has.
     """
@@ -154,7 +154,7 @@ def document_of(chain: Mapping[str, Any], o: Sampling) -> tuple[str, dict[str, A
     if one:
         fields["set_alpha_to_one"] = o.end == "data"
     if name == "DDIMScheduler":
-        fields["clip_sample"] = False  # which is true by default
+        fields["clip_sample"] = False  # diffusers' default is true
     if name == "PNDMScheduler":
         fields["skip_prk_steps"] = True
     if name == "DPMSolverMultistepScheduler":

@@ -1,4 +1,4 @@
-"""From the folders of Stable Diffusion's pipelines: tokenizers, text encoders, U-Net, autoencoder and scheduler."""
+"""Reads folders of Stable Diffusion pipelines: tokenizers, text encoders, U-Net, autoencoder and scheduler."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 
 class Pipeline(NamedTuple):
-    """What pipelines of a class have. second: a second text encoder and its tokenizer; offset: of the times, which the
-    pipeline sets in its scheduler, None for the scheduler's own."""
+    """Properties of a pipeline class. second: whether it has a second text encoder and tokenizer; offset: the
+    steps_offset that the pipeline sets in its scheduler, None for the scheduler's own."""
 
     second: bool
     guidance_scale: float
@@ -40,7 +40,7 @@ PIPELINES = {
 
 
 def is_text_to_image(folder: Path) -> bool:
-    """Whether a folder is that of a pipeline that has texts."""
+    """Whether a folder is a text-to-image pipeline."""
     if not (folder / INDEX).is_file():
         return False
     document = files.read_document(folder / INDEX)
@@ -48,12 +48,12 @@ def is_text_to_image(folder: Path) -> bool:
 
 
 def read_text_to_image(folder: Path, dtype: str, given: Callable[[Mapping[str, ClipTokenizer]], Any]) -> Loaded:
-    """A pipeline's run and that of its autoencoder.
+    """Reads a pipeline and its autoencoder.
 
     Args:
-      dtype: of the arithmetic of U-Net and text encoders; given: of the tokenizers, the data that is given, or None.
+      dtype: the computation type of U-Net and text encoders; given: (tokenizers) -> the given data, or None.
     Raises:
-      UserError: a part that is missing or damaged, or that jgen lacks.
+      UserError: a part is missing or damaged, or not supported by jgen.
     """
     document = files.read_document(folder / INDEX)
     name = document.get("_class_name")
@@ -93,7 +93,7 @@ def stand_in(first: Model) -> Any:
 
 
 def tokenizer_of(folder: Path, second: bool) -> ClipTokenizer:
-    """The tokenizer of all text encoders: they differ in nothing but what pads."""
+    """The tokenizer of all text encoders, which differ only in their padding tokens."""
     tokenizer = text_names.read_tokenizer(folder / "tokenizer")
     if not second:
         return tokenizer
@@ -104,7 +104,7 @@ def tokenizer_of(folder: Path, second: bool) -> ClipTokenizer:
 
 
 def read_encoder(folder: Path, tokenizer: ClipTokenizer, dtype: Any) -> Any:
-    """The text encoder that a folder's config.json describes, of this tokenizer."""
+    """The text encoder that a folder's config.json describes, for this tokenizer."""
     where = require_config(folder)
     encoder = text_names.encoder_of(files.read_document(where), where)
     same = encoder.vocabulary == tokenizer.num_values
@@ -126,7 +126,7 @@ def read_network(folder: Path, dtype: Any) -> tuple[Path, unet_names.Fields, Any
 
 
 def require_config(folder: Path) -> Path:
-    """The config.json of a part. Raises `UserError` where there is none."""
+    """The path of a part's config.json. Raises `UserError` if there is none."""
     path = folder / files.CONFIG
     require(path.is_file(), f"there is no {path}")
     return path
@@ -135,7 +135,7 @@ def require_config(folder: Path) -> Path:
 def config_of(
     folder: Path, pipeline: Pipeline, index: Mapping[str, Any], network: Any, encoders: Any, tokenizer: ClipTokenizer
 ) -> stable_diffusion.Config:
-    """The system; its scaling factor is the autoencoder's."""
+    """The system's Config; its scaling factor is the autoencoder's."""
     where = folder / "scheduler" / files.SCHEDULER
     require(where.is_file(), f"there is no {where}")
     scheduler = files.read_document(where)
@@ -157,7 +157,7 @@ def config_of(
 def read_weights(
     folder: Path, name: str, wanted: Mapping[str, np.ndarray], rename: Callable[[str], str] = files.new_name
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a part, all that are wanted and no more, and {file: hash}."""
+    """The tensors of a part, which must be exactly those wanted, and {file: hash}."""
     path = files.find_weights(folder, name)
     tensors = files.read_tensors(path, {name: array.shape for name, array in wanted.items()}, rename)
     return tensors, {str(path): hash_of(path)}

@@ -1,4 +1,4 @@
-"""To the folders of Stable Diffusion's pipelines: the inverse of jgen/convert/text_to_image.py."""
+"""Writes folders of Stable Diffusion pipelines: the inverse of jgen/convert/text_to_image.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_text_to_image(folder: Path, run: str, gen: Any, first: Any) -> None:
     Args:
       first: the configuration of its autoencoder.
     Raises:
-      UserError: what a pipeline of diffusers does not have, before anything is written.
+      UserError: the run has options that diffusers' pipelines lack; raised before anything is written.
     """
     config: stable_diffusion.Config = gen.config.model
     name = pipeline_of(run, config)
@@ -33,7 +33,7 @@ def write_text_to_image(folder: Path, run: str, gen: Any, first: Any) -> None:
     latents = ImageSpec(image.height // first.network.factor, image.width // first.network.factor, 0, 0)
     square = latents.height == latents.width
     require(square, f"{run} is of images {image.height}x{image.width}: {unet_names.NAME} has square ones")
-    # As published: convolutions around the transformers of version 1, whose levels have as many heads.
+    # As published: version 1 has convolutions around the transformers, and equally many heads at all levels.
     linear = len(set(config.network.heads)) > 1
     fields = unet_names.fields_of(config.network, latents.height, first.network.latent_channels, linear)
     chain = {part: getattr(config, part) for part in CHAIN}
@@ -56,7 +56,7 @@ def write_text_to_image(folder: Path, run: str, gen: Any, first: Any) -> None:
 
 
 def pipeline_of(run: str, config: stable_diffusion.Config) -> str:
-    """The class of the pipeline that a run is. Raises `UserError` where it is none."""
+    """The pipeline class of a run. Raises `UserError` if there is none."""
     second = config.text_encoder_2 is not None
     name = next(name for name, pipeline in PIPELINES.items() if pipeline.second == second)
     features = PIPELINES[name].features
@@ -67,7 +67,7 @@ def pipeline_of(run: str, config: stable_diffusion.Config) -> str:
 
 
 def others_of(name: str, config: stable_diffusion.Config) -> dict[str, Any]:
-    """What model_index.json says beside the parts that are written."""
+    """The entries of model_index.json besides those of the written parts."""
     if PIPELINES[name].second:
         return {"force_zeros_for_empty_prompt": config.zeros_for_no_text}
     return {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}

@@ -1,4 +1,4 @@
-"""`UNet2DModel` of diffusers, DDPM's, and jgen/nn/unet.py."""
+"""Conversion between diffusers' `UNet2DModel` (DDPM's network) and jgen/nn/unet.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOWN, UP = ("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D")  #
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of config.json with diffusers' defaults; of one with a single value, jgen has no other."""
+    """The fields of config.json with diffusers' defaults; a Literal with one value is the only one jgen supports."""
 
     sample_size: int | tuple | None = None
     in_channels: int = 3
@@ -59,7 +59,7 @@ def image_size(fields: Fields, where: Any) -> tuple[int, int]:
 
 
 def network_of(fields: Fields, where: Any) -> unet.Config:
-    """The network that config.json describes. Raises `UserError` for one that jgen lacks."""
+    """The network that config.json describes. Raises `UserError` for one that jgen does not have."""
     channels, levels = fields.block_out_channels, len(fields.block_out_channels)
     height = image_size(fields, where)[0]
     require(levels > 0, f"{where}: block_out_channels is empty")
@@ -89,7 +89,7 @@ def network_of(fields: Fields, where: Any) -> unet.Config:
 
 
 def head_dim(fields: Fields, attends: list[bool], where: Any) -> int:
-    """The width of all heads; without attention_head_dim there is one head of each level's whole width."""
+    """The width of all heads; without attention_head_dim each level has one head of the whole width."""
     if fields.attention_head_dim is not None:
         return fields.attention_head_dim
     channels = fields.block_out_channels
@@ -100,7 +100,8 @@ def head_dim(fields: Fields, attends: list[bool], where: Any) -> int:
 
 
 def fields_of(network: unet.Config, size: tuple[int, int], channels: int, num_embeddings: int) -> Fields:
-    """What config.json says of a network over images of this size. Raises `UserError` for one that diffusers lacks."""
+    """The fields of config.json for a network on images of this size. Raises `UserError` if diffusers has no such
+    network."""
     kind, base = network.architecture, network.base
     require(kind == "ddpm", f"the network's architecture is {kind}: {NAME} has ddpm only")
     require(base in (0, network.channels[0]), f"base is {base}: {NAME} has the width of the first level only")
@@ -126,7 +127,7 @@ def fields_of(network: unet.Config, size: tuple[int, int], channels: int, num_em
 
 
 def all_layers(network: unet.Config, cosines_first: bool) -> list[Layer]:
-    """The layers of the network, and some that not every network has."""
+    """The layers of the network, including some that not every network has."""
     levels, blocks = len(network.channels), network.blocks
     layers = [
         layer("conv_in", "conv_in", "conv"),

@@ -1,4 +1,4 @@
-"""From runs to folders in diffusers' layout."""
+"""Conversion of runs to folders in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SYSTEMS = "ddpm, dit and latent with a ddpm objective, stable_diffusion and auto
 
 
 def to_folder(run: str, folder: Path, step: Any, ema: bool) -> None:
-    """Writes the weights of a run: a model's folder, or that of a pipeline.
+    """Writes the weights of a run as the folder of a model or of a pipeline.
 
     Raises:
-      UserError: a folder that is not empty, no such run, or a run that diffusers has no model of.
+      UserError: a folder that is not empty, no such run, or a run without an equivalent in diffusers.
     """
     import jgen
 
@@ -59,7 +59,7 @@ def write_autoencoder(folder: Path, config: Any, image: ImageSpec, params: Any, 
 
 
 def write_unet(folder: Path, objective: ddpm.Config, image: ImageSpec, num_classes: int, params: Any) -> None:
-    """A pipeline of a U-Net. The class for none is left out where it was never trained."""
+    """Writes a pipeline of a U-Net, without the "no class" embedding if it was never trained."""
     require(objective.bound_variance != "learned", f"bound_variance is learned: {unet_names.NAME} predicts none")
     rows = (num_classes + (objective.label_dropout > 0)) * objective.class_conditional
     fields = unet_names.fields_of(objective.network, (image.height, image.width), image.channels, rows)
@@ -72,7 +72,7 @@ def write_unet(folder: Path, objective: ddpm.Config, image: ImageSpec, num_class
 
 
 def write_transformer(folder: Path, run: str, gen: Any, objective: ddpm.Config, params: Any) -> None:
-    """A transformer and its scheduler; of latents, a pipeline."""
+    """Writes a transformer and its scheduler; for a model of latents, a pipeline."""
     data, network = gen.model.data, objective.network
     assert isinstance(network, dit_networks.Config)
     num_classes = data.num_classes * objective.class_conditional
@@ -108,7 +108,7 @@ def autoencoder_of(run: str, gen: Any) -> autoencoder_kl.Config:
 
 
 def counted(objective: ddpm.Config, params: Any) -> Any:
-    """The parameters of a network that counts time steps from 0, as in diffusers."""
+    """The parameters of a network whose time steps are counted from 0, as in diffusers."""
     if objective.first_timestep == 0:
         return params
     first = params["time1"]
@@ -117,12 +117,12 @@ def counted(objective: ddpm.Config, params: Any) -> Any:
 
 def write_scheduler(folder: Path, objective: ddpm.Config) -> None:
     fields = asdict(scheduler.fields_of(objective))
-    del fields["variance_type"]  # of DDPMScheduler
+    del fields["variance_type"]  # a field of DDPMScheduler
     files.write_document(folder / "scheduler" / files.SCHEDULER, "DDIMScheduler", fields)
 
 
 def write_index(folder: Path, pipeline: str, others: Any = None, **parts: str) -> None:
-    """The file that says what a pipeline is made of."""
+    """Writes model_index.json, which lists the parts of a pipeline."""
     classes = {name: ["diffusers", class_name] for name, class_name in parts.items()}
     index = {**(others or {}), **classes, "scheduler": ["diffusers", "DDIMScheduler"]}
     files.write_document(folder / "model_index.json", pipeline, index)

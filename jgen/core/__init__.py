@@ -1,1 +1,1 @@
-"""The records that every part of jgen speaks in: models, per-example keys, devices."""
+"""The interfaces that all parts of jgen share: models, per-example keys, devices."""

@@ -1,7 +1,7 @@
-"""Failures that only show while a compiled program runs: a solver that does not converge, a sample that overflows.
+"""Failures that only appear while a compiled program runs: a solver that does not converge, a sample that overflows.
 
-A compiled function cannot raise. It reports which images failed, and whoever compiles it may collect the reports as
-further results, and name them on the host. Without a collector a report does nothing.
+A compiled function cannot raise. Instead it reports which images failed; its caller may collect the reports as
+additional results of the program and raise on the host. Without a collector a report has no effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _reports: ContextVar[Reports | None] = ContextVar("reports", default=None)
 
 
 def report(what: str, failed: jax.Array) -> None:
-    """Tells the collector which images failed, bool (B,).
+    """Reports which images failed, bool (B,), to the collector.
 
     Call it at the top level of a model's function: inside an inner `jit`, `vmap` or `scan` a tracer would leak.
     """
@@ -32,7 +32,7 @@ def report(what: str, failed: jax.Array) -> None:
 
 @contextmanager
 def collect() -> Iterator[Reports]:
-    """Around the tracing of a function: what it reports, to be returned from the program beside its result."""
+    """Context manager for tracing a function: collects its reports, which the program should return with its result."""
     reports: Reports = {}
     token = _reports.set(reports)
     try:
@@ -42,10 +42,10 @@ def collect() -> Iterator[Reports]:
 
 
 def check(reports: Mapping[str, np.ndarray], index: np.ndarray) -> None:
-    """Raises `UserError` for images that failed, which names some of them and what went wrong.
+    """Raises `UserError` if images failed; the message names some of them and what went wrong.
 
     Args:
-      reports: {what went wrong: bool (n,)}; index: the numbers of these images, (n,).
+      reports: {what went wrong: bool (n,)}; index: the indices of these images, (n,).
     """
     for what, failed in reports.items():
         numbers = index[np.asarray(failed)]

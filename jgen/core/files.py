@@ -1,4 +1,4 @@
-"""Files that are written atomically: whole, or not at all."""
+"""Atomic writing of files: a file is complete, or not there at all."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from jgen.errors import UserError, require
 
 
 def beside(path: Path) -> Path:
-    """A path in the same folder with the same ending, which only this process uses."""
+    """A temporary path in the same folder with the same suffix, unique to this process."""
     return path.with_name(f".{os.getpid()}-{path.name}")
 
 
 def drop_unfinished(pattern: Path) -> None:
-    """Removes unfinished files that killed processes left beside those of a pattern; only this process writes them."""
+    """Removes temporary files of killed processes, for paths of this pattern; no other process may be writing them."""
     for path in pattern.parent.glob(f".[0-9]*-{pattern.name}"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -32,12 +32,12 @@ def drop_unfinished(pattern: Path) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
-    """Around the writing of a file: a path beside `path` and of its ending, moved to `path` when all is on the disk.
+    """Context manager for writing a file: gives a temporary path, which is moved to `path` once it is on the disk.
 
     Args:
-      advice: ends the message of what cannot be written.
+      advice: the end of the error message.
     Raises:
-      UserError: the folder or the file cannot be written; what stood at `path` still does.
+      UserError: the folder or the file cannot be written; an existing file at `path` is unchanged.
     """
     aside = beside(path)
     try:
@@ -54,19 +54,19 @@ def written_whole(path: Path, advice: str = "") -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk and would survive a loss of power."""
+    """Flushes a file, or a folder's entries, to the disk, so that it survives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such call for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def finite_or_none(document: Any) -> Any:
-    """A document with None in place of numbers that are not finite, which JSON does not have."""
+    """A document in which numbers that are not finite, which JSON cannot represent, are replaced by None."""
     if isinstance(document, dict):
         return {name: finite_or_none(value) for name, value in document.items()}
     if isinstance(document, list | tuple):
@@ -80,9 +80,10 @@ def lock(folder: Path, what: str, advice: str) -> IO[str]:
     """Locks a folder, creating it if needed, until the returned file is closed or the process ends.
 
     Args:
-      what: another process that holds it does, such as "is training in"; advice: what to do then.
+      what: for the message, what another process that holds the lock is doing, such as "is training in"; advice: what
+        to do about it.
     Raises:
-      UserError: a folder that cannot be written, or another process that holds it.
+      UserError: the folder cannot be written, or another process holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,18 +101,18 @@ def lock(folder: Path, what: str, advice: str) -> IO[str]:
 
 
 def read_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz by name, or those with these names. Raises `UserError` for a file that is damaged or not an
-    .npz."""
+    """The arrays of an .npz file by name, all or those in `names`. Raises `UserError` for a file that is damaged or not
+    an .npz."""
     require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
     try:
         with np.load(path, allow_pickle=False) as saved:
             return {name: np.asarray(saved[name]) for name in (saved.files if names is None else names)}
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own of a file that is damaged
+    except Exception as error:  # zipfile, zlib and NumPy raise different types for a damaged file
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, int]]:
-    """{name: (shape, type, checksum)} of the arrays of an .npz, which are not read. Raises as `read_arrays` does."""
+    """{name: (shape, dtype, checksum)} of the arrays of an .npz, without reading them. Raises as `read_arrays` does."""
     require(zipfile.is_zipfile(path), f"{path} is no .npz file, or is damaged")
     headers = {}
     try:
@@ -122,7 +123,7 @@ def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype, int]
                     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                     shape, _, dtype = read[version](file)
                 headers[member.filename.removesuffix(".npy")] = (shape, dtype, member.CRC)
-    except Exception as error:  # of many kinds, as above
+    except Exception as error:  # of many types, as above
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
     return headers
 
@@ -134,7 +135,7 @@ def save_arrays(path: Path, arrays: dict[str, Any], compressed: bool = False) ->
 
 
 def cached_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a cache file; None where there is no such file, or, with a warning, where it is damaged."""
+    """The arrays of a cache file; None if there is no such file, or, with a warning, if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -145,7 +146,7 @@ def cached_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `UserError` where a file cannot be written, before the work that it is to hold; makes its folder."""
+    """Raises `UserError` if a file cannot be written, to be called before its content is computed; makes its folder."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -24,7 +24,7 @@ from jgen.errors import NotSupported, UserError, require
 Progress = Callable[[range], Iterable[int]]
 Arrays = dict[str, Any]  # {name: tree of arrays (n, ...)}, with "index" int32 (n,) and the tree "cond" in all
 
-# What each of a model's functions takes between (params, ctx, keys) and cond, and where its options come from.
+# For each function of a model: its inputs between (params, ctx, keys) and cond, and the field with its options.
 INPUTS: dict[str, tuple[str, ...]] = {
     "sample": (),
     "trajectory": (),
@@ -38,21 +38,21 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "edit": ("image",),
     "restore": ("measurement",),
 }
-RUN_AHEAD = 2  # batches given to the devices before the first is fetched
-TAKEN = -1.0  # in place of an option that a program takes as a number
+RUN_AHEAD = 2  # batches dispatched to the devices before the first is fetched
+TAKEN = -1.0  # placeholder for an option that is passed as a traced scalar
 OPTIONS = {"sample": "sampling", "trajectory": "sampling", "inpaint": "inpainting", "restore": "restoring"}
 OPTIONS |= {"log_prob": "scoring", "invert": "inverting", "decode": "decoding", "edit": "editing"}
-SAMPLES = ("sampling", "editing")  # options of a sampler
+SAMPLES = ("sampling", "editing")  # the fields with options of a sampler
 
 
 def options_of(model: GenerativeModel, name: str) -> str:
-    """The field of the model that has the options of a function; "" for a function without any."""
+    """The model's field with the options of a function; "" for a function without options."""
     own = OPTIONS.get(name, "")
     return "sampling" if own == "inpainting" and model.inpainting is None else own
 
 
 def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) -> Any:
-    """The model's options of a function with some replaced. Raises `UserError` for unknown names and wrong types."""
+    """A function's default options with some replaced. Raises `UserError` for unknown names and wrong types."""
     own = options_of(model, name)
     defaults = getattr(model, own) if own else None
     resolved = replace_options(defaults, options, f"{name} of {model.name}")
@@ -62,14 +62,14 @@ def resolve_options(model: GenerativeModel, name: str, options: dict[str, Any]) 
 
 
 def sampled_images(model: GenerativeModel, options: Mapping[str, Any]) -> ImageSpec:
-    """The shape and the levels of what `sample` draws with these options."""
+    """The shape and levels of the images that `sample` draws with these options."""
     if model.sampled is None:
         return model.images
     return model.sampled(resolve_options(model, "sample", dict(options)))
 
 
 def split_numbers(model: GenerativeModel, name: str, options: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """The options that a program is compiled for, and those that it takes as numbers: see `GenerativeModel.numbers`."""
+    """Splits options into compile-time constants and traced scalars: see `GenerativeModel.numbers`."""
     if options_of(model, name) not in SAMPLES:
         return options, {}
     own = {option: getattr(options, option) for option in model.numbers}
@@ -83,12 +83,12 @@ def resolve_conditions(
 ) -> Cond:
     """The conditions of images start .. start + n - 1, as {field: array (n, ...)}, for the model's function `name`.
 
-    Each is given as one value for all images, or as n. A class that is not given is the classes in turn, 0, 1, 2, ...,
-    so that image i has the class i mod num_values. What is optional (`GenerativeModel.optional`) and is not given
-    is left out, and so is what is not given to a function that can do without (`GenerativeModel.unconditional`).
+    Each is given as one value for all images, or as n values. If a class is not given, image i has class
+    i mod num_values. Omitted conditions that are optional (`GenerativeModel.optional`), or belong to a function that
+    does not require conditions (`GenerativeModel.unconditional`), are left out.
 
     Raises:
-      UserError: a field that the model is not conditioned on, one that is missing and is no class, or a value of
+      UserError: a field that the model is not conditioned on, a missing field that is not a class, or a value of
         another shape, type or range.
     """
     given = {name: value for name, value in given.items() if value is not None}
@@ -111,7 +111,7 @@ def resolve_conditions(
 
 
 def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndarray:
-    """One condition as (n, *spec.shape) of its type. Raises `UserError` for another shape, type or range."""
+    """One condition as an array (n, *spec.shape) of type spec.dtype. Raises `UserError` if it does not fit."""
     array = np.asarray(value)
     if spec.names and array.dtype.kind == "U":
         array = named_values(name, spec, array)
@@ -128,11 +128,11 @@ def resolve_condition(name: str, spec: ArraySpec, value: Any, n: int) -> np.ndar
         bad = array[(array < 0) | (array >= spec.num_values)]
         first = bad.flat[0] if bad.size else ""
         require(bad.size == 0, f"{name} is {first}: it must be from 0 to {spec.num_values - 1}")
-    return np.broadcast_to(array.astype(spec.dtype), (n, *spec.shape))  # one value for all takes no memory
+    return np.broadcast_to(array.astype(spec.dtype), (n, *spec.shape))  # takes no memory for one value
 
 
 def named_values(name: str, spec: ArraySpec, given: np.ndarray) -> np.ndarray:
-    """The numbers of values that are given by name. Raises `UserError` for an unknown name."""
+    """Converts values given by name to their numbers. Raises `UserError` for an unknown name."""
     numbers = {each: number for number, each in enumerate(spec.names)}
     for each in given.flat:
         require_known(name, str(each), spec.names)
@@ -140,21 +140,21 @@ def named_values(name: str, spec: ArraySpec, given: np.ndarray) -> np.ndarray:
 
 
 def require_known(name: str, value: str, names: tuple[str, ...]) -> None:
-    """Raises `UserError` for a value that is not one of these names, of which it shows some."""
+    """Raises `UserError` for a value that is not one of these names; the message lists some of them."""
     some = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
     require(value in names, f"{name} is {brief(value)!r}: it must be one of {some}")
 
 
 def brief(value: Any) -> str:
-    """A value in a message: its first characters, on one line."""
+    """A value for a message: its first characters, on one line."""
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 @lru_cache(maxsize=32)
 def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., Any]:
-    """One of a model's functions with these options, pmapped: (params, ctx, key, numbers, arrays) -> (its result, what
-    failed), arrays (D, b, ...). The numbers replace options of their names; failures are `jgen.core.failures`'s."""
+    """One of a model's functions with these options, pmapped: (params, ctx, key, numbers, arrays) -> (result, reports),
+    arrays (D, b, ...). The numbers replace the options of the same names; reports are those of `jgen.core.failures`."""
     chosen = {} if options is None else {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
     function = getattr(model, name)
 
@@ -171,15 +171,15 @@ def compiled(model: GenerativeModel, name: str, options: Any) -> Callable[..., A
 
 
 def merge(sharded: Any) -> np.ndarray:
-    """(devices, b, ...) on the devices to (devices * b, ...) on the host."""
+    """Converts (devices, b, ...) on the devices to (devices * b, ...) on the host."""
     array = np.asarray(sharded)
     return array.reshape(-1, *array.shape[2:])
 
 
 def batch_of(n: int, batch_size: int, num: int = 1) -> int:
-    """Images computed at a time, a multiple of the devices.
+    """The number of images to compute at a time, a multiple of the number of devices.
 
-    Fewer images than `batch_size` take the next power of two, so that few programs are compiled whatever n is. With
+    For fewer images than `batch_size` it is the next power of two, so that few programs are compiled for any n. With
     `num` processes, each computes this many at a time.
     """
     devices = parallel.local_device_count()
@@ -201,7 +201,7 @@ def run_over(
     batch_size: int = 64,
     progress: Progress = iter,
 ) -> Any:
-    """A model's function over n images, on the host: a tree of arrays (n, ...); see `batches_over`."""
+    """Applies a model's function to n images; returns a tree of arrays (n, ...) on the host. See `batches_over`."""
     where: dict[str, Any] = {"options": options, "batch_size": batch_size, "progress": progress}
     parts = list(batches_over(model, name, params, ctx, key, arrays, **where))
     if len(parts) == 1:
@@ -221,25 +221,25 @@ def batches_over(
     batch_size: int = 64,
     progress: Progress = iter,
 ) -> Iterator[Any]:
-    """A model's function over n images, a batch at a time, in order: trees of arrays (b, ...) on the host. Processes
-    that work together each compute a batch at a time, and every one receives all results.
+    """Applies a model's function to n images, batch by batch in order; yields trees of arrays (b, ...) on the host.
+    Processes that work together each compute a batch at a time, and each of them receives all results.
 
     Args:
-      name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", from which the keys come, and "cond".
-      options: of `resolve_options`. The program is compiled once for each `batch_of`.
+      name: "validate" or a key of `INPUTS`; arrays: its inputs, with "index", which determines the keys, and "cond".
+      options: the result of `resolve_options`. The program is compiled once per value of `batch_of`.
     Raises:
-      UserError: no images, batch_size below 1, what is no key, or images that failed (`jgen.core.failures`).
+      UserError: no images, batch_size below 1, an invalid key, or images that failed (`jgen.core.failures`).
     """
     key = check_key(key)
     require(batch_size >= 1, f"batch_size is {batch_size}: it must be above zero")
     n = len(arrays["index"])
     require(n >= 1, f"the number of images is {n}: it must be above zero")
     number, num = parallel.processes()
-    batch = batch_of(n, batch_size, num if name != "validate" else 1)  # scores may be of all images of a batch
-    at_once = batch * num  # images that all processes compute at a time
+    batch = batch_of(n, batch_size, num if name != "validate" else 1)  # scores may depend on the whole batch
+    at_once = batch * num  # images computed at a time, by all processes
     static, numbers = split_numbers(model, name, options)
     function = compiled(model, name, static)
-    running: deque[Any] = deque()  # given to the devices, and not fetched yet: they need not wait for the host
+    running: deque[Any] = deque()  # dispatched and not fetched yet, so that devices do not wait for the host
     fetched = 0
 
     def fetch() -> Any:
@@ -322,10 +322,10 @@ def sample_batches(
 
 
 def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, n: int = 256) -> Context:
-    """The context to sample with: `extra` updated by `model.prepare` on n images.
+    """The context for sampling, with `extra` updated by `model.prepare` on n images.
 
     Args:
-      key: the run's own, so that it does not depend on what is sampled.
+      key: the run's key, so that the result does not depend on what is sampled.
     """
     if model.prepare is None:
         return ctx
@@ -337,10 +337,10 @@ def prepared(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array
 
 
 def prepared_for_scoring(model: GenerativeModel, params: Roles, ctx: Context, key: jax.Array, options: Any) -> Roles:
-    """What `model.prepare_scoring` returns for the options of `log_prob`, with the key of that call.
+    """The result of `model.prepare_scoring` for the options of `log_prob` and the key of that call.
 
     Raises:
-      NotSupported: a model whose likelihood has no normaliser.
+      NotSupported: the model has no `prepare_scoring`.
     """
     if model.prepare_scoring is None:
         raise NotSupported(f"{model.name} has no normaliser that is estimated from chains")
@@ -349,9 +349,8 @@ def prepared_for_scoring(model: GenerativeModel, params: Roles, ctx: Context, ke
 
 
 def check_key(key: Any) -> jax.Array:
-    """The key, typed. Raises `UserError` for anything but a PRNG key, such as a seed, and for keys of other generators.
-
-    With other generators than threefry, an image's noise would depend on its batch.
+    """Returns the key as a typed key. Raises `UserError` for anything else, such as a seed, and for keys of other
+    generators than threefry, with which an image's noise would depend on its batch.
     """
     kind = getattr(key, "dtype", None)
     if kind == np.uint32 and key.shape == (2,):
@@ -388,13 +387,13 @@ def check_latents(model: GenerativeModel, latents: Any) -> Any:
     """The latents, a tree of arrays (n, ...). Raises `UserError` for an empty tree, for arrays of different n, or for
     codes out of range.
 
-    Their other sizes are the model's: its `decode` checks them.
+    The other dimensions are checked by the model's `decode`.
     """
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(latents)]
     sizes = {len(array) if array.ndim else 0 for array in arrays}
     shapes = ", ".join(str(array.shape) for array in arrays) or "no shape"
     require(len(sizes) == 1 and sizes != {0}, f"latents have {shapes}: they must be arrays (n, ...), n above zero")
-    numbers = all(jax.numpy.issubdtype(array.dtype, np.number) for array in arrays)  # bfloat16 is one to JAX alone
+    numbers = all(jax.numpy.issubdtype(array.dtype, np.number) for array in arrays)  # NumPy does not know bfloat16
     require(numbers, f"latents are {', '.join(str(array.dtype) for array in arrays)}: they must be numbers")
     for codes, spec in zip(arrays, model.codes):
         top = spec.levels - 1
@@ -404,7 +403,7 @@ def check_latents(model: GenerativeModel, latents: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(latents), arrays)
 
 
-# What a capability that is made of other functions takes, said to who asks a model without it.
+# For capabilities built from other functions: what they need, for the message of `NotSupported`.
 TAKES = {
     "reconstruct": "that takes encode and decode",
     "interpolate": "that takes continuous latents, from encode or invert, and decode",
@@ -415,7 +414,7 @@ TAKES = {
 
 
 def capabilities(model: GenerativeModel) -> list[str]:
-    """What a model can do, by the names of the API."""
+    """The capabilities of a model, by their names in the API."""
     names = [name for name in INPUTS if getattr(model, name) is not None]
     if model.encode is not None and model.decode is not None:
         names += ["reconstruct"] + ["interpolate"] * (not model.codes)
@@ -430,8 +429,8 @@ def capabilities(model: GenerativeModel) -> list[str]:
 
 
 def require_capability(model: GenerativeModel, name: str) -> None:
-    """Raises `NotSupported`, naming the model, its reason if it has one and what it can do, unless it has that
-    capability."""
+    """Raises `NotSupported` unless the model has this capability; the message names the model, the reason if it gives
+    one, and its capabilities."""
     if name not in capabilities(model):
         can = ", ".join([*capabilities(model), *model.functions])
         reason = model.why_not.get(name, TAKES.get(name, ""))

@@ -1,10 +1,10 @@
-"""Random numbers that belong to an example: every draw takes one key per example, shape (B,).
+"""Per-example random numbers: every draw takes one key per example, shape (B,).
 
 A batch drawn this way does not depend on how it is split over devices, accumulation steps or sampling batches.
 
-`jax.random.split(key, n)[i]` is `jax.random.fold_in(key, i)`: two ways to derive keys from one key give equal keys. So
-every purpose folds in a unique constant of at least 2^31, greater than any index or count: image i of a call has
-the key `fold_in(key, i)`, and nothing else is derived from a key by a number that small.
+Since `jax.random.split(key, n)[i]` equals `jax.random.fold_in(key, i)`, keys derived from one key in different ways can
+collide. So every purpose folds in a unique constant of at least 2^31, greater than any index or count: image i of a
+call has the key `fold_in(key, i)`, and smaller constants are used for nothing else.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 # Purposes of a key: see `stream`.
-INIT = 0x80000001  # the start of the parameters, of the run's seed
+INIT = 0x80000001  # initialisation of the parameters, from the run's seed
 RUN = 0x80000002  # all steps of a run
 DATA = 0x80000003  # binarisation and augmentation, of a step or of held-out images
 VALIDATION = 0x80000004  # validation scores
 SCORE = 0x80000005  # likelihoods of held-out images
 PREPARE = 0x80000006  # what is computed once before sampling
-SHARED = 0x80000007  # the draw that the examples of a phase, or the images of a call, have in common
+SHARED = 0x80000007  # draws that are shared by the examples of a phase, or the images of a call
 FROZEN = 0x80000008  # the shared draw of a frozen model
 SPLIT = 0x80000009  # the parts of `split` and `split_key`
-NETWORK = 0x8000000A  # what is random within a network, beside its inputs
+NETWORK = 0x8000000A  # random draws inside a network
 NORMALISER = 0x8000000B  # the chains that estimate the normaliser of an energy
-STYLE = 0x8000000C  # which other letters of its font an example shows
-CASCADE = 0x80000100  # the first of a cascade's upsamplers, the numbers after it those of the others
+STYLE = 0x8000000C  # the choice of other letters of the font that an example shows
+CASCADE = 0x80000100  # the first upsampler of a cascade; the following constants are those of the others
 
 
 def seed_key(seed: int) -> jax.Array:
-    """The key of a seed, threefry's whatever JAX's default generator is."""
+    """The key of a seed, always of the threefry generator, whatever JAX's default is."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -42,10 +42,10 @@ def stream(key: jax.Array, purpose: int) -> jax.Array:
 
 
 def phase_key(key: jax.Array, step: Any, phase: int, repeat: int) -> jax.Array:
-    """The key of one repeat of one phase of a step, from which come those of its examples and the shared one.
+    """The key of one repeat of one phase of a step, from which its per-example keys and its shared key are derived.
 
     Args:
-      phase: its number, or `DATA` for what is done to its batch.
+      phase: the index of the phase, or `DATA` for the transforms of its batch.
     """
     for part in (step, phase, repeat):
         key = jax.random.fold_in(key, part)
@@ -58,17 +58,17 @@ def shared_key(key: jax.Array) -> jax.Array:
 
 
 def split_key(key: jax.Array, num: int) -> tuple[jax.Array, ...]:
-    """`num` keys from one, to be named: `key_encode, key_decode = split_key(key, 2)`."""
+    """`num` keys from one: `key_encode, key_decode = split_key(key, 2)`."""
     return tuple(jax.random.split(stream(key, SPLIT), num))
 
 
 def image_keys(key: jax.Array, index: Any) -> jax.Array:
-    """Keys (B,): `fold_in(key, index[i])`. Image `i` of a sampler has the key of its index."""
+    """Keys (B,): `fold_in(key, index[i])`. A sampler's images have the keys of their indices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def split(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:
-    """`num` arrays of keys (B,), to be named: `key_t, key_eps = split(keys, 2)`. Use each once."""
+    """`num` arrays of keys (B,): `key_t, key_eps = split(keys, 2)`. Use each once."""
     return tuple(jax.vmap(lambda key: jax.random.split(stream(key, SPLIT), num), out_axes=1)(keys))
 
 

@@ -1,8 +1,8 @@
-"""The contract: what every model in jgen is.
+"""The interface that every model in jgen implements.
 
 A model is a record of pure functions over arrays, made by `make(config, data)` in its own module. A model that draws
 images is a distribution over uint8 images with values 0 .. levels - 1: `sample` draws from it and `log_prob` scores
-images under it, in nats of discrete probability, so that unlike families stand in one table.
+images under it, in nats of discrete probability, so that different families can be compared in one table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tree = Any  # a pytree of arrays
 Roles = dict[str, Tree]  # {role: tree}; a role names the parameters of one network, such as "gen" or "disc"
 Batch = dict[str, Any]  # {"image": uint8 (B, H, W, C), "index": int32 (B,), "position": float32 (B,), <field>: ...}
 Cond = dict[str, Any]  # {field: array (B, ...)}: what a model is conditioned on, {} without
-# What `log_prob` may be, and the word for it in a table; a model without it says "none".
+# The kinds of `log_prob`, and the word for each in a table; "none" for a model without it.
 LIKELIHOODS = {"exact": "exact", "lower_bound": "bound", "estimate": "estimate"}
 
 
@@ -47,10 +47,10 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One example's array beside the image: a class, text tokens, a low-resolution image, style images, a mask.
+    """Specification of a further array per example: a class, text tokens, a low-resolution image, style images, a mask.
 
     `shape` is () for a number, such as a class. Integers run from 0 to `num_values` - 1; 0 for floats and for integers
-    without a bound. `names` are those of the values 0 .. num_values - 1, such as of classes; () without any.
+    without a bound. `names` are the names of the values 0 .. num_values - 1, such as class names; () without any.
     """
 
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What is inferred from the data, once, before a model is made: its images and the fields beside them."""
+    """The specification that is inferred from the data before a model is made: its images and its further fields."""
 
     image: ImageSpec
     fields: Mapping[str, ArraySpec] = field(default_factory=dict)
@@ -80,17 +80,17 @@ class DataSpec:
 
     @property
     def num_classes(self) -> int:
-        """Values of the field `label`; 0 without such a field."""
+        """The number of values of the field `label`; 0 without such a field."""
         return self.fields["label"].num_values if "label" in self.fields else 0
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names that the values of the field `label` have beside their numbers; () without any."""
+        """The names of the values of the field `label`; () if there are only numbers."""
         return self.fields["label"].names if "label" in self.fields else ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the values of the field `label`; () without such a field."""
+        """The names of the values of the field `label`, or their numbers as text; () without such a field."""
         return self.fields["label"].value_names if "label" in self.fields else ()
 
 
@@ -106,18 +106,18 @@ Frozen = Mapping[str, FrozenModel]  # {role: arrays of the run}, what a model de
 
 
 class Context(NamedTuple):
-    """What a loss or a sampler may read beside the parameters. It is read-only and has these fields only.
+    """Read-only inputs of a loss or a sampler, in addition to the parameters.
 
     step:     int32 scalar, the number of steps taken before this one.
     key:      one PRNG key for draws that all examples of a phase, or all images of a call, share, such as the length at
               which a Russian-roulette estimator is truncated, or the offset of stratified diffusion times. All other
               draws take the keys of the examples.
-    ema:      {role: tree}, the moving average of the parameters; of a role that has none, the parameters themselves.
+    ema:      {role: tree}, the moving average of the parameters; for a role that has none, the parameters themselves.
     extra:    {role: tree}, state that is updated without gradients (batch statistics, codebooks, replay buffers).
     frozen:   {role: FrozenModel}, the arrays of earlier runs, never copied into the state or the average: see
               `frozen_context`.
-    averaged: bool, whether the parameters that a function is given with this context are the average. The trained
-              weights and their average have different batch statistics.
+    averaged: bool, whether the parameters passed along with this context are the moving average: the trained weights
+              and their average have different batch statistics.
     """
 
     step: Any
@@ -185,7 +185,7 @@ class GenerativeModel(NamedTuple):
     """A model as a record of pure functions. `keys` is always one PRNG key per example, shape (B,).
 
     name:        the system's name, for messages.
-    data:        the images it is about and the fields beside them.
+    data:        the specification of the data: the images and the further fields.
     init:        (key, batch, frozen) -> (params, extra); `batch` is the first global batch, `frozen` that of a context.
     phases:      what one training step does, in order.
     sample:      (params, ctx, keys, cond, **sampling) -> uint8 (B, H, W, C); None for a model that draws no images (a
@@ -197,8 +197,8 @@ class GenerativeModel(NamedTuple):
                  the size; None: that of `data`.
     check_sampling: (options) -> None, raises UserError for values of `sampling` that the model cannot sample with,
                  before there is a program. None where `sample` does so itself.
-    evaluations: (options) -> how often `sample` evaluates the network for an image, 0 where that depends on the image;
-                 None where network evaluations do not measure the cost of sampling, as in autoregressive models.
+    evaluations: (options) -> how often `sample` evaluates the network per image, 0 if that depends on the image; None
+                 if network evaluations do not measure the cost of sampling, as in autoregressive models.
     numbers:     {option of `sampling`: values that are compiled as constants}: the options that are passed as traced
                  scalars, so that all other values share one program ({"guidance_scale": (0.0, 1.0)}).
     conditions:  the fields of the data that make up `cond` in every signature; () for an unconditional model.
@@ -219,8 +219,8 @@ class GenerativeModel(NamedTuple):
     encode:      (params, ctx, keys, images, cond) -> latents, a tree of arrays (B, ...).
     decode:      (params, ctx, keys, latents, cond) -> uint8 images.
     decoding:    a frozen dataclass with the default of every option of `decode`, where it has any.
-    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, searched for by gradient, or
-                 by the sampler's steps backwards, of a model that has no `encode`.
+    invert:      (params, ctx, keys, images, cond, **inverting) -> latents for `decode`, of a model without `encode`:
+                 found by gradient-based optimisation, or by running the sampler's steps in reverse.
     inverting:   a frozen dataclass with the default of every option of `invert`.
     interpolation: (a, b, w) -> interpolated latents, applied leaf by leaf; w (B,) in [0, 1]. None: linear. Required
                  where latents come from `invert`.
@@ -235,17 +235,17 @@ class GenerativeModel(NamedTuple):
                  linear measurements of them (`jgen.prob.degradation`), float (B, ...) on the pixel scale
                  0 .. levels - 1.
     restoring:   a frozen dataclass with the default of every option of `restore`.
-    check_mask:  raises UserError for a mask (H, W) that `inpaint` cannot serve.
+    check_mask:  raises UserError for a mask (H, W) that `inpaint` does not support.
     prepare: (params, ctx, keys, cond) -> the roles of `extra` to sample with, computed once before sampling (standing
                  batch statistics).
-    check_training: (steps) -> None, raises UserError where `steps` are too few to finish the schedule by which networks
-                 grow. None where a run may be of any length.
-    functions:   {name: function}, what the model lends to models that depend on it, with the signatures
+    check_training: (steps) -> None, raises UserError if `steps` are too few to complete the schedule by which networks
+                 grow. None if a run may have any length.
+    functions:   {name: function}, what the model provides to models that depend on it, with the signatures
                  denoise(params, ctx, x_t, t, cond) -> x_0, float (B, H, W, C), of noisy images at times (B,) in (0, 1];
                  process(params, ctx) -> jgen.prob.process.Process, the noise at each time, which may be learned;
                  count_evaluations(params, ctx, keys, cond, **sampling) -> int32 (B,), of the network by `sample`;
                  encode_continuous(params, ctx, keys, x) -> latents, float (B, h, w, c), of images in [-1, 1];
-                 draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE makes an image of;
+                 draw_noise(keys) -> (eps_z, eps_x), the standard normal noise that a VAE turns into an image;
                  pixels_of_noise(params, ctx, eps_z, eps_x, cond) -> that image before it is rounded, on about [-1, 1],
                  and its mean, float (B, H, W, C);
                  draw_dequantised(params, ctx, keys, cond, temperature) -> float (B, H, W, C) in about [0, levels),
@@ -259,8 +259,8 @@ class GenerativeModel(NamedTuple):
                  logits(params, ctx, x) -> (B, classes), of images as floats in [-1, 1];
                  noisy_logits(params, ctx, x, log_snr) -> (B, classes), of noisy images scaled to the variance of data,
                  at half the log signal-to-noise ratio (B,);
-                 conditionals(params, ctx, x, cond) -> (B, H, W, ...), what the distribution of each pixel given those
-                 before it is made of, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
+                 conditionals(params, ctx, x, cond) -> (B, H, W, ...), the parameters of the distribution of each pixel
+                 given those before it, differentiable in x, float (B, H, W, C) in 0 .. levels - 1;
                  embed_image(params, ctx, x) -> (B, features), L2-normalised;
                  embed_text(params, ctx, tokens) -> (B, features), L2-normalised;
                  scale(params, ctx) -> (), the logit scale (inverse temperature) of their products;
@@ -271,14 +271,14 @@ class GenerativeModel(NamedTuple):
                  begin with the first `known`, (B,), of the tokens, the start included.
     shared:      frozen roles that must be the same run here and in every frozen model that has that role: a prior
                  trained on a different CLIP is refused.
-    averages:    the roles whose average is kept, to sample and score with; None for all.
-    by_example:  the roles of `extra` that belong to the examples: arrays (B, ...) of which example i of the global
-                 batch owns entry i, split over devices and accumulation steps (replay buffers, negatives).
+    averages:    the roles that have a moving average, to sample and score with; None for all.
+    by_example:  the roles of `extra` with per-example arrays (B, ...): entry i belongs to example i of the global
+                 batch, and they are split over devices and microbatches (replay buffers, negatives).
     whole_batch: whether the loss depends on the whole batch, as a contrastive loss does. Such a loss gathers the batch
                  over the devices (`jgen.core.parallel`), and cannot be accumulated over microbatches.
-    if_not_finite: advice in the message of a run that stops because its numbers are not finite; "" for none.
-    why_not:     {capability: reason}: why the model lacks one that a user may expect, and what to use instead; part of
-                 the message of `NotSupported`.
+    if_not_finite: advice for the error message of a run that stops because of non-finite numbers; "" for none.
+    why_not:     {capability: reason}: why the model lacks a capability that a user may expect, and what to use instead;
+                 part of the message of `NotSupported`.
     """
 
     name: str
@@ -345,5 +345,5 @@ def select(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
 
 
 def select_first(batch: Mapping[str, Any], conditions: tuple[str, ...]) -> Cond:
-    """The fields with these names of the first example alone, (1, ...): what a network is initialised with."""
+    """The fields with these names, of the first example only, (1, ...), to initialise a network with."""
     return jax.tree.map(lambda x: x[:1], select(batch, conditions))

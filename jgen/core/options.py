@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: checking values against their annotated types, and replacing some by name."""
+"""Options as frozen dataclasses: checking values against their annotated types, and replacing fields by name."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def check_types(config: Any, where: str) -> None:
 
 @cache
 def type_hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields; to evaluate them takes longer than a small model's sample."""
+    """The types of a dataclass's fields, cached: evaluating them takes longer than sampling a small model."""
     return typing.get_type_hints(cls)
 
 
 def describe(hint: Any) -> str:
-    """A type as a user reads it."""
+    """A description of a type for messages."""
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: plain types, Literal, tuple[...], mappings; whole numbers serve as floats."""
+    """Whether a value is of a type: plain types, Literal, tuple[...], mappings; integers are accepted as floats."""
     if hint is Any:
         return True
     if typing.get_origin(hint) is typing.Literal:
@@ -57,14 +57,15 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def as_tuples(value: Any) -> Any:
-    """Lists, arrays and NumPy numbers as tuples and plain numbers, so that options can be compared and hashed."""
+    """Converts lists, arrays and NumPy numbers to tuples and plain numbers, so that options can be compared and
+    hashed."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return tuple(as_tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def replace_options(defaults: Any, options: dict[str, Any], who: str) -> Any:
-    """The dataclass `defaults` with some of its fields replaced; None, where there are no options, takes none.
+    """The dataclass `defaults` with some of its fields replaced; None means that there are no options.
 
     Raises:
       UserError: a name that is not a field, or a value of a wrong type; `who` says whose options they are.

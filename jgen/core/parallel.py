@@ -1,8 +1,8 @@
 """The only module that calls `pmap` and collectives.
 
-Arrays that are the same everywhere (the state, frozen parameters) are passed whole and come back whole; arrays with a
-batch axis are split over the devices. Nothing else in jgen sees a device axis, and no model takes the name of one: a
-function asks here whether it is being traced for several devices.
+Replicated arrays (the state, frozen parameters) have no device axis, neither as arguments nor as results; arrays with a
+batch axis are split over the devices. Nothing else in jgen handles a device axis, and no model takes its name as an
+argument: a function asks this module whether it is being traced for several devices.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 from jgen.errors import UserError, require
 
 AXIS = "devices"
-LONGEST_ERROR = 1024  # bytes of a message that one process sends the others
+LONGEST_ERROR = 1024  # most bytes of an error message sent to other processes
 _inside_pmap: ContextVar[bool] = ContextVar("inside_pmap", default=False)
 _together: ContextVar[bool] = ContextVar("together", default=False)
 
 
 def device_count() -> int:
-    """The number of devices that train together, over all processes."""
+    """The number of devices that work together, over all processes."""
     return jax.device_count()
 
 
@@ -40,8 +40,8 @@ def local_device_count() -> int:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Around what all processes of a cluster do in step: a training, or sampling and scoring, which are divided among
-    them. All must call the same functions of this module in the same order."""
+    """Context manager for work that the processes of a cluster share: training, sampling or scoring. All of them must
+    call the same functions of this module in the same order."""
     token = _together.set(True)
     try:
         yield
@@ -51,7 +51,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside `together`, around what one of the processes does by itself."""
+    """Context manager inside `together`, for work that one of the processes does by itself."""
     token = _together.set(False)
     try:
         yield
@@ -60,25 +60,24 @@ def alone() -> Iterator[None]:
 
 
 def processes() -> tuple[int, int]:
-    """The number of this process and how many there are, of those that work together; (0, 1) where it works alone.
-
-    Does not start JAX for a process that works alone.
+    """(index, count) of the processes that work together; (0, 1) for a process that works alone, for which JAX is not
+    started.
     """
     return (jax.process_index(), jax.process_count()) if _together.get() else (0, 1)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes: it works alone, or is the first of those that work together."""
+    """Whether this process writes files: it works alone, or is the first of those that work together."""
     return processes()[0] == 0
 
 
 def axis_name() -> str | None:
-    """The name of the device axis inside `pmap`, for layers that take one (BatchNorm); None outside."""
+    """The name of the device axis inside `pmap`, for layers with such an argument (BatchNorm); None outside."""
     return AXIS if _inside_pmap.get() else None
 
 
 def axis_index() -> Any:
-    """The number of this device inside `pmap`, over all processes; 0 outside."""
+    """The index of this device inside `pmap`, over all processes; 0 outside."""
     return jax.lax.axis_index(AXIS) if _inside_pmap.get() else 0
 
 
@@ -88,19 +87,20 @@ def axis_size() -> int:
 
 
 def pmin(x: jax.Array) -> jax.Array:
-    """The smallest value of all devices. Outside `pmap`: no change."""
+    """The minimum over all devices. Outside `pmap`: no change."""
     return jax.lax.pmin(x, AXIS) if axis_size() > 1 else x
 
 
 def pmean(tree: Any) -> Any:
-    """Mean over the devices; integer and key leaves, which must be equal on all, stay. Outside `pmap`: no change."""
-    if axis_size() == 1:  # of one, XLA would make a copy on CPU
+    """Mean over the devices; integer and key leaves, which must be equal on all, are unchanged. Outside `pmap`: no
+    change."""
+    if axis_size() == 1:  # XLA would make a copy on CPU
         return tree
     return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
 
 
 def all_gather(x: jax.Array) -> jax.Array:
-    """(B, ...) of every device in the order of the global batch, (devices * B, ...). Outside `pmap`: no change."""
+    """Gathers (B, ...) of every device to (devices * B, ...), in global batch order. Outside `pmap`: no change."""
     return jax.lax.all_gather(x, AXIS, tiled=True) if _inside_pmap.get() else x
 
 
@@ -120,15 +120,15 @@ def pmap(
     donate: tuple[int, ...] = (),
     local: bool = False,
 ) -> Callable[..., Any]:
-    """`fn` on every device. Under it, `pmean`, `axis_name` and `axis_index` are about these devices.
+    """Maps `fn` over the devices. Inside it, `pmean`, `axis_name` and `axis_index` refer to these devices.
 
     Args:
-      split: for each argument the axis that is divided over the devices, or None for an argument that all share. A
-        divided axis has one entry per device of this process: see `shard`.
+      split: for each argument the axis that is divided over the devices, or None for a replicated argument. A divided
+        axis has one entry per device of this process: see `shard`.
       split_out: the axis along which results are stacked, or None for a result that is equal on all devices; a tuple
         for a tuple of results.
-      donate: the arguments whose memory the result may take over.
-      local: use the devices of this process only, where there are several processes.
+      donate: the indices of the arguments that are donated.
+      local: use only the devices of this process, even if there are several processes.
     """
 
     def traced(*args: Any) -> Any:
@@ -145,7 +145,7 @@ def pmap(
     compiled = jax.jit(program, donate_argnums=donate, compiler_options=compiler_options())
 
     def run(*args: Any) -> Any:
-        # Inside a caller's own jit or trace, options of compilation are the caller's: newer JAX refuses others.
+        # Inside a caller's own jit or trace, compiler options are the caller's: newer JAX refuses them here.
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
         return (program if traced else compiled)(*args)
 
@@ -153,9 +153,9 @@ def pmap(
 
 
 def compiler_options() -> dict[str, int]:
-    """On CPU, LLVM is asked for little optimisation: programs compile in three quarters of the time and run as fast.
+    """On CPU, lowers LLVM's optimisation level: programs compile in three quarters of the time and run as fast.
 
-    With the JAX before 0.12 they would not: sampling takes 1.4 times as long. A level that is set in XLA_FLAGS stays.
+    Not with JAX before 0.12, where sampling would take 1.4 times as long. A level set in XLA_FLAGS takes precedence.
     """
     option = "xla_backend_optimization_level"
     by_user = option in os.environ.get("XLA_FLAGS", "")
@@ -163,18 +163,18 @@ def compiler_options() -> dict[str, int]:
 
 
 def unrolls_loops() -> bool:
-    """Whether a loop over gradients is better written out: on CPU convolutions are slow inside a compiled loop.
+    """Whether to unroll loops over gradients: on CPU, convolutions are slow inside a compiled loop.
 
-    Elsewhere a loop compiles once what it repeats, and holds the activations of one turn only.
+    On other backends a loop compiles its body only once, and holds the activations of one iteration only.
     """
     return jax.default_backend() == "cpu"
 
 
 def replicate(tree: Any) -> Any:
-    """The same arrays on every device of this process, placed as results of `pmap(..., split_out=None)` are, copied.
+    """Copies arrays to every device of this process, placed like results of `pmap(..., split_out=None)`.
 
     The copy matters: on CPU an array may share the memory of the NumPy array or the file buffer that it was made from,
-    and a step that is given such an array to donate would compute in memory that others read or free.
+    and donating it to a step would overwrite memory that others read or free.
     """
     placement, copy = _replication()
     return copy(jax.device_put(tree, placement))
@@ -182,7 +182,7 @@ def replicate(tree: Any) -> Any:
 
 @cache
 def _replication() -> tuple[Any, Any]:
-    """The placement of an array that is on all devices, as `pmap` gives it, and the program that copies to it."""
+    """The sharding of a replicated array, as `pmap` returns it, and the program that copies to it."""
     each = jnp.zeros(local_device_count())
     total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None, devices=jax.local_devices())
     placement = total(each).sharding
@@ -190,7 +190,7 @@ def _replication() -> tuple[Any, Any]:
 
 
 def shard(tree: Any, axis: int = 0) -> Any:
-    """Splits a batch axis of size n into (devices of this process, n / devices); n must be a multiple of them."""
+    """Splits a batch axis of size n into (devices of this process, n / devices); n must be divisible by devices."""
     devices = local_device_count()
     return jax.tree.map(
         lambda x: x.reshape(*x.shape[:axis], devices, x.shape[axis] // devices, *x.shape[axis + 1 :]), tree
@@ -198,19 +198,19 @@ def shard(tree: Any, axis: int = 0) -> Any:
 
 
 def place_split(tree: Any) -> Any:
-    """Arrays (B, ...) of the global batch as (devices of this process, B / devices, ...), a part on each device."""
+    """Shards arrays (B, ...) of the global batch over the devices: (devices of this process, B / devices, ...)."""
     share = jax.tree.map(lambda x: np.asarray(x)[local_rows(x.shape[0])], tree)
     return _copy_split()(shard(share))
 
 
 @cache
 def _copy_split() -> Callable[[Any], Any]:
-    """The program that places a part on each device, as a result of `pmap(..., split_out=0)` is."""
+    """The program that places one shard on each device, like a result of `pmap(..., split_out=0)`."""
     return pmap(lambda tree: jax.tree.map(jnp.copy, tree), split=(0,), split_out=0)
 
 
 def gather_split(tree: Any) -> Any:
-    """The inverse of `place_split`, on the host; with several processes all must call it."""
+    """The inverse of `place_split`, on the host; with several processes, all must call it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -226,7 +226,7 @@ def local_rows(batch_size: int) -> slice:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come to this point."""
+    """A barrier: returns when every process has reached this point."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -234,10 +234,10 @@ def wait_for_all(what: str) -> None:
 
 
 def connect() -> None:
-    """Makes the connections between processes that steps and gathered results use; all must call it.
+    """Opens the connections between processes that steps and gathered results use; all must call it.
 
-    On CPU, a connection that is made at its first use breaks where one process comes to it 30 s before another, such as
-    after a longer compilation. One that is there waits for as long as it takes.
+    On CPU, a connection that is opened at its first use fails if one process reaches it 30 s before another, such as
+    when the other compiles for longer. An open connection waits without a limit.
     """
     if processes()[1] == 1:
         return
@@ -248,7 +248,7 @@ def connect() -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process that works with this one; all must ask at the same point."""
+    """Whether the flag is set in any of the processes that work together; all must call it at the same point."""
     if processes()[1] == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -257,7 +257,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_main(value: int) -> int:
-    """A whole number as the main process has it; all must ask at the same point.
+    """The main process's value of an integer, in all processes; all must call it at the same point.
 
     Use it for values read from a shared file system, where processes may see updates at different times.
     """
@@ -269,8 +269,8 @@ def from_main(value: int) -> int:
 
 
 def arrays_from_main(compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    """Arrays by name that the main process computes by itself, in all processes; what it raises as `UserError`, all
-    raise. All must ask at the same point."""
+    """Named arrays that the main process computes by itself, in all processes; if it raises a `UserError`, all raise
+    it. All must call it at the same point."""
     if processes()[1] == 1:
         return compute()
     from jax.experimental import multihost_utils
@@ -291,15 +291,15 @@ def arrays_from_main(compute: Callable[[], Mapping[str, np.ndarray]]) -> Mapping
 
 
 def gather_rows(tree: Any) -> Any:
-    """Arrays (b, ...) of each process, as (processes * b, ...) in all of them, on the host and to the bit. All must ask
-    at the same point, with as many rows of the same shapes and types."""
+    """Gathers arrays (b, ...) of each process to (processes * b, ...) in all of them, on the host, bit for bit. All
+    must call it at the same point, with arrays of equal shapes and dtypes."""
     if processes()[1] == 1:
         return jax.tree.map(np.asarray, tree)
     from jax.experimental import multihost_utils
 
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     rows = len(leaves[0])
-    # As bytes and at once: JAX would narrow some types, and would compile a program for each shape.
+    # As bytes and in one transfer: JAX would narrow some dtypes, and would compile a program for each shape.
     parts = [np.ascontiguousarray(x).view(np.uint8).reshape(rows, -1) for x in (x.reshape(rows, -1) for x in leaves)]
     whole = np.asarray(multihost_utils.process_allgather(np.concatenate(parts, axis=1), tiled=True))
     ends = np.cumsum([part.shape[1] for part in parts])[:-1]
@@ -312,7 +312,8 @@ def gather_rows(tree: Any) -> Any:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Around what only some processes do: where one of them raises a `UserError`, all raise it. All must come here."""
+    """Context manager for work that only some processes do: if one of them raises a `UserError`, all raise it. All
+    processes must enter it."""
     own: UserError | None = None
     try:
         yield
@@ -336,26 +337,26 @@ def failing_together() -> Iterator[None]:
 
 
 def require_equal_devices() -> None:
-    """Raises `UserError`, in every process, where one has more devices than another."""
+    """Raises `UserError`, in every process, unless all have the same number of devices."""
     local, total, num = jax.local_device_count(), jax.device_count(), jax.process_count()
     own = f"process {jax.process_index()} has {local} of the {total} devices of {num} processes"
     require(local * num == total, f"{own}: all must have as many")
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """Raises `UserError`, in every process, for values that are not the same in all of them, by name."""
+    """Raises `UserError`, in every process, if a value {name: value} is not the same in all of them."""
     num = jax.process_count()
     if num == 1:
         return
     from jax.experimental import multihost_utils
 
     def gathered(words: list[str]) -> np.ndarray:
-        """Hashes of so many words, of every process: (processes, words, 8)."""
+        """Hashes of the words of every process: (processes, words, 8)."""
         digests = b"".join(hashlib.sha256(word.encode()).digest()[:8] for word in words)
         own = np.frombuffer(digests, np.uint8).reshape(len(words), 8)
         return np.asarray(multihost_utils.process_allgather(own)).reshape(num, len(words), 8)
 
-    first, *others = gathered([repr(list(values))])  # as many words must be gathered in all
+    first, *others = gathered([repr(list(values))])  # all must gather equally many words
     for number, other in enumerate(others, 1):
         require(np.array_equal(first, other), f"process {number} does something else than process 0")
     every = gathered([repr(value) for value in values.values()])
@@ -366,7 +367,7 @@ def require_same(values: Mapping[str, Any]) -> None:
 
 
 def require_averageable(tree: Any, name: str) -> None:
-    """Raises `UserError` for a tree with integers or keys, of which a mean over devices and parts makes no sense."""
+    """Raises `UserError` for a tree with integers or keys, which cannot be averaged over devices and microbatches."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         fits = jnp.issubdtype(leaf.dtype, jnp.inexact)
         where = f"{name}{jax.tree_util.keystr(path)}"

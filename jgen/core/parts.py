@@ -1,4 +1,4 @@
-"""A function of many examples computed a few at a time, in one program, so that memory is bounded by the few."""
+"""Applies a function to many examples a few at a time, in one compiled program, to bound the memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def in_parts(function: Callable[[Any], jax.Array], arrays: Any, size: int) -> jax.Array:
-    """`function` of `arrays`, a tree of arrays (B, ...), to (B, ...), of at most `size` examples at a time.
+    """Applies `function` to `arrays`, a tree of arrays (B, ...), at most `size` examples at a time; returns (B, ...).
 
     Parts are of equal length; the last is padded with copies of the last example.
     """

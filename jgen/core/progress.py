@@ -1,4 +1,4 @@
-"""Progress bars: redrawn often on a terminal, and seldom where their lines go into a file."""
+"""Progress bars: redrawn often on a terminal, and rarely if the output is a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from jgen.core import parallel
 
-ON_TERMINAL, IN_FILE = 0.5, 30.0  # seconds between two drawings
+ON_TERMINAL, IN_FILE = 0.5, 30.0  # seconds between updates
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
-    """tqdm's bar on stderr, with its options; of processes that work together, the first one's."""
+    """tqdm's bar on stderr, with tqdm's options; of processes that work together, only the first shows one."""
     every = ON_TERMINAL if sys.stderr.isatty() else IN_FILE
     options.setdefault("disable", not parallel.is_main_process())
     return tqdm(iterable, file=sys.stderr, mininterval=every, maxinterval=every, **options)

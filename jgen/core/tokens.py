@@ -1,4 +1,4 @@
-"""Texts as models see them: the special tokens, and the field of the data that a text is."""
+"""Texts as tokens: the special tokens, and the data field that holds a text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def token_field(data: DataSpec, name: str, least: int = END + 1) -> ArraySpec:
     """The specification of a field of tokens (T,). Raises `UserError` for a field that is missing or not of tokens.
 
     Args:
-      name: what the option `text` says; least: the smallest vocabulary that serves.
+      name: the value of the option `text`; least: the smallest allowed vocabulary.
     """
     spec = data.fields.get(name)
     if spec is None or len(spec.shape) != 1 or spec.num_values < least:
@@ -28,11 +28,11 @@ def token_field(data: DataSpec, name: str, least: int = END + 1) -> ArraySpec:
 
 
 def encode_text(tokenizer: Tokenizer, name: str, text: str) -> np.ndarray:
-    """The tokens of a text, int32 (T,). A text that is longer is cut, with a warning; raises `UserError` for an empty
-    one.
+    """The tokens of a text, int32 (T,). A text that is too long is truncated, with a warning; raises `UserError` for an
+    empty one.
 
     Args:
-      name: the condition that it is, for messages; a negative text may be empty, which is as if it were not given.
+      name: the condition's name, for messages; a negative text may be empty, which is the same as omitting it.
     """
     require(bool(text.strip()) or name.startswith("negative_"), f"{name} is {text!r}: say what the image shows")
     tokens = tokenizer.encode(text)

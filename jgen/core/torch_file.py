@@ -1,4 +1,4 @@
-"""Tensors in files that `torch.save` wrote before PyTorch 1.6, read without PyTorch and without running what they hold.
+"""Reads tensors from files that `torch.save` wrote before PyTorch 1.6, without PyTorch and without executing code.
 
 Such a file is five pickles (a magic number, the version, the sizes of types, the object, the keys of its storages) and
 then every storage as its length and its raw numbers. The object is read by an unpickler that knows tensors, ordered
@@ -29,11 +29,11 @@ TYPES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-MOST = 1 << 31  # bytes of a file
+MOST = 1 << 31  # most bytes of a file
 
 
 class Storage(NamedTuple):
-    """The place of a tensor's numbers, before they are read."""
+    """Reference to a tensor's numbers, before they are read."""
 
     key: str
     dtype: np.dtype
@@ -50,7 +50,7 @@ class Tensor(NamedTuple):
 
 
 def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    """A view, if it lies within its storage."""
+    """Makes a view and checks that it lies within its storage."""
     fits = isinstance(storage, Storage) and len(shape) == len(strides) and offset >= 0
     fits = fits and all(size >= 0 and stride >= 0 for size, stride in zip(shape, strides))
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides)) if fits else 0
@@ -78,10 +78,10 @@ class Reader(pickle.Unpickler):
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """{name: array} of a dictionary of tensors.
+    """{name: array} of a file that holds a dictionary of tensors.
 
     Raises:
-      UserError: no file, one of another format, or one that holds anything but tensors.
+      UserError: no such file, another format, or a file that holds anything but tensors.
     """
     path = Path(path)
     require(path.is_file(), f"there is no file {path}")
@@ -92,7 +92,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         return parse(content)
     except UserError as error:
         raise UserError(f"{path} is not read: {error}") from error
-    except Exception as error:  # whatever pickle raises of bytes that are none
+    except Exception as error:  # pickle raises any type for bytes that are not a pickle
         raise UserError(f"{path} is not a file of tensors that PyTorch before 1.6 saved: {error}") from error
 
 
@@ -101,7 +101,7 @@ def parse(content: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(content)
     magic, version = (Reader(stream).load() for _ in range(2))
     require((magic, version) == (MAGIC, VERSION), "it does not begin as a file of PyTorch before 1.6 does")
-    Reader(stream).load()  # sizes of types: little endian is all there is
+    Reader(stream).load()  # sizes of types: only little endian exists
     tensors = Reader(stream).load()
     keys = Reader(stream).load()
     named = isinstance(tensors, dict) and all(isinstance(value, Tensor) for value in tensors.values())

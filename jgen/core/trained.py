@@ -1,4 +1,4 @@
-"""What functions of a trained model read of it: `jgen.Generator`, which is above them, has all of it."""
+"""The protocol of a trained model, as lower layers use it; `jgen.Generator` implements it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A user's own arrays as a data set: from Python, or from an .npz file.
 
 images     uint8 (n, H, W, C), or (n, H, W) of one channel
-label      the class of each: whole numbers 0, 1, ..., or names; (n,). A file may say `labels`
-levels     values that a pixel takes, where images are 0 .. levels - 1; 256 without
-<field>    any other array (n, ...), a field beside the image
+label      the class of each image, (n,): integers 0, 1, ..., or names. In a file it may be called `labels`
+levels     the number of pixel values, for images in 0 .. levels - 1; default: 256
+<field>    any other array (n, ...), a further field
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from jgen.data.scan import natural_order
 from jgen.data.sources import Records, Source, fit, state_of
 from jgen.errors import require
 
-GIVEN = "arrays"  # the name of a set that was given from Python
+GIVEN = "arrays"  # the name of a set given as arrays in Python
 OF_IMAGES = ("images", "arr_0")  # names of the images in a file
 
 
 class Arrays(NamedTuple):
-    """Images and what stands beside them.
+    """Images and their further fields.
 
     shape:  (n, H, W, C).
-    images: gives uint8 (n, H, W, C), 0 .. levels - 1; of a file, which is read when they are first asked for.
+    images: returns uint8 (n, H, W, C), 0 .. levels - 1; a file is read at the first call.
     fields: {name: (n, ...)}.
-    levels: values that a pixel takes.
-    files: changes when the files do; content: a hash of their content, wherever they are.
+    levels: the number of values that a pixel takes.
+    files: changes when the files do; content: a hash of their content, independent of their location.
     where:  for messages, such as "images of x.npz".
     """
 
@@ -66,7 +66,7 @@ def given_arrays(images: Any, fields: Mapping[str, Any]) -> Arrays:
 
 
 def file_arrays(path: Path) -> Arrays:
-    """The arrays of an .npz file. Raises `UserError` for a file that is not there, is damaged, or holds no images."""
+    """The arrays of an .npz file. Raises `UserError` for a file that is missing, damaged, or without images."""
     require(path.is_file(), f"there is no file {path}")
     headers = array_headers(path)
     name = next((each for each in OF_IMAGES if each in headers), "")
@@ -90,7 +90,7 @@ def file_arrays(path: Path) -> Arrays:
 
 
 def checked_shape(shape: tuple[int, ...], dtype: Any, where: str) -> tuple[int, ...]:
-    """(n, H, W, C) of images (n, H, W, C) or (n, H, W). Raises `UserError` for others."""
+    """The shape (n, H, W, C) of images (n, H, W, C) or (n, H, W). Raises `UserError` for others."""
     require(dtype == np.uint8, f"{where} are {dtype}: they must be uint8, 0 to 255")
     fits = len(shape) in (3, 4) and min(shape) > 0 and (len(shape) == 3 or shape[3] in (1, 3))
     require(fits, f"{where} have shape {shape}: it must be (n, H, W, C), of 1 channel or 3, or (n, H, W)")
@@ -98,7 +98,7 @@ def checked_shape(shape: tuple[int, ...], dtype: Any, where: str) -> tuple[int, 
 
 
 def checked_levels(levels: np.ndarray, where: str) -> int:
-    """The number of levels that a file states. Raises `UserError` unless it is one whole number from 2 to 256."""
+    """The number of levels that a file states. Raises `UserError` unless it is one integer from 2 to 256."""
     whole = levels.ndim == 0 and np.issubdtype(levels.dtype, np.integer) and 2 <= levels <= 256
     value = levels.item() if levels.ndim == 0 else f"an array of shape {levels.shape}"
     require(bool(whole), f"{where} are {value}: they must be one whole number from 2 to 256")
@@ -106,10 +106,10 @@ def checked_levels(levels: np.ndarray, where: str) -> int:
 
 
 def array_source(name: str, train: Arrays, test: Arrays | None, config: Config) -> Source:
-    """Arrays as a set, in a fixed shuffled order, since they may be sorted by class; a tenth is the test split.
+    """Arrays as a source, in a fixed shuffled order, since they may be sorted by class; a tenth is the test split.
 
     Raises:
-      UserError: arrays that do not fit these images or cannot be fields; a test set of other images or levels.
+      UserError: arrays whose length differs or that cannot be fields; a test set with other image shapes or levels.
     """
     parts = {"train": train} | ({"test": test} if test else {})
     specs, texts, values = fields_of(parts, config)
@@ -142,7 +142,7 @@ def array_source(name: str, train: Arrays, test: Arrays | None, config: Config) 
 def fields_of(
     parts: Mapping[str, Arrays], config: Config
 ) -> tuple[dict[str, ArraySpec], list[str], dict[str, dict[str, np.ndarray]]]:
-    """The fields beside the images: their specifications, the names of those that are texts, their values by split."""
+    """The further fields: their specifications, the names of those that are texts, and their values by split."""
     train = parts["train"]
     values: dict[str, dict[str, np.ndarray]] = {split: {} for split in parts}
     specs: dict[str, ArraySpec] = {}
@@ -175,7 +175,7 @@ def fields_of(
 
 
 def classes_of_labels(columns: Mapping[str, Any], where: str) -> tuple[ArraySpec, dict[str, np.ndarray]]:
-    """The field of labels, and the class of each image, int32 (n,), by split; classes are those of train."""
+    """The field of labels, and the class of each image, int32 (n,), by split; the train split defines the classes."""
     train = columns["train"]
     for labels in columns.values():
         kind = f"label of {where} is {labels.dtype} of shape {labels.shape}"

@@ -1,4 +1,4 @@
-"""The order of training data as a pure function of (seed, step), and a thread or processes that read ahead."""
+"""The order of training data as a pure function of (seed, step), and prefetching by a thread or by processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, num: int) -> np.ndarray:
-    """A permutation of 0 .. num - 1 that depends on nothing else, whatever the version of NumPy."""
+    """A permutation of 0 .. num - 1 that depends only on the arguments, not on the version of NumPy."""
     stream = mix(np.array([(seed * _GOLDEN + epoch) % 2**64], np.uint64))
     return np.argsort(mix(np.arange(num, dtype=np.uint64) * np.uint64(_GOLDEN) + stream), kind="stable")
 
@@ -35,7 +35,7 @@ def permutation(seed: int, epoch: int, num: int) -> np.ndarray:
 def batch_positions(seed: int, step: int, batch_size: int, num: int) -> np.ndarray:
     """Positions (batch_size,) of the examples of a step: every epoch visits each of `num` examples once.
 
-    Costs the same for every step. Batches run on across the end of an epoch.
+    The cost does not depend on the step. A batch may contain the end of one epoch and the start of the next.
     """
     where = step * batch_size + np.arange(batch_size, dtype=np.int64)
     epochs, offsets = where // num, where % num
@@ -56,11 +56,11 @@ def train_batches(
     rows: slice | np.ndarray | None = None,
     workers: int = 0,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """The batches of steps start .. stop - 1, fetched up to `ahead` steps before they are asked for.
+    """The batches of steps start .. stop - 1, prefetched up to `ahead` steps in advance.
 
     Args:
-      batch_size: of the global batch, of which the order of the data is a function.
-      rows: those of the global batch that are fetched, by index or as a slice: the ones of this process; None for all.
+      batch_size: of the global batch, on which the order of the data depends.
+      rows: the rows of the global batch to fetch, as indices or a slice, for this process; None for all.
       workers: processes that decode a streamed split; 0: a thread, as for a split whose arrays are in memory.
     Yields:
       {"image": uint8 (B, H, W, C), "index": int32 (B,), <field>: (B, ...)} of the B rows.
@@ -81,7 +81,7 @@ def train_batches(
 def read_ahead(
     fetch: Callable[[int], dict[str, np.ndarray]], start: int, stop: int, ahead: int
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """fetch(start), ..., fetch(stop - 1), each called by one thread up to `ahead` calls before it is asked for."""
+    """fetch(start), ..., fetch(stop - 1), called by one thread up to `ahead` calls in advance."""
     ready: queue.Queue = queue.Queue(maxsize=ahead)
     closed = threading.Event()
 

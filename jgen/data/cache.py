@@ -1,14 +1,14 @@
-"""Decoded splits as memory-mapped .npy files, one a field, with the hash of their bytes.
+"""Decoded splits as memory-mapped .npy files, one per field, with the hash of their bytes.
 
     decoded/<set>-<version>-<key>/<split>/images.npy        uint8 (num, H, W, C)
                                           labels.npy        int32 (num,), where there are classes
                                           field-<name>.npy  (num, ...), each further field
                                           hash.json         {"sha256": ..., "files": {name: [bytes, mtime_ns]}}
 
-`python -m jgen.data.cache` lists what the cache holds, and cleans it. What killed processes leave is removed by itself.
+`python -m jgen.data.cache` lists the cache, and cleans it. Leftovers of killed processes are removed automatically.
 
-The hash is computed while the files are written. Afterwards files of the same size and time of change are taken for
-those that were written; only where a time differs, as in a copy, they are read and hashed again.
+The hash is computed while the files are written. Later, files with the recorded size and modification time are assumed
+to be unchanged; only if a time differs, as in a copy, are they read and hashed again.
 """
 
 from __future__ import annotations
@@ -33,16 +33,15 @@ from jgen.data.cleaning import held, note_use, remove_leftovers
 from jgen.data.sources import Records, Source, cache_dir
 from jgen.errors import UserError
 
-CHUNK = 1024  # examples that are decoded at once
+CHUNK = 1024  # examples decoded at a time
 RECORD = "hash.json"
 
 
 def decoded(source: Source, split: str) -> tuple[Records, str]:
-    """A split's records as memory-mapped arrays, and the hash of their bytes; decodes them unless they are in the
-    cache.
+    """A split's records as memory-mapped arrays, and the hash of their bytes; decodes them unless they are cached.
 
     Raises:
-      UserError: a cache folder that cannot be written.
+      UserError: the cache folder cannot be written.
     """
     records = source.splits[split]
     folder = cache_dir() / "decoded" / f"{source.name}-{source.version}-{cache_key(source)}" / split
@@ -60,8 +59,8 @@ def decoded(source: Source, split: str) -> tuple[Records, str]:
 
 
 def cache_key(source: Source) -> str:
-    """Tells sets of one name and version apart. For sets of images and classes only, it is that of earlier versions of
-    jgen."""
+    """A key that distinguishes sets of the same name and version. For sets of only images and classes, it is the same
+    as in earlier versions of jgen."""
     sizes = {name: part.num for name, part in source.splits.items()}
     identity: tuple[Any, ...] = (source.name, source.files, source.spec.image.shape, sizes)
     further = sorted((name, spec) for name, spec in source.spec.fields.items() if name != "label")
@@ -71,14 +70,14 @@ def cache_key(source: Source) -> str:
 
 
 def file_name(field: str) -> str:
-    """The file of a field; `images.npy` and `labels.npy` are those of images and classes."""
+    """The file name of a field; `images.npy` and `labels.npy` for images and classes."""
     return {"image": "images.npy", "label": "labels.npy"}.get(field, f"field-{quote(field, safe='')}.npy")
 
 
 def recorded_hash(folder: Path, fields: Iterable[str], num: int) -> str | None:
-    """The hash of a decoded split; None where it is not there, or not as it was written.
+    """The hash of a decoded split; None if it is missing or has changed since it was written.
 
-    Files whose times of change are not those on record are hashed, and the record is refreshed when they are right.
+    Files with other modification times than recorded are hashed, and if they are unchanged the record is updated.
     """
     names = [file_name(field) for field in ("image", *fields)]
     try:
@@ -93,13 +92,13 @@ def recorded_hash(folder: Path, fields: Iterable[str], num: int) -> str | None:
             return None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError):
         return None
-    with contextlib.suppress(OSError):  # of a cache that is only to be read
+    with contextlib.suppress(OSError):  # a read-only cache
         write_record(folder, digest, names)
     return digest
 
 
 def file_state(path: Path) -> list[int]:
-    """[bytes, time of change in nanoseconds]."""
+    """[bytes, modification time in nanoseconds]."""
     state = path.stat()
     return [state.st_size, state.st_mtime_ns]
 
@@ -117,7 +116,7 @@ def write_record(folder: Path, digest: str, names: Iterable[str]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Flushes a file's content, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -146,7 +145,7 @@ def combined_hash(folder: Path, images: Any, others: dict[str, str], has_labels:
     Args:
       images: the hash object of the images' file.
       others: {field: hash of its file}.
-      has_labels: false where the class of all `num` examples is taken to be 0.
+      has_labels: False if all `num` examples count as class 0.
     """
     if has_labels:
         with open(folder / file_name("label"), "rb") as file:
@@ -162,7 +161,7 @@ def combined_hash(folder: Path, images: Any, others: dict[str, str], has_labels:
 
 
 class ArrayFile:
-    """An .npy file that is written a few rows at a time, and the hash of its bytes so far."""
+    """An .npy file that is written in chunks of rows, and the hash of its bytes so far."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.dtype, self.hash = dtype, hashlib.sha256()
@@ -180,7 +179,7 @@ class ArrayFile:
         self._write(np.ascontiguousarray(rows, self.dtype).data.cast("B"))
 
     def close(self) -> None:
-        """Returns when all is on the disk."""
+        """Closes the file once all is on the disk."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -188,7 +187,7 @@ class ArrayFile:
 
 
 def decode_into(folder: Path, records: Records, fields: list[str], title: str) -> str:
-    """Decodes all records beside `folder` and moves the result into place whole; returns the hash."""
+    """Decodes all records into a temporary folder and moves it to `folder`; returns the hash."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(cache_dir())
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -200,7 +199,7 @@ def decode_into(folder: Path, records: Records, fields: list[str], title: str) -
             shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(aside, folder)
-        except OSError:  # another process was faster
+        except OSError:  # another process finished first
             if recorded_hash(folder, fields, records.num) != digest:
                 raise
         sync(folder.parent)
@@ -213,7 +212,7 @@ def write_arrays(folder: Path, records: Records, fields: list[str], title: str) 
     """Writes the decoded arrays of all records into `folder`; returns their hash."""
     first = {name: array for name, array in records.fetch(np.arange(1)).items() if name in ("image", *fields)}
     needed, free = sum(array.nbytes for array in first.values()) * records.num, shutil.disk_usage(folder).free
-    if free < needed:  # asked before the work
+    if free < needed:  # checked before the work
         raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk")
     files: dict[str, ArrayFile] = {}
     try:

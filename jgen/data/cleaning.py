@@ -1,4 +1,4 @@
-"""What is in jgen's cache, how large it is and when it was used last; and its removal."""
+"""Lists jgen's cache, with sizes and times of last use, and cleans it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from jgen.data.sources import cache_dir
 
-YOUNG = 60.0  # seconds for which a folder is taken for one that is being written, locked or not
+YOUNG = 60.0  # seconds for which a folder counts as being written, locked or not
 DAY = 86400.0
 
 
 class Entry(NamedTuple):
-    """A file or folder of the cache: its kind is the folder that it is in; `used` is in seconds since 1970."""
+    """A file or folder of the cache: its kind is its parent folder; `used` is in seconds since 1970."""
 
     path: Path
     kind: str
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 def entries(root: Path) -> list[Entry]:
-    """Everything in the cache, by kind and name; of compiled programs, all together."""
+    """Everything in the cache, by kind and name; all compiled programs are one entry."""
     listed = []
     for kind in sorted(path for path in root.glob("*") if path.is_dir()):
         for path in [kind] if kind.name in ("xla", "tfds") else sorted(kind.iterdir()):
@@ -38,7 +38,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def measure(path: Path) -> tuple[int, float]:
-    """Bytes of a file or folder, and when something in it was written or used last."""
+    """Bytes of a file or folder, and the time of its last write or use."""
     size, used = 0, 0.0
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
         with contextlib.suppress(OSError):  # another process removed it
@@ -55,7 +55,7 @@ def leftovers(root: Path) -> Iterator[Path]:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether no process holds an unfinished folder: those that write hold its lock."""
+    """Whether no process is writing an unfinished folder, which would hold its lock."""
     try:
         if time.time() - folder.stat().st_mtime < YOUNG:
             return False
@@ -90,13 +90,13 @@ def remove_leftovers(root: Path) -> None:
 
 
 def note_use(folder: Path) -> None:
-    """Marks a folder as used now, by its time of change."""
-    with contextlib.suppress(OSError):  # of a cache that is only to be read
+    """Marks a folder as used now, by its modification time."""
+    with contextlib.suppress(OSError):  # a read-only cache
         os.utime(folder)
 
 
 def clean(root: Path, days: float) -> int:
-    """Removes leftovers, and what was not used for so many days; returns the bytes."""
+    """Removes leftovers, and what was not used for this many days; returns the number of bytes."""
     before = time.time() - days * DAY
     freed = 0
     for entry in entries(root):

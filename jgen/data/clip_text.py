@@ -1,8 +1,8 @@
-"""Text as CLIP's tokens (Radford et al. 2021, arXiv 2103.00020): byte pairs of lower-case words that know their ends.
+"""Text as CLIP's tokens (Radford et al. 2021, arXiv 2103.00020): byte pairs of lower-case words with an end marker.
 
 A text is normalised (NFC, white space as one space, lower case) and split into words, single digits and runs of other
-characters; no token crosses these. Ids are those of a published vocabulary; transformers' `CLIPTokenizer` gives the
-same. It has a token to pad with, of which a text's own characters are the same token too: "!" where that pads.
+characters; no token crosses these. Ids are those of a published vocabulary, the same as transformers' `CLIPTokenizer`
+gives. The padding token may also occur in a text: if "!" pads, a "!" in a text has the same id.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ KIND = "clip"
 
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """Text to `length` tokens, as many times as there are tokens to pad with.
+    """Text to `length` tokens, once for each padding token.
 
     vocabulary: the piece of each id.
-    merges: pairs of pieces that become one, the most urgent first.
-    padding: the pieces that fill what a text leaves; a model with two text encoders may pad for each with another.
+    merges: pairs of pieces to merge, in order of priority.
+    padding: the pieces to pad with, several if a model has two text encoders that pad differently.
     """
 
     length: int
@@ -45,7 +45,7 @@ class ClipTokenizer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a text's tokens: (length,), or (paddings, length) where there are several."""
+        """The shape of a text's tokens: (length,), or (paddings, length) if there are several."""
         return (self.length,) if len(self.padding) == 1 else (len(self.padding), self.length)
 
     @cached_property
@@ -55,7 +55,7 @@ class ClipTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what the ids depend on."""
+        """SHA-256 of everything that the ids depend on."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
@@ -63,12 +63,12 @@ class ClipTokenizer:
         return [make_library_tokenizer(self, padding) for padding in self.padding]
 
     def _ids(self, library: Any, text: str) -> list[int]:
-        """The tokens of a text without start, end and padding, however many there are."""
-        clean = text.encode("utf-8", "replace").decode()  # lone surrogates, which UTF-8 does not have, become "?"
+        """All tokens of a text, without start, end, padding and truncation."""
+        clean = text.encode("utf-8", "replace").decode()  # lone surrogates, invalid in UTF-8, become "?"
         return list(library.encode(clean, add_special_tokens=False).ids)
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 `shape`: start, the tokens of the text, as many as fit, end, padding."""
+        """int32 `shape`: start, the tokens of the text as far as they fit, end, padding."""
         tokens = np.empty((len(self.padding), self.length), np.int32)
         for row, padding, library in zip(tokens, self.padding, self._libraries):
             ids = [self.ids[START], *self._ids(library, text)[: self.length - 2], self.ids[END]]
@@ -77,12 +77,12 @@ class ClipTokenizer:
         return tokens.reshape(self.shape)
 
     def left_out(self, text: str) -> str:
-        """The end of a text that does not fit into `length` tokens, as its tokens read; "" where all fits."""
+        """The part of a text that does not fit into `length` tokens, decoded from its tokens; "" if all fits."""
         library = self._libraries[0]
         return self._text(self._ids(library, text)[self.length - 2 :])
 
     def decode(self, ids: Any) -> str:
-        """The text of tokens (length,) up to the first end, as it was normalised.
+        """The normalised text of tokens (length,), up to the first end.
 
         Raises:
           UserError: an id that the tokenizer does not have.
@@ -114,7 +114,7 @@ class ClipTokenizer:
 
 
 def checked(tokenizer: ClipTokenizer) -> ClipTokenizer:
-    """The same. Raises `UserError` for one that could not encode."""
+    """Returns the tokenizer. Raises `UserError` for one that cannot encode."""
     pieces, length = tokenizer.ids, tokenizer.length
     require(length >= MIN_LENGTH, f"its length is {length}: it must be {MIN_LENGTH} or more")
     require(len(pieces) == len(tokenizer.vocabulary), "two of its ids have the same piece")
@@ -128,7 +128,7 @@ def checked(tokenizer: ClipTokenizer) -> ClipTokenizer:
 
 
 def make_library_tokenizer(tokenizer: ClipTokenizer, padding: str) -> Any:
-    """The tokenizer of the library `tokenizers`, which takes `padding` for one token wherever it stands."""
+    """The tokenizer of the library `tokenizers`, in which `padding` is always one token, also inside a text."""
     try:
         import tokenizers as library
     except ImportError as error:

@@ -10,14 +10,14 @@ from jgen.data.image_files import background_colour
 from jgen.data.text import MIN_LENGTH, NUM_BYTES
 from jgen.errors import require
 
-OF_FILES = ("folder", "npz", "fonts", "emoji", "texture")  # what a name with a path begins with
-WITH_TEST = ("folder", "npz")  # take another path for the test split
+OF_FILES = ("folder", "npz", "fonts", "emoji", "texture")  # prefixes of names with a path
+WITH_TEST = ("folder", "npz")  # have an option for the test split's path
 TEXTURES = ("brick", "grass", "gravel")  # pictures of scikit-image, all of them CC0 (public domain)
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which images, and what is done to them."""
+    """Which images to use, and how to process them."""
 
     name: str = "digits"
     """One of: digits (8x8); any prepared TFDS image set (mnist, fashion_mnist, cifar10, ...); folder:PATH (pictures,
@@ -27,14 +27,14 @@ class Config:
     texture:grass, texture:gravel; density:NAME (points of the plane as images of two pixels: gaussians, rings, spirals,
     checkerboard)."""
     dir: str = ""
-    """Where TFDS sets are; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder of TFDS sets; default: the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     test: str = ""
     """The test split of folder:PATH or npz:FILE: another folder or file; default: the set's own test split, else a
     tenth of its images."""
     background: str = "white"
-    """What shows through transparent pixels of picture files: a colour such as white, black or #8090a0."""
+    """Colour behind transparent pixels of picture files, such as white, black or #8090a0."""
     size: int = 0
-    """Resize the shorter side to this and crop the centre square; 0 keeps the images as they are. Of texture:FILE, the
+    """Resize the shorter side to this and crop the centre square; 0: keep the images as they are. For texture:FILE, the
     side of the squares that are cut from the picture; 0: about half of its shorter side."""
     validation: float = 0.1
     """Fraction of the training images held out for validation, the last ones; ignored if the set has a validation
@@ -47,18 +47,18 @@ class Config:
     flip: bool = False
     """Mirror training images left to right at random."""
     low_resolution: int = 0
-    """Adds the image shrunk by this factor, by area averaging, as field low_resolution; 0 adds none."""
+    """Add the image shrunk by this factor, by area averaging, as field low_resolution; 0: none."""
     style: int = 0
-    """Adds one to this many other letters of each example's font, drawn at random, as fields style and style_label
-    (fonts); 0 adds none."""
+    """Add between one and this many other letters of each example's font, drawn at random, as fields style and
+    style_label (fonts only); 0: none."""
     fields: tuple[str, ...] = ()
-    """Features of a TFDS set to carry as fields beside its class label, such as caption or attributes.Smiling."""
+    """Features of a TFDS set to use as fields in addition to its class label, such as caption or attributes.Smiling."""
     tokenizer: Literal["bytes", "bpe"] = "bytes"
     """Tokens of text fields: the bytes of UTF-8, or byte pairs merged by their frequency in the training split."""
     vocabulary: int = 1024
     """Largest number of tokens of bpe, including the 256 bytes and the three special tokens (padding, start, end)."""
     text_length: int = 64
-    """Tokens of a text, start and end included; longer ones are cut, shorter ones padded."""
+    """Tokens per text, including start and end; longer texts are truncated, shorter ones padded."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class DataLocation:
     name: str = ""
     """folder:PATH or npz:FILE with the same content as the training data."""
     dir: str = ""
-    """Where TFDS sets are."""
+    """Folder of TFDS sets."""
     test: str = ""
     """The test folder or file."""
 
 
 def data_location(config: Config) -> DataLocation:
-    """The current location of a run's data by options of the data; "" leaves the run's own."""
+    """The current location of a run's data, from data options; "" means the run's own."""
     return DataLocation(config.name, config.dir, config.test)
 
 
 def located(config: Config) -> Config:
-    """The same with absolute paths, so that it serves from any current folder."""
+    """The same with absolute paths, so that it does not depend on the working directory."""
     return replace(config, name=absolute(config.name), test=absolute_test(config.test), dir=absolute_path(config.dir))
 
 
@@ -101,7 +101,7 @@ def absolute_path(path: str) -> str:
 
 
 def check_config(config: Config) -> None:
-    """Raises `UserError` for options out of their range."""
+    """Raises `UserError` for options out of range."""
     require(
         config.levels == 0 or 2 <= config.levels <= 256,
         f"data.levels is {config.levels}: it must be from 2 to 256, or 0 for all that the set has",

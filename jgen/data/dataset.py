@@ -1,6 +1,6 @@
-"""A data set ready for training: disjoint splits of images and the fields beside them, and a hash of the content.
+"""A data set ready for training: disjoint splits of images and further fields, and a hash of the content.
 
-Sets are decoded once into memory-mapped arrays. Those that would not fit in half of the memory are read from their
+Sets are decoded once into memory-mapped arrays. Sets that would not fit into half of the memory are streamed from their
 records instead.
 """
 
@@ -33,22 +33,22 @@ from jgen.data.tfds_sets import digits_builder, prepared_builder, tfds_dir, tfds
 from jgen.data.transforms import added_fields
 from jgen.errors import UserError, require
 
-STREAMED = "streamed-"  # a hash that is of a set's name, version and sizes, not of its content
-MAX_EXAMPLES = 1 << 28  # of a part, so that the indices of all parts fit into int32
-# Where the indices of a part's examples start.
+STREAMED = "streamed-"  # prefix of a hash of a set's name, version and sizes rather than its content
+MAX_EXAMPLES = 1 << 28  # per part, so that the indices of all parts fit into int32
+# The first index of each part's examples.
 OFFSETS = {"train": 0, "validation": MAX_EXAMPLES, "test": 2 * MAX_EXAMPLES}
-SEEN = 64  # examples of a split by which it is told whether it has labels
-BLOCK = 4096  # texts that are read at once, to learn a tokenizer from
+SEEN = 64  # examples of a split that are checked for labels
+BLOCK = 4096  # texts read at a time, to train a tokenizer
 Cuts = dict[str, tuple[str, int, int]]  # {split: (part of the source, start, stop)}
 
 
 class Split(NamedTuple):
-    """Part of a set.
+    """A split of a data set.
 
-    num:      how many examples it has.
+    num:      the number of examples.
     fetch:    (positions 0 .. num - 1) -> {"image": uint8 (n, H, W, C), "index": int32 (n,), <field>: (n, ...)};
-              `index` is unique within the set, and stays when splits are cut elsewhere.
-    streamed: whether `fetch` decodes records, rather than reads decoded arrays.
+              `index` is unique within the set, and does not change when the set is split differently.
+    streamed: whether `fetch` decodes records, rather than reading decoded arrays.
     """
 
     num: int
@@ -59,14 +59,14 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     """A data set.
 
-    spec:        what batches are once `make_transform` has been applied: the images and all fields beside them.
-    splits:      train, validation (where there is one) and test; their batches are what the set stores, and with
-                 `Config.style` the siblings of each example.
+    spec:        the specification of batches after `make_transform`: the images and all further fields.
+    splits:      train, validation (if there is one) and test; their batches are before `make_transform`, and with
+                 `Config.style` contain the siblings of each example.
     fingerprint: a hash of the content.
-    tokenizers:  of the text fields, by name.
-    judges: {text field: scores of whether images show its texts}; {} where images have fewer levels than the set has,
-      which its judges cannot read.
-    subjects: {text field: what each text names}, of the fields whose texts name a class.
+    tokenizers:  {text field: tokenizer}.
+    judges:      {text field: function that scores whether images show their texts}; {} if images are quantised to fewer
+                 levels than the set has, which its judges cannot read.
+    subjects:    {text field: `Subjects`}, for fields whose texts name a class.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Dataset(NamedTuple):
 
 
 def has_labels(dataset: Dataset, split: str) -> bool:
-    """Whether the examples of a split have classes: some sets withhold those of test, and store -1."""
+    """Whether the examples of a split have classes: some sets withhold those of the test split, and store -1."""
     if "label" not in dataset.spec.fields:
         return False
     part = dataset.splits[split]
@@ -87,18 +87,18 @@ def has_labels(dataset: Dataset, split: str) -> bool:
 
 
 def require_labels_of(dataset: Dataset, split: str, who: str) -> None:
-    """Raises `UserError` where `who` needs the classes of a split's examples, and they have none."""
+    """Raises `UserError` if the examples of a split, which `who` needs the classes of, have none."""
     message = f"{split} of {dataset.name} has no labels (they are -1), and {who}"
     require("label" not in dataset.spec.fields or has_labels(dataset, split), message)
 
 
 def memory_limit() -> int:
-    """Bytes of decoded examples beyond which a set is read from its records: half of the machine's memory."""
+    """Bytes of decoded examples above which a set is streamed from its records: half of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def open_source(config: Config, arrays: Arrays | None = None) -> Source:
-    """The source that `config.name` stands for, or that arrays from Python are.
+    """The source that `config.name` names, or a source of the given arrays.
 
     Raises:
       UserError: an unknown or unprepared set; a folder without images, with mixed sizes or a damaged picture.
@@ -133,10 +133,10 @@ def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, a
     """Opens, decodes on first use, and splits a data set.
 
     Args:
-      tokenizers: of text fields, by name, such as those stored in a run; the others are made as `config` says.
-      arrays: a user's own images, in place of the set that `config` names.
+      tokenizers: {text field: tokenizer}, such as those stored in a run; the others are made according to `config`.
+      arrays: a user's own images, instead of the set that `config` names.
     Raises:
-      UserError: whatever is wrong with the options, the set, or the folder for the cache, in one line.
+      UserError: the options, the set, or the cache folder are invalid; the message is one line.
     """
     check_config(config)
     source = open_source(config, arrays) if arrays is not None else open_source(config)
@@ -163,10 +163,10 @@ def load(config: Config, tokenizers: Mapping[str, AnyTokenizer] | None = None, a
 
 
 def opened(source: Source) -> tuple[dict[str, Records], str]:
-    """The records of each part, decoded where that fits into memory, and the hash of the set.
+    """The records of each part, decoded if they fit into memory, and the hash of the set.
 
-    The hash is of the content where it is decoded, so that a folder may move; of the name, the version and the sizes
-    where it is streamed.
+    For a decoded set it is the hash of the content, so that a folder may move; for a streamed one, of the name, the
+    version and the sizes.
     """
     specs = [ArraySpec(source.spec.image.shape, "uint8"), *source.spec.fields.values()]
     example = sum(int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize for spec in specs)
@@ -189,8 +189,8 @@ def json_hash(value: Any) -> str:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two hashes may be of the same data: also where they cannot be compared, one being of the content and the
-    other of the name, or one being "", of weights from elsewhere whose data is unknown."""
+    """Whether two hashes may belong to the same data. Also true if they cannot be compared: one is of the content and
+    the other of the name, or one is "", for converted weights whose data is unknown."""
     unknown = one == "" or other == ""
     return one == other or unknown or one.startswith(STREAMED) != other.startswith(STREAMED)
 
@@ -202,15 +202,15 @@ def reopen(
     tokenizers: Mapping[str, AnyTokenizer] | None = None,
     place: Config | DataLocation | None = None,
 ) -> tuple[Config, Dataset]:
-    """The data that a run was trained on: where it is said to be now, or where it was then, or, if that folder of TFDS
-    sets is gone, where the environment says.
+    """Opens the data that a run was trained on: at the given location, or else the run's, or, if that folder of TFDS
+    sets no longer exists, the one that the environment names.
 
     Args:
       fingerprint, tokenizers: those stored in the run.
-      place: the current location; parts that are "" are the run's.
+      place: the current location; fields that are "" take the run's value.
     Raises:
-      UserError: data that is gone or has changed. Splits move when a set changes: what is a test image now may have
-        been a training image then.
+      UserError: the data is missing or has changed. When a set changes, so do the splits: what is a test image now may
+        have been a training image then.
     """
     moved = {name: getattr(place, name) for name in ("name", "dir", "test") if getattr(place, name, "")}
     config = located(replace(config, **moved))
@@ -231,12 +231,12 @@ def reopen(
 
 
 def cut_splits(sizes: Mapping[str, int], validation: float) -> Cuts:
-    """Train, validation and test. What a set lacks is cut from the end of train: a tenth for test, then validation.
+    """Train, validation and test. Missing splits are cut from the end of train: a tenth for test, then validation.
 
     Args:
-      sizes: number of examples of the source's parts.
+      sizes: {part of the source: number of examples}.
     Raises:
-      UserError: parts that are too large for indices, or of which nothing is left for training.
+      UserError: parts that are too large for int32 indices, or nothing is left for training.
     """
     for name, num in sizes.items():
         require(num <= MAX_EXAMPLES, f"{name} has {num} examples: it must have at most {MAX_EXAMPLES}")
@@ -265,7 +265,7 @@ def slice_split(records: Records, start: int, stop: int, offset: int) -> Split:
 
 
 def with_siblings(split: Split, group: int) -> Split:
-    """The split with the images of all examples of each one's group: see `Source.group`."""
+    """The split, with the images of all examples in the same group added to each example: see `Source.group`."""
 
     def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
         numbers, places = np.unique(np.asarray(positions) // group, return_inverse=True)
@@ -279,10 +279,10 @@ def with_siblings(split: Split, group: int) -> Split:
 def make_tokenizers(
     source: Source, train: tuple[str, int, int], config: Config, given: Mapping[str, AnyTokenizer]
 ) -> dict[str, AnyTokenizer]:
-    """A tokenizer for each text field: that which is given, plain bytes, or byte pairs learned from the training split.
+    """A tokenizer for each text field: the given one, plain bytes, or byte pairs learned from the training split.
 
     Args:
-      train: the source's part that is the training split, and where it starts and stops in it.
+      train: the part of the source that contains the training split, and the split's start and stop in it.
     """
     if config.tokenizer == "bytes":
         return {name: given.get(name) or Tokenizer(config.text_length) for name in source.texts}
@@ -290,13 +290,13 @@ def make_tokenizers(
 
 
 def trained_bpe(source: Source, field: str, train: tuple[str, int, int], config: Config) -> AnyTokenizer:
-    """Byte pairs learned from the texts of the training split, now unless that was done before: they are cached."""
+    """Byte pairs learned from the texts of the training split, cached."""
     part, start, stop = train
     identity = json_hash([source.name, source.version, source.files, field, train, config.vocabulary])[:16]
     path = cache_dir() / "tokenizers" / f"{source.name}-{identity}.json"
     try:
         cached = load_tokenizers(path)
-    except UserError:  # it is made anew
+    except UserError:  # then it is trained again
         cached = {}
     if field not in cached:
         read = source.splits[part].texts

@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits of scikit-learn (8x8, 17 grey levels) as a TFDS data set: no download.
 
 From the test set of the UCI "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998). The last 297 are the
-test split: they come from writers that the first 1,500 hardly share.
+test split: their writers are almost disjoint from those of the first 1,500.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """`emoji`: pictures of a colour font with their Unicode names as captions: `emoji`, an installed Noto Color Emoji, or
 `emoji:FILE`, any font whose pictures are bitmaps (tables CBDT or sbix).
 
-An example is a character that is a symbol (Unicode's categories So and Sm), its caption its name in lower case, such as
-"grinning face with smiling eyes", as Python's Unicode data has it: newer characters are left out, and so are
-the halves of flags. Splits share no name: a name is of the test split or of the validation split by its hash, a tenth
-each, whatever other characters there are. Pictures are laid over `data.background` and made square.
+An example is a symbol character (Unicode's categories So and Sm); its caption is its name in lower case, such as
+"grinning face with smiling eyes", according to Python's Unicode data: newer characters are left out, and so are the
+halves of flags. Splits share no name: a tenth of the names each is assigned to test and to validation by a hash of the
+name, independently of the other characters. Pictures are composited over `data.background` and made square.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jgen.data.sources import Records, Source, fit, map_in_threads
 from jgen.errors import UserError, require
 
 FAMILY = "Noto Color Emoji"
-USUAL = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # where Debian's package has it
+USUAL = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")  # the location of Debian's package
 HOW = "install Debian's fonts-noto-color-emoji, or name a font file with colour bitmaps, --data.name emoji:FILE"
 SYMBOLS = ("So", "Sm")
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)
@@ -46,7 +46,7 @@ def emoji_source(config: Config) -> Source:
     """The set as pictures of `config.size` pixels, 64 by default, with names as the text field `text`.
 
     Raises:
-      UserError: no font, one without colour bitmaps, mirrored pictures, or options of other sets.
+      UserError: no font, a font without colour bitmaps, mirrored pictures, or options of other sets.
     """
     size = config.size or 64
     require(size >= SMALLEST, f"data.size is {size}: emoji need {SMALLEST} pixels or more")
@@ -81,7 +81,7 @@ def emoji_source(config: Config) -> Source:
 
 
 def installed_font() -> Path:
-    """The file of the installed font. Raises `UserError` where there is none."""
+    """The file of the installed font. Raises `UserError` if there is none."""
     known = ""
     try:
         words = ["fc-list", "--format", "%{file}\n", FAMILY]
@@ -97,10 +97,10 @@ def installed_font() -> Path:
 
 @lru_cache(maxsize=2)
 def read_font(path: str, changed: int) -> list[Emoji]:
-    """The symbols of a font of which it has colour bitmaps, in the order of their names.
+    """The symbols of a font that have colour bitmaps, ordered by name.
 
     Args:
-      changed: when the file was written, so that one that is written anew is read anew.
+      changed: modification time of the file, so that the cached result is not used for a changed file.
     Raises:
       UserError: a damaged file, or one without such bitmaps.
     """
@@ -110,7 +110,7 @@ def read_font(path: str, changed: int) -> list[Emoji]:
             bitmaps = bitmaps_of(font)
             known = font.getBestCmap() or {}
             drawn = {code: bitmaps[glyph] for code, glyph in sorted(known.items()) if glyph in bitmaps}
-    except Exception as error:  # fontTools raises whatever a damaged file comes to
+    except Exception as error:  # fontTools raises many types for a damaged file
         raise UserError(f"{path} is no font that can be read: {' '.join(str(error).split())[:100]}") from error
     require(bool(drawn), f"{path} has no colour bitmaps in a table CBDT or sbix: {HOW}")
     emoji = [Emoji(unicodedata.name(chr(code), "").lower(), png) for code, png in drawn.items() if is_symbol(code)]
@@ -122,7 +122,7 @@ def is_symbol(code: int) -> bool:
 
 
 def bitmaps_of(font: Any) -> dict[str, bytes]:
-    """{glyph: PNG file} of the largest size that a font has pictures of; {} where it has none."""
+    """{glyph: PNG file} of the largest bitmap size of a font; {} if it has none."""
     if "CBDT" in font and "CBLC" in font:
         sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
         data: Any = font["CBDT"].strikeData[sizes.index(max(sizes))] if sizes else {}
@@ -135,7 +135,7 @@ def bitmaps_of(font: Any) -> dict[str, bytes]:
 
 
 def draw(png: bytes, size: int, background: tuple[int, int, int]) -> np.ndarray:
-    """A picture laid over a colour, in the middle of a square: uint8 (size, size, 3)."""
+    """A picture composited over a colour, centred in a square: uint8 (size, size, 3)."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as opened:

@@ -1,10 +1,10 @@
-"""Features of a TFDS set as fields beside the image: what each is, and how it is read from an example.
+"""Features of a TFDS set as fields: their specifications, and how they are read from an example.
 
     ClassLabel                           a class, int32 ()
     numbers and tensors of one shape     int32, float32, uint8 or bool arrays of that shape
     Image of one shape                   uint8 (H', W', C')
     Text                                 a text, which a tokenizer makes int32 (length,)
-    FeaturesDict of numbers of one type  a vector, in the order of the names' sorting
+    FeaturesDict of numbers of one type  a vector, ordered by name
 
 A feature within a FeaturesDict has a dotted name, such as "attributes.Smiling".
 """
@@ -20,14 +20,14 @@ import numpy as np
 from jgen.core.model import ArraySpec
 from jgen.errors import UserError, require
 
-RESERVED = ("image", "index", "position")  # of every batch
-Path = tuple[str, ...]  # the names from an example to a feature in it
+RESERVED = ("image", "index", "position")  # fields of every batch
+Path = tuple[str, ...]  # the nested names that lead to a feature of an example
 
 
 class Feature(NamedTuple):
     """A field of a TFDS set.
 
-    spec:  None for a text, whose length in tokens is not the set's.
+    spec:  None for a text, whose length in tokens does not depend on the set.
     paths: the features that it is read from.
     read:  (example) -> its array or str.
     """
@@ -38,7 +38,7 @@ class Feature(NamedTuple):
 
 
 def import_tfds() -> Any:
-    """The tensorflow_datasets module, without its advice. Raises `UserError` where it is not installed."""
+    """The tensorflow_datasets module, without its log lines. Raises `UserError` if it is not installed."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         import tensorflow_datasets as tfds
@@ -53,10 +53,10 @@ def choose_features(features: Any, names: Iterable[str], title: str, moves: Iter
 
     Args:
       title: the set, for messages.
-      moves: the options in use that move what is in an image, such as "data.flip".
+      moves: the options in use that move the content of an image, such as "data.flip".
     Raises:
-      UserError: a name that is not there; a feature without one shape and type; one with places in the image, such as
-        a mask or a box, where images are moved.
+      UserError: an unknown name; a feature without a fixed shape and type; a feature with positions in the image, such
+        as a mask or a box, if images are moved.
     """
     there = named_features(features)
     fields = {}
@@ -76,7 +76,7 @@ def choose_features(features: Any, names: Iterable[str], title: str, moves: Iter
 
 
 def named_features(features: Any, path: Path = ()) -> dict[str, tuple[Path, Any]]:
-    """{dotted name: (path, feature)} of all features, those within others included."""
+    """{dotted name: (path, feature)} of all features, including nested ones."""
     named: dict[str, tuple[Path, Any]] = {}
     for key in sorted(features):
         named[".".join((*path, key))] = ((*path, key), features[key])
@@ -90,7 +90,7 @@ def is_dict(feature: Any) -> bool:
 
 
 def subset(features: Any, paths: Iterable[Path]) -> Any:
-    """The FeaturesDict of the features at these paths only, which reads examples of the whole."""
+    """A FeaturesDict of the features at these paths only, which reads examples of the whole FeaturesDict."""
     inner: dict[str, list[Path]] = {}
     for key, *rest in paths:
         inner.setdefault(key, []).append(tuple(rest))
@@ -99,7 +99,7 @@ def subset(features: Any, paths: Iterable[Path]) -> Any:
 
 
 def make_field(path: Path, feature: Any, title: str) -> Feature:
-    """The field that a feature makes. Raises `UserError` for one without one shape and type."""
+    """The field for a feature. Raises `UserError` for a feature without a fixed shape and type."""
     name = ".".join(path)
     if is_dict(feature):
         return make_vector(path, feature, title)
@@ -113,7 +113,7 @@ def make_field(path: Path, feature: Any, title: str) -> Feature:
 
 
 def make_vector(path: Path, feature: Any, title: str) -> Feature:
-    """The field of a FeaturesDict whose features are numbers of one type: a vector, in the order of sorted names."""
+    """The field for a FeaturesDict whose features are numbers of one type: a vector, ordered by name."""
     name = ".".join(path)
     leaves = [place for place, inner in named_features(feature, path).values() if not is_dict(inner)]
     specs = [array_spec(inner) for _, inner in named_features(feature, path).values() if not is_dict(inner)]
@@ -136,7 +136,7 @@ def is_text(feature: Any) -> bool:
 
 
 def array_spec(feature: Any) -> ArraySpec | None:
-    """The specification of a feature's arrays; None for one without one shape, or that is not of numbers."""
+    """The specification of a feature's arrays; None for a feature without a fixed shape, or that is not numeric."""
     shape = feature.shape
     if is_dict(feature) or not isinstance(shape, tuple) or None in shape:
         return None
@@ -159,7 +159,7 @@ def array_spec(feature: Any) -> ArraySpec | None:
 
 
 def has_places(spec: ArraySpec | None) -> bool:
-    """Whether a field may speak of places in the image, as a box, landmarks or a mask do.
+    """Whether a field may contain positions in the image, as a box, landmarks or a mask do.
 
     Texts, single numbers and vectors of classes do not.
     """
@@ -174,7 +174,7 @@ def value_at(example: Mapping[str, Any], path: Path) -> Any:
 
 
 def read_text(value: Any, name: str) -> str:
-    """A text of an example. Raises `UserError` for bytes that are no UTF-8."""
+    """A text of an example. Raises `UserError` for bytes that are not UTF-8."""
     if isinstance(value, str):
         return value
     try:
@@ -184,7 +184,8 @@ def read_text(value: Any, name: str) -> str:
 
 
 def read_array(value: Any, spec: ArraySpec, name: str) -> np.ndarray:
-    """An array of an example as `spec` has it. Raises `UserError` for another shape, or integers beyond 32 bits."""
+    """An array of an example, of the type of `spec`. Raises `UserError` for another shape, or integers beyond 32
+    bits."""
     array = np.asarray(value)
     require(array.shape == spec.shape, f"a {name!r} has shape {array.shape}: it must have {spec.shape}")
     if spec.dtype == "int32" and array.dtype != np.int32 and array.size:

@@ -1,12 +1,12 @@
-"""Folders of pictures, whose sub-folders may be classes or splits, with captions in text files beside the pictures.
+"""Folders of pictures, whose sub-folders may be classes or splits, with captions in text files next to the pictures.
 
     pictures/           pictures/cat/1.png       pictures/train/cat/1.png       pictures/1.png      a picture
         1.png                    cat/2.png                      dog/2.png                1.txt      its caption: UTF-8,
         2.jpg                    dog/3.png                test/cat/3.png                 2.jpg      of one or more lines
                                                                                          2.txt
 
-Classes, captions and splits may be there together. Splits are train, test and validation (or val); `--data.test` names
-a test folder elsewhere. What files may be: `image_files`; what is passed over: `scan`.
+Classes, captions and splits can be combined. Splits are train, test and validation (or val); `--data.test` names a test
+folder elsewhere. For the supported files see `image_files`, and for those that are skipped `scan`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from jgen.data.scan import Pictures, caption_of, describe_left_out, scan, select
 from jgen.data.sources import Records, Source, cache_dir, fit, map_in_threads
 from jgen.errors import UserError, require
 
-TEST_PART = 0.1  # part of a folder's images that is its test split
-# Folders that are splits, where there is one of training.
+TEST_PART = 0.1  # fraction of a folder's images for the test split
+# Folders that are splits, if there is a training folder.
 SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 
 
 def find_splits(root: Path, test: str = "") -> dict[str, Pictures]:
-    """The pictures of each split that a folder has, {"train": ..., ...}; says what is left out, in a line.
+    """The pictures of each split that a folder has, {"train": ..., ...}; prints a line about files that are left out.
 
     Args:
-      test: the folder of the test split, where it is elsewhere.
+      test: the folder of the test split, if it is elsewhere.
     Raises:
-      UserError: no folder or no pictures; splits beside other folders, twice, or without one for training.
+      UserError: no folder or no pictures; splits next to other folders, given twice, or without a training split.
     """
     contents = scan(root)
     with_pictures = contents.with_pictures
@@ -77,7 +77,7 @@ def print_left_out(root: Path, line: str) -> None:
 
 
 def classes_of(parts: Mapping[str, Pictures]) -> list[str]:
-    """The classes of a folder's splits: those of train. Raises `UserError` for a class that train does not have."""
+    """The classes of a folder, defined by train. Raises `UserError` if another split has a class that train lacks."""
     classes = parts["train"].classes
     for part in parts.values():
         require(
@@ -90,10 +90,10 @@ def classes_of(parts: Mapping[str, Pictures]) -> list[str]:
 
 
 def caption_files(part: Pictures) -> list[str]:
-    """The text file beside each picture; [] where no picture has one.
+    """The text file of each picture; [] if no picture has one.
 
     Raises:
-      UserError: some pictures have a caption and others none.
+      UserError: some pictures have a caption and others have none.
     """
     if not part.captions:
         return []
@@ -108,10 +108,10 @@ def caption_files(part: Pictures) -> list[str]:
 
 
 def read_caption(path: str) -> str:
-    """The text of a caption's file as a whole: line breaks within it stay, white space at its ends does not.
+    """The text of a caption file, stripped of white space at its ends; line breaks inside are kept.
 
     Raises:
-      UserError: a file that cannot be read or that is no UTF-8.
+      UserError: a file that cannot be read or is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig").strip()
@@ -122,17 +122,18 @@ def read_caption(path: str) -> str:
 
 
 def picture_shape(parts: Iterable[Pictures], config: Config, state: str) -> tuple[int, int, int]:
-    """(H, W, C) of all pictures: grey where all are. Headers are read once for a state of the files.
+    """The common shape (H, W, C) of all pictures, with one channel if all are grey. It is cached for each state of the
+    files.
 
     Raises:
-      UserError: many sizes that are not resized to one; a file that is no picture.
+      UserError: different sizes without `data.size`; a file that is not a picture.
     """
     path = cache_dir() / "headers" / f"{json_key(state, config.background)}.json"
     try:
         first, other, name, grey = json.loads(path.read_text())
     except (OSError, ValueError):
         first, other, name, grey = read_headers(parts, config.background)
-        with contextlib.suppress(UserError), written_whole(path) as aside:  # of a cache that is only to be read
+        with contextlib.suppress(UserError), written_whole(path) as aside:  # a read-only cache
             aside.write_text(json.dumps([first, other, name, grey]))
     channels = 1 if grey else 3
     if config.size:
@@ -143,7 +144,8 @@ def picture_shape(parts: Iterable[Pictures], config: Config, state: str) -> tupl
 
 
 def read_headers(parts: Iterable[Pictures], background: str) -> tuple[Any, Any, str, bool]:
-    """([name of the first file, its height, width], size of the first that has another or None, its path, all grey)."""
+    """([name of the first file, its height, width], the first different size or None, its path, whether all are
+    grey)."""
     first: Header | None = None
     name, other, where, grey = "", None, "", True
     for part in parts:
@@ -163,7 +165,7 @@ def json_key(*values: Any) -> str:
 
 
 def state_of_parts(parts: Mapping[str, Pictures], places: bool) -> str:
-    """A hash of the files' names and sizes, and with `places` also of where they are and when they were changed."""
+    """A hash of the files' names and sizes, and with `places` also of their location and modification times."""
     digest = hashlib.sha256()
     for kind, part in parts.items():
         digest.update(repr((kind, str(part.root.resolve()) if places else "")).encode())
@@ -175,10 +177,10 @@ def state_of_parts(parts: Mapping[str, Pictures], places: bool) -> str:
 def folder_source(root: Path, config: Config) -> Source:
     """A folder of pictures; class folders are the field `label`, captions the field `text`.
 
-    Without a test split a fixed tenth, chosen by file name, is that.
+    Without a test split, a fixed tenth of the pictures, chosen by file name, is used.
 
     Raises:
-      UserError: a folder without pictures, with mixed sizes, a damaged picture, or captions of some pictures only.
+      UserError: a folder without pictures, with mixed sizes, a damaged picture, or captions for some pictures only.
     """
     parts = find_splits(root, config.test)
     classes = classes_of(parts)
@@ -211,14 +213,14 @@ def folder_source(root: Path, config: Config) -> Source:
 
 
 def class_spec(classes: Iterable[str]) -> ArraySpec:
-    """The field of classes with these names, which are left out where they are the classes' numbers."""
+    """The field of classes with these names; names that equal the classes' numbers are omitted."""
     names = tuple(classes)
     spec = ArraySpec((), "int32", len(names))
     return spec if names == spec.value_names else replace(spec, names=names)
 
 
 def by_hash(names: list[str]) -> np.ndarray:
-    """The names in a pseudo-random order that depends on the names alone, not on where the folder is."""
+    """A pseudo-random order of the names that depends on the names only, not on the folder's location."""
     return np.array(sorted(range(len(names)), key=lambda i: hashlib.sha256(os.fsencode(names[i])).digest()))
 
 

@@ -2,14 +2,14 @@
 or `fonts:FOLDER`.
 
 An example is a letter of a font; its class is the letter. Splits share no family: families whose names begin with the
-same word, such as PT Sans and PT Sans Caption, are of the test split or of the validation split by a hash of that
-word, a tenth of the words each, whatever other fonts there are. With `style`, some of the font's other letters are
+same word, such as PT Sans and PT Sans Caption, are in the same split. A hash of that word assigns a tenth of the words
+each to test and to validation, independently of the other fonts. With `style`, some of the font's other letters are
 fields of an example (jgen/data/style.py).
 
-All letters of a font are at one scale, and a picture has the baseline at the same height, so that pictures can become a
-font again (`jgen.fonts`): with S pixels a side, an em is EM S pixels and the baseline BASELINE S from the top. A letter
-is centred from left to right. Left out are fonts that lack a letter, whose letters do not fit the picture, whose
-letters are alike (symbols), and fonts that are there a second time.
+All letters have the same scale and baseline, so that pictures can be turned back into a font (`jgen.fonts`): with S
+pixels a side, an em is EM S pixels and the baseline BASELINE S from the top. A letter is centred horizontally. Fonts
+are left out if they lack a letter, if letters do not fit into the picture or look the same (symbols), and if they are
+duplicates.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jgen.data.sources import Records, Source, cache_dir, map_in_threads
 from jgen.errors import UserError, require
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
-EM, BASELINE = 0.7, 0.72  # parts of a picture's side
+EM, BASELINE = 0.7, 0.72  # fractions of a picture's side
 OVERSAMPLING = 4  # hinting moves edges by up to a pixel: pictures are drawn this many times as large, and averaged
 SMALLEST = 8  # pixels of a side
 KINDS = (".ttf", ".otf")
@@ -41,7 +41,7 @@ VERSION = "1.1.0"
 
 
 class Font(NamedTuple):
-    """A font file, with the name of its family and of its style in it."""
+    """A font file, with its family name and its style name."""
 
     path: str
     family: str
@@ -85,14 +85,14 @@ def font_source(config: Config) -> Source:
 
 
 def split_of(family: str) -> str:
-    """The split that all fonts of a family are of, and of all families whose names begin with the same word."""
+    """The split of a family's fonts, the same for all families whose names begin with the same word."""
     word = (family.lower().split() or [""])[0]
     number = int(hashlib.sha256(word.encode()).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(number, "train")
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The font files below a folder, in order. Raises `UserError` where there are none."""
+    """The font files below a folder, sorted. Raises `UserError` if there are none."""
     require(folder.is_dir(), f"data.name is fonts:{folder}: there is no such folder")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
     require(bool(files), f"data.name is fonts:{folder}: there is no {' or '.join(KINDS)} file in it")
@@ -100,7 +100,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def files_of_fontconfig() -> list[Path]:
-    """The font files that fontconfig knows, in order. Raises `UserError` where there is no fontconfig, or no font."""
+    """The font files that fontconfig knows, sorted. Raises `UserError` if there is no fontconfig, or no font."""
     how = "install it and some fonts, or name a folder of them, --data.name fonts:FOLDER"
     try:
         done = subprocess.run(["fc-list", "--format", "%{file}\n"], capture_output=True, text=True, check=True)
@@ -112,9 +112,9 @@ def files_of_fontconfig() -> list[Path]:
 
 
 def usable_fonts(files: Sequence[Path]) -> list[Font]:
-    """The fonts that have all letters, each once, by family and style; says how many files are left out.
+    """The fonts that have all letters, without duplicates, by family and style; prints how many files are left out.
 
-    What files are is remembered in the cache, as long as they do not change: to look takes 20 ms a file.
+    The result is cached for as long as the files do not change: checking a file takes 20 ms.
     """
     place = cache_dir() / "fonts" / f"{state_of_files(files)}.json"
     try:
@@ -134,13 +134,13 @@ def usable_fonts(files: Sequence[Path]) -> list[Font]:
 
 
 def state_of_files(files: Sequence[Path]) -> str:
-    """A hash that changes when one of the files is written anew, or how they are looked at."""
+    """A hash that changes when one of the files, or the way they are checked, changes."""
     state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr((VERSION, EM, BASELINE, LETTERS, state)).encode()).hexdigest()[:16]
 
 
 def import_font_tools() -> Any:
-    """`fontTools.ttLib`. Raises `UserError` where it is not installed."""
+    """`fontTools.ttLib`. Raises `UserError` if it is not installed."""
     try:
         from fontTools import ttLib
     except ImportError as error:
@@ -151,7 +151,7 @@ def import_font_tools() -> Any:
 
 
 def read_font(path: Path) -> Font | None:
-    """A font file that has all letters, each of its own shape and within the picture; None for others."""
+    """Reads a font file; None unless it has all letters, all different and within the picture."""
     tables = import_font_tools()
     try:
         with tables.TTFont(path, lazy=True) as file:
@@ -162,7 +162,7 @@ def read_font(path: Path) -> Font | None:
         if not all(ord(letter) in known for letter in LETTERS):
             return None
         pictures = render_letters(str(path), PROBED, oversampling=1)
-    except Exception:  # fontTools and FreeType raise whatever a damaged file comes to
+    except Exception:  # fontTools and FreeType raise many types for a damaged file
         return None
     inside = pictures[:, 1:-1, 1:-1].sum((1, 2), dtype=np.int64) == pictures.sum((1, 2), dtype=np.int64)
     is_drawn = pictures.reshape(len(LETTERS), -1).max(axis=1) > 127

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-GROUND, INK = 64, 255  # grey values of what is between images, and of names
+GROUND, INK = 64, 255  # grey values of the gaps and of the names
 FONT_SIZE, LINE = 11, 14  # pixels; height of a line of text
-WIDEST = 160  # pixels that names beside rows take at most
+WIDEST = 160  # most pixels for names beside rows
 PLOT, DOT = 512, 3  # pixels of a side of a scatter plot and of a point in it
 
 
 def make_grid(images: np.ndarray, columns: int, scale: int = 0, gap: int = 2, names: Sequence[str] = ()) -> np.ndarray:
     """A contact sheet of (n, H, W, C), row by row, uint8 (height, width, C).
 
-    Pixels are enlarged by a whole number, 0 meaning as many times as makes an image at least 48 pixels high. Images of
-    two pixels are points of the plane, and are drawn as a scatter plot: `scatter`.
+    Pixels are enlarged by the integer `scale`; 0: such that an image is at least 48 pixels high. Images of two pixels
+    are points of the plane, and are drawn as a scatter plot: see `scatter`.
 
     Args:
-      names: of the images' classes: beside the rows where each row is of one class, else below every image; () draws
-        none.
+      names: the images' class names, drawn beside the rows if each row has a single class, else below every image; ()
+        draws none.
     """
     if are_points(images):
         return scatter(images)
@@ -51,8 +51,8 @@ def are_points(images: np.ndarray) -> bool:
 
 
 def scatter(points: np.ndarray) -> np.ndarray:
-    """A scatter plot, uint8 (512, 512, 1), of points (n, 1, 2, 1) with coordinates 0 .. 255: the first pixel to the
-    right, the second upwards."""
+    """A scatter plot, uint8 (512, 512, 1), of points (n, 1, 2, 1) with coordinates 0 .. 255: the first pixel is the
+    horizontal one, the second the vertical one, upwards."""
     x, y = (points.reshape(-1, 2).astype(np.int64) * (PLOT - DOT) // 255).T
     plot = np.zeros((PLOT, PLOT, 1), np.uint8)
     for row in range(DOT):
@@ -62,20 +62,20 @@ def scatter(points: np.ndarray) -> np.ndarray:
 
 
 def put(sheet: np.ndarray, text: np.ndarray, top: int, left: int) -> None:
-    """Writes a text's pixels, uint8 (h, w), into a sheet, as far as they are inside it."""
+    """Writes a text's pixels, uint8 (h, w), into a sheet, clipped to it."""
     part = sheet[top : top + text.shape[0], left : left + text.shape[1]]
     part[:] = text[: part.shape[0], : part.shape[1], None]
 
 
 def text_image(text: str, widest: int) -> np.ndarray:
-    """A line of text, uint8 (LINE, w), cut at `widest` pixels."""
+    """A line of text, uint8 (LINE, w), truncated to `widest` pixels."""
     from PIL import Image, ImageDraw
 
     font: Any = default_font()
     plain = " ".join(text.encode("utf-8", "replace").decode().split()) or "?"
     try:
         width = int(font.getlength(plain)) + 1
-    except UnicodeEncodeError:  # a font of Latin letters only
+    except UnicodeEncodeError:  # the font has Latin letters only
         plain = plain.encode("ascii", "replace").decode()
         width = int(font.getlength(plain)) + 1
     line = Image.new("L", (max(1, min(width, widest)), LINE), GROUND)

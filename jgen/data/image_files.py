@@ -1,12 +1,12 @@
-"""Picture files as uint8 arrays: upright, of 8 bits, over one background, in one channel where they are grey.
+"""Picture files as uint8 arrays: upright, 8 bits, composited over a background, with one channel if they are grey.
 
-orientation     as the EXIF tag says, 1 to 8
-16 bits         0 .. 65535 becomes 0 .. 255, rounded; of other depths (12-bit TIFF), all that they hold
-32-bit integer  taken for 16 bits: values must be from 0 to 65535
-float           0 to 1 becomes 0 .. 255; other values are refused, since no file says what is black and white
-alpha           laid over the background, fully transparent pixels becoming just that
+orientation     according to the EXIF tag, 1 to 8
+16 bits         0 .. 65535 becomes 0 .. 255, rounded; for other depths (12-bit TIFF), their full range
+32-bit integer  treated as 16 bits: values must be from 0 to 65535
+float           0 to 1 becomes 0 .. 255; other values are refused, since files do not define black and white
+alpha           composited over the background; fully transparent pixels become exactly the background
 grey            bilevel, grey, 16 bits, float, palettes of which only greys are used, and any of these with alpha
-several frames  the first
+several frames  the first one is read
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 from jgen.errors import UserError, require
 
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # of more than 8 bits
-NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # which Pillow only recognises, or reads with other programs
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes with more than 8 bits
+NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow only recognises them, or needs other programs
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of TIFF and EXIF
 WHITE_IS_ZERO = 0
 
 
 class Header(NamedTuple):
-    """What is known of a picture before it is decoded: its size when upright, and whether one channel holds it."""
+    """What is known of a picture before decoding: its size when upright, and whether it is grey."""
 
     height: int
     width: int
@@ -38,31 +38,32 @@ class Header(NamedTuple):
 
 
 def import_pillow() -> Any:
-    """Pillow's module `Image`, with as many pixels allowed as JGEN_MAX_PIXELS says, where it is set.
+    """Pillow's module `Image`, with the pixel limit of the environment's JGEN_MAX_PIXELS, if set.
 
     Raises:
-      UserError: JGEN_MAX_PIXELS is no number above zero.
+      UserError: JGEN_MAX_PIXELS is not a number above zero.
     """
     from PIL import Image
 
     if limit := os.environ.get("JGEN_MAX_PIXELS", ""):
         number = limit.isdecimal() and int(limit) > 0
         require(number, f"JGEN_MAX_PIXELS is {limit!r}: it must be a whole number above zero")
-        Image.MAX_IMAGE_PIXELS = int(limit)  # Pillow warns of more, and refuses twice as many
+        Image.MAX_IMAGE_PIXELS = int(limit)  # Pillow warns above the limit, and refuses twice as many
     return Image
 
 
 @cache
 def extensions() -> frozenset[str]:
-    """The endings, such as ".png", of the files that Pillow reads."""
+    """The suffixes, such as ".png", of the files that Pillow reads."""
     image = import_pillow()
-    formats = image.registered_extensions()  # which imports all of its formats
+    formats = image.registered_extensions()  # this imports all formats
     readable = {ending for ending, name in formats.items() if name in image.OPEN and name not in NOT_READ}
     return frozenset(readable | {".mpo"})
 
 
 def background_colour(background: str) -> tuple[int, int, int]:
-    """The colour (red, green, blue), 0 .. 255, of a name such as "white" or of "#rrggbb". Raises `UserError`."""
+    """The colour (red, green, blue), 0 .. 255, of a name such as "white" or of "#rrggbb". Raises `UserError` for other
+    text."""
     from PIL import ImageColor
 
     try:
@@ -74,10 +75,10 @@ def background_colour(background: str) -> tuple[int, int, int]:
 
 @contextmanager
 def open_picture(path: Path | str) -> Iterator[Any]:
-    """The file as a Pillow image. Raises `UserError` naming a file that is damaged, or is no picture."""
+    """Opens a file as a Pillow image. Raises `UserError`, naming the file, if it is damaged or not a picture."""
     image = import_pillow()
     try:
-        # By its name Pillow would map an uncompressed TIFF into memory, and read those wrong that lie on their side.
+        # Given a name, Pillow would memory-map an uncompressed TIFF, and read rotated ones incorrectly.
         with open(path, "rb") as file, image.open(file) as picture:
             yield picture
     except UserError as error:
@@ -85,13 +86,13 @@ def open_picture(path: Path | str) -> Iterator[Any]:
     except image.DecompressionBombError as error:
         how = "where you trust it, set JGEN_MAX_PIXELS to the number of pixels that may be read"
         raise UserError(f"{path} does not open as an image: {error} {how}") from error
-    except Exception as error:  # of many kinds, by format and damage
+    except Exception as error:  # of many types, depending on format and damage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} does not open as an image: {reason}") from error
 
 
 def read_header(path: Path | str, background: str = "white") -> Header:
-    """Size and channels of a picture file. Raises `UserError` naming a file that is no picture."""
+    """Size and channels of a picture file. Raises `UserError`, naming the file, if it is not a picture."""
     with open_picture(path) as picture:
         grey = is_grey(picture)
         width, height = picture.size
@@ -106,7 +107,7 @@ def read_picture(path: Path | str, channels: int, background: str = "white") -> 
     """uint8 (h, w, channels), upright, over the background.
 
     Raises:
-      UserError: naming a file that is damaged, or whose values have no place in 0 .. 255.
+      UserError: the file is damaged, or its values cannot be mapped to 0 .. 255.
     """
     with open_picture(path) as picture:
         turned = upright(picture, orientation(picture))
@@ -116,36 +117,36 @@ def read_picture(path: Path | str, channels: int, background: str = "white") -> 
 
 
 def is_grey(picture: Any) -> bool:
-    """Whether one channel holds the colours of an open picture."""
+    """Whether an open picture is grey, so that one channel is enough."""
     if picture.mode in ("P", "PA"):
         used = np.unique(np.asarray(picture.convert("P") if picture.mode == "PA" else picture))
         palette = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         colours = palette[used[used < len(palette)]]
         return bool(np.all(colours == colours[:, :1]))
-    # PNG of grey and alpha in 16 bits is opened as colour.
+    # Pillow opens a PNG of grey and alpha in 16 bits as colour.
     return picture.mode in GREY or any("LA;16B" in tile for tile in picture.tile)
 
 
 def orientation(picture: Any) -> int:
-    """The EXIF orientation that is left to undo, 1 to 8; 1 where there is none, or the tag is damaged."""
-    if picture.format == "TIFF":  # which Pillow turns by itself
+    """The EXIF orientation that remains to be undone, 1 to 8; 1 if there is no tag, or it is damaged."""
+    if picture.format == "TIFF":  # Pillow rotates it by itself
         return 1
-    if picture.format == "PNG" and not may_have_exif(picture):  # Pillow would decode it to see
+    if picture.format == "PNG" and not may_have_exif(picture):  # Pillow would decode it to find out
         return 1
     try:
         number = int(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # of many kinds; the picture itself may be whole
+    except Exception:  # of many types; the picture itself may be undamaged
         return 1
     return number if 1 <= number <= 8 else 1
 
 
 def may_have_exif(picture: Any) -> bool:
-    """Whether a PNG has a chunk that may hold EXIF tags; chunks are passed over without decoding."""
+    """Whether a PNG has a chunk that may hold EXIF tags; chunks are skipped without decoding."""
     if picture.fp is None or {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"} & set(picture.info):
-        return True  # it is decoded, or has them in front
+        return True  # it is decoded already, or has them at the front
     file, place = picture.fp, picture.fp.tell()
     try:
-        file.seek(8)  # behind the signature
+        file.seek(8)  # after the signature
         while len(head := file.read(8)) == 8:
             if head[4:] in (b"eXIf", b"zTXt", b"iTXt"):
                 return True
@@ -156,7 +157,7 @@ def may_have_exif(picture: Any) -> bool:
 
 
 def upright(picture: Any, number: int) -> Any:
-    """A picture that was stored in an EXIF orientation, turned and mirrored back."""
+    """Undoes an EXIF orientation by rotation and mirroring."""
     from PIL.Image import Transpose
 
     moves = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
@@ -166,12 +167,12 @@ def upright(picture: Any, number: int) -> Any:
 
 
 def to_eight_bits(picture: Any, source: Any) -> Any:
-    """A picture of more than 8 bits as one of 8, in "L", or in "LA" where a value stands for transparent.
+    """Converts a picture of more than 8 bits to 8 bits, mode "L", or "LA" if a value marks transparent pixels.
 
     Args:
       source: the picture as it was opened, with its tags.
     Raises:
-      UserError: values that have no place between black and white.
+      UserError: values outside the range from black to white.
     """
     image = import_pillow()
     values = np.asarray(picture)
@@ -192,7 +193,7 @@ def to_eight_bits(picture: Any, source: Any) -> Any:
 
 
 def flatten(picture: Any, background: str) -> Any:
-    """A picture without alpha: laid over one colour."""
+    """Composites a picture with alpha over the background colour."""
     if not picture.has_transparency_data:
         return picture
     image = import_pillow()

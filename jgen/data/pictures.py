@@ -1,4 +1,4 @@
-"""Images as pictures: scaling to 0 .. 255, PNG files, .npz files and folders."""
+"""Reading and writing images: scaling to 0 .. 255, PNG files, .npz files and folders."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jgen.errors import require
 
 
 def to_display(images: np.ndarray, levels: int) -> np.ndarray:
-    """uint8 0 .. levels - 1 to uint8 0 .. 255."""
+    """Scales uint8 0 .. levels - 1 to uint8 0 .. 255."""
     shown = np.round(np.arange(256, dtype=np.float32) * (255.0 / (levels - 1)))
     return np.minimum(shown, 255).astype(np.uint8)[images]
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (H, W, 1 or 3). Raises `UserError` when it cannot."""
+    """Writes uint8 (H, W, 1 or 3). Raises `UserError` if that fails."""
     from PIL import Image
 
     with written_whole(path) as aside:
@@ -36,16 +36,16 @@ MOST_FRAMES = 100
 
 
 def check_animation(out: Path, option: str) -> None:
-    """Raises `UserError` for a name that is not an animated picture's, or a path that cannot be written."""
+    """Raises `UserError` for a suffix that is not an animation format, or a path that cannot be written."""
     require(out.suffix in ANIMATED, f"{option} is {out}: it must end in {', '.join(ANIMATED)}")
     check_writable(out)
 
 
 def write_animation(out: Path, paths: np.ndarray, levels: int, columns: int, seconds: float = 4.0) -> None:
-    """Writes images on their way, uint8 (n, steps, H, W, C), as an animated picture of grids, the last one held.
+    """Writes trajectories, uint8 (n, steps, H, W, C), as an animation of grids that pauses on the last one.
 
     Args:
-      seconds: from the first frame to the last; at most `MOST_FRAMES` of the steps are shown.
+      seconds: the time from the first frame to the last; at most `MOST_FRAMES` of the steps are shown.
     """
     from PIL import Image
 
@@ -76,15 +76,15 @@ def write_images(
     start: int = 0,
     names: Sequence[str] = (),
 ) -> None:
-    """Writes samples by the ending of `out`: a .png grid, an .npz of raw arrays, or a folder of PNGs numbered from
-    `start`.
+    """Writes samples in the format of `out`'s suffix: a .png grid, an .npz of raw arrays, or a folder of PNGs numbered
+    from `start`.
 
-    An .npz holds `images`, 0 .. levels - 1, `levels`, and `labels` where there are any.
+    An .npz contains `images` in 0 .. levels - 1, `levels`, and `labels` if there are any.
 
     Args:
-      names: of the labels' classes 0, 1, ..., to be drawn in a grid; () draws none.
+      names: class names to draw in a grid; () draws none.
     Raises:
-      UserError: another ending, or a path that cannot be written.
+      UserError: another suffix, or a path that cannot be written.
     """
     check_out(out)
     if out.suffix == ".png":
@@ -103,17 +103,17 @@ def write_images(
 def read_images(
     path: Path, channels: int, classes: Sequence[str] = (), background: str = "white"
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images that any program made, uint8 (n, H, W, C) in 0 .. 255, and their classes, int32 (n,), where there are any.
+    """Reads images made by any program, uint8 (n, H, W, C) in 0 .. 255, and their classes, int32 (n,), or None.
 
     Args:
-      path: an .npz with `images` (or the one array `arr_0`) in 0 .. 255, or in 0 .. levels - 1 where it says its
-        `levels`, and perhaps `labels`, numbers or names; or a folder of pictures, whose sub-folders, if it has any, are
-        classes by their names.
-      classes: the names of the data's classes; without any, labels are numbers, and those of a folder are left out.
-      background: what shows through transparent pixels of pictures.
+      path: an .npz with `images` (or the single array `arr_0`) in 0 .. 255, or in 0 .. levels - 1 if it has `levels`,
+        and optionally `labels`, numbers or names; or a folder of pictures, whose sub-folders, if any, are named after
+        the classes.
+      classes: the names of the data's classes; without any, labels are numbers, and those of a folder are ignored.
+      background: the colour behind transparent pixels.
     Raises:
-      UserError: nothing there, a file of another kind or damaged, labels that are not one per image, a class that the
-        data does not have, pictures that cannot be read, or of mixed sizes.
+      UserError: nothing there, a file of another format or damaged, labels that are not one per image, a class that the
+        data does not have, pictures that cannot be read, or of different sizes.
     """
     path = path.expanduser()
     require(path.exists(), f"there is nothing at {path}")
@@ -137,10 +137,10 @@ def read_images(
 
 
 def class_numbers(names: Sequence[str], classes: Sequence[str], where: str) -> np.ndarray:
-    """The classes with these names, int32 (n,); "007" is the class "7" where there is none of its own name.
+    """The classes with these names, int32 (n,); "007" means the class "7" unless there is a class "007".
 
     Raises:
-      UserError: a name that no class has.
+      UserError: a name that is not a class.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     values = {int(name): number for number, name in enumerate(classes) if name.isdecimal()}

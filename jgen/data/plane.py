@@ -1,10 +1,10 @@
-"""A density of the plane as a set of images of two pixels: what flows, energies and adversaries are tried on.
+"""A density of the plane as a set of images of two pixels: test problems for flows, energy-based models and GANs.
 
 density:NAME   gaussians, rings, spirals or checkerboard of `jgen.prob.densities`
 
-The square [-4, 4)^2 has 256 x 256 cells; a point is the image (1, 2, 1) of the column and the row of its cell. Example
-i of a split is a function of the split and i alone. All images there are can be enumerated, and the entropy of the
-density is known: in nats of discrete probability it is log(32^2) more, as a cell's side is 1/32.
+The square [-4, 4)^2 has 256 x 256 cells; a point becomes an image (1, 2, 1): the column and the row of its cell.
+Example i of a split depends only on the split and i. All possible images can be enumerated, and the entropy of the
+density is known: since a cell's side is 1/32, the entropy of the images is larger by log(32^2) nats.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ LEVELS = 256
 
 
 def to_pixels(points: np.ndarray) -> np.ndarray:
-    """Points (n, 2) of the plane to images of their cells, uint8 (n, 1, 2, 1); those outside to the nearest cell."""
+    """Converts points (n, 2) to images of their cells, uint8 (n, 1, 2, 1); points outside take the nearest cell."""
     cells = np.floor((points + EXTENT) * (LEVELS / (2 * EXTENT)))
     return np.clip(cells, 0, LEVELS - 1).astype(np.uint8).reshape(-1, 1, 2, 1)
 
 
 def plane_source(name: str, config: Config) -> Source:
-    """The density with that name as a set of images.
+    """The density of this name as a set of images.
 
     Raises:
-      UserError: no such density, or options of the data that two pixels have no use for.
+      UserError: no such density, or data options that do not apply to it.
     """
     require(name in DENSITIES, f"there is no density {name!r}: it must be of {', '.join(DENSITIES)}")
     require(config.size == 0, f"data.size is {config.size}: a point of density:{name} has two pixels, and it must be 0")

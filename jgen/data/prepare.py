@@ -15,7 +15,7 @@ from jgen.errors import UserError, exit_code
 
 
 def prepare(name: str, folder: str) -> str:
-    """Downloads and prepares a set; returns where it is. Raises `UserError` when that fails."""
+    """Downloads and prepares a set; returns its location. Raises `UserError` if that fails."""
     tfds = import_tfds()
     if name == "digits":
         return str(digits_builder().data_dir)
@@ -29,7 +29,7 @@ def prepare(name: str, folder: str) -> str:
         builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         raise UserError(f"preparing {name} needs TensorFlow: pip install 'jgen[prepare]' ({error})") from error
-    except Exception as error:  # TFDS raises whatever its sources and its network raise
+    except Exception as error:  # TFDS passes on any error of its sources and its network code
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"preparing {name} in {where} failed: {reason}") from error
     return str(builder.data_dir)

@@ -1,8 +1,8 @@
-"""Samples on their way to a file or a folder: written batch by batch, in little memory, and resumed if interrupted.
+"""Writes samples to a file or a folder batch by batch, to save memory, and resumes after an interruption.
 
-A folder of PNGs keeps, in `.samples.json`, what they are samples of and how far they have come. A grid or an .npz is
-collected in a hidden folder beside it, which is removed once the file is complete. Of processes that draw together, one
-writes.
+A folder of PNGs records in `.samples.json` which samples they are and how many have been written. A grid or an .npz is
+collected in a hidden folder next to it, which is removed once the file is complete. Of processes that draw together,
+one writes.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from jgen.data.sources import map_in_threads
 from jgen.errors import UserError
 
 RECORD = ".samples.json"
-Range = tuple[int, int]  # numbers of images, the second excluded
+Range = tuple[int, int]  # indices of images, the second excluded
 
 
 class SampleStore:
     """Collects images start .. start + num - 1 for `out`: a grid (.png), an .npz, or a folder of PNGs.
 
-    next: the number of the first image that is still to be drawn; above `start` where an earlier process drew some of
-      the same identity. Of processes that draw together, the first reads it from the disk and sends it to the others.
+    next: the index of the first image that remains to be drawn; above `start` if an earlier process with the same
+      identity drew some. Of processes that draw together, the first reads it from the disk and sends it to the others.
 
     Args:
       images: their shape and levels.
-      identity: what decides an image, such as the model's hash, the seed and the sampler's options.
+      identity: everything that determines an image, such as the model's hash, the seed and the sampler's options.
     Raises:
-      UserError: a name with another ending, a path that cannot be written, another process that writes there.
+      UserError: another suffix, a path that cannot be written, or another process that writes there.
     """
 
     def __init__(self, out: Path, num: int, start: int, images: ImageSpec, identity: dict[str, Any]):
@@ -55,7 +55,7 @@ class SampleStore:
         self.next = parallel.from_main(self.next)
 
     def _open(self, images: ImageSpec) -> None:
-        """Takes the lock, and finds which of these images are there."""
+        """Takes the lock, and finds which of these images exist."""
         check_out(self.out)
         if not self.is_folder:
             self._lock = lock(self.folder, "is writing", "wait for it, or choose another --out")
@@ -71,7 +71,7 @@ class SampleStore:
         self.next = self._first_missing()
 
     def _recorded(self) -> Range:
-        """The range of images on disk of this identity; an empty range if the record is of another."""
+        """The range of images with this identity on disk; empty if the record has another identity."""
         try:
             record = json.loads((self.folder / RECORD).read_text())
             first, stop = record["done"]
@@ -107,7 +107,7 @@ class SampleStore:
             aside.write_text(json.dumps({"identity": self.identity, "done": self.done}))
 
     def collect(self, batches: Callable[[int, int], Iterable[np.ndarray]]) -> None:
-        """Writes what is left to be drawn: batches(number of the first image, number of images)."""
+        """Draws and writes the remaining images: batches(index of the first image, number of images)."""
         left = self.stop - self.next
         if 0 < left < self.stop - self.start and self.writes:
             print(f"going on at image {self.next} of {self.out}", file=sys.stderr)
@@ -115,17 +115,17 @@ class SampleStore:
             for images in batches(self.next, left) if left else ():
                 self.write(images)
         finally:
-            if self.writes and self.done[0] == self.done[1]:  # nothing was drawn: there is nothing to go on with
+            if self.writes and self.done[0] == self.done[1]:  # nothing was drawn: there is nothing to resume
                 self.drop()
 
     def drop(self) -> None:
-        """Removes what was collected of a grid or an .npz."""
+        """Removes the collected part of a grid or an .npz."""
         self.images = None
         if not self.is_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def finish(self, labels: np.ndarray | None, columns: int, names: Sequence[str] = ()) -> None:
-        """Writes the grid or the .npz, as `write_images` does, and closes; a folder is whole already."""
+        """Writes the grid or the .npz, as `write_images` does, and closes; a folder is already complete."""
         if self.images is not None:
             write_images(self.out, self.images, labels, self.levels, columns, self.start, names)
             self.drop()

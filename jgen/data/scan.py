@@ -1,7 +1,7 @@
-"""What is in a folder of pictures: files by name with their sizes and times, classes, captions, and what is left out.
+"""The contents of a folder of pictures: files with sizes and times, classes, captions, and files that are left out.
 
-One look at every name: a million files take seconds. Hidden files and folders, whose names begin with a dot, are passed
-over without a word; links are followed.
+Every name is looked at once: a million files take seconds. Hidden files and folders, whose names begin with a dot, are
+skipped silently; links are followed.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from jgen.data.image_files import extensions
 from jgen.errors import require
 
 CAPTION = ".txt"
-MOST_KINDS = 6  # endings that the line of what is left out names
-State = tuple[int, int]  # (bytes, time of change in nanoseconds) of a file
+MOST_KINDS = 6  # suffixes named in the message about files left out
+State = tuple[int, int]  # (bytes, modification time in nanoseconds) of a file
 
 
 @dataclass
 class Scan:
-    """The files below a folder by their names relative to it, parted by "/"."""
+    """The files below a folder, by their relative names with "/" as separator."""
 
     pictures: dict[str, State] = field(default_factory=dict)
     captions: dict[str, State] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
-    """How many files of each ending are no pictures."""
+    """{suffix: number of files} of files that are not pictures."""
     loops: list[str] = field(default_factory=list)
-    """Links to a folder that they are in."""
+    """Links to a folder that contains them."""
     folders: list[str] = field(default_factory=list)
-    """The folders right below."""
+    """The immediate sub-folders."""
 
     @property
     def with_pictures(self) -> set[str]:
-        """Those of them with pictures in them, and "" where pictures are beside them."""
+        """The immediate sub-folders that contain pictures, and "" if there are pictures next to them."""
         return {name.split("/", 1)[0] if "/" in name else "" for name in self.pictures}
 
 
@@ -49,7 +49,7 @@ class Pictures(NamedTuple):
     root:     the folder that names are relative to.
     names:    sorted.
     states:   size and time of each.
-    captions: {name of the text file: size and time} of those beside a picture.
+    captions: {name of the text file: size and time} of those that belong to a picture.
     """
 
     root: Path
@@ -63,7 +63,7 @@ class Pictures(NamedTuple):
         return sorted({name.split("/", 1)[0] for name in self.names if "/" in name}, key=natural_order)
 
     def labels(self, classes: Sequence[str]) -> np.ndarray:
-        """The class of each picture, int32 (n,); -1 of a class that is not among `classes`."""
+        """The class of each picture, int32 (n,); -1 for a class that is not among `classes`."""
         numbers = {name: number for number, name in enumerate(classes)}
         return np.array([numbers.get(name.split("/", 1)[0], -1) for name in self.names], np.int32)
 
@@ -72,13 +72,13 @@ class Pictures(NamedTuple):
 
 
 def natural_order(name: str) -> tuple:
-    """A key to sort names by, numbers in them by their value: "2" before "10"."""
+    """A sort key for names that orders numbers in them by value: "2" before "10"."""
     parts = re.split(r"([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def scan(root: Path) -> Scan:
-    """All files below a folder. Raises `UserError` where there is none, or it cannot be read."""
+    """All files below a folder. Raises `UserError` if there is no such folder, or it cannot be read."""
     require(root.is_dir(), f"folder {root} does not exist")
     contents = Scan()
     try:
@@ -93,7 +93,7 @@ def look_into(folder: str, prefix: str, contents: Scan, above: tuple[tuple[int, 
     """Adds the files of a folder and of those below it.
 
     Args:
-      prefix: of their names; above: device and number of the folders that this one is in.
+      prefix: the prefix of their names; above: (device, inode) of the folders that contain this one.
     """
     here = os.stat(folder)
     identity = (here.st_dev, here.st_ino)
@@ -126,10 +126,10 @@ def look_into(folder: str, prefix: str, contents: Scan, above: tuple[tuple[int, 
 
 
 def select(root: Path, contents: Scan, prefix: str = "") -> Pictures:
-    """The pictures of a scan below a folder in it, "" or such as "train/", and the captions beside them.
+    """The pictures of a scan whose names begin with `prefix`, such as "train/", and their captions.
 
     Raises:
-      UserError: no pictures, or pictures both in sub-folders and beside them.
+      UserError: no pictures, or pictures both in sub-folders and next to them.
     """
     names = sorted(name[len(prefix) :] for name in contents.pictures if name.startswith(prefix))
     where = root / prefix
@@ -144,12 +144,12 @@ def select(root: Path, contents: Scan, prefix: str = "") -> Pictures:
 
 
 def caption_of(name: str) -> str:
-    """The text file beside a picture: `1.txt` of `1.png`."""
+    """The name of a picture's caption file: `1.txt` for `1.png`."""
     return os.path.splitext(name)[0] + CAPTION
 
 
 def describe_left_out(contents: Scan, used: Iterable[Pictures] = ()) -> str:
-    """A line of what is no picture, "12 files are left out: 7 .heic, 5 .json"; "" where there is nothing."""
+    """A line about files that are not pictures, "12 files are left out: 7 .heic, 5 .json"; "" if there are none."""
     counts = Counter(contents.left_out)
     parts = list(used)
     texts = len(contents.captions) - sum(len(part.captions) for part in parts)

@@ -1,13 +1,13 @@
 """`shapes`: pictures of one to three coloured shapes with captions, rendered here, to measure composition.
 
-A scene has one to three objects, each of a shape, a colour and a size, on grey; a lone object has a position in the
-picture, and the first of several stands in a relation to each other one. Captions are of a small grammar with synonyms,
-and may leave sizes and the position out. No pair of a shape and a colour is in both splits: all objects of the test
-split are of pairs that training never shows, of shapes and colours that it does.
+A scene has one to three objects, each with a shape, a colour and a size, on a grey background. A single object has a
+position in the picture; of several objects, the first has a relation to each of the others. Captions follow a small
+grammar with synonyms, and may omit sizes and the position. No combination of a shape and a colour is in both splits:
+objects of the test split have combinations that training never shows, of shapes and colours that it does show.
 
-Example i of a split is a function of the split and i alone. Lengths are in units of 1/32 of the picture's side. Colours
-are near the corners of the colour cube and the background is its centre, so that an edge's mixture of the two tells the
-colour as well as the inside does; `jgen.data.shapes_judge` reads pictures and captions back.
+Example i of a split depends only on the split and i. Lengths are in units of 1/32 of the picture's side. Colours are
+near the corners of the colour cube and the background is its centre, so that the colour can be recognised from an edge
+pixel's mixture as well as from the inside; `jgen.data.shapes_judge` reads pictures and captions back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIDE = 32.0  # units
 MOST_OBJECTS = 3
 CHUNK = 500  # pictures rendered at a time
 
-# What the first word of each line names, and its synonyms.
+# The names (first word of each line) and their synonyms.
 SHAPES = (
     ("circle", "disc"),
     ("square", "box"),
@@ -78,8 +78,8 @@ PALETTE = np.array(
     ]
 )
 
-ARM = 1 / 3  # half the width of a cross's arms, as a part of their length
-# The half extent of each shape with the area of a disc of radius 1: half a side, or a corner's or an arm's distance.
+ARM = 1 / 3  # half the width of a cross's arms, relative to their length
+# The half extent of each shape with a unit disc's area: half the side, or the distance of a corner or an arm's end.
 SCALES = (
     1.0,
     math.sqrt(math.pi) / 2,
@@ -88,22 +88,22 @@ SCALES = (
     math.sqrt(math.pi / (4 - 4 * (1 - ARM) ** 2)),
     math.sqrt(4 / 3),
 )
-RADII = ((2.6, 3.1), (4.2, 4.8))  # of the disc of the same area, small and large
+RADII = ((2.6, 3.1), (4.2, 4.8))  # radii of the disc of the same area, small and large
 
 GAP = 2.0  # least distance of two objects along the axis of their relation
 MARGIN = 1.0  # least distance to the picture's border
-DOMINANCE = 3.0  # by how much a relation's distance exceeds that across it, at the least
+DOMINANCE = 3.0  # least amount by which the distance along a relation's axis exceeds that across it
 ACROSS = 1.5, 6.0  # most distance across a relation, with three objects and with two
-OFFSETS = 5.0, 2.0  # of a lone object from the middle: the least at a side, the most in the middle
+OFFSETS = 5.0, 2.0  # of a single object from the middle: least if at a side, most if in the middle
 
 
 class Scenes(NamedTuple):
-    """Scenes as arrays; entries of objects from `number` on mean nothing.
+    """Scenes as arrays; entries of objects from index `number` on are unused.
 
-    number: int (n,), of objects. shape, colour: int (n, 3), of SHAPES and COLOURS. size: int (n, 3), 0 small, 1 large.
-    radius: float (n, 3), of the disc of an object's area. centre: float (n, 3, 2), of mass, (y, x) from the top left.
-    relation: int (n, 2), of RELATIONS: that of the first object to the second and the third. position: int (n,), of
-    POSITIONS: a lone object's.
+    number: int (n,), number of objects. shape, colour: int (n, 3), in SHAPES and COLOURS. size: int (n, 3), 0 small,
+    1 large. radius: float (n, 3), of the disc with the object's area. centre: float (n, 3, 2), the centre of mass,
+    (y, x) from the top left. relation: int (n, 2), in RELATIONS: of the first object to the second and the third.
+    position: int (n,), in POSITIONS, of a single object.
     """
 
     number: np.ndarray
@@ -117,7 +117,7 @@ class Scenes(NamedTuple):
 
 
 def is_held_out(shape: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Whether objects of a shape and a colour are of the test split: two colours of each shape."""
+    """Whether a combination of shape and colour belongs to the test split: two colours of each shape do."""
     return (colour - shape) % 4 == 3
 
 
@@ -129,16 +129,16 @@ def pairs_of(split: str) -> np.ndarray:
 
 
 def pair_names() -> tuple[str, ...]:
-    """What all pairs of a shape and a colour are called, such as "red circle"; of shape s and colour c the entry
+    """The names of all pairs of a shape and a colour, such as "red circle"; shape s and colour c have the entry
     s * len(COLOURS) + c."""
     return tuple(f"{colour[0]} {shape[0]}" for shape in SHAPES for colour in COLOURS)
 
 
 class Draws:
-    """Uniform numbers that are functions of a split, an example's number and how many were drawn before.
+    """Uniform numbers that depend on a split, an example's index and the number of earlier draws.
 
-    Each is a hash of the three (Steele et al. 2014, "Fast splittable pseudorandom number generators"): NumPy's
-    generators would have to be made anew for every example.
+    Each is a hash of the three (Steele et al. 2014, "Fast splittable pseudorandom number generators"), since NumPy
+    would need a new generator for every example.
     """
 
     def __init__(self, split: str, index: np.ndarray):
@@ -150,7 +150,7 @@ class Draws:
         self._drawn += 1
         with np.errstate(over="ignore"):
             z = self._index * np.uint64(0x9E3779B97F4A7C15) + np.uint64(self._drawn * 0xD1342543DE82EF95 % 2**64)
-            for _ in range(2):  # neighbours differ in few bits: once would leave a trace of that
+            for _ in range(2):  # neighbours differ in few bits: one round would leave correlations
                 z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 z = z ^ (z >> np.uint64(31))
@@ -162,7 +162,7 @@ class Draws:
 
 
 def draw_scenes(split: str, draws: Draws) -> Scenes:
-    """The scenes of the examples that `draws` is about."""
+    """The scenes of the examples of `draws`."""
     number = 1 + np.searchsorted([0.25, 0.75], draws.uniform(), side="right")  # a quarter, a half, a quarter
     pairs = pairs_of(split)
     objects = pairs[distinct(draws, len(pairs))]
@@ -170,7 +170,7 @@ def draw_scenes(split: str, draws: Draws) -> Scenes:
     low, high = np.moveaxis(np.array(RADII)[size], -1, 0)
     radius = low + np.stack([draws.uniform() for _ in range(MOST_OBJECTS)], axis=1) * (high - low)
     first = draws.integers(4)
-    # The third object is to a side of the first where the second is above or below it, and the other way around.
+    # The third object is left or right of the first if the second is above or below it, and vice versa.
     relation = np.stack([first, 2 * (first < 2) + draws.integers(2)], axis=1)
     position = draws.integers(len(POSITIONS))
     extents = extents_of(objects[..., 0], radius)
@@ -190,7 +190,8 @@ def distinct(draws: Draws, num: int) -> np.ndarray:
 
 
 def extents_of(shape: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How far objects reach from their centres: float (..., 2, 2), by axis (y, x), back and forth."""
+    """How far objects reach from their centres: float (..., 2, 2), per axis (y, x), in negative and positive
+    direction."""
     half = np.array(SCALES)[shape] * radius
     extents = np.broadcast_to(half[..., None, None], (*half.shape, 2, 2)).copy()
     triangle = shape == SHAPES.index(("triangle",))
@@ -199,7 +200,7 @@ def extents_of(shape: np.ndarray, radius: np.ndarray) -> np.ndarray:
 
 
 def place_alone(draws: Draws, extents: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """The centre (n, 2) of a lone object of these extents (n, 2, 2) at a position: see OFFSETS."""
+    """The centre (n, 2) of a single object with these extents (n, 2, 2) at a position: see OFFSETS."""
     rows = np.arange(len(position))
     axis, forth = np.where(position < 4, position // 2, 0), position % 2
     room = SIDE / 2 - MARGIN - extents[rows, axis, forth]
@@ -212,10 +213,10 @@ def place_alone(draws: Draws, extents: np.ndarray, position: np.ndarray) -> np.n
 
 
 def place_several(draws: Draws, extents: np.ndarray, relation: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Centres (n, 3, 2) of objects of these extents (n, 3, 2, 2), in the relations (n, 2) of the first to the others.
+    """Centres (n, 3, 2) of objects with these extents (n, 3, 2, 2), in the relations (n, 2) of the first to the others.
 
-    Along a relation's axis the other object clears the first, and the second also the third, by GAP at the least; then
-    objects are moved apart, and all of them together, as far as the picture has room.
+    Along a relation's axis the other object keeps a distance of at least GAP from the first, as the second does from
+    the third; then objects are randomly moved apart, and all together, as far as the picture has room.
     """
     rows, three = np.arange(len(relation)), number == 3
     axis, forth = relation // 2, 1 - relation % 2  # the other is further along the axis: the first is above or left
@@ -244,13 +245,13 @@ def place_several(draws: Draws, extents: np.ndarray, relation: np.ndarray, numbe
 
 
 def bounds(centre: np.ndarray, extents: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest coordinates of the objects that are there, (n, 2) each."""
+    """The least and the greatest coordinates of the existing objects, (n, 2) each."""
     low = np.min(np.where(there, centre - extents[..., 0], np.inf), axis=1)
     return low, np.max(np.where(there, centre + extents[..., 1], -np.inf), axis=1)
 
 
 def coverage(shape: np.ndarray, radius: np.ndarray, centre: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel an object covers: float32 (m, size, size) in [0, 1].
+    """The fraction of each pixel that an object covers: float32 (m, size, size) in [0, 1].
 
     Args:
       shape, radius: (m,). centre: (m, 2). size: pixels of a side.
@@ -259,7 +260,7 @@ def coverage(shape: np.ndarray, radius: np.ndarray, centre: np.ndarray, size: in
     centre = np.asarray(centre, np.float32)
     y, x = pixels[None, :, None] - centre[:, 0, None, None], pixels[None, None, :] - centre[:, 1, None, None]
     half = (np.array(SCALES)[shape] * radius).astype(np.float32)[:, None, None]
-    outside = np.empty((len(shape), size, size), np.float32)  # the distance to the edge, negative within
+    outside = np.empty((len(shape), size, size), np.float32)  # signed distance to the edge, negative inside
     for kind in range(len(SHAPES)):
         selected = shape == kind
         if selected.any():
@@ -268,7 +269,7 @@ def coverage(shape: np.ndarray, radius: np.ndarray, centre: np.ndarray, size: in
 
 
 def distance_to_edge(kind: int, y: np.ndarray, x: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Signed distance of points to the edge of a shape of SHAPES, positive outside; near its corners a bound."""
+    """Signed distance of points to the edge of a shape of SHAPES, positive outside; near its corners a lower bound."""
     if kind in (0, 5):
         middle = np.sqrt(y * y + x * x)
         return middle - half if kind == 0 else np.maximum(middle - half, half / 2 - middle)
@@ -295,13 +296,13 @@ def render(scenes: Scenes, size: int) -> np.ndarray:
 
 
 def write_captions(scenes: Scenes, draws: Draws) -> list[str]:
-    """A caption for each scene, worded by further draws."""
+    """A caption for each scene, with the wording chosen by further draws."""
     u = np.stack([draws.uniform() for _ in range(4 * MOST_OBJECTS + 4)], axis=1).tolist()
     return [write_caption(scenes, i, iter(of_caption)) for i, of_caption in enumerate(u)]
 
 
 def write_caption(scenes: Scenes, i: int, draw: Iterator[float]) -> str:
-    """The caption of scene i, worded by uniform numbers."""
+    """The caption of scene i, with the wording chosen by uniform numbers."""
 
     def one_of(words: Sequence[str]) -> str:
         return words[int(next(draw) * len(words))]
@@ -325,9 +326,9 @@ def write_caption(scenes: Scenes, i: int, draw: Iterator[float]) -> str:
 
 
 def caption_entropy(split: str) -> float:
-    """The entropy of a caption of a split, nats: what a perfect model of its captions has as their mean -log p.
+    """The entropy of a caption of a split in nats, the mean -log p of a perfect model.
 
-    No two ways of drawing a caption's words give the same caption, so that it is the sum of the entropies of the draws.
+    Different draws always give different captions, so it is the sum of the entropies of the draws.
     """
 
     def words(groups: Sequence[Sequence[str]]) -> float:
@@ -358,7 +359,7 @@ def shapes_source(config: Config) -> Source:
     """The set as pictures of `config.size` pixels, 32 or 64, with captions as the text field `text`.
 
     Raises:
-      UserError: another size, other fields, or mirrored images, whose captions would say left for right.
+      UserError: another size, other fields, or mirrored images, whose captions would confuse left and right.
     """
     from jgen.data.shapes_judge import judge, pair_of
 

@@ -1,9 +1,9 @@
-"""Whether pictures show what captions of `jgen.data.shapes` say: both are read back, and compared.
+"""Judges whether pictures show what captions of `jgen.data.shapes` say: both are parsed, and compared.
 
-A pixel's difference from the background has the direction of its object's colour, edges included; pixels of a direction
-that touch are an object. Its area gives its size, its centre of mass its place, and the shape whose rendering at that
-area and place is nearest is its shape. All of this is exact on renderings, also with noise and moved by a pixel; what
-is like no shape is an object of none, which no caption asks for.
+A pixel's difference from the background has the direction of its object's colour, also at edges; adjacent pixels of the
+same direction form an object. Its area gives its size, its centre of mass its position, and its shape is the one whose
+rendering with that area and position is nearest. All of this is exact on renderings, also with noise or moved by a
+pixel. An object that resembles no shape gets none, so that it matches no caption.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from jgen.data.shapes import (
 )
 from jgen.errors import require
 
-LEAST = 0.3  # of an object's colour in a pixel that is told to be of it
-SPECK = 1.3  # radius, in units, below which something is no object
+LEAST = 0.3  # least fraction of an object's colour in a pixel assigned to it
+SPECK = 1.3  # radius, in units, below which a spot is not an object
 LARGE = (RADII[0][1] + RADII[1][0]) / 2
-ALIKE = 0.2  # most squared difference of an object and its shape's rendering, as a part of the object
+ALIKE = 0.2  # most relative squared difference between an object and its shape's rendering
 MIDDLE = (OFFSETS[0] + OFFSETS[1]) / 2
 CHUNK = 500  # pictures read at a time
 
 
 class Thing(NamedTuple):
-    """An object of a picture, or what a caption says of one: None where it does not say.
+    """An object of a picture, or of a caption, with None for what the caption does not say.
 
-    shape, colour: of SHAPES and COLOURS; a shape of -1 is none. size: 0 small, 1 large. centre: (y, x) in units.
+    shape, colour: in SHAPES and COLOURS; a shape of -1 is none. size: 0 small, 1 large. centre: (y, x) in units.
     """
 
     shape: int
@@ -54,8 +54,8 @@ class Thing(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """What a caption says: its objects, the relations (of RELATIONS) of the first to the others, the position (of
-    POSITIONS) of a lone one."""
+    """The content of a caption: its objects, the relations (in RELATIONS) of the first to the others, the position (in
+    POSITIONS) of a single object."""
 
     things: tuple[Thing, ...]
     relations: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class Statement(NamedTuple):
 
 
 def numbered(words: Sequence[Sequence[str]]) -> dict[str, int]:
-    """{word: the number of what it names}."""
+    """{word: the index of its line}."""
     return {word: number for number, synonyms in enumerate(words) for word in synonyms}
 
 
@@ -90,7 +90,7 @@ THREE = re.compile(f"{_PREFIX}{_THING} {_RELATION} {_THING} and {_RELATION} {_TH
 
 
 def read_caption(text: str) -> Statement:
-    """What a caption says. Raises `UserError` for a text that is not of the grammar, such as one that was cut."""
+    """Parses a caption. Raises `UserError` for a text that does not follow the grammar, such as a truncated one."""
 
     def thing(size: str | None, colour: str, shape: str) -> Thing:
         return Thing(WORDS["shape"][shape], WORDS["colour"][colour], None if size is None else WORDS["size"][size])
@@ -114,8 +114,9 @@ def read_caption(text: str) -> Statement:
 
 
 def pair_of(texts: Sequence[str]) -> np.ndarray:
-    """The pair of shape and colour of each caption of a lone object, int (n,), as `jgen.data.shapes.pair_names` numbers
-    them; -1 for captions of several objects. Raises `UserError` for a text that is no caption of the set."""
+    """The pair of shape and colour in each caption of a single object, int (n,), as numbered by
+    `jgen.data.shapes.pair_names`; -1 for captions of several objects. Raises `UserError` for a text that is not a
+    caption of the set."""
     things = [read_caption(text).things for text in texts]
     pairs = [each[0].shape * len(COLOURS) + each[0].colour if len(each) == 1 else -1 for each in things]
     return np.array(pairs, int)
@@ -136,11 +137,11 @@ def read_chunk(images: np.ndarray) -> list[list[Thing]]:
     tints = PALETTE - BACKGROUND
     lengths = np.linalg.norm(tints, axis=1)
     along = (images.astype(np.float32) - BACKGROUND) @ (tints / lengths[:, None] ** 2).T.astype(np.float32)
-    nearest = np.argmax(along, axis=-1)  # tints are of one length
+    nearest = np.argmax(along, axis=-1)  # tints have equal norms
     amount = np.clip(np.take_along_axis(along, nearest[..., None], -1)[..., 0], 0.0, 1.0)
     planes = (nearest[:, None] == np.arange(len(COLOURS))[None, :, None, None]) & (amount > LEAST)[:, None]
     neighbours = np.zeros((3, 3, 3, 3), bool)
-    neighbours[1, 1] = True  # pixels of one picture and one colour
+    neighbours[1, 1] = True  # connects pixels of the same picture and colour only
     labels, number = ndimage.label(planes, neighbours)
     boxes = ndimage.find_objects(labels)
     things: list[list[Thing]] = [[] for _ in range(n)]
@@ -151,7 +152,7 @@ def read_chunk(images: np.ndarray) -> list[list[Thing]]:
     for i, (_, _, *box) in enumerate(boxes):
         picture, colour = places[i]
         rows, columns = (slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-        # An edge's faintest pixels are next to the object's; they are of any direction, by noise.
+        # The faintest edge pixels adjoin the object's pixels; noise may give them any direction.
         own = ndimage.binary_dilation(labels[picture, colour, rows, columns] == i + 1, np.ones((3, 3), bool))
         masks[i, rows, columns] = own * np.clip(along[picture, rows, columns, colour], 0.0, 1.0)
     for picture, thing in zip(places[:, 0].tolist(), recognise(masks, places[:, 1])):
@@ -161,7 +162,7 @@ def read_chunk(images: np.ndarray) -> list[list[Thing]]:
 
 
 def recognise(masks: np.ndarray, colours: np.ndarray) -> list[Thing | None]:
-    """The objects that cover pixels as `masks`, (m, S, S) in [0, 1], say; None for a speck."""
+    """The objects with pixel coverages `masks`, (m, S, S) in [0, 1]; None for a speck."""
     size = masks.shape[1]
     unit = SIDE / size
     area = masks.sum((1, 2))
@@ -183,14 +184,14 @@ def recognise(masks: np.ndarray, colours: np.ndarray) -> list[Thing | None]:
 
 
 def relation_of(one: Thing, other: Thing) -> int:
-    """The relation, of RELATIONS, of one object to another: along the axis on which they are further apart."""
+    """The relation, in RELATIONS, of one object to another, along the axis on which they are further apart."""
     assert one.centre is not None and other.centre is not None
     y, x = other.centre[0] - one.centre[0], other.centre[1] - one.centre[1]
     return int(y < 0) if abs(y) > abs(x) else 2 + int(x < 0)
 
 
 def position_of(thing: Thing) -> int:
-    """The position of an object in the picture, of POSITIONS."""
+    """The position of an object in the picture, in POSITIONS."""
     assert thing.centre is not None
     y, x = thing.centre[0] - SIDE / 2, thing.centre[1] - SIDE / 2
     if max(abs(y), abs(x)) < MIDDLE:
@@ -203,7 +204,7 @@ def is_like(described: Thing, shown: Thing) -> bool:
 
 
 def shows(picture: Sequence[Thing], statement: Statement) -> tuple[bool, bool]:
-    """(whether the picture has the statement's objects and no others, whether they also stand where it says)."""
+    """(whether the picture has exactly the statement's objects, whether their positions also agree with it)."""
     things = statement.things
     if len(picture) != len(things):
         return False, False
@@ -219,8 +220,8 @@ def shows(picture: Sequence[Thing], statement: Statement) -> tuple[bool, bool]:
 
 
 def attributes(picture: Sequence[Thing], statement: Statement) -> tuple[float, float, float]:
-    """The shares of the statement's objects whose shape, whose colour and whose size, where it is named, the picture's
-    objects have, these in the order in which they have most; NaN where there are more or fewer objects."""
+    """The fractions of the statement's objects whose shape, colour and size (if named) match the picture's objects,
+    under the best assignment of the objects; NaN if their numbers differ."""
     things = statement.things
     if len(picture) != len(things):
         return math.nan, math.nan, math.nan
@@ -235,17 +236,17 @@ def attributes(picture: Sequence[Thing], statement: Statement) -> tuple[float, f
 
 
 def judge(texts: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of pictures by the captions that they were asked for with: float (n,), of which the mean is a share.
+    """Scores of how well pictures match their captions: {name: float (n,)}; the mean of each is a fraction.
 
     Args:
       images: uint8 (n, S, S, 3), 0 .. 255.
     Returns:
-      aligned: 1 where every object, size, relation and position that the caption names is in the picture, and no other
-        object is; aligned_1 to aligned_3: the same of captions of so many objects, NaN of others; number: 1 where there
-        are as many objects; objects: 1 where they have the shapes, colours and sizes that the caption names; shapes,
-        colours, sizes: where there are as many objects, the share of them that has each, else NaN: see `attributes`.
+      aligned: 1 if the picture has every object, size, relation and position that the caption names, and no other
+        object; aligned_1 to aligned_3: the same for captions of one to three objects, NaN for others; number: 1 if the
+        number of objects is right; objects: 1 if they have the shapes, colours and sizes that the caption names;
+        shapes, colours, sizes: see `attributes`.
     Raises:
-      UserError: a text that is no caption of the set.
+      UserError: a text that is not a caption of the set.
     """
     statements = [read_caption(text) for text in texts]
     pictures = read_pictures(images)

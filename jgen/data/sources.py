@@ -1,6 +1,6 @@
-"""What a source of images is: splits that fetch decoded images and the fields beside them by position.
+"""The interface of a source of images: splits that fetch decoded images and further fields by position.
 
-Nothing is cached here and nothing is split off. `tfds_sets` and `folders` make sources.
+Sources neither cache nor split the data. They are made by `tfds_sets`, `folders` and others.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from jgen.core.model import DataSpec
 
 MAX_THREADS = 16
-# (texts, uint8 images (n, H, W, C) in 0 .. 255) -> {score: float (n,)}: what of each text its image shows, "aligned" 1
-# where that is all of it; NaN where a score is not about the text.
+# (texts, uint8 images (n, H, W, C) in 0 .. 255) -> {score: float (n,)}: how well each image shows its text; "aligned"
+# is 1 if it shows all of it; NaN if a score does not apply to the text.
 Judge = Callable[[Sequence[str], np.ndarray], dict[str, np.ndarray]]
 
 
 class Subjects(NamedTuple):
-    """Classes that a set's texts name, by which a model that compares images with texts is asked what an image shows.
+    """Classes that a set's texts name, for zero-shot classification by a model that compares images with texts.
 
-    names: of the classes. prompts: texts with {} in place of a name. classify: (texts) -> the class of each text's
-    image, int (n,), -1 where it is of none.
+    names: the names of the classes. prompts: texts in which {} stands for a name. classify: (texts) -> the class of
+    each text's image, int (n,), -1 if it has none.
     """
 
     names: tuple[str, ...]
@@ -38,9 +38,9 @@ class Subjects(NamedTuple):
 class Records(NamedTuple):
     """The examples of one split.
 
-    num:   how many there are.
-    fetch: (positions) -> {"image": uint8 (n, H, W, C), <field>: array (n, ...)}; a text field is str objects.
-    texts: (field, positions) -> [str], a text field without the decoding of images; None where there are no texts.
+    num:   the number of examples.
+    fetch: (positions) -> {"image": uint8 (n, H, W, C), <field>: array (n, ...)}; a text field is an array of str.
+    texts: (field, positions) -> [str], a text field, without decoding images; None if there are no texts.
     """
 
     num: int
@@ -52,18 +52,18 @@ class Source(NamedTuple):
     """Named splits of one set.
 
     name:    for messages and for the cache.
-    version: the set's own; of a folder, that of its files.
-    files: changes when the files are written anew, by which a stale cache is recognised.
-    spec:    images of `levels` values, spread evenly over 0 .. 255, and the fields beside them, texts left out.
+    version: the set's version; for a folder, that of its files.
+    files:   changes when the files do, to detect a stale cache.
+    spec:    images of `levels` values, spread evenly over 0 .. 255, and further fields except texts.
     splits:  {"train": Records, ...}.
-    texts:   names of the fields that are text, whose arrays depend on a tokenizer.
-    tokens:  a hash of the tokenizers that made fields of texts; "" without any.
-    content: a hash of what is in the files as far as it is known without reading them, wherever they are; "" of sets
-             whose name and version say it.
-    judges: {text field: scores of whether images show its texts}.
-    subjects: {text field: what each text names}, of the fields whose texts name a class.
-    group:   how many examples in a row belong together, of every split: the letters of a font, whose classes are 0 ..
-             group - 1 in this order; 0 for none.
+    texts:   names of the text fields, whose arrays depend on a tokenizer.
+    tokens:  a hash of the tokenizers that were applied to text fields; "" without any.
+    content: a hash of the files' content, as far as it is known without reading them, independent of their location; ""
+             for sets that are identified by name and version.
+    judges:  {text field: function that scores whether images show their texts}.
+    subjects: {text field: `Subjects`}, for fields whose texts name a class.
+    group:   the number of consecutive examples that belong together in every split, such as the letters of a font,
+             whose classes are 0 .. group - 1 in this order; 0 for none.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Source(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Where jgen keeps what it derives: the environment's JGEN_CACHE, else ~/.cache/jgen."""
+    """The folder of jgen's cache: the environment's JGEN_CACHE, else ~/.cache/jgen."""
     return Path(os.environ.get("JGEN_CACHE") or "~/.cache/jgen").expanduser()
 
 
 def state_of(root: Path, files: list[Path]) -> str:
-    """A hash that changes when files below a folder are written anew, and when the folder is another."""
+    """A hash that depends on the folder and on the sizes and modification times of files below it."""
     state = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     return hashlib.sha256(repr((str(root.resolve()), state)).encode()).hexdigest()[:16]
 
@@ -105,11 +105,11 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def map_in_threads(function: Callable[[Any], Any], items: Iterable[Any], num: int = MAX_THREADS) -> list[Any]:
-    """[function(item), ...] in order, by at most `num` threads: for work that releases Python's lock, as decoding does.
-    In a decoding process of jgen/data/workers.py, without threads.
+    """[function(item), ...] in order, computed by at most `num` threads, for work that releases the GIL, such as
+    decoding; without threads in a decoding process of jgen/data/workers.py.
 
     Raises:
-      what `function` raised of the first item for which it did.
+      the exception of the first item for which `function` raised one.
     """
     workers = min(num, os.cpu_count() or 1) if multiprocessing.parent_process() is None else 1
     if workers <= 1:

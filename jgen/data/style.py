@@ -1,10 +1,10 @@
-"""Letters of an example's own font beside it: what a model of few-shot font generation sees of a style.
+"""Other letters of an example's font, which few-shot font generation models take as style references.
 
-A set of letters is two fields: `style`, uint8 (K, H, W, C), and `style_label`, int32 (K,), which letter each is. It may
-have fewer than K letters: the places after the last have the label `absent`, and pictures without meaning.
+They are two fields: `style`, uint8 (K, H, W, C), and `style_label`, int32 (K,), the class of each letter. There may be
+fewer than K letters: the remaining entries have the label `absent`, and undefined pictures.
 
-For an example the number k of letters is drawn so that p(k) = ln((k + 1) / k) / ln(K + 1), k = 1 .. K, about as often
-from 1 to 2 as from 3 to 6; then k letters, none of them its own.
+For each example the number k of letters is drawn from p(k) = ln((k + 1) / k) / ln(K + 1), k = 1 .. K, which makes 1 to
+2 letters as likely as 3 to 8; then k letters other than its own are drawn.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jgen.data.fonts import LETTERS
 from jgen.errors import require
 
 SIBLINGS = "siblings"  # all letters of an example's font, uint8 (B, letters, H, W, C), which `draw_style` chooses from
-ABSENT = "absent"  # the name of the label of a place without a letter
+ABSENT = "absent"  # the label's name of an entry without a letter
 
 
 def style_fields(most: int, image: ImageSpec) -> dict[str, ArraySpec]:
-    """The fields of at most so many letters. Raises `UserError` for as many as a font has, or more."""
+    """The specifications of the fields for at most this many letters. Raises `UserError` unless a font has more."""
     others = len(LETTERS) - 1
     require(most <= others, f"data.style is {most}: a font has {others} other letters")
     label = ArraySpec((most,), "int32", len(LETTERS) + 1, (*LETTERS, ABSENT))
@@ -33,14 +33,14 @@ def style_fields(most: int, image: ImageSpec) -> dict[str, ArraySpec]:
 
 
 def draw_style(keys: jax.Array, siblings: jax.Array, label: jax.Array, most: int) -> Batch:
-    """The fields `style` and `style_label` of examples: one to `most` of their siblings, without themselves.
+    """Draws the fields `style` and `style_label` of examples: one to `most` of their siblings, without themselves.
 
     Args:
-      keys: (B,); siblings: uint8 (B, letters, H, W, C); label: (B,), which of them the example is.
+      keys: (B,); siblings: uint8 (B, letters, H, W, C); label: (B,), the index of the example among them.
     """
     letters = siblings.shape[1]
     key_order, key_number = rng.split(keys, 2)
-    places = rng.uniform(key_order, (letters,)) + (jnp.arange(letters)[None] == label[:, None])  # itself comes last
+    places = rng.uniform(key_order, (letters,)) + (jnp.arange(letters)[None] == label[:, None])  # its own comes last
     order = jnp.argsort(places, axis=1)[:, :most].astype(jnp.int32)
     number = jnp.clip(jnp.floor((most + 1.0) ** rng.uniform(key_number, ())), 1, most)
     shown = jnp.arange(most)[None] < number[:, None]
@@ -50,12 +50,12 @@ def draw_style(keys: jax.Array, siblings: jax.Array, label: jax.Array, most: int
 
 
 def style_condition(pictures: Mapping[str, np.ndarray], fields: Mapping[str, ArraySpec]) -> dict[str, np.ndarray]:
-    """The fields `style` and `style_label` of pictures of letters, as one condition for all images.
+    """The fields `style` and `style_label` for pictures of letters, as one condition for all images.
 
     Args:
-      pictures: {letter: uint8 (H, W, C)}; fields: those of the data that a model was trained on.
+      pictures: {letter: uint8 (H, W, C)}; fields: those of the data that the model was trained on.
     Raises:
-      UserError: no pictures, more than the model takes, unlike sizes, or a character that no training font has.
+      UserError: no pictures, more than the model takes, other sizes, or a character that no training font has.
     """
     style, names = fields["style"], fields["style_label"].names
     most, shape = style.shape[0], style.shape[1:]

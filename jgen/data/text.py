@@ -1,8 +1,8 @@
-"""Text as tokens: the bytes of its UTF-8, or byte pairs merged by how often they stand together (BPE).
+"""Text as tokens: its UTF-8 bytes, or byte-pair encoding (BPE), which merges frequent pairs.
 
-Ids: 0 padding, 1 start, 2 end, 3 .. 258 the bytes 0 .. 255, and above these what each merge makes, in order (Sennrich,
-Haddow & Birch 2016, arXiv:1508.07909, on bytes as in GPT-2). A text is split into words, numbers and punctuation first,
-and no token crosses these.
+Ids: 0 padding, 1 start, 2 end, 3 .. 258 the bytes 0 .. 255, then the results of the merges, in order (Sennrich, Haddow
+& Birch 2016, arXiv:1508.07909, on bytes as in GPT-2). A text is first split into words, numbers and punctuation, and no
+token crosses these.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MIN_LENGTH = 3  # start, one token, end
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to `length` tokens and back. All that it depends on is here, so that a run can store it.
+    """Text to `length` tokens and back. These fields define it completely, so that a run can store it.
 
-    length: tokens of every text: start, what fits of the text, end, padding.
-    merges: pairs of ids, each of which makes the next id that is free; () for plain bytes.
+    length: tokens per text: start, the text as far as it fits, end, padding.
+    merges: pairs of ids, each of which is merged into the next free id; () for plain bytes.
     """
 
     length: int
@@ -47,17 +47,17 @@ class Tokenizer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a text's tokens."""
+        """The shape of a text's tokens."""
         return (self.length,)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the ids depend on."""
+        """SHA-256 of everything that the ids depend on."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
     def _pieces(self) -> list[bytes]:
-        """The bytes of each id; b"" of padding, start and end."""
+        """The bytes of each id; b"" for padding, start and end."""
         return [b""] * FIRST_BYTE + join_pairs([bytes([i]) for i in range(256)], self.merges)
 
     @cached_property
@@ -65,9 +65,9 @@ class Tokenizer:
         return make_library_tokenizer(self.merges)
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 (length,): start, the tokens of the text, as many as fit, end, padding."""
+        """int32 (length,): start, the tokens of the text as far as they fit, end, padding."""
         room = self.length - 2
-        data = text.encode("utf-8", "replace")  # lone surrogates, which UTF-8 does not have, become "?"
+        data = text.encode("utf-8", "replace")  # lone surrogates, invalid in UTF-8, become "?"
         if self.merges:
             ids = [i + FIRST_BYTE for i in self._library.encode(data.decode()).ids[:room]]
         else:
@@ -77,12 +77,12 @@ class Tokenizer:
         return tokens
 
     def left_out(self, text: str) -> str:
-        """The end of a text that does not fit into `length` tokens; "" where all fits."""
+        """The part of a text that does not fit into `length` tokens; "" if all fits."""
         encoded, whole = self.decode(self.encode(text)), text.encode("utf-8", "replace").decode()
         return whole[len(encoded) :]
 
     def decode(self, ids: Any) -> str:
-        """The text of tokens, up to the first end. What is cut within a character, or is no UTF-8, becomes U+FFFD.
+        """The text of tokens, up to the first end. Truncated characters and invalid UTF-8 become U+FFFD.
 
         Raises:
           UserError: an id that the tokenizer does not have.
@@ -112,7 +112,7 @@ class Tokenizer:
 
 
 def join_pairs(alphabet: list[Any], merges: Iterable[tuple[int, int]]) -> list[Any]:
-    """The alphabet followed by what each pair of ids makes, once where two pairs make the same."""
+    """The alphabet followed by the concatenation of each pair of ids; duplicates are added only once."""
     pieces, seen = list(alphabet), set(alphabet)
     for left, right in merges:
         piece = pieces[left - FIRST_BYTE] + pieces[right - FIRST_BYTE]
@@ -123,14 +123,14 @@ def join_pairs(alphabet: list[Any], merges: Iterable[tuple[int, int]]) -> list[A
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte in the library's byte-level BPE: printable ones for themselves."""
+    """The character that represents each byte in the library's byte-level BPE: printable ones represent themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 def import_tokenizers() -> Any:
-    """The `tokenizers` module. Raises `UserError` where it is not installed."""
+    """The `tokenizers` module. Raises `UserError` if it is not installed."""
     try:
         import tokenizers
     except ImportError as error:
@@ -140,7 +140,7 @@ def import_tokenizers() -> Any:
 
 
 def make_library_tokenizer(merges: Iterable[tuple[int, int]]) -> Any:
-    """The library's tokenizer with these merges; its ids are this module's less `FIRST_BYTE`."""
+    """The library's tokenizer with these merges; its ids are this module's ids minus `FIRST_BYTE`."""
     library = import_tokenizers()
     merges = tuple(merges)
     pieces = join_pairs(byte_characters(), merges)
@@ -152,9 +152,9 @@ def make_library_tokenizer(merges: Iterable[tuple[int, int]]) -> Any:
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
-    """A tokenizer of at most `vocabulary` ids whose merges are the commonest in `texts`; the same for the same texts.
+    """Trains a tokenizer of at most `vocabulary` ids by merging the most frequent pairs in `texts`, deterministically.
 
-    Pairs that stand together only once are not merged, so that few texts make fewer ids.
+    Pairs that occur only once are not merged, so that few texts give fewer ids.
     """
     library = import_tokenizers()
     characters = byte_characters()
@@ -175,7 +175,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
 
 
 def save_tokenizers(path: Path, tokenizers: Mapping[str, AnyTokenizer]) -> None:
-    """Writes the tokenizers of a data set's fields as one JSON file. Raises `UserError` when it cannot."""
+    """Writes the tokenizers of a data set's fields to one JSON file. Raises `UserError` if that fails."""
     saved = {field: json.loads(tokenizer.to_json()) for field, tokenizer in sorted(tokenizers.items())}
     with written_whole(path) as aside, open(aside, "w") as file:
         file.write(json.dumps(saved) + "\n")
@@ -184,7 +184,7 @@ def save_tokenizers(path: Path, tokenizers: Mapping[str, AnyTokenizer]) -> None:
 
 
 def load_tokenizers(path: Path) -> dict[str, AnyTokenizer]:
-    """{field: tokenizer} that `save_tokenizers` wrote; {} where there is no file. Raises `UserError` for damage."""
+    """{field: tokenizer} that `save_tokenizers` wrote; {} if there is no file. Raises `UserError` if it is damaged."""
     if not path.exists():
         return {}
     try:
@@ -195,5 +195,5 @@ def load_tokenizers(path: Path) -> dict[str, AnyTokenizer]:
 
 
 def kind_of(saved: Mapping[str, Any]) -> type[Tokenizer] | type[ClipTokenizer]:
-    """The class of a tokenizer that was saved."""
+    """The class of a saved tokenizer."""
     return ClipTokenizer if saved.get("kind") == KIND else Tokenizer

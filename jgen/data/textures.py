@@ -3,9 +3,9 @@
 texture:FILE     any picture file
 texture:NAME     brick, grass or gravel: grey pictures of 512x512 in scikit-image, all of them CC0 (public domain)
 
-The squares have sides of `size` pixels, or, with 0, of half the picture's shorter side, rounded down to a multiple of
-32 where that is possible; they are taken row by row from the top left corner, and what is left over at the right and at
-the bottom is not used. The last tenth, one at least, is the test split.
+The side of the squares is `size` pixels, or, if that is 0, half the picture's shorter side, rounded down to a multiple
+of 32 if possible. They are taken row by row from the top left corner; the rest at the right and at the bottom is not
+used. The last tenth of them, at least one, is the test split.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from jgen.data.image_files import read_header, read_picture
 from jgen.data.sources import Records, Source
 from jgen.errors import UserError, require
 
-MULTIPLE = 32  # of the sides of squares that are chosen by the picture's size
+MULTIPLE = 32  # default sides are multiples of this
 
 
 def texture_source(name: str, config: Config) -> Source:
-    """The picture that a name or a path stands for, as a set of squares.
+    """The picture with this name or path, as a set of squares.
 
     Raises:
-      UserError: no such picture, or one of which two squares cannot be cut: one to learn from, and one to test with.
+      UserError: no such picture, or one that is too small for two squares, one for training and one for testing.
     """
     picture = named_picture(name) if name in TEXTURES else file_picture(name, config.background)
     height, width, channels = picture.shape
@@ -52,13 +52,13 @@ def texture_source(name: str, config: Config) -> Source:
 
 
 def default_size(side: int) -> int:
-    """The side of the squares of a picture whose shorter side this is."""
+    """The default side of squares, for a picture with this shorter side."""
     half = side // 2
     return max(half // MULTIPLE * MULTIPLE, min(half, MULTIPLE), 1)
 
 
 def file_picture(path: str, background: str) -> np.ndarray:
-    """The pixels of a picture file, uint8 (H, W, 1 or 3). Raises `UserError` for a file that is no picture."""
+    """The pixels of a picture file, uint8 (H, W, 1 or 3). Raises `UserError` for a file that is not a picture."""
     file = Path(path).expanduser()
     known = f"it must be a picture file, or one of {', '.join(TEXTURES)}"
     require(path != "" and file.is_file(), f"there is no texture {path!r}: {known}")
@@ -66,7 +66,7 @@ def file_picture(path: str, background: str) -> np.ndarray:
 
 
 def named_picture(name: str) -> np.ndarray:
-    """A picture of scikit-image, uint8 (512, 512, 1). Raises `UserError` where that is not installed."""
+    """A picture of scikit-image, uint8 (512, 512, 1). Raises `UserError` if that is not installed."""
     try:
         from skimage import data
     except ImportError as error:

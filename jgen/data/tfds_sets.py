@@ -19,12 +19,12 @@ from jgen.data.sources import MAX_THREADS, Records, Source, cache_dir, fit, map_
 from jgen.errors import UserError, require
 
 PUBLISHED_BINARY = "binarized_mnist"  # stores 0 and 1; read here as 0 and 255
-LEVELS = {"digits": 17, PUBLISHED_BINARY: 2}  # values that a pixel takes, of sets where they are not 256
+LEVELS = {"digits": 17, PUBLISHED_BINARY: 2}  # number of pixel values, for sets where it is not 256
 SMALL = 1 << 14  # bytes; smaller images decode faster in one thread than in several
 
 
 def tfds_dir(config_dir: str) -> Path:
-    """Where TFDS sets are: `config_dir`, else the environment's TFDS_DATA_DIR, else TFDS's own default."""
+    """The folder of TFDS sets: `config_dir`, else the environment's TFDS_DATA_DIR, else TFDS's own default."""
     return Path(config_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
 
 
@@ -37,21 +37,21 @@ def digits_builder() -> Any:
     options = {"data_dir": str(folder), "file_format": "array_record"}
     try:
         builder = Digits(**options)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, which this is not
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would announce a download
             builder.download_and_prepare()
-    except Exception as error:  # those that write records raise their own of a full disk
+    except Exception as error:  # writers of records raise their own types for a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         cannot = f"cannot write the cache folder {folder}: {reason}; set JGEN_CACHE to another"
         try:
             builder = Digits(**options)
         except Exception as again:
             raise UserError(cannot) from again
-        require(Path(builder.data_dir).is_dir(), cannot)  # where it is there nevertheless, another was faster
+        require(Path(builder.data_dir).is_dir(), cannot)  # if it exists, another process finished first
     return builder
 
 
 def check_format(name: str, folder: Path, error: Exception) -> None:
-    """Raises `UserError` if TFDS's message is that the set is there in another file format, such as its default."""
+    """Raises `UserError` if TFDS's message says that the set exists in another file format, such as its default."""
     match = re.search(r"(?:already set to (?:FileFormat\.)?|file formats in the DatasetInfo: \[')(\w+)", str(error))
     if match:
         raise UserError(
@@ -61,7 +61,7 @@ def check_format(name: str, folder: Path, error: Exception) -> None:
 
 
 def prepared_builder(name: str, folder: Path) -> Any:
-    """The builder of a TFDS set that is prepared as ArrayRecord in `folder`. Raises `UserError` where it is not."""
+    """The builder of a TFDS set prepared as ArrayRecord in `folder`. Raises `UserError` if it is not prepared."""
     tfds = import_tfds()
     how = f"run `python -m jgen.data.prepare {name}`, or set --data.dir or TFDS_DATA_DIR to where it is"
     try:
@@ -80,7 +80,7 @@ def tfds_source(builder: Any, config: Config) -> Source:
     """A prepared TFDS set whose examples have an `image`, with its class `label` if it has one and `config.fields`.
 
     Raises:
-      UserError: no uint8 images, images of many sizes without `data.size`, fields that are not there or cannot be had.
+      UserError: no uint8 images, images of different sizes without `data.size`, or unknown or unsupported fields.
     """
     features = builder.info.features
     require("image" in features, f"data set {builder.name!r} has no images: its features are {list(features)}")
@@ -88,7 +88,7 @@ def tfds_source(builder: Any, config: Config) -> Source:
     require(kind == np.uint8, f"data set {builder.name!r} has images of {kind}: jgen is about uint8")
     size, shape = config.size, tuple(features["image"].shape)
     require(size > 0 or None not in shape, f"data set {builder.name!r} has images of many sizes: set --data.size")
-    resized = size > 0 and shape[:2] != (size, size)  # which makes values between those that there were
+    resized = size > 0 and shape[:2] != (size, size)  # resizing makes intermediate values
     levels = 256 if resized else LEVELS.get(builder.name, 256)
     if size:
         shape = (size, size, shape[2] or 3)
@@ -118,7 +118,7 @@ def split_records(builder: Any, split: str, fields: Mapping[str, Feature], size:
     num_threads = 1 if None not in shape and np.prod(shape) < SMALL else min(MAX_THREADS, os.cpu_count() or 1)
 
     all_names = ("image", *fields)
-    # Of what is read at once, made before: processes that decode get a copy of it.
+    # For the usual reads, made in advance, since decoding processes get a copy.
     parsers = {
         names: subset(features, [path for n in names for path in (fields[n].paths if n in fields else [("image",)])])
         for names in (all_names, *((name,) for name, field in fields.items() if field.spec is None))
@@ -133,7 +133,7 @@ def split_records(builder: Any, split: str, fields: Mapping[str, Feature], size:
                 for name in names:
                     value = fields[name].read(example) if name in fields else fit(example["image"], size)
                     columns[name].append(value)
-        except Exception as error:  # of many kinds, by what decodes
+        except Exception as error:  # of many types, depending on the decoder
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"data set {builder.name!r} in {builder.data_dir} cannot be read: {reason}") from error
         return columns

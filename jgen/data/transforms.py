@@ -1,6 +1,6 @@
-"""What is done to a batch on the device: flips, binarisation, fewer levels, small copies, letters of the same font.
+"""Transforms of a batch on the device: flips, binarisation, quantisation, low-resolution copies, style letters.
 
-Randomness is per example.
+All randomness is per example.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jgen.data.config import Config
 from jgen.data.style import SIBLINGS, draw_style, style_fields
 from jgen.errors import require
 
-STATIC_SEED = 0x62696E  # of the static binarisation: part of the data, and not the seed of a run
+STATIC_SEED = 0x62696E  # seed of static binarisation: part of the data, independent of the run's seed
 Transform = Callable[[jax.Array, Batch], Batch]
 
 
@@ -24,7 +24,7 @@ def added_fields(config: Config, image: ImageSpec) -> dict[str, ArraySpec]:
     """The fields that `make_transform` adds to a batch of such images.
 
     Raises:
-      UserError: images whose sides `low_resolution` does not divide, or more letters of a style than there are.
+      UserError: image sides that are not multiples of `low_resolution`, or more style letters than there are.
     """
     factor = config.low_resolution
     added = style_fields(config.style, image) if config.style else {}
@@ -39,13 +39,12 @@ def added_fields(config: Config, image: ImageSpec) -> dict[str, ArraySpec]:
 
 
 def make_transform(config: Config, spec: DataSpec, train: bool) -> Transform:
-    """(keys (B,), batch as a `Split` fetches it) -> batch as `spec` says; flips only where `train`.
+    """(keys (B,), batch as fetched by a `Split`) -> batch that matches `spec`; flips only if `train`.
 
-    Images 0 .. 255 become 0 .. levels - 1, the fields of `added_fields` are added, and all other fields stay as they
-    are.
+    Images 0 .. 255 become 0 .. levels - 1, the fields of `added_fields` are added, and all other fields are unchanged.
 
     Args:
-      spec: that of the data set, whose images have 2 levels where pixels are binarised.
+      spec: the specification of the data set; with binarisation its images have 2 levels.
     """
     levels = spec.image.levels
     added = added_fields(config, spec.image)
@@ -84,5 +83,5 @@ def shrink(image: jax.Array, factor: int) -> jax.Array:
 
 
 def draw_binary(keys: jax.Array, image: jax.Array) -> jax.Array:
-    """Pixels that are 1 with probability x / 255 (Salakhutdinov & Murray 2008)."""
+    """Draws binary pixels that are 1 with probability x / 255 (Salakhutdinov & Murray 2008)."""
     return (rng.uniform(keys, image.shape[1:]) * 255.0 < image.astype(jnp.float32)).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Processes that decode the batches of a streamed set ahead of time, by Grain."""
+"""Processes that prefetch and decode the batches of a streamed set, using Grain."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def decoded_by_workers(fetch: Callable[[int], Batch], start: int, stop: int, num
     """fetch(start), ..., fetch(stop - 1), in this order, computed by `num` processes.
 
     Args:
-      fetch: step -> batch; it is pickled with all that it refers to, and called in the processes.
+      fetch: step -> batch; it is pickled with everything that it references, and called in the processes.
     Raises:
-      UserError: what `fetch` raised in a process, or without the package grain.
+      UserError: raised by `fetch` in a process, or the package grain is not installed.
     """
     grain = import_grain()
 
     def attempt(step: int) -> Batch | UserError:
         try:
             return fetch(step)
-        except UserError as error:  # as a value: Grain gives exceptions other names on their way
+        except UserError as error:  # returned as a value, since Grain changes the types of exceptions
             return error
 
-    # Worker i computes steps start + i, start + i + num, ...: which process decodes a batch changes nothing in it.
+    # Worker i computes steps start + i, start + i + num, ...; a batch does not depend on the process that decodes it.
     steps = grain.MapDataset.range(start, stop).map(attempt)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     processes = grain.MultiprocessingOptions(num_workers=num, per_worker_buffer_size=1)
     stream = steps.to_iter_dataset(read)
-    # Through pipes: arrays in shared memory would end with the last of Grain's references to them, not of ours.
+    # Through pipes: Grain frees arrays in shared memory with its last reference to them, not with ours.
     options = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     stream = grain.experimental.WithOptionsIterDataset(stream, options)
     batches = iter(stream.mp_prefetch(processes, worker_init_fn=prepare_worker))
@@ -49,7 +49,7 @@ def decoded_by_workers(fetch: Callable[[int], Batch], start: int, stop: int, num
 
 
 def import_grain() -> Any:
-    """The package grain. Raises `UserError` where it is not installed."""
+    """The package grain. Raises `UserError` if it is not installed."""
     try:
         import grain
         import grain.experimental
@@ -57,12 +57,12 @@ def import_grain() -> Any:
     except ImportError as error:
         raise UserError("train.data_workers needs the package grain: pip install grain") from error
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own, of a command line that is not absl's here
+        flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which jgen's command line does not parse
     return grain
 
 
 def prepare_worker(index: int, num: int) -> None:
-    """Leaves Ctrl-C to the process that trains, and ends when that one is gone, however it ended."""
+    """Ignores Ctrl-C, which the training process handles, and ends when that process has ended, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Confidence intervals by drawing again with replacement (Efron 1979)."""
+"""Confidence intervals by resampling with replacement: the bootstrap (Efron 1979)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from jgen.core.progress import progress_bar
 
 PATIENCE = 2.0  # seconds after which progress is shown
-OF_A_CLASS = 10  # samples of a class from which it is drawn again by itself: of n, the spread is too small by 1 / (2 n)
+OF_A_CLASS = 10  # least samples per class to resample within classes; for n of them the spread is 1 / (2 n) too small
 Z = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Interval(NamedTuple):
-    """A value and its interval at 95 %."""
+    """A value and its 95 % interval."""
 
     value: float
     low: float
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def groups(classes: np.ndarray | None, num: int) -> list[np.ndarray]:
-    """Indices 0 .. num - 1 by class, for resampling within each class; in one group where a class has too few."""
+    """Indices 0 .. num - 1 by class, for resampling within classes; one group if a class has too few."""
     if classes is not None:
         by_class = [np.flatnonzero(classes == c) for c in np.unique(classes)]
         if min(map(len, by_class)) >= OF_A_CLASS:
@@ -40,15 +40,16 @@ def bootstrap(
     most: float = np.inf,
     classes: np.ndarray | None = None,
 ) -> Interval:
-    """The statistic of samples, each (n, ...), with a normal interval from its spread over resampled samples.
+    """A statistic of samples, each (n, ...), with a normal interval from its spread over resampled samples.
 
-    The interval is centred on the value itself: resampling repeats images, which increases every distance, so that the
-    resampled values are biased.
+    The interval is centred on the statistic itself, since the resampled values are biased: resampling repeats images,
+    which increases every distance.
 
     Args:
-      most: the statistic's largest value; its smallest is 0.
-      classes: of the first samples (n,), where the number of samples in each class was fixed: resampling is then within
-        classes. (Over all, it would add the variation of these numbers, which is most of the spread of good samples.)
+      most: the statistic's largest possible value; the smallest is 0.
+      classes: (n,), of the first array of samples, if the number of samples in each class was fixed: they are then
+        resampled within classes. (Otherwise the spread would include the variation of these numbers, which for good
+        samples is most of it.)
     """
     rng, value = np.random.default_rng(seed), statistic(*samples)
     again = progress_bar(range(rounds), desc="bootstrap", unit="round", delay=PATIENCE, leave=False)

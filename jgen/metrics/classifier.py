@@ -1,8 +1,8 @@
-"""A small classifier of a data set, trained once and cached: it tells the classes of samples.
+"""A small classifier of a data set, trained once and cached, which predicts the classes of samples.
 
-Convolutions, ReLU and maximum pooling, a hidden layer, a softmax; Adam with a falling learning rate, images shifted at
-random. Weights trained on another machine differ, so that the name carries their hash; the project's
-own are in configs/classifiers/.
+Convolutions, ReLU and max pooling, a hidden layer, a softmax; trained by Adam with a decaying learning rate on randomly
+shifted images. Weights trained on another machine differ, so the name contains their hash; the published ones are in
+configs/classifiers/.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from jgen.metrics.bootstrap import bootstrap
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is built and trained."""
+    """Architecture and training of a classifier."""
 
     widths: tuple[int, ...] = (32, 64)
-    """Channels of each level, two convolutions a level, each level half as high and wide as the one before."""
+    """Channels of each level, which has two convolutions, and half the height and width of the level before."""
     features: int = 128
     """Width of the hidden layer: the features."""
     epochs: int = 5
     """Passes over the training split."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
     learning_rate: float = 2e-3
-    """Adam's first step size; it falls to zero along a cosine."""
+    """Adam's initial learning rate, with a cosine decay to zero."""
     shift: int = 2
-    """Images are shifted by up to so many pixels along each axis."""
+    """Largest random shift of images along each axis, in pixels."""
     seed: int = 0
-    """Seed of weights, shifts and the order of data."""
+    """Seed of weights, shifts and data order."""
 
 
 class Network(nn.Module):
@@ -73,7 +73,7 @@ class Network(nn.Module):
 class Classifier(NamedTuple):
     """A trained classifier.
 
-    name: "<data>-<hash of the weights>"; accuracy: on the data's test split, None where that has no labels.
+    name: "<data>-<hash of the weights>"; accuracy: on the data's test split, None if it has no labels.
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, F), maps (n, h, w, W), logits (n, K)), float32.
     """
 
@@ -86,11 +86,11 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
     """The classifier of a data set: from a folder of published ones, from the cache, or trained now.
 
     Args:
-      dataset: with classes. What is read are its images as they are shown, 0 .. 255, whatever its levels.
-      published: a folder of classifiers, named as in the cache; one of the same data and recipe is taken as it is, so
+      dataset: a data set with classes. Its images are scaled to 0 .. 255, whatever its levels.
+      published: a folder of classifiers, named as in the cache; one for the same data and recipe is used unchanged, so
         that distances are measured in the same features on every machine.
     Raises:
-      UserError: a set without classes, a published classifier that is damaged, or a cache that cannot be written.
+      UserError: a set without classes, a damaged published classifier, or a cache that cannot be written.
     """
     spec, num_classes = dataset.spec.image, dataset.spec.num_classes
     require(num_classes > 1, f"{dataset.name} has no classes: a classifier cannot be trained on it")
@@ -115,7 +115,7 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
                 save_arrays(aside, saved)
         return saved
 
-    saved = parallel.arrays_from_main(read_or_train)  # the same on all, also where caches are not shared
+    saved = parallel.arrays_from_main(read_or_train)  # the same on all, even if caches are not shared
     arrays, accuracy = [saved[str(i)] for i in range(len(leaves))], float(saved["accuracy"])
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:8]
     run = evaluator(network, jax.tree.unflatten(structure, arrays))
@@ -123,19 +123,19 @@ def load(dataset: Dataset, recipe: Recipe, published: Path | None = None) -> Cla
 
 
 def evaluator(network: Network, params: Any, batch_size: int = 250) -> Callable[[np.ndarray], tuple]:
-    """The network over any number of images, in batches of one size."""
+    """The network as a function of any number of images, in batches of a fixed size."""
 
     @jax.jit
     def apply(images: Any) -> Any:
-        with jax.default_matmul_precision("highest"):  # features of one machine are compared with those of another
+        with jax.default_matmul_precision("highest"):  # features are compared between machines
             return network.apply({"params": params}, images)
 
     return partial(in_batches, apply, size=batch_size)
 
 
 def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """`apply`, a function of `size` images, over any number of them; the last batch is filled up with zeros. Processes
-    that work together divide the batches."""
+    """Applies `apply`, a function of `size` images, to any number of them; the last batch is padded with zeros.
+    Processes that work together divide the batches."""
     results = []
     number, num = parallel.processes()
     for start in range(0, len(images), size * num):
@@ -147,7 +147,7 @@ def in_batches(apply: Callable[[np.ndarray], Any], images: np.ndarray, size: int
 
 
 def train(network: Network, dataset: Dataset, recipe: Recipe) -> tuple[Any, float]:
-    """(parameters, accuracy on the test split, NaN where that has no labels)."""
+    """(parameters, accuracy on the test split or NaN if it has no labels)."""
     split = dataset.splits["train"]
     steps = max(1, recipe.epochs * split.num // recipe.batch_size)
     key = jax.random.key(recipe.seed)
@@ -191,12 +191,12 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
 
 
 def label_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How well a classifier's logits (n, K) of conditional samples agree with the classes asked for (n,).
+    """How well a classifier's logits (n, K) of conditional samples agree with the classes (n,) they are conditioned on.
 
     Returns:
-      accuracy: the share classified as the class asked for, low and high its interval by resampling within classes;
-      by_class: that share by class; classes: how many of the K classes occur; balance: the entropy of the classes that
-      occur over that of the classes asked for, 1 where they are as even.
+      accuracy: the fraction classified as their condition; low, high: its interval, by resampling within classes;
+      by_class: the accuracy by class; classes: how many of the K classes are predicted; balance: the entropy of the
+      predicted classes divided by that of the conditions, 1 if they are equally uniform.
     Raises:
       UserError: classes that the classifier does not have.
     """

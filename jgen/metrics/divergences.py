@@ -1,10 +1,10 @@
-"""Divergences of known densities: of tables of probabilities exactly, of densities from their samples, with an error.
+"""Divergences of known distributions: exact for tables of probabilities, estimated from samples for densities.
 
     KL(p, q) = E_p log p/q;  JS = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2;  TV = 1/2 int |p - q|
     W1(p, q) = inf E |x - y| over couplings;  MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
-KL and JS in nats, W1 in the unit of x. Estimates from log-densities are (value, standard error), those from samples
-alone a value.
+KL and JS are in nats, W1 in the unit of x. Estimates from log-densities are (value, standard error); those from samples
+alone are a single value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_tables(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:
-    """Of tables; infinite where q is zero and p is not."""
+    """KL of tables; infinite if q is zero where p is not."""
     p, q = check_tables(p, q)
     if np.any((q == 0) & (p > 0)):
         return float("inf")
@@ -36,23 +36,23 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Of tables: 0 to log 2."""
+    """JS of tables: 0 to log 2."""
     p, q = check_tables(p, q)
     middle = (p + q) / 2
     return (kl(p, middle) + kl(q, middle)) / 2
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """Of tables: 0 to 1."""
+    """TV of tables: 0 to 1."""
     p, q = check_tables(p, q)
     return float(np.abs(p - q).sum() / 2)
 
 
 def wasserstein1(p: np.ndarray, q: np.ndarray, places: np.ndarray) -> float:
-    """Of tables (n,) over numbers `places` (n,): the area between their distribution functions.
+    """W1 of tables (n,) over numbers `places` (n,): the area between their cumulative distribution functions.
 
     Raises:
-      UserError: tables that are no probabilities, or places that are not one finite number an outcome.
+      UserError: tables that are not probabilities, or places that are not one finite number per outcome.
     """
     p, q = check_tables(p, q)
     at = np.asarray(places, np.float64)
@@ -71,26 +71,26 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def kl_estimate(log_p: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
-    """From log-densities (n,) at samples of p."""
+    """KL from log-densities (n,) at samples of p."""
     return mean_and_error(np.asarray(log_p, np.float64) - np.asarray(log_q, np.float64))
 
 
 def jensen_shannon_estimate(
     log_p_at_p: np.ndarray, log_q_at_p: np.ndarray, log_p_at_q: np.ndarray, log_q_at_q: np.ndarray
 ) -> tuple[float, float]:
-    """From log-densities (n,) at samples of p, and (m,) at samples of q."""
+    """JS from log-densities (n,) at samples of p, and (m,) at samples of q."""
     first = mean_and_error(log_p_at_p - np.logaddexp(log_p_at_p, log_q_at_p) + np.log(2))
     second = mean_and_error(log_q_at_q - np.logaddexp(log_p_at_q, log_q_at_q) + np.log(2))
     return (first[0] + second[0]) / 2, float(np.hypot(first[1], second[1]) / 2)
 
 
 def total_variation_estimate(log_p: np.ndarray, log_q: np.ndarray) -> tuple[float, float]:
-    """E_p max(0, 1 - q/p), from log-densities (n,) at samples of p."""
+    """TV = E_p max(0, 1 - q/p), from log-densities (n,) at samples of p."""
     return mean_and_error(np.clip(-np.expm1(np.minimum(np.asarray(log_q) - np.asarray(log_p), 0.0)), 0, None))
 
 
 def wasserstein1_estimate(x: np.ndarray, y: np.ndarray) -> float:
-    """From samples (n,) and (m,) of two distributions of numbers. Raises `UserError` for values that are not finite."""
+    """W1 from samples (n,) and (m,) of two distributions of numbers. Raises `UserError` for non-finite values."""
     x, y = (check_features(np.reshape(z, (-1, 1)), 1, "samples")[:, 0] for z in (x, y))
     both = np.concatenate([x, y])
     places, inverse = np.unique(both, return_inverse=True)
@@ -99,7 +99,7 @@ def wasserstein1_estimate(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def mmd2_estimate(x: np.ndarray, y: np.ndarray, bandwidth: float) -> float:
-    """Unbiased, from samples (n, D) and (m, D), with the kernel exp(-|x - y|^2 / (2 bandwidth^2))."""
+    """MMD^2, unbiased, from samples (n, D) and (m, D), with the kernel exp(-|x - y|^2 / (2 bandwidth^2))."""
     require(bandwidth > 0, f"bandwidth is {bandwidth}: it must be above zero")
     x, y = check_features(x, 2, "samples"), check_features(y, 2, "samples")
     require(x.shape[1] == y.shape[1], f"samples are {x.shape[1]} and {y.shape[1]} wide: they must be the same")

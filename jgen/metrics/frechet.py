@@ -2,8 +2,8 @@
 
     d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1^1/2 S2 S1^1/2)^1/2)
 
-It is called FID only where the features are the published Inception network's; of spatial features it is sFID
-(Nash et al. 2021, arXiv 2103.03841). It is biased upwards by few images: its N stands beside it.
+It is called FID only if the features are those of the published Inception network; with spatial features it is sFID
+(Nash et al. 2021, arXiv 2103.03841). It is biased upwards for few images, so the number of images is always reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(features: np.ndarray) -> Statistics:
-    """Of features (n, D).
+    """The statistics of features (n, D).
 
     Raises:
       UserError: fewer than two images, another number of axes, or features that are not finite.
@@ -37,7 +37,7 @@ def statistics(features: np.ndarray) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """Squared distance, as it is published. Covariances may be singular: their roots are taken of eigenvalues.
+    """The squared distance, as usually reported. Covariances may be singular: matrix roots are taken by eigenvalues.
 
     Raises:
       UserError: features of different widths.
@@ -61,9 +61,11 @@ def distance_to(a: Statistics) -> Callable[[Statistics], float]:
 
 
 def distance_of_features(a: Statistics) -> Callable[[np.ndarray], float]:
-    """The distance to `a` of features (n, D), the same as `frechet_distance`: where n < D from matrices of n by n.
+    """A function from features (n, D) to their distance from `a`, like `frechet_distance`; for n < D it uses n by n
+    matrices.
 
-    S1^1/2 S2 S1^1/2 has the eigenvalues other than 0 of X S1 X^T / (n - 1), X the centred features that S2 is of.
+    The non-zero eigenvalues of S1^1/2 S2 S1^1/2 are those of X S1 X^T / (n - 1), where X are the centred features whose
+    covariance is S2.
     """
     whole = distance_to(a)
 
@@ -82,10 +84,10 @@ def distance_of_features(a: Statistics) -> Callable[[np.ndarray], float]:
 
 
 def check_features(features: np.ndarray, fewest: int, what: str = "images") -> np.ndarray:
-    """Features (n, D) in float64.
+    """Returns features (n, D) in float64.
 
     Args:
-      what: names them in errors.
+      what: their name in error messages.
 
     Raises:
       UserError: fewer images than needed, another number of axes, or features that are not finite.

@@ -1,14 +1,14 @@
-"""The published Inception-v3 that Frechet Inception distances are defined by (Szegedy et al. 2015, arXiv 1512.00567).
+"""The published Inception-v3 that defines the Frechet Inception distance (Szegedy et al. 2015, arXiv 1512.00567).
 
-It is the network of December 2015 that Heusel et al. 2017 (arXiv 1706.08500) took, with 1,008 outputs, and differs from
-the textbook's: average pooling does not count the padding, the last block pools by maximum, batch normalisation adds
-1e-3. Images are resized as TensorFlow 1 did it (bilinear, corners at the origin, no antialiasing) to 299 x 299 and
-scaled to (x - 128) / 128.
+It is the network of December 2015 that Heusel et al. 2017 (arXiv 1706.08500) used, with 1,008 outputs. It differs from
+the usual one: average pooling does not count the padding, the last block uses max pooling, and the epsilon of batch
+normalisation is 1e-3. Images are resized to 299 x 299 as in TensorFlow 1 (bilinear, corners at the origin, no
+antialiasing) and scaled to (x - 128) / 128.
 
-The weights come from a file that the user gives, `.safetensors`, or `.pth`, which is read with `weights_only`, under
-the names of the PyTorch ports, such as `Mixed_5b.branch1x1.conv.weight`. A distance is called FID only where they are
-known to be the published ones: by the hash of the file that pytorch-fid and torch-fidelity hand out
-(pt_inception-2015-12-05-6726825d.pth), or in a copy of it that this makes, for machines without PyTorch:
+The weights come from a file given by the user, `.safetensors` or `.pth` (read with `weights_only`), with the names of
+the PyTorch ports, such as `Mixed_5b.branch1x1.conv.weight`. A distance is called FID only if they are known to be the
+published weights: by the hash of the file that pytorch-fid and torch-fidelity distribute
+(pt_inception-2015-12-05-6726825d.pth), or in a copy for machines without PyTorch, made by
 
     python -m jgen.metrics.inception pt_inception-2015-12-05-6726825d.pth inception.safetensors
 """
@@ -30,7 +30,7 @@ from jgen.core.files import written_whole
 from jgen.errors import UserError, exit_code, require
 
 SIZE, FEATURES, CLASSES, EPSILON = 299, 2048, 1008, 1e-3
-SPATIAL_CHANNELS = 7  # of Mixed_6d's first branch: sFID's features
+SPATIAL_CHANNELS = 7  # channels of Mixed_6d's first branch: sFID's features
 PUBLISHED = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # SHA-256 of the file
 Weights = dict[str, Any]
 Layer = Callable[..., Any]
@@ -50,7 +50,7 @@ def resize(images: Any) -> Any:
 
 
 def join(*parts: Any) -> Any:
-    """Channels one after another."""
+    """Concatenates along the channels."""
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -124,7 +124,7 @@ def max_pool(x: jax.Array, stride: int, padding: str) -> Any:
 
 
 def mean_pool(x: jax.Array) -> Any:
-    """3x3, over the pixels that there are: padding is not counted."""
+    """3x3 average pooling that does not count the padding."""
 
     def total(y: jax.Array) -> Any:
         return jax.lax.reduce_window(y, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
@@ -133,8 +133,8 @@ def mean_pool(x: jax.Array) -> Any:
 
 
 def apply(weights: Weights, images: Any) -> tuple[Any, Any, Any]:
-    """`network` with weights, of uint8 images (B, H, W, 1 or 3). The logits are without the bias, as the published
-    inception score takes them."""
+    """`network` with weights, on uint8 images (B, H, W, 1 or 3). The logits omit the bias, as in the published
+    inception score."""
 
     def layer(
         name: str, x: jax.Array, features: int, kernel: tuple = (1, 1), stride: int = 1, padding: str = "SAME"
@@ -152,7 +152,7 @@ def apply(weights: Weights, images: Any) -> tuple[Any, Any, Any]:
 
 
 def layout() -> dict[str, tuple[int, ...]]:
-    """{name: shape} of all weights, as PyTorch orders them."""
+    """{name: shape} of all weights, with PyTorch's axis order."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(
@@ -172,7 +172,7 @@ def layout() -> dict[str, tuple[int, ...]]:
 
 
 class Loaded(NamedTuple):
-    """weights: by name; hash: SHA-256 of them; published: whether they are known to be the published ones."""
+    """weights: {name: array}; hash: their SHA-256; published: whether they are known to be the published ones."""
 
     weights: Weights
     hash: str
@@ -180,10 +180,11 @@ class Loaded(NamedTuple):
 
 
 def load(path: str | Path) -> Loaded:
-    """The weights of a file.
+    """Loads the weights from a file.
 
     Raises:
-      UserError: no file, another kind of file, or weights of another network: names the first tensor that does not fit.
+      UserError: no file, another kind of file, or weights of another network (the first tensor that does not fit is
+        named).
     """
     path = Path(path)
     require(path.is_file(), f"there is no file {path}")
@@ -201,7 +202,7 @@ def load(path: str | Path) -> Loaded:
             tensors = {name: tensor.numpy() for name, tensor in torch.load(path, "cpu", weights_only=True).items()}
     except ImportError as error:
         raise UserError(f"{path} cannot be read without {error.name}: pip install {error.name}") from error
-    except Exception as error:  # whatever the two libraries raise of a file that is none
+    except Exception as error:  # the two libraries raise many types for an invalid file
         raise UserError(f"{path} is not a file of weights: {' '.join(str(error).split())[:200]}") from error
     weights = {}
     for name, shape in layout().items():
@@ -215,10 +216,10 @@ def load(path: str | Path) -> Loaded:
 
 
 def copy(source: str | Path, out: str | Path) -> None:
-    """Writes the published weights as .safetensors, which `load` knows again.
+    """Writes the published weights as .safetensors, which `load` recognises.
 
     Raises:
-      UserError: as `load` does, or a file that is not the published one.
+      UserError: as in `load`, or a file that is not the published one.
     """
     loaded = load(source)
     require(loaded.published, f"{source} is not the published file: its SHA-256 is not {PUBLISHED}")
@@ -230,7 +231,7 @@ def copy(source: str | Path, out: str | Path) -> None:
 
 
 def check(source: str | Path) -> None:
-    """Prints whether a file holds the published weights, or others like them. Raises `UserError` as `load` does."""
+    """Prints whether a file has the published weights, or others of this network. Raises `UserError` as in `load`."""
     print(f"{source}: {'the published' if load(source).published else 'not the published'} Inception network's weights")
 
 

@@ -2,7 +2,7 @@
 
 Kernel distance (KID; Binkowski et al. 2018, arXiv 1801.01401): the squared maximum mean discrepancy with the kernel
 (x y / D + 1)^3, unbiased, over all pairs. Inception score (Salimans et al. 2016, arXiv 1606.03498):
-exp(E KL(p(y | x) || p(y))), of any classifier.
+exp(E KL(p(y | x) || p(y))), for any classifier.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jgen.errors import require
 from jgen.metrics.bootstrap import groups
 from jgen.metrics.frechet import check_features
 
-MOST = 10_000  # images, real and generated each, over whose pairs the kernel is averaged
+MOST = 10_000  # most real, and most generated images, over whose pairs the kernel is averaged
 
 
 def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """(means over b for each of a, means over a for each of b) of the kernel, some rows at once."""
+    """(means over b for each of a, means over a for each of b) of the kernel, computed in blocks of rows."""
     over_b, over_a = np.empty(len(a)), np.zeros(len(b))
     for start in range(0, len(a), rows):
         values = (a[start : start + rows] @ b.T / a.shape[1] + 1) ** 3
@@ -29,11 +29,11 @@ def kernel_means(a: np.ndarray, b: np.ndarray, rows: int = 1000) -> tuple[np.nda
 
 
 def means_of_others(x: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
-    """Mean (n,) of the kernel of each of x (n, D) with the others.
+    """Mean (n,) of the kernel between each of x (n, D) and the others.
 
-    For independent draws that is the plain mean over all others. Where the number of samples in each class (n,) was
-    fixed, each class contributes in proportion to its number, and a row's own class by the mean over the others in it:
-    the plain mean has too few pairs of one class, and would be biased by (K - 1) / (K (n - 1)) of the difference
+    For independent draws it is the plain mean over all others. If the number of samples in each class (n,) was fixed,
+    each class contributes in proportion to its number, and a row's own class by the mean over its other samples. The
+    plain mean has too few pairs within a class, and would be biased by (K - 1) / (K (n - 1)) times the difference
     between the mean kernels within and between K classes.
     """
     itself, total = ((x * x).sum(axis=1) / x.shape[1] + 1) ** 3, np.zeros(len(x))
@@ -45,7 +45,7 @@ def means_of_others(x: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
 
 
 def variance(values: np.ndarray, classes: np.ndarray | None) -> float:
-    """n times the variance of the mean of `values` (n,); the variance within classes (n,), where their numbers are
+    """n times the variance of the mean of `values` (n,); only the variance within `classes` (n,) if their numbers are
     fixed."""
     parts = groups(classes, len(values))
     return sum(len(places) * float(np.var(values[places], ddof=1)) for places in parts) / len(values)
@@ -60,13 +60,13 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """(KID, its standard error) of features (n, D) and (m, D).
 
-    The mean over all pairs has the expectation of a mean over blocks, with less noise. Its error is that of the pairs'
-    means over one image (a U-statistic's projection; Hoeffding 1948), to first order in 1/n; for two samples of one
-    distribution, where that order vanishes, it is too large by a factor of 1.4.
+    The mean over all pairs has the same expectation as a mean over blocks, with less noise. Its standard error is that
+    of the per-image means (a U-statistic's projection; Hoeffding 1948), to first order in 1/n; if both distributions
+    are equal, where that order vanishes, it is too large by a factor of 1.4.
 
     Args:
-      most: the number of real or generated images to take at random where there are more.
-      classes: (n,) of `fake`, where the number of samples in each class was fixed.
+      most: the number of real or generated images to choose at random if there are more.
+      classes: (n,) of `fake`, if the number of samples in each class was fixed.
     Raises:
       UserError: fewer than four real or generated images, or features of different widths.
     """
@@ -85,12 +85,13 @@ def kernel_distance(
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int = 0) -> dict[str, Any]:
-    """From a classifier's logits (n, K), shuffled and split: at most K, and at most the images of a split.
+    """The inception score from a classifier's logits (n, K), which are shuffled and split. It is at most K, and at most
+    the number of images per split.
 
     Args:
-      splits: fewer where a split would have fewer than 50 images.
+      splits: the number of splits, reduced if a split would have fewer than 50 images.
     Returns:
-      value, spread: mean and standard deviation over splits; splits: how many.
+      value, spread: mean and standard deviation over splits; splits: their number.
     Raises:
       UserError: fewer than two images.
     """

@@ -1,7 +1,7 @@
-"""Mode collapse counted, on data whose modes are known (Srivastava et al. 2017, arXiv 1705.07761, section 4).
+"""Measures of mode collapse on data with known modes (Srivastava et al. 2017, arXiv 1705.07761, section 4).
 
-modes     how many of K modes have at least one sample
-quality   the part of samples that belong to a mode: of Gaussians, those within 3 standard deviations of its centre
+modes     the number of the K modes that have at least one sample
+quality   the fraction of samples that belong to a mode: for Gaussians, those within 3 standard deviations of its centre
 kl        KL of the samples' modes from the uniform distribution over all K, in nats: 0 to log K
 """
 
@@ -15,14 +15,14 @@ from jgen.errors import require
 from jgen.metrics.divergences import kl
 from jgen.metrics.neighbours import squared_distances
 
-NONE = -1  # the mode of a sample that belongs to none
+NONE = -1  # for a sample that belongs to no mode
 
 
 def nearest_modes(points: np.ndarray, centres: np.ndarray, std: float, within: float = 3.0) -> np.ndarray:
     """The mode of each point (n, D), int (n,): the nearest of the centres (K, D), or `NONE`.
 
     Args:
-      within: of how many standard deviations `std` a point may be away.
+      within: the largest distance of a point, in standard deviations `std`.
     """
     require(std > 0, f"std is {std}: it must be above zero")
     x, y = np.asarray(points, np.float64), np.asarray(centres, np.float64)
@@ -31,7 +31,7 @@ def nearest_modes(points: np.ndarray, centres: np.ndarray, std: float, within: f
 
 
 def mode_scores(modes: np.ndarray, num: int) -> dict[str, Any]:
-    """{"modes", "quality", "kl"} of samples from their modes, int (n,), out of `num`; kl is None if no sample has a
+    """{"modes", "quality", "kl"} for samples with these modes, int (n,), out of `num`; kl is None if no sample has a
     mode.
 
     Raises:

@@ -1,14 +1,14 @@
-"""What nearest neighbours tell: precision and recall, density and coverage, memorisation.
+"""Scores from nearest neighbours: precision and recall, density and coverage, memorisation.
 
-Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991): the part of samples inside the union of balls around
-real images that reach to their k-th neighbour, and the part of real images inside that of samples. Density and coverage
-(Naeem et al. 2020, arXiv 2002.09797): how many real balls a sample is in, over k, and the part of real balls that have
-a sample in them; a single outlier moves them little. All of them are of as many samples as real images, since balls
-shrink with numbers: of samples as good as real ones, 1,000 to 10,000 would have a coverage of 0.38, 1,000 to 1,000 of
-0.97.
+Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991) use a ball around each image that reaches to its k-th
+neighbour: precision is the fraction of samples inside any ball of a real image, recall the fraction of real images
+inside any ball of a sample. Density and coverage (Naeem et al. 2020, arXiv 2002.09797) are the mean number of real
+balls that a sample is in, divided by k, and the fraction of real balls that contain a sample; they are robust to single
+outliers. All use equally many samples and real images, since balls shrink as their number grows: for perfect samples,
+1,000 against 10,000 real images would have a coverage of 0.38, and 1,000 against 1,000 of 0.97.
 
-Memorisation (Meehan, Chaudhuri & Dasgupta 2020, arXiv 2004.05675, without its cells): whether samples lie nearer to the
-training images than unseen images do.
+Memorisation (Meehan, Chaudhuri & Dasgupta 2020, arXiv 2004.05675, without its cells): whether samples are nearer to the
+training images than unseen images are.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from jgen.errors import require
 from jgen.metrics.bootstrap import bootstrap
 from jgen.metrics.frechet import check_features
 
-AT_ONCE = 10_000_000  # entries of a distance matrix
-NEEDED = 6  # images; with fewer, there is no fifth neighbour
+AT_ONCE = 10_000_000  # most entries of a distance matrix
+NEEDED = 6  # least images: with fewer, there is no fifth neighbour
 
 
 class Scores(NamedTuple):
-    """precise, inside (n,): of each sample, whether it is in a real ball, and in how many, over k.
+    """precise, inside (n,): for each sample, whether it is in a real ball, and in how many, divided by k.
 
-    recalled, covered (m,): of each real image, whether it is in a sample's ball, and whether a sample is in its own.
+    recalled, covered (m,): for each real image, whether it is in a sample's ball, and whether its ball has a sample.
     """
 
     precise: np.ndarray
@@ -38,15 +38,15 @@ class Scores(NamedTuple):
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(n, D), (m, D) to (n, m)."""
+    """Squared distances (n, m) between the rows of (n, D) and (m, D)."""
     centre = y.mean(axis=0)
-    x, y = x - centre, y - centre  # products of large numbers lose the small distances
+    x, y = x - centre, y - centre  # products of large numbers would lose precision for small distances
     squares = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
     return np.clip(squares, 0, None)
 
 
 def blocks(n: int, m: int) -> list[slice]:
-    """The rows 0 .. n - 1, as many at once as a distance matrix of m columns may have."""
+    """Slices of the rows 0 .. n - 1, such that a distance matrix with m columns has at most `AT_ONCE` entries."""
     rows = max(1, AT_ONCE // m)
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
@@ -62,7 +62,8 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 5) -> Scores:
-    """Of features (n, D) and (m, D); `k` neighbours for precision and recall, `k_density` for density and coverage.
+    """Scores of features (n, D) against (m, D), with `k` neighbours for precision and recall, and `k_density` for
+    density and coverage.
 
     Raises:
       UserError: k or fewer real or generated images, or features of different widths.
@@ -85,14 +86,14 @@ def neighbours(fake: np.ndarray, real: np.ndarray, k: int = 3, k_density: int = 
 def neighbour_scores(
     fake: np.ndarray, real: np.ndarray, seed: int = 0, classes: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Precision, recall, density (0 upwards, 1 where samples lie like real images) and coverage.
+    """Precision, recall, density (not negative, 1 for perfect samples) and coverage.
 
     Args:
-      fake, real: features (n, D) and (m, D), of which min(n, m) each are taken at random.
-      classes: (n,) of `fake`, where the number of samples in each class was fixed (see `bootstrap`).
+      fake, real: features (n, D) and (m, D), of which min(n, m) each are chosen at random.
+      classes: (n,) of `fake`, if the number of samples in each class was fixed (see `bootstrap`).
     Returns:
-      neighbours_num: min(n, m); and {value, low, high} of each score, the interval by resampling the images that are
-      counted, with the balls fixed.
+      neighbours_num: min(n, m); and {value, low, high} of each score, with an interval from resampling the images that
+      are averaged over, with the balls fixed.
     Raises:
       UserError: fewer than six real or generated images, or features of different widths.
     """
@@ -113,20 +114,20 @@ def neighbour_scores(
 
 
 def equal_numbers(n: int, m: int, seed: int) -> list[np.ndarray]:
-    """Places among n and among m, as many of each as the smaller of them, taken at random."""
+    """Random indices into n and into m images, min(n, m) of each."""
     rng, size = np.random.default_rng(seed), min(n, m)
     return [np.sort(rng.permutation(one)[:size]) for one in (n, m)]
 
 
 def nearest_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance (n,) of each row of x (n, D) to the nearest of y (m, D). Raises `UserError` for other widths."""
+    """Distance (n,) of each row of x (n, D) to the nearest row of y (m, D). Raises `UserError` if D differs."""
     a, b = check_features(x, 1), check_features(y, 1)
     require(a.shape[1] == b.shape[1], f"features are {a.shape[1]} and {b.shape[1]} wide: they must be the same")
     return np.sqrt(np.concatenate([squared_distances(a[rows], b).min(axis=1) for rows in blocks(len(a), len(b))]))
 
 
 def below(x: np.ndarray, y: np.ndarray) -> float:
-    """P(a < b) + P(a = b) / 2 of a number a of x (n,) and one b of y (m,)."""
+    """P(a < b) + P(a = b) / 2 for random entries a of x (n,) and b of y (m,)."""
     order = np.sort(y)
     places = np.searchsorted(order, x, "left") + np.searchsorted(order, x, "right")
     return float(1 - places.mean() / (2 * len(order)))
@@ -135,15 +136,15 @@ def below(x: np.ndarray, y: np.ndarray) -> float:
 def memorisation(
     fake: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int = 0, classes: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Whether samples lie nearer to training images than unseen images do.
+    """Whether samples are nearer to training images than unseen images are.
 
     Args:
-      fake, train, test: features or pixels (n, D), of test as many as of fake at the most.
-      classes: (n,) of `fake`, where the number of samples in each class was fixed (see `bootstrap`).
+      fake, train, test: features or pixels (n, D); at most as many of test as of fake are used.
+      classes: (n,) of `fake`, if the number of samples in each class was fixed (see `bootstrap`).
     Returns:
       {value, low, high} of the probability that a sample is nearer to its nearest training image than a test image is
       to its own: one half for unseen images, 1 for copies, towards 0 for samples that are far from all images;
-      samples, test: the median distances; train_num, test_num: of how many images.
+      samples, test: the median distances; train_num, test_num: the numbers of images.
     Raises:
       UserError: features of different widths, or that are not finite.
     """

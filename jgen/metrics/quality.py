@@ -1,9 +1,9 @@
-"""How samples compare with real images: every distance of one feature network, with what it was measured on.
+"""Distances between samples and real images in the features of a network, with the protocol of the measurement.
 
-Real features are cached by the data's hash, the split, the number of images and the network's name, all of which stand
-beside the numbers.
+Real features are cached by the data's hash, the split, the number of images and the network's name, all of which are
+reported with the scores.
 
-Processes that work together divide the images that a network sees; the first has the features, and compares them.
+Processes that work together divide the computation of features; the first process gets them and compares.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from jgen.metrics.kernel import MOST, inception_score, kernel_distance
 from jgen.metrics.neighbours import NEEDED, memorisation, neighbour_scores
 from jgen.nn import efficientnet
 
-STORED_AT_ONCE = 1000  # images whose features go into one file while there are more to come
-FEWEST = 50  # samples below which no distance is given
-MOST_PLACES = 16  # rows and columns of a classifier's spatial features
+STORED_AT_ONCE = 1000  # images per file of intermediate features
+FEWEST = 50  # least samples for a distance
+MOST_PLACES = 16  # most rows and columns of a classifier's spatial features
 
 
 class FeatureNetwork(NamedTuple):
-    """name: "FID" of the published Inception network only, else "FD-<data, inception or efficientnet-lite0>-<hash>";
-    hash: of the weights.
+    """name: "FID" for the published Inception network only, else "FD-<data, inception or efficientnet-lite0>-<hash>";
+    hash: that of the weights.
 
     apply: uint8 images (n, H, W, C) in 0 .. 255 -> (features (n, D), spatial features (n, S), logits (n, K)), float32.
-    batch_size: images of a call, after each of which progress is shown.
+    batch_size: images per call, after which progress is shown.
     """
 
     name: str
@@ -53,8 +53,8 @@ class FeatureNetwork(NamedTuple):
 def of_classifier(classifier: Classifier) -> FeatureNetwork:
     """The classifier's hidden layer; its spatial features are the first channels of its last convolution.
 
-    Those of large images are averaged to 16x16 places at the most: a covariance of more features than images says
-    little, and takes hours.
+    For large images they are averaged to at most 16x16 positions: a covariance of more features than images would be
+    uninformative and take hours.
     """
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,14 +70,14 @@ def of_classifier(classifier: Classifier) -> FeatureNetwork:
 
 
 def of_inception(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
-    """The published network, from a file of its weights. Raises `UserError` as `inception.load` does."""
+    """The Inception network, from a file of its weights. Raises `UserError` as in `inception.load`."""
     weights, digest, published = inception.load(path)
     name = "FID" if published else f"FD-inception-{digest[:8]}"
     return of_weights(name, digest, inception.apply, weights, batch_size)
 
 
 def of_efficientnet(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
-    """EfficientNet-Lite0, from a file of its weights or "installed". Raises `UserError` as `efficientnet.load` does."""
+    """EfficientNet-Lite0, from a file of its weights or "installed". Raises `UserError` as in `efficientnet.load`."""
     weights, digest = efficientnet.load(path)
     return of_weights(f"FD-efficientnet-lite0-{digest[:8]}", digest, efficientnet.apply, weights, batch_size)
 
@@ -85,11 +85,11 @@ def of_efficientnet(path: str | Path, batch_size: int = 50) -> FeatureNetwork:
 def of_weights(
     name: str, digest: str, network: Callable[..., Any], weights: dict[str, Any], batch_size: int
 ) -> FeatureNetwork:
-    """A network, (weights, images) -> features, spatial features and logits, with weights of a file."""
+    """Makes a `FeatureNetwork` of (weights, images) -> features, spatial features and logits."""
 
     @jax.jit
     def run(weights: Any, images: Any) -> Any:
-        with jax.default_matmul_precision("highest"):  # as published: accelerators round otherwise
+        with jax.default_matmul_precision("highest"):  # as published: accelerators would round
             return network(weights, images)
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,8 +104,8 @@ Fetch = Callable[[int, int], np.ndarray]  # (start, stop) -> uint8 images start 
 
 
 def features_of(network: FeatureNetwork, num: int, fetch: Fetch, title: str, store: Path | None = None) -> Features:
-    """Features, spatial features and logits of `num` images, none where `features_of_each` gives none; shows slow
-    progress. `store`: as there."""
+    """Features, spatial features and logits of `num` images, empty where `features_of_each` returns []. Shows progress
+    if it is slow. `store`: as in `features_of_each`."""
     chunk = network.batch_size * max(1, STORED_AT_ONCE // network.batch_size)
     outputs, nothing = features_of_each([network.apply], num, fetch, title, chunk, store), np.zeros((0, 0), np.float32)
     features, spatial, logits = outputs[0] if outputs else (nothing,) * 3
@@ -121,11 +121,11 @@ def features_of_each(
     store: Path | None = None,
 ) -> list[tuple[np.ndarray, ...]]:
     """The outputs of several networks for `num` images, of which at most `chunk` are in memory at a time. Of processes
-    that work together the first has them, and the others have [].
+    that work together the first gets them, and the others get [].
 
     Args:
-      store: a folder for the outputs of each chunk, which are not computed again; the caller removes it. Nothing is
-        stored if there is one chunk only.
+      store: a folder for the outputs of each chunk, from which an interrupted call resumes; the caller removes it.
+        Nothing is stored if there is only one chunk.
     """
     main = parallel.is_main_process()
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in networks]
@@ -137,7 +137,7 @@ def features_of_each(
             if not parallel.from_main(saved is not None):
                 images = fetch(start, stop)
                 outputs = [apply(images) for apply in networks]
-                del images  # before more are made
+                del images  # before the next are made
                 saved = {f"{i}-{j}": x for i, output in enumerate(outputs) for j, x in enumerate(output)}
                 if path and main:
                     with written_whole(path, "; set JGEN_CACHE to another") as aside:
@@ -151,8 +151,8 @@ def features_of_each(
 
 
 class Real(NamedTuple):
-    """Features of the first `num` images of a split; spatial ones where they were asked for. Of processes that work
-    together, the first has them."""
+    """Features of the first `num` images of a split, with spatial ones if requested. Of processes that work together,
+    the first has them."""
 
     split: str
     num: int
@@ -169,22 +169,23 @@ def real_features(
     protocol: str,
     places: bool = True,
 ) -> Real:
-    """From the cache, or computed now.
+    """Features of real images, from the cache or computed now.
 
     Args:
-      num: the first images of the split; 0: all.
-      show: a batch of the split to uint8 images 0 .. 255, such as after binarisation; protocol: what it does, in words.
-      places: whether spatial features, of which there are many, are wanted.
+      num: the number of images, the first of the split; 0: all.
+      show: converts a batch of the split to uint8 images 0 .. 255, such as after binarisation; protocol: a description
+        of it, part of the cache key.
+      places: whether to include spatial features, which are large.
     Raises:
-      UserError: a split that the data lacks, or that has fewer images, or too few for any score, or a cache that cannot
-        be written.
+      UserError: a split that the data lacks, that has fewer images, or too few for any score, or a cache that cannot be
+        written.
     """
     require(split in dataset.splits, f"the data has no split {split}: it has {', '.join(dataset.splits)}")
     there = dataset.splits[split].num
     require(0 <= num <= there, f"{num} images were asked for: {split} of {dataset.name} has {there}")
     num = num or there
     require(num >= NEEDED, f"there are {num} real images of {split}: scores need at least {NEEDED}")
-    identity = (dataset.fingerprint, protocol, split, there, num)  # `there`: where a part was cut off
+    identity = (dataset.fingerprint, protocol, split, there, num)  # `there`: split sizes matter if splits were cut
     key = hashlib.sha256(repr((*identity, places, network.name, network.hash)).encode()).hexdigest()[:16]
     path = cache_dir() / "features" / f"{dataset.name}-{split}-{num}-{key}.npz"
     main = parallel.is_main_process()
@@ -201,12 +202,12 @@ def real_features(
             with written_whole(path, "; set JGEN_CACHE to another") as aside:
                 save_arrays(aside, saved)
             shutil.rmtree(store, ignore_errors=True)
-    saved = saved or {"features": np.zeros((0, 0), np.float32)}  # of a process that does not compare them
+    saved = saved or {"features": np.zeros((0, 0), np.float32)}  # in a process that does not compare them
     return Real(split, num, saved["features"], saved.get("spatial"))
 
 
 def check_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Samples as uint8 (n, H, W, C) of the data's shape. Raises `UserError` for another shape or type."""
+    """Returns samples as uint8 (n, H, W, C) of the data's shape. Raises `UserError` for another shape or type."""
     x = np.asarray(images)
     require(x.dtype == np.uint8, f"images are {x.dtype}: they must be uint8, 0 to 255")
     require(x.shape[1:] == tuple(shape), f"images have shape {x.shape[1:]}: the data has {tuple(shape)}")
@@ -225,13 +226,13 @@ def quality(
     """All distances of samples to real images, in the features of one network.
 
     Args:
-      samples: their features, as `features_of` gives them.
-      real: what the distances are to, with spatial features.
-      train, test: between which memorisation is judged; None leaves it out, and the scores of real images.
-      classes: (n,) of samples that were asked for by class, the number of each class being fixed.
+      samples: the result of `features_of` for the samples.
+      real: the real images to compare with, with spatial features.
+      train, test: the splits for memorisation; None omits it and the scores of real images.
+      classes: (n,) of samples that were conditioned on a class, with a fixed number of each class.
     Returns:
-      each score with its interval at 95 % by drawing the samples again (kernel distance: with its standard error), and
-      beside them the scores of real images (`reference`).
+      each score with its 95 % interval from resampling the samples (kernel distance: with its standard error), and the
+      scores of real images (`reference`).
     Raises:
       UserError: fewer samples than any distance needs.
     """
@@ -252,9 +253,9 @@ def quality(
         "num": num,
         "real": {"split": real.split, "num": real.num},
         "frechet_distance": frechet(features, real.features, 100),
-        "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # of many more features
+        "spatial_frechet_distance": frechet(spatial, real.spatial, 20),  # has many more features
         "kernel_distance": {"value": kid, "standard_error": kid_error, **sizes},
-        # Only of the published network is it called inception score.
+        # It is called inception score only for the published network.
         "inception_score" if network.name == "FID" else "classifier_score": inception_score(logits, seed=seed),
         **neighbour_scores(features, real.features, seed, classes),
     }
@@ -265,13 +266,13 @@ def quality(
 
 
 def reference(num: int, real: Real, train: Real, seed: int) -> dict[str, Any] | None:
-    """What the scores would be of real images in the samples' place: how good they can be on this data.
+    """The scores of real training images in place of the samples: the best values to expect on this data.
 
-    Finite numbers raise every distance, and a test split may not be quite like the training one. None where samples are
-    compared with the training images themselves.
+    Distances of finitely many images are positive, and a test split may differ slightly from the training split. None
+    if samples are compared with the training images themselves.
 
     Args:
-      num: samples; as many training images are taken at random, or all of them.
+      num: the number of samples; as many training images are chosen at random, or all of them.
     """
     if real.split == train.split:
         return None

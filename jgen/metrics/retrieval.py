@@ -1,4 +1,4 @@
-"""Retrieval: whether what belongs to a query is among the nearest, and zero-shot classification's accuracy."""
+"""Scores of retrieval (recall at k) and of zero-shot classification (accuracy by class)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ CHUNK = 500  # queries at a time
 
 
 def recall(queries: np.ndarray, keys: np.ndarray, belongs: np.ndarray, at: Sequence[int] = AT) -> dict[str, float]:
-    """The share of queries of which one of the k nearest keys, by the product, belongs to them: {"1": ..., "5": ...}.
+    """Recall at k, {"1": ..., "5": ...}: the fraction of queries with a matching key among the k of largest product.
 
     Args:
-      queries, keys: float (n, D); belongs: int (n,), the group of entry i of both, whose members belong together.
-      at: values of k, those above n left out.
+      queries, keys: float (n, D); belongs: int (n,), the group of entry i of both; entries of a group match.
+      at: values of k; those above n are omitted.
     """
     most = min(max(at), len(keys))
     hits = np.zeros((len(queries), most), bool)
@@ -27,6 +27,6 @@ def recall(queries: np.ndarray, keys: np.ndarray, belongs: np.ndarray, at: Seque
 
 
 def accuracy_by_class(scores: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """The share of images (n,) whose greatest score (n, classes) is their class's, for each class that there is."""
+    """For each class that occurs, the fraction of its images whose largest score (n, classes) is that of the class."""
     right = np.argmax(scores, axis=1) == labels
     return {names[c]: float(right[labels == c].mean()) for c in np.unique(labels)}

@@ -3,9 +3,9 @@
     SSIM(x, y) = (2 mu_x mu_y + C1) (2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1) (sigma_x^2 + sigma_y^2 + C2))   (eq. 13)
     C1 = (0.01 L)^2,  C2 = (0.03 L)^2,  L the range of pixels
 
-Means, variances and the covariance are weighted by a circular Gaussian of 11x11 pixels, standard deviation 1.5 and sum
-1 (equations 14 to 16), at every place where it fits into the image, and the similarity is the mean over these places: 1
-for equal images, -1 at the least.
+Means, variances and the covariance are weighted by a circular Gaussian of 11x11 pixels with standard deviation 1.5 and
+sum 1 (equations 14 to 16), at every position where it fits into the image. The similarity is the mean over these
+positions: 1 for equal images, at least -1.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def weights() -> np.ndarray:
 
 
 def weighted_means(x: np.ndarray) -> np.ndarray:
-    """(n, H, W) to (n, H - 10, W - 10), the weighted mean in each place of the window."""
+    """(n, H, W) to (n, H - 10, W - 10), the weighted mean at each position of the window."""
     for axis in (1, 2):
         x = np.lib.stride_tricks.sliding_window_view(x, WINDOW, axis=axis) @ weights()
     return x
 
 
 def ssim(x: np.ndarray, y: np.ndarray, value_range: float = 255.0) -> np.ndarray:
-    """SSIM of each pair of grey images, (n, H, W) and the same, float64 (n,).
+    """SSIM of each pair of grey images x, y (n, H, W), float64 (n,).
 
     Raises:
-      UserError: images of unlike shapes, or smaller than the window.
+      UserError: images of different shapes, or smaller than the window.
     """
     require(x.shape == y.shape, f"images have the shapes {x.shape} and {y.shape}: they must be the same")
     fits = min(x.shape[1:]) >= WINDOW

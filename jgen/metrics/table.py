@@ -1,4 +1,4 @@
-"""The outcomes of `jgen.evaluate` as a table for the console: a row per run, and below it what the numbers are of."""
+"""The results of `jgen.evaluate` as a table for the console: a row per run, and below it the protocol."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from jgen.core.model import LIKELIHOODS
 
-MOST_CLASSES = 20  # whose names a table shows
+MOST_CLASSES = 20  # most classes named in a table
 
 
 def head(documents: list[dict[str, Any]]) -> list[str]:
-    """The columns' names: only in the features of the published network are distances FID and KID."""
+    """The columns' names: distances are called FID and KID only in the features of the published network."""
     published = any(document["quality"]["network"] == "FID" for document in documents if document.get("quality"))
     names = ["run", "system", "data", "step", "bits/dim", "log p(x), nats", "likelihood"]
     names += ["FID", "KID"] if published else ["FD", "kernel distance"]
@@ -18,7 +18,7 @@ def head(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def row(document: dict[str, Any]) -> list[str]:
-    """The cells of one outcome; "-" for what it has not."""
+    """The cells of one result; "-" for missing scores."""
     cells = [document["run"], document["system"], document["data"], str(document.get("step", "-"))]
     if likelihood := document["likelihood"]:
         nats, num = likelihood["nats"], likelihood["protocol"]["num"]
@@ -39,10 +39,10 @@ def row(document: dict[str, Any]) -> list[str]:
 
 
 def protocol(document: dict[str, Any]) -> str:
-    """What the numbers of one outcome are of, and what they were measured with."""
+    """What the scores of one result were measured on, and how."""
     parts = [f"data {document['data']}, hash {document['data_fingerprint'][:12]}"]
     if likelihood := document["likelihood"]:
-        names = {"samples": "K"}  # of importance weights, or of draws of the dequantisation noise
+        names = {"samples": "K"}  # importance samples, or draws of the dequantisation noise
         values = ", ".join(f"{names.get(name, name)} {value}" for name, value in likelihood["protocol"].items())
         parts.append(f"likelihood: {values}")
     if quality := document.get("quality"):
@@ -88,7 +88,7 @@ def protocol(document: dict[str, Any]) -> str:
 
 
 def more(documents: list[dict[str, Any]]) -> list[list[str]]:
-    """The other scores of samples, a row per run that has them under their names; nothing where none has."""
+    """Further scores of samples: a header and a row per run that has them; [] if none has."""
     rows = []
     for document in documents:
         if quality := document.get("quality"):
@@ -113,9 +113,9 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def table(documents: list[dict[str, Any]]) -> str:
-    """Aligned rows under their names, then a line for each protocol, which names its runs where there are several."""
+    """An aligned table, then a line for each protocol, which names its runs if there are several."""
     lines = aligned([head(documents), *(row(document) for document in documents)]) + aligned(more(documents))
-    runs: dict[str, list[str]] = {}  # of each protocol
+    runs: dict[str, list[str]] = {}  # {protocol: runs}
     for document in documents:
         runs.setdefault(protocol(document), []).append(document["run"])
     protocols = [text if len(runs) == 1 else f"{', '.join(names)}: {text}" for text, names in runs.items()]

@@ -1,10 +1,10 @@
 """Which images are out of distribution? python -m jgen.studies.anomaly RUN [RUN ...] --others mnist --out FOLDER
 
-The area under the receiver operating characteristic (AUROC) by which scores of a run tell test images of other sets
-from those of its own: 0.5 is chance, below it the other images look more like the model's data than its own. A model of
-Fashion-MNIST gives MNIST's digits a higher likelihood than Fashion-MNIST's test images (Nalisnick et al. 2019, arXiv
-1810.09136); complexity, typicality and the ratio to another model are what has been proposed against that
-(`jgen.prob.anomaly`). FOLDER has anomaly.json, which the same command goes on with, and anomaly.png.
+Measures how well scores of a run separate test images of other sets from those of its own, by the area under the
+receiver operating characteristic (AUROC): 0.5 is chance, and below it the other images look more like the model's data
+than its own. A model of Fashion-MNIST gives MNIST's digits a higher likelihood than Fashion-MNIST's test images
+(Nalisnick et al. 2019, arXiv 1810.09136); complexity, typicality and the ratio to another model are proposed remedies
+(`jgen.prob.anomaly`). Writes anomaly.json, from which the same command resumes, and anomaly.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from jgen.studies.reporting import Row
 
 if TYPE_CHECKING:
     from jgen.generator import Generator
-NOISE = "noise"  # uniform pixels, beside sets of data
+NOISE = "noise"  # uniform pixels, instead of a data set
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Which sets are told from a run's own data, and by which scores."""
+    """Which sets to separate from a run's own data, and by which scores."""
 
     others: str = "noise"
-    """Other sets, separated by commas, in the size and the levels of the run's data: names of data, or noise."""
+    """Other sets, separated by commas, converted to the size and levels of the run's data: data names, or noise."""
     background: str = ""
-    """Run whose likelihood is the background of the ratio; default: no ratio."""
+    """Run of the background model for the likelihood ratio; default: no ratio."""
     out: str = "results/studies"
     """Folder of the record and the figure."""
     num: int = 1000
-    """The first images of each test split, or all if it has fewer; as many of the training split for typicality."""
+    """Number of images, the first of each test split, or all if it has fewer; also of the training split, for
+    typicality."""
     seed: int = 0
-    """Seed of the noise of bounds."""
+    """Seed of the noise in bounds."""
 
 
 def command(args: list[str]) -> int:
@@ -112,7 +113,7 @@ def compare(setting: Row, gen: Generator, background: Generator | None, kinds: l
 
 
 def first_images(gen: Generator, split: Any, num: int) -> np.ndarray:
-    """The first images of a split as the model sees its own, or all of one that has fewer."""
+    """The first `num` images of a split, or all if it has fewer, processed like the model's own data."""
     from jgen.figures import fetch
 
     return fetch(gen, split, np.arange(min(num, split.num)), 0)["image"]
@@ -129,7 +130,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """AUROC of every score, a group of bars per run and other set."""
+    """Draws the AUROC of every score, with a group of bars per run and other set."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

@@ -1,10 +1,10 @@
-"""Classifying by a generative model: python -m jgen.studies.classification RUN [RUN ...] --out FOLDER
+"""Classification by generative models: python -m jgen.studies.classification RUN [RUN ...] --out FOLDER
 
-p(class | image) of test images by Bayes' rule from class-conditional runs, beside a network that is trained to classify
-the same training images; runs trained on fewer images (--data.validation 0.9) show how much each depends on their
-number. "score" is the likelihood, or the errors of a denoiser, that Bayes' rule takes; "nll" is the mean of
--log p(right class) in nats, and ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). FOLDER has
-classification.json, which the same command goes on with, and classification.png.
+p(class | image) of test images by Bayes' rule from class-conditional runs, compared with a network that is trained to
+classify the same training images; runs trained on fewer images (--data.validation 0.9) show how much each depends on
+their number. "score" is the likelihood, or the denoising error, that is used in Bayes' rule; "nll" is the mean of
+-log p(true class) in nats, and ECE the expected calibration error (Guo et al. 2017, arXiv 1706.04599). Writes
+classification.json, from which the same command resumes, and classification.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is classified."""
+    """What to classify."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     scores: Literal["all", "log_prob", "energy"] = "all"
-    """What Bayes' rule takes, of runs that have both; bounds of a chain of steps take long."""
+    """Score for Bayes' rule, for runs that have both; a diffusion model's bound is slow."""
     num: int = 0
-    """The first images of the test split; 0: all."""
+    """Number of images, the first of the test split; 0: all."""
     seed: int = 0
-    """Seed of the noise of bounds."""
+    """Seed of the noise in bounds."""
 
 
 def command(args: list[str]) -> int:
@@ -61,7 +61,7 @@ def command(args: list[str]) -> int:
         for run, gen in gens.items()
         for score in scores_of(gen.model, a.scores)
     ]
-    firsts = {repr(gen.config.data): run for run, gen in reversed(gens.items())}  # a network for each set of data
+    firsts = {repr(gen.config.data): run for run, gen in reversed(gens.items())}  # one network per data set
     for run in gens:
         if run in firsts.values():
             first = next(setting for setting in settings if setting["run"] == run)
@@ -71,13 +71,13 @@ def command(args: list[str]) -> int:
 
 
 def scores_of(model: Any, wanted: str) -> list[str]:
-    """The wanted scores of a model; of a model that has only the other, that one."""
+    """The wanted scores of a model; if it has only the other score, that one."""
     names = [name for name in ("log_prob", "energy") if getattr(model, name) is not None]
     return [name for name in names if wanted in ("all", name)] or names
 
 
 def measure(setting: Row, gen: Generator) -> Row:
-    """The scores of one run by one score, or of the network trained on that run's data."""
+    """The results of one run with one score, or of the network trained on that run's data."""
     import jax
 
     from jgen.data import dataset
@@ -104,7 +104,7 @@ def measure(setting: Row, gen: Generator) -> Row:
 
 
 def judge(log_probs: np.ndarray, classes: np.ndarray) -> Row:
-    """Accuracy, mean negative log-probability of the right class in nats, and calibration of log p (n, K)."""
+    """Accuracy, mean negative log-probability of the true class in nats, and calibration error of log p (n, K)."""
     right = log_probs[np.arange(len(classes)), classes]
     confidence = np.exp(log_probs.max(axis=1))
     return {
@@ -129,7 +129,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Accuracy and mean confidence of each row, as bars."""
+    """Draws the accuracy and mean confidence of each row as bars."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

@@ -1,7 +1,7 @@
 """The flows that `jgen.studies.free_form_jacobian` compares, each a map of dequantised images or points with a loss.
 
-Points of the plane are images (1, 1, 2). Of images, couplings, transformers and residual blocks are those of the
-systems in `jgen/models/flow`, without classes; of points, couplings have dense networks
+Points of the plane are images (1, 1, 2). For images, couplings, transformers and residual blocks are those of the
+systems in `jgen/models/flow`, without classes; for points, couplings use dense networks
 (`jgen/studies/point_flows.py`).
 """
 
@@ -29,16 +29,16 @@ from jgen.samplers import ode
 from jgen.studies.point_flows import ConvexStep, CouplingStep, Mlp
 
 Shape = tuple[int, ...]  # (H, W, C)
-TOLERANCE = 1e-5  # of the adaptive solver and of fixed points, for scores and samples
+TOLERANCE = 1e-5  # tolerance of the adaptive solver and of fixed points, for scores and samples
 
 
 class Map(NamedTuple):
-    """A flow from x (B, H, W, C) to latents z (B, D) that are to be standard normal.
+    """A flow from x (B, H, W, C) to latents z (B, D) with a standard normal prior.
 
-    init:    (key, x) -> (params, extra), x being the first batch.
-    loss:    (params, extra, key, keys, x) -> (scalar, new extra, or None where it stays); `key` is shared
+    init:    (key, x) -> (params, extra), where x is the first batch.
+    loss:    (params, extra, key, keys, x) -> (scalar, new extra, or None if it does not change); `key` is shared
              by the batch.
-    forward: (params, extra, x) -> (z, log_det), the determinant exact.
+    forward: (params, extra, x) -> (z, log_det), with the exact determinant.
     inverse: (params, extra, z) -> x.
     """
 
@@ -49,10 +49,10 @@ class Map(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A kind of flow: the form of its Jacobian, and how it is made for images of a shape with networks of a width.
+    """A kind of flow: the form of its Jacobian, and a function that makes it for an image shape and a network width.
 
-    bijective: whether it is one by construction. Of a map that is not, phi(f(x)) |det f'(x)| need not integrate to 1:
-    where several x have one z, it integrates to more.
+    bijective: whether it is a bijection by construction. For other maps, phi(f(x)) |det f'(x)| need not integrate to 1:
+    if several x have the same z, the integral is larger.
     """
 
     jacobian: str
@@ -77,16 +77,16 @@ def likelihood(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spec_of(shape: Shape) -> DataSpec:
-    """Images of a shape as floats."""
+    """The specification of float images of a shape."""
     height, width, channels = shape
     return DataSpec(ImageSpec(height, width, channels, levels=0))
 
 
 def from_bijection(bijection: Bijection, shape: Shape, loss: Callable[..., Any] | None = None, seen: Shape = ()) -> Map:
-    """A `Map` of images of a shape by a system's bijection, trained by its likelihood unless a loss is given.
+    """A `Map` from a system's bijection, for images of a shape, trained by maximum likelihood unless a loss is given.
 
     Args:
-      seen: the shape that images are given to the bijection in, where that is another.
+      seen: the shape in which the bijection takes the images, if it differs.
     """
     sizes = [math.prod(latent) for latent in bijection.shapes]
 
@@ -110,7 +110,7 @@ def from_bijection(bijection: Bijection, shape: Shape, loss: Callable[..., Any] 
 
 
 def chain_of(step: Any, depth: int, shape: Shape) -> Map:
-    """A `Map` of equal layers."""
+    """A `Map` that is a chain of identical layers."""
 
     def init(key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
         stacked, _ = init_chain(lambda key, x, _: step.init_with_output(key, x), key, x, jnp.arange(depth))
@@ -152,7 +152,7 @@ def make_flow_plus_plus(shape: Shape, width: int) -> Map:
 
 
 def make_tarflow(shape: Shape, width: int) -> Map:
-    """Of a point, its two numbers are two patches."""
+    """For a point, each of its two numbers is a patch."""
     patch = 1 if is_point(shape) else 2
     config = tarflow.Config(patch=patch, blocks=4, layers=1, features=2 * width, heads=2, hidden=4 * width)
     config = replace(config, noise="uniform", class_conditional=False)
@@ -168,7 +168,7 @@ def ffjord_config(width: int) -> ffjord.Config:
 
 
 def make_ffjord(shape: Shape, width: int) -> Map:
-    """Trained by Runge-Kutta steps with Hutchinson's trace and the regularisation of the system."""
+    """Trained with Runge-Kutta steps, Hutchinson's trace estimator and the system's regularisation."""
     config = ffjord_config(width)
     bijection = ffjord.make_bijection(config, spec_of(shape))
     network = VelocityField(config.widths, False)
@@ -186,13 +186,13 @@ def make_ffjord(shape: Shape, width: int) -> Map:
 
 
 def make_flow_matching(shape: Shape, width: int) -> Map:
-    """The same network and the same scores as FFJORD's, but trained by regression on the velocity z - x of straight
-    lines (Lipman et al. 2023, arXiv 2210.02747)."""
+    """The network and scoring of FFJORD, but trained by regression on the velocity z - x of straight lines (Lipman et
+    al. 2023, arXiv 2210.02747)."""
     config = ffjord_config(width)
     network = VelocityField(config.widths, False)
 
     def loss(params: Any, extra: Any, key: jax.Array, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
-        actnorm = jax.lax.stop_gradient(params["actnorm"])  # by likelihood alone could it be learned
+        actnorm = jax.lax.stop_gradient(params["actnorm"])  # only the likelihood could train it
         x, _ = ActNorm().apply({"params": actnorm}, x)
         key_t, key_z = rng.split(keys, 2)
         t, z = rng.uniform(key_t, ()), rng.normal(key_z, shape)
@@ -211,7 +211,7 @@ def residual_config(shape: Shape, width: int) -> residual_flow.Config:
 
 
 def make_residual(shape: Shape, width: int, exact: bool = False) -> Map:
-    """Trained by the roulette, or with `exact` by the determinants of the whole Jacobians."""
+    """Trained with the Russian-roulette estimator, or with `exact` with determinants of the full Jacobians."""
     config, data = residual_config(shape, width), spec_of(shape)
     network = residual_flow.make_residual_flow(config, data).network
 
@@ -225,14 +225,14 @@ def make_residual(shape: Shape, width: int, exact: bool = False) -> Map:
 
 
 def make_unbounded(shape: Shape, width: int) -> Map:
-    """Residual blocks of any networks, with exact determinants: nothing makes them invertible, so that what they call a
-    density need not be one. Their inverse is tried by the same fixed point."""
+    """Residual blocks of unconstrained networks, with exact determinants: they need not be invertible, and their
+    "density" need not be one. The inverse is attempted by the same fixed-point iteration."""
     config = replace(residual_config(shape, width), lipschitz=1e9)
     return from_bijection(residual_flow.make_bijection(config, spec_of(shape)), shape)
 
 
 def make_free_form(shape: Shape, width: int) -> Map:
-    """Encoder f and decoder g, each x + a network of x; scores take f's own Jacobian, the whole of it."""
+    """Encoder f and decoder g, each x + network(x); scores use the full Jacobian of f."""
     size, beta = math.prod(shape), 10.0
     network = Mlp((width,) * 3, size, jax.nn.initializers.normal(1e-3))
 
@@ -252,7 +252,7 @@ def make_free_form(shape: Shape, width: int) -> Map:
         v = rng.normal(keys, shape)
         z, pull = jax.vjp(f, x)
         back, pushed = jax.jvp(g, (z,), (v,))
-        # d log |det f'| = tr(g' df'), of which this product is a sample: g' v is a constant to the gradient.
+        # This product is an estimate of d log |det f'| = tr(g' df'); the gradient treats g' v as a constant.
         volume = sum_image(pull(v)[0] * jax.lax.stop_gradient(pushed))
         nats = sum_image(normal_log_prob(z, 0.0, 0.0)) + volume + log_det
         return jnp.mean(-nats + beta * sum_image((back - x) ** 2)), None
@@ -290,14 +290,14 @@ ON_POINTS_ALONE = ("Flow++ couplings", "Convex potential", "Unbounded residual")
 
 
 def parameters_of(flow: Map, shape: Shape) -> int:
-    """How many numbers are trained."""
+    """The number of trained parameters."""
     x = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
     params, _ = jax.eval_shape(flow.init, jax.random.key(0), x)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def width_for(contender: Contender, shape: Shape, parameters: int) -> int:
-    """The width whose flow is nearest to that many parameters."""
+    """The width for which the flow's number of parameters is nearest to `parameters`."""
 
     def count(width: int) -> int:
         return parameters_of(contender.make(shape, width), shape)

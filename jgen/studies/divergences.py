@@ -1,13 +1,13 @@
 """Which divergences keep a gradient as two densities move apart? python -m jgen.studies.divergences --out FOLDER
 
     KL(p, q) = int p log p/q;  JS = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2;  TV = 1/2 int |p - q|
-    W1 = int |P - Q|, of the distribution functions
+    W1 = int |P - Q|, with the distribution functions P, Q
     MMD^2 = int int k(x, y) (p - q)(x) (p - q)(y), k(x, y) = exp(-(x - y)^2 / (2 h^2))
 
-p stays, q is p moved by a shift. Both have standard deviation 1: Gaussians, whose supports are the whole line, or
-raised cosines (1 + cos(pi x / w)) / (2 w) on [-w, w], w = 2.77, which do not overlap from a shift of 2 w = 5.53 on.
-Integrals are sums over a grid in float64; gradients are by the shift, by automatic differentiation of the sums.
-FOLDER has divergences.json and divergences.png.
+p is fixed, and q is p moved by a shift. Both have standard deviation 1: Gaussians, whose support is the whole line, or
+raised cosines (1 + cos(pi x / w)) / (2 w) on [-w, w], w = 2.77, which do not overlap for shifts of at least 2 w = 5.53.
+Integrals are sums over a grid in float64; gradients with respect to the shift are computed by automatic differentiation
+of the sums. Writes divergences.json and divergences.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jgen.studies import reporting
 from jgen.studies.reporting import Row
 
 HALF_WIDTH = 1 / math.sqrt(1 / 3 - 2 / math.pi**2)  # of the raised cosine whose standard deviation is 1
-# The grid. At every shift the densities cross between two of its places: at one, |p - q| would have no derivative.
+# The grid. At every shift the densities cross between two grid points: at a point, |p - q| would not be differentiable.
 LOWEST, HIGHEST, CELL = -9.0, 19.0, 1 / 96
 SHIFTS = tuple(round(0.25 * i, 2) for i in range(1, 41))
-ROUNDING = 1e-14  # derivatives below it are zero up to the rounding of the sums
+ROUNDING = 1e-14  # smaller derivatives are zero up to rounding errors of the sums
 IN_TABLE = (0.5, 2.0, 4.0, 6.0, 10.0)  # shifts whose gradients are columns of the table
 FAMILIES = {"gaussian": "Gaussians", "cosine": "raised cosines, which part at 5.53"}
 TITLES = {"kl_pq": "KL(p, q)", "kl_qp": "KL(q, p)", "js": "JS", "tv": "TV", "w1": "W1", "mmd2": "MMD²"}
@@ -37,7 +37,7 @@ TITLES = {"kl_pq": "KL(p, q)", "kl_qp": "KL(q, p)", "js": "JS", "tv": "TV", "w1"
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is computed."""
+    """Options of the computation."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
@@ -60,7 +60,7 @@ def command(args: list[str]) -> int:
 
 
 def measure(setting: Row) -> Row:
-    """The divergence of a setting at each shift, and its derivative by the shift; None for infinite ones."""
+    """The divergence of a setting at each shift, and its derivative with respect to it; None for infinite ones."""
 
     def at(shift: jax.Array) -> jax.Array:
         x = jnp.arange(LOWEST + CELL / 2, HIGHEST, CELL)
@@ -90,7 +90,7 @@ def log_density(family: str, x: jax.Array) -> jax.Array:
 
 
 def divergence(name: str, x: jax.Array, log_p: jax.Array, log_q: jax.Array, bandwidth: float = 1.0) -> jax.Array:
-    """One of `TITLES` of two densities, from their logarithms (n,) at places x (n,) of equal distance.
+    """One of the divergences `TITLES` of two densities, from their logarithms (n,) at equally spaced points x (n,).
 
     Returns:
       nats for KL and JS, the unit of x for W1; infinite where KL is.
@@ -112,12 +112,12 @@ def divergence(name: str, x: jax.Array, log_p: jax.Array, log_q: jax.Array, band
 
 
 def finite(log_density: jax.Array) -> jax.Array:
-    """-1e4 in place of -inf: as good as zero probability, and its derivative is not NaN."""
+    """Replaces -inf by -1e4, which also means zero probability, but does not give NaN derivatives."""
     return jnp.maximum(log_density, -1e4)
 
 
 def kl_sum(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """The sum of p log p/q over places; infinite where q is zero and p is not."""
+    """The sum of p log p/q over grid points; infinite if q is zero where p is not."""
     some = jnp.isfinite(log_p)
     ratio = jnp.where(some, finite(log_p) - finite(log_q), 0.0)
     total = jnp.sum(jnp.where(some, jnp.exp(finite(log_p)), 0.0) * ratio)
@@ -139,7 +139,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Values above gradients over the shift, a column a family of densities."""
+    """Draws values above gradients over the shift, with a column for each family of densities."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()
@@ -153,7 +153,7 @@ def draw(path: Path, rows: list[Row]) -> None:
             label = f"{title}: infinite" if None in row["values"] else title
             values, gradients = ([math.nan if x is None else x for x in row[key]] for key in ("values", "gradients"))
             value_axes.plot(shifts, values, label=label, **style)
-            # A derivative of zero has no place on this scale: it is drawn at its lower end.
+            # A derivative of zero, which a logarithmic axis cannot show, is drawn at its lower end.
             gradient_axes.plot(shifts, np.maximum(np.abs(gradients), ROUNDING), **style)
         if family == "cosine":
             for ax in (value_axes, gradient_axes):

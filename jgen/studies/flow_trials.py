@@ -1,7 +1,7 @@
-"""A flow trained and scored within a budget: what `jgen.studies.free_form_jacobian` does for each of its rows.
+"""Trains and scores a flow within a budget, for each row of `jgen.studies.free_form_jacobian`.
 
-Seconds are CPU seconds of the process, which do not depend on what else the machine does.
-The step is that of every system (`jgen.train.step`), with Adam, a warm-up and a cosine decay of the learning rate.
+Seconds are CPU seconds of the process, which do not depend on other load on the machine. The training step is
+`jgen.train.step`, with Adam, a warm-up and a cosine decay of the learning rate.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from jgen.prob.pixels import bits_per_dim
 from jgen.studies.contenders import CONTENDERS, Map, Shape, log_density, parameters_of, spec_of, width_for
 from jgen.studies.reporting import Row
 
-PART = 500  # examples that are scored at once
-CALIBRATION = 1.0  # seconds of the processor over which the time of a step is measured
-PARTS = 5  # of a training on images, after each of which is validated
+PART = 500  # examples scored at a time
+CALIBRATION = 1.0  # CPU seconds over which the time per step is measured
+PARTS = 5  # parts of a training on images; validation follows each part
 SAMPLES = 1000
 
 
 class Problem(NamedTuple):
     """Data that flows are trained on.
 
-    batches: (seed, steps, number of a step's first batch) -> `steps` batches, one after another in the same arrays.
+    batches: (seed, steps, index of the first batch) -> `steps` batches, concatenated.
     transform: (keys, batch) -> the batch with floats x in "image".
     validation, test: x, (n, H, W, C).
-    per_call: training steps of a compiled call.
+    per_call: training steps per compiled call.
     """
 
     shape: Shape
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 @cache
 def points(name: str, batch_size: int) -> Problem:
-    """A density of the plane, drawn anew in every step; 1,000 points to validate on, 5,000 to test on."""
+    """A density of the plane, with new points in every step; 1,000 validation points and 5,000 test points."""
     number = list(densities.DENSITIES).index(name)
 
     def batches(seed: int, steps: int, first: int) -> Batch:
@@ -69,7 +69,7 @@ def points(name: str, batch_size: int) -> Problem:
 
 @cache
 def images(name: str, batch_size: int) -> Problem:
-    """Images, dequantised uniformly and as logits, without their classes."""
+    """Images without classes, uniformly dequantised and converted to logits."""
     from jgen.data.batches import batch_positions
 
     data = open_images(name)
@@ -98,7 +98,7 @@ def open_images(name: str) -> Any:
 
 
 def image_transform(name: str) -> Callable[[jax.Array, Batch], Batch]:
-    """Stored images to logits of dequantised ones."""
+    """The transform from stored images to logits of dequantised images."""
     from jgen.data.config import Config
     from jgen.data.transforms import make_transform
 
@@ -124,7 +124,7 @@ def problem_of(setting: Row) -> Problem:
 
 
 def make_model(flow: Map, shape: Shape) -> GenerativeModel:
-    """What the training step trains."""
+    """A `GenerativeModel` for the training step."""
 
     def init(key: jax.Array, batch: Batch, frozen: Frozen) -> tuple[Roles, Roles]:
         params, extra = flow.init(key, batch["image"])
@@ -138,8 +138,8 @@ def make_model(flow: Map, shape: Shape) -> GenerativeModel:
 
 
 class Schedule(NamedTuple):
-    """Length and peak of a training's learning rate, float32 (), in the optimiser's state: all lengths and peaks share
-    one compiled program. The rate rises for a tenth of the steps, 100 at most, and falls to 0 as a cosine."""
+    """Length and peak of a learning rate schedule, float32 (), in the optimiser's state, so that all lengths and peaks
+    share one compiled program. Linear warm-up for a tenth of the steps, at most 100, then a cosine decay to 0."""
 
     steps: Any
     peak: Any
@@ -152,7 +152,7 @@ class Schedule(NamedTuple):
 
 
 def scheduled() -> Any:
-    """Updates times the rate of the state's `Schedule`, as a transformation of optax."""
+    """An optax transformation that multiplies updates by the learning rate of the state's `Schedule`."""
     import optax
 
     def init(params: Any) -> Schedule:
@@ -166,7 +166,7 @@ def scheduled() -> Any:
 
 
 class Trial:
-    """A flow on its data, with its compiled training and scores."""
+    """A flow with its data, and its compiled training and scoring."""
 
     def __init__(self, flow: Map, problem: Problem, batch_size: int, width: int) -> None:
         import optax
@@ -184,12 +184,12 @@ class Trial:
         self.scorer = Scorer(flow)
 
     def first_batch(self, seed: int) -> Batch:
-        """What parameters are initialised from."""
+        """The batch for the initialisation of the parameters."""
         keys = rng.image_keys(rng.stream(rng.seed_key(seed), rng.DATA), jnp.arange(self.batch_size))
         return self.transform(keys, self.problem.batches(seed, 1, 0))
 
     def states(self, steps: int, learning_rate: float, seed: int, every: int) -> Iterator[Any]:
-        """The state after each `every` steps, a multiple of those of a call."""
+        """The state after every `every` steps, which must be a multiple of `per_call`."""
         from jgen.train.step import place_state
 
         state = self.init(rng.seed_key(seed), self.first_batch(seed))
@@ -205,7 +205,7 @@ class Trial:
 
 @cache
 def trial(name: str, data: str, parameters: int, batch_size: int) -> Trial:
-    """The flow of a contender with about that many parameters."""
+    """The flow of a contender with about `parameters` parameters."""
     problem = problem_of({"data": data, "batch_size": batch_size})
     width = width_for(CONTENDERS[name], problem.shape, parameters)
     return Trial(CONTENDERS[name].make(problem.shape, width), problem, batch_size, width)
@@ -213,7 +213,7 @@ def trial(name: str, data: str, parameters: int, batch_size: int) -> Trial:
 
 @cache
 def step_seconds(one: Trial) -> float:
-    """Seconds of the processor of a training step, once compiled."""
+    """CPU seconds per training step, without compilation."""
     call = one.problem.per_call
     states = one.states(10**6, 1e-3, 0, call)
     for _ in range(2):  # the first compiles
@@ -227,7 +227,7 @@ def step_seconds(one: Trial) -> float:
 
 @cache
 def flops_of(one: Trial) -> float:
-    """Operations an example of the loss and its gradient; of a roulette, the mean of 4 draws of its lengths."""
+    """Operations per example of the loss and its gradient; for Russian roulette, the mean of 4 draws of its length."""
     from jgen.compare.flops import program_flops
     from jgen.compare.loops import has_while
     from jgen.core.backend import plain_forms
@@ -246,7 +246,7 @@ def flops_of(one: Trial) -> float:
 
 
 def steps_of(setting: Row, one: Trial) -> int:
-    """Training steps within the budget, a multiple of those of a call and at least one call."""
+    """Training steps within the budget: a multiple of `per_call`, and at least one call."""
     if setting["minutes"]:
         steps = 60 * setting["minutes"] / step_seconds(one)
     else:
@@ -255,7 +255,7 @@ def steps_of(setting: Row, one: Trial) -> int:
 
 
 def in_parts(function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
-    """function(x) for parts of one size, joined."""
+    """Computes function(x) in parts of equal size, and concatenates the results."""
     size = min(PART, len(x))
     padded = np.resize(x, (-(-len(x) // size) * size, *x.shape[1:]))
     parts = [np.asarray(function(padded[i : i + size])) for i in range(0, len(padded), size)]
@@ -277,13 +277,13 @@ class Scorer:
         return in_parts(lambda part: self.log_density(*weights, part), x)
 
     def inverse_errors(self, weights: tuple[Any, Any], x: np.ndarray) -> np.ndarray:
-        """The largest change of an entry of each x on the way to z and back, (n,)."""
+        """The largest absolute change in an entry of each x after mapping to z and back, (n,)."""
         back = in_parts(lambda part: self.round_trip(*weights, part), x)
         errors = np.abs(back - x).reshape(len(x), -1).max(1)
         return np.where(np.isfinite(errors), errors, np.inf)
 
     def sample(self, weights: tuple[Any, Any], shape: Shape, seed: int) -> tuple[np.ndarray, float]:
-        """`SAMPLES` samples x, and the seconds of the processor that one took."""
+        """`SAMPLES` samples x, and the CPU seconds per sample."""
         keys = rng.image_keys(rng.seed_key(seed), jnp.arange(SAMPLES))
         z = np.asarray(rng.normal(keys, (math.prod(shape),)))
         jax.block_until_ready(self.inverse(*weights, z[:PART]))
@@ -293,13 +293,13 @@ class Scorer:
 
 
 def weights_of(state: Any) -> tuple[Any, Any]:
-    """(params, extra) of a state, copied: the next step takes the state's own arrays."""
+    """A copy of (params, extra) of a state, whose arrays are donated to the next step."""
     return jax.tree.map(np.array, (state.params["flow"], state.extra.get("flow", {})))
 
 
 def train(one: Trial, steps: int, learning_rate: float, seed: int) -> tuple[tuple[Any, Any], float]:
-    """The weights with the best validation, of those after each of `PARTS` parts of the training, and its nats; of
-    points, which never repeat, the last weights."""
+    """(weights, validation nats): the best weights of those after each of `PARTS` parts of the training; for points,
+    which never repeat, the last weights."""
     call, parts = one.problem.per_call, PARTS if one.problem.shape[:2] != (1, 1) else 1
     every = max(1, steps // parts // call) * call
     best, best_nats = None, -math.inf
@@ -313,11 +313,11 @@ def train(one: Trial, steps: int, learning_rate: float, seed: int) -> tuple[tupl
 
 
 def measure(setting: Row) -> Row:
-    """A contender's row: trained with each learning rate on the first seed, with the best of them on all seeds.
+    """A contender's row: trained with each learning rate for the first seed, then with the best rate for all seeds.
 
     Returns:
-      width, parameters, step_seconds (of a training step), steps, learning_rate, and by seed what `score_points` or
-      `score_images` gives.
+      width, parameters, step_seconds (per training step), steps, learning_rate, and by seed the results of
+      `score_points` or `score_images`.
     """
     one = trial(setting["name"], setting["data"], setting["parameters"], setting["batch_size"])
     steps, seeds, rates = steps_of(setting, one), setting["seeds"], setting["learning_rates"]
@@ -335,7 +335,7 @@ def measure(setting: Row) -> Row:
 
 
 def score_points(setting: Row, one: Trial, weights: tuple[Any, Any], seed: int) -> Row:
-    """nats: -log p of test points, the mean. mass: the integral of p over the plane, 1 of every density.
+    """nats: the mean of -log p of test points. mass: the integral of p over the plane, 1 for a density.
     inverse_error: the 99th percentile. sample_seconds."""
     grid = densities.grid(160).reshape(-1, 1, 1, 2)
     samples, seconds = one.scorer.sample(weights, one.problem.shape, seed)
@@ -350,7 +350,7 @@ def score_points(setting: Row, one: Trial, weights: tuple[Any, Any], seed: int) 
 
 def score_images(setting: Row, one: Trial, weights: tuple[Any, Any], seed: int) -> Row:
     """bits_per_dim: of test images, a bound with one draw of the noise. fd: of samples. inverse_error: the 99th
-    percentile, in levels of a pixel. sample_seconds."""
+    percentile, in pixel levels. sample_seconds."""
     from jgen.data.pictures import to_display
 
     levels, x = open_images(setting["data"]).spec.image.levels, one.problem.test
@@ -372,7 +372,7 @@ def score_images(setting: Row, one: Trial, weights: tuple[Any, Any], seed: int) 
 
 @cache
 def comparison(name: str) -> Callable[..., Any]:
-    """Samples to their distances from the test images; see `jgen.sample_scores`."""
+    """A function from samples to their distances from the test images; see `jgen.sample_scores`."""
     from jgen import sample_scores
     from jgen.data.config import Config
     from jgen.studies.scores import ScoringProtocol

@@ -1,17 +1,17 @@
 """How well are letters drawn from a few others of their font? python -m jgen.studies.fonts RUN --out FOLDER
 
-Of every font of the test split thirty letters are style glyphs, in random order, and the others are drawn: the same
-letters from the first one, the first five and all thirty. What is drawn is held against the true letters:
+For every font of the test split, thirty letters in random order are style glyphs, and the others are drawn: the same
+letters from the first one, the first five and all thirty style glyphs. The drawings are compared with the true letters:
 
     pixels     mean absolute difference of pixels, in units of their range
     SSIM       structural similarity (jgen/metrics/ssim.py): 1 for equal pictures
-    letter     the part that a classifier of letters, trained on the training fonts, reads as the letter asked for
-    font       the part that a classifier of the test fonts, trained on their true letters, reads as of the right font
+    letter     the fraction that a classifier of letters, trained on the training fonts, recognises as the right letter
+    font       the fraction that a classifier of the test fonts, trained on their true letters, assigns to their font
 
-Beside the model: `nearest`, the letters of the training font whose letters are nearest in pixels to the style glyphs;
-and `true`, the letters themselves. FOLDER has fonts.json, which the same command goes on with; fonts.png, the letters
-of some test fonts, each line of true letters above a line with the style glyphs, darker, and what is drawn from them;
-and fonts_text.png, a paragraph set in the fonts that are made of the true letters, and below in those of such letters.
+The baselines are `nearest`, the letters of the training font that is nearest in pixels to the style glyphs, and `true`,
+the letters themselves. Writes to FOLDER: fonts.json, from which the same command resumes; fonts.png, the letters of
+some test fonts, where each line of true letters is above a line of the style glyphs (darker) and the drawings; and
+fonts_text.png, a paragraph set in fonts made of the true letters, and below it in fonts completed by drawings.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from jgen.studies.reporting import Row
 if TYPE_CHECKING:
     from jgen.data.dataset import Dataset
     from jgen.generator import Generator
-GLYPHS = (1, 5, 30)  # style glyphs that are shown
+GLYPHS = (1, 5, 30)  # numbers of style glyphs
 SHOWN = 3  # fonts in the pictures
 PARAGRAPH = (
     "The quick brown fox jumps over the lazy dog",
     "Sphinx of black quartz judge my vow",
     "HOW VEXINGLY QUICK DAFT ZEBRAS JUMP",
 )
-PAPER, INK, SIZE = 255, 0, 30  # of the paragraph: grey values, pixels of an em
+PAPER, INK, SIZE = 255, 0, 30  # grey values and pixels per em of the paragraph
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is drawn."""
+    """What to draw."""
 
     out: str = "results/studies"
     """Folder of the record and the pictures."""
     num: int = 0
-    """Test fonts at most, taken evenly from first to last; 0: all."""
+    """Largest number of test fonts, evenly spaced in their order; 0: all."""
     seed: int = 0
-    """Seed of the choice of style glyphs, and of what is drawn."""
+    """Seed of the choice of style glyphs, and of the drawings."""
 
 
 class Task(NamedTuple):
-    """Which letters are shown and which are drawn.
+    """Which letters are style glyphs and which are drawn.
 
-    numbers: int (fonts,), of the fonts in the split. glyphs: uint8 (fonts, 52, H, W), true letters.
+    numbers: int (fonts,), indices of the fonts in the split. glyphs: uint8 (fonts, 52, H, W), true letters.
     order: int (fonts, 52), letters of each font: the first 30 are style glyphs, the others are drawn.
     """
 
@@ -117,7 +117,7 @@ def command(args: list[str]) -> int:
 
 
 def open_data(run: str, gen: Generator) -> Dataset:
-    """The letters that the run was trained on, without style glyphs beside them."""
+    """The letters that the run was trained on, without style glyphs."""
     from jgen.data import dataset
     from jgen.train.run_directory import read_config
 
@@ -132,7 +132,7 @@ def glyphs_of(data: Dataset, split: str) -> np.ndarray:
 
 
 def choose(glyphs: np.ndarray, num: int, seed: int) -> Task:
-    """The letters of `num` fonts, 0 for all, in an order of their own for each font."""
+    """The letters of `num` fonts (0: all), in a separate random order for each font."""
     fonts = len(glyphs)
     chosen = np.arange(fonts) if num == 0 else np.unique(np.linspace(0, fonts - 1, min(num, fonts)).round().astype(int))
     order = np.stack([np.random.default_rng([seed, int(number)]).permutation(glyphs.shape[1]) for number in chosen])
@@ -166,7 +166,7 @@ def conditions(gen: Generator, task: Task, glyphs: int) -> Cond:
 
 
 def copy_nearest(train: np.ndarray, task: Task, glyphs: int) -> np.ndarray:
-    """The letters of the training font that is nearest to each font's first style glyphs by the sum of squares."""
+    """The letters of the training font whose squared distance to each font's first style glyphs is smallest."""
     copied = []
     for true, order in zip(task.glyphs.astype(np.float32), task.order):
         shown, drawn = order[:glyphs], order[max(GLYPHS) :]
@@ -176,7 +176,7 @@ def copy_nearest(train: np.ndarray, task: Task, glyphs: int) -> np.ndarray:
 
 
 def readers(data: Dataset) -> Callable[[], tuple[Any, Any]]:
-    """Gives the classifier of letters, trained on the training fonts, and that of the test fonts, trained on theirs."""
+    """A function that returns two classifiers: of letters, trained on the training fonts, and of the test fonts."""
     from jgen.metrics import classifier
     from jgen.sample_scores import CLASSIFIERS
 
@@ -190,7 +190,7 @@ def readers(data: Dataset) -> Callable[[], tuple[Any, Any]]:
 
 
 def by_font(data: Dataset) -> Any:
-    """The test split as a data set whose class is the font: train and test are all of its letters."""
+    """The test split as a data set whose class is the font; its train and test splits both contain all letters."""
     test, letters = data.splits["test"], len(LETTERS)
 
     def fetch(positions: np.ndarray) -> Row:
@@ -219,7 +219,7 @@ def judge(made: np.ndarray, task: Task, of_letters: Any, of_fonts: Any) -> Row:
 
 
 def show(alphabets: Path, paragraphs: Path, gen: Generator, task: Task, seed: int) -> None:
-    """Writes the two pictures, of some of the task's fonts."""
+    """Writes the two pictures, for some of the task's fonts."""
     from jgen import fonts
     from jgen.data.grids import make_grid
     from jgen.data.pictures import write_png
@@ -239,7 +239,7 @@ def show(alphabets: Path, paragraphs: Path, gen: Generator, task: Task, seed: in
 
 
 def paragraph_in(pictures: dict[str, np.ndarray]) -> np.ndarray:
-    """The paragraph in the font that is made of these letters, uint8 (h, w), black on white."""
+    """The paragraph set in a font made of these letters, uint8 (h, w), black on white."""
     import tempfile
 
     from PIL import Image, ImageDraw, ImageFont

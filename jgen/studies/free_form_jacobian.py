@@ -1,8 +1,8 @@
 """What does a free-form Jacobian buy? python -m jgen.studies.free_form_jacobian --minutes M --out FOLDER
 
-Flows with triangular, symmetric and free-form Jacobians (jgen/studies/contenders.py), with equally many parameters, are
-trained for equally long, and again with equally many operations: on densities of the plane whose entropy is known, or
-on images. Minutes are CPU time. FOLDER has free_form_jacobian.json and free_form_jacobian.png.
+Flows with triangular, symmetric and free-form Jacobians (jgen/studies/contenders.py), with equal numbers of parameters,
+are trained for equal times, and again with equal numbers of operations: on densities of the plane with known entropy,
+or on images. Minutes are CPU time. Writes free_form_jacobian.json and free_form_jacobian.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLOURS = {"triangular": "#3b6fb6", "block triangular": "#6bb0c9", "symmetric": 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is trained, and how long."""
+    """What to train, and for how long."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
@@ -34,19 +34,19 @@ class Arguments:
     flows: str = ""
     """Names of the flows, separated by semicolons; "" for all."""
     minutes: float = 1.0
-    """Minutes of CPU time that each training takes; 0: none of equal time."""
+    """Minutes of CPU time per training; 0: no trainings of equal time."""
     teraflops: float = 0.0
-    """Trillions of operations that each training takes; 0: none of equal operations."""
+    """Trillions of operations per training; 0: no trainings of equal operations."""
     parameters: int = 8000
-    """Numbers that are trained in each flow, as near as a width comes to it."""
+    """Approximate number of trained parameters of each flow."""
     batch_size: int = 256
-    """Examples of a step."""
+    """Examples per step."""
     learning_rates: tuple[float, ...] = (1e-3, 5e-3)
-    """Learning rates, of which each flow takes the best by validation."""
+    """Learning rates, of which the best by validation is used for each flow."""
     seeds: int = 3
-    """Seeds of each training."""
+    """Number of seeds per training."""
     seed: int = 0
-    """The first of them."""
+    """The first seed."""
 
 
 def command(args: list[str]) -> int:
@@ -62,11 +62,11 @@ def command(args: list[str]) -> int:
     from jgen.studies import flow_trials, scores
 
     scores.score_all(record, settings_of(a), flow_trials.measure)
-    return reporting.report(figure, json.loads(record.read_text())["rows"], draw, table)  # those of other data too
+    return reporting.report(figure, json.loads(record.read_text())["rows"], draw, table)  # also of other data
 
 
 def settings_of(a: Arguments) -> list[Row]:
-    """What each row depends on. Raises `UserError` for unknown data or flows."""
+    """The settings of all rows. Raises `UserError` for unknown data or flows."""
     from jgen.prob.densities import DENSITIES
     from jgen.studies.contenders import CONTENDERS, ON_POINTS_ALONE
     from jgen.studies.flow_trials import open_images
@@ -92,13 +92,13 @@ def settings_of(a: Arguments) -> list[Row]:
 
 
 def budget_of(setting: Row) -> str:
-    """In words."""
+    """A description of a setting's budget."""
     return f"{setting['minutes']:g} min" if setting["minutes"] else f"{setting['teraflops']:g} Tflop"
 
 
 def excess(row: Row) -> np.ndarray:
-    """Nats by which a flow of points is worse than the density itself, the divergence of the two, by seed. For a flow
-    that is not a bijection by construction, the density is first divided by its integral."""
+    """KL(p, q) in nats between the true density p and a flow's density q of points, by seed. For a flow that is not a
+    bijection by construction, q is first normalised by its integral."""
     from jgen.prob.densities import entropy
     from jgen.studies.contenders import CONTENDERS
 
@@ -114,7 +114,7 @@ def spread(values: Any, digits: int = 3) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Means and standard deviations over the seeds as Markdown: of points, then of images."""
+    """Means and standard deviations over the seeds as Markdown tables: for points, then for images."""
     from jgen.prob.densities import DENSITIES
 
     on_points = [row for row in rows if row["setting"]["data"] in DENSITIES]
@@ -159,7 +159,7 @@ def image_table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Of each data set, how far each flow is from the truth with each budget, above samples of the first budget."""
+    """Draws, for each data set, the score of each flow with each budget, above samples with the first budget."""
     from jgen.compare.page import pyplot
     from jgen.prob.densities import DENSITIES
 
@@ -176,7 +176,7 @@ def draw(path: Path, rows: list[Row]) -> None:
 
 
 def draw_scores(axes: Any, rows: list[Row], on_points: bool) -> None:
-    """A line a flow, a point a seed, a marker a budget."""
+    """Draws a line per flow, a point per seed and a marker per budget."""
     from jgen.studies.contenders import CONTENDERS
 
     names = list(dict.fromkeys(row["setting"]["name"] for row in rows))
@@ -199,7 +199,7 @@ def draw_scores(axes: Any, rows: list[Row], on_points: bool) -> None:
 
 
 def draw_samples(part: Any, rows: list[Row], data: str) -> None:
-    """Samples of each flow; of points beside those of the density."""
+    """Draws samples of each flow; for points, also of the density."""
     import jax
 
     from jgen.core import keys as rng

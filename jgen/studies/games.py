@@ -1,7 +1,7 @@
-"""Two networks that play about points: what studies of adversaries share.
+"""GANs on points, shared by studies of adversarial training.
 
-A point of D numbers is an image of one pixel. The game, its losses and the training step are those of every GAN; only
-the data are drawn from a known density in place of being read.
+A point of D numbers is an image of one pixel. The game, its losses and the training step are those of the GAN systems;
+only the data are drawn from a known density instead of being read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Draw = Callable[[jax.Array, jax.Array], jax.Array]  # (keys (B,), parameter of t
 
 
 class Gaussian(nn.Module):
-    """A generator that is too small: z (B, 1) to x = mean + exp(log_std) z, (B, 1, 1, 1)."""
+    """A generator of Gaussians only: z (B, 1) to x = mean + exp(log_std) z, (B, 1, 1, 1)."""
 
     start: tuple[float, float] = (0.0, 0.0)
 
@@ -45,7 +45,7 @@ def point_spec(dimensions: int) -> DataSpec:
 
 
 def blank(spec: DataSpec, num: int, parameter: float = 0.0) -> Batch:
-    """The batch in place of which points are drawn: the parameter of their distribution in every place."""
+    """A batch to be replaced by drawn points, filled with the parameter of their distribution."""
     return {"image": np.full((num, *spec.image.shape), parameter, np.float32), "index": np.arange(num, dtype=np.int32)}
 
 
@@ -57,14 +57,14 @@ def play(
     every: int,
     phases: slice = slice(None),
 ) -> Iterator[tuple[float, int, int, TrainState]]:
-    """Trains on points of `draw`; of every case the state at the start and after each `every` steps.
+    """Trains on points of `draw`; yields, for every case, the state at the start and after every `every` steps.
 
     Args:
-      config: of which length, batch and optimisers are read.
-      cases: (parameter of the data, seed), all of which take one compiled program.
-      phases: those of the model that run; with the first alone, the generator stays as it is.
+      config: gives the number of steps, the batch size and the optimisers.
+      cases: (parameter of the data, seed), all trained with one compiled program.
+      phases: the phases of the model to run; with only the first, the generator is not trained.
     Yields:
-      (parameter, seed, step, state), a case after the other. A state is valid until the next is asked for.
+      (parameter, seed, step, state), one case after the other. A state is valid until the next is requested.
     """
 
     def transform(keys: jax.Array, batch: Batch) -> Batch:
@@ -88,7 +88,7 @@ def play(
 def train_on(
     model: GenerativeModel, optimisers: Any, state: TrainState, split: Split, batch_size: int, seed: int, num: int
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
-    """(state, metrics) after each of `num` steps on the images of a split, by the phases that the model has."""
+    """(state, metrics) after each of `num` steps of the model's phases on the images of a split."""
     step = make_train_step(model, optimisers)
     batches = train_batches(split, seed, batch_size * batches_per_step(model), 0, num)
     for number, batch in enumerate(batches):

@@ -1,13 +1,13 @@
 """What is left of a generator's gradient as its discriminator gets better? python -m jgen.studies.gan_gradients
 
 The experiment of Arjovsky & Bottou 2017 (arXiv 1701.04862, figures 2 and 3): a DCGAN is trained for 1, 10 and 25
-epochs; then its generator stays as it is, a new discriminator is trained from its random start, and from time to time
-the gradient by the generator's parameters is taken of both losses,
+epochs; then its generator is frozen, a new discriminator is trained from a random initialisation, and at intervals the
+gradient with respect to the generator's parameters is computed for both losses,
 
     minimax         E log(1 - D(G(z)))
     non_saturating  -E log D(G(z))
 
-of which neither is followed. FOLDER has gan_gradients.json and gan_gradients.png.
+without updating the generator. Writes gan_gradients.json and gan_gradients.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from jgen.studies import reporting
 from jgen.studies.reporting import Row
 
 EPOCHS = (1, 10, 25)
-NORMS = ("batch", "none")  # of the discriminator
+NORMS = ("batch", "none")  # normalisations of the discriminator
 LOSSES = {"minimax": "E log(1 - D(G(z)))", "non_saturating": "-E log D(G(z))"}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is trained."""
+    """What to train."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     config: str = "configs/gan/dcgan.py:digits"
     """Configuration of a DCGAN, which is trained without classes."""
     steps: int = 4000
-    """Steps of the new discriminator."""
+    """Training steps of the new discriminator."""
     every: int = 100
-    """Steps between two gradients."""
+    """Steps between gradient measurements."""
     examples: int = 512
-    """Latents that a gradient is the mean over."""
+    """Number of latents that a gradient is averaged over."""
     seed: int = 0
     """Seed of networks, data and latents."""
 
@@ -66,7 +66,7 @@ def measure(setting: Row) -> Row:
 
     Returns:
       steps: (n,), of the new discriminator; minimax, non_saturating: (n,), norms of the generator's gradient;
-      accuracy: (n,), the part of real and generated examples that the discriminator is right about, None at step 0.
+      accuracy: (n,), the discriminator's accuracy on real and generated examples, None at step 0.
     """
     import jax
 
@@ -104,13 +104,13 @@ def measure(setting: Row) -> Row:
 
 
 def part(roles: Any) -> Any:
-    """The generator's."""
+    """The generator's part."""
     return {"gen": roles["gen"]}
 
 
 def make_dcgan(training: Any, data: Any, setting: Row, loss: str) -> Any:
-    """The model of a configuration without classes, with a loss and a norm of the discriminator. Raises `UserError` for
-    a system that is not `dcgan`."""
+    """The model of a configuration without classes, with this loss and the setting's normalisation of the
+    discriminator. Raises `UserError` for a system other than `dcgan`."""
     from jgen.compare.systems import model_of
     from jgen.models.gan.dcgan import Config
 
@@ -121,7 +121,7 @@ def make_dcgan(training: Any, data: Any, setting: Row, loss: str) -> Any:
 
 
 def make_norms(models: dict[str, Any], examples: int, seed: int) -> Callable[[Any], dict[str, float]]:
-    """state -> {loss: norm of the gradient of its mean by the generator's parameters}, at the same latents always."""
+    """state -> {loss: norm of the gradient of its mean by the generator's parameters}, for fixed latents."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -165,7 +165,7 @@ def epochs_of(row: Row) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """The norms over the steps on a logarithmic scale: a column a loss, a line a norm of the discriminator."""
+    """Draws the norms over the steps on a logarithmic scale, with a column per loss, a line per normalisation."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

@@ -1,17 +1,17 @@
 """How good are completions? python -m jgen.studies.inpainting RUN [RUN ...] --out FOLDER
 
-Test images are completed several times under the same masks by every run that can; masks that a run cannot serve, such
-as any but the first rows for an autoregressive model, are left out. Of the unknown pixels, in units of the range of
-levels:
+Every run completes test images several times under the same masks; masks that a run does not support, such as all but
+the first rows for an autoregressive model, are left out. Over the unknown pixels, in units of the range of levels:
 
-    error      root mean squared difference of a completion from the image: lower, but not zero for a right sampler
-    mean error the same of the mean of the completions, which a right sampler has sqrt(2) times lower than its error
-               where the completions are many
+    error      root mean squared difference of a completion from the image: lower is better, but not zero for an exact
+               sampler
+    mean error the same for the mean of the completions; for an exact sampler and many completions, sqrt(2) times lower
+               than its error
     diversity  root mean squared deviation of completions from their mean
-    boundary   mean absolute difference of neighbouring pixels across the mask's edge, over that of the images
-               themselves: 1 for completions that fit as well
+    boundary   mean absolute difference of neighbouring pixels across the mask's edge, divided by that of the images
+               themselves: 1 for completions that fit equally well
 
-FOLDER has inpainting.json, which the same command goes on with, and inpainting.png.
+Writes inpainting.json, from which the same command resumes, and inpainting.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MASKS = get_args(figures.Mask)
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is completed."""
+    """What to complete."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     num: int = 100
-    """The first images of the test split."""
+    """Number of images, the first of the test split."""
     draws: int = 4
-    """Completions of each."""
+    """Completions per image."""
     kept: float = 0.5
-    """The part of an image's pixels that is kept, about."""
+    """Approximate fraction of an image's pixels to keep."""
     seed: int = 0
     """Seed of the completions."""
 
@@ -130,7 +130,7 @@ def judge(made: np.ndarray, images: np.ndarray, mask: np.ndarray) -> Row:
 
 
 def step_across(images: np.ndarray, mask: np.ndarray) -> float:
-    """The mean absolute difference of neighbouring pixels of which the mask keeps one, of images (..., H, W, C)."""
+    """The mean absolute difference of neighbouring pixels of which the mask keeps one, in images (..., H, W, C)."""
     down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
     steps = [
         np.abs(np.diff(images, axis=-3))[..., down, :].ravel(),
@@ -150,7 +150,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Error over diversity, a point per row."""
+    """Draws error over diversity, with a point per row."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

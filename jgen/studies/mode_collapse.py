@@ -1,9 +1,9 @@
 """Which adversarial losses lose modes? python -m jgen.studies.mode_collapse --out FOLDER
 
-Dense generators and discriminators of one size play about points of the plane: 8 Gaussians on a ring, or 25 on a grid.
-Of every loss and seed are counted, over time, the modes that have a sample within 3 standard deviations, and the part
-of samples that have a mode so near (jgen/metrics/modes.py).
-FOLDER has mode_collapse.json and mode_collapse.png. The same for images: jgen/studies/stacked_digits.py.
+Dense generators and discriminators of equal size are trained on points of the plane: 8 Gaussians on a ring, or 25 on a
+grid. Over time, for every loss and seed, it counts the modes that have a sample within 3 standard deviations, and the
+fraction of samples that are within 3 standard deviations of a mode (jgen/metrics/modes.py). Writes mode_collapse.json
+and mode_collapse.png to FOLDER. The same for images: jgen/studies/stacked_digits.py.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from jgen.errors import require, require_positive, require_seed
 from jgen.studies import reporting
 from jgen.studies.reporting import Row
 
-STD = 0.02  # of each mode
-RADIUS = 0.7  # of the ring, and half of the grid's width
-POINTS = 2500  # samples that are counted
-EVERY = 250  # steps between two counts
+STD = 0.02  # standard deviation of each mode
+RADIUS = 0.7  # radius of the ring, and half the grid's width
+POINTS = 2500  # samples per count
+EVERY = 250  # steps between counts
 LATENT = 8
 
 
 class Contest(NamedTuple):
-    """A loss and its options of training.
+    """A loss and its training options.
 
-    penalty: kind and weight; clip: bound of the discriminator's weights, 0 for none; disc_steps: k; optimiser: options.
+    penalty: kind and weight; clip: bound of the discriminator's weights, 0 for none; disc_steps: discriminator updates
+    per step; optimiser: its options.
     """
 
     loss: str
@@ -61,20 +62,20 @@ CONTESTS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is played about, and how long."""
+    """What to train on, and for how long."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     data: str = "ring,grid"
     """ring, grid, or both, separated by a comma."""
     steps: int = 5000
-    """Steps of every game, each one update of the generator."""
+    """Training steps, each with one update of the generator."""
     batch_size: int = 128
-    """Real and generated examples of a step."""
+    """Real examples, and generated examples, per step."""
     seeds: int = 3
-    """Seeds of each loss."""
+    """Number of seeds per loss."""
     seed: int = 0
-    """The first of them."""
+    """The first seed."""
 
 
 def command(args: list[str]) -> int:
@@ -114,7 +115,7 @@ CENTRES = {"ring": ring, "grid": grid}
 
 
 def draw_points(keys: jax.Array, kind: jax.Array) -> jax.Array:
-    """Points (B, 2) of the data with that number in `CENTRES`, (B, 1); all data in one function, to compile it once."""
+    """Points (B, 2) of the data with index `kind` (B, 1) in `CENTRES`; one function for all, to compile it once."""
     key_mode, key_noise = rng.split(keys, 2)
     every = [make() for make in CENTRES.values()]
     most, number = max(map(len, every)), kind[:, 0].astype(jnp.int32)
@@ -124,10 +125,10 @@ def draw_points(keys: jax.Array, kind: jax.Array) -> jax.Array:
 
 
 def measure(setting: Row) -> Row:
-    """A game about points, of every seed.
+    """Trains a GAN on points, with every seed.
 
     Returns:
-      steps: (n,), at which was counted; modes, quality, kl: (seeds, n) of `mode_scores`. points: a seed's last samples.
+      steps: (n,), steps of the counts; modes, quality, kl: (seeds, n) of `mode_scores`. points: a seed's last samples.
     """
     from jgen.metrics.modes import mode_scores, nearest_modes
     from jgen.studies.games import make_sampler, play
@@ -157,7 +158,7 @@ def measure(setting: Row) -> Row:
 
 
 def make_model(setting: Row) -> Any:
-    """A GAN of dense networks about points of the plane."""
+    """A GAN of dense networks on points of the plane."""
     from jgen.models.gan.dcgan import clip_weights
     from jgen.models.gan.game import Game, Penalty, make_gan
     from jgen.nn.gan import Discriminator, Generator
@@ -171,7 +172,7 @@ def make_model(setting: Row) -> Any:
 
 
 def table(rows: list[Row]) -> str:
-    """The last counts as a Markdown table: medians over the seeds, with the least and the most of modes."""
+    """The last counts as a Markdown table: medians over the seeds, and for modes also the minimum and maximum."""
     lines = [
         "| data | loss | steps | modes | fewest, most | quality, % | KL from uniform | most modes before |",
         "| --- " * 8 + "|",
@@ -200,8 +201,8 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Of each data set: modes over time above quality over time, a curve a loss, medians over the seeds; and the last
-    samples of one seed, a panel a loss."""
+    """Draws, for each data set, modes over time above quality over time, with a curve per loss (medians over the
+    seeds), and the last samples of one seed, with a panel per loss."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()
@@ -229,7 +230,7 @@ def draw(path: Path, rows: list[Row]) -> None:
 
 
 def draw_samples(axes: Any, rows: list[Row], centres: np.ndarray) -> None:
-    """The samples of each row over the modes' centres."""
+    """Draws the samples of each row over the modes' centres."""
     for place, row in zip(np.atleast_1d(axes), rows):
         points = np.array(row["points"])
         place.scatter(*centres.T, s=60, color="0.88", linewidths=0)

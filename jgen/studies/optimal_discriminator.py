@@ -1,14 +1,14 @@
-"""What does a discriminator measure, and what do divergences make of a model that is too small?
+"""What does a discriminator measure, and what do different divergences choose for a model that is too small?
 
 python -m jgen.studies.optimal_discriminator --out FOLDER
 
     V(D, G) = E_p log D(x) + E_q log(1 - D(x));  D* = p / (p + q);  V(D*, G) = 2 JS(p, q) - 2 log 2
                                                         (Goodfellow et al. 2014, arXiv 1406.2661, proposition 1, eq. 6)
 
-Between Gaussians p and q whose densities are known, D is trained from its random start while G stays, and V(D, G) is
-the integral, not an estimate from samples. Then one Gaussian is fitted to two, of distance 2 a: by KL(p, q), which
-likelihood and a VAE's bound are about, by JS, which a GAN's game is about, by KL(q, p), and by the game itself, whose
-generator is that Gaussian. FOLDER has optimal_discriminator.json and optimal_discriminator.png.
+For Gaussians p and q with known densities, D is trained from a random initialisation with G fixed, and V(D, G) is
+computed as an integral, not estimated from samples. Then one Gaussian is fitted to two at distance 2 a: by KL(p, q),
+which maximum likelihood and a VAE's bound minimise; by JS, which a GAN's game minimises; by KL(q, p); and by the game
+itself, whose generator is that Gaussian. Writes optimal_discriminator.json and optimal_discriminator.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from jgen.studies import reporting
 from jgen.studies.divergences import TITLES, divergence
 from jgen.studies.reporting import Row
 
-SHIFTS = (0.5, 1.0, 2.0, 4.0)  # between p and q, whose discriminator is trained
-EVERY = 50  # steps between two values of V
-HALVES = tuple(round(0.25 * i, 2) for i in range(1, 21))  # a, half of the distance of the two modes
-OF_GAMES = (1.0, 2.0, 3.0, 4.0, 5.0)  # those that the game is played at
+SHIFTS = (0.5, 1.0, 2.0, 4.0)  # distances of p and q for which a discriminator is trained
+EVERY = 50  # steps between values of V
+HALVES = tuple(round(0.25 * i, 2) for i in range(1, 21))  # a, half the distance of the two modes
+OF_GAMES = (1.0, 2.0, 3.0, 4.0, 5.0)  # values of a at which the game is played
 IN_TABLE = (1.0, 2.0, 3.0, 5.0)
 OBJECTIVES = ("kl_pq", "js", "kl_qp")
 LOSSES = ("minimax", "non_saturating")
-STARTS = (0.0, 4.0)  # means of the generator at first: between the modes, and beside one of them
-SEEDS = 3  # of a game
-PLACES = 1001  # of the grid of an integral
+STARTS = (0.0, 4.0)  # initial means of the generator: between the modes, and near one of them
+SEEDS = 3  # seeds per game
+PLACES = 1001  # grid points of an integral
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """How long networks are trained."""
+    """Options of the training."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     steps: int = 1000
-    """Steps of each discriminator, and of each game, in each of which the discriminator has five."""
+    """Steps of each discriminator, and of each game, in which the discriminator has five updates per step."""
     batch_size: int = 256
-    """Points of each kind in a step."""
+    """Real points, and generated points, per step."""
     seed: int = 0
     """The first seed."""
 
@@ -79,18 +79,18 @@ def log_normal(x: Any, mean: Any, std: Any) -> jax.Array:
 
 
 def log_two_modes(x: jax.Array, half: Any) -> jax.Array:
-    """Log-density of a Gaussian at -half and one at half, of standard deviation 1 and weight 1/2 each."""
+    """Log-density of a mixture of Gaussians at -half and half, with standard deviation 1 and weight 1/2 each."""
     return jnp.logaddexp(log_normal(x, -half, 1.0), log_normal(x, half, 1.0)) - math.log(2)
 
 
 def value(outputs: np.ndarray, log_p: np.ndarray, log_q: np.ndarray, step: float) -> float:
-    """V(D, G) in nats, from D before its sigmoid and the log-densities at places of that distance, (n,) each."""
+    """V(D, G) in nats, from D's logits and the log-densities at points with spacing `step`, (n,) each."""
     log_d, log_not_d = -np.logaddexp(0, -outputs), -np.logaddexp(0, outputs)
     return float(step * np.sum(np.exp(log_p) * log_d + np.exp(log_q) * log_not_d))
 
 
 def make_game(mean: float, std: float, loss: str) -> Any:
-    """A GAN of one number whose generator is a Gaussian, and how it is trained but for its length."""
+    """A one-dimensional GAN whose generator is a Gaussian, and its training options except for the length."""
     from jgen.models.gan.game import Game, make_gan
     from jgen.nn.gan import Discriminator
     from jgen.studies.games import Gaussian, point_spec
@@ -102,7 +102,7 @@ def make_game(mean: float, std: float, loss: str) -> Any:
 def training_of(setting: Row) -> Any:
     from jgen.train.config import Config, Optimiser
 
-    # The two numbers of a generator have a longer way to go than its discriminator's weights.
+    # The generator's two parameters must change more than the discriminator's weights.
     optimiser = Optimiser(learning_rate=2e-3, beta1=0.5, schedule="linear", by_role=(("gen", "learning_rate", 1e-2),))
     return Config(steps=setting["steps"], batch_size=setting["batch_size"], optimiser=optimiser)
 
@@ -117,8 +117,8 @@ def measure_value(setting: Row) -> Row:
     """V(D, G) while D is trained between N(0, 1) and N(shift, 1).
 
     Returns:
-      optimal: V(D*, G); jensen_shannon: 2 JS - 2 log 2. steps, values: of training, (n,) each.
-      places, probabilities, best: of the trained D and of D*.
+      optimal: V(D*, G); jensen_shannon: 2 JS - 2 log 2. steps, values: V during training, (n,) each.
+      places, probabilities, best: points, and the trained D and D* there.
     """
     from jgen.nn.gan import Discriminator
     from jgen.studies.games import play
@@ -153,7 +153,7 @@ def measure_value(setting: Row) -> Row:
 
 
 def measure_fit(setting: Row) -> Row:
-    """The Gaussian nearest to two modes, at each `half`: means, stds, values of the objective, and `quality_of`."""
+    """The best Gaussian for two modes, at each `half`: means, stds, values of the objective, and `quality_of`."""
     with jax.enable_x64(True):
         halves = jnp.asarray(setting["halves"], jnp.float64)
         values, means, stds = jax.jit(jax.vmap(partial(fit, setting["objective"])))(halves)
@@ -166,7 +166,7 @@ def measure_fit(setting: Row) -> Row:
 
 
 def fit(objective: str, half: jax.Array, num: int = 1500) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(value, mean, std) of the best Gaussian for two modes, from two starts: over both modes, and at one."""
+    """(value, mean, std) of the best Gaussian for two modes, of two initialisations: over both modes, and at one."""
     x = jnp.linspace(-16.0, 16.0, PLACES)
     log_p = log_two_modes(x, half)
 
@@ -192,23 +192,23 @@ def fit(objective: str, half: jax.Array, num: int = 1500) -> tuple[jax.Array, ja
 
 
 def quality_of(halves: Any, means: Any, stds: Any) -> list[float]:
-    """The part of each Gaussian that lies within two standard deviations of a mode at -half or half: 0.954 of data
-    whose modes are far apart."""
+    """The probability mass of each Gaussian within two standard deviations of a mode at -half or half; 0.954 for the
+    data if its modes are far apart."""
 
     def below(x: Any) -> Any:
         return jax.scipy.stats.norm.cdf((x - means) / stds)
 
     halves = jnp.asarray(halves)
-    inner = jnp.maximum(halves - 2, 0.0)  # up to there, and no farther, the two intervals leave a gap
+    inner = jnp.maximum(halves - 2, 0.0)  # half-width of the gap between the two intervals
     outside = 1 - below(halves + 2) + below(-halves - 2) + below(inner) - below(-inner)
     return np.asarray(1 - outside).round(4).tolist()
 
 
 def measure_game(setting: Row) -> Row:
-    """The Gaussian that the game arrives at from N(start, 1): means over the last quarter of the steps, of each seed.
+    """The Gaussian that the game reaches from N(start, 1): averages over the last quarter of the steps, for each seed.
 
     Returns:
-      halves: as in the setting, once for each seed; means, stds, quality: of the same length.
+      halves: those of the setting, once for each seed; means, stds, quality: of the same length.
     """
     from jgen.studies.games import play
 
@@ -257,7 +257,7 @@ def name_of(row: Row) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """V while D is trained, D beside D*, the fitted Gaussians' standard deviations, and the densities at a = 3."""
+    """Draws V while D is trained, D and D*, the fitted Gaussians' standard deviations, and the densities at a = 3."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

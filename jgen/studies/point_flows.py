@@ -1,13 +1,13 @@
-"""Flows of a few numbers that studies compare, beside the systems: couplings of dense networks, convex potentials, and
-free-form flows, whose encoder and decoder are any networks.
+"""Low-dimensional flows that studies compare with the systems: couplings with dense networks, convex potentials, and
+free-form flows, whose encoder and decoder are arbitrary networks.
 
     coupling      y_1 = x_1,  y_2 = x_2 exp(s) + t  or  logit(F(x_2)) exp(s) + t, of x_1 by a network;
                   F the distribution function of a mixture of logistics (Flow++, arXiv 1902.00275)
     convex        y = grad F(x), F convex, by an input-convex network (Huang et al. 2021, arXiv 2012.05942)
-    free-form     z = f(x), x = g(z), of two networks; -log p(x) with  d log |det f'| = tr(g' df'), since g' is to be
-                  the inverse of f', plus beta |x - g(f(x))|^2              (Draxler et al. 2024, arXiv 2310.16624)
+    free-form     z = f(x), x = g(z), of two networks; -log p(x) with  d log |det f'| = tr(g' df'), since g' is trained
+                  to be the inverse of f', plus beta |x - g(f(x))|^2        (Draxler et al. 2024, arXiv 2310.16624)
 
-Layers take x (B, 1, 1, 2 n) and return (y, log_det), as those of `jgen/nn/flow.py` do.
+Layers take x (B, 1, 1, 2 n) and return (y, log_det), like those of `jgen/nn/flow.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jgen.nn.flow import ActNorm, InvertibleConv, LogisticMixture
 from jgen.prob.bijectors import swap_halves
 from jgen.prob.likelihoods import sum_image
 
-NEWTON = 40  # iterations of the inverse of a convex potential's gradient
+NEWTON = 40  # Newton iterations to invert a convex potential's gradient
 
 
 class Mlp(nn.Module):
@@ -40,10 +40,10 @@ class Mlp(nn.Module):
 
 
 class CouplingStep(nn.Module):
-    """Actnorm, a mixing of the two halves, a coupling; with `inverse` their inverses in reverse order.
+    """Actnorm, mixing of the channels, and a coupling; with `inverse` their inverses in reverse order.
 
-    mixtures: components of the logistic mixture, 0 for an affine coupling. learned_mixing: a learned matrix mixes the
-    channels, in place of the exchange of the halves.
+    mixtures: components of the logistic mixture, 0 for an affine coupling. learned_mixing: mix the channels by a
+    learned matrix, instead of exchanging the halves.
     """
 
     widths: tuple[int, ...]
@@ -80,7 +80,7 @@ class CouplingStep(nn.Module):
 
 
 def exchange(x: jax.Array, inverse: bool) -> tuple[jax.Array, jax.Array]:
-    """The exchange of the halves of the channels."""
+    """Exchanges the halves of the channels."""
     return swap_halves(x), jnp.zeros(x.shape[:1], x.dtype)
 
 
@@ -97,7 +97,7 @@ class Potential(nn.Module):
             if number:
                 start = nn.initializers.normal(1.0)
                 raw = self.param(f"convex{number}", start, (h.shape[-1], width))
-                new = new + h @ nn.softplus(raw) / h.shape[-1]  # weights that are not negative keep it convex
+                new = new + h @ nn.softplus(raw) / h.shape[-1]  # non-negative weights keep it convex
             h = new if number == len(self.widths) else nn.softplus(new)
         scale = self.param("scale", nn.initializers.zeros, (2,))
         return nn.softplus(scale[0]) * h[0] + nn.softplus(scale[1] + 0.5413) * jnp.sum(x**2) / 2
@@ -130,7 +130,7 @@ class ConvexStep(nn.Module):
 
 
 def minimise(value: Any, y: jax.Array) -> jax.Array:
-    """x with grad F(x) = y: the minimum of F(x) - <x, y>, by Newton's method with steps halved until it falls."""
+    """x with grad F(x) = y: the minimum of F(x) - <x, y>, by Newton's method; steps are halved until it decreases."""
 
     def objective(x: jax.Array) -> jax.Array:
         return value(x) - jnp.vdot(x, y)

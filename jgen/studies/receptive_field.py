@@ -2,9 +2,9 @@
 
 An autoregressive network should let every pixel depend on all pixels before it. A stack of masked convolutions does
 not: it has a blind spot above and to the right (van den Oord et al. 2016, arXiv 1606.05328, figure 1). Here the
-networks of configurations get random parameters, and a random sum of the outputs at the central pixel is differentiated
-by the image: by a pixel that the network does not see, the derivative is exactly zero in every draw.
-FOLDER has receptive_field.json and receptive_field.png.
+networks of configurations get random parameters, and a random weighted sum of the outputs at the central pixel is
+differentiated with respect to the image: the derivative is exactly zero in every draw for pixels that the network does
+not see. Writes receptive_field.json and receptive_field.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LEVELS, CLASSES = 256, 10
 class Network(NamedTuple):
     """A configuration's network for square images.
 
-    title: in the figure; config: of a system that lends `conditionals`; changes: of its options, by their names, "SIZE"
-    standing for the images' height; without: layers whose parameters are set to zero, by their names in the tree.
+    title: in the figure; config: of a system that provides `conditionals`; changes: {option: value}, where "SIZE" means
+    the images' height; without: names of layers whose parameters are set to zero.
     """
 
     title: str
@@ -45,7 +45,7 @@ NETWORKS = (
     Network("PixelRNN, Row LSTM", "configs/autoregressive/pixelrnn.py:mnist", {"layer": "row"}),
     Network("PixelRNN, Diagonal BiLSTM", "configs/autoregressive/pixelrnn.py:mnist", {"layer": "diagonal"}),
     Network("Transformer, dense, 1 layer", TRANSFORMER, {"attention": "dense", "layers": 1}),
-    # Its second layer, which attends along the column, adds nothing.
+    # Without its second layer, which attends along the column.
     Network("Transformer, strided, 1 layer", TRANSFORMER, {**STRIDED, "layers": 2}, ("blocks_1",)),
     Network("Transformer, strided, 2 layers", TRANSFORMER, {**STRIDED, "layers": 2}),
 )
@@ -53,14 +53,14 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is differentiated."""
+    """Options of the measurement."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     size: int = 21
     """Height and width of the images; odd."""
     draws: int = 16
-    """Random networks and images of each system."""
+    """Number of random networks and images per system."""
     seed: int = 0
     """Seed of the networks and images."""
 
@@ -80,12 +80,12 @@ def command(args: list[str]) -> int:
 
 
 def measure(setting: Row) -> Row:
-    """The receptive field of a setting, by JSON.
+    """The receptive field of a setting, for JSON.
 
     Returns:
-      system: its name. past: the number of pixels before the central one; seen, unseen: of these; later: pixels at or
-      after it that it depends on, which must be none.
-      field: `receptive_field`, over its maximum, with four digits.
+      system: its name. past: the number of pixels before the central one; seen, unseen: how many of these the network
+      sees, and does not see; later: the number of pixels at or after it that it depends on, which must be 0.
+      field: `receptive_field`, divided by its maximum, with four digits.
     """
     model = make_model(setting["config"], setting["changes"], setting["size"])
     field = receptive_field(model, setting["draws"], setting["seed"], tuple(setting["without"]))
@@ -100,7 +100,7 @@ def make_model(config: str, changes: dict[str, Any], size: int) -> GenerativeMod
     """The model of a configuration for square grey images, with some of its options changed: see `Network`.
 
     Raises:
-      UserError: a system that does not lend `conditionals`.
+      UserError: a system that does not provide `conditionals`.
     """
     from jgen.compare.systems import load_training, model_of
 
@@ -115,10 +115,10 @@ def make_model(config: str, changes: dict[str, Any], size: int) -> GenerativeMod
 
 
 def receptive_field(model: GenerativeModel, draws: int, seed: int, without: tuple[str, ...] = ()) -> np.ndarray:
-    """The mean absolute derivative of a random sum of the central pixel's outputs by each pixel, float (H, W).
+    """The mean absolute derivative of a random weighted sum of the central pixel's outputs by each pixel, float (H, W).
 
     Args:
-      draws: of parameters, image and weights of the sum. without: see `Network`.
+      draws: number of draws of parameters, image and weights of the sum. without: see `Network`.
     """
     import jax
     import jax.numpy as jnp
@@ -147,7 +147,7 @@ def receptive_field(model: GenerativeModel, draws: int, seed: int, without: tupl
 
 
 def random_parameters(shapes: Any, gen: np.random.Generator, without: tuple[str, ...]) -> Any:
-    """Normal, of variance 1 / inputs: what training starts with is zero in places, which hides what lies behind it."""
+    """Normal parameters with variance 1 / inputs. (Initial parameters are partly zero, which would block gradients.)"""
     import jax
 
     def drawn(path: Any, leaf: Any) -> Any:
@@ -169,7 +169,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Each receptive field as a picture: the pixels before the centre by their derivative, those unseen in red."""
+    """Draws each receptive field as a picture: pixels before the centre by their derivative, unseen ones in red."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

@@ -1,4 +1,4 @@
-"""What the commands of studies share: where a record and its figure are, and what is printed in the end."""
+"""Shared by the commands of studies: the paths of a record and its figure, and the final report."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Row = dict[str, Any]
 
 
 def open_record(out: str, name: str) -> tuple[Path, Path]:
-    """(FOLDER/NAME.json, FOLDER/NAME.png) of a study, in a process that is set up for arrays.
+    """Sets up JAX, and returns a study's paths (FOLDER/NAME.json, FOLDER/NAME.png).
 
     Raises:
-      UserError: a folder that cannot be written.
+      UserError: the folder cannot be written.
     """
     record, figure = (Path(out).expanduser() / f"{name}.{kind}" for kind in ("json", "png"))
     check_writable(record)
@@ -35,7 +35,7 @@ def report(
 
 
 def save_figure(path: Path, fig: Any) -> None:
-    """Writes a figure of matplotlib as PNG, the same bytes for the same numbers."""
+    """Writes a matplotlib figure as PNG, with identical bytes for identical numbers."""
     from matplotlib import pyplot as plt
 
     fig.savefig(path, dpi=130, metadata={"Software": None})

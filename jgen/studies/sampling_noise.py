@@ -1,10 +1,10 @@
 """Does diffusion without added noise repeat its training images? python -m jgen.studies.sampling_noise RUN --out FOLDER
 
 It is taught that "if no diversity term was added at each iteration, the process would re-generate a noise free image,
-present in the original training set". Here a trained run is sampled with all of the noise of an ancestral step, with
-less and with none. Reported are how varied the samples of a class are and how near they lie to the training images,
-both relative to unseen test images, and the part of samples that are nearer to a training image than 95 % of test
-images are. FOLDER has sampling_noise.json and sampling_noise.png.
+present in the original training set". Here a trained run is sampled with the full noise of an ancestral step, with less
+and with none. Reported are the diversity of the samples of a class and their distance to the training images, both
+relative to unseen test images, and the fraction of samples that are nearer to a training image than 95 % of test images
+are. Writes sampling_noise.json and sampling_noise.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jgen.samplers.diffusion import Sampling
 from jgen.studies import reporting
 from jgen.studies.reporting import Row
 
-# (name, options): "none" leaves out the noise of the ancestral step and nothing else.
+# (name, options): "none" only omits the noise of the ancestral step.
 SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ancestral, no noise", {"sampler": "ancestral", "variance": "none"}),
     ("ancestral, beta_tilde", {"sampler": "ancestral", "variance": "beta_tilde"}),
@@ -30,7 +30,7 @@ SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is sampled."""
+    """What to sample."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
@@ -39,7 +39,7 @@ class Arguments:
     samples: int = 1000
     """Samples of each setting."""
     guidance_scale: float = 1.0
-    """Guidance; 1 is none."""
+    """Guidance scale; 1: no guidance."""
     seed: int = 0
     """Seed of the samples."""
 
@@ -77,7 +77,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Bars of what the settings differ in, with what unseen images have as a line."""
+    """Draws the scores of the settings as bars, with those of unseen images as a line."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()

@@ -1,9 +1,9 @@
 """Quality against the number of network evaluations: python -m jgen.studies.sampling_steps RUN [RUN ...] --out FOLDER
 
-Every sampler of a diffusion run, and the steps of few-step systems, from 1 evaluation to 250. It is taught that with
+Every sampler of a diffusion run, and the steps of few-step systems, from 1 to 250 evaluations. It is taught that with
 fewer steps "diversity will suffer", and that errors of the model and of the steps "become more noticeable": the figure
-shows Fréchet distance and recall. FOLDER has sampling_steps.json, which the same command goes on with, and
-sampling_steps.png, of the runs that are named.
+shows Fréchet distance and recall. Writes sampling_steps.json, from which the same command resumes, and
+sampling_steps.png, for the given runs, to FOLDER.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from jgen.generator import Generator
 
 COUNTS = (1, 2, 3, 5, 8, 12, 18, 35, 70, 125, 250)
-TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # of the adaptive solver
+TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)  # tolerances of the adaptive solver
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is sampled."""
+    """What to sample."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     samplers: str = "all"
-    """Samplers of diffusion runs, separated by commas; all: every one."""
+    """Samplers of diffusion runs, separated by commas, or all."""
     samples: int = 1000
     """Samples of each setting."""
     guidance_scale: float = 1.0
-    """Guidance of diffusion runs; 1 is none."""
+    """Guidance scale of diffusion runs; 1: no guidance."""
     seed: int = 0
     """Seed of the samples."""
 
@@ -83,13 +83,13 @@ def command(args: list[str]) -> int:
 def settings_of(
     sampling: Any, samplers: tuple[Sampler, ...], guidance_scale: float
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name of a curve, options) of every point, by the options that a system's sampling has."""
+    """(name of a curve, options) for every point, depending on the sampling options of the system."""
     names = {field.name for field in dataclasses.fields(sampling)}
     if isinstance(sampling, Sampling):
         for sampler in samplers:
             for options in points_of(sampler):
                 yield sampler, {"sampler": sampler, "guidance_scale": guidance_scale, **options}
-    elif "sigmas" in names:  # a consistency model, which noises the image again at each
+    elif "sigmas" in names:  # a consistency model, which adds noise to the image again at each
         for num_sigmas in (0, 1, 2, 4, 7):
             sigmas = [0.8] if num_sigmas == 1 else np.geomspace(5.0, 0.3, num_sigmas).round(4).tolist()
             yield "", {"sigmas": tuple(sigmas)}
@@ -101,7 +101,7 @@ def settings_of(
 
 
 def points_of(sampler: Sampler) -> Iterator[dict[str, Any]]:
-    """The options of a sampler's points, one for each of `COUNTS` that it can take, or for each tolerance."""
+    """The options of a sampler's points, one for each possible number of evaluations in `COUNTS`, or each tolerance."""
     if sampler == "ode":
         yield from ({"tolerance": tolerance} for tolerance in TOLERANCES)
         return
@@ -114,7 +114,7 @@ def points_of(sampler: Sampler) -> Iterator[dict[str, Any]]:
 
 
 def mean_evaluations(gen: Generator, options: dict[str, Any], seed: int, num: int = 100) -> float:
-    """Evaluations of the network for an image; where they depend on it, their mean over `num` images."""
+    """Network evaluations per image; if they depend on the image, their mean over `num` images."""
     assert gen.model.evaluations is not None
     count = gen.model.evaluations(dataclasses.replace(gen.model.sampling, **options))
     if count:
@@ -142,7 +142,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(path: Path, rows: list[Row]) -> None:
-    """Fréchet distance and recall over the number of evaluations, a curve per system and sampler."""
+    """Draws Fréchet distance and recall over the number of evaluations, with a curve per system and sampler."""
     from jgen.compare.page import pyplot
 
     plt = pyplot()
@@ -150,7 +150,7 @@ def draw(path: Path, rows: list[Row]) -> None:
     for row in sorted(rows, key=lambda row: row["evaluations"]):
         curves.setdefault((row["setting"]["system"], row["setting"]["name"]), []).append(row)
     fig, axes = plt.subplots(1, 2, figsize=(13.5, 5.4), layout="constrained")
-    # Few-step systems, which have no sampler to name, come last and dashed.
+    # Few-step systems, which have no choice of samplers, come last and are dashed.
     for number, ((system, sampler), points) in enumerate(
         sorted(curves.items(), key=lambda item: (not item[0][1], item[0]))
     ):

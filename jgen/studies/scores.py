@@ -1,4 +1,4 @@
-"""What studies share: a trained run's samples under many settings, each scored once and written to a record."""
+"""Shared by studies: samples of a trained run under many settings, each scored once and written to a record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from jgen.train.run_directory import environment, read_config, read_json, write_
 class Opened(NamedTuple):
     """A run whose samples are scored.
 
-    compare: samples to their scores; see `sample_scores.make_comparison`.
+    compare: function from samples to their scores; see `sample_scores.make_comparison`.
     train, test: images as the model sees them, float (n, H W C) in 0 .. 1, with the classes of test, (n,), or None.
     """
 
@@ -57,7 +57,7 @@ def open_run(run: str, seed: int) -> Opened:
     """Loads a run and the data that it was trained on.
 
     Raises:
-      UserError: no run, or data that is gone or has changed.
+      UserError: no run, or data that is missing or has changed.
     """
     import jgen
 
@@ -84,13 +84,13 @@ def as_pixels(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def score(opened: Opened, options: dict[str, Any], num: int, seed: int) -> Row:
-    """Scores of samples drawn with these options, the classes in turn.
+    """Scores of samples drawn with these options, with the classes in turn.
 
     Returns:
-      fd, precision, recall, class_accuracy: as `jgen.evaluate` has them, class_accuracy None without classes.
-      diversity: the mean distance of two samples of a class in pixels, over that of two test images.
-      nearest: the median distance of a sample to the nearest training image in pixels, over that of test images.
-      copies: the part of samples nearer to a training image than all but 5 % of test images are; 0.05 of unseen ones.
+      fd, precision, recall, class_accuracy: as in `jgen.evaluate`; class_accuracy is None without classes.
+      diversity: the mean pixel distance of two samples of a class, divided by that of two test images.
+      nearest: the median pixel distance of a sample to the nearest training image, divided by that of test images.
+      copies: the fraction of samples nearer to a training image than 95 % of test images are; 0.05 for unseen images.
     """
     gen = opened.gen
     images = gen.sample(jax.random.key(seed), num, batch_size=250, **options)
@@ -109,7 +109,7 @@ def score(opened: Opened, options: dict[str, Any], num: int, seed: int) -> Row:
 
 
 def pixel_scores(opened: Opened, pixels: np.ndarray, classes: np.ndarray | None) -> Row:
-    """The scores `diversity`, `nearest` and `copies` of `score`, of images as `as_pixels` has them."""
+    """The scores `diversity`, `nearest` and `copies` of `score`, for images as returned by `as_pixels`."""
     test_distances, distances = (nearest_distances(x, opened.train) for x in (opened.test, pixels))
     return {
         "diversity": spread_within(pixels, classes) / spread_within(opened.test, opened.test_classes),
@@ -119,7 +119,7 @@ def pixel_scores(opened: Opened, pixels: np.ndarray, classes: np.ndarray | None)
 
 
 def spread_within(x: np.ndarray, classes: np.ndarray | None) -> float:
-    """The mean distance of two rows of x (n, D) of the same class, over the classes."""
+    """The mean distance of two rows of x (n, D) of the same class, averaged over the classes."""
     groups = [x] if classes is None else [x[classes == each] for each in np.unique(classes)]
     means = []
     for group in groups:
@@ -130,11 +130,11 @@ def spread_within(x: np.ndarray, classes: np.ndarray | None) -> float:
 
 
 def score_all(out: Path, settings: Iterable[Row], score_one: Callable[[Row], Row]) -> list[Row]:
-    """The rows of a record, with those of new settings added as soon as each is scored: the same command goes on where
-    it was stopped.
+    """The rows of a record; those of new settings are added as soon as each is scored, so that an interrupted command
+    can be resumed.
 
     Args:
-      out: the JSON file; settings: all that a row depends on, as JSON has it; score_one: a setting to its scores.
+      out: the JSON file; settings: all that a row depends on, as JSON values; score_one: a setting to its scores.
     Returns:
       the rows of these settings, in their order.
     """
@@ -153,7 +153,7 @@ def score_all(out: Path, settings: Iterable[Row], score_one: Callable[[Row], Row
 
 
 def identity_of(run: str, gen: Generator, num: int, seed: int) -> Row:
-    """What every row of a run depends on beside its options."""
+    """What every row of a run depends on in addition to its options."""
     return {
         "run": run,
         "system": gen.model.name,

@@ -1,9 +1,9 @@
 """How many of 1,000 modes do convolutional GANs draw? python -m jgen.studies.stacked_digits --out FOLDER
 
-Three digits drawn at random are the channels of one picture, so that the modes are the numbers 0 to 999 (Metz et al.
-2017, arXiv 1611.02163; Srivastava et al. 2017, arXiv 1705.07761): "Stacked MNIST", or the same of the 8x8 digits. A
-classifier of digits reads each channel of the samples. DCGANs of one size are trained for the same number of steps with
-several losses. FOLDER has stacked_digits.json and stacked_digits.png.
+Three random digits are the channels of one picture, so that the modes are the numbers 0 to 999 (Metz et al. 2017, arXiv
+1611.02163; Srivastava et al. 2017, arXiv 1705.07761): "Stacked MNIST", or the same with the 8x8 digits. A classifier of
+digits reads each channel of the samples. DCGANs of equal size are trained for the same number of steps with several
+losses. Writes stacked_digits.json and stacked_digits.png to FOLDER.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ CONTESTS: dict[str, dict[str, Any]] = {  # options of a DCGAN
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is stacked, and how long is trained."""
+    """What to stack, and how long to train."""
 
     out: str = "results/studies"
     """Folder of the record and the figure."""
     data: Literal["digits", "mnist"] = "digits"
-    """What is stacked."""
+    """The digits to stack."""
     steps: int = 1500
-    """Steps of each loss, each one update of the generator."""
+    """Training steps per loss, each with one update of the generator."""
     every: int = 500
-    """Steps between two counts."""
+    """Steps between counts."""
     samples: int = 10_000
-    """Samples that are counted."""
+    """Samples per count."""
     seed: int = 0
     """Seed of networks and data."""
 
@@ -71,8 +71,8 @@ def command(args: list[str]) -> int:
 
 
 def stacked(split: Split, num: int, seed: int) -> Split:
-    """`num` examples, each of three drawn from a split of grey images: {"image": uint8 (n, H, W, 3), "index", "label"},
-    the label a number of three digits."""
+    """`num` examples, each made of three from a split of grey images: {"image": uint8 (n, H, W, 3), "index", "label"},
+    where the label is the three-digit number."""
     rows = np.random.default_rng(seed).integers(0, split.num, (num, 3))
 
     def fetch(positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -86,7 +86,7 @@ def stacked(split: Split, num: int, seed: int) -> Split:
 
 
 def read_modes(classify: Any, images: np.ndarray) -> np.ndarray:
-    """The number of three digits that each image (n, H, W, 3) is read as, int (n,).
+    """The three-digit number that each image (n, H, W, 3) is classified as, int (n,).
 
     Args:
       classify: uint8 images (n, H, W, 1) to logits (n, 10).
@@ -96,11 +96,11 @@ def read_modes(classify: Any, images: np.ndarray) -> np.ndarray:
 
 
 def measure(setting: Row) -> Row:
-    """A DCGAN of stacked digits with the options of a setting.
+    """Trains a DCGAN on stacked digits with the options of a setting.
 
     Returns:
-      steps: (n,), at which was counted; modes, quality, kl: (1, n) of `mode_scores`; quality is 1, since each sample is
-      read as some number. real: the scores of as many real examples.
+      steps: (n,), steps of the counts; modes, quality, kl: (1, n) of `mode_scores`; quality is 1, since each sample is
+      classified as some number. real: the scores of as many real examples.
     """
     import jax
 

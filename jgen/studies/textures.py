@@ -1,8 +1,7 @@
 """Pictures of textures beside their samples: python -m jgen.studies.textures RUN [RUN ...] --out textures.png
 
-A row per picture that runs are of: the first of its crops that was not held out, and the first sample of each run of
-it, in the order given, none chosen. So runs of one system stand below each other where each picture has its runs in the
-same order.
+Each row is about one picture: the first of its training crops, and the first sample (not selected) of each run on it,
+in the given order. So runs of a system are in one column if the runs of each picture are given in the same order.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jgen.errors import require, require_seed
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where the picture is written, and which samples it has."""
+    """The output file, and the seed of the samples."""
 
     out: str = "textures.png"
     """Where to write the picture."""
@@ -55,7 +54,7 @@ def rows_of(gens: dict[str, Any]) -> list[list[str]]:
     """The runs of each picture, in the order given.
 
     Raises:
-      UserError: a run that is of no texture, pictures of which unlike numbers of runs are, or images of unlike shapes.
+      UserError: a run that is not of a texture, pictures with different numbers of runs, or images of different shapes.
     """
     rows: dict[str, list[str]] = {}
     first_run, first = next(iter(gens.items()))

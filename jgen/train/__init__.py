@@ -1,1 +1,1 @@
-"""Training: state, step, optimisers, loop, checkpoints, logs. Knows the contract, not the models."""
+"""Training: state, step, optimisers, loop, checkpoints, logs. Depends on `jgen.core.model`, not on the models."""

@@ -1,9 +1,9 @@
-"""Checkpoints: Orbax, asynchronous, with a list of hashes by which damage is found.
+"""Checkpoints: asynchronous, written by Orbax, with a list of hashes to detect damage.
 
-A checkpoint is `checkpoints/<step>/`, written aside and renamed by Orbax, with the arrays of the state and a small JSON
-document. Beside it `checkpoints/<step>.sha256.json` lists the hash of each of its files; it is written once the
-checkpoint is whole. A checkpoint without its list is unfinished, one that does not agree with it is damaged. Hashes are
-checked only for the checkpoint that is read.
+A checkpoint is a folder `checkpoints/<step>/` with the arrays of the state and a small JSON document; Orbax writes it
+under a temporary name and renames it. Next to it, `checkpoints/<step>.sha256.json` lists the hash of each of its files;
+it is written once the checkpoint is complete. A checkpoint without this list is incomplete, and one that does not match
+it is damaged. Hashes are checked only for the checkpoint that is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jgen.train.step import TrainState
 
 
 def to_storable(state: TrainState) -> dict[str, Any]:
-    """The state as a dict of plain arrays: keys become their uint32 data."""
+    """The state as a dict of plain arrays; PRNG keys are converted to uint32."""
     return {**state._asdict(), "key": jax.random.key_data(state.key)}
 
 
@@ -46,7 +46,7 @@ def import_orbax() -> Any:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps of the finished checkpoints of a folder, newest first."""
+    """Steps of the complete checkpoints in a folder, newest first."""
     if not folder.is_dir():
         return []
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()), reverse=True)
@@ -57,7 +57,7 @@ def manifest_path(folder: Path, step: int) -> Path:
 
 
 def hash_tree(folder: Path) -> dict[str, str]:
-    """{relative path: SHA-256} of every file below a folder, read a piece at a time."""
+    """{relative path: SHA-256} of every file below a folder, read in chunks."""
     hashes = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
@@ -66,7 +66,7 @@ def hash_tree(folder: Path) -> dict[str, str]:
 
 
 def fault(folder: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, or None if it is whole; also of one that may not, or cannot now, be read."""
+    """What is wrong with a checkpoint, including files that cannot be read; None if it is undamaged."""
     try:
         return damage(folder, step)
     except OSError as error:
@@ -74,7 +74,7 @@ def fault(folder: Path, step: int) -> str | None:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """What is wrong with the files of a checkpoint, or None. Raises `OSError` where they cannot be read."""
+    """What is wrong with the files of a checkpoint, or None. Raises `OSError` if they cannot be read."""
     try:
         wanted = json.loads(manifest_path(folder, step).read_text())
     except FileNotFoundError:
@@ -98,12 +98,12 @@ def warn(message: str) -> None:
 
 
 def newest_good(folder: Path) -> int | None:
-    """The newest whole checkpoint's step; newer ones that are not whole are passed over with a warning.
+    """The step of the newest undamaged checkpoint; newer damaged ones are skipped with a warning.
 
-    None where there is none yet, or only one whose writing was interrupted.
+    None if there is none yet, or only one whose writing was interrupted.
 
     Raises:
-      UserError: there were whole checkpoints, and all of them are damaged: training anew would overwrite the run.
+      UserError: there are complete checkpoints, and all are damaged: training from the start would overwrite the run.
     """
     damaged = ""
     for step in steps_in(folder):
@@ -119,10 +119,10 @@ def newest_good(folder: Path) -> int | None:
 
 
 def wait_until_seen(folder: Path, step: int, seconds: float = 60.0) -> None:
-    """Waits until this process sees a checkpoint that another has written: on a shared disk, it may appear later.
+    """Waits until this process sees a checkpoint written by another, which may appear later on a shared file system.
 
     Raises:
-      UserError: it is not whole after so many seconds.
+      UserError: it is not complete after this time.
     """
     reason, until = fault(folder, step), time.monotonic() + seconds
     while reason is not None and time.monotonic() < until:
@@ -133,12 +133,12 @@ def wait_until_seen(folder: Path, step: int, seconds: float = 60.0) -> None:
 
 
 def best_good(folder: Path, best: tuple[str, str] | None) -> int:
-    """The step of the checkpoint with the best validation score; one that is not whole is passed over with a warning.
+    """The step of the checkpoint with the best validation score; damaged ones are skipped with a warning.
 
     Args:
-      best: the score and "min" or "max", as `GenerativeModel.best` has it.
+      best: the score and "min" or "max", as in `GenerativeModel.best`.
     Raises:
-      UserError: no checkpoint was validated, or no score tells which is better, as of an adversarial game.
+      UserError: no checkpoint was validated, or no score tells which is better, as in adversarial training.
     """
     lines, steps = validation_scores(folder.parent), set(steps_in(folder))
     left = [line for line in lines if line["step"] in steps]
@@ -155,13 +155,13 @@ def best_good(folder: Path, best: tuple[str, str] | None) -> int:
 
 
 def seconds_at(folder: Path, step: int) -> float:
-    """Seconds of training up to a checkpoint, those of frozen models apart. Raises `UserError` if it cannot be read."""
+    """Seconds of training up to a checkpoint, without frozen models. Raises `UserError` if it cannot be read."""
     ocp = import_orbax()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             return checkpointer.restore((folder / str(step)).absolute(), args).meta["seconds"]
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many types
         raise UserError(f"checkpoint {folder / str(step)} cannot be read: {reason_of(error)}") from error
 
 
@@ -180,7 +180,7 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore((folder / str(step)).absolute(), args)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for arrays that do not fit
+    except Exception as error:  # Orbax and TensorStore raise many types for arrays that do not fit
         if "Gloo" in str(error):  # Orbax waits for the other processes here, and one of them has ended
             raise
         raise UserError(f"checkpoint {folder / str(step)} does not hold this model: {reason_of(error)}") from error
@@ -188,18 +188,18 @@ def read(folder: Path, step: int, template: TrainState) -> tuple[TrainState, dic
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error, cut to a line."""
+    """The message of an error, truncated to one line."""
     message = " ".join(str(error).split()) or type(error).__name__
     return message if len(message) <= 200 else message[:197] + "..."
 
 
 class Writer:
-    """Writes checkpoints of one run, each in the background, and removes those that are not to be kept.
+    """Writes checkpoints of one run in the background, and removes those that are not to be kept.
 
     Args:
-      first: the step that the run goes on from; later checkpoints, which could not be read, are set aside.
+      first: the step that the run resumes from; later checkpoints, which could not be read, are moved aside.
     Raises:
-      UserError: from `save` and `close`, when a checkpoint could not be written (a full disk); those before are whole.
+      UserError: from `save` and `close`, if a checkpoint could not be written (a full disk); earlier ones are intact.
     """
 
     def __init__(self, folder: Path, keep: int, keep_every: int, first: int = 0):
@@ -223,7 +223,7 @@ class Writer:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from error
 
     def _set_aside_later(self, first: int) -> None:
-        """Moves checkpoints that are not whole out of the way of new ones, and forgets hashes without a checkpoint."""
+        """Moves checkpoints after step `first`, which could not be read, aside; removes hash lists without one."""
         for step in steps_in(self.folder):
             if step > first:
                 aside = self.folder / f"damaged-{step}"
@@ -238,22 +238,22 @@ class Writer:
                 path.unlink(missing_ok=True)
 
     def _drop_old(self) -> None:
-        """Removes checkpoints that are not to be kept; only now that the newest is known to be whole."""
+        """Removes checkpoints that are not to be kept; called once the newest is known to be complete."""
         for step in steps_in(self.folder)[self.keep :]:
             if not self.keep_every or step % self.keep_every:
                 self._manager.delete(step)
         self._drop_orphans()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Copies the state off the devices and returns; a thread does the rest. Waits for the save before, if any."""
+        """Copies the state to the host and returns; a thread writes it. Waits for the previous save, if any."""
         ocp = import_orbax()
         self.wait()
         step = int(state.step)
         if step in steps_in(self.folder):
             return
-        # A copy: what the CPU backend hands out is its own memory, which the next step takes over.
+        # A copy: the CPU backend returns its own memory, which is donated to the next step.
         host = jax.tree.map(lambda x: np.array(x), to_storable(state))
-        # Asked before, as Orbax's threads end untidily when a disk fills up under them.
+        # Checked before, since Orbax's threads fail with stack traces when the disk fills up.
         needed, free = sum(x.nbytes for x in jax.tree.leaves(host)), shutil.disk_usage(self.folder).free
         if free < 1.1 * needed + (1 << 16):
             sizes = f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free on the disk"
@@ -276,7 +276,7 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when the last save is whole on disk. Raises `UserError` if it failed."""
+        """Waits until the last save is complete on disk. Raises `UserError` if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -285,7 +285,7 @@ class Writer:
             raise UserError(f"cannot write a checkpoint to {self.folder}: {reason_of(error)}") from error
 
     def close(self) -> None:
-        """Waits for the last save and lets go of Orbax's threads."""
+        """Waits for the last save and ends Orbax's threads."""
         try:
             self.wait()
         finally:

@@ -11,14 +11,14 @@ from jgen.errors import require, require_positive
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How gradients become updates."""
+    """Options of an optimiser."""
 
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     """Optimiser."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What follows warm-up: constant, or a fall to zero at train.steps."""
+    """Learning rate after warm-up: constant, or decaying to zero at train.steps."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     beta1: float = 0.9
@@ -28,13 +28,13 @@ class Optimiser:
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (adamw only), of every parameter: biases and scales too."""
+    """Decoupled weight decay (adamw only), applied to every parameter, including biases and scales."""
     clip_norm: float = 0.0
-    """Clip a role's gradient to this global norm; 0 does not."""
+    """Clip a role's gradient to this global norm; 0: no clipping."""
     skip_norm: float = 0.0
-    """Skip a step in which a role's gradient, before clipping, has a larger global norm than this; 0 skips none."""
+    """Skip a step if a role's gradient, before clipping, has a larger global norm than this; 0: never."""
     by_role: tuple[tuple[str, str, float], ...] = ()
-    """Optimiser options that differ for a role, as ROLE OPTION VALUE, such as: disc learning_rate 4e-4 disc beta1 0."""
+    """Options that differ for a role, as ROLE OPTION VALUE triples, such as: disc learning_rate 4e-4 disc beta1 0."""
 
     def of(self, role: str) -> Optimiser:
         """The options of a role."""
@@ -49,49 +49,49 @@ NUMBERS = ("learning_rate", "warmup_steps", "beta1", "beta2", "eps", "weight_dec
 
 @dataclass(frozen=True)
 class Config:
-    """Length, batch, average, logs and checkpoints of a run."""
+    """Length, batch size, weight average, logs and checkpoints of a run."""
 
     steps: int = 10_000
     """Training steps."""
     batch_size: int = 128
     """Global batch: examples per step, over all devices and accumulation steps."""
     accumulation: int = 1
-    """Number of microbatches per step (gradient accumulation), to save memory; BatchNorm sees each microbatch by
-    itself."""
+    """Number of microbatches per step (gradient accumulation), to save memory; BatchNorm uses the statistics of each
+    microbatch."""
     steps_per_call: int = 1
-    """Steps in one compiled call, with the same outcome: faster where a network is so small that giving a step to the
-    device takes as long as the step."""
+    """Steps per compiled call, which does not change the results; faster for networks so small that dispatching a step
+    takes as long as computing it."""
     data_workers: int = 0
-    """Processes that decode images of a set that does not fit into memory; 0: threads, which serve a few cores."""
+    """Processes that decode images of a set that does not fit into memory; 0: threads, enough for a few cores."""
     ema_decay: float = 0.9999
-    """Decay of the moving average of the weights; 0 keeps none and samples with the weights themselves."""
+    """Decay of the moving average (EMA) of the weights; 0: no average, samples use the weights themselves."""
     ema_warmup: bool = True
-    """Cap the decay at (1 + step) / (10 + step), so that a short run's average is not its start."""
+    """Cap the decay at (1 + step) / (10 + step), so that in a short run the initial weights do not dominate."""
     ema_half_life: float = 0.0
-    """Half-life of the average in images, in place of ema_decay; 0: none."""
+    """Half-life of the average in images, replaces ema_decay; 0: not used."""
     ema_power: float = 0.0
-    """Exponent of the power-function average, decay (1 - 1 / step)^(power + 1), in place of ema_decay; 0: none."""
+    """Exponent of the power-function average, decay (1 - 1 / step)^(power + 1), replaces ema_decay; 0: not used."""
     optimiser: Optimiser = field(default_factory=Optimiser)
     log_every: int = 100
-    """Steps between lines of metrics, each the mean since the last."""
+    """Steps between lines of metrics; each line has the means since the previous one."""
     validate_every: int = 1000
     """Steps between validation scores; 0: none."""
     validation_images: int = 1024
-    """Validation images scored at most."""
+    """Maximum number of validation images to score."""
     sample_every: int = 5000
     """Steps between sample grids; 0: only at the end."""
     samples_per_class: int = 10
-    """Images of a class in a grid; without classes a grid has ten times as many. 0: no grids."""
+    """Images per class in a grid; without classes a grid has ten times as many. 0: no grids."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; one is also written at the end and on interruption."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
 
     @staticmethod
     def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object of a `Config` as this version writes it: up to 0.1 a role's learning rate had a multiple."""
+        """Converts the JSON object of a `Config` to this version: up to 0.1, roles had learning rate multiples."""
         optimiser = dict(document.get("optimiser", {}))
         scales = optimiser.pop("scales", [])
         if scales:
@@ -101,13 +101,13 @@ class Config:
 
 
 def tiny_training(config: Config) -> Config:
-    """The same in forty small steps, with logs, scores and checkpoints between: for tests."""
+    """The same with forty small steps, including logs, scores and checkpoints, for tests."""
     often: dict[str, Any] = {"log_every": 10, "validate_every": 20, "checkpoint_every": 20}
     return replace(config, steps=40, batch_size=16, steps_per_call=1, **often)
 
 
-# Fields that a resumed run may be given anew: none changes the mathematics of the steps already taken. An entry that
-# ends with a dot stands for all fields below it.
+# Fields that may be changed when a run is resumed: none affects the steps already taken. An entry that ends with a dot
+# stands for all fields below it.
 MAY_CHANGE = (
     "train.steps",
     "train.steps_per_call",
@@ -130,12 +130,12 @@ MAY_CHANGE = (
 
 
 def may_change(name: str) -> bool:
-    """Whether a resumed run may be given another value of a field."""
+    """Whether a field may be changed when a run is resumed."""
     return any(name.startswith(field) if field.endswith(".") else name == field for field in MAY_CHANGE)
 
 
 def check_config(config: Config, devices: int) -> None:
-    """Raises `UserError` for options out of their range, or a batch that does not divide over devices and parts."""
+    """Raises `UserError` for options out of range, or a batch size that devices and microbatches do not divide."""
     names = (
         "steps",
         "steps_per_call",
@@ -163,7 +163,7 @@ def check_config(config: Config, devices: int) -> None:
 
 
 def check_average(config: Config) -> None:
-    """Raises `UserError` for an average of the weights that is out of range, or described in two ways."""
+    """Raises `UserError` for options of the moving average that are out of range or contradict each other."""
     require(0 <= config.ema_decay < 1, f"train.ema_decay is {config.ema_decay}: it must be at least 0 and below 1")
     for name in ("ema_half_life", "ema_power"):
         value = getattr(config, name)
@@ -173,7 +173,7 @@ def check_average(config: Config) -> None:
 
 
 def check_optimiser(optimiser: Optimiser, where: str = "train.optimiser.") -> None:
-    """Raises `UserError` for options of an optimiser that are out of their range."""
+    """Raises `UserError` for options of an optimiser that are out of range."""
     require_positive(**{f"{where}learning_rate": optimiser.learning_rate})
     for name in ("warmup_steps", "weight_decay", "clip_norm", "skip_norm", "eps"):
         value = getattr(optimiser, name)

@@ -1,7 +1,7 @@
-"""Metrics: means over windows of steps, to metrics.jsonl, the console and TensorBoard.
+"""Metrics: means over windows of steps, written to metrics.jsonl, the console and TensorBoard.
 
-metrics.jsonl is a pure function of the run's configuration: it holds no times, and a resumed run cuts what lies past
-its checkpoint, so that an interrupted run and an unbroken one write the same bytes. Speeds go to the console only.
+metrics.jsonl is a pure function of the run's configuration: it contains no times, and a resumed run first removes lines
+past its checkpoint, so that an interrupted run and an uninterrupted one write the same bytes. Speeds are only printed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from jgen.errors import UserError
 
 
 def validation_scores(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's validation scores, {"step": ..., name: value, ...}; none where metrics.jsonl is gone."""
+    """The lines of a run's validation scores, {"step": ..., name: value, ...}; [] if metrics.jsonl is missing."""
     try:
         text = (run / "metrics.jsonl").read_text()
-    except OSError:  # a run that was copied without it can be used all the same
+    except OSError:  # a run that was copied without it can still be used
         return []
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if whole_until(line, math.inf)]
     return [line for line in lines if line.get("split") == "validation"]
 
 
 def best_of(lines: list[dict[str, Any]], best: tuple[str, str] | None) -> dict[str, Any] | None:
-    """The best of these lines by (score, "min" or "max"); None where no line has a finite one, or there is no score."""
+    """The best of these lines by (score, "min" or "max"); None if no line has a finite score, or `best` is None."""
     if best is None:
         return None
     name, order = best
@@ -38,7 +38,7 @@ def best_of(lines: list[dict[str, Any]], best: tuple[str, str] | None) -> dict[s
 
 
 class Window:
-    """Running means of the metrics since the last line; `state` goes into a checkpoint, so that it survives a kill."""
+    """Running means of the metrics since the last line; `state` is stored in checkpoints, to resume a window."""
 
     def __init__(self, state: dict[str, Any] | None = None):
         self.sums: dict[str, float] = dict((state or {}).get("sums", {}))
@@ -47,11 +47,11 @@ class Window:
 
     @property
     def state(self) -> dict[str, Any]:
-        """A copy: a checkpoint is written while the next steps are added."""
+        """A copy, since a checkpoint is written while the next steps are added."""
         return {"sums": dict(self.sums), "counts": dict(self.counts), "skipped": self.skipped}
 
     def add(self, metrics: dict[str, Any]) -> None:
-        """Adds a step's metrics; values that are not finite, as a skipped step has, are left out."""
+        """Adds a step's metrics; values that are not finite, such as those of a skipped step, are left out."""
         self.skipped = int(metrics["skipped"])
         for name, value in metrics.items():
             if name in ("skipped", "skipped_in_a_row") or not math.isfinite(float(value)):
@@ -60,14 +60,14 @@ class Window:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def line(self) -> dict[str, float]:
-        """The means, and the number of skipped steps in all; starts the next window."""
+        """The means, and the total number of skipped steps; starts the next window."""
         means = {name: self.sums[name] / self.counts[name] for name in self.sums}
         self.sums, self.counts = {}, {}
         return {**means, "skipped": self.skipped}
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl (one object a line), and to TensorBoard where tensorboardX is installed."""
+    """Appends to metrics.jsonl (one object per line), and to TensorBoard if tensorboardX is installed."""
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "metrics.jsonl"
@@ -97,7 +97,7 @@ class MetricsLog:
             self._on_board("add_scalar", f"{split}/{name}", value, step)
 
     def _on_board(self, method: str, *args: Any) -> None:
-        """Calls TensorBoard's writer; when it fails, the run goes on without it."""
+        """Calls TensorBoard's writer; if it fails, the run continues without it."""
         try:
             if self._board is not None:
                 getattr(self._board, method)(*args)
@@ -109,18 +109,18 @@ class MetricsLog:
         print(f"warning: no TensorBoard logs from here on: {error.strerror or error}", file=sys.stderr)
 
     def close(self) -> None:
-        with suppress(OSError):  # what was not written has been said by `write`
+        with suppress(OSError):  # `write` has already reported errors
             self._file.close()
         self._on_board("close")
 
 
 def to_json_line(document: dict[str, Any]) -> str:
-    """A line of JSON; numbers that are not finite, which JSON does not have, become null."""
+    """A line of JSON; numbers that are not finite, which JSON cannot represent, become null."""
     return json.dumps(finite_or_none(document), allow_nan=False) + "\n"
 
 
 def cut(path: Path, step: int) -> None:
-    """Drops lines past `step`, and a last line that a kill left unfinished."""
+    """Removes lines past `step`, and an incomplete last line."""
     if not path.exists():
         return
     text = path.read_text()
@@ -131,7 +131,7 @@ def cut(path: Path, step: int) -> None:
 
 
 def whole_until(line: str, step: float) -> bool:
-    """Whether a line is whole and of a step up to `step`."""
+    """Whether a line is complete and of a step up to `step`."""
     try:
         return line.endswith("\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, metrics, validation, sample grids and checkpoints out; resumes to the bit."""
+"""The training loop: steps, metrics, validation, sample grids and checkpoints. A resumed run is bitwise identical."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from jgen.train.step import (
     place_state,
 )
 
-MAX_SKIPPED = 20  # steps in a row that may be skipped before a run is stopped
+MAX_SKIPPED = 20  # consecutive skipped steps after which a run is stopped
 SAMPLED_AT_ONCE = 128  # batch size of a sample grid
-MOST_ROWS = 16  # classes that it shows
-RUN_AHEAD = 8  # steps dispatched ahead of reading their metrics, at least one call
+MOST_ROWS = 16  # most classes shown in it
+RUN_AHEAD = 8  # steps dispatched before their metrics are read; at least one call
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, after a checkpoint; `code` is the exit code that says so."""
+    """Training was stopped by a signal, and a checkpoint was written; `code` is the exit code for this signal."""
 
     def __init__(self, step: int, code: int):
         super().__init__(f"stopped at step {step}")
@@ -67,7 +67,7 @@ def starting_state(
     seed: int,
     frozen: Frozen,
 ) -> TrainState:
-    """The state before step 0, from the first batch of training data."""
+    """The state before step 0, initialised with the first batch of training data."""
     split = dataset.splits["train"]
     first = with_position(split.fetch(batch_positions(seed, 0, config.batch_size, split.num)))
     optimisers = role_optimisers(model, config)
@@ -83,13 +83,13 @@ def starting_state(
 
 
 def with_position(batch: Batch) -> Batch:
-    """A batch with the place of each example in it: i / B, float32 (B,)."""
+    """Adds the field "position", i / B for example i of the batch, float32 (B,)."""
     num = len(batch["index"])
     return {**batch, "position": np.arange(num, dtype=np.float32) / np.float32(num)}
 
 
 def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, RoleOptimiser]:
-    """An optimiser for every role that the phases train. Raises `UserError` for options of an unknown role."""
+    """{role: optimiser} for every role that the phases train. Raises `UserError` for options of an unknown role."""
     roles = sorted({role for phase in model.phases for role in phase.trains})
     for role, _, _ in config.optimiser.by_role:
         trains = ", ".join(roles) or "no role"
@@ -99,9 +99,9 @@ def role_optimisers(model: GenerativeModel, config: Config) -> dict[str, RoleOpt
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of ending the process; the second of the same signal acts at once.
+    """Collects SIGTERM and SIGINT instead of ending the process; a second signal of the same kind takes effect at once.
 
-    Only in a program's main thread; in another, signals are left alone.
+    In other threads than the main thread it does nothing.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -123,10 +123,10 @@ def deferred_signals() -> Iterator[list[int]]:
 
 
 class Training:
-    """A run to `config.steps`, from the checkpoint of step `newest` or from the start.
+    """Trains up to `config.steps`, from the checkpoint of step `newest` or from the start.
 
-    `frozen` holds the arrays of the model's frozen models, on the host. Of several processes, the first writes the
-    directory, scores and samples; all of them train.
+    `frozen` holds the arrays of the model's frozen models, on the host. With several processes, all train, and the
+    first one scores, samples and writes the directory.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Training:
 
         Raises:
           Interrupted: after SIGTERM or SIGINT; the state is saved.
-          UserError: 20 steps in a row that are skipped (`make_train_step`), or files that cannot be written.
+          UserError: 20 consecutive steps were skipped (see `make_train_step`), or files cannot be written.
         """
         config = self.config
         self.log = MetricsLog(self.directory.path, self.first) if self.main else None
@@ -195,7 +195,7 @@ class Training:
             dynamic_ncols=True,
         )
         self.bar.set_postfix_str("compiling the first step")
-        with deferred_signals() as received:  # until the last checkpoint is whole
+        with deferred_signals() as received:  # until the last checkpoint is complete
             try:
                 self.draw_missing_grid()
                 step = self.first
@@ -216,7 +216,7 @@ class Training:
         return self.state
 
     def batches(self) -> Generator[Batch, None, None]:
-        """The rows of every step's batches that this process computes."""
+        """The batches of every step; of each, the rows that this process computes."""
         batch, repeats = self.config.batch_size, batches_per_step(self.model)
         local = parallel.local_rows(batch)
         rows = np.concatenate([np.arange(r * batch + local.start, r * batch + local.stop) for r in range(repeats)])
@@ -233,7 +233,7 @@ class Training:
         return num if step + num <= min(ends) else 1
 
     def call(self, before: int, batches: list[Batch]) -> None:
-        """Runs the steps that follow step `before`, one per batch, in one compiled call."""
+        """Runs the steps after step `before`, one per batch, in one compiled call."""
         metrics: Any
         if len(batches) == 1:
             self.state, metrics = self.step(self.state, self.frozen, batches[0], before)
@@ -245,8 +245,8 @@ class Training:
     def stopped(self, before: int, step: int, received: list[int]) -> bool:
         """Whether to stop early after `step` because of a signal; always false at the last step.
 
-        Several processes agree on it only when a line of metrics is due, every `log_every` steps: agreeing is a
-        collective that each of them waits for, and in every step it would keep the host from running ahead.
+        Several processes agree on this only when a line of metrics is due, every `log_every` steps: agreement needs a
+        blocking collective, which in every step would keep the host from running ahead.
         """
         no_line = step // self.config.log_every == before // self.config.log_every
         if step == self.config.steps or (jax.process_count() > 1 and no_line):
@@ -254,14 +254,14 @@ class Training:
         return parallel.any_process(bool(received))
 
     def read_metrics(self, leave: int) -> None:
-        """Reads the metrics of all but the newest `leave` calls, and writes the lines that come due."""
+        """Reads the metrics of all but the newest `leave` calls, and writes the lines that are due."""
         while len(self.pending) > leave:
             before, metrics = self.pending.popleft()
             for step, values in enumerate(metrics_by_step(metrics), before + 1):
                 self.note(step, values)
 
     def note(self, step: int, values: dict[str, Any]) -> None:
-        """Adds a step's metrics to the line that comes next, and writes it where it is due."""
+        """Adds a step's metrics to the next line, and writes the line if it is due."""
         if values["skipped_in_a_row"] >= MAX_SKIPPED:
             if self.writer is not None:
                 self.writer.wait()
@@ -283,7 +283,7 @@ class Training:
         return step == self.config.steps or (every > 0 and step % every == 0)
 
     def after(self, step: int) -> None:
-        """What is due after a step: validation, a sample grid, a checkpoint."""
+        """Does what is due after a step: validation, a sample grid, a checkpoint."""
         config = self.config
         validate = config.validate_every > 0 and "validation" in self.dataset.splits
         validate = validate and self.due(step, config.validate_every)
@@ -292,22 +292,22 @@ class Training:
         if not (validate or sample or save):
             return
         self.read_metrics(0)
-        seconds = self.spent()  # the last grid is no training
+        seconds = self.spent()  # without the last grid
         try:
             if validate and self.main:
                 self.validate(step)
-        finally:  # a score or a picture that cannot be made costs no checkpoint
+        finally:  # a failed score or grid must not prevent the checkpoint
             if save:
                 self.save(seconds)
         if sample and self.main:
             self.sample(step)
 
     def spent(self) -> float:
-        """Seconds of training so far, those before the run was resumed and compiling included."""
+        """Seconds of training so far, including compilation and the time before the run was resumed."""
         return self.seconds + time.monotonic() - self.started
 
     def save(self, seconds: float) -> None:
-        """A checkpoint, with the run's configuration and the metrics since the last line."""
+        """Writes a checkpoint, with the run's configuration and the metrics since the last line."""
         state = gather_state(self.model, self.state)
         if self.writer is not None:
             self.writer.save(state, {"window": self.window.state, "seconds": seconds, "config": self.document})
@@ -347,7 +347,7 @@ class Training:
         tqdm.write(f"step {step}: validation {describe(means)}", file=sys.stderr)
 
     def held_out(self, split: Split, num: int, key: jax.Array) -> Batch:
-        """The first examples of a split as the model sees them, on the host."""
+        """The first `num` examples of a split as the model sees them, on the host."""
         batch = with_position(split.fetch(np.arange(num)))
         batch = self.validation_transform(rng.image_keys(key, batch["index"]), batch)
         return {name: np.asarray(array) for name, array in batch.items()}
@@ -374,7 +374,7 @@ class Training:
         return rows, {name: np.repeat(array, columns, axis=0) for name, array in model.condition(batch).items()}
 
     def names(self, cond: Cond) -> list[str]:
-        """The names of the images' classes; [] where classes have none."""
+        """The names of the images' classes; [] if classes have none."""
         names = self.model.data.label_names
         return [names[label] for label in cond["label"]] if names and "label" in cond else []
 
@@ -393,7 +393,7 @@ class Training:
         return path
 
     def draw_missing_grid(self) -> None:
-        """The grid of the step that the run goes on from, where it was killed between the checkpoint and the grid."""
+        """Draws the grid of the step that the run resumes from, if it was killed between checkpoint and grid."""
         due = self.first > 0 and self.draws_grids() and self.due(self.first, self.config.sample_every)
         if due and self.main and not self.directory.samples(self.first).is_file():
             self.sample(self.first)

@@ -1,4 +1,4 @@
-"""Optimisers from options: optax for the direction, and a learning rate that is a function of the step."""
+"""Makes optimisers from options: an optax transform for the direction, and a learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jgen.train.config import Config, Optimiser
 
 
 class RoleOptimiser(NamedTuple):
-    """params <- params - learning_rate(step) * transform(gradients), in steps whose gradient has a global norm of at
-    most `skip_norm` (0: of any); other steps are skipped."""
+    """params <- params - learning_rate(step) * transform(gradients), if the gradient's global norm is at most
+    `skip_norm` (0: always); other steps are skipped."""
 
     transform: optax.GradientTransformation
     learning_rate: Callable[[Any], Any]
@@ -38,7 +38,7 @@ def make_optimiser(config: Config, role: str = "") -> RoleOptimiser:
 
 
 def learning_rate(o: Optimiser, steps: int, step: Any) -> Any:
-    """Learning rate of the step after `step` steps: linear warm-up, then the schedule, which is zero after `steps`."""
+    """Learning rate at step `step`, counted from 0: linear warm-up, then the schedule, which is zero after `steps`."""
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
     done = jnp.clip((step - o.warmup_steps) / max(steps - o.warmup_steps, 1), 0.0, 1.0)
@@ -52,8 +52,8 @@ def learning_rate(o: Optimiser, steps: int, step: Any) -> Any:
 
 
 def average_decay(config: Config) -> Callable[[Any], Any] | None:
-    """The decay d of the moving average ema <- d ema + (1 - d) params, as a function of the steps taken before; None
-    without an average.
+    """The decay d of the moving average ema <- d ema + (1 - d) params, as a function of the number of steps before this
+    one; None without an average.
 
         ema_decay      min(decay, (1 + step) / (10 + step)), or the decay itself without ema_warmup
         ema_half_life  0.5^(batch_size / half_life); with ema_warmup the half-life is at most a twentieth of the images

@@ -1,8 +1,8 @@
-"""Small leaves of a tree laid end to end, for optimisers and averages.
+"""Concatenation of the small leaves of a tree, for optimisers and averages.
 
-One program for all small leaves is compiled in a fraction of the time, while a large one would be copied for longer
-than its own program takes. (`optax.flatten` lays all leaves end to end.) Averages stay so in the state: on CPU, cutting
-a leaf out is a kernel of its own, and takes 5 ms to compile.
+One operation on all small leaves compiles in a fraction of the time, while copying a large leaf would take longer than
+its own operation. (`optax.flatten` concatenates all leaves.) Averages stay packed in the state: on CPU, each leaf that
+is sliced out is a kernel of its own, which takes 5 ms to compile.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from jgen.core.model import Roles, Tree
 
-LARGE = 1 << 18  # elements from which a leaf is worked on by itself
+LARGE = 1 << 18  # elements from which a leaf is not packed
 Packed = tuple[jax.Array, ...]
 
 
 def pack(tree: Tree) -> Packed:
-    """The leaves of fewer than `LARGE` elements end to end, (n,) of their common type, then the others as they are."""
+    """The leaves of fewer than `LARGE` elements concatenated to (n,) of their common dtype, then the other leaves."""
     leaves = jax.tree.leaves(tree)
     small = [x.ravel() for x in leaves if x.size < LARGE]
     together = [jax.lax.optimization_barrier(jnp.concatenate(small))] if small else []
@@ -37,7 +37,7 @@ def unpack_on_host(packed: Packed, like: Tree) -> Tree:
 
 
 def cut(packed: Any, like: Tree) -> Tree:
-    """The leaves of `like` from packed arrays."""
+    """Slices the leaves of `like` out of packed arrays."""
     leaves, structure = jax.tree.flatten(like)
     rest = list(packed)
     together: Any = rest.pop(0) if any(x.size < LARGE for x in leaves) else None

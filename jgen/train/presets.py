@@ -1,4 +1,4 @@
-"""What configurations share: the variants of a system, and options of training by the size of the data."""
+"""Shared by configurations: the usual variants of a system, and training options by the size of the data."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jgen.data.config import Config as Data
 from jgen.errors import require
 from jgen.train.config import Config, Optimiser, tiny_training
 
-T = TypeVar("T")  # jgen.experiment.Experiment, which is above this package
+T = TypeVar("T")  # jgen.experiment.Experiment, which this package must not import
 
-# The usual lines of VARIANTS: STANDARD | {...} changes some, or adds to them.
+# The usual entries of VARIANTS: STANDARD | {...} changes or adds some.
 STANDARD = {
     "digits": "8x8 digits of scikit-learn by class; under 3 minutes on 2 CPU cores",
     "mnist": "28x28 MNIST by class",
@@ -24,12 +24,12 @@ STANDARD = {
 # A density of the plane: STANDARD | RINGS.
 RINGS = {"rings": "points of two rings in the plane, as images of two pixels"}
 
-# Images that several systems see.
+# Data that several systems use.
 CIFAR10 = Data(name="cifar10", flip=True, validation=0.0)  # all of the training images
-SHAPES = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # a token a word of the captions
+SHAPES = Data(name="shapes", tokenizer="bpe", vocabulary=768, text_length=24)  # one token per word of the captions
 TINY_SHAPES = Data(name="shapes", text_length=136)  # the bytes of the longest caption
 
-# The VARIANTS of a system of textures.
+# The VARIANTS of a texture model.
 TEXTURES = {
     "brick": "crops of 256x256 of a brick wall, grey, of scikit-image",
     "grass": "crops of 256x256 of grass, grey, of scikit-image",
@@ -39,10 +39,10 @@ TEXTURES = {
 
 
 def described(line: str, *details: str) -> dict[str, str]:
-    """The usual VARIANTS, each described by `line`: {} stands for the images, and a second {} for a detail.
+    """The usual VARIANTS, each described by `line`, in which {} stands for the images, and a second {} for a detail.
 
     Args:
-      details: of digits, of MNIST and Fashion-MNIST, of CIFAR-10: "{} as {} codes", "4x4", "7x7", "8x8".
+      details: for digits, for MNIST and Fashion-MNIST, and for CIFAR-10: "{} as {} codes", "4x4", "7x7", "8x8".
     """
     digits, mnist, cifar10 = details or ("", "", "")
     return STANDARD | {
@@ -65,7 +65,7 @@ def choose(
 
     Args:
       mnist: makes the experiment of "mnist" or "fashion_mnist" from that name; tiny: shrinks the experiment of digits.
-      others: make the experiments of the variants of their names.
+      others: {name: function} that make the experiments of further variants.
     """
     if variant in ("mnist", "fashion_mnist"):
         return mnist(variant)
@@ -127,20 +127,20 @@ def accelerator_training(steps: int, optimiser: Optimiser, **changes: Any) -> Co
 
 
 def texture_training(variant: str) -> Config:
-    """Statistics of a picture of 512x512 pixels, which are three crops and one to test with: a step sees all three."""
+    """Training on one 512x512 picture, cut into three training crops and a test crop: a step sees all three."""
     if variant == "tiny":
         return replace(tiny_training(Config()), samples_per_class=1, sample_every=0)
     return Config(steps=10, batch_size=3, log_every=1, samples_per_class=0)  # a grid would take minutes
 
 
 def lazy_rates(optimiser: Optimiser, **every: int) -> Optimiser:
-    """Adam with the rates and decays of roles that are regularised in every n-th step only, by a phase of its own.
+    """Adjusts Adam for lazy regularisation, in which a separate phase regularises a role in every n-th step only.
 
-    Such a role has (n + 1) / n updates in a step in place of one: with c = n / (n + 1), a learning rate times c and the
-    decays beta^c have it move as far (Karras et al. 2020, arXiv 1912.04958, appendix B).
+    Such a role has (n + 1) / n updates per step instead of one: with c = n / (n + 1), the learning rate times c and the
+    decays beta^c move it equally far (Karras et al. 2020, arXiv 1912.04958, appendix B).
 
     Args:
-      every: n of each role; a role with n = 1 keeps the options given.
+      every: n of each role; a role with n = 1 keeps its options.
     """
     options = []
     for role, n in every.items():

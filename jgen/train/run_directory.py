@@ -19,12 +19,12 @@ PACKAGES = ("jgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy
 
 
 class RunDirectory:
-    """Opens a directory for one training process and holds its lock until `close`.
+    """Opens a directory for training and holds its lock until `close`.
 
     Args:
-      writes: whether this process is the one of a training that writes the directory; the others hold no lock.
+      writes: whether this is the one process of the training that writes the directory; the others hold no lock.
     Raises:
-      UserError: a path that cannot be written, or another process that is training here.
+      UserError: the path cannot be written, or another process is training here.
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -32,7 +32,7 @@ class RunDirectory:
         self._lock = lock(path, "is training in", "wait for it, or choose another --workdir") if writes else None
         if not writes:
             return
-        drop_unfinished(path / "samples" / "step_*.png")  # of the run itself, scores may be being written
+        drop_unfinished(path / "samples" / "step_*.png")  # in the run's own folder, scores may be being written
 
     def close(self) -> None:
         if self._lock is not None:
@@ -50,7 +50,7 @@ class RunDirectory:
         write_json(self.path / name, document)
 
     def note_start(self, step: int, seed: int) -> None:
-        """Writes environment.json; of a later start, adds to its `resumed` the step and what has changed since."""
+        """Writes environment.json; when a run is resumed, adds the step and what has changed to its `resumed`."""
         now: dict[str, Any] = {**environment(), "seed": seed}
         try:
             saved = json.loads((self.path / "environment.json").read_text())
@@ -70,18 +70,18 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The document in a JSON file. Raises `UserError` where it cannot be read, or is damaged."""
+    """The document in a JSON file. Raises `UserError` if it cannot be read or is damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 
-FIRST_VERSION = "0.1.0"  # of runs that do not say which made them
+FIRST_VERSION = "0.1.0"  # the version of runs that do not state one
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The document in a run's config.json, as this version writes it. Raises `UserError` where there is no run, or the
+    """The document in a run's config.json, in the form of this version. Raises `UserError` if there is no run, or the
     file is damaged."""
     path = path.expanduser()
     file = path / "config.json"
@@ -102,8 +102,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-    """A run's document as this version writes it. Up to 0.1 a run had one frozen model, its first stage, and the number
-    of classes stood with the shape of the images."""
+    """Converts a run's document to this version. Up to 0.1 a run had one frozen model, its first stage, and the number
+    of classes was stored with the image shape."""
     new = {"version": FIRST_VERSION, **document}
     experiment = new.get("experiment")
     if isinstance(experiment, dict):
@@ -124,7 +124,7 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, commit and command, for whoever reads the run later."""
+    """Versions, devices, commit and command, to document the run."""
     import jax
 
     versions: dict[str, str | None] = {}
@@ -148,7 +148,7 @@ def environment() -> dict[str, Any]:
 
 
 def program_identity() -> dict[str, Any]:
-    """The values that must be equal in all processes that work together, by name."""
+    """{name: value} that must be equal in all processes that work together."""
     import jax
 
     backend = jax.default_backend()
@@ -156,7 +156,7 @@ def program_identity() -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """A hash of jgen's source files: it tells apart what a commit does not, local changes and installed packages."""
+    """A hash of jgen's source files, which also distinguishes local changes and installed packages."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -165,7 +165,7 @@ def code_hash() -> str:
 
 
 def processor() -> str:
-    """The number of cores and their name."""
+    """The number of cores and the processor's name."""
     try:
         names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
     except OSError:  # not Linux

@@ -359,7 +359,7 @@ def run_phase(
         if skip_norm > 0:
             accepted &= optax.tree.norm(packed_gradients[role]) <= skip_norm
         updates, opt[role] = gradient_transform.update(packed_gradients[role], opt[role], packed[role])
-        # Behind a barrier, or XLA would compute the schedule anew for every leaf.
+        # Behind a barrier, or XLA would recompute the schedule for every leaf.
         step_size = jax.lax.optimization_barrier(rate(ctx.step))
         packed[role] = jax.tree.map(partial(descend, step_size), packed[role], updates)
         params[role] = unpack(packed[role], params[role])
