@@ -158,8 +158,8 @@ def with_clip_score(data: Dataset, clip: Generator) -> dict[str, Judge]:
       UserError: a run that provides no embeddings, or whose images or fields differ from the data's.
     """
     model = clip.model
-    lends = embeddings.compares(model)
-    require(lends, f"clip is a {model.name}: it must be a model that lends embed_image and embed_text, such as clip")
+    message = f"clip is a {model.name}: it must be a model that provides embed_image and embed_text, such as clip"
+    require(embeddings.compares(model), message)
     wanted, shape = data.spec.image.shape, model.images.shape
     require(shape == wanted, f"clip is of images {shape}: they must be {wanted}, as in the data")
     field = clip.config.model.text

@@ -121,7 +121,7 @@ def check_signatures(case, n=3):
 
 
 def check_functions(case, params, ctx, n):
-    """Functions that a model lends under a name of the contract take and return what `jgen.core.model` documents."""
+    """Functions that a model provides under a name of the contract take and return what `jgen.core.model` documents."""
     model = case.model
     batch, x = make_batch(model, n), jnp.zeros((n, *model.images.shape))
     tokens = next((batch[name] for name, spec in model.data.fields.items() if len(spec.shape) == 1), None)
@@ -139,7 +139,7 @@ def check_functions(case, params, ctx, n):
             chex.assert_type(out, float)
         else:
             assert name != "embed_text", (
-                f"{model.name} lends embed_text: its data must have a field of tokens (length,)"
+                f"{model.name} provides embed_text: its data must have a field of tokens (length,)"
             )
 
 

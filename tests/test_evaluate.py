@@ -429,7 +429,7 @@ def test_data_that_has_changed_since_the_training_is_refused(run, tmp_path):
         (["RUN", "--samples", "0", "--inception", "x.pth"], ["--inception", "--samples 0"]),
         (["RUN", "--samples", "0", "--grid", "x.png"], ["--grid", "--samples 0"]),
         (["RUN", "--samples", "0", "--clip", "x"], ["--clip", "--samples 0"]),
-        (["RUN", "--clip", "RUN"], ["clip is a ddpm: it must be a model that lends embed_image and embed_text"]),
+        (["RUN", "--clip", "RUN"], ["clip is a ddpm: it must be a model that provides embed_image and embed_text"]),
         (["RUN", "--clip", "nowhere"], ["no run at nowhere"]),
         (["RUN", "--prompts", "a {}"], ["--prompts are for a run that compares images with texts", "--samples 0"]),
         (["RUN", "--samples", "0", "--sampling.steps", "3"], ["--sampling", "--samples 0"]),

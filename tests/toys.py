@@ -226,7 +226,7 @@ def frozen_context_of(frozen, role):
 
 
 def classifier():
-    """No sampler: it trains, is validated, and lends its `logits`."""
+    """No sampler: it trains, is validated, and provides its `logits`."""
     network = Mlp((16, 10))
 
     def init(key, batch, frozen):

@@ -149,8 +149,7 @@ class UNet(nn.Module):
         vector: jax.Array | None = None,
         context: Tokens | None = None,
     ) -> jax.Array:
-        embedding = self.embed(t, label, vector)
-        count = 0
+        embedding, count = self.embed(t, label, vector), 0
         types, attention_options, inputs = self.layers(context)
         block_type, attention_type = map(nn.remat, types) if self.remat else types
 
@@ -198,9 +197,8 @@ class UNet(nn.Module):
                     h = Conv(features, dtype=self.dtype, name=name)(nearest(h))
 
         h = GroupNorm(self.groups, self.eps, silu=True, name="norm_out")(h)
-        outputs = self.out_channels * self.patch**2
-        h = Conv(outputs, kernel_init=nn.initializers.zeros, dtype=jnp.float32, name="conv_out")(h)
-        return depth_to_space(h, self.patch)
+        own = {"kernel_init": nn.initializers.zeros, "dtype": jnp.float32, "name": "conv_out"}
+        return depth_to_space(Conv(self.out_channels * self.patch**2, **own)(h), self.patch)
 
     def layers(self, context: Tokens | None) -> tuple[tuple[Any, Any], tuple[Any, ...], tuple[Any, ...]]:
         """The types of blocks and of attention, the last options of attention, and its inputs besides the features."""
@@ -269,8 +267,8 @@ def check_unet(config: Config, images: ImageSpec) -> None:
     patch, (height, width) = config.patch, images.shape[:2]
     require_positive(channels=channels, blocks=config.blocks, head_dim=head_dim, groups=groups, patch=patch)
     folds = config.architecture in ("ddpm", "adm")
-    own = f"patch is {patch}: only the architectures ddpm and adm read it, and this is {config.architecture}"
-    require(folds or patch == 1, own)
+    unread = f"patch is {patch}: only the architectures ddpm and adm read it, and this is {config.architecture}"
+    require(folds or patch == 1, unread)
     require_positive(base=config.base or channels[0], norm_eps=config.norm_eps)
     for name in ("padding", "norm_eps"):
         value, own = getattr(config, name), config.architecture == "ddpm"

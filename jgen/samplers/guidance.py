@@ -155,8 +155,8 @@ def require_same_process(
     Args:
       conditional: whether this model is class-conditional, so that a frozen one may be, too.
     """
-    lends = {"denoise", "process"} <= set(model.functions)
-    require(lends, f"{role} is a {model.name}: it must be a diffusion model, which lends denoise and process")
+    provides = {"denoise", "process"} <= set(model.functions)
+    require(provides, f"{role} is a {model.name}: it must be a diffusion model, which provides denoise and process")
     shapes = model.images.shape == data.image.shape
     require(shapes, f"{role} is of images {model.images.shape}: they must be {data.image.shape}, as in the data")
     known = {"label"} if conditional else set()

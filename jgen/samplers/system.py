@@ -225,8 +225,8 @@ def conditions_of(model: GenerativeModel, classifier: GenerativeModel | None) ->
 
 def check_classifier(classifier: GenerativeModel, model: GenerativeModel) -> None:
     """Raises `UserError` unless a classifier is for noisy images like the model's, and for the classes of its data."""
-    name, lends = classifier.name, "noisy_logits" in classifier.functions
-    require(lends, f"classifier is a {name}: it must be a classifier of noisy images, such as a noisy_classifier")
+    name, provides = classifier.name, "noisy_logits" in classifier.functions
+    require(provides, f"classifier is a {name}: it must be a classifier of noisy images, such as a noisy_classifier")
     shape, wanted = classifier.images.shape, model.images.shape
     require(shape == wanted, f"classifier is of images {shape}: they must be {wanted}, as in the data")
     levels, wanted_levels = classifier.images.levels, model.images.levels

@@ -109,8 +109,8 @@ def make_model(config: str, changes: dict[str, Any], size: int) -> GenerativeMod
     experiment = replace(training.experiment, model=replace(training.experiment.model, **changes))
     data = DataSpec(ImageSpec(size, size, 1, LEVELS), {"label": ArraySpec((), "int32", CLASSES)})
     model = model_of(replace(training, experiment=experiment), data)
-    lends = "conditionals" in model.functions
-    require(lends, f"{config}: {model.name} lends no `conditionals`: it must be autoregressive over pixels")
+    provides = "conditionals" in model.functions
+    require(provides, f"{config}: {model.name} provides no `conditionals`: it must be autoregressive over pixels")
     return model
 
 

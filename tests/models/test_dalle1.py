@@ -264,7 +264,7 @@ SHORT = CLIP._replace(data=DataSpec(DATA.image, {"text": ArraySpec((3,), "int32"
     ({}, {"autoencoder": AUTOENCODER._replace(codes=())}, "a hundreds, which has no grids of .* as a dvae has"),
     ({}, {"autoencoder": AUTOENCODER._replace(data=SMALL.data)}, "frozen.autoencoder was trained on"),
     ({}, {"autoencoder": BY_CLASS}, "hundreds that needs label to decode, which no text gives"),
-    ({}, {"clip": AUTOENCODER}, "frozen.clip is a hundreds: it must lend embed_image and embed_text"),
+    ({}, {"clip": AUTOENCODER}, "frozen.clip is a hundreds: it must provide embed_image and embed_text"),
     ({}, {"clip": SMALL}, r"frozen.clip was trained on ImageSpec\(height=4"),
     ({}, {"clip": SHORT}, r"frozen.clip was trained on text of ArraySpec\(shape=\(3,\)"),
 ])  # fmt: skip

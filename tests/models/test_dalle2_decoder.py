@@ -311,8 +311,8 @@ ODD = PRIOR._replace(conditions=("text", "label"))
     ({"text_dropout": 1.5}, {}, "text_dropout is 1.5: it must be from 0 to 1"),
     ({"attends_text": False, "text_dropout": 0.2}, {}, "text_dropout is 0.2: a decoder that does not attend"),
     ({"prior": dalle2_decoder.PriorSampling(candidates=0)}, {}, "candidates is 0.*set --model.prior.candidates"),
-    ({}, {"clip": CLIP._replace(functions=LENT)}, "frozen.clip is a clip: it must lend .* and encode_text"),
-    ({}, {"prior": CLIP}, "frozen.prior is a clip: it must lend draw_embedding, as a dalle2_prior does"),
+    ({}, {"clip": CLIP._replace(functions=LENT)}, "frozen.clip is a clip: it must provide .* and encode_text"),
+    ({}, {"prior": CLIP}, "frozen.prior is a clip: it must provide draw_embedding, as a dalle2_prior does"),
     ({}, {"prior": ODD}, "frozen.prior is conditioned on text, label: it must be the text, text"),
 ])  # fmt: skip
 def test_what_cannot_serve_is_one_line(options, frozen, words):

@@ -317,7 +317,7 @@ MUTE = CLIP._replace(name="dvae", functions={})
 
 @pytest.mark.parametrize("options,clip,words", [
     ({"text": "caption"}, CLIP, "text is 'caption': it must be a field of tokens; the data has text"),
-    ({}, MUTE, "frozen.clip is a dvae: it must lend embed_image, embed_text and encode_text, as a clip does"),
+    ({}, MUTE, "frozen.clip is a dvae: it must provide embed_image, embed_text and encode_text, as a clip does"),
     ({}, SMALL, r"frozen.clip was trained on ImageSpec\(height=4"),
     ({}, SHORT, r"frozen.clip was trained on text of ArraySpec\(shape=\(3,\)"),
     ({"features": 7}, CLIP, "features is 7: it must be divisible by the 2 heads"),

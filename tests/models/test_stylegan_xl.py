@@ -300,11 +300,11 @@ def test_averages_of_w_are_of_the_classes():
         np.testing.assert_allclose(mean[c], old[c] + 0.1 * 3 / 6 * sums, rtol=1e-4, atol=1e-5)
 
 
-def linear_classifier(data=DATA, name="linear", lends="logits"):
+def linear_classifier(data=DATA, name="linear", provides="logits"):
     def logits(params, ctx, x):
         return x.reshape(len(x), -1) @ params["w"]
 
-    return GenerativeModel(name, data, None, (), functions={lends: logits})
+    return GenerativeModel(name, data, None, (), functions={provides: logits})
 
 
 def test_a_frozen_classifier_adds_its_cross_entropy():
@@ -342,7 +342,7 @@ def test_a_mistake_is_one_line(changes, message):
     "classifier,weight,message",
     [
         (linear_classifier(), 0.0, "guidance_weight is 0, but there is a classifier"),
-        (linear_classifier(lends="energy"), 1.0, "classifier is a linear: it must lend logits"),
+        (linear_classifier(provides="energy"), 1.0, "classifier is a linear: it must provide logits"),
         (linear_classifier(data_of(8, 8, 1, 256, 4)), 1.0, "classifier is of ImageSpec.* 4 classes, the data of .* 3"),
     ],
 )

@@ -112,8 +112,8 @@ def test_stable_diffusions_shape_trains_the_network_alone_on_the_tokens_and_late
     params = jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
     ctx = Context(jnp.int32(0), jax.random.key(1), params, extra, frozen)
     features = text_diffusion.encode(model.init.args[0], params, ctx, jnp.asarray(TEXT))
-    lent = encoder.functions["encode_text"](text_run.params, Context(jnp.int32(0)), TEXT)
-    jax.tree.map(np.testing.assert_array_equal, features, lent)
+    provided = encoder.functions["encode_text"](text_run.params, Context(jnp.int32(0)), TEXT)
+    jax.tree.map(np.testing.assert_array_equal, features, provided)
     assert features.features.shape == (3, LENGTH, 10)
 
     @jax.jit
@@ -191,7 +191,7 @@ def test_bad_input(capsys):
         lambda: make(data=longer, text_encoder=ours), "text_encoder reads other texts: it must have a field text of 9"
     )
     diffusion = make(ddpm.Config(network=NETWORK, class_conditional=False))
-    mistake(lambda: make(text_encoder=diffusion), "text_encoder is a text_diffusion: it must be a model that lends")
+    mistake(lambda: make(text_encoder=diffusion), "text_encoder is a text_diffusion: it must be a model that provides")
     mistake(lambda: resolve_conditions(diffusion, {}, 2), "text is missing")
     unguided = {"text": TEXT, "negative_text": NEGATIVE}
     mistake(

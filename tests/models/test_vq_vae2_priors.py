@@ -179,9 +179,9 @@ def test_a_model_that_cannot_serve_is_a_mistake():
             BOTTOM_CONFIG,
             DATA,
             {"top": prior},
-            "frozen.top is a vq_prior, which lends no sample_codes: it must be a vq_",
+            "frozen.top is a vq_prior, which provides no sample_codes: it must be a vq_",
         ),
-        (BOTTOM_CONFIG, DATA, {"top": make_autoencoder()}, "frozen.top is a hundreds, which lends no sample_codes"),
+        (BOTTOM_CONFIG, DATA, {"top": make_autoencoder()}, "frozen.top is a hundreds, which provides no sample_codes"),
         (BOTTOM_CONFIG, DATA, {"top": odd}, "1x2 top and 3x6 bottom codes: the bottom's sizes must be the top's times"),
         (BOTTOM_CONFIG, data_of(2, 4, 1, 17, 2), {"top": top}, "frozen.top was trained on"),
         (BOTTOM_CONFIG, DATA, {"top": top, "autoencoder": one}, "frozen has 'autoencoder': this system takes top"),
@@ -207,7 +207,7 @@ def test_three_runs_make_images_and_a_changed_autoencoder_is_noticed(cache, tmp_
     fit("vq_vae2_top", second, 1, *below)
     fit("vq_vae2_bottom", third, 1, *above)
     with pytest.raises(
-        UserError, match="frozen.top is a vq_vae2, which lends no sample_codes: it must be a vq_vae2_top"
+        UserError, match="frozen.top is a vq_vae2, which provides no sample_codes: it must be a vq_vae2_top"
     ):
         fit("vq_vae2_bottom", str(tmp_path / "other"), 1, "--frozen.top", first)
 

@@ -161,4 +161,4 @@ def test_receptive_fields_are_those_of_the_masks(tmp_path, monkeypatch, capsys):
 def test_what_has_no_receptive_field(tmp_path):
     out = ["--out", str(tmp_path)]
     mistake(lambda: receptive_field.command(["--size", "6", *out]), "--size is 6: it must be odd")
-    mistake(lambda: receptive_field.make_model("configs/vae/vae.py:tiny", {}, 8), "vae lends no `conditionals`")
+    mistake(lambda: receptive_field.make_model("configs/vae/vae.py:tiny", {}, 8), "vae provides no `conditionals`")

@@ -255,8 +255,8 @@ def latent_shape(autoencoder: GenerativeModel) -> tuple[int, int, int]:
 
 def check_autoencoder(autoencoder: GenerativeModel, data: DataSpec) -> None:
     """Raises `UserError` unless a frozen model is a first stage of the data's images."""
-    lends = {"encode_continuous", "decode_continuous"} <= set(autoencoder.functions)
+    provides = {"encode_continuous", "decode_continuous"} <= set(autoencoder.functions)
     name = autoencoder.name
-    require(lends, f"autoencoder is a {name}: it must have continuous latents, as an autoencoder_kl has")
+    require(provides, f"autoencoder is a {name}: it must have continuous latents, as an autoencoder_kl has")
     other = f"autoencoder was trained on {autoencoder.images}"
     require(autoencoder.images == data.image, f"{other}: the data is {data.image}")

@@ -340,8 +340,8 @@ def check_sampling(o: Sampling) -> None:
 def check_config(config: Config, data: DataSpec, vae: GenerativeModel) -> None:
     """Raises `UserError` if the configuration is invalid for this data or this VAE."""
     c = config
-    lends = "pixels_of_noise" in vae.functions
-    require(lends, f"frozen.vae is a {vae.name}: it must be a vae with a Gaussian or a logistic decoder")
+    provides = "pixels_of_noise" in vae.functions
+    require(provides, f"frozen.vae is a {vae.name}: it must be a vae with a Gaussian or a logistic decoder")
     require(vae.images == data.image, f"frozen.vae was trained on {vae.images}: the data is {data.image}")
     require_positive(steps=c.steps, step_size=c.step_size)
     require_positive(buffer_size=c.buffer_size)

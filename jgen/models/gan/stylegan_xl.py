@@ -263,7 +263,7 @@ def check_classifier(config: Config, data: DataSpec, classifier: GenerativeModel
         return
     require(weight > 0, "guidance_weight is 0, but there is a classifier: set --model.guidance-weight above 0")
     require(config.class_conditional, "class_conditional is False, but there is a classifier, which guides by class")
-    name = classifier.name
-    require("logits" in classifier.functions, f"classifier is a {name}: it must lend logits, as noisy_classifier does")
+    message = f"classifier is a {classifier.name}: it must provide logits, as noisy_classifier does"
+    require("logits" in classifier.functions, message)
     theirs, ours = ((d.image, d.num_classes) for d in (classifier.data, data))
     require(theirs == ours, f"classifier is of {theirs[0]}, {theirs[1]} classes, the data of {ours[0]}, {ours[1]}")

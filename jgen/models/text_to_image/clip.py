@@ -227,14 +227,14 @@ def width_of(model: GenerativeModel, name: str, text: str) -> int:
     return int(jax.eval_shape(features, jax.random.key(0)).shape[-1])
 
 
-def check_clip(clip: GenerativeModel, data: DataSpec, text: str, lends: tuple[str, ...] = EMBEDDINGS) -> None:
+def check_clip(clip: GenerativeModel, data: DataSpec, text: str, provides: tuple[str, ...] = EMBEDDINGS) -> None:
     """Raises `UserError` unless a frozen model embeds such images and such texts.
 
     Args:
-      lends: the functions that it must provide.
+      provides: the functions that it must provide.
     """
-    needed = f"it must lend {', '.join(lends[:-1])} and {lends[-1]}, as a clip does"
-    require(set(lends) <= set(clip.functions), f"frozen.clip is a {clip.name}: {needed}")
+    needed = f"it must provide {', '.join(provides[:-1])} and {provides[-1]}, as a clip does"
+    require(set(provides) <= set(clip.functions), f"frozen.clip is a {clip.name}: {needed}")
     same = clip.images == data.image
     require(same, f"frozen.clip was trained on {clip.images}: the data is {data.image}")
     theirs, own = clip.data.fields.get(text), data.fields[text]

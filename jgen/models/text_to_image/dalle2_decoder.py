@@ -343,8 +343,8 @@ def check_config(config: Config, data: DataSpec, clip: GenerativeModel, prior: G
     require(unread, f"text_dropout is {config.text_dropout}: a decoder that does not attend to the text has none")
     if prior is None:
         return
-    lends = "draw_embedding" in prior.functions
-    require(lends, f"frozen.prior is a {prior.name}: it must lend draw_embedding, as a dalle2_prior does")
+    provides = "draw_embedding" in prior.functions
+    require(provides, f"frozen.prior is a {prior.name}: it must provide draw_embedding, as a dalle2_prior does")
     same = prior.conditions == (config.text,)
     require(same, f"frozen.prior is conditioned on {', '.join(prior.conditions)}: it must be the text, {config.text}")
     theirs, own = prior.data.fields[config.text], data.fields[config.text]

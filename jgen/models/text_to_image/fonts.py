@@ -110,8 +110,8 @@ def make(config: Config, data: DataSpec) -> GenerativeModel:
     passed: dict[str, Any] = {
         name: partial(given_style, system, name) for name in names if getattr(diffusion, name) is not None
     }
-    lent = {name: partial(given_style, system, name) for name in ("denoise", "count_evaluations")}
-    functions = {name: lent.get(name, function) for name, function in diffusion.functions.items()}
+    provided = {name: partial(given_style, system, name) for name in ("denoise", "count_evaluations")}
+    functions = {name: provided.get(name, function) for name, function in diffusion.functions.items()}
     others = tuple(name for name in diffusion.conditions if name not in CONTEXT)
     return GenerativeModel(
         name="fonts",

@@ -150,8 +150,8 @@ def make(
     passed: dict[str, Any] = {
         name: partial(given_text, system, name) for name in names if getattr(diffusion, name) is not None
     }
-    lent = {name: partial(given_text, system, name) for name in ("denoise", "count_evaluations")}
-    functions = {name: lent.get(name, function) for name, function in diffusion.functions.items()}
+    provided = {name: partial(given_text, system, name) for name in ("denoise", "count_evaluations")}
+    functions = {name: provided.get(name, function) for name, function in diffusion.functions.items()}
     return GenerativeModel(
         name="text_diffusion",
         data=data,
@@ -274,8 +274,8 @@ def check_config(config: Config, data: DataSpec, text_encoder: GenerativeModel |
     fits = config.text_width % config.text_heads == 0
     require(fits, f"text_width is {config.text_width}: text_heads, {config.text_heads}, must divide it")
     if text_encoder is not None:
-        name, lends = text_encoder.name, "encode_text" in text_encoder.functions
-        require(lends, f"text_encoder is a {name}: it must be a model that lends encode_text, such as a clip")
+        name, provides = text_encoder.name, "encode_text" in text_encoder.functions
+        require(provides, f"text_encoder is a {name}: it must be a model that provides encode_text, such as a clip")
         theirs = text_encoder.data.fields.get(config.text)
         same = theirs is not None and (theirs.shape, theirs.num_values) == (spec.shape, spec.num_values)
         wanted = f"{spec.shape[0]} tokens of {spec.num_values}"

@@ -190,8 +190,8 @@ def check_sampling(options: Sampling) -> None:
 
 def check_config(config: Config, data: DataSpec, top: GenerativeModel) -> None:
     """Raises `UserError` if the configuration is invalid for this data."""
-    lends = "sample_codes" in top.functions
-    require(lends, f"frozen.top is a {top.name}, which lends no sample_codes: it must be a vq_vae2_top")
+    provides = "sample_codes" in top.functions
+    require(provides, f"frozen.top is a {top.name}, which provides no sample_codes: it must be a vq_vae2_top")
     check_autoencoder(top, data, "top", 2, "a vq_vae2_top")
     check_conditions(top, "top", config.class_conditional)
     blocks = config.conditioning_blocks
