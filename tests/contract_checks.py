@@ -143,21 +143,30 @@ def check_functions(case, params, ctx, n):
             )
 
 
-def some_images(name, count, optimiser=ADAM, **options):
+@functools.cache
+def weight_factor(name):
+    """By how much the first weights of a model are multiplied for its images to differ: those of a GAN, and of
+    quantiles, are so small that all images are one grey."""
+    images = scaled_images(name, 8, 1)
+    return 1 if np.all(np.any(images[1:] != images[0], axis=(1, 2, 3))) else 10
+
+
+def some_images(name, count, **options):
     """Samples, int32, of a model before its first step, conditioned on the fields of a batch."""
+    return scaled_images(name, count, weight_factor(name), **options)
+
+
+def scaled_images(name, count, factor, optimiser=ADAM, **options):
+    """The same with the first weights multiplied by `factor`."""
     case = make_case(name)
     state, _ = make_run(case, optimiser=optimiser)  # one that the other tests of this system make too
-    extra, start = gather_state(case.model, state).extra, options.get("start", 0)
+    params, extra = jax.tree.map(lambda x: factor * x, state.params), gather_state(case.model, state).extra
+    ctx = parallel.replicate(Context(jnp.int32(0), None, params, extra, case.frozen))
+    ctx = prepared(case.model, params, ctx, jax.random.key(0)) if classes_only(case.model) else ctx
+    start = options.get("start", 0)
     batch = make_batch(case.model, 64)
     cond = {name: array[start : start + count] for name, array in case.model.condition(batch).items()}
-    for factor in (1, 10):  # the first weights of some systems are so small that all images are one grey
-        params = jax.tree.map(lambda x, factor=factor: factor * x, state.params)
-        ctx = parallel.replicate(Context(jnp.int32(0), None, params, extra, case.frozen))
-        ctx = prepared(case.model, params, ctx, jax.random.key(0)) if classes_only(case.model) else ctx
-        images = sample_images(case.model, params, ctx, jax.random.key(7), count, cond=cond, **options)
-        if np.all(np.any(images[1:] != images[0], axis=(1, 2, 3))):
-            break
-    return images.astype(np.int32)
+    return sample_images(case.model, params, ctx, jax.random.key(7), count, cond=cond, **options).astype(np.int32)
 
 
 def classes_only(model):
