@@ -22,6 +22,7 @@ from jgen.compare.systems import Training, load_training, sampling_defaults  # n
 from jgen.core.model import LIKELIHOODS  # noqa: E402
 from jgen.studies import (  # noqa: E402
     anomaly,
+    caption_words,
     classification,
     divergences,
     fonts,
@@ -49,6 +50,7 @@ STUDIES: dict[str, Any] = {
     "classification": classification,
     "anomaly": anomaly,
     "inpainting": inpainting,
+    "caption_words": caption_words,
     "free_form_jacobian": free_form_jacobian,
     "fonts": fonts,
 }
