@@ -64,6 +64,7 @@ DOCUMENTS = (
     "docs/uses.md",
     "docs/free_form_jacobian.md",
     "docs/fonts.md",
+    "docs/text_to_image.md",
 )
 # Records of jgen 0.1 do not name the validation score that compares checkpoints: it is the first of these they have.
 OLD_SCORES = {"nll": "min", "nll_codes": "min", "iwae": "max", "elbo": "max", "bits_per_dim": "min", "mse": "min"}
