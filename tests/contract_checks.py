@@ -156,10 +156,10 @@ def some_images(name, count, **options):
     return scaled_images(name, count, weight_factor(name), **options)
 
 
-def scaled_images(name, count, factor, optimiser=ADAM, **options):
+def scaled_images(name, count, factor, **options):
     """The same with the first weights multiplied by `factor`."""
     case = make_case(name)
-    state, _ = make_run(case, optimiser=optimiser)  # one that the other tests of this system make too
+    state, _ = make_run(case, optimiser=ADAM)  # one that the other tests of this system make too
     params, extra = jax.tree.map(lambda x: factor * x, state.params), gather_state(case.model, state).extra
     ctx = parallel.replicate(Context(jnp.int32(0), None, params, extra, case.frozen))
     ctx = prepared(case.model, params, ctx, jax.random.key(0)) if classes_only(case.model) else ctx

@@ -264,7 +264,8 @@ def test_energies_are_those_of_the_models_function(trained):
     assert energy.shape == (5,) and energy.dtype == np.float32
     mistake(lambda: gen.energy(KEY, images[:, :7]), "images have shape")
     mistake(lambda: gen.log_prob(KEY, images), "cannot log_prob: it can sample, energy", kind=NotSupported)
-    mistake(lambda: gen.classify(KEY, images), "cannot classify: that takes", "given a class", kind=NotSupported)
+    needs = "cannot classify: that takes a likelihood or an energy given a class; it can sample"
+    mistake(lambda: gen.classify(KEY, images), needs, kind=NotSupported)
 
 
 def test_reconstructions_of_an_unconditional_model_are_read_by_the_classes_of_their_images(trained, tmp_path):

@@ -404,7 +404,7 @@ def check_latents(model: GenerativeModel, latents: Any) -> Any:
 
 
 # For capabilities built from other functions: what they need, for the message of `NotSupported`.
-TAKES = {
+REQUIREMENTS = {
     "reconstruct": "that takes encode and decode",
     "interpolate": "that takes continuous latents, from encode or invert, and decode",
     "classify": "that takes a likelihood or an energy given a class",
@@ -433,6 +433,6 @@ def require_capability(model: GenerativeModel, name: str) -> None:
     one, and its capabilities."""
     if name not in capabilities(model):
         can = ", ".join([*capabilities(model), *model.functions])
-        reason = model.why_not.get(name, TAKES.get(name, ""))
+        reason = model.why_not.get(name, REQUIREMENTS.get(name, ""))
         reason = f"{reason}; " if reason else ""
         raise NotSupported(f"{model.name} cannot {name}: {reason}it can {can or 'only be trained'}")

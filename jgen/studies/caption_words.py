@@ -12,6 +12,7 @@ Writes caption_words.json, from which the same command resumes, and caption_word
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,21 +109,22 @@ def measure(setting: Row, gen: Generator) -> Row:
     tokenizer, values = gen.tokenizers["text"], ATTRIBUTES[setting["attribute"]]
     captions = [tokenizer.decode(ids) for ids in batch["text"]]
     other = [tokenizer.encode(replace_words(caption, values, setting["seed"])) for caption in captions]
-    rises, errors = [], []
-    for level in setting["noise"]:
-        true, wrong = denoising_errors(gen, batch["image"], (batch["text"], np.stack(other)), level, setting["seed"])
+    rises, errors, texts = [], [], (batch["text"], np.stack(other))
+    for true, wrong in denoising_errors(gen, batch["image"], texts, setting["noise"], setting["seed"]):
         rises.append(100 * float(np.mean(wrong - true) / np.mean(true)))
         errors.append(100 * float(np.std(wrong - true, ddof=1) / np.sqrt(len(true)) / np.mean(true)))
     return {"rise": rises, "standard_error": errors}
 
 
 def denoising_errors(
-    gen: Generator, images: np.ndarray, texts: tuple[np.ndarray, ...], level: float, seed: int
-) -> list[np.ndarray]:
-    """The mean squared error of each denoised image, float64 (n,), given each of the texts, with the same noise.
+    gen: Generator, images: np.ndarray, texts: tuple[np.ndarray, ...], levels: Sequence[float], seed: int
+) -> Iterator[list[np.ndarray]]:
+    """For each noise level, the mean squared errors of the denoised images, float64 (n,), given each of the texts.
+
+    An image has the same noise, but for its scale, whatever the level and the text.
 
     Args:
-      texts: tokens (n, T) each; level: sigma / alpha.
+      texts: tokens (n, T) each; levels: sigma / alpha.
     """
     import jax
     import jax.numpy as jnp
@@ -132,21 +134,18 @@ def denoising_errors(
     from jgen.prob.process import add_noise, time_of
 
     process = gen.model.functions["process"](gen.params, gen.ctx)
-    t = jnp.float32(time_of(process, -np.log(np.array([level])))[0])
     denoise = jax.jit(partial(denoise_text, gen.model.functions["denoise"], gen.ctx))
-    errors: list[list[np.ndarray]] = [[] for _ in texts]
-    for start in range(0, len(images), AT_ONCE):
-        at = np.minimum(np.arange(start, start + AT_ONCE), len(images) - 1)  # the last part is filled up
-        keep = min(AT_ONCE, len(images) - start)
-        x = to_float(jnp.asarray(images[at]), gen.model.images.levels)
-        times = jnp.full(AT_ONCE, t)
-        noisy = add_noise(
-            process, x, times, rng.normal(rng.image_keys(rng.seed_key(seed), jnp.asarray(at)), x.shape[1:])
-        )
-        for tokens, own in zip(texts, errors):
-            squared = (np.asarray(denoise(gen.params, noisy, times, tokens[at])) - np.asarray(x)) ** 2
-            own.append(squared.mean(axis=(1, 2, 3), dtype=np.float64)[:keep])
-    return [np.concatenate(own) for own in errors]
+    for t in np.asarray(time_of(process, -np.log(np.array(levels)))):
+        errors: list[list[np.ndarray]] = [[] for _ in texts]
+        for start in range(0, len(images), AT_ONCE):
+            at = np.minimum(np.arange(start, start + AT_ONCE), len(images) - 1)  # the last part is filled up
+            x = to_float(jnp.asarray(images[at]), gen.model.images.levels)
+            times, keys = jnp.full(AT_ONCE, t, jnp.float32), rng.image_keys(rng.seed_key(seed), jnp.asarray(at))
+            noisy = add_noise(process, x, times, rng.normal(keys, x.shape[1:]))
+            for tokens, own in zip(texts, errors):
+                squared = (np.asarray(denoise(gen.params, noisy, times, tokens[at])) - np.asarray(x)) ** 2
+                own.append(squared.mean(axis=(1, 2, 3), dtype=np.float64)[: len(images) - start])
+        yield [np.concatenate(own) for own in errors]
 
 
 def denoise_text(denoise: Any, ctx: Any, params: Any, x_t: Any, t: Any, tokens: Any) -> Any:
